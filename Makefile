@@ -1,0 +1,58 @@
+# `make help` lists the targets.
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run listen reload test lint format bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+run: $(VENV)/installed ## start the service in the foreground; Ctrl-C stops it
+	@exec $(BIN)/python -m workers.run
+
+listen: $(VENV)/installed ## show what a client receives from the running service
+	@exec $(BIN)/python examples/listen.py $(URL)
+
+reload: $(VENV)/installed ## let the running service take new code and settings
+	@$(BIN)/python -m workers.reload $(if $(JSON),--json)
+
+test: lint ## lint, types, all tests, coverage
+	$(BIN)/pytest tests/architecture tests/unit --cov --cov-fail-under=0 --cov-report=
+	$(BIN)/pytest --ignore=tests/architecture --ignore=tests/unit --cov --cov-append
+
+lint: $(VENV)/installed-dev ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict app workers scripts
+	$(BIN)/shellcheck -x .ci/run *.sh scripts/*.sh monitoring/*.sh deploy/systemd/*.sh
+
+format: $(VENV)/installed-dev ## format the code and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/installed-dev ## measure this service beside a plain python-socketio
+	$(BIN)/python -m benchmarks
+
+clean: ## remove what tests and builds leave; data and .env stay
+	rm -rf $(VENV) .coverage .coverage.* htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3; do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then \
+	    echo "$$python -m venv $(VENV)"; \
+	    "$$python" -m venv $(VENV) && exit; rm -rf $(VENV); exit 1; \
+	  fi; \
+	done; echo 'Python 3.11 or newer is needed' >&2; exit 1
+
+$(VENV)/installed: requirements.txt | $(BIN)/python
+	@echo 'Installing requirements.txt'
+	@$(BIN)/pip install -qq --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	@echo 'Installing requirements-dev.txt'
+	@$(BIN)/pip install -qq --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

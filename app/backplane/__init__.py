@@ -1,0 +1,1 @@
+"""The streams in Valkey: bus, history and order of every message."""

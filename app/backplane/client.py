@@ -1,0 +1,293 @@
+"""Connections to the backplane, and the few values that are no stream.
+
+redis-py waits five seconds for every reply and tries ten times, which turns a retried publish
+into a duplicate and a failed block into a minute of silence. So its connections are used here
+without its client: no retries, no timeouts of its own, one caller at a time, and the caller says
+how long an answer may take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection, Connection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
+
+from app.backplane.scripts import Script
+from app.config import Settings
+from app.errors import BackplaneUnavailable
+
+logger = logging.getLogger(__name__)
+
+FAILURES = (RedisError, OSError)
+"""What a call may raise: no answer in time (TimeoutError), a lost connection, an error reply."""
+
+CONNECT_TIMEOUT = 1.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+"""Seconds between two attempts to reach an absent backplane: the first pause and the longest."""
+ANSWER_TIMEOUT = 2.0
+"""Seconds that a reader of history, presence or claims waits for an answer."""
+
+Argument = bytes | str | int
+Command = tuple[Argument, ...]
+
+
+def pack(commands: Sequence[Command]) -> bytes:
+    """Commands as they go over the wire."""
+    # hiredis declares a tuple of one; it takes any.
+    return b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
+
+
+class Link:
+    """One connection with one caller at a time; opened by the first call after a failure.
+
+    Args:
+        url: `unix://path`, `redis://` or `rediss://`.
+        name: shown by CLIENT LIST.
+        report: is told after each call whether the backplane answered.
+    """
+
+    def __init__(self, url: str, name: str, report: Callable[[bool], None]) -> None:
+        options: dict[str, Any] = dict(parse_url(url))
+        self._class: type[AbstractConnection] = options.pop("connection_class", Connection)
+        self._options = options | {
+            "client_name": name,
+            "driver_info": None,
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "socket_connect_timeout": CONNECT_TIMEOUT,
+            "socket_timeout": None,
+        }
+        self._report = report
+        self._connection: AbstractConnection | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether the next call needs no new connection."""
+        return self._connection is not None
+
+    async def call(self, commands: Sequence[Command], timeout: float) -> list[Any]:
+        """Send commands in one write and return their replies.
+
+        Raises:
+            FAILURES: after an error reply all other replies have been read and the connection
+                is still good; after anything else it is closed.
+        """
+        return await self.send(pack(commands), len(commands), timeout)
+
+    async def send(self, packed: bytes, replies: int, timeout: float) -> list[Any]:
+        """As `call`, with commands that `pack` has packed."""
+        error: RedisError | None = None
+        results: list[Any] = []
+        whole = False
+        try:
+            async with asyncio.timeout(timeout):
+                connection = self._connection or await self._connect()
+                await connection.send_packed_command([packed], check_health=False)
+                for _ in range(replies):
+                    try:
+                        results.append(await connection.read_response(timeout=math.inf))
+                    except RedisError as failure:
+                        if not connection.is_connected:
+                            raise
+                        error = failure
+                whole = True
+        finally:
+            if not whole:
+                self._report(False)
+                await self.close()
+        self._report(True)
+        if error is not None:
+            raise error
+        return results
+
+    async def run(
+        self, calls: Sequence[tuple[Script, Sequence[Argument]]], timeout: float
+    ) -> list[Any]:
+        """Run scripts in one round trip; each call is a script and what follows its sha.
+
+        A server that has forgotten the scripts gets them and the whole call again.
+        """
+        packed = pack([(b"EVALSHA", script.sha, *rest) for script, rest in calls])
+        try:
+            return await self.send(packed, len(calls), timeout)
+        except NoScriptError:
+            scripts = {script.sha: script for script, _ in calls}.values()
+            await self.call([(b"SCRIPT", b"LOAD", script.source) for script in scripts], timeout)
+            return await self.send(packed, len(calls), timeout)
+
+    async def close(self) -> None:
+        """Close the connection; the next call opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(*FAILURES):
+                await connection.disconnect(nowait=True)
+
+    async def _connect(self) -> AbstractConnection:
+        # Kept before it is open, so that whatever interrupts the handshake closes it.
+        self._connection = connection = self._class(**self._options)
+        await connection.connect()  # type: ignore[no-untyped-call]
+        return connection
+
+
+class Pauses:
+    """How long to wait before each further attempt: twice the last, within bounds."""
+
+    def __init__(self) -> None:
+        self._next = FIRST_PAUSE
+
+    def take(self) -> float:
+        """The next pause in seconds."""
+        pause, self._next = self._next, min(self._next * 2, LONGEST_PAUSE)
+        return pause
+
+
+class Backplane:
+    """All connections of one worker to the backplane.
+
+    Args:
+        url: where it is; see `Link`.
+        worker_id: names this worker among all that use the backplane, ever.
+    """
+
+    def __init__(self, url: str, settings: Settings, worker_id: str) -> None:
+        self.settings = settings
+        # Its own random part: a pid may come back while the old one's results are still kept.
+        self.worker_id = f"{worker_id}-{secrets.token_hex(4)}"
+        self.reading = Link(url, f"yujian-read-{worker_id}", self._note)
+        self.publishing = Link(url, f"yujian-publish-{worker_id}", self._note)
+        self._asking = Link(url, f"yujian-ask-{worker_id}", self._note)
+        self._lock = asyncio.Lock()
+        self._answered = False
+        self._answered_at = -math.inf
+        self._warnings: list[str] = []
+        self._key: bytes | None = None
+
+    async def connect(self, deadline: float) -> None:
+        """Wait until the backplane answers.
+
+        Args:
+            deadline: loop time after which to give up.
+
+        Raises:
+            BackplaneUnavailable: it did not answer in time.
+        """
+        loop = asyncio.get_running_loop()
+        pauses = Pauses()
+        while True:
+            try:
+                (info,) = await self.ask([(b"INFO",)])
+                if b"\nloading:1" in info:
+                    raise BusyLoadingError("it is loading its data")
+                break
+            except FAILURES as error:
+                pause = pauses.take()
+                if loop.time() + pause >= deadline:
+                    raise BackplaneUnavailable(f"The backplane does not answer: {error}") from error
+                await asyncio.sleep(pause)
+        self._warnings = _risks(info.decode(errors="replace"), await self._config())
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for link in (self.reading, self.publishing, self._asking):
+            await link.close()
+
+    def warnings(self) -> list[str]:
+        """Ways in which the server's own configuration can lose messages, found at `connect`."""
+        return list(self._warnings)
+
+    @property
+    def available(self) -> bool:
+        """Whether the last command was answered, at most five seconds ago."""
+        return self._answered and time.monotonic() - self._answered_at < 5.0
+
+    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """Commands that may run twice, beside the streams: history, presence, claims.
+
+        Raises:
+            FAILURES: no answer from this connection, nor from a fresh one if it was an old one.
+        """
+        packed = pack(commands)
+        async with self._lock:
+            stale = self._asking.connected
+            try:
+                return await self._asking.send(packed, len(commands), ANSWER_TIMEOUT)
+            except FAILURES:
+                if not stale or self._asking.connected:
+                    raise
+                return await self._asking.send(packed, len(commands), ANSWER_TIMEOUT)
+
+    async def run(self, script: Script, arguments: Sequence[Argument]) -> Any:
+        """One script beside the streams; raises as `ask` does, but is never repeated."""
+        async with self._lock:
+            return (await self._asking.run([(script, arguments)], ANSWER_TIMEOUT))[0]
+
+    async def shared_key(self) -> bytes:
+        """32 random bytes that all workers share; a backplane that lost them gets them back."""
+        key = self._key or secrets.token_bytes(32)
+        try:
+            _, stored = await self.ask([(b"SET", b"rt:key", key, b"NX"), (b"GET", b"rt:key")])
+        except FAILURES as error:
+            raise BackplaneUnavailable from error
+        self._key = bytes(stored)
+        return self._key
+
+    async def get_presence(self) -> dict[str, str]:
+        """The presence state as it was last set; empty before that."""
+        try:
+            (reply,) = await self.ask([(b"HGETALL", b"rt:presence")])
+        except FAILURES as error:
+            raise BackplaneUnavailable from error
+        words = [word.decode() for word in reply]
+        return dict(zip(words[::2], words[1::2], strict=True))
+
+    async def set_presence(self, fields: Mapping[str, str]) -> None:
+        """Replace fields of the presence state."""
+        pairs = [word for pair in fields.items() for word in pair]
+        try:
+            await self.ask([(b"HSET", b"rt:presence", *pairs)])
+        except FAILURES as error:
+            raise BackplaneUnavailable from error
+
+    async def _config(self) -> dict[str, str]:
+        try:
+            replies = await self.ask(
+                [(b"CONFIG", b"GET", name) for name in (b"append*", b"maxmemory-policy")]
+            )
+        except FAILURES:
+            return {}  # a hosted server may forbid CONFIG; INFO then has to do
+        words = [word.decode() for reply in replies for word in reply]
+        return dict(zip(words[::2], words[1::2], strict=True))
+
+    def _note(self, answered: bool) -> None:
+        self._answered = answered
+        if answered:
+            self._answered_at = time.monotonic()
+
+
+def _risks(info: str, config: Mapping[str, str]) -> list[str]:
+    """What in a server's INFO and CONFIG can lose messages or cannot work."""
+    facts = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    risks = []
+    if facts.get("cluster_enabled") == "1":
+        risks.append("the backplane is a cluster: streams of several slots cannot be read at once")
+    if int(facts.get("redis_version", "7").split(".")[0]) < 7:
+        risks.append("the backplane is older than Redis 7: it cannot number the streams")
+    if facts.get("aof_enabled") == "0":
+        risks.append("the backplane keeps no append-only file: a restart loses messages")
+    elif config.get("appendfsync") == "everysec":
+        risks.append("appendfsync everysec: a killed backplane may lose two seconds of messages")
+    policy = config.get("maxmemory-policy", facts.get("maxmemory_policy", "noeviction"))
+    if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
+        risks.append(f"maxmemory-policy {policy}: a full backplane drops messages unannounced")
+    return risks

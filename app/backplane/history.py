@@ -1,0 +1,234 @@
+"""Messages of the past: a short tail in memory, the rest from the streams, read once for all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from app.backplane.client import FAILURES, Backplane, Command
+from app.backplane.entries import entry_id, to_message, with_gaps
+from app.backplane.scripts import stream_key
+from app.errors import BackplaneUnavailable
+from app.types import Gap, Message, Position
+
+T = TypeVar("T")
+
+TAIL_MESSAGES, TAIL_BYTES = 256, 1_000_000
+CHUNK = 100
+"""Messages that are read at once, from a multiple of this number."""
+CACHE_BYTES = 8_000_000
+_OVERHEAD = 400  # bytes of a Message beside its body
+
+
+class _Tail:
+    """The newest messages of one type without a hole."""
+
+    def __init__(self) -> None:
+        self.messages: deque[Message] = deque()
+        self.bytes = 0
+
+    def append(self, message: Message) -> None:
+        """Add the newest message; what does not join on replaces all."""
+        messages = self.messages
+        if messages and (messages[-1].seq + 1, messages[-1].epoch) != (message.seq, message.epoch):
+            messages.clear()
+            self.bytes = 0
+        messages.append(message)
+        self.bytes += len(message.body)
+        while len(messages) > TAIL_MESSAGES or (self.bytes > TAIL_BYTES and len(messages) > 1):
+            self.bytes -= len(messages.popleft().body)
+
+    def after(self, epoch: str, seq: int, limit: int) -> list[Message] | None:
+        """Up to `limit` messages after `seq`, or None when the tail begins later."""
+        messages = self.messages
+        if not messages or messages[0].epoch != epoch or messages[0].seq > seq + 1:
+            return None
+        skip = seq + 1 - messages[0].seq
+        return [messages[place] for place in range(skip, min(skip + limit, len(messages)))]
+
+
+class _Flights:
+    """Lets callers that want the same at the same time share one read."""
+
+    def __init__(self) -> None:
+        self._running: dict[Hashable, asyncio.Task[Any]] = {}
+
+    async def settle(self, key: Hashable) -> None:
+        """Wait for a read that runs under `key`: its answer may be older than the question."""
+        if (task := self._running.get(key)) is not None:
+            await asyncio.wait([task])
+
+    async def share(self, key: Hashable, read: Callable[[], Awaitable[T]]) -> T:
+        """The result of `read`, or of the one that already runs under `key`."""
+        task = self._running.get(key)
+        if task is None:
+            task = asyncio.ensure_future(read())
+            self._running[key] = task
+            task.add_done_callback(lambda done: self._landed(key, done))
+        # Shielded: one caller that goes away must not take the others' answer with it.
+        result: T = await asyncio.shield(task)
+        return result
+
+    def _landed(self, key: Hashable, task: asyncio.Task[Any]) -> None:
+        del self._running[key]
+        if not task.cancelled():
+            task.exception()  # seen, even if every caller has gone
+
+
+class History:
+    """Reads what is behind the live position of this worker.
+
+    Args:
+        positions: where live is, per type: `StreamReader.positions`.
+    """
+
+    def __init__(self, backplane: Backplane, positions: Mapping[str, Position]) -> None:
+        self._backplane = backplane
+        self._positions = positions
+        self._tails: dict[str, _Tail] = {}
+        self._turns: dict[str, tuple[str, Gap]] = {}  # the last change of epoch: from, and to what
+        self._flights = _Flights()
+        self._chunks: OrderedDict[Hashable, list[Message]] = OrderedDict()
+        self._chunk_bytes = 0
+
+    def remember(self, items: Iterable[Message | Gap]) -> None:
+        """Take what the reader returned, gaps included, when it goes live."""
+        for item in items:
+            tail = self._tails.setdefault(item.type, _Tail())
+            if isinstance(item, Message):
+                tail.append(item)
+            elif item.reason == "epoch" and tail.messages:
+                self._turns[item.type] = tail.messages[-1].epoch, item
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of messages kept in memory."""
+        return self._chunk_bytes + sum(tail.bytes for tail in self._tails.values())
+
+    def recent(self, type: str, epoch: str, seq: int) -> list[Message] | None:
+        """All messages after `seq` that memory holds, or None when it lacks the first of them."""
+        tail = self._tails.get(type)
+        return None if tail is None else tail.after(epoch, seq, TAIL_MESSAGES)
+
+    async def after(self, type: str, epoch: str, seq: int, limit: int) -> list[Message | Gap]:
+        """The next messages after `seq`, at most `limit` and perhaps fewer, in order.
+
+        Never goes beyond the live position; [] means that it is reached. The first item is a gap
+        when messages were trimmed (`history`) or the stream is another (`epoch`).
+
+        Raises:
+            BackplaneUnavailable: what is wanted is not in memory and cannot be read.
+        """
+        live = self._positions.get(type)
+        if live is None:
+            return []
+        if epoch != live.epoch:
+            left, gap = self._turns.get(type, ("", None))
+            if gap is not None and gap.epoch == live.epoch and left == epoch:
+                return [gap]  # goes on as it did for those who were there
+            return [Gap(type, live.epoch, 1, live.seq, "epoch")]
+        if seq >= live.seq:
+            return []
+        tail = self._tails.get(type)
+        found = tail.after(epoch, seq, limit) if tail is not None else None
+        if found is None:
+            found = await self._stretch(type, epoch, seq + 1, live.seq)
+        found = [message for message in found[:limit] if message.seq <= live.seq]
+        if not found:
+            return [Gap(type, epoch, seq + 1, live.seq, "history")]
+        return with_gaps(type, epoch, seq, found)
+
+    async def newest(
+        self, type: str, limit: int, before: int | None = None
+    ) -> tuple[list[Message], bool]:
+        """The newest messages (below seq `before`), newest last, and whether there are older ones.
+
+        Always asks the stream, so that who has just published sees it.
+
+        Raises:
+            BackplaneUnavailable: the stream cannot be read.
+        """
+        if limit < 1 or (before is not None and before <= 1):
+            return [], False
+
+        async def read() -> list[Message]:
+            end = b"+" if before is None else entry_id(before - 1)
+            return await self._read(
+                type, (b"XREVRANGE", stream_key(type), end, b"-", b"COUNT", limit + 1)
+            )
+
+        key = ("newest", type, limit, before)
+        await self._flights.settle(key)
+        found = await self._flights.share(key, read)
+        return found[:limit][::-1], len(found) > limit
+
+    async def latest(self, type: str) -> Message | None:
+        """The newest message, from memory where it is the live one."""
+        tail, live = self._tails.get(type), self._positions.get(type)
+        if tail is not None and tail.messages and live is not None:
+            last = tail.messages[-1]
+            if (last.epoch, last.seq) == (live.epoch, live.seq):
+                return last
+        found, _ = await self.newest(type, 1)
+        return found[0] if found else None
+
+    async def _stretch(self, type: str, epoch: str, first: int, last: int) -> list[Message]:
+        """Messages from the first that is still held at or after `first`; [] if none is."""
+        found = await self._from_chunk(type, epoch, first)
+        if found or (first - 1) // CHUNK == (last - 1) // CHUNK:
+            return found
+
+        async def read() -> list[Message]:
+            return await self._read(
+                type, (b"XRANGE", stream_key(type), entry_id(first), b"+", b"COUNT", 1)
+            )
+
+        # A whole chunk is gone: go on where history begins, once for all who ask that far back.
+        oldest = await self._flights.share(("oldest", type, (first - 1) // CHUNK), read)
+        return await self._from_chunk(type, epoch, oldest[0].seq) if oldest else []
+
+    async def _from_chunk(self, type: str, epoch: str, first: int) -> list[Message]:
+        number = (first - 1) // CHUNK
+        key = (type, epoch, number)
+        chunk = self._cached(key, first)
+        if chunk is None:
+            await self._flights.settle(key)
+            chunk = self._cached(key, first)
+        if chunk is None:
+            chunk = await self._flights.share(key, lambda: self._read_chunk(key, type, number))
+        return [message for message in chunk if message.seq >= first and message.epoch == epoch]
+
+    def _cached(self, key: Hashable, first: int) -> list[Message] | None:
+        """A chunk in memory, if it reaches `first`: the one at the end of the stream grows."""
+        chunk = self._chunks.get(key)
+        if chunk is None or chunk[-1].seq < first:
+            return None
+        self._chunks.move_to_end(key)
+        return chunk
+
+    async def _read_chunk(self, key: Hashable, type: str, number: int) -> list[Message]:
+        start, end = entry_id(number * CHUNK + 1), entry_id((number + 1) * CHUNK)
+        chunk = await self._read(type, (b"XRANGE", stream_key(type), start, end))
+        self._chunk_bytes -= _weight(self._chunks.pop(key, []))
+        if chunk:
+            self._chunks[key] = chunk
+            self._chunk_bytes += _weight(chunk)
+        while self._chunk_bytes > CACHE_BYTES:
+            _, dropped = self._chunks.popitem(last=False)
+            self._chunk_bytes -= _weight(dropped)
+        return chunk
+
+    async def _read(self, type: str, command: Command) -> list[Message]:
+        try:
+            (reply,) = await self._backplane.ask([command])
+        except FAILURES as error:
+            raise BackplaneUnavailable("The history cannot be read now.") from error
+        messages = (to_message(type, entry) for entry in reply)
+        return [message for message in messages if message is not None]
+
+
+def _weight(chunk: Iterable[Message]) -> int:
+    # Twice the body: the frames that codecs cache on a message are about as long.
+    return sum(2 * len(message.body) + _OVERHEAD for message in chunk)

@@ -1,0 +1,240 @@
+"""Reads every stream from where it was, through every outage, and says so where it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.backplane.client import ANSWER_TIMEOUT, FAILURES, Backplane, Command, Pauses
+from app.backplane.entries import entry_id, to_message, with_gaps
+from app.backplane.scripts import CONTROL, LOCATE, meta_key, new_epoch, stream_key
+from app.types import Gap, Message, Position
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 1.0
+"""Seconds that one XREAD waits for news."""
+BLOCK_TIMEOUT = BLOCK + 1.5
+"""Seconds after which a silent connection is given up."""
+CHECK_INTERVAL = 1.0
+"""Seconds between two looks at the epochs: a stream that starts anew answers no XREAD."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one read brought, in the order of each stream."""
+
+    messages: list[Message | Gap] = field(default_factory=list)
+    control: list[Message] = field(default_factory=list)
+    control_lost: bool = False
+    """Messages between workers are missing before those in `control`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Located:
+    epoch: str
+    base: int
+    newest: int
+    oldest: int
+
+
+class StreamReader:
+    """One XREAD over the streams of all types and of the workers' own.
+
+    Args:
+        clock: Unix time in seconds, for `lag`.
+    """
+
+    def __init__(self, backplane: Backplane, clock: Callable[[], float] = time.time) -> None:
+        self.positions: dict[str, Position] = {}
+        """Per type the last message that `read` returned; always the same dict."""
+        self.reconnects = 0
+        """Connections made anew after a loss, since the start."""
+        self._link = backplane.reading
+        self._clock = clock
+        self._types = (*backplane.settings.message_types, CONTROL)
+        self._by_key = {stream_key(type): type for type in self._types}
+        self._most = backplane.settings.broadcast_batch_size
+        self._read: dict[str, Position] = {}  # ahead of `positions` by what is pending
+        self._pending: deque[Message | Gap] = deque()
+        # Of the entry at `_read`: by its content a stream is known again after an outage, even
+        # when others have added to it since it fell back.
+        self._prints: dict[str, tuple[bytes, int] | None] = {}
+        self._checked = 0.0
+        self._answered = time.monotonic()
+
+    async def start(self) -> None:
+        """Take the ends of all streams as positions.
+
+        Raises:
+            FAILURES: the backplane does not answer; may be called again.
+        """
+        for type, found in zip(self._types, await self._locate(self._types), strict=True):
+            self._read[type] = Position(found.epoch, found.newest)
+        self._prints = await self._fetch_prints()
+        self.positions.update(self._read)  # in place: others hold it
+        self._checked = self._answered = time.monotonic()
+
+    async def read(self) -> Batch:
+        """Wait for news and return them; `positions` then includes them.
+
+        Returns at most `broadcast_batch_size` messages. An outage is waited out.
+        """
+        pauses, failed = Pauses(), False
+        while not self._pending:
+            try:
+                if not self._link.connected:
+                    await self._resume()
+                    pauses, failed = Pauses(), False
+                elif time.monotonic() - self._checked >= CHECK_INTERVAL:
+                    await self._check()
+                else:
+                    await self._fill()
+                self._answered = time.monotonic()
+            except FAILURES as error:
+                if not failed:
+                    logger.warning("reading from the backplane failed, resuming: %r", error)
+                failed = True
+                await asyncio.sleep(pauses.take())
+        return self._take()
+
+    def lag(self) -> float:
+        """Seconds by which this worker's clients are behind the backplane, as far as it knows."""
+        silent = max(0.0, time.monotonic() - self._answered - BLOCK)
+        if self._pending and isinstance(oldest := self._pending[0], Message):
+            return max(silent, self._clock() - oldest.accepted)
+        return silent
+
+    def _take(self) -> Batch:
+        batch = Batch()
+        last: dict[str, Position] = {}
+        for _ in range(min(len(self._pending), self._most)):
+            item = self._pending.popleft()
+            seq = item.seq if isinstance(item, Message) else item.last
+            if item.type != CONTROL:
+                batch.messages.append(item)
+            elif isinstance(item, Message):
+                batch.control.append(item)
+            else:
+                batch.control_lost = True
+            last[item.type] = Position(item.epoch, seq)
+        self.positions.update(last)
+        return batch
+
+    async def _fill(self) -> None:
+        ids = [entry_id(self._read[type].seq) for type in self._types]
+        command: Command = (
+            b"XREAD",
+            b"COUNT",
+            self._most,
+            b"BLOCK",
+            int(BLOCK * 1000),
+            b"STREAMS",
+            *self._by_key,
+            *ids,
+        )
+        (reply,) = await self._link.call([command], BLOCK_TIMEOUT)
+        for key, entries in reply or ():
+            await self._add(self._by_key[key], entries)
+
+    async def _add(self, type: str, entries: Sequence[Any]) -> None:
+        """Take entries that follow the last one read, up to the first that does not belong."""
+        at = self._read[type]
+        messages: list[Message] = []
+        foreign = None
+        for entry in entries:
+            message = to_message(type, entry)
+            if message is None or message.epoch != at.epoch:
+                foreign = entry
+                break
+            messages.append(message)
+        if messages:
+            self._pending.extend(with_gaps(type, at.epoch, at.seq, messages))
+            self._read[type] = Position(at.epoch, messages[-1].seq)
+            self._prints[type] = _fingerprint(entries[len(messages) - 1])
+        if foreign is not None:
+            (found,) = await self._locate([type])
+            if not self._follow(type, found):
+                # Of this epoch's stream, but not written by us.
+                seq = int(foreign[0].partition(b"-")[2])
+                logger.error("an unknown entry in the stream of %s: %r", type, foreign[0])
+                self._skip(type, Gap(type, at.epoch, self._read[type].seq + 1, seq, "history"))
+
+    async def _check(self) -> None:
+        """Compare all epochs and ends with what was read."""
+        replies = await self._link.call(
+            [(b"HMGET", meta_key(type), b"p", b"n") for type in self._types], ANSWER_TIMEOUT
+        )
+        doubtful = []
+        for type, (epoch, newest) in zip(self._types, replies, strict=True):
+            at = self._read[type]
+            if epoch is None or epoch.decode() != at.epoch or int(newest) < at.seq:
+                doubtful.append(type)
+        await self._follow_all(doubtful)
+        self._checked = time.monotonic()
+
+    async def _resume(self) -> None:
+        """On a new connection: besides what `_check` does, are these the same streams?"""
+        prints = await self._fetch_prints()
+        changed = [
+            type
+            for type, old in self._prints.items()
+            if old is not None and prints[type] is not None and prints[type] != old
+        ]
+        await self._follow_all(changed, force=True)
+        await self._check()
+        self.reconnects += 1
+        logger.info("reading from the backplane again")
+
+    async def _follow_all(self, types: Sequence[str], force: bool = False) -> None:
+        if types:
+            for type, found in zip(types, await self._locate(types, force), strict=True):
+                self._follow(type, found)
+
+    def _follow(self, type: str, found: _Located) -> bool:
+        """Go over to another epoch; False if it is the one that is being read."""
+        if found.epoch == self._read[type].epoch:
+            return False
+        last = max(found.base, found.oldest - 1)
+        logger.warning("the stream of %s has a new epoch, after seq %d", type, last)
+        self._skip(type, Gap(type, found.epoch, 1, last, "epoch"))
+        return True
+
+    def _skip(self, type: str, gap: Gap) -> None:
+        self._pending.append(gap)
+        self._read[type] = Position(gap.epoch, gap.last)
+        self._prints[type] = None
+
+    async def _locate(self, types: Iterable[str], force: bool = False) -> list[_Located]:
+        calls = []
+        for type in types:
+            known = self._read.get(type, Position("", 0))
+            keys = (2, stream_key(type), meta_key(type))
+            known_as = (known.epoch, known.seq, b"1" if force else b"")
+            calls.append((LOCATE, (*keys, new_epoch(), *known_as)))
+        replies = await self._link.run(calls, ANSWER_TIMEOUT)
+        return [
+            _Located(epoch.decode(), base, newest, oldest)
+            for epoch, base, newest, oldest in replies
+        ]
+
+    async def _fetch_prints(self) -> dict[str, tuple[bytes, int] | None]:
+        ids = {type: entry_id(at.seq) for type, at in self._read.items()}
+        replies = await self._link.call(
+            [(b"XRANGE", stream_key(type), id, id) for type, id in ids.items()], ANSWER_TIMEOUT
+        )
+        return {
+            type: _fingerprint(reply[0]) if reply else None
+            for type, reply in zip(ids, replies, strict=True)
+        }
+
+
+def _fingerprint(entry: Any) -> tuple[bytes, int] | None:
+    fields = entry[1]
+    return (bytes(fields[5]), zlib.crc32(fields[-1])) if len(fields) > 5 else None

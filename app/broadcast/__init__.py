@@ -1,0 +1,1 @@
+"""From an accepted message to the bytes on every subscriber's socket."""

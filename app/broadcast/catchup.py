@@ -1,0 +1,204 @@
+"""Brings subscribers that are behind up to date from history, and then makes them live.
+
+Behind are those that have just subscribed, that recover, or that did not read for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from app.broadcast.fanout import FanOut
+from app.broadcast.subscriber import Subscriber
+from app.errors import BackplaneUnavailable
+from app.transport.connection import HIGH_WATER, OPEN
+from app.types import Gap, Message, Position
+
+logger = logging.getLogger("realtime.catchup")
+
+CHUNK = 100
+"""Messages read from history at once."""
+RETRY_SECONDS = 0.05
+"""Pause when history cannot go on yet: the backplane is away, or ahead of this worker."""
+
+
+class HistorySource(Protocol):
+    """What catching up reads; see app/backplane/history.py."""
+
+    def recent(self, type: str, epoch: str, seq: int) -> Sequence[Message] | None:
+        """Messages after `seq` if memory holds all of them, else None."""
+
+    async def after(self, type: str, epoch: str, seq: int, limit: int) -> Sequence[Message | Gap]:
+        """The next messages after `seq`; a gap stands for what is lost."""
+
+
+class CatchUp:
+    """Catches subscribers up.
+
+    Args:
+        fanout: tells where live is, and takes those that have arrived there.
+        history: what to read from.
+        latest_only: types of which only the newest message matters.
+    """
+
+    def __init__(self, fanout: FanOut, history: HistorySource, latest_only: frozenset[str]) -> None:
+        self._fanout = fanout
+        self._history = history
+        self._latest_only = latest_only
+        self._tasks: dict[Subscriber, asyncio.Task[None]] = {}
+        fanout.on_behind = self._on_behind
+        self.replayed = 0
+        """Messages written to subscribers that were behind."""
+        self.slow: dict[Subscriber, None] = {}
+        """Subscribers that are behind because they did not read."""
+
+    def start(self, subscriber: Subscriber) -> None:
+        """Bring a subscriber up to date; harmless when that is under way."""
+        if subscriber.state != OPEN or subscriber.held or subscriber in self._tasks:
+            return
+        if subscriber.track is None:
+            return
+        if not self._try_now(subscriber):
+            task = asyncio.get_running_loop().create_task(self._run(subscriber))
+            self._tasks[subscriber] = task
+
+    def discard(self, subscriber: Subscriber) -> None:
+        """Forget a subscriber that is gone."""
+        self.slow.pop(subscriber, None)
+        task = self._tasks.pop(subscriber, None)
+        if task is not None:
+            task.cancel()
+
+    def _on_behind(self, subscriber: Subscriber) -> None:
+        self.slow[subscriber] = None
+
+    def _live(self, subscriber: Subscriber) -> None:
+        self.slow.pop(subscriber, None)
+        self._fanout.join(subscriber)
+
+    def _try_now(self, subscriber: Subscriber) -> bool:
+        """Catch up without waiting, if memory holds all that is missing."""
+        track, live = subscriber.track, self._fanout.positions
+        assert track is not None
+        missing: list[Message | Gap] = []
+        for type in subscriber.group.types:
+            position = track[type]
+            if position == live[type]:
+                continue
+            if position.epoch != live[type].epoch or position.seq > live[type].seq:
+                return False
+            recent = self._history.recent(type, position.epoch, position.seq)
+            if recent is None:
+                return False
+            wanted = self._select(type, position, live[type], recent)
+            if wanted is None:
+                return False
+            missing += wanted
+        if missing:
+            data = subscriber.codec.flush(missing, batch=subscriber.group.batch)
+            if len(data) > HIGH_WATER or subscriber.pending is not None:
+                return False
+            self._write(subscriber, data + subscriber.offset(live))
+            self.replayed += len(missing)
+        if subscriber.state == OPEN:
+            self._live(subscriber)
+        return True
+
+    async def _run(self, subscriber: Subscriber) -> None:
+        try:
+            if subscriber.track is not None:
+                # A fresh subscriber shares the positions of the fan-out.
+                subscriber.track = dict(subscriber.track)
+            while subscriber.state == OPEN and subscriber.track is not None:
+                if subscriber.pending is not None and subscriber.pending.size > HIGH_WATER:
+                    # `on_drained` starts again.
+                    return
+                type = self._next_type(subscriber)
+                if type is None:
+                    self._live(subscriber)
+                    return
+                if not await self._advance(subscriber, type):
+                    await asyncio.sleep(RETRY_SECONDS)
+        except Exception:
+            logger.exception("catching up failed", extra={"connection": subscriber.id})
+            subscriber.drop("catching up failed")
+        finally:
+            if self._tasks.get(subscriber) is asyncio.current_task():
+                del self._tasks[subscriber]
+
+    def _next_type(self, subscriber: Subscriber) -> str | None:
+        assert subscriber.track is not None
+        for type in sorted(subscriber.group.types):
+            if subscriber.track[type] != self._fanout.positions[type]:
+                return type
+        return None
+
+    async def _advance(self, subscriber: Subscriber, type: str) -> bool:
+        """Write the next stretch of one type; whether there was any."""
+        assert subscriber.track is not None
+        position = subscriber.track[type]
+        try:
+            items = await self._read(type, position)
+        except BackplaneUnavailable:
+            return False
+        # Anything may have happened meanwhile: a close, other subscriptions, another flush.
+        track = subscriber.track
+        if subscriber.state != OPEN or not track or track.get(type) is not position:
+            return True
+        live = self._fanout.positions[type]
+        wanted = self._select(type, position, live, items)
+        if not wanted:
+            return False
+        taken, size = 0, 0
+        while taken < len(wanted) and size < HIGH_WATER:
+            item = wanted[taken]
+            size += len(item.body) if isinstance(item, Message) else 0
+            taken += 1
+        wanted = wanted[:taken]
+        self.replayed += len(wanted)
+        last = wanted[-1]
+        track[type] = Position(last.epoch, last.seq if isinstance(last, Message) else last.last)
+        data = subscriber.codec.flush(wanted, batch=subscriber.group.batch)
+        self._write(subscriber, data + subscriber.offset(track))
+        return True
+
+    async def _read(self, type: str, position: Position) -> Sequence[Message | Gap]:
+        live = self._fanout.positions[type]
+        if type in self._latest_only and position.epoch == live.epoch and live.seq > position.seq:
+            # One message before the newest is enough to see whether it is still there.
+            return await self._history.after(type, live.epoch, live.seq - 1, CHUNK)
+        return await self._history.after(type, position.epoch, position.seq, CHUNK)
+
+    def _select(
+        self, type: str, position: Position, live: Position, items: Sequence[Message | Gap]
+    ) -> list[Message | Gap] | None:
+        """What of `items` comes next for a subscriber at `position`, up to `live`.
+
+        Returns None when `items` do not lead to `live` and more must be read first.
+        """
+        wanted: list[Message | Gap] = []
+        for item in items:
+            if item.epoch != live.epoch:
+                return None
+            if isinstance(item, Message):
+                if item.seq > live.seq:
+                    break
+            elif item.last > live.seq:
+                wanted.append(replace(item, last=live.seq))
+                continue
+            wanted.append(item)
+        if type not in self._latest_only or position.epoch != live.epoch or not wanted:
+            return wanted
+        newest = wanted[-1]
+        if not isinstance(newest, Message) or newest.seq != live.seq:
+            return wanted
+        if newest.seq == position.seq + 1:
+            return [newest]
+        skipped = Gap(type, live.epoch, position.seq + 1, newest.seq - 1, "latest")
+        return [skipped, newest]
+
+    def _write(self, subscriber: Subscriber, data: bytes) -> None:
+        subscriber.write(subscriber.hub.take_queued(subscriber) + data)

@@ -1,0 +1,329 @@
+"""Messages of this worker that wait to be stored: bounded, by priority, at most five seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from app.backplane.scripts import CONTROL
+from app.errors import BackplaneUnavailable, QueueOverflow
+from app.ports import Slots
+from app.types import Draft, Position, Priority
+
+logger = logging.getLogger(__name__)
+
+MAX_WAIT = 5.0
+"""Seconds after which a publisher is told that the backplane is away."""
+BATCH_MESSAGES, BATCH_BYTES = 256, 1_000_000
+POLL_INTERVAL = 0.02
+"""Seconds between two looks at what other workers ask of this one, while messages wait."""
+ROOM_WAIT = 0.2
+"""Seconds that a newcomer waits for another worker to drop a lesser message."""
+ROOM_WAITERS, ROOM_BYTES = 2_000, 8_000_000
+"""Newcomers that may wait so, and their bytes: they are not counted into the bounds."""
+_OVERHEAD = 256  # bytes of a queued message beside its body
+_RANKS = tuple(Priority)
+
+
+class Publisher(Protocol):
+    """What stores a batch: `app.backplane.publisher.StreamPublisher`."""
+
+    async def store(self, drafts: Sequence[Draft], deadline: float) -> list[Position]:
+        """Store all, or raise BackplaneUnavailable at `deadline` (loop time)."""
+
+
+class _Entry:
+    __slots__ = ("counted", "deadline", "draft", "future", "room_until", "size")
+
+    def __init__(
+        self, draft: Draft, future: asyncio.Future[Position], now: float, *, counted: bool = True
+    ) -> None:
+        self.counted = counted
+        self.draft = draft
+        self.future = future
+        self.size = len(draft.body) + _OVERHEAD
+        self.deadline = now + MAX_WAIT
+        self.room_until = now + ROOM_WAIT
+
+    def fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+            self.future.exception()  # a publisher that has gone need not fetch it
+
+
+class _Room(enum.Enum):
+    """What came of an attempt to make room for a message."""
+
+    MADE = enum.auto()
+    ASKED = enum.auto()
+    NONE = enum.auto()
+
+
+class BroadcastQueue:
+    """Feeds the publisher one batch at a time.
+
+    A message that finds the publisher idle leaves at once; those that come while a batch is
+    under way form the next one. The bounds are shared by all workers of the machine.
+
+    Call `start` before the first `submit`, and `close` in the end.
+    """
+
+    def __init__(self, slots: Slots, publisher: Publisher) -> None:
+        self.bytes = 0
+        """Size of all messages that are counted into the bounds, those under way included."""
+        self.dropped = [0] * len(_RANKS)
+        """Messages pushed out or refused since the start, by priority."""
+        self.batches = 0
+        """Batches stored since the start."""
+        self._slots = slots
+        self._publisher = publisher
+        self._waiting: tuple[deque[_Entry], ...] = tuple(deque() for _ in _RANKS)
+        self._flying: list[_Entry] = []
+        self._newcomers: deque[_Entry] = deque()
+        self._newcomers_bytes = 0
+        self._wake = asyncio.Event()
+        self._stored = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._shown = [0] * len(_RANKS)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to store messages."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="broadcast queue")
+
+    async def close(self, timeout: float = MAX_WAIT) -> None:
+        """Store what waits, for at most `timeout` seconds, and stop; the rest fails."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self.length() or self._newcomers:
+                    self._stored.clear()
+                    await self._stored.wait()
+        left = [*self._flying, *self._newcomers]
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for entries in self._waiting:
+            left += entries
+            self._release(entries)
+            entries.clear()
+        self._newcomers.clear()
+        for entry in left:
+            entry.fail(BackplaneUnavailable())
+        self._show()
+
+    def length(self) -> int:
+        """Messages that are counted into the bounds, those under way included."""
+        return len(self._flying) + sum(map(len, self._waiting))
+
+    def per_priority(self) -> list[int]:
+        """Messages that wait (high, normal, low), without those under way."""
+        return [len(entries) for entries in self._waiting]
+
+    def submit(self, draft: Draft) -> asyncio.Future[Position]:
+        """Take a message.
+
+        The future gives the message's position when it is in its stream; or QueueOverflow when
+        it was pushed out, or BackplaneUnavailable after five seconds. Cancelling the future does
+        not take the message back.
+
+        Raises:
+            QueueOverflow: the queue is full of messages that rank no lower.
+        """
+        loop = asyncio.get_running_loop()
+        entry = _Entry(draft, loop.create_future(), loop.time())
+        if self._newcomers and any(
+            other.draft.priority <= draft.priority for other in self._newcomers
+        ):
+            self._slots.ask_to_evict(draft.priority)
+            self._let_wait(entry)  # keeps its place behind those who came before
+        elif self._slots.reserve_queue(entry.size):
+            self._accept(entry)
+        else:
+            room = self._make_room(entry)
+            if room is _Room.MADE:
+                self._accept(entry)
+            elif room is _Room.ASKED or self._slots.ask_to_evict(draft.priority):
+                self._let_wait(entry)
+            else:
+                self.dropped[draft.priority] += 1
+                raise QueueOverflow
+        if self._timer is None:
+            self._timer = loop.call_later(POLL_INTERVAL, self._tick)
+        return entry.future
+
+    async def publish(self, draft: Draft) -> Position:
+        """`submit` and wait."""
+        return await self.submit(draft)
+
+    def send_control(self, data: bytes) -> asyncio.Future[Position]:
+        """Send opaque bytes to all workers, this one included, through the control stream."""
+        draft = Draft(CONTROL, CONTROL, "", data, time.time(), Priority.HIGH)
+        return self.submit(draft)
+
+    def send_probe(self, data: bytes) -> asyncio.Future[Position]:
+        """As `send_control`, outside of the bounds: it takes nobody's place in a full queue."""
+        loop = asyncio.get_running_loop()
+        draft = Draft(CONTROL, CONTROL, "", data, time.time(), Priority.HIGH)
+        entry = _Entry(draft, loop.create_future(), loop.time(), counted=False)
+        self._accept(entry)
+        if self._timer is None:
+            self._timer = loop.call_later(POLL_INTERVAL, self._tick)
+        return entry.future
+
+    # Bounds
+
+    def _accept(self, entry: _Entry) -> None:
+        if entry.counted:
+            self.bytes += entry.size
+        self._waiting[entry.draft.priority].append(entry)
+        if entry.draft.priority is not Priority.HIGH:
+            self._show()  # at once: another worker may need the room before the next tick
+        self._wake.set()
+
+    def _release(self, entries: Sequence[_Entry] | deque[_Entry]) -> None:
+        sizes = [entry.size for entry in entries if entry.counted]
+        if sizes:
+            self.bytes -= sum(sizes)
+            self._slots.release_queue(len(sizes), sum(sizes))
+
+    def _make_room(self, entry: _Entry, local_only: bool = False) -> _Room:
+        """Drop lesser messages that wait here, the least first, until `entry` is reserved.
+
+        Stops at a rank of which this worker holds no messages and another, which is asked, does.
+        """
+        for rank in reversed(_RANKS[entry.draft.priority + 1 :]):
+            while self._waiting[rank]:
+                self._drop_newest(rank)
+                if self._slots.reserve_queue(entry.size):
+                    return _Room.MADE
+            if not local_only and self._slots.ask_to_evict(Priority(rank - 1)):
+                return _Room.ASKED
+        return _Room.NONE
+
+    def _may_wait(self, entry: _Entry) -> bool:
+        return (
+            len(self._newcomers) < ROOM_WAITERS and self._newcomers_bytes + entry.size <= ROOM_BYTES
+        )
+
+    def _let_wait(self, entry: _Entry) -> None:
+        if not self._may_wait(entry):
+            self.dropped[entry.draft.priority] += 1
+            raise QueueOverflow
+        self._newcomers.append(entry)
+        self._newcomers_bytes += entry.size
+
+    def _drop_newest(self, rank: Priority) -> None:
+        entry = self._waiting[rank].pop()
+        self._release([entry])
+        self.dropped[rank] += 1
+        entry.fail(QueueOverflow())
+
+    def _evict(self, count: int) -> None:
+        """Drop what other workers need the room of; the highest rank is never asked for."""
+        for rank in (Priority.LOW, Priority.NORMAL):
+            while count > 0 and self._waiting[rank]:
+                self._drop_newest(rank)
+                count -= 1
+
+    def _admit_newcomers(self, now: float) -> None:
+        waiting = sorted(self._newcomers, key=lambda entry: entry.draft.priority)
+        self._newcomers.clear()
+        for entry in waiting:
+            if self._slots.reserve_queue(entry.size):
+                self._accept(entry)
+            elif now < entry.room_until:
+                self._newcomers.append(entry)
+            elif self._make_room(entry, local_only=True) is _Room.MADE:
+                self._accept(entry)
+            else:
+                self.dropped[entry.draft.priority] += 1
+                entry.fail(QueueOverflow())
+        self._newcomers_bytes = sum(entry.size for entry in self._newcomers)
+
+    # Time
+
+    def _tick(self) -> None:
+        """Every 20 ms while anything is here: expiry, room, and the other workers' wishes."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for entries in self._waiting:
+            while entries and entries[0].deadline <= now:
+                entry = entries.popleft()
+                self._release([entry])
+                entry.fail(BackplaneUnavailable())
+        for entry in self._flying:
+            if entry.deadline <= now:
+                entry.fail(BackplaneUnavailable())
+        # Shown first: once the others see that nothing waits here they ask for nothing more, and
+        # no request is left behind to hit a later message.
+        self._show()
+        self._evict(self._slots.take_evictions())
+        if self._newcomers:
+            self._admit_newcomers(now)
+        self._show()
+        self._stored.set()
+        busy = self._flying or self._newcomers or any(self._waiting)
+        self._timer = loop.call_later(POLL_INTERVAL, self._tick) if busy else None
+
+    def _show(self) -> None:
+        counts = self.per_priority()
+        if counts != self._shown:
+            self._shown = counts
+            self._slots.set_queued(counts)
+
+    # Storing
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._flying = self._next_batch()
+            if not self._flying:
+                self._wake.clear()
+                continue
+            try:
+                await self._store(self._flying)
+            finally:
+                self._release(self._flying)
+                self._flying = []
+                self._stored.set()
+
+    async def _store(self, batch: Sequence[_Entry]) -> None:
+        drafts = [entry.draft for entry in batch]
+        deadline = max(entry.deadline for entry in batch)
+        try:
+            positions = await self._publisher.store(drafts, deadline)
+        except BackplaneUnavailable as error:
+            for entry in batch:
+                entry.fail(error)
+        except Exception:
+            # A bug must not end publishing for good.
+            logger.exception("storing a batch failed")
+            for entry in batch:
+                entry.fail(BackplaneUnavailable())
+        else:
+            self.batches += 1
+            for entry, position in zip(batch, positions, strict=True):
+                if not entry.future.done():
+                    entry.future.set_result(position)
+
+    def _next_batch(self) -> list[_Entry]:
+        batch: list[_Entry] = []
+        size = 0
+        for entries in self._waiting:
+            while entries:
+                size += entries[0].size
+                if batch and (len(batch) == BATCH_MESSAGES or size > BATCH_BYTES):
+                    return batch
+                batch.append(entries.popleft())
+        return batch

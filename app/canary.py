@@ -1,0 +1,90 @@
+"""Notices when a worker no longer gets what goes through the backplane.
+
+Such a worker looks healthy from outside: its clients are connected and hear nothing. So probes
+go through the stream that all workers read. Whoever has heard none for a while sends one: one
+worker does for all, and a deaf one is left with its own. A worker is deaf when a probe that the
+backplane has stored for it does not come; while the backplane is away, nobody is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+from app.errors import BackplaneUnavailable, QueueOverflow
+
+PROBE = b'{"method":"canary"}'
+"""The message; it asks nothing of its readers."""
+INTERVAL = 2.0
+"""Seconds without a probe after which this worker sends one."""
+LIMIT = 10.0
+"""Seconds for which a stored probe may be on its way."""
+
+
+class Canary:
+    """The ear of one worker.
+
+    Args:
+        send: sends a probe, and returns when the backplane has stored it.
+        available: whether the backplane answers this worker.
+        clock: seconds of a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[], Awaitable[object]],
+        available: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._send = send
+        self._available = available
+        self._clock = clock
+        self._heard_at: float | None = None
+        self._sent_at: float | None = None
+        self._awaited_since: float | None = None
+
+    @property
+    def hears(self) -> bool:
+        """Whether a probe has come lately; a new worker has heard none yet."""
+        return self._heard_at is not None and self._clock() - self._heard_at < LIMIT
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether a probe does not come although the backplane has it."""
+        return (
+            self._awaited_since is not None
+            and self._clock() - self._awaited_since >= LIMIT
+            and self._available()
+        )
+
+    def hear(self) -> None:
+        """A probe has come through the stream."""
+        self._heard_at = self._clock()
+        self._awaited_since = None
+
+    async def beat(self) -> None:
+        """Send a probe if it is time for one; called about once a second."""
+        now = self._clock()
+        if not self._available():
+            self._awaited_since = None
+        if any(at is not None and now - at < INTERVAL for at in (self._heard_at, self._sent_at)):
+            return
+        self._sent_at = now
+        try:
+            await self._send()
+        except BackplaneUnavailable:
+            self._awaited_since = None
+        except QueueOverflow:
+            pass  # the next one will do
+        else:
+            heard = self._heard_at is not None and self._heard_at >= now
+            if not heard and self._awaited_since is None:
+                self._awaited_since = self._clock()
+
+    async def run(self) -> None:
+        """Beat for ever; not in step with the other workers, so that one of them sends first."""
+        while True:
+            await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 (guards nothing)
+            await self.beat()

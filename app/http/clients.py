@@ -1,0 +1,117 @@
+"""Who asks: the client's address and origin behind trusted proxies, and ids of requests.
+
+Headers such as X-Forwarded-For are written by anybody; they count only as far as the hops that
+wrote them are in TRUSTED_PROXIES, read from the nearest hop outwards.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from aiohttp import web
+
+from app.protocol.envelope import new_id
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_REQUEST_ID = web.RequestKey("request_id", str)
+_REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
+_MAX_HOPS = 32
+_DEFAULT_PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
+
+
+class Clients:
+    """Looks through proxies.
+
+    Args:
+        trusted: networks whose X-Forwarded-* headers are believed. When there are any, a peer on
+            a Unix socket is believed too: who may open it, the file system says.
+    """
+
+    def __init__(self, trusted: Sequence[Network]) -> None:
+        self._trusted = tuple(trusted)
+        self._is_trusted = lru_cache(maxsize=1024)(self._look_up)
+
+    def address(self, request: web.Request) -> str:
+        """The IP address of the client, or "unix" for a peer on a Unix socket."""
+        address = request.remote or "unix"
+        if not self._trusted or not self._is_trusted(address):
+            return address
+        hops = ",".join(request.headers.getall("X-Forwarded-For", ())).rsplit(",", _MAX_HOPS)
+        for hop in reversed(hops):
+            parsed = _parse_address(hop.strip())
+            if parsed is None:
+                break
+            address = parsed
+            if not self._is_trusted(address):
+                break
+        return address
+
+    def is_same_origin(self, request: web.Request, origin: str) -> bool:
+        """Whether a browser's Origin header names the host that the request was sent to.
+
+        The scheme is compared only where it is known: on the word of a trusted proxy, which
+        may also name the host. A proxy that says nothing may have taken TLS off.
+        """
+        scheme, separator, origin_host = origin.lower().partition("://")
+        if not separator:
+            return False
+        host = request.headers.get("Host", "")
+        if self._trusted and self._is_trusted(request.remote or "unix"):
+            host = _nearest(request, "X-Forwarded-Host") or host
+            forwarded_scheme = _nearest(request, "X-Forwarded-Proto").lower()
+            if forwarded_scheme and _web_scheme(forwarded_scheme) != scheme:
+                return False
+        port = _DEFAULT_PORTS.get(scheme)
+        return bool(host) and _without_port(origin_host, port) == _without_port(host.lower(), port)
+
+    def request_id(self, request: web.Request) -> str:
+        """The id of a request: a trusted proxy's X-Request-ID, or a new one."""
+        known = request.get(_REQUEST_ID)
+        if known is None:
+            known = request.headers.get("X-Request-ID", "")
+            believed = bool(self._trusted) and self._is_trusted(request.remote or "unix")
+            if not believed or not _REQUEST_ID_FORM.fullmatch(known):
+                known = new_id()
+            request[_REQUEST_ID] = known
+        return known
+
+    def _look_up(self, address: str) -> bool:
+        if address == "unix":
+            return True
+        try:
+            ip = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        return any(ip in network for network in self._trusted)
+
+
+def _parse_address(hop: str) -> str | None:
+    """The address in `1.2.3.4`, `1.2.3.4:5`, `::1` or `[::1]:5`; None for anything else."""
+    if hop.startswith("["):
+        hop = hop[1:].partition("]")[0]
+    elif hop.count(":") == 1:
+        hop = hop.partition(":")[0]
+    try:
+        return str(ipaddress.ip_address(hop))
+    except ValueError:
+        return None
+
+
+def _nearest(request: web.Request, name: str) -> str:
+    """What the nearest proxy wrote into a header that each hop appends to."""
+    values = request.headers.getall(name, ())
+    return values[-1].rpartition(",")[2].strip() if values else ""
+
+
+def _web_scheme(scheme: str) -> str:
+    return {"ws": "http", "wss": "https"}.get(scheme, scheme)
+
+
+def _without_port(host: str, port: str | None) -> str:
+    return host.removesuffix(f":{port}") if port else host

@@ -1,0 +1,59 @@
+"""What the HTTP side needs of the rest of a worker; app/main.py fills it in."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.config import Settings
+from app.http.clients import Clients
+from app.http.cors import Origins
+from app.ports import Slots
+from app.presence import Presence
+from app.sessions.auth import TokenVerifier
+from app.types import Draft, Message, Position
+
+
+class Publisher(Protocol):
+    """Where messages go in; app/broadcast/queue.py."""
+
+    def submit(self, draft: Draft) -> asyncio.Future[Position]:
+        """Queue a message; see `BroadcastQueue.submit`."""
+
+
+class HistorySource(Protocol):
+    """Where messages come from; app/backplane/history.py."""
+
+    async def newest(self, type: str, limit: int, before: int | None) -> tuple[list[Message], bool]:
+        """The newest messages before a `seq`, newest last, and whether there are older ones."""
+
+    async def latest(self, type: str) -> Message | None:
+        """The newest message of a type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpContext:
+    """The parts that routes use."""
+
+    settings: Settings
+    slots: Slots
+    publisher: Publisher
+    history: HistorySource
+    presence: Presence
+    verifier: TokenVerifier
+    clients: Clients
+    origins: Origins
+    backplane_available: Callable[[], bool]
+    """Whether the backplane has answered within the last few seconds."""
+    warnings: Callable[[], Sequence[str]]
+    """What an operator should know, such as a backplane that can lose messages."""
+    count_request: Callable[[str, str, int], None]
+    """Counts an answer by route, method and status."""
+    started_at: float
+    """Unix time in seconds at which the service started."""
+    version: str
+    now: Callable[[], float] = time.time
+    """Unix time in seconds."""

@@ -1,0 +1,158 @@
+"""Errors as HTTP answers: `{"error": "...", "code": "..."}` with the right status, never a trace."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from app.errors import ClientError, ErrorCode
+from app.http.clients import Clients
+from app.http.cors import Origins
+from app.protocol.envelope import encode_json
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER = 1
+"""Seconds after which a publisher may try again."""
+
+_STATUS = {
+    ErrorCode.PARSE_ERROR: 400,
+    ErrorCode.INVALID_TYPE: 400,
+    ErrorCode.INVALID_ACTION: 400,
+    ErrorCode.INVALID_PAYLOAD: 400,
+    ErrorCode.SUBSCRIPTION_INVALID: 400,
+    ErrorCode.MESSAGE_TOO_LARGE: 413,
+    ErrorCode.RATE_LIMITED: 429,
+    ErrorCode.UNAUTHORIZED: 401,
+    ErrorCode.MAX_CONNECTIONS_EXCEEDED: 503,
+    ErrorCode.HEARTBEAT_TIMEOUT: 408,
+    ErrorCode.QUEUE_OVERFLOW: 503,
+    ErrorCode.BACKPLANE_UNAVAILABLE: 503,
+    ErrorCode.INTERNAL_ERROR: 500,
+}
+
+_KEPT_HEADERS = ("Allow", "Location")
+
+
+class HttpError(Exception):
+    """An answer other than success.
+
+    Args:
+        status: the HTTP status.
+        code: what kind of error it is, for programs: one of `ErrorCode` or the status' name.
+        message: what to do about it, for people.
+        headers: more headers of the answer.
+        close: whether the connection ends with the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        close: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = dict(headers or {})
+        self.close = close
+
+    @classmethod
+    def of(cls, error: ClientError) -> HttpError:
+        """The answer to a call that failed with `error`."""
+        status = _STATUS[error.code]
+        headers = {}
+        if status in {429, 503}:
+            headers["Retry-After"] = str(RETRY_AFTER)
+        elif status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return cls(status, error.code, error.message, headers=headers)
+
+
+def json_response(value: Any, status: int = 200) -> web.Response:
+    """Answer with a JSON value, which nobody may keep."""
+    return raw_json_response(encode_json(value), status)
+
+
+def raw_json_response(body: bytes, status: int = 200) -> web.Response:
+    """Answer with JSON that is encoded already."""
+    return web.Response(
+        body=body + b"\n",
+        status=status,
+        headers={"Content-Type": "application/json", "Cache-Control": "no-store"},
+    )
+
+
+def error_middleware(
+    clients: Clients, origins: Origins, count: Callable[[str, str, int], None]
+) -> Middleware:
+    """The middleware that answers errors, and OPTIONS for every route.
+
+    Args:
+        clients: gives requests their ids.
+        origins: answers preflights.
+        count: called with route, method and status of each answer.
+    """
+
+    @web.middleware
+    async def answer_errors(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        try:
+            response = await handler(request)
+        except HttpError as error:
+            response = _respond(error)
+        except ClientError as error:
+            response = _respond(HttpError.of(error))
+        except web.HTTPMethodNotAllowed as error:
+            methods = ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))
+            if request.method == "OPTIONS":
+                response = origins.answer_options(request, methods)
+            else:
+                response = _respond(_explain(error, f"Use {methods} here."))
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            response = _respond(_explain(error, _describe(error, request)))
+        except Exception:
+            id = clients.request_id(request)
+            log.exception("%s %s failed (request %s)", request.method, request.path, id)
+            message = f"Something went wrong here; the log has more under {id}."
+            response = _respond(HttpError(500, ErrorCode.INTERNAL_ERROR, message))
+        resource = request.match_info.route.resource
+        count(resource.canonical if resource else "none", request.method, response.status)
+        return response
+
+    return answer_errors
+
+
+def _respond(error: HttpError) -> web.Response:
+    response = json_response({"error": error.message, "code": error.code}, error.status)
+    response.headers.update(error.headers)
+    if error.close:
+        response.force_close()
+    return response
+
+
+def _explain(error: web.HTTPException, message: str) -> HttpError:
+    kept = {name: error.headers[name] for name in _KEPT_HEADERS if name in error.headers}
+    if error.status == 413:
+        return HttpError(413, ErrorCode.MESSAGE_TOO_LARGE, message, close=True)
+    return HttpError(error.status, HTTPStatus(error.status).name, message, headers=kept)
+
+
+def _describe(error: web.HTTPException, request: web.Request) -> str:
+    if error.status == 404:
+        return f"There is nothing at {request.path[:100]}."
+    if error.status == 413:
+        return "The request is too large."
+    return HTTPStatus(error.status).description or HTTPStatus(error.status).phrase

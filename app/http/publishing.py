@@ -1,0 +1,237 @@
+"""Calls that write: who may, and `POST /ws/broadcast` (PROTOCOL.md, "HTTP")."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from aiohttp import web
+
+from app.config import Settings
+from app.errors import ClientError, ErrorCode
+from app.http.context import HttpContext
+from app.http.errors import HttpError, json_response
+from app.protocol.envelope import RESERVED_EVENTS, body, decode_json, encode_json, new_id
+from app.types import Draft, Position, Priority
+
+MAX_MESSAGES = 1000
+"""Messages that one call may bring."""
+
+MAX_ID_LENGTH = 128
+"""Characters of an id that a publisher chooses."""
+
+BODY_TIMEOUT = 30.0
+"""Seconds that a client may take to send the body of a request."""
+
+_LARGEST_ARRAY = 4
+"""How many messages of the largest size fit into one call."""
+
+_EVENT = re.compile(r"[A-Za-z][A-Za-z0-9_.:/-]{0,63}", re.ASCII)
+_PRIORITIES = {priority.name.lower(): priority for priority in Priority}
+_FORMS = (
+    "application/json",
+    "text/plain",
+    # What curl sends with --data and others with bare bytes; the body is JSON all the same.
+    "application/x-www-form-urlencoded",
+    "application/octet-stream",
+)
+
+
+def is_publisher(request: web.Request, settings: Settings) -> bool:
+    """Whether a request carries PUBLISH_TOKEN, as bearer token or as X-Publish-Token."""
+    if not settings.publish_token:
+        return False
+    token = request.headers.get("X-Publish-Token")
+    if token is None:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            return False
+    expected = settings.publish_token.encode()
+    return hmac.compare_digest(token.strip().encode(errors="surrogateescape"), expected)
+
+
+def require_publisher(request: web.Request, settings: Settings) -> None:
+    """Let only those write who know PUBLISH_TOKEN.
+
+    Raises:
+        HttpError: 403 when the service has no token, 401 for a missing or wrong one.
+    """
+    if not settings.publish_token:
+        message = "Nobody may write: the service runs without PUBLISH_TOKEN."
+        raise HttpError(403, "FORBIDDEN", message, close=True)
+    if not is_publisher(request, settings):
+        raise HttpError(
+            401,
+            ErrorCode.UNAUTHORIZED,
+            "Send the publish token as 'Authorization: Bearer <token>'.",
+            headers={"WWW-Authenticate": 'Bearer realm="publish"'},
+            close=True,
+        )
+
+
+async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
+    """Read a body of JSON.
+
+    Args:
+        request: its body has not been read yet.
+        limit: of the body in bytes, after decompression.
+
+    Returns:
+        The value, and the length of the body in bytes.
+
+    Raises:
+        HttpError: 400, 408, 413 or 415.
+        ClientError: PARSE_ERROR.
+    """
+    form = request.content_type
+    if "Content-Type" in request.headers and form not in _FORMS and not form.endswith("+json"):
+        message = f"Send JSON, not {form[:80]}."
+        raise HttpError(415, "UNSUPPORTED_MEDIA_TYPE", message, close=True)
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
+    received = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            async for chunk in request.content.iter_any():
+                received += chunk
+                if len(received) > limit:
+                    raise _too_large(limit)
+    except TimeoutError:
+        message = "The body did not come in time."
+        raise HttpError(408, "REQUEST_TIMEOUT", message, close=True) from None
+    except (ConnectionError, web.RequestPayloadError):
+        message = "The body ended early or is not compressed as its headers say."
+        raise HttpError(400, ErrorCode.PARSE_ERROR, message, close=True) from None
+    return decode_json(bytes(received)), len(received)
+
+
+def make_draft(message: Any, settings: Settings, now: float, size: int | None = None) -> Draft:
+    """Check a publisher's message and write its envelope.
+
+    Args:
+        message: `{type, event, data, priority?, id?}`.
+        settings: of the service.
+        now: Unix time in seconds.
+        size: of the message in bytes, when it is known already.
+
+    Raises:
+        ClientError: what is wrong with it.
+    """
+    if not isinstance(message, Mapping):
+        raise _invalid("A message must be an object with 'type', 'event' and 'data'.")
+    type, event, id = message.get("type"), message.get("event"), message.get("id")
+    if id is not None and not _is_id(id):
+        raise _invalid(f"'id' must have 1 to {MAX_ID_LENGTH} printable characters.")
+    if not isinstance(type, str) or type not in settings.message_types:
+        types = ", ".join(settings.message_types)
+        raise ClientError(ErrorCode.INVALID_TYPE, f"'type' must be one of {types}.")
+    if not isinstance(event, str) or not _EVENT.fullmatch(event):
+        raise _invalid(
+            "'event' must be a letter and at most 63 more letters, digits or any of _.:/-"
+        )
+    if event in RESERVED_EVENTS:
+        raise _invalid(f"The event name '{event}' belongs to the protocol; choose another.")
+    if "data" not in message:
+        raise _invalid("'data' is missing; it may be any JSON value.")
+    priority = message.get("priority", "normal")
+    if not isinstance(priority, str) or priority not in _PRIORITIES:
+        raise _invalid(f"'priority' must be one of {', '.join(_PRIORITIES)}.")
+    limit = settings.max_message_size
+    if (len(encode_json(message)) if size is None else size) > limit:
+        text = f"The message is too large: {limit} bytes are allowed."
+        raise ClientError(ErrorCode.MESSAGE_TOO_LARGE, text)
+    chosen = id or new_id()
+    return Draft(
+        type=type,
+        event=event,
+        id=chosen,
+        body=body(type, event, message["data"], id=chosen, timestamp=int(now * 1000)),
+        accepted=now,
+        priority=_PRIORITIES[priority],
+        once=id is not None,
+    )
+
+
+async def broadcast(request: web.Request, context: HttpContext) -> web.Response:
+    """`POST /ws/broadcast`: put one message or an array of them into the streams."""
+    settings = context.settings
+    require_publisher(request, settings)
+    value, size = await read_json(request, settings.max_message_size * _LARGEST_ARRAY)
+    # No part of a body that is small enough is too large: that saves measuring each.
+    known_size = size if size <= settings.max_message_size else None
+    now = context.now()
+    if not isinstance(value, list):
+        return json_response(await publish(make_draft(value, settings, now, known_size), context))
+    if len(value) > MAX_MESSAGES:
+        raise _invalid(f"An array may hold at most {MAX_MESSAGES} messages.")
+    # All are queued before the first is awaited: they share batches and keep their order.
+    submitted = [_submit(message, context, now, known_size) for message in value]
+    await _settle(item for item in submitted if isinstance(item, _Submitted))
+    answers = [_outcome(message, item) for message, item in zip(value, submitted, strict=True)]
+    complete = not any("error" in answer for answer in answers)
+    return json_response(answers, 200 if complete else 207)
+
+
+async def publish(draft: Draft, context: HttpContext) -> dict[str, object]:
+    """Put a message into its stream and say where it stands: `{id, type, seq, epoch}`.
+
+    Raises:
+        ClientError: QUEUE_OVERFLOW or BACKPLANE_UNAVAILABLE.
+    """
+    submitted = _Submitted(draft, context.publisher.submit(draft))
+    await _settle([submitted])
+    return submitted.answer()
+
+
+class _Submitted(NamedTuple):
+    draft: Draft
+    future: asyncio.Future[Position]
+
+    def answer(self) -> dict[str, object]:
+        draft, position = self.draft, self.future.result()
+        return {"id": draft.id, "type": draft.type, "seq": position.seq, "epoch": position.epoch}
+
+
+async def _settle(submitted: Iterable[_Submitted]) -> None:
+    # To await a future itself would cancel it along with the request, but a message that is on
+    # its way to the stream cannot be called back.
+    futures = [item.future for item in submitted]
+    if futures:
+        await asyncio.wait(futures)
+
+
+def _submit(
+    message: Any, context: HttpContext, now: float, size: int | None
+) -> _Submitted | ClientError:
+    try:
+        draft = make_draft(message, context.settings, now, size)
+        return _Submitted(draft, context.publisher.submit(draft))
+    except ClientError as error:
+        return error
+
+
+def _outcome(message: Any, submitted: _Submitted | ClientError) -> dict[str, object]:
+    try:
+        if isinstance(submitted, ClientError):
+            raise submitted
+        return submitted.answer()
+    except ClientError as error:
+        chosen = message.get("id") if isinstance(message, Mapping) else None
+        id = chosen if _is_id(chosen) else None
+        return {"id": id, "error": error.message, "code": error.code}
+
+
+def _is_id(id: object) -> bool:
+    return isinstance(id, str) and 0 < len(id) <= MAX_ID_LENGTH and id.isprintable()
+
+
+def _too_large(limit: int) -> HttpError:
+    message = f"The request is too large: {limit} bytes are allowed."
+    return HttpError(413, ErrorCode.MESSAGE_TOO_LARGE, message, close=True)
+
+
+def _invalid(message: str) -> ClientError:
+    return ClientError(ErrorCode.INVALID_PAYLOAD, message)

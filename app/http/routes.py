@@ -1,0 +1,218 @@
+"""The HTTP table of DESIGN.md. Any worker answers for the whole machine."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from app.errors import ClientError, ErrorCode
+from app.http.alert_hook import post_alerts
+from app.http.context import HttpContext
+from app.http.errors import HttpError, error_middleware, json_response, raw_json_response
+from app.http.publishing import (
+    broadcast,
+    is_publisher,
+    make_draft,
+    publish,
+    read_json,
+    require_publisher,
+)
+from app.protocol.requests import MAX_HISTORY, check_type
+from app.types import Priority, WorkerRow
+
+_SMALL_BODY = 16_384
+_PRIORITY_NAMES = tuple(priority.name.lower() for priority in Priority)
+
+
+def add_routes(app: web.Application, context: HttpContext) -> None:
+    """Add the routes, the answers to errors, and the headers that every answer bears.
+
+    The middleware is put in front, so it also answers the errors of routes added elsewhere.
+    """
+    handlers: list[tuple[str, str, Callable[..., Awaitable[web.Response]]]] = [
+        ("GET", "/status", get_status),
+        ("POST", "/status", post_status),
+        ("GET", "/stats", get_stats),
+        ("GET", "/history", get_history),
+        ("GET", "/ws/stats", get_connections),
+        ("GET", "/ws/queue", get_queue),
+        ("POST", "/ws/broadcast", broadcast),
+        ("POST", "/hooks/alertmanager", post_alerts),
+    ]
+    for method, path, handler in handlers:
+        bound = functools.partial(handler, context=context)
+        if method == "GET":
+            app.router.add_get(path, bound)  # and HEAD
+        else:
+            app.router.add_route(method, path, bound)
+    answer_errors = error_middleware(context.clients, context.origins, context.count_request)
+    app.middlewares.insert(0, answer_errors)
+
+    async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["X-Request-ID"] = context.clients.request_id(request)
+        context.origins.add_headers(request, response)
+
+    app.on_response_prepare.append(add_headers)
+
+
+async def get_status(_request: web.Request, context: HttpContext) -> web.Response:
+    """`GET /status`: can clients be served, and what is the lab doing."""
+    rows = context.slots.rows()
+    presence, confirmed = await context.presence.read()
+    deaf = [row.stats.get("deaf") for row in rows if row.state == "ready"]
+    serving = not all(deaf)
+    available = context.backplane_available()
+    healthy = serving and available and not any(deaf)
+    status = {
+        "status": "ok" if healthy else "degraded" if serving else "unavailable",
+        "version": context.version,
+        "uptime": round(context.now() - context.started_at, 3),
+        "connections": sum(row.connections for row in rows),
+        "maxConnections": context.settings.max_total_connections,
+        "workers": [_worker(row) for row in rows],
+        "backplane": {
+            "status": "ok" if available else "unavailable",
+            "warnings": list(context.warnings()),
+        },
+        "presence": presence.to_json() | ({} if confirmed else {"stale": True}),
+    }
+    return json_response(status, 200 if serving else 503)
+
+
+async def post_status(request: web.Request, context: HttpContext) -> web.Response:
+    """`POST /status`: say what the lab is doing, to all who are subscribed to `status`."""
+    require_publisher(request, context.settings)
+    value, _ = await read_json(request, _SMALL_BODY)
+    if not isinstance(value, Mapping):
+        message = "Send an object with 'state' and, if you like, 'task'."
+        raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
+    presence = (await context.presence.update(value.get("state"), value.get("task"))).to_json()
+    update = {"type": "status", "event": "status_update", "data": {"presence": presence}}
+    draft = make_draft(update, context.settings, context.now())
+    return json_response(presence | {"message": await publish(draft, context)})
+
+
+async def get_stats(request: web.Request, context: HttpContext) -> web.Response:
+    """`GET /stats`: the newest message of the type `stats`."""
+    _require_reader(request, context)
+    message = await context.history.latest("stats")
+    if message is None:
+        raise HttpError(404, "NOT_FOUND", "No statistics have been published yet.")
+    return raw_json_response(message.envelope)
+
+
+async def get_history(request: web.Request, context: HttpContext) -> web.Response:
+    """`GET /history?type=&limit=&before=`: messages of one type, newest last."""
+    _require_reader(request, context)
+    settings, query = context.settings, request.query
+    type = query.get("type", "")
+    check_type(type, settings.message_types)
+    limit = _number(query, "limit", MAX_HISTORY)
+    before = _number(query, "before", 2**63 - 1)
+    messages, more = await context.history.newest(
+        type, settings.default_history_limit if limit is None else limit, before
+    )
+    listed = b",".join(message.envelope for message in messages)
+    return raw_json_response(
+        b'{"messages":[%b],"more":%b}' % (listed, b"true" if more else b"false")
+    )
+
+
+async def get_connections(_request: web.Request, context: HttpContext) -> web.Response:
+    """`GET /ws/stats`: who is connected to what."""
+    rows = context.slots.rows()
+    total = sum(row.connections for row in rows)
+    subscribed = sum(_figure(row.stats, "subscribed") for row in rows)
+    anonymous = sum(_figure(row.stats, "anonymous") for row in rows)
+    return json_response(
+        {
+            "totalConnections": total,
+            "uniqueUsers": context.slots.unique_users() + anonymous,
+            "averageSubscriptions": round(subscribed / total, 2) if total else 0,
+            "subscriptions": {
+                type: sum(_figure(row.stats, "subscriptions", type) for row in rows)
+                for type in context.settings.message_types
+            },
+            "protocols": {
+                name: sum(_figure(row.stats, name) for row in rows)
+                for name in ("plain", "socketio")
+            },
+            "slowConsumers": sum(_figure(row.stats, "slow") for row in rows),
+            "maxConnections": context.settings.max_total_connections,
+            "workers": [_worker(row) for row in rows],
+        }
+    )
+
+
+async def get_queue(_request: web.Request, context: HttpContext) -> web.Response:
+    """`GET /ws/queue`: what waits to be stored. Times are milliseconds."""
+    settings, rows = context.settings, context.slots.rows()
+    length, size = context.slots.queue_totals()
+    dropped = {
+        name: sum(_figure(row.stats, "dropped", name) for row in rows) for name in _PRIORITY_NAMES
+    }
+    return json_response(
+        {
+            "length": length,
+            "maxSize": settings.max_queue_size,
+            "bytes": size,
+            "maxBytes": settings.max_queue_bytes,
+            "priorities": {
+                name: sum(_figure(row.stats, "queued", name) for row in rows)
+                for name in _PRIORITY_NAMES
+            },
+            "dropped": dropped | {"total": sum(dropped.values())},
+            "flushInterval": _milliseconds(settings.broadcast_flush_interval),
+            "batchSize": settings.broadcast_batch_size,
+            "lag": _milliseconds(max((_figure(row.stats, "lag") for row in rows), default=0)),
+        }
+    )
+
+
+def _require_reader(request: web.Request, context: HttpContext) -> None:
+    """Where clients need a token to receive messages, they need it to read old ones too."""
+    if not context.verifier.enabled or is_publisher(request, context.settings):
+        return
+    token = request.query.get("token")
+    if not token:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            message = "Send a client's token as 'Authorization: Bearer <token>'."
+            raise ClientError(ErrorCode.UNAUTHORIZED, message)
+    context.verifier.verify(token.strip())
+
+
+def _worker(row: WorkerRow) -> dict[str, object]:
+    shown: dict[str, object] = {
+        "pid": row.pid,
+        "state": row.state,
+        "connections": row.connections,
+        "generation": row.generation,
+        "startedAt": round(row.started * 1000),
+    }
+    return shown | {"deaf": True} if row.stats.get("deaf") else shown
+
+
+def _figure(stats: Mapping[str, Any], *path: str) -> Any:
+    """A number out of what a worker says of itself; 0 where it has not said it yet."""
+    value: Any = stats
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value if isinstance(value, int | float) else 0
+
+
+def _number(query: Mapping[str, str], name: str, high: int) -> int | None:
+    text = query.get(name)
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 20 and 1 <= int(text) <= high):
+        message = f"'{name}' must be a whole number from 1 to {high}."
+        raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
+    return int(text)
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 3)

@@ -1,0 +1,107 @@
+"""`/ws/realtime`: from an HTTP request to a session on a connection of its own."""
+
+from __future__ import annotations
+
+import logging
+
+from aiohttp import web
+
+from app.errors import ErrorCode
+from app.http.admission import Admission, Admitted, Refused
+from app.protocol.envelope import new_id
+from app.sessions.plain import PlainSession
+from app.sessions.realtime import Realtime
+from app.sessions.session import Wishes
+from app.sessions.sio_session import SocketIOSession
+from app.transport.takeover import DetachedResponse, detach, handshake_response
+
+logger = logging.getLogger("realtime.connection")
+
+PATH = "/ws/realtime"
+
+
+class Upgrade:
+    """Handles upgrade requests.
+
+    Args:
+        realtime: the parts of this worker.
+        admission: decides who comes in.
+    """
+
+    def __init__(self, realtime: Realtime, admission: Admission) -> None:
+        self._realtime = realtime
+        self._admission = admission
+
+    def add_routes(self, app: web.Application) -> None:
+        """Serve the path with and without a trailing slash; other methods get an error."""
+        for path in (PATH, PATH + "/"):
+            app.router.add_route("*", path, self.handle)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Admit a client, take its socket over and begin its session.
+
+        Raises:
+            Refused: with the status and the reason.
+        """
+        admitted = self._admission.check(request)
+        slots = self._realtime.slots
+        try:
+            fd, received = detach(request)
+        except ConnectionResetError:
+            slots.release_connection()
+            return DetachedResponse(status=499)
+        except OSError:
+            slots.release_connection()
+            logger.exception("no descriptor for a new connection")
+            raise Refused(
+                503,
+                ErrorCode.MAX_CONNECTIONS_EXCEEDED,
+                "The server is out of file descriptors; try again later.",
+                "descriptors",
+                retry_after=5,
+            ) from None
+        self._begin(request, admitted, fd, received)
+        return DetachedResponse(status=101)
+
+    def _begin(self, request: web.Request, admitted: Admitted, fd: int, received: bytes) -> None:
+        realtime = self._realtime
+        wishes = Wishes(admitted.types, admitted.batch, admitted.resume)
+        session: PlainSession | SocketIOSession
+        if admitted.protocol == "plain":
+            session = PlainSession(realtime, fd, new_id(), admitted.user)
+        else:
+            session = SocketIOSession(realtime, fd, new_id(), admitted.user)
+            if realtime.keeps_environ:
+                session.need_extra().environ = make_environ(request, admitted.address)
+        realtime.hub.attach(session)
+        session.send(handshake_response(admitted.key))
+        if isinstance(session, PlainSession):
+            session.begin(admitted.identity, wishes)
+        else:
+            if admitted.identity is not None:
+                session.authenticated(admitted.identity)
+            session.begin(wishes)
+        if realtime.log_connections:
+            logger.debug(
+                "opened",
+                extra={"connection": session.id, "user": session.user, "peer": admitted.address},
+            )
+        if received:
+            session.receive(received)
+
+
+def make_environ(request: web.Request, address: str) -> dict[str, object]:
+    """The request as handlers of python-socketio expect it, in plain values (PEP 3333)."""
+    environ: dict[str, object] = {
+        "REQUEST_METHOD": request.method,
+        "PATH_INFO": request.path,
+        "QUERY_STRING": request.query_string,
+        "RAW_URI": request.raw_path,
+        "SERVER_PROTOCOL": f"HTTP/{request.version.major}.{request.version.minor}",
+        "REMOTE_ADDR": address,
+        "wsgi.url_scheme": request.scheme,
+    }
+    for name, value in request.headers.items():
+        key = "HTTP_" + name.upper().replace("-", "_")
+        environ[key] = f"{environ[key]},{value}" if key in environ else value
+    return environ

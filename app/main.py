@@ -1,0 +1,167 @@
+"""Puts one worker together; the only module that knows all others."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from aiohttp import web
+from prometheus_client.metrics_core import Metric
+
+from app import __version__
+from app.backplane.client import FAILURES, Backplane
+from app.backplane.reader import StreamReader
+from app.config import Settings
+from app.errors import BackplaneUnavailable, SettingsError
+from app.http.admission import Admission
+from app.http.clients import Clients
+from app.http.context import HttpContext
+from app.http.cors import Origins
+from app.http.metrics_page import MetricsPage
+from app.http.routes import add_routes
+from app.http.upgrade import Upgrade
+from app.ports import Slots
+from app.sessions.sio_server import RealtimeServer
+from app.worker import Worker
+
+logger = logging.getLogger("realtime.worker")
+
+BACKPLANE_SECONDS = 20.0
+"""How long a worker waits at its start for the backplane."""
+
+WORKER = web.AppKey("WORKER", Worker)
+
+
+def load_handlers(name: str, sio: RealtimeServer) -> None:
+    """Let an application register its handlers.
+
+    Raises:
+        SettingsError: there is no such module, or it has no `register`.
+    """
+    try:
+        register = importlib.import_module(name).register
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"HANDLERS={name}: {error}") from error
+    register(sio)
+
+
+async def build(
+    settings: Settings,
+    slots: Slots,
+    backplane_url: str,
+    worker_id: str,
+    *,
+    collect_metrics: Callable[[], Iterable[Metric]],
+    other_processes: Callable[[], Mapping[str, int]],
+    has_memory: Callable[[], bool],
+) -> web.Application:
+    """Make the aiohttp application of one worker, with a `Worker` under `WORKER`.
+
+    Args:
+        settings: of the service.
+        slots: counts that the workers of this machine share.
+        backplane_url: where the streams are.
+        worker_id: names this worker among all.
+        collect_metrics: joins the metrics of all workers; may block.
+        other_processes: pids by name of processes whose memory belongs to the service.
+        has_memory: whether there is memory for more connections.
+
+    Raises:
+        BackplaneUnavailable: it did not answer within `BACKPLANE_SECONDS`.
+        SettingsError: HANDLERS names nothing that can be loaded.
+    """
+    backplane = Backplane(backplane_url, settings, worker_id)
+    reader, key = await _reach(backplane)
+    for warning in backplane.warnings():
+        logger.warning("%s", warning)
+    worker = Worker(settings, slots, backplane, reader, key)
+    if settings.handlers:
+        load_handlers(settings.handlers, worker.sio)
+    app = web.Application(client_max_size=64 * 1024 * 1024)
+    app[WORKER] = worker
+    _add_http(app, worker, collect_metrics, other_processes, has_memory)
+
+    async def stop(_: web.Application) -> None:
+        await worker.stop()
+
+    app.on_shutdown.append(stop)
+    worker.start()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    return app
+
+
+async def _reach(backplane: Backplane) -> tuple[StreamReader, bytes]:
+    """Wait for the backplane; what a worker needs of it before it can serve.
+
+    Raises:
+        BackplaneUnavailable: it did not answer within `BACKPLANE_SECONDS`.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + BACKPLANE_SECONDS
+    while True:
+        await backplane.connect(deadline)
+        reader = StreamReader(backplane)
+        try:
+            await reader.start()
+            return reader, await backplane.shared_key()
+        except (*FAILURES, BackplaneUnavailable) as error:
+            if loop.time() >= deadline:
+                raise BackplaneUnavailable(f"The backplane does not answer: {error}") from error
+            await asyncio.sleep(0.1)
+
+
+def _add_http(
+    app: web.Application,
+    worker: Worker,
+    collect_metrics: Callable[[], Iterable[Metric]],
+    other_processes: Callable[[], Mapping[str, int]],
+    has_memory: Callable[[], bool],
+) -> None:
+    settings, slots = worker.settings, worker.slots
+    clients = Clients(settings.trusted_proxies)
+    origins = Origins(settings, clients)
+    admission = Admission(
+        settings,
+        slots,
+        worker.verifier,
+        clients,
+        origins,
+        is_serving=lambda: worker.accepting and not worker.canary.is_deaf,
+        has_memory=has_memory,
+        count_refused=lambda reason: worker.metrics.refused[reason].inc(),
+    )
+    Upgrade(worker.realtime, admission).add_routes(app)
+    limits = {
+        "max_total_connections": settings.max_total_connections,
+        "max_queue_size": settings.max_queue_size,
+    }
+    page = MetricsPage(slots, collect_metrics, other_processes, limits)
+    app.router.add_get("/metrics", page.metrics)
+    context = HttpContext(
+        settings=settings,
+        slots=slots,
+        publisher=worker,
+        history=worker.history,
+        presence=worker.presence,
+        verifier=worker.verifier,
+        clients=clients,
+        origins=origins,
+        backplane_available=lambda: worker.backplane.available,
+        warnings=worker.backplane.warnings,
+        count_request=worker.metrics.count_request,
+        started_at=min((row.started for row in slots.rows()), default=time.time()),
+        version=__version__,
+    )
+    add_routes(app, context)
+
+    async def end_keep_alive(_: web.Request, response: web.StreamResponse) -> None:
+        if worker.leaving:
+            response.force_close()
+
+    app.on_response_prepare.append(end_keep_alive)

@@ -1,0 +1,308 @@
+"""Every figure that a worker counts, under its Prometheus name.
+
+With PROMETHEUS_MULTIPROC_DIR in the environment each process counts in files of its own in that
+directory, which survive it, and `workers/metrics_files.py` joins them; there can be one `Metrics`
+per process then. Without it the figures live in `Metrics.registry`, and tests make as many as
+they like.
+
+What the slot table knows exactly (connections, users, queue) is not counted here: the metrics
+page reads it at the scrape. See `app/http/metrics_page.py`.
+
+Increments cost about a microsecond: count once per flush with `inc(n)`, not once per receiver, and
+set gauges from the worker's own tick, not on every change.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import os
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+
+from app.errors import CloseCode, ErrorCode
+from app.types import GapReason, Priority
+
+KeyT = TypeVar("KeyT", bound=Hashable)
+MetricT = TypeVar("MetricT")
+_Mode = Literal["livesum", "livemin", "livemax"]
+
+FLUSH_BUCKETS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+)  # fmt: skip
+"""Seconds. A flush to 5 000 connections takes some 0.1 s."""
+
+LATENCY_BUCKETS = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+"""Seconds. A publish waits for an absent backplane for at most five."""
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_CLOSE_CODES = frozenset({*(int(code) for code in CloseCode), 1003, 1005, 1006, 1010, 1011, 1013})
+_ACTIONS = ("subscribe", "unsubscribe", "get_history", "ping", "ack", "presence", "auth")
+_OTHER = "other"
+
+
+class Children(dict[KeyT, MetricT], Generic[KeyT, MetricT]):
+    """The children of a labelled metric, each bound to its labels at the first use.
+
+    Args:
+        bind: `labels` of the parent. A key is the label's value, or a tuple when it has several.
+        allowed: the only keys; what is not among them counts as `other`. Empty: the caller
+            promises that its keys are few and not chosen by clients.
+    """
+
+    def __init__(self, bind: Callable[..., MetricT], allowed: Iterable[KeyT] = ()) -> None:
+        super().__init__()
+        self._bind = bind
+        self._allowed = frozenset(allowed)
+        self._other: MetricT | None = None
+
+    def __missing__(self, key: KeyT) -> MetricT:
+        if self._allowed and key not in self._allowed:
+            if self._other is None:
+                self._other = self._bind(_OTHER)
+            return self._other
+        labels = key if isinstance(key, tuple) else (key,)
+        child = self._bind(*labels)
+        self[key] = child
+        return child
+
+
+def to_steps(seconds: float) -> float:
+    """Round to 2**-20 s, about a microsecond.
+
+    Sums of such numbers are exact, in whatever order the figures of dead workers are added: a sum
+    that falls by its last digit would look like a restart.
+    """
+    return round(seconds * 1_048_576) / 1_048_576
+
+
+class WeightedHistogram(Histogram):
+    """A histogram that takes many equal observations at the price of one."""
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        """Observe one amount."""
+        self.observe_many(amount, 1)
+
+    def observe_many(self, amount: float, count: int) -> None:
+        """Observe `amount` `count` times; a negative amount (clocks differ) counts as zero."""
+        amount = to_steps(max(amount, 0.0))
+        self._sum.inc(amount * count)
+        self._buckets[bisect.bisect_left(self._upper_bounds, amount)].inc(count)
+
+
+class Metrics:
+    """All metrics of this worker.
+
+    Args:
+        types: the message types, which label what is counted per type. Each starts at zero, so
+            that rates are right from the first message; other types count as `other`.
+    """
+
+    def __init__(self, types: Iterable[str] = ()) -> None:
+        directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        self.directory = Path(directory) if directory else None
+        """Where the processes keep their figures; None: in the registry."""
+        if self.directory is not None:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _use_process_files()
+        self.registry = CollectorRegistry()
+        types = tuple(types)
+        self._define_messages(types)
+        self._define_connections(types)
+        self._define_backplane()
+        self._define_process()
+
+    def _define_messages(self, types: tuple[str, ...]) -> None:
+        self.published: Children[str, Counter] = self._counters(
+            "messages_published", "Messages stored in a stream.", ["type"], types
+        )
+        self.delivered: Children[str, Counter] = self._counters(
+            "messages_delivered", "Messages written, once for each connection.", ["type"], types
+        )
+        for name in types:
+            self.published[name].inc(0)
+            self.delivered[name].inc(0)
+        self.queue_dropped: Children[str, Counter] = self._counters(
+            "queue_dropped",
+            "Messages dropped from the full broadcast queue.",
+            ["priority"],
+            [priority.name.lower() for priority in Priority],
+        )
+        self.gaps: Children[str, Counter] = self._counters(
+            "gaps", "Gap events sent to clients, by reason.", ["reason"], get_args(GapReason)
+        )
+        self.flush_duration = WeightedHistogram(
+            "realtime_flush_duration_seconds",
+            "Time that one flush took to write to all of its connections.",
+            buckets=FLUSH_BUCKETS,
+            registry=self.registry,
+        )
+        self.delivery_latency = WeightedHistogram(
+            "realtime_delivery_latency_seconds",
+            "Time from accepting a message to writing it, once for each connection.",
+            buckets=LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+
+    def _define_connections(self, types: tuple[str, ...]) -> None:
+        self.opened: Children[str, Counter] = self._counters(
+            "connections_opened",
+            "Connections accepted, by protocol.",
+            ["protocol"],
+            ["socketio", "plain"],
+        )
+        self.refused: Children[str, Counter] = self._counters(
+            "connections_refused", "Connections refused, by reason.", ["reason"]
+        )
+        self.closed: Children[int, Counter] = self._counters(
+            "connections_closed", "Connections ended, by close code.", ["code"], _CLOSE_CODES
+        )
+        self.handed_over: Children[str, Counter] = self._counters(
+            "handed_over",
+            "Connections of workers that left: passed on, taken over, drained, or lost on the way.",
+            ["result"],
+            ["passed", "taken", "drained", "lost"],
+        )
+        self.handover_pause = WeightedHistogram(
+            "realtime_handover_pause_seconds",
+            "Time for which a connection was served by nobody while it was handed over.",
+            buckets=LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self.replayed = self._counter(
+            "messages_replayed", "Messages written to connections that were behind."
+        )
+        self.subscriptions: Children[str, Gauge] = Children(
+            self._gauge(
+                "subscriptions", "Connections subscribed to a type.", "livesum", ["type"]
+            ).labels,
+            types,
+        )
+        self.slow_consumers = self._gauge(
+            "slow_consumers", "Connections past the write high-water mark.", "livesum"
+        )
+        self.sent_bytes = self._counter("sent_bytes", "Bytes handed to clients' sockets.")
+        self.received_bytes = self._counter("received_bytes", "Bytes read from clients' sockets.")
+        self.requests: Children[str, Counter] = self._counters(
+            "actions", "Actions asked for over sockets.", ["action"], _ACTIONS
+        )
+        self.errors: Children[str, Counter] = self._counters(
+            "errors", "Errors told to clients, by code.", ["code"], ErrorCode
+        )
+        self.http_requests: Children[tuple[str, str, str], Counter] = self._counters(
+            "http_requests", "HTTP requests answered.", ["route", "method", "status"]
+        )
+
+    def _define_backplane(self) -> None:
+        self.backplane_up = self._gauge(
+            "backplane_up", "1 while every worker of the machine reaches the backplane.", "livemin"
+        )
+        self.backplane_lag = self._gauge(
+            "backplane_lag_seconds",
+            "Age of the last message read from a stream, when it was read; the worst worker.",
+            "livemax",
+        )
+        self.deaf_workers = self._gauge(
+            "deaf_workers",
+            "Workers that no longer get what goes through the backplane.",
+            "livesum",
+        )
+        self.backplane_reconnects = self._counter(
+            "backplane_reconnects", "Connections to the backplane made anew after a loss."
+        )
+        self.history_cache_bytes = self._gauge(
+            "history_cache_bytes", "Messages kept in memory for clients that catch up.", "livesum"
+        )
+
+    def _define_process(self) -> None:
+        self.incoming_bytes = self._gauge(
+            "incoming_bytes", "Bytes of unfinished messages from clients.", "livesum"
+        )
+        self.write_buffer_bytes = self._gauge(
+            "write_buffer_bytes", "Bytes written that the sockets have not yet taken.", "livesum"
+        )
+        self.loop_delay = self._gauge(
+            "loop_delay_seconds", "How late the event loop runs; the worst worker.", "livemax"
+        )
+        self.cpu_seconds = self._counter("process_cpu_seconds", "CPU time used by the workers.")
+        self._cpu_counted = 0.0
+
+    def count_request(self, route: str, method: str, status: int) -> None:
+        """Count an HTTP request.
+
+        Args:
+            route: the pattern of the route, never the path as the client wrote it.
+            method: as the client wrote it; what HTTP does not know counts as `other`.
+            status: of the answer.
+        """
+        method = method if method in _METHODS else _OTHER
+        self.http_requests[route, method, str(status)].inc()
+
+    def sample_process(self) -> None:
+        """Count the CPU time since the last call; the worker calls it every second or so."""
+        now = to_steps(time.process_time())
+        self.cpu_seconds.inc(now - self._cpu_counted)
+        self._cpu_counted = now
+
+    def _counter(self, name: str, help: str, labels: Sequence[str] = ()) -> Counter:
+        return Counter(f"realtime_{name}_total", help, labels, registry=self.registry)
+
+    def _counters(
+        self, name: str, help: str, labels: Sequence[str], allowed: Iterable[KeyT] = ()
+    ) -> Children[KeyT, Counter]:
+        return Children(self._counter(name, help, labels).labels, allowed)
+
+    def _gauge(self, name: str, help: str, mode: _Mode, labels: Sequence[str] = ()) -> Gauge:
+        return Gauge(
+            f"realtime_{name}", help, labels, registry=self.registry, multiprocess_mode=mode
+        )
+
+
+def process_identity(pid: int | None = None) -> str | None:
+    """Name a process as no other is named until the machine restarts: `<pid>-<start time>`.
+
+    Returns None when there is no such process or it is dead and only not yet waited for.
+    """
+    try:
+        stat = Path(f"/proc/{pid or os.getpid()}/stat").read_text("ascii", "replace")
+    except OSError:
+        return None
+    # The second field, the command in brackets, may hold blanks and brackets itself.
+    fields = stat.rpartition(")")[2].split()
+    state, start = fields[0], fields[19]
+    return None if state in "ZX" else f"{pid or os.getpid()}-{start}"
+
+
+class _ProcessName:
+    """`process_identity` of this process, looked up once after each fork.
+
+    prometheus_client asks for it at every increment.
+    """
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._name = ""
+
+    def __call__(self) -> str:
+        pid = os.getpid()
+        if pid != self._pid:
+            self._name = process_identity(pid) or str(pid)
+            self._pid = pid
+        return self._name
+
+
+@functools.cache
+def _use_process_files() -> None:
+    """Make metrics that are created from now on keep their values in files of this process.
+
+    The files are named by `process_identity` instead of the bare pid, which the kernel gives
+    away again: the figures of a dead worker must not become those of a stranger.
+    """
+    library: Any = values
+    library.ValueClass = library.MultiProcessValue(_ProcessName())

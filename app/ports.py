@@ -1,0 +1,72 @@
+"""Interfaces that the inside of a worker defines and that others implement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from app.types import Priority, WorkerRow
+
+
+class Slots(Protocol):
+    """Counts that all workers of this machine share; see workers/shared_slots.py.
+
+    Every call is atomic over all processes and takes a few microseconds.
+    """
+
+    index: int
+    """The row of this worker."""
+
+    def reserve_connection(self) -> bool:
+        """Count one connection more; False when the machine is at its cap."""
+
+    def release_connection(self) -> None:
+        """Count one connection less."""
+
+    def claim_user(self, user: str) -> bool:
+        """Count one connection of `user`; False when that user is at the cap."""
+
+    def release_user(self, user: str) -> None:
+        """Give one claim of this worker on `user` back."""
+
+    def reserve_queue(self, size: int) -> bool:
+        """Count one message of `size` bytes into the queue; False when that is full."""
+
+    def release_queue(self, messages: int, size: int) -> None:
+        """Count messages out of the queue of this worker, `size` bytes in all."""
+
+    def ask_to_evict(self, below: Priority) -> bool:
+        """Ask the workers that hold messages ranked below `below` to drop one.
+
+        Returns False when no other worker holds any.
+        """
+
+    def take_evictions(self) -> int:
+        """How many messages other workers have asked this one to drop since the last call."""
+
+    def set_queued(self, per_priority: Sequence[int]) -> None:
+        """Tell the others how many messages of each priority wait here (high, normal, low)."""
+
+    def set_stats(self, stats: dict[str, object]) -> None:
+        """Show figures of this worker to all others; at most 4 000 bytes as JSON."""
+
+    def total_connections(self) -> int:
+        """Connections of all workers."""
+
+    def queue_totals(self) -> tuple[int, int]:
+        """Messages and bytes in the queues of all workers."""
+
+    def set_user_types(self, user: str, types: int) -> None:
+        """Say what this worker's connections of a user are subscribed to, one bit a type."""
+
+    def users_of_type(self, number: int) -> int:
+        """Different users that are subscribed to a type, by the number of its bit."""
+
+    def unique_users(self) -> int:
+        """Different users that hold claims."""
+
+    def workers_died(self) -> tuple[int, int]:
+        """Workers that ended untold since the service runs: while starting, while serving."""
+
+    def rows(self) -> list[WorkerRow]:
+        """All rows in use, this worker's own included."""

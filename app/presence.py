@@ -1,0 +1,166 @@
+"""What the team's lab is doing: `{state, task, updatedAt}`, kept in the backplane for all workers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from app.errors import ClientError, ErrorCode
+
+log = logging.getLogger(__name__)
+
+State = Literal["idle", "working", "offline"]
+STATES: Final[tuple[State, ...]] = get_args(State)
+
+SILENCE = 600.0
+"""Seconds without an update after which the state is `offline`."""
+
+MAX_TASK_LENGTH = 500
+"""Characters of a task."""
+
+STALENESS = 1.0
+"""Seconds for which a state that was read is good enough."""
+
+PATIENCE = 0.5
+"""Seconds that a reader waits for the backplane before it gets the last known state."""
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceState:
+    """What somebody has last said."""
+
+    state: State
+    task: str | None
+    updated_at: int | None
+    """Unix time in milliseconds; None: nobody has said anything yet."""
+
+    def to_json(self) -> dict[str, object]:
+        """The state as it stands in HTTP answers and messages."""
+        return {"state": self.state, "task": self.task, "updatedAt": self.updated_at}
+
+    def at(self, now: float) -> PresenceState:
+        """The state as it is to be shown at Unix time `now`, in seconds."""
+        if self.updated_at is not None and now - self.updated_at / 1000 <= SILENCE:
+            return self
+        return PresenceState("offline", None, self.updated_at)
+
+
+class Presence:
+    """Reads and writes the presence state.
+
+    Reads are shared and cached, so that any number of them costs the backplane one a second.
+
+    Args:
+        get: reads the fields that `set` has stored last; empty before that.
+        set: stores fields.
+        now: Unix time in seconds.
+        monotonic: seconds of a clock that never jumps.
+    """
+
+    def __init__(
+        self,
+        get: Callable[[], Awaitable[Mapping[str, str]]],
+        set: Callable[[Mapping[str, str]], Awaitable[None]],
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._get = get
+        self._set = set
+        self._now = now
+        self._monotonic = monotonic
+        self._known = PresenceState("offline", None, None)
+        self._confirmed = False
+        self._asked = float("-inf")
+        self._asking: asyncio.Task[None] | None = None
+        self._updates = 0
+
+    async def update(self, state: object, task: object = None) -> PresenceState:
+        """Say what the lab is doing.
+
+        Raises:
+            ClientError: INVALID_PAYLOAD, or BACKPLANE_UNAVAILABLE.
+        """
+        new = PresenceState(_check_state(state), _check_task(task), round(self._now() * 1000))
+        await self._set(_to_fields(new))
+        self._updates += 1
+        self._learn(new)
+        return new
+
+    async def read(self) -> tuple[PresenceState, bool]:
+        """The state, and whether the backplane has confirmed it just now.
+
+        Waits for `PATIENCE` at most; while the backplane is away it is the last known state.
+        """
+        if self._asking is None and self._monotonic() - self._asked >= STALENESS:
+            self._asking = asyncio.create_task(self._ask(), name="presence")
+        if self._asking is not None:
+            await asyncio.wait({self._asking}, timeout=PATIENCE)
+        return self._known.at(self._now()), self._confirmed and self._asking is None
+
+    async def _ask(self) -> None:
+        updates = self._updates
+        try:
+            stored = await self._get()
+            if updates == self._updates:  # else what was read may be older than the update
+                self._learn(_from_fields(stored))
+        except ClientError as error:
+            if self._confirmed:
+                log.warning("the presence state cannot be read: %s", error)
+            self._confirmed = False
+        finally:
+            self._asked = self._monotonic()
+            self._asking = None
+
+    def _learn(self, state: PresenceState) -> None:
+        self._known = state
+        self._confirmed = True
+        self._asked = self._monotonic()
+
+
+def _check_state(state: object) -> State:
+    for known in STATES:
+        if state == known:
+            return known
+    message = f"'state' must be one of {', '.join(STATES)}."
+    raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
+
+
+def _check_task(task: object) -> str | None:
+    if not task and (task is None or isinstance(task, str)):
+        return None
+    if not isinstance(task, str) or len(task) > MAX_TASK_LENGTH or not _is_text(task):
+        message = f"'task' must be a string of at most {MAX_TASK_LENGTH} characters, or null."
+        raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
+    return task
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can say
+        return False
+    return True
+
+
+def _to_fields(state: PresenceState) -> dict[str, str]:
+    return {
+        "state": state.state,
+        "task": state.task or "",
+        "updatedAt": str(state.updated_at),
+    }
+
+
+def _from_fields(fields: Mapping[str, str]) -> PresenceState:
+    """Read what any version of the service may have stored."""
+    try:
+        return PresenceState(
+            _check_state(fields["state"]),
+            _check_task(fields.get("task")),
+            int(fields["updatedAt"]),
+        )
+    except (ClientError, KeyError, ValueError):
+        return PresenceState("offline", None, None)

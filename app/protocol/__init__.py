@@ -1,0 +1,1 @@
+"""The wire as pure functions: bytes in, values out, no asyncio."""

@@ -1,0 +1,202 @@
+"""JSON and the envelope that every message of the service travels in (PROTOCOL.md, "Envelope").
+
+Pure: values in, bytes out. JSON is strict both ways, since a browser cannot parse `NaN`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from math import isfinite
+from typing import Any, NoReturn
+
+from app.errors import ClientError, ErrorCode
+
+MAX_DEPTH = 128
+"""How deep arrays and objects may be nested; far below what exhausts the stack of a parser."""
+
+_MAX_DIGITS = 308
+"""Digits of an integer: a longer one is `Infinity` to every client that counts in doubles."""
+
+RESERVED_EVENTS = frozenset(
+    {
+        # Events that only the service itself sends.
+        "connected",
+        "subscribed",
+        "unsubscribed",
+        "history_data",
+        "pong",
+        "presence_data",
+        "authenticated",
+        "batch_update",
+        "gap",
+        "token_expiring",
+        "error",
+        "offset",
+        # Names that Socket.IO clients and servers give to their own events.
+        "connect",
+        "connecting",
+        "connect_error",
+        "connect_failed",
+        "connect_timeout",
+        "disconnect",
+        "disconnecting",
+        "message",
+        "newListener",
+        "removeListener",
+        "reconnect",
+        "reconnect_attempt",
+        "reconnect_error",
+        "reconnect_failed",
+        "reconnecting",
+        "ping",
+    }
+)
+"""Names that a publisher may not use: a client could not tell the message from the protocol."""
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(f"the number {text[:20]}… is too large")
+    return value
+
+
+def _parse_int(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"the number {text[:20]}… is too large")
+    return int(text)
+
+
+_decoder = json.JSONDecoder(
+    parse_float=_parse_float, parse_int=_parse_int, parse_constant=_refuse_constant
+)
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_ascii_encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def encode_json(value: Any) -> bytes:
+    """Encode a value as compact JSON in UTF-8.
+
+    Raises:
+        ValueError: it holds NaN or Infinity, contains itself, or is nested too deeply.
+        TypeError: it holds something that JSON cannot say.
+    """
+    try:
+        try:
+            return _encoder.encode(value).encode()
+        except UnicodeEncodeError:
+            # A lone surrogate is legal in JSON as an escape, but not in UTF-8.
+            return _ascii_encoder.encode(value).encode()
+    except RecursionError:
+        raise ValueError("the value is nested too deeply") from None
+
+
+def decode_json(text: bytes | str) -> Any:
+    """Decode JSON that somebody else wrote.
+
+    Raises:
+        ClientError: PARSE_ERROR with the place, for anything that is not strict JSON, for
+            nesting deeper than `MAX_DEPTH` and for numbers that a double cannot hold.
+    """
+    try:
+        if not isinstance(text, str):
+            text = text.decode()
+        value = _decoder.decode(text)
+    except UnicodeDecodeError as error:
+        raise _parse_error(f"it is not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise _parse_error(f"{error.msg[:1].lower()}{error.msg[1:]} at {place}") from None
+    except ValueError as error:
+        raise _parse_error(str(error)) from None
+    except RecursionError:
+        raise _too_deep() from None
+    # The count bounds the depth and costs nothing; few messages need the exact figure.
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise _too_deep()
+    return value
+
+
+def _parse_error(reason: str) -> ClientError:
+    return ClientError(ErrorCode.PARSE_ERROR, f"This is not valid JSON: {reason}.")
+
+
+def _too_deep() -> ClientError:
+    return ClientError(
+        ErrorCode.PARSE_ERROR, f"The JSON is nested too deeply: {MAX_DEPTH} levels are allowed."
+    )
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(v for v in item.values() if isinstance(v, (dict, list)))
+            elif isinstance(item, list):
+                inner.extend(v for v in item if isinstance(v, (dict, list)))
+        if not inner:
+            return False
+        level = inner
+    return True
+
+
+def new_id() -> str:
+    """A random UUID (version 4), several times faster than `str(uuid.uuid4())`."""
+    digits = os.urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+
+
+def body(
+    type: str,
+    event: str,
+    data: Any,
+    *,
+    id: str | None = None,
+    timestamp: int | None = None,
+    reply_to: Any = None,
+) -> bytes:
+    """Write an envelope without its closing brace, as `Draft.body` wants it.
+
+    Args:
+        type: the subscription type, or `config`, `system`, `error` of answers.
+        event: the name of the event.
+        data: any JSON value.
+        id: the id of the message; a new UUID when None.
+        timestamp: Unix time in milliseconds; now when None.
+        reply_to: the `id` of the request that this answers; left out when None.
+
+    Raises:
+        ValueError, TypeError: as `encode_json`.
+    """
+    encoded = b'{"id":%b,"type":%b,"timestamp":%d,"direction":"server-to-client","event":%b,' % (
+        encode_json(new_id() if id is None else id),
+        encode_json(type),
+        time.time() * 1000 if timestamp is None else timestamp,
+        encode_json(event),
+    )
+    encoded += b'"data":' + encode_json(data)
+    if reply_to is not None:
+        encoded += b',"replyTo":' + encode_json(reply_to)
+    return encoded
+
+
+def envelope(
+    type: str,
+    event: str,
+    data: Any,
+    *,
+    id: str | None = None,
+    timestamp: int | None = None,
+    reply_to: Any = None,
+) -> bytes:
+    """Write a whole envelope, for a message that belongs to no stream; see `body`."""
+    return body(type, event, data, id=id, timestamp=timestamp, reply_to=reply_to) + b"}"

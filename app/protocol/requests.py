@@ -1,0 +1,225 @@
+"""What clients may ask for, checked: JSON in, small values out (PROTOCOL.md, "Actions")."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+from app.errors import ClientError, ErrorCode
+from app.protocol.envelope import decode_json, encode_json
+from app.types import Position
+
+ACTIONS = frozenset({"subscribe", "unsubscribe", "get_history", "ping", "ack", "presence", "auth"})
+MAX_HISTORY = 100
+"""Largest number of messages that one request may ask for."""
+MAX_ID = 128
+"""Longest request id, in characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, its payload not checked yet.
+
+    `id` is what the answer's `replyTo` will be; `ack` the id of the Socket.IO acknowledgement
+    that the client waits for.
+    """
+
+    action: Any
+    payload: Any
+    id: str | int | None = None
+    ack: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Payload of `subscribe`; `batch` None leaves the option as it is."""
+
+    types: frozenset[str]
+    history: int | None = None
+    recover: dict[str, Position] = field(default_factory=dict)
+    batch: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GetHistory:
+    """Payload of `get_history`; only messages older than `before`, if given."""
+
+    type: str
+    limit: int
+    before: int | None
+
+
+def parse_request(text: str) -> Request:
+    """Read a text frame of the plain protocol.
+
+    Raises:
+        ClientError: PARSE_ERROR, INVALID_PAYLOAD or INVALID_ACTION.
+    """
+    value = decode_json(text)
+    if not isinstance(value, dict):
+        raise _invalid('A request is a JSON object such as {"action": "ping"}.')
+    id = value.get("id")
+    if id is not None and (isinstance(id, bool) or not isinstance(id, str | int)):
+        raise _invalid("The id of a request is a string or a whole number.")
+    if isinstance(id, str) and len(id) > MAX_ID:
+        raise _invalid(f"The id of a request is at most {MAX_ID} characters long.")
+    return Request(value.get("action"), value.get("payload"), id)
+
+
+def check_action(request: Request) -> None:
+    """Make sure the action is one of `ACTIONS`.
+
+    Raises:
+        ClientError: INVALID_ACTION.
+    """
+    action = request.action
+    if not isinstance(action, str):
+        raise ClientError(
+            ErrorCode.INVALID_ACTION, f"A request needs an action, one of: {_listed(ACTIONS)}."
+        )
+    if action not in ACTIONS:
+        raise ClientError(
+            ErrorCode.INVALID_ACTION,
+            f"There is no action {action[:64]!r}; there are: {_listed(ACTIONS)}.",
+        )
+
+
+def parse_subscribe(payload: Any, known: Collection[str]) -> Subscribe:
+    """Check the payload of `subscribe`.
+
+    Raises:
+        ClientError: INVALID_PAYLOAD, INVALID_TYPE or SUBSCRIPTION_INVALID.
+    """
+    fields = _object(payload)
+    types = parse_types(fields.get("types"), known)
+    history = fields.get("history")
+    if history is not None:
+        history = _number(history, "history", 1, MAX_HISTORY)
+    batch = fields.get("batch")
+    if batch is not None and not isinstance(batch, bool):
+        raise _invalid("batch is true or false.")
+    recover = fields.get("recover")
+    if recover is None:
+        recover = {}
+    if not isinstance(recover, dict):
+        raise _invalid('recover is an object such as {"status": {"epoch": "…", "seq": 1}}.')
+    positions: dict[str, Position] = {}
+    for type, position in recover.items():
+        check_type(type, known)
+        if type not in types:
+            raise _invalid(f"recover names {type!r}, which is not among the types.")
+        positions[type] = _position(type, position)
+    return Subscribe(types, history, positions, batch)
+
+
+def parse_types(value: Any, known: Collection[str]) -> frozenset[str]:
+    """Check a list of subscription types, taken whole or not at all; `all` is every one.
+
+    Raises:
+        ClientError: INVALID_PAYLOAD, INVALID_TYPE or SUBSCRIPTION_INVALID.
+    """
+    if not isinstance(value, list) or not all(isinstance(type, str) for type in value):
+        raise _invalid('types is a list of strings such as ["status", "stats"].')
+    for type in value:
+        if type != "all":
+            check_type(type, known)
+    return frozenset(known) if "all" in value else frozenset(value)
+
+
+def check_type(type: str, known: Collection[str]) -> None:
+    """Make sure a type exists and may be subscribed to.
+
+    Raises:
+        ClientError: INVALID_TYPE or SUBSCRIPTION_INVALID.
+    """
+    if type in known:
+        return
+    if type == "error":
+        raise ClientError(
+            ErrorCode.SUBSCRIPTION_INVALID, "Errors go to who caused them; nobody can subscribe."
+        )
+    raise ClientError(
+        ErrorCode.INVALID_TYPE, f"There is no type {type[:64]!r}; there are: {_listed(known)}."
+    )
+
+
+def parse_get_history(payload: Any, known: Collection[str], default_limit: int) -> GetHistory:
+    """Check the payload of `get_history`.
+
+    Raises:
+        ClientError: INVALID_PAYLOAD, INVALID_TYPE or SUBSCRIPTION_INVALID.
+    """
+    fields = _object(payload)
+    type = parse_one_type(fields, known)
+    limit = fields.get("limit")
+    before = fields.get("before")
+    return GetHistory(
+        type,
+        default_limit if limit is None else _number(limit, "limit", 1, MAX_HISTORY),
+        None if before is None else _number(before, "before", 1, 2**53),
+    )
+
+
+def parse_one_type(payload: Any, known: Collection[str]) -> str:
+    """Check a payload with a single `type`.
+
+    Raises:
+        ClientError: INVALID_PAYLOAD, INVALID_TYPE or SUBSCRIPTION_INVALID.
+    """
+    type = _object(payload).get("type")
+    if not isinstance(type, str):
+        raise _invalid("type is a string such as 'status'.")
+    check_type(type, known)
+    return type
+
+
+def parse_string(payload: Any, name: str, longest: int) -> str:
+    """Check a payload with one string field that must be there.
+
+    Raises:
+        ClientError: INVALID_PAYLOAD.
+    """
+    value = _object(payload).get(name)
+    if not isinstance(value, str) or not 0 < len(value) <= longest:
+        raise _invalid(f"{name} is a string of 1 to {longest} characters.")
+    return value
+
+
+def encode_id(id: str | int) -> bytes:
+    """A request's id as JSON."""
+    return encode_json(id)
+
+
+def _object(payload: Any) -> dict[str, Any]:
+    if payload is None:
+        return {}
+    if not isinstance(payload, dict):
+        raise _invalid("The payload is a JSON object.")
+    return payload
+
+
+def _number(value: Any, name: str, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise _invalid(f"{name} is a whole number from {least} to {most}.")
+    return value
+
+
+def _position(type: str, value: Any) -> Position:
+    if isinstance(value, dict):
+        epoch, seq = value.get("epoch"), value.get("seq")
+        if isinstance(epoch, str) and len(epoch) <= 64 and _is_count(seq):
+            return Position(epoch, seq)
+    raise _invalid(f'recover of {type!r} is {{"epoch": "…", "seq": n}} as last received.')
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _invalid(message: str) -> ClientError:
+    return ClientError(ErrorCode.INVALID_PAYLOAD, message)
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(sorted(names))

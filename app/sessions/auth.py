@@ -1,0 +1,186 @@
+"""Who a client is: the names that users may have, and JSON Web Tokens (RFC 7519) that prove one.
+
+A token is signed with HS256 and AUTH_SECRET, or with RS256, ES256 or EdDSA and a private key whose
+public half is in AUTH_JWKS_FILE. The keys of one kind are never tried on the other, so nobody can
+sign with a public key. What is wrong with a token is told to its sender; keys and claims are not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import jwt
+
+from app.config import Settings
+from app.errors import ClientError, ErrorCode, SettingsError
+from app.protocol.envelope import decode_json
+
+log = logging.getLogger(__name__)
+
+MAX_USER_LENGTH = 128
+"""Characters of a user's name."""
+
+MAX_TOKEN_LENGTH = 8192
+"""Characters of a token; more would not fit into a request line either."""
+
+LEEWAY = 10.0
+"""Seconds that the clocks of issuer and service may differ."""
+
+_KEY_TYPES = {"RS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
+_OPTIONS: Any = {"require": ["sub"], "verify_aud": False}
+_PROBLEMS: tuple[tuple[type[Exception], str], ...] = (
+    (jwt.ExpiredSignatureError, "The token has expired."),
+    (jwt.ImmatureSignatureError, "The token is not valid yet."),
+    (jwt.InvalidIssuedAtError, "The token has a wrong 'iat' claim."),
+    (jwt.InvalidSignatureError, "The token's signature is wrong."),
+    (jwt.MissingRequiredClaimError, "The token has no 'sub' claim."),
+    (jwt.exceptions.InvalidSubjectError, "The token's 'sub' claim is not a string."),
+)
+
+
+def is_user_name(value: object) -> TypeGuard[str]:
+    """Whether a value can name a user: 1 to 128 printable characters."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_USER_LENGTH and value.isprintable()
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a token proves."""
+
+    user: str
+    expires_at: float | None
+    """Unix time in seconds; None: never."""
+
+
+class TokenVerifier:
+    """Checks the tokens of clients against AUTH_SECRET and AUTH_JWKS_FILE.
+
+    Raises:
+        SettingsError: the file of keys cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._secret = settings.auth_secret
+        self._keys = _KeyFile(Path(settings.auth_jwks_file)) if settings.auth_jwks_file else None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether clients need a token."""
+        return bool(self._secret) or self._keys is not None
+
+    def verify(self, token: str) -> Identity:
+        """Say whom a token names.
+
+        Raises:
+            ClientError: UNAUTHORIZED, and what is wrong with the token.
+        """
+        if not token or len(token) > MAX_TOKEN_LENGTH:
+            raise _unauthorized("The token is empty or too long.")
+        try:
+            header = jwt.get_unverified_header(token)
+            algorithm = header.get("alg")
+            claims = jwt.decode(
+                token,
+                self._key(algorithm, header.get("kid")),
+                algorithms=[str(algorithm)],
+                options=_OPTIONS,
+                leeway=LEEWAY,
+            )
+            user = claims["sub"]
+            expires = claims.get("exp")
+            identity = Identity(user, None if expires is None else float(expires))
+        except (jwt.PyJWTError, ArithmeticError, TypeError, ValueError) as error:
+            raise _unauthorized(_problem(error)) from None
+        if not is_user_name(user):
+            raise _unauthorized(
+                f"The token's 'sub' claim must have 1 to {MAX_USER_LENGTH} printable characters."
+            )
+        return identity
+
+    def _key(self, algorithm: object, key_id: object) -> Any:
+        if algorithm == "HS256" and self._secret:
+            return self._secret
+        if algorithm in _KEY_TYPES and self._keys is not None:
+            return self._keys.find(str(algorithm), key_id)
+        raise _unauthorized("The token is signed with an algorithm that is not accepted.")
+
+
+class _KeyFile:
+    """The keys of a JWKS file (RFC 7517), read again when the file has changed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._version = self._stat()
+            self._keys = _read_keys(path)
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"AUTH_JWKS_FILE={str(path)!r}: {error}") from None
+
+    def find(self, algorithm: str, key_id: object) -> Any:
+        """The public key that a token's header names."""
+        self._refresh()
+        fitting = [key for key in self._keys if key.algorithm_name == algorithm]
+        if key_id is not None:
+            fitting = [key for key in fitting if key.key_id == key_id]
+        elif len(fitting) > 1:
+            raise _unauthorized("The token must name its key ('kid').")
+        if not fitting:
+            raise _unauthorized("The token is signed with a key that is not known.")
+        return fitting[0].key
+
+    def _refresh(self) -> None:
+        try:
+            version = self._stat()
+            if version == self._version:
+                return
+            # Remembered even when it cannot be used: one warning for each change.
+            self._version = version
+            self._keys = _read_keys(self._path)
+        except (OSError, ValueError) as error:
+            log.warning("AUTH_JWKS_FILE: %s; the old keys stay in use", error)
+
+    def _stat(self) -> tuple[int, int, int]:
+        stat = os.stat(self._path)  # noqa: PTH116 - on the way of every connect
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _read_keys(path: Path) -> list[jwt.PyJWK]:
+    try:
+        document = decode_json(path.read_bytes())
+    except ClientError as error:
+        raise ValueError(error.message) from None
+    entries = document.get("keys") if isinstance(document, Mapping) else None
+    if not isinstance(entries, list):
+        raise ValueError("it has no list of 'keys'")
+    keys = []
+    for entry in entries:
+        # Other kinds and uses of keys may stand in the same file (RFC 7517 section 5).
+        if not isinstance(entry, Mapping) or entry.get("kty") not in _KEY_TYPES.values():
+            continue
+        if entry.get("use", "sig") != "sig":
+            continue
+        try:
+            key = jwt.PyJWK(dict(entry))
+        except jwt.PyJWTError:
+            continue
+        if key.algorithm_name in _KEY_TYPES:
+            keys.append(key)
+    if not keys:
+        raise ValueError(f"it has no public key for {', '.join(_KEY_TYPES)}")
+    return keys
+
+
+def _problem(error: Exception) -> str:
+    for kind, problem in _PROBLEMS:
+        if isinstance(error, kind):
+            return problem
+    return "The token is not a valid JSON Web Token."
+
+
+def _unauthorized(message: str) -> ClientError:
+    return ClientError(ErrorCode.UNAUTHORIZED, message)

@@ -1,0 +1,203 @@
+"""A live session as JSON, for another worker to go on with (DESIGN.md, "Handoff").
+
+The state bears a version. A worker that does not know the version, or cannot take what the
+state says, refuses that session and the worker that has it drains it.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from app.errors import ClientError
+from app.protocol.envelope import decode_json, encode_json
+from app.protocol.frames import FrameReader
+from app.sessions.plain import PlainSession
+from app.sessions.realtime import Realtime
+from app.sessions.session import Session, Wishes
+from app.sessions.sio_rooms import CONNECTED, MAIN
+from app.sessions.sio_session import SocketIOSession
+from app.transport.connection import Pending
+from app.types import Position
+
+VERSION = 1
+
+State = dict[str, Any]
+
+
+class CannotPass(Exception):
+    """A session cannot be handed over; it is drained instead."""
+
+
+def is_at_rest(session: Session) -> bool:
+    """Whether nothing is being done for a session that its state could not tell."""
+    extra = session.extra
+    return extra is None or (extra.task is None and not extra.handlers and not extra.inbox)
+
+
+def dump(session: Session, times: tuple[float, float], exported_at: float) -> State:
+    """The state of a session that has left its hub, at rest and with nothing queued.
+
+    Args:
+        session: open; if it was live it has left its group, so `track` says where it stands.
+        times: of the heartbeat, see `TimerWheel.times`.
+        exported_at: monotonic seconds, which all processes of a machine share.
+
+    Raises:
+        CannotPass: there is something that JSON cannot say.
+    """
+    assert session.track is not None
+    extra = session.extra
+    state: State = {
+        "version": VERSION,
+        "protocol": session.protocol,
+        "id": session.id,
+        "user": session.user,
+        "claimed": session.claimed,
+        "welcomed": session.welcomed,
+        "held": session.held,
+        "positions": {
+            type: [session.track[type].epoch, session.track[type].seq]
+            for type in session.group.types
+        },
+        "batch": session.group.batch,
+        "times": times,
+        "exported_at": exported_at,
+        "reader": session.reader.dump() if session.reader is not None else None,
+        "unsent": _encode(session.pending.content()) if session.pending is not None else None,
+        "expires_at": extra.expires_at if extra is not None else None,
+        "wishes": _dump_wishes(extra.wishes) if extra is not None and extra.wishes else None,
+    }
+    if isinstance(session, SocketIOSession):
+        state["socketio"] = _dump_socketio(session)
+    return state
+
+
+def load(realtime: Realtime, fd: int, state: State) -> Session:
+    """Go on with a session, whose connection and claim are counted for this worker already.
+
+    Raises:
+        CannotPass: `check` has not been asked.
+    """
+    check(realtime, state)
+    session: PlainSession | SocketIOSession
+    if state["protocol"] == PlainSession.protocol:
+        session = PlainSession(realtime, fd, state["id"], state["user"])
+    else:
+        session = SocketIOSession(realtime, fd, state["id"], state["user"])
+    session.claimed = state["claimed"]
+    session.welcomed = state["welcomed"]
+    positions = {type: Position(*place) for type, place in state["positions"].items()}
+    session.group = realtime.fanout.group(session.codec, frozenset(positions), state["batch"])
+    session.track = positions
+    if state["reader"] is not None:
+        session.reader = FrameReader.load(realtime.hub.max_message, state["reader"])
+    if state["unsent"] is not None:
+        session.pending = Pending(_decode(state["unsent"]), 0)
+    if isinstance(session, SocketIOSession):
+        _load_socketio(session, state["socketio"])
+    if state["wishes"] is not None:
+        session.need_extra().wishes = Wishes(**state["wishes"])
+    if state["expires_at"] is not None:
+        session.need_extra().expires_at = state["expires_at"]
+        realtime.watch_expiry(session, handed_over=True)
+    elif not session.welcomed and isinstance(session, PlainSession):
+        realtime.await_token(session)
+    silent, due = state["times"]
+    realtime.hub.attach(session, (silent, due))
+    if state["held"]:
+        realtime.hold(session)
+    return session
+
+
+def check(realtime: Realtime, state: State) -> None:
+    """Make sure that this worker can take a session.
+
+    Raises:
+        CannotPass: it is of another version, or has what this worker does not know.
+    """
+    if state.get("version") != VERSION:
+        raise CannotPass(f"state of version {state.get('version')}, not {VERSION}")
+    unknown = set(state["positions"]) - realtime.known_types
+    if unknown:
+        raise CannotPass(f"subscribed to types that are no more: {', '.join(sorted(unknown))}")
+
+
+def _dump_wishes(wishes: Wishes) -> dict[str, Any]:
+    types = None if wishes.types is None else sorted(wishes.types)
+    return {"types": types, "batch": wishes.batch, "resume": wishes.resume}
+
+
+def _dump_socketio(session: SocketIOSession) -> State:
+    extra = session.need_extra()
+    server = session.realtime.sio
+    sids = {MAIN: session.id} if session.main else {}
+    sids |= {namespace: sid for namespace, (sid, _) in extra.namespaces.items()}
+    if any(state != CONNECTED for _, state in extra.namespaces.values()) or session.main not in (
+        0,
+        CONNECTED,
+    ):
+        raise CannotPass("it is on its way into or out of a namespace")
+    packet = server._binary_packet.get(session)
+    rooms = [list(key) for key in extra.rooms]
+    if not _is_json([extra.session, extra.environ, rooms]):
+        raise CannotPass("what the application keeps of it is not JSON")
+    return {
+        "namespaces": sids,
+        "rooms": rooms,
+        "session": extra.session,
+        "environ": extra.environ,
+        "acks": {sid: server.manager.dump_acks(sid, space) for space, sid in sids.items()},
+        "packet": None
+        if packet is None
+        else {
+            "type": packet.packet_type,
+            "namespace": packet.namespace,
+            "id": packet.id,
+            "data": packet.data,
+            "count": packet.attachment_count,
+            "attachments": [_encode(part) for part in packet.attachments],
+        },
+    }
+
+
+def _load_socketio(session: SocketIOSession, state: State) -> None:
+    server = session.realtime.sio
+    manager = server.manager
+    for namespace, sid in state["namespaces"].items():
+        manager.adopt(session, namespace, sid)
+        manager.load_acks(sid, state["acks"][sid])
+    extra = session.need_extra() if _needs_extra(state) else None
+    if extra is not None:
+        extra.session = state["session"]
+        extra.environ = state["environ"]
+        for namespace, room in state["rooms"]:
+            manager.join_room(session, namespace, room)
+    packet = state["packet"]
+    if packet is not None:
+        made = server.packet_class(
+            packet["type"], packet["data"], packet["namespace"], packet["id"], binary=False
+        )
+        made.attachment_count = packet["count"]
+        made.attachments = [_decode(part) for part in packet["attachments"]]
+        server._binary_packet[session] = made
+
+
+def _needs_extra(state: State) -> bool:
+    return bool(state["session"] or state["environ"] or state["rooms"])
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a value comes back from JSON as it was; a tuple or a number as a key would not."""
+    try:
+        return bool(decode_json(encode_json(value)) == value)
+    except (TypeError, ValueError, ClientError):
+        return False
+
+
+def _encode(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _decode(text: str) -> bytes:
+    return base64.b64decode(text)

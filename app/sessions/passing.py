@@ -1,0 +1,241 @@
+"""Gives live sessions to another worker and takes them from one, without their clients noticing.
+
+Only one of the two writes to a socket at any time: the giver stops before it describes a
+session, and the taker begins when the giver has said that it let go. What Socket.IO emitted in
+between is in the control stream, and the taker, or the giver if it keeps the session after
+all, delivers it from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from app.backplane.history import History
+from app.backplane.scripts import CONTROL
+from app.errors import BackplaneUnavailable
+from app.protocol.envelope import decode_json
+from app.sessions import handover
+from app.sessions.handover import CannotPass, State
+from app.sessions.realtime import Realtime
+from app.sessions.session import Session
+from app.sessions.sio_manager import StreamManager
+from app.sessions.sio_session import SocketIOSession
+from app.transport.connection import CLOSED, MOVING, OPEN
+from app.types import Message, Position
+
+logger = logging.getLogger("realtime.handoff")
+
+
+@dataclass(slots=True)
+class Parcel:
+    """Sessions on their way, in the order of their states."""
+
+    sessions: list[Session]
+    times: list[tuple[float, float]]
+    states: list[State]
+    control: Position
+    """The last message between workers that was carried out for them."""
+
+    @property
+    def descriptors(self) -> list[int]:
+        """One of each session."""
+        return [session.fd for session in self.sessions]
+
+
+class Counts(Protocol):
+    """Moves counts from the row of one worker to this one's."""
+
+    def adopt_connections(self, row: int, generation: int, count: int) -> None:
+        """Count connections of another row as this worker's."""
+
+    def adopt_user(self, row: int, generation: int, user: str) -> None:
+        """Count a claim of another row as this worker's."""
+
+
+class Passing:
+    """Both sides of a handoff.
+
+    Args:
+        realtime: the parts of this worker.
+        manager: delivers what was emitted while a session was on its way.
+        history: where that is read.
+        counts: the slot table.
+    """
+
+    def __init__(
+        self, realtime: Realtime, manager: StreamManager, history: History, counts: Counts
+    ) -> None:
+        self._realtime = realtime
+        self._manager = manager
+        self._history = history
+        self._counts = counts
+        self.stay: dict[Session, None] = {}
+        """Sessions that cannot be handed over."""
+
+    # The giver.
+
+    def left(self) -> list[Session]:
+        """Sessions that this worker still serves."""
+        return [session for session in self._realtime.sessions.values() if session.state == OPEN]
+
+    def at_rest(self, limit: int) -> list[Session]:
+        """Sessions that can be described now, at most `limit`; the others read no more."""
+        found: list[Session] = []
+        for session in self._realtime.sessions.values():
+            if session.state != OPEN or session in self.stay:
+                continue
+            if handover.is_at_rest(session):
+                found.append(session)
+                if len(found) == limit:
+                    break
+            else:
+                self._realtime.hub.pause(session)
+        return found
+
+    def can_wait(self) -> bool:
+        """Whether some session is only busy, and not bound to stay."""
+        return any(session not in self.stay for session in self.left())
+
+    def resume(self) -> None:
+        """Read again from those who are left."""
+        for session in self.left():
+            self._realtime.hub.resume(session)
+
+    def pack(self, sessions: Iterable[Session]) -> Parcel:
+        """Stop serving sessions and describe them; those that JSON cannot describe `stay`."""
+        realtime = self._realtime
+        realtime.hub.flush()
+        parcel = Parcel([], [], [], self._manager.position)
+        now = time.monotonic()
+        for session in sessions:
+            if session.state != OPEN:
+                continue
+            if session.track is None:
+                session.track = realtime.fanout.leave(session)
+            realtime.catchup.discard(session)
+            if session.state != OPEN:
+                continue
+            times = realtime.hub.wheel.times(session)
+            try:
+                state = handover.dump(session, times, now)
+            except CannotPass as error:
+                logger.info("not handed over: %s", error, extra={"connection": session.id})
+                self.stay[session] = None
+                realtime.catchup.start(session)
+                continue
+            realtime.hub.release(session)
+            session.state = MOVING
+            parcel.sessions.append(session)
+            parcel.times.append(times)
+            parcel.states.append(state)
+        return parcel
+
+    def let_go(self, sessions: Sequence[Session]) -> None:
+        """Forget sessions that another worker has taken."""
+        for session in sessions:
+            session.state = CLOSED
+            os.close(session.fd)
+            if session.extra is not None and session.extra.expiry is not None:
+                session.extra.expiry.cancel()
+            self._realtime.sessions.pop(session.id, None)
+            if session.claimed and self._realtime.claims is not None:
+                assert session.user is not None
+                self._realtime.claims.hand_over(session.user)
+            if isinstance(session, SocketIOSession):
+                self._manager.let_go(session)
+
+    async def take_back(self, parcel: Parcel, sessions: Sequence[Session], *, stay: bool) -> None:
+        """Go on serving sessions that were not taken; `stay`: nobody else will take them."""
+        kept = frozenset(sessions)
+        missing = await self._control_after(parcel.control)
+        for session, times in zip(parcel.sessions, parcel.times, strict=True):
+            if session in kept:
+                session.state = OPEN
+                if stay:
+                    self.stay[session] = None
+                self._realtime.hub.attach(session, times)
+                if session.held:
+                    self._realtime.hold(session)
+                self._realtime.catchup.start(session)
+        await self._manager.replay(missing, _over_socketio(kept))
+
+    # The taker.
+
+    def judge(self, states: Sequence[State]) -> list[bool]:
+        """Which of these sessions this worker can take."""
+        return [self._can_take(state) for state in states]
+
+    def _can_take(self, state: State) -> bool:
+        try:
+            handover.check(self._realtime, state)
+        except CannotPass as error:
+            logger.info("not taken over: %s", error, extra={"connection": state.get("id")})
+            return False
+        return True
+
+    async def unpack(
+        self,
+        giver: tuple[int, int],
+        states: Sequence[State],
+        descriptors: Sequence[int],
+        control: Position,
+    ) -> list[Session]:
+        """Serve sessions that their giver (row and generation) has let go."""
+        missing = await self._control_after(control)
+        self._counts.adopt_connections(*giver, len(states))
+        taken: list[Session] = []
+        for state, fd in zip(states, descriptors, strict=True):
+            try:
+                session = handover.load(self._realtime, fd, state)
+            except Exception:
+                logger.exception("a connection was lost in the handoff: %s", state.get("id"))
+                os.close(fd)
+                self._realtime.sessions.pop(state["id"], None)
+                self._realtime.slots.release_connection()
+                self._realtime.metrics.handed_over["lost"].inc()
+                continue
+            if session.claimed:
+                assert session.user is not None
+                self._counts.adopt_user(*giver, session.user)
+                if self._realtime.claims is not None:
+                    self._realtime.claims.adopt(session.user)
+            taken.append(session)
+        over_socketio = _over_socketio(taken)
+        self._manager.skip(over_socketio, control)
+        await self._manager.replay(missing, over_socketio)
+        for session in taken:
+            self._realtime.catchup.start(session)
+        metrics = self._realtime.metrics
+        metrics.handed_over["taken"].inc(len(taken))
+        if states:
+            pause = time.monotonic() - states[0]["exported_at"]
+            metrics.handover_pause.observe_many(pause, len(taken))
+        return taken
+
+    async def _control_after(self, position: Position) -> list[dict[str, Any]]:
+        """Messages between workers after `position` that this worker has carried out."""
+        found: list[Message] = []
+        while True:
+            now = self._manager.position
+            if position.epoch != now.epoch or position.seq >= now.seq:
+                break
+            try:
+                items = await self._history.after(CONTROL, position.epoch, position.seq, 100)
+            except BackplaneUnavailable:
+                items = []
+            messages = [item for item in items if isinstance(item, Message)]
+            if not messages:
+                logger.warning("messages between workers are lost: they cannot be read again")
+                break
+            found += messages
+            position = Position(messages[-1].epoch, messages[-1].seq)
+        return [decode_json(message.body) for message in found]
+
+
+def _over_socketio(sessions: Iterable[Session]) -> list[SocketIOSession]:
+    return [session for session in sessions if isinstance(session, SocketIOSession)]

@@ -1,0 +1,90 @@
+"""The plain protocol: JSON envelopes in text frames."""
+
+from __future__ import annotations
+
+import contextlib
+
+from app.errors import ClientError, CloseCode, ErrorCode
+from app.protocol.codecs import PLAIN
+from app.protocol.requests import Request, parse_request
+from app.sessions.auth import Identity
+from app.sessions.session import Session, Wishes, Work
+from app.transport.connection import OPEN
+
+
+class PlainSession(Session):
+    """A client of the plain protocol."""
+
+    __slots__ = ()
+
+    protocol = "plain"
+    codec = PLAIN
+
+    def begin(self, identity: Identity | None, wishes: Wishes) -> None:
+        """Welcome the client, or wait for its token."""
+        if identity is not None:
+            self.authenticated(identity)
+        if self.user is None and self.realtime.verifier.enabled:
+            self.need_extra().wishes = wishes
+            # Where its subscriptions begin, once it is known what they are.
+            self.track = self.realtime.fanout.positions
+            self.realtime.await_token(self)
+            return
+        work = self._welcome(wishes)
+        if work is not None:
+            self.start_task(work)
+
+    def welcome(self) -> Work | None:
+        """Go on with a client that has now shown its token."""
+        return self._welcome(self.need_extra().wishes or Wishes())
+
+    def reply(self, request: Request, event: str, envelope: bytes) -> None:
+        """Send the answer as an event; its `replyTo` names the request."""
+        self.send_event(event, envelope)
+
+    def request_of(self, message: str | bytes) -> Request | None:
+        """The request that a frame holds."""
+        with contextlib.suppress(ClientError):
+            return parse_request(message) if isinstance(message, str) else None
+        return None
+
+    def handle(self, message: str | bytes) -> Work | None:
+        """Act on one frame."""
+        if isinstance(message, bytes):
+            raise ClientError(
+                ErrorCode.PARSE_ERROR, "The plain protocol is JSON in text frames, not binary ones."
+            )
+        request = parse_request(message)
+        if not self.welcomed and request.action != "auth":
+            message = 'Authenticate first, with the action "auth" and a token.'
+            self.send_error(ClientError(ErrorCode.UNAUTHORIZED, message), request)
+            return None
+        return self.realtime.router.handle(self, request)
+
+    def _welcome(self, wishes: Wishes) -> Work | None:
+        """Claim a place and greet; returns what remains to be awaited."""
+        try:
+            work = self.realtime.claim(self, wishes.resume)
+        except ClientError as error:
+            self._refuse(error)
+            return None
+        if work is not None:
+            return self._welcome_slowly(work, wishes)
+        self.realtime.greet(self, wishes)
+        return None
+
+    async def _welcome_slowly(self, work: Work, wishes: Wishes) -> None:
+        try:
+            await work
+        except ClientError as error:
+            self._refuse(error)
+        else:
+            if self.state == OPEN:
+                self.realtime.greet(self, wishes)
+
+    def _refuse(self, error: ClientError) -> None:
+        self.send_error(error)
+        if error.code is ErrorCode.MAX_CONNECTIONS_EXCEEDED:
+            self.end(CloseCode.POLICY_VIOLATION, "too many connections of this user")
+        else:
+            self.end(CloseCode.RESTART, self.realtime.retry_hint())

@@ -1,0 +1,432 @@
+"""The parts of one worker that sessions use, and how a connection begins and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from app.backplane.claims import UserClaims
+from app.broadcast.catchup import CatchUp
+from app.broadcast.fanout import FanOut
+from app.broadcast.subscriber import Group
+from app.config import Settings
+from app.errors import ClientError, CloseCode, ErrorCode
+from app.metrics import Metrics
+from app.ports import Slots
+from app.protocol import envelope
+from app.protocol.codecs import PLAIN, SOCKETIO
+from app.protocol.frames import TEXT, build_frame
+from app.protocol.offsets import Offset, decode_offset, encode_offset
+from app.sessions.auth import TokenVerifier
+from app.sessions.session import Session, Wishes, Work
+from app.transport.connection import OPEN
+from app.transport.hub import Hub
+from app.types import Position
+
+if TYPE_CHECKING:
+    from app.sessions.router import Router
+    from app.sessions.sio_server import RealtimeServer
+
+logger = logging.getLogger("realtime.session")
+
+
+HOLD_SECONDS = 1.0
+"""How long default subscriptions wait for the client's first frame (PROTOCOL.md)."""
+AUTH_SECONDS = 10.0
+"""How long a client may take to show its token."""
+EXPIRY_WARNING = 60.0
+"""Seconds before the end of a token at which its client is told."""
+REPLACE_SECONDS = 2.0
+"""How long a connection waits for the one that it replaces to go away on another worker."""
+FLOOD_FACTOR = 10
+"""A client that sends this many times RATE_LIMIT in a second is closed."""
+MAX_RECONNECT_ATTEMPTS = 10
+"""What clients are advised; the service itself does not count."""
+RETRY_AFTER_MS = (500, 5000)
+"""Range of the retry hint of close code 1012, drawn evenly so that clients do not come at once."""
+
+
+_ID_PLACE = b"0" * 36
+
+
+def encode_open_packet(settings: Settings) -> bytes:
+    """The OPEN packet of Engine.IO 4, with zeros where the id goes.
+
+    A client gives up when no ping came for interval and timeout together.
+    """
+    interval = settings.heartbeat_interval
+    fields = {
+        "sid": _ID_PLACE.decode(),
+        "upgrades": [],
+        "pingInterval": round(interval * 1000),
+        "pingTimeout": round((settings.heartbeat_timeout - interval) * 1000),
+        "maxPayload": settings.max_message_size,
+    }
+    return build_frame(TEXT, b"0" + envelope.encode_json(fields))
+
+
+@dataclass(frozen=True, slots=True)
+class Pid:
+    """Who a Socket.IO client was."""
+
+    sid: str
+    offset: Offset
+    user: str | None
+
+
+class Realtime:
+    """What sessions share.
+
+    `router` and `sio` are set once, by who puts the worker together, since they and the sessions
+    need each other.
+    """
+
+    router: Router
+    sio: RealtimeServer
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        hub: Hub,
+        fanout: FanOut,
+        catchup: CatchUp,
+        slots: Slots,
+        claims: UserClaims | None,
+        verifier: TokenVerifier,
+        metrics: Metrics,
+        key: bytes,
+        replace_elsewhere: Callable[[str], Work],
+    ) -> None:
+        self.settings = settings
+        self.hub = hub
+        self.fanout = fanout
+        self.catchup = catchup
+        self.slots = slots
+        self.claims = claims
+        self.verifier = verifier
+        self.metrics = metrics
+        self.replace_elsewhere = replace_elsewhere
+        self.sessions: dict[str, Session] = {}
+        self.log_connections = logger.isEnabledFor(logging.DEBUG)
+        self.no_subscriptions: dict[str, Group] = {
+            codec.name: fanout.group(codec, frozenset(), False) for codec in (PLAIN, SOCKETIO)
+        }
+        self.known_types = frozenset(settings.message_types)
+        self._key = key
+        self._open_packet = encode_open_packet(settings)
+        self.keeps_environ = bool(settings.handlers)
+        """Application handlers may ask for the request that a connection began with."""
+        self._default_types = tuple(settings.default_subscriptions)
+        self._greetings: dict[tuple[str, ...], bytes] = {}
+        self._held: deque[tuple[float, Session]] = deque()
+        self._release_planned = False
+        # Most clients of a storm connect at the same position with the same wishes.
+        self._pid_positions: dict[str, Position] | None = None
+        self._pid_wishes: tuple[tuple[str, ...], bool] = (), False
+        self._pid_offset = ""
+        self._rates: dict[Session, int] = {}
+        self._loop = asyncio.get_running_loop()
+
+    # The beginning.
+
+    def claim(self, session: Session, resume: str | None = None) -> Work | None:
+        """Claim a place for the session's user, if it has one.
+
+        Args:
+            session: connected and, if the service takes tokens, authenticated.
+            resume: token of a connection that this one takes the place of.
+
+        Returns:
+            What remains to be awaited, if it cannot be done at once.
+
+        Raises:
+            ClientError: MAX_CONNECTIONS_EXCEEDED; the same from what is returned, and
+                BACKPLANE_UNAVAILABLE.
+        """
+        replaced = self.read_resume(resume) if resume else None
+        old = self.sessions.get(replaced) if replaced else None
+        if old is not None and old is not session:
+            self.replace(old)
+            replaced = None
+        user = session.user
+        if user is None and replaced is None:
+            return None
+        if user is not None and self.claims is None and replaced is None:
+            if not self.slots.claim_user(user):
+                raise self._too_many()
+            session.claimed = True
+            return None
+        return self._claim_slowly(session, replaced)
+
+    async def _claim_slowly(self, session: Session, replaced: str | None) -> None:
+        if replaced is not None:
+            # Carried out here as well by then, where this session may take the id over.
+            await self.replace_elsewhere(replaced)
+        deadline = self._loop.time() + (REPLACE_SECONDS if replaced is not None else 0.0)
+        user = session.user
+        if user is None:
+            return
+        while not await self._claim(user):
+            if self._loop.time() >= deadline:
+                raise self._too_many()
+            await asyncio.sleep(0.05)
+        if session.state == OPEN:
+            session.claimed = True
+        else:
+            self._release(user)
+
+    async def _claim(self, user: str) -> bool:
+        if self.claims is not None:
+            return await self.claims.claim(user)
+        return self.slots.claim_user(user)
+
+    def release_claim(self, session: Session) -> None:
+        """Give the claim of a session back, if it holds one."""
+        if session.claimed:
+            session.claimed = False
+            assert session.user is not None
+            self._release(session.user)
+
+    def _release(self, user: str) -> None:
+        if self.claims is not None:
+            self.claims.release(user)
+        else:
+            self.slots.release_user(user)
+
+    def _too_many(self) -> ClientError:
+        self.metrics.refused["user"].inc()
+        return ClientError(
+            ErrorCode.MAX_CONNECTIONS_EXCEEDED,
+            f"A user may have {self.settings.max_connections_per_user} connections;"
+            " close another one first.",
+        )
+
+    def greet(
+        self, session: Session, wishes: Wishes, positions: dict[str, Position] | None = None
+    ) -> None:
+        """Subscribe a session, whose claim is held if it needs one, and send `connected`.
+
+        Args:
+            session: it.
+            wishes: what it asked for.
+            positions: where each type goes on, for one that recovers; nothing is held then.
+        """
+        chosen = self.chosen_types(wishes)
+        session.welcomed = True
+        session.group = self.fanout.group(session.codec, frozenset(chosen), wishes.batch)
+        if positions is None:
+            session.track = session.track or self.fanout.positions
+            self.hold(session)
+        else:
+            session.track = positions
+        self.metrics.opened[session.protocol].inc()
+        session.send_event("connected", self._connected(session, chosen))
+        self.watch_expiry(session)
+
+    def chosen_types(self, wishes: Wishes) -> tuple[str, ...]:
+        """What a client is subscribed to at first."""
+        return self._default_types if wishes.types is None else tuple(sorted(wishes.types))
+
+    def hold(self, session: Session) -> None:
+        """Let nothing flow before the client's first frame, or a second."""
+        session.held = True
+        self._held.append((self._loop.time() + HOLD_SECONDS, session))
+        if not self._release_planned:
+            self._release_planned = True
+            self._loop.call_later(HOLD_SECONDS, self._release_held)
+
+    def _connected(self, session: Session, types: tuple[str, ...]) -> bytes:
+        rest = self._greetings.get(types)
+        if rest is None:
+            settings = self.settings
+            fields = {
+                "supportedTypes": list(settings.message_types),
+                "subscriptions": list(types),
+                "heartbeatInterval": round(settings.heartbeat_interval * 1000),
+                "heartbeatTimeout": round(settings.heartbeat_timeout * 1000),
+                "recoveryWindow": round(settings.recovery_window * 1000),
+                "maxReconnectAttempts": MAX_RECONNECT_ATTEMPTS,
+                "maxMessageSize": settings.max_message_size,
+            }
+            if len(self._greetings) > 1000:
+                self._greetings.clear()
+            rest = self._greetings[types] = envelope.encode_json(fields)[1:]
+        now = int(time.time() * 1000)
+        return (
+            b'{"id":"%b","type":"system","timestamp":%d,"direction":"server-to-client",'
+            b'"event":"connected","data":{"connectionId":"%b","resume":"%b","user":%b,'
+            b'"serverTime":%d,%b}'
+        ) % (
+            envelope.new_id().encode(),
+            now,
+            session.id.encode(),
+            self.resume_token(session.id).encode(),
+            b"null" if session.user is None else envelope.encode_json(session.user),
+            now,
+            rest,
+        )
+
+    def _release_held(self) -> None:
+        now = self._loop.time()
+        held = self._held
+        while held and (held[0][0] <= now or not held[0][1].held):
+            session = held.popleft()[1]
+            if session.held and session.state == OPEN and not self._is_busy(session):
+                session.release()
+        self._release_planned = bool(held)
+        if held:
+            self._loop.call_later(max(0.01, held[0][0] - now), self._release_held)
+
+    @staticmethod
+    def _is_busy(session: Session) -> bool:
+        """Its first frame is being handled, which releases it in the end."""
+        return session.extra is not None and session.extra.task is not None
+
+    def open_packet(self, id: str) -> bytes:
+        """The frame that begins an Engine.IO session."""
+        return self._open_packet.replace(_ID_PLACE, id.encode())
+
+    def rename(self, session: Session, id: str | None = None) -> None:
+        """Give a session another id: that which it had before, or a new one to begin anew."""
+        self.forget(session)
+        if session.state == OPEN:
+            session.id = id or envelope.new_id()
+            self.sessions[session.id] = session
+
+    def forget(self, session: Session) -> None:
+        """Let a session be found no more."""
+        if self.sessions.get(session.id) is session:
+            del self.sessions[session.id]
+
+    # Tokens of our own.
+
+    def _sign(self, text: str) -> str:
+        proof = hmac.digest(self._key, text.encode(errors="replace"), "sha256")[:12].hex()
+        return f"{text}.{proof}"
+
+    def _check_signature(self, token: str) -> str | None:
+        text = token.rpartition(".")[0]
+        expected = self._sign(text)
+        genuine = hmac.compare_digest(
+            token.encode(errors="replace"), expected.encode(errors="replace")
+        )
+        return text if genuine else None
+
+    def resume_token(self, id: str) -> str:
+        """What proves that somebody was connection `id`."""
+        return self._sign(id)
+
+    def pid(self, session: Session, wishes: Wishes) -> str:
+        """What proves who a Socket.IO client is, and where it stands as it connects."""
+        types, positions = self.chosen_types(wishes), self.fanout.positions
+        if self._pid_positions is not positions or self._pid_wishes != (types, wishes.batch):
+            self._pid_positions, self._pid_wishes = positions, (types, wishes.batch)
+            self._pid_offset = encode_offset(types, positions, wishes.batch)
+        return self._sign(f"{session.id}|{self._pid_offset}|{json.dumps(session.user)}")
+
+    def read_resume(self, token: str) -> str | None:
+        """The connection id in a `resume` or `pid`; None when it is not one of ours."""
+        text = self._check_signature(token)
+        return None if text is None else text.partition("|")[0]
+
+    def read_pid(self, token: str) -> Pid | None:
+        """What a `pid` says; None when it is not one of ours."""
+        text = self._check_signature(token)
+        words = text.split("|", 2) if text is not None else []
+        offset = decode_offset(words[1]) if len(words) == 3 else None
+        return None if offset is None else Pid(words[0], offset, json.loads(words[2]))
+
+    # Tokens of users.
+
+    def watch_expiry(self, session: Session, *, handed_over: bool = False) -> None:
+        """Warn and close a session, from when it is welcome, when its token ends.
+
+        One that was handed over in the last minute of its token has been warned already.
+        """
+        extra = session.extra
+        if extra is None:
+            return
+        if extra.expiry is not None:
+            extra.expiry.cancel()
+            extra.expiry = None
+        if extra.expires_at is not None and session.welcomed:
+            left = extra.expires_at - time.time()
+            if handed_over and left <= EXPIRY_WARNING:
+                extra.expiry = self._loop.call_later(max(0.0, left), self._expire, session)
+            else:
+                extra.expiry = self._loop.call_later(
+                    max(0.0, left - EXPIRY_WARNING), self._warn_expiry, session, extra.expires_at
+                )
+
+    def _warn_expiry(self, session: Session, expires_at: float) -> None:
+        data = {"expiresAt": round(expires_at * 1000)}
+        session.send_event("token_expiring", envelope.envelope("system", "token_expiring", data))
+        left = max(0.0, expires_at - time.time())
+        session.need_extra().expiry = self._loop.call_later(left, self._expire, session)
+
+    def await_token(self, session: Session) -> None:
+        """Give a session some time to authenticate."""
+        session.need_extra().expiry = self._loop.call_later(AUTH_SECONDS, self._expire, session)
+
+    def _expire(self, session: Session) -> None:
+        session.send_error(
+            ClientError(ErrorCode.UNAUTHORIZED, "A valid token is needed; connect with a new one.")
+        )
+        session.end(CloseCode.UNAUTHORIZED, "no valid token")
+
+    # While it lives.
+
+    def count_message(self, session: Session) -> ClientError | None:
+        """Count one message of a session.
+
+        Returns what to tell it if this one is too many; far too many close it.
+        """
+        limit = self.settings.rate_limit
+        if not limit:
+            return None
+        count = self._rates.get(session, 0) + 1
+        self._rates[session] = count
+        if count <= limit:
+            return None
+        if count > limit * FLOOD_FACTOR:
+            session.end(CloseCode.FLOOD, "flood")
+        return ClientError(
+            ErrorCode.RATE_LIMITED,
+            f"At most {limit} messages a second are taken; this one was not.",
+        )
+
+    def start_second(self) -> None:
+        """Forget the rates of the second that is over."""
+        self._rates = {}
+
+    def error_envelope(self, error: ClientError, reply_to: str | int | None) -> bytes:
+        """The envelope of an `error` event."""
+        self.metrics.errors[error.code].inc()
+        data = {"code": error.code, "message": error.message}
+        return envelope.envelope("error", "error", data, reply_to=reply_to)
+
+    @staticmethod
+    def replace(session: Session) -> None:
+        """There is a newer connection of the same client."""
+        session.end(CloseCode.REPLACED, "replaced by a newer connection of the same client")
+
+    # The end.
+
+    @staticmethod
+    def retry_hint() -> str:
+        """Reason of close code 1012: when to come back, in milliseconds."""
+        return json.dumps({"retryAfter": random.randint(*RETRY_AFTER_MS)})  # noqa: S311
+
+    def end_all(self) -> None:
+        """Close every session: the service stops."""
+        for session in list(self.sessions.values()):
+            session.end(CloseCode.GOING_AWAY, "the service stops")

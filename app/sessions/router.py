@@ -1,0 +1,265 @@
+"""Requests of clients, one method per action (PROTOCOL.md, "Actions")."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.backplane.history import History
+from app.errors import ClientError, ErrorCode
+from app.protocol import requests
+from app.protocol.envelope import body, envelope
+from app.protocol.requests import Request, Subscribe
+from app.sessions.realtime import Realtime
+from app.sessions.session import Session, Work
+from app.transport.connection import OPEN
+from app.types import Gap, Message, Position
+
+AHEAD_SECONDS = 2.0
+"""How long a recovery waits for this worker to reach what the client saw on a faster one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a type begins to flow for a client that recovers."""
+
+    position: Position
+    recovered: bool
+    gap: Gap | None = None
+
+
+class Router:
+    """Acts on requests.
+
+    Args:
+        realtime: the parts of this worker.
+        history: where old messages are read.
+        presence: connections and users that are subscribed to a type, over all workers.
+    """
+
+    def __init__(
+        self,
+        realtime: Realtime,
+        history: History,
+        presence: Callable[[str], tuple[int, int]],
+    ) -> None:
+        self._realtime = realtime
+        self._fanout = realtime.fanout
+        self._history = history
+        self._presence = presence
+        self._known = frozenset(realtime.settings.message_types)
+        self._actions: dict[str, Callable[[Session, Request], Work | None]] = {
+            "subscribe": self._subscribe,
+            "unsubscribe": self._unsubscribe,
+            "get_history": self._get_history,
+            "ping": self._ping,
+            "ack": self._ack,
+            "presence": self._presence_of,
+            "auth": self._auth,
+        }
+
+    def handle(self, session: Session, request: Request) -> Work | None:
+        """Act on a request; errors go to the session. Returns what remains to be awaited."""
+        try:
+            requests.check_action(request)
+            work = self._actions[request.action](session, request)
+        except ClientError as error:
+            session.send_error(error, request)
+            return None
+        return None if work is None else self._guard(session, request, work)
+
+    async def _guard(self, session: Session, request: Request, work: Work) -> None:
+        try:
+            await work
+        except ClientError as error:
+            session.send_error(error, request)
+
+    # Subscriptions.
+
+    def _subscribe(self, session: Session, request: Request) -> Work | None:
+        wanted = requests.parse_subscribe(request.payload, self._known)
+        flowing = frozenset() if session.held else session.group.types
+        for type in wanted.recover:
+            if type in flowing:
+                raise ClientError(
+                    ErrorCode.SUBSCRIPTION_INVALID,
+                    f"{type!r} flows already; recover in the first request of a connection.",
+                )
+        if wanted.recover or wanted.history is not None:
+            return self._subscribe_with_past(session, request, wanted)
+        self._begin(session, request, wanted, {}, {})
+        return None
+
+    async def _subscribe_with_past(
+        self, session: Session, request: Request, wanted: Subscribe
+    ) -> None:
+        starts = {
+            type: await self.find_start(type, position) for type, position in wanted.recover.items()
+        }
+        past: dict[str, tuple[list[Message], bool]] = {}
+        if wanted.history is not None:
+            for type in sorted(wanted.types):
+                past[type] = await self._history.newest(type, wanted.history, None)
+        if session.state == OPEN:
+            self._begin(session, request, wanted, starts, past)
+
+    def _begin(
+        self,
+        session: Session,
+        request: Request,
+        wanted: Subscribe,
+        starts: dict[str, Start],
+        past: dict[str, tuple[list[Message], bool]],
+    ) -> None:
+        batch = session.group.batch if wanted.batch is None else wanted.batch
+        positions = {type: start.position for type, start in starts.items()}
+        self.move(session, session.group.types | wanted.types, batch, positions, start=False)
+        assert session.track is not None
+        live = self._fanout.positions
+        types = {
+            type: {
+                "epoch": live[type].epoch,
+                "seq": live[type].seq,
+                "recovered": type in starts and starts[type].recovered,
+                "from": session.track[type].seq + 1,
+            }
+            for type in sorted(wanted.types)
+        }
+        data = {"types": types, "batch": batch}
+        session.reply(request, "subscribed", self._answer("config", "subscribed", data, request))
+        for type, (messages, more) in past.items():
+            session.send_event("history_data", self._history_data(type, messages, more, request.id))
+        for start in starts.values():
+            if start.gap is not None:
+                self._realtime.metrics.gaps[start.gap.reason].inc()
+                session.send(session.codec.gap(start.gap))
+        session.tell_offset()
+        self._realtime.catchup.start(session)
+
+    async def find_start(self, type: str, position: Position) -> Start:
+        """Where a client that has seen `position` goes on."""
+        deadline = time.monotonic() + AHEAD_SECONDS
+        while self._is_ahead(type, position) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        live = self._fanout.positions[type]
+        same_epoch = position.epoch == live.epoch
+        if position == live:
+            return Start(position, recovered=True)
+        if same_epoch and position.seq < live.seq:
+            items = await self._history.after(type, position.epoch, position.seq, 1)
+            if items and isinstance(items[0], Message):
+                return Start(position, recovered=True)
+            live = self._fanout.positions[type]
+        # The newest message stands for the state; what lies between will not come.
+        start = Position(live.epoch, max(0, live.seq - 1))
+        first = position.seq + 1 if same_epoch and position.seq < live.seq else 1
+        reason: Any = "history" if same_epoch and position.seq < live.seq else "epoch"
+        return Start(start, False, Gap(type, live.epoch, first, start.seq, reason))
+
+    def _is_ahead(self, type: str, position: Position) -> bool:
+        live = self._fanout.positions[type]
+        return position.epoch == live.epoch and position.seq > live.seq
+
+    def _unsubscribe(self, session: Session, request: Request) -> None:
+        fields = request.payload if isinstance(request.payload, dict) else {}
+        gone = requests.parse_types(fields.get("types"), self._known)
+        left = session.group.types - gone
+        self.move(session, left, session.group.batch)
+        data = {"types": sorted(left)}
+        session.reply(
+            request, "unsubscribed", self._answer("config", "unsubscribed", data, request)
+        )
+        session.tell_offset()
+
+    def move(
+        self,
+        session: Session,
+        types: Iterable[str],
+        batch: bool,
+        positions: dict[str, Position] | None = None,
+        *,
+        start: bool = True,
+    ) -> None:
+        """Change what a session is subscribed to; new types begin where live is.
+
+        Args:
+            session: whose subscriptions change.
+            types: all types that it has from now on.
+            batch: whether it gets batches.
+            positions: where types begin instead.
+            start: let them flow at once, if nothing holds the session back.
+        """
+        chosen = frozenset(types)
+        live = self._fanout.positions
+        before = self._fanout.leave(session) if session.track is None else session.track
+        had = session.group.types
+        track = {type: before[type] if type in had else live[type] for type in chosen}
+        track.update(positions or {})
+        session.track = track
+        session.group = self._fanout.group(session.codec, chosen, batch)
+        if start:
+            self._realtime.catchup.start(session)
+
+    # History.
+
+    def _get_history(self, session: Session, request: Request) -> Work:
+        wanted = requests.parse_get_history(
+            request.payload, self._known, self._realtime.settings.default_history_limit
+        )
+
+        async def answer() -> None:
+            messages, more = await self._history.newest(wanted.type, wanted.limit, wanted.before)
+            data = self._history_data(wanted.type, messages, more, request.id)
+            session.reply(request, "history_data", data)
+
+        return answer()
+
+    def _history_data(
+        self, type: str, messages: Sequence[Message], more: bool, reply_to: str | int | None
+    ) -> bytes:
+        # The envelopes are JSON already: they take the place of the data, `null`.
+        head = body(type, "history_data", None)[: -len(b"null")]
+        joined = b",".join(message.envelope for message in messages)
+        tail = b"" if reply_to is None else b',"replyTo":' + requests.encode_id(reply_to)
+        more_json = b"true" if more else b"false"
+        return b'%b{"messages":[%b],"more":%b}%b}' % (head, joined, more_json, tail)
+
+    # The others.
+
+    def _ping(self, session: Session, request: Request) -> None:
+        data = {"payload": request.payload, "serverTime": int(time.time() * 1000)}
+        session.reply(request, "pong", self._answer("config", "pong", data, request))
+
+    def _ack(self, session: Session, request: Request) -> None:
+        requests.parse_string(request.payload, "id", requests.MAX_ID)
+        self._realtime.metrics.requests["ack"].inc()
+
+    def _presence_of(self, session: Session, request: Request) -> None:
+        type = requests.parse_one_type(request.payload, self._known)
+        connections, users = self._presence(type)
+        data = {"connections": connections, "users": users}
+        session.reply(
+            request, "presence_data", self._answer("config", "presence_data", data, request)
+        )
+
+    def _auth(self, session: Session, request: Request) -> Work | None:
+        realtime = self._realtime
+        token = requests.parse_string(request.payload, "token", 16 * 1024)
+        identity = realtime.verifier.verify(token)
+        if session.welcomed and identity.user != session.user:
+            raise ClientError(
+                ErrorCode.UNAUTHORIZED, "This token is another user's; open another connection."
+            )
+        session.authenticated(identity)
+        expires = None if identity.expires_at is None else round(identity.expires_at * 1000)
+        data = {"user": identity.user, "expiresAt": expires}
+        session.reply(
+            request, "authenticated", self._answer("config", "authenticated", data, request)
+        )
+        return None if session.welcomed else session.welcome()
+
+    def _answer(self, type: str, event: str, data: Any, request: Request) -> bytes:
+        return envelope(type, event, data, reply_to=request.id)

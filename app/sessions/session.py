@@ -1,0 +1,321 @@
+"""One client: its user, its subscriptions, its requests in order. Protocols are subclasses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Collection, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from app.broadcast.subscriber import Subscriber
+from app.errors import ClientError, CloseCode, ErrorCode
+from app.protocol.requests import Request
+from app.sessions.auth import Identity
+from app.transport.connection import OPEN
+from app.types import Gap, Position
+
+if TYPE_CHECKING:
+    from app.sessions.realtime import Realtime
+
+logger = logging.getLogger("realtime.session")
+
+INBOX_BYTES = 4 * 1024 * 1024
+"""Characters that may wait behind a request that is being worked on."""
+INBOX_MESSAGES = 1000
+
+
+Work = Coroutine[Any, Any, None]
+"""What remains to be awaited of a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a client asked for when it connected."""
+
+    types: Collection[str] | None = None
+    """Subscriptions in place of the default ones."""
+    batch: bool = False
+    """It wants `batch_update` events."""
+    resume: str | None = None
+    """Token of a connection that this one takes the place of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """A Socket.IO client that comes back."""
+
+    wishes: Wishes
+    positions: dict[str, Position]
+    """Where each of its types goes on."""
+    gaps: tuple[Gap, ...]
+    """What it will not get."""
+    pid: str | None
+    """What it keeps as its `pid`; None when it has missed something and begins anew."""
+
+
+class Extra:
+    """What few connections have, made at first use so that idle ones stay small."""
+
+    __slots__ = (
+        "environ",
+        "expires_at",
+        "expiry",
+        "handlers",
+        "held_frames",
+        "inbox",
+        "inbox_size",
+        "namespaces",
+        "recovery",
+        "rooms",
+        "session",
+        "task",
+        "wishes",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.inbox: deque[str | bytes] = deque()
+        self.inbox_size = 0
+        self.task: asyncio.Task[None] | None = None
+        """Works on a request; later ones wait in the inbox."""
+        self.expiry: asyncio.TimerHandle | None = None
+        """Next step in the life of its token, or the end of the time to show one."""
+        self.expires_at: float | None = None
+        """Unix time in seconds at which its token ends."""
+        self.handlers = 0
+        """Event handlers of the application that are running for it."""
+        self.environ: dict[str, Any] | None = None
+        self.wishes: Wishes | None = None
+        """Of a client that has to show its token first."""
+        self.session: dict[str, Any] = {}
+        """python-socketio's user sessions, by namespace."""
+        self.namespaces: dict[str, tuple[str, int]] = {}
+        """Socket.IO ids and states by namespace, without the main one's."""
+        self.recovery: Recovery | None = None
+        """How a Socket.IO client that comes back goes on, between its CONNECT and the answer."""
+        self.rooms: dict[tuple[str, str], None] = {}
+        """Socket.IO rooms that are not subscriptions: (namespace, room)."""
+        self.held_frames: dict[str, list[bytes]] | None = None
+        """What handlers emitted before the CONNECT packet of a namespace."""
+
+
+class Session(Subscriber):
+    """A connection with an identity.
+
+    Args:
+        realtime: the parts of this worker.
+        fd: descriptor, see `Connection`.
+        id: connection id.
+        user: who it is; None for nobody in particular.
+    """
+
+    __slots__ = ("claimed", "extra", "realtime", "user", "welcomed")
+
+    protocol: str
+    connects_by_frame = False
+    """The frame that a client is welcomed for belongs to its handshake."""
+
+    def __init__(self, realtime: Realtime, fd: int, id: str, user: str | None) -> None:
+        super().__init__(realtime.hub, fd, id)
+        self.realtime = realtime
+        self.user = user
+        self.extra: Extra | None = None
+        self.group = realtime.no_subscriptions[self.codec.name]
+        self.track = None
+        self.held = False
+        self.claimed = False
+        """It counts as one of its user's connections."""
+        self.welcomed = False
+        """`connected` is sent."""
+        realtime.sessions[id] = self
+
+    # What protocols implement.
+
+    def send_event(self, event: str, envelope: bytes) -> None:
+        """Send an event of this service."""
+        self.send(self.codec.event(event, envelope))
+
+    def reply(self, request: Request, event: str, envelope: bytes) -> None:
+        """Send the answer to a request."""
+        raise NotImplementedError
+
+    def welcome(self) -> Work | None:
+        """Go on with a client that has now shown its token."""
+        raise NotImplementedError
+
+    def request_of(self, message: str | bytes) -> Request | None:
+        """What an answer to a message that is not handled refers to, if it can be told."""
+        raise NotImplementedError
+
+    def handle(self, message: str | bytes) -> Work | None:
+        """Act on a message; what cannot be done at once is returned to be awaited."""
+        raise NotImplementedError
+
+    def end(self, code: CloseCode, reason: str) -> None:
+        """Close for a reason of the service; `reason` goes into the close frame."""
+        self.close(code, reason)
+
+    def tell_offset(self) -> None:
+        """After a change of subscriptions: tell clients that keep an offset where they stand."""
+        offset = self.offset(self.realtime.fanout.positions if self.track is None else self.track)
+        if offset:
+            self.send(offset)
+
+    # Messages, one after the other.
+
+    def on_text(self, text: str) -> None:
+        """Handle a message now, or behind the one that is being worked on."""
+        self._receive(text)
+
+    def on_binary(self, data: bytes) -> None:
+        """Like a text message."""
+        self._receive(data)
+
+    def on_too_large(self) -> None:
+        """Say so; the message is gone."""
+        self.send_error(self._too_large())
+
+    def on_unusable(self) -> None:
+        """Say so before the close frame."""
+        self.send_error(self._too_large())
+
+    def _too_large(self) -> ClientError:
+        return ClientError(
+            ErrorCode.MESSAGE_TOO_LARGE,
+            f"Messages are at most {self.hub.max_message} bytes long.",
+        )
+
+    def _receive(self, message: str | bytes) -> None:
+        over_rate = self.realtime.count_message(self)
+        if over_rate is not None:
+            self.send_error(over_rate, self.request_of(message))
+            return
+        extra = self.extra
+        if extra is not None and extra.task is not None:
+            extra.inbox.append(message)
+            extra.inbox_size += len(message)
+            if len(extra.inbox) > INBOX_MESSAGES or extra.inbox_size > INBOX_BYTES:
+                self.end(CloseCode.FLOOD, "too many requests at once")
+            return
+        self._handle_now(message)
+
+    def _handle_now(self, message: str | bytes) -> None:
+        was_welcomed = self.welcomed
+        work: Work | None = None
+        try:
+            work = self.handle(message)
+        except ClientError as error:
+            self.send_error(error)
+        except Exception as error:  # noqa: BLE001 (logged and told)
+            self._failed(error)
+        if work is not None:
+            self.start_task(work, was_welcomed)
+        else:
+            self._frame_handled(was_welcomed)
+
+    def _frame_handled(self, was_welcomed: bool) -> None:
+        """Let default subscriptions flow after the first frame of a client that is welcome."""
+        if self.held and self.welcomed and (was_welcomed or not self.connects_by_frame):
+            self.release()
+
+    def start_task(self, work: Work, was_welcomed: bool = False) -> None:
+        """Run something that the client's next messages must wait for."""
+        extra = self.need_extra()
+        extra.task = asyncio.get_running_loop().create_task(self._work(work, was_welcomed))
+
+    async def _work(self, work: Work, was_welcomed: bool) -> None:
+        extra = self.need_extra()
+        try:
+            await work
+        except ClientError as error:
+            self.send_error(error)
+        except Exception as error:  # noqa: BLE001 (logged and told)
+            self._failed(error)
+        finally:
+            extra.task = None
+        self._frame_handled(was_welcomed)
+        self._go_on(extra)
+
+    def _go_on(self, extra: Extra) -> None:
+        """Handle what waited, up to the next message that must be awaited."""
+        while extra.inbox and extra.task is None and self.state == OPEN:
+            message = extra.inbox.popleft()
+            extra.inbox_size -= len(message)
+            self._handle_now(message)
+
+    def _failed(self, error: Exception) -> None:
+        logger.error("request failed", extra={"connection": self.id}, exc_info=error)
+        self.send_error(
+            ClientError(ErrorCode.INTERNAL_ERROR, "The server failed to do this; it is logged.")
+        )
+
+    def need_extra(self) -> Extra:
+        """The rare part, made if it is not there."""
+        if self.extra is None:
+            self.extra = Extra()
+        return self.extra
+
+    def send_error(self, error: ClientError, request: Request | None = None) -> None:
+        """Tell the client what it did wrong."""
+        envelope = self.realtime.error_envelope(error, request.id if request else None)
+        if request is None:
+            self.send_event("error", envelope)
+        else:
+            self.reply(request, "error", envelope)
+
+    # The life of a connection.
+
+    def authenticated(self, identity: Identity) -> None:
+        """Become the user that a token names, until it expires."""
+        self.user = identity.user
+        self.need_extra().expires_at = identity.expires_at
+        self.realtime.watch_expiry(self)
+
+    def release(self) -> None:
+        """Let default subscriptions flow."""
+        self.held = False
+        self.realtime.catchup.start(self)
+
+    def on_drained(self) -> None:
+        """Catch up on what was not written meanwhile."""
+        if self.track is not None and self.welcomed:
+            self.realtime.catchup.start(self)
+
+    def heartbeat_missed(self) -> None:
+        """Nothing came for the whole timeout."""
+        self.send_error(
+            ClientError(
+                ErrorCode.HEARTBEAT_TIMEOUT, "Nothing was received within the heartbeat timeout."
+            )
+        )
+        self.end(CloseCode.HEARTBEAT_TIMEOUT, "heartbeat timeout")
+
+    def on_lost(self, code: int, reason: str) -> None:
+        """Leave everything."""
+        realtime = self.realtime
+        self.forget()
+        realtime.fanout.discard(self)
+        realtime.catchup.discard(self)
+        extra = self.extra
+        if extra is not None:
+            extra.inbox.clear()
+            extra.inbox_size = 0
+            if extra.expiry is not None:
+                extra.expiry.cancel()
+                extra.expiry = None
+        realtime.release_claim(self)
+        if realtime.log_connections:
+            logger.debug(
+                "closed: %s",
+                reason,
+                extra={"connection": self.id, "user": self.user, "code": code},
+            )
+
+    def forget(self) -> None:
+        """Be found no more by id."""
+        self.realtime.forget(self)
+
+    def on_detached(self) -> None:
+        """Give the place in the cap back."""
+        self.realtime.slots.release_connection()

@@ -1,0 +1,75 @@
+"""python-engineio's server over detached connections: the session object is its own `eio_sid`.
+
+The hooks that python-socketio needs, and nothing of the stock server's transports, queues and
+tasks; see the layers in ARCHITECTURE.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import engineio
+from engineio import packet as eio_packet
+
+from app.errors import CloseCode
+from app.protocol.frames import BINARY, TEXT, build_frame
+from app.transport.connection import OPEN
+
+if TYPE_CHECKING:
+    from app.sessions.sio_session import SocketIOSession
+
+
+def message_frame(data: str | bytes) -> bytes:
+    """The frame of an Engine.IO MESSAGE packet."""
+    if isinstance(data, str):
+        return build_frame(TEXT, b"4" + data.encode())
+    return build_frame(BINARY, bytes(data))
+
+
+class DetachedEngine(engineio.AsyncServer):
+    """Engine.IO 4 on the WebSocket transport only."""
+
+    def _get_socket(self, sid: SocketIOSession | None) -> SocketIOSession:
+        if sid is None or sid.state != OPEN:
+            raise KeyError("Session is disconnected")
+        return sid
+
+    def transport(self, sid: SocketIOSession) -> str:
+        """The one transport that there is."""
+        return "websocket"
+
+    async def send(self, sid: SocketIOSession, data: str | bytes) -> None:
+        """Send a MESSAGE packet."""
+        sid.send(message_frame(data))
+
+    async def send_packet(self, sid: SocketIOSession, pkt: eio_packet.Packet) -> None:
+        """Send any packet."""
+        encoded = pkt.encode()
+        if isinstance(encoded, str):
+            sid.send(build_frame(TEXT, encoded.encode()))
+        else:
+            sid.send(build_frame(BINARY, encoded))
+
+    async def get_session(self, sid: SocketIOSession | None) -> dict[str, Any]:
+        """The user session, by namespace; it is there until the disconnect handlers are done."""
+        if sid is None:
+            raise KeyError("Session not found")
+        return sid.need_extra().session
+
+    async def save_session(self, sid: SocketIOSession, session: dict[str, Any]) -> None:
+        """Keep the user session."""
+        sid.need_extra().session = session
+
+    async def disconnect(self, sid: SocketIOSession | None = None) -> None:
+        """Close one connection."""
+        if sid is not None:
+            sid.end(CloseCode.NORMAL, "server disconnect")
+
+    async def handle_request(self, *args: Any, **kwargs: Any) -> Any:
+        """Not an entry point: connections come from app/http/upgrade.py."""
+        raise NotImplementedError("connections are upgraded by the service's own route")
+
+    async def shutdown(self) -> None:
+        """Nothing runs in the background."""
+        await asyncio.sleep(0)

@@ -1,0 +1,319 @@
+"""python-socketio's client manager for the clients of one worker: who is in which room.
+
+A room named like a message type, in the main namespace, is the subscription to that type.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from socketio import packet as sio_packet
+from socketio.async_manager import AsyncManager
+
+from app.sessions.sio_engine import message_frame
+from app.transport.connection import MOVING
+
+if TYPE_CHECKING:
+    from app.sessions.realtime import Realtime
+    from app.sessions.sio_session import SocketIOSession
+
+logger = logging.getLogger("realtime.socketio")
+
+MAIN = "/"
+MAX_AWAITED_ACKS = 10_000
+"""Clients, here and elsewhere, whose acknowledgements are awaited; then the oldest is forgotten."""
+
+CONNECTING = 1
+CONNECTED = 2
+DISCONNECTING = 3
+
+
+class RoomManager(AsyncManager):
+    """Rooms of the clients of this worker."""
+
+    realtime: Realtime
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clients: dict[str, dict[str, SocketIOSession]] = {}
+        """By namespace and Socket.IO id; the main one's are the service's sessions."""
+        self._members: dict[tuple[str, str], dict[SocketIOSession, None]] = {}
+        """By (namespace, room), without subscriptions and the room that each client is alone in."""
+
+    # Who is there.
+
+    def get_namespaces(self) -> list[str]:
+        """Namespaces with clients."""
+        return [MAIN, *self._clients]
+
+    def _find(self, sid: str, namespace: str) -> SocketIOSession | None:
+        if namespace == MAIN:
+            session: Any = self.realtime.sessions.get(sid)
+            if session is not None and (session.protocol != "socketio" or not session.main):
+                return None
+        else:
+            session = self._clients.get(namespace, {}).get(sid)
+        # Who is on its way to another worker is that worker's business already.
+        return None if session is None or session.state == MOVING else session
+
+    def state(self, sid: str, namespace: str) -> int:
+        """One of the states above, or 0."""
+        session = self._find(sid, namespace)
+        if session is None:
+            return 0
+        return session.main if namespace == MAIN else session.need_extra().namespaces[namespace][1]
+
+    def _set_state(self, session: SocketIOSession, namespace: str, state: int) -> None:
+        if namespace == MAIN:
+            session.main = state
+        elif state:
+            sid = session.need_extra().namespaces[namespace][0]
+            session.need_extra().namespaces[namespace] = (sid, state)
+        else:
+            del session.need_extra().namespaces[namespace]
+
+    def sid_from_eio_sid(self, eio_sid: SocketIOSession, namespace: str) -> str | None:
+        """The Socket.IO id of a connection in a namespace."""
+        if namespace == MAIN:
+            return eio_sid.id if eio_sid.main else None
+        extra = eio_sid.extra
+        if extra is None or namespace not in extra.namespaces:
+            return None
+        return extra.namespaces[namespace][0]
+
+    def eio_sid_from_sid(self, sid: str, namespace: str) -> SocketIOSession | None:
+        """The connection of a Socket.IO id."""
+        return self._find(sid, namespace)
+
+    def enter(self, session: SocketIOSession, namespace: str) -> str | None:
+        """Register a connection that wants into a namespace; None when it is in already."""
+        if self.sid_from_eio_sid(session, namespace) is not None:
+            return None
+        if namespace == MAIN:
+            session.main = CONNECTING
+            return session.id
+        sid: str = self.server.eio.generate_id()
+        session.need_extra().namespaces[namespace] = (sid, CONNECTING)
+        self._clients.setdefault(namespace, {})[sid] = session
+        return sid
+
+    def adopt(self, session: SocketIOSession, namespace: str, sid: str) -> None:
+        """Register a client that another worker has handed over as connected."""
+        if namespace == MAIN:
+            session.main = CONNECTED
+        else:
+            session.need_extra().namespaces[namespace] = (sid, CONNECTED)
+            self._clients.setdefault(namespace, {})[sid] = session
+
+    async def pre_connect(self, eio_sid: SocketIOSession, namespace: str) -> str | None:
+        """Register a connection that wants into a namespace."""
+        return self.enter(eio_sid, namespace)
+
+    async def connect(self, sid: str, namespace: str) -> str:
+        """Mark a client as connected."""
+        session = self._find(sid, namespace)
+        if session is not None:
+            self._set_state(session, namespace, CONNECTED)
+        return sid
+
+    def is_pre_connected(self, sid: str, namespace: str) -> bool:
+        """Whether its connect handler still runs."""
+        return self.state(sid, namespace) == CONNECTING
+
+    def is_connected(self, sid: str, namespace: str) -> bool:
+        """Whether it is connected and not leaving."""
+        return self.state(sid, namespace) == CONNECTED
+
+    def pre_disconnect(self, sid: str, namespace: str) -> SocketIOSession | None:
+        """Mark a client as leaving."""
+        session = self._find(sid, namespace)
+        if session is not None:
+            self._set_state(session, namespace, DISCONNECTING)
+        return session
+
+    def basic_disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
+        """Forget a client of a namespace."""
+        session = self._find(sid, namespace)
+        if session is None:
+            return
+        extra = session.extra
+        if extra is not None:
+            for key in [key for key in extra.rooms if key[0] == namespace]:
+                self._leave(session, key)
+            extra.session.pop(namespace, None)
+        self.callbacks.pop(sid, None)
+        self._set_state(session, namespace, 0)
+        if namespace == MAIN:
+            session.left_main()
+        else:
+            clients = self._clients[namespace]
+            del clients[sid]
+            if not clients:
+                del self._clients[namespace]
+
+    # Rooms.
+
+    def _is_subscription(self, namespace: str, room: Any) -> bool:
+        return namespace == MAIN and room in self.realtime.known_types
+
+    def is_sid_room(self, namespace: str, room: Any) -> bool:
+        """Whether a room is the one that a client is alone in."""
+        return isinstance(room, str) and self._find(room, namespace) is not None
+
+    def basic_enter_room(
+        self, sid: str, namespace: str, room: str, eio_sid: SocketIOSession | None = None
+    ) -> None:
+        """Add a client to a room, or subscribe it.
+
+        Raises:
+            ValueError: the client is not connected, or the room is another client's own.
+        """
+        session = self._find(sid, namespace)
+        if session is None:
+            raise ValueError("sid is not connected to requested namespace")
+        if room == sid:
+            return
+        if self.is_sid_room(namespace, room):
+            raise ValueError("cannot enter a sid room")
+        if self._is_subscription(namespace, room):
+            session.subscribe(room)
+            return
+        self.join_room(session, namespace, room)
+
+    def join_room(self, session: SocketIOSession, namespace: str, room: str) -> None:
+        """Put a session into a room that is no subscription."""
+        self._members.setdefault((namespace, room), {})[session] = None
+        session.need_extra().rooms[(namespace, room)] = None
+
+    def basic_leave_room(self, sid: str, namespace: str, room: str) -> None:
+        """Take a client out of a room, or unsubscribe it."""
+        session = self._find(sid, namespace)
+        if session is None:
+            return
+        if self._is_subscription(namespace, room):
+            session.unsubscribe(room)
+        else:
+            self._leave(session, (namespace, room))
+
+    def _leave(self, session: SocketIOSession, key: tuple[str, str]) -> None:
+        members = self._members.get(key)
+        if members is None or session not in members:
+            return
+        del members[session]
+        del session.need_extra().rooms[key]
+        if not members:
+            del self._members[key]
+
+    def basic_close_room(self, room: str, namespace: str) -> None:
+        """Take everybody out of a room."""
+        if self.is_sid_room(namespace, room):
+            raise ValueError("cannot close a sid room")
+        for sid, _ in list(self.get_participants(namespace, room)):
+            self.basic_leave_room(sid, namespace, room)
+
+    def get_rooms(self, sid: str, namespace: str) -> list[str]:
+        """The rooms of a client, its own and its subscriptions included."""
+        session = self._find(sid, namespace)
+        if session is None:
+            return []
+        rooms = [sid]
+        if namespace == MAIN:
+            rooms += sorted(session.group.types)
+        if session.extra is not None:
+            rooms += [room for space, room in session.extra.rooms if space == namespace]
+        return rooms
+
+    def get_participants(self, namespace: str, room: Any) -> Iterator[tuple[str, SocketIOSession]]:
+        """The clients of this worker in a room, a list of rooms, or (None) the namespace."""
+        rooms = room if isinstance(room, list | tuple | set) else [room]
+        found: dict[SocketIOSession, None] = {}
+        for one in rooms:
+            found.update(dict.fromkeys(self._in_room(namespace, one)))
+        for session in found:
+            sid = self.sid_from_eio_sid(session, namespace)
+            if sid is not None:
+                yield sid, session
+
+    def _in_room(self, namespace: str, room: Any) -> list[SocketIOSession]:
+        if room is None:
+            if namespace != MAIN:
+                return list(self._clients.get(namespace, {}).values())
+            return self._main_clients()
+        if self._is_subscription(namespace, room):
+            return [session for session in self._main_clients() if room in session.group.types]
+        session = self._find(room, namespace)
+        if session is not None:
+            return [session]
+        return list(self._members.get((namespace, room), ()))
+
+    def _main_clients(self) -> list[SocketIOSession]:
+        sessions: Any = self.realtime.sessions.values()
+        return [s for s in sessions if s.protocol == "socketio" and s.main]
+
+    # Emitting to the clients of this worker.
+
+    def receives(self, session: SocketIOSession) -> bool:
+        """Whether a session is one of those that get the event which is being emitted."""
+        return True
+
+    async def emit(
+        self,
+        event: str,
+        data: Any,
+        namespace: str,
+        room: Any = None,
+        skip_sid: str | list[str] | None = None,
+        callback: Callable[..., Any] | None = None,
+        to: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write an event once to each client of this worker that is in the room."""
+        arguments = list(data) if isinstance(data, tuple) else [] if data is None else [data]
+        skipped = skip_sid if isinstance(skip_sid, list) else [skip_sid]
+        packet = self.server.packet_class(
+            sio_packet.EVENT, namespace=namespace, data=[event, *arguments]
+        )
+        frames = b"" if callback else self._frames(packet)
+        ends_in_string = namespace == MAIN and bool(arguments) and isinstance(arguments[-1], str)
+        for sid, session in self.get_participants(namespace, to or room):
+            if sid in skipped or not self.receives(session):
+                continue
+            if callback:
+                packet = self.server.packet_class(
+                    sio_packet.EVENT,
+                    namespace=namespace,
+                    data=[event, *arguments],
+                    id=self._generate_ack_id(sid, callback),
+                )
+                frames = self._frames(packet)
+            self._write(session, namespace, frames)
+            if ends_in_string and session.welcomed:
+                # The client takes the string for its offset.
+                session.tell_offset()
+
+    @staticmethod
+    def _frames(packet: sio_packet.Packet) -> bytes:
+        encoded = packet.encode()
+        parts = encoded if isinstance(encoded, list) else [encoded]
+        return b"".join(message_frame(part) for part in parts)
+
+    def _write(self, session: SocketIOSession, namespace: str, frames: bytes) -> None:
+        sid = self.sid_from_eio_sid(session, namespace)
+        if sid is not None and self.is_pre_connected(sid, namespace):
+            # Nothing may come before the CONNECT packet: `accepted` sends these after it.
+            extra = session.need_extra()
+            if extra.held_frames is None:
+                extra.held_frames = {}
+            extra.held_frames.setdefault(namespace, []).append(frames)
+        else:
+            session.send(frames)
+
+    def _generate_ack_id(self, sid: str, callback: Callable[..., Any]) -> int:
+        if sid not in self.callbacks and len(self.callbacks) >= MAX_AWAITED_ACKS:
+            oldest = next(iter(self.callbacks))
+            logger.warning("too many awaited acknowledgements: forgetting those of %s", oldest)
+            del self.callbacks[oldest]
+        id: int = super()._generate_ack_id(sid, callback)
+        return id

@@ -1,0 +1,279 @@
+"""python-socketio's server over detached connections.
+
+Messages, events, acks, `call`, sessions and binary reassembly are the library's; replaced are
+how a client gets in (caps, `pid`, `connected`) and how it leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+import engineio
+import socketio
+from socketio import exceptions
+from socketio import packet as sio_packet
+
+from app.errors import ClientError, ErrorCode
+from app.protocol.envelope import decode_json
+from app.sessions.session import Extra, Work
+from app.sessions.sio_engine import DetachedEngine, message_frame
+from app.sessions.sio_manager import StreamManager
+from app.sessions.sio_rooms import CONNECTED, MAIN
+from app.transport.connection import OPEN
+
+if TYPE_CHECKING:
+    from app.sessions.sio_session import SocketIOSession
+
+logger = logging.getLogger("realtime.socketio")
+
+UNABLE = "Unable to connect"
+
+
+class StrictJson:
+    """The JSON module of python-socketio: what a browser cannot parse is not taken."""
+
+    dumps = staticmethod(json.dumps)
+    loads = staticmethod(decode_json)
+
+
+class EnvironView(dict["SocketIOSession", dict[str, Any]]):
+    """Answers for `environ`, which lives on the few connections that have one."""
+
+    def __getitem__(self, session: SocketIOSession) -> dict[str, Any]:
+        extra = session.extra
+        return (extra.environ or {}) if extra is not None else {}
+
+    def get(self, session: SocketIOSession, default: Any = None) -> Any:
+        """The environ of a connection."""
+        return self[session]
+
+    def __contains__(self, session: object) -> bool:
+        return False
+
+
+class RealtimeServer(socketio.AsyncServer):
+    """The Socket.IO server of one worker; applications see plain python-socketio."""
+
+    manager: StreamManager
+
+    def __init__(self, manager: StreamManager, max_message_size: int) -> None:
+        super().__init__(
+            client_manager=manager,
+            json=StrictJson,
+            async_mode="aiohttp",
+            logger=logging.getLogger("socketio.server"),
+            engineio_logger=logging.getLogger("engineio.server"),
+            monitor_clients=False,
+            transports=["websocket"],
+            cors_allowed_origins=[],
+            max_http_buffer_size=max_message_size,
+        )
+        self.environ = EnvironView()
+        self.manager_initialized = True
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def _engineio_server_class(self) -> type[engineio.AsyncServer]:
+        return DetachedEngine
+
+    def has_handler(self, event: str, namespace: str) -> bool:
+        """Whether the application wants an event."""
+        return (
+            self._get_event_handler(event, namespace, ())[0] is not None
+            or self._get_namespace_handler(namespace, ())[0] is not None
+        )
+
+    def start_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run something beside the connection's own messages."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("handler failed", exc_info=error)
+
+    def instrument(self, *args: Any, **kwargs: Any) -> Any:
+        """Not supported: the admin page wants a table of sockets and environs, which is not kept.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("Socket.IO's admin page is not supported; see GET /ws/stats")
+
+    # Coming in.
+
+    def connect(self, session: SocketIOSession, namespace: str, data: Any) -> Work | None:
+        """Let a connection into a namespace; returns what remains to be awaited."""
+        known = (
+            namespace in self.handlers
+            or namespace in self.namespace_handlers
+            or self.namespaces == "*"
+            or namespace in self.namespaces
+        )
+        sid = self.manager.enter(session, namespace) if known else None
+        if sid is None:
+            self._send_now(session, sio_packet.CONNECT_ERROR, namespace, {"message": UNABLE})
+            return None
+        try:
+            work = session.identify(data) if namespace == MAIN else None
+        except ClientError as error:
+            self._refuse(session, sid, namespace, _told(error))
+            return None
+        if work is None and not self.has_handler("connect", namespace):
+            self._accept(session, sid, namespace)
+            return None
+        return self._connect_slowly(session, sid, namespace, data, work)
+
+    async def _connect_slowly(
+        self, session: SocketIOSession, sid: str, namespace: str, data: Any, work: Work | None
+    ) -> None:
+        reason: Any = {"message": "Connection rejected by server"}
+        try:
+            if work is not None:
+                await work
+            if namespace == MAIN:
+                sid = session.id  # a client that recovers has got its own one back
+            accepted = await self._call_connect_handler(session, sid, namespace, data)
+        except ClientError as error:
+            accepted, reason = False, _told(error)
+        except exceptions.ConnectionRefusedError as error:
+            accepted, reason = False, error.error_args
+        except ConnectionRefusedError:
+            accepted, reason = False, {"message": "Connection refused by server"}
+        except Exception as error:
+            # A handler may well fail on a client that went away meanwhile.
+            level = logging.ERROR if session.state == OPEN else logging.DEBUG
+            logger.log(
+                level, "connect handler failed", extra={"connection": session.id}, exc_info=error
+            )
+            accepted = False
+        if not accepted:
+            self._refuse(session, sid, namespace, reason)
+        elif session.state == OPEN:
+            self._accept(session, sid, namespace)
+        else:
+            # It was gone before the handler was done; its disconnect handler comes now.
+            self.manager._set_state(session, namespace, CONNECTED)
+
+    async def _call_connect_handler(
+        self, session: SocketIOSession, sid: str, namespace: str, data: Any
+    ) -> bool:
+        environ = self.environ[session]
+        if data:
+            result = await self._trigger_event("connect", namespace, sid, environ, data)
+        else:
+            # A handler may or may not take the client's `auth`; see python-socketio's own.
+            try:
+                result = await self._trigger_event("connect", namespace, sid, environ, None)
+            except TypeError as first:
+                try:
+                    result = await self._trigger_event("connect", namespace, sid, environ)
+                except TypeError:
+                    raise first from None
+        return result is not False
+
+    def _accept(self, session: SocketIOSession, sid: str, namespace: str) -> None:
+        if namespace == MAIN:
+            session.send(message_frame(f"{sio_packet.CONNECT}{session.connect_answer()}"))
+        else:
+            self._send_now(session, sio_packet.CONNECT, namespace, {"sid": sid})
+        self.manager._set_state(session, namespace, CONNECTED)
+        session.accepted(namespace)
+
+    def _refuse(self, session: SocketIOSession, sid: str, namespace: str, reason: Any) -> None:
+        self._send_now(session, sio_packet.CONNECT_ERROR, namespace, reason)
+        if session.extra is not None and session.extra.held_frames is not None:
+            session.extra.held_frames.pop(namespace, None)
+        self.manager.basic_disconnect(sid, namespace)
+
+    def _send_now(self, session: SocketIOSession, kind: int, namespace: str, data: Any) -> None:
+        session.send_packet(self.packet_class(kind, namespace=namespace, data=data))
+
+    # Messages.
+
+    def dispatch(self, session: SocketIOSession, packet: Any) -> Work | None:
+        """Carry out a whole packet; returns what the next ones must wait for."""
+        kind, namespace = packet.packet_type, packet.namespace or MAIN
+        if kind == sio_packet.CONNECT:
+            return self.connect(session, namespace, packet.data)
+        if kind == sio_packet.DISCONNECT:
+            work: Work = self._handle_disconnect(session, namespace, self.reason.CLIENT_DISCONNECT)
+            return work
+        if kind in (sio_packet.EVENT, sio_packet.BINARY_EVENT):
+            sid = self.manager.sid_from_eio_sid(session, namespace)
+            if sid is None or not self.manager.is_connected(sid, namespace):
+                logger.debug("event before CONNECT", extra={"connection": session.id})
+                return None
+            if not self.has_handler(packet.data[0], namespace):
+                raise ClientError(
+                    ErrorCode.INVALID_ACTION, f"Nobody handles the event {packet.data[0][:64]!r}."
+                )
+            extra = session.need_extra()
+            extra.handlers += 1
+            self.start_task(
+                self._handle_event_internal(self, sid, session, packet.data, namespace, packet.id)
+            ).add_done_callback(lambda _: _count_down(extra))
+            return None
+        if kind in (sio_packet.ACK, sio_packet.BINARY_ACK):
+            work = self._handle_ack(session, namespace, packet.id, packet.data)
+            return work  # noqa: RET504 (the library is untyped)
+        raise ClientError(ErrorCode.PARSE_ERROR, "A client does not send this kind of packet.")
+
+    # Leaving.
+
+    def lost(self, session: SocketIOSession, reason: str) -> None:
+        """Tell the application that a connection is gone, after what is still running for it."""
+        extra = session.extra
+        if extra is not None and extra.task is not None and not extra.task.done():
+            extra.task.add_done_callback(lambda _: self._leave_all(session, reason))
+        else:
+            self._leave_all(session, reason)
+
+    def _leave_all(self, session: SocketIOSession, reason: str) -> None:
+        self._binary_packet.pop(session, None)
+        namespaces = [MAIN] if session.main else []
+        if session.extra is not None:
+            namespaces += session.extra.namespaces
+        told = [space for space in namespaces if self.has_handler("disconnect", space)]
+        if told:
+            self.start_task(self._leave_slowly(session, namespaces, reason))
+        else:
+            for namespace in namespaces:
+                self._forget(session, namespace)
+            session.forget()
+
+    async def _leave_slowly(
+        self, session: SocketIOSession, namespaces: list[str], reason: str
+    ) -> None:
+        try:
+            for namespace in namespaces:
+                sid = self.manager.sid_from_eio_sid(session, namespace)
+                if sid is None:
+                    continue
+                try:
+                    if self.manager.state(sid, namespace) == CONNECTED:
+                        await self._handle_disconnect(session, namespace, reason)
+                except Exception:
+                    logger.exception("disconnect handler failed", extra={"connection": session.id})
+                self._forget(session, namespace)
+        finally:
+            session.forget()
+
+    def _forget(self, session: SocketIOSession, namespace: str) -> None:
+        sid = self.manager.sid_from_eio_sid(session, namespace)
+        if sid is not None:
+            self.manager.basic_disconnect(sid, namespace)
+
+
+def _count_down(extra: Extra) -> None:
+    extra.handlers -= 1
+
+
+def _told(error: ClientError) -> dict[str, Any]:
+    return {"message": error.message, "data": {"code": error.code}}

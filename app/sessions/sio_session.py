@@ -1,0 +1,336 @@
+"""A Socket.IO client: Engine.IO 4 packets on one WebSocket, Socket.IO 5 packets within them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from socketio import packet as sio_packet
+
+from app.errors import ClientError, CloseCode, ErrorCode
+from app.protocol.codecs import SOCKETIO
+from app.protocol.frames import TEXT, build_close, build_frame
+from app.protocol.offsets import Offset, decode_offset
+from app.protocol.requests import ACTIONS, Request
+from app.sessions.auth import is_user_name
+from app.sessions.realtime import REPLACE_SECONDS, Pid
+from app.sessions.session import Recovery, Session, Wishes, Work
+from app.sessions.sio_engine import message_frame
+from app.sessions.sio_rooms import MAIN
+
+if TYPE_CHECKING:
+    from app.sessions.realtime import Realtime
+
+MAX_ATTACHMENTS = 100
+"""Binary attachments of one packet."""
+
+_CONNECT = str(sio_packet.CONNECT)
+"""To the main namespace without `auth`: what most clients of a storm begin with."""
+_PING = build_frame(TEXT, b"2")
+_EVENTS = (sio_packet.EVENT, sio_packet.BINARY_EVENT)
+_REASONS = {
+    "transport close": "transport close",
+    "client disconnect": "client disconnect",
+    "heartbeat timeout": "ping timeout",
+}
+"""What python-socketio's disconnect handlers are told; everything else is the server's doing."""
+
+
+class SocketIOSession(Session):
+    """A client of the Socket.IO protocol.
+
+    `main` is its state in the main namespace: 0, or one of the states of `sio_rooms`.
+    """
+
+    __slots__ = ("main",)
+
+    protocol = "socketio"
+    codec = SOCKETIO
+    connects_by_frame = True
+
+    def __init__(self, realtime: Realtime, fd: int, id: str, user: str | None) -> None:
+        super().__init__(realtime, fd, id, user)
+        self.main = 0
+
+    def begin(self, wishes: Wishes) -> None:
+        """Send the OPEN packet; the client's CONNECT comes next."""
+        if wishes != Wishes():
+            self.need_extra().wishes = wishes
+        self.send(self.realtime.open_packet(self.id))
+
+    # Packets.
+
+    def on_text(self, text: str) -> None:
+        """Handle an Engine.IO packet."""
+        if text != "3":
+            self._receive(text)
+
+    def heartbeat(self) -> None:
+        """Send a PING packet."""
+        self.send(_PING)
+
+    def request_of(self, message: str | bytes) -> Request | None:
+        """The event whose acknowledgement a client waits for."""
+        if isinstance(message, str) and message[:2] == f"4{sio_packet.EVENT}":
+            with contextlib.suppress(ClientError):
+                packet = self._decode(message[1:])
+                if (packet.namespace or MAIN) == MAIN:
+                    return Request("", None, None, packet.id)
+        return None
+
+    def handle(self, message: str | bytes) -> Work | None:
+        """Act on one Engine.IO packet."""
+        if isinstance(message, bytes):
+            return self._attachment(message)
+        kind = message[:1]
+        if kind == "4":
+            return self._packet(message[1:])
+        if kind == "2":
+            self.send(build_frame(TEXT, b"3" + message[1:].encode()))
+        elif kind == "1":
+            self._leave(CloseCode.NORMAL, "client disconnect", build_close(CloseCode.NORMAL))
+        elif kind not in ("3", "5", "6"):
+            self.end(CloseCode.PROTOCOL_ERROR, "this is not an Engine.IO 4 packet")
+        return None
+
+    def _packet(self, text: str) -> Work | None:
+        server = self.realtime.sio
+        if server._binary_packet.pop(self, None) is not None:
+            message = "The packet before is dropped: its attachments are missing."
+            self.send_error(ClientError(ErrorCode.PARSE_ERROR, message))
+        if text == _CONNECT:
+            return server.connect(self, MAIN, None)
+        packet = self._decode(text)
+        if packet.packet_type in _EVENTS and not (
+            isinstance(packet.data, list) and packet.data and isinstance(packet.data[0], str)
+        ):
+            raise ClientError(
+                ErrorCode.INVALID_PAYLOAD, "An event is an array that begins with its name."
+            )
+        if packet.packet_type in (sio_packet.ACK, sio_packet.BINARY_ACK) and (
+            packet.id is None or not isinstance(packet.data, list)
+        ):
+            raise ClientError(ErrorCode.INVALID_PAYLOAD, "An ACK has an id and an array.")
+        if packet.attachment_count:
+            if packet.attachment_count > MAX_ATTACHMENTS:
+                raise ClientError(
+                    ErrorCode.MESSAGE_TOO_LARGE,
+                    f"A packet has at most {MAX_ATTACHMENTS} attachments.",
+                )
+            server._binary_packet[self] = packet
+            return None
+        if self.welcomed and _is_action(packet):
+            payload = packet.data[1] if len(packet.data) > 1 else None
+            request = Request(packet.data[0], payload, None, packet.id)
+            return self.realtime.router.handle(self, request)
+        return self._dispatch(packet)
+
+    def _decode(self, text: str) -> Any:
+        try:
+            return self.realtime.sio.packet_class(encoded_packet=text)
+        except ClientError:
+            raise
+        except (ValueError, IndexError, TypeError, AttributeError):
+            raise ClientError(ErrorCode.PARSE_ERROR, "This is not a Socket.IO 5 packet.") from None
+
+    def _attachment(self, data: bytes) -> Work | None:
+        server = self.realtime.sio
+        packet = server._binary_packet.get(self)
+        if packet is None:
+            raise ClientError(ErrorCode.PARSE_ERROR, "No packet waits for this attachment.")
+        if sum(map(len, packet.attachments)) + len(data) > self.hub.max_message:
+            del server._binary_packet[self]
+            raise self._too_large()
+        try:
+            complete = packet.add_attachment(data)
+        except (ValueError, IndexError, TypeError, KeyError):
+            del server._binary_packet[self]
+            raise ClientError(
+                ErrorCode.PARSE_ERROR, "The placeholders do not fit the attachments."
+            ) from None
+        if not complete:
+            return None
+        del server._binary_packet[self]
+        return self._dispatch(packet)
+
+    def _dispatch(self, packet: Any) -> Work | None:
+        """Hand a packet to python-socketio; an error answers its ack, if it asks for one."""
+        try:
+            return self.realtime.sio.dispatch(self, packet)
+        except ClientError as error:
+            if packet.packet_type not in _EVENTS:
+                raise
+            if (packet.namespace or MAIN) != MAIN:
+                # Not a namespace of this service's own errors: as python-socketio, no answer.
+                return None
+            self.send_error(error, Request("", None, None, packet.id))
+            return None
+
+    # Coming in.
+
+    def identify(self, data: Any) -> Work | None:
+        """Find out who connects, from the CONNECT packet, and claim its place.
+
+        Raises:
+            ClientError: it may not connect.
+        """
+        realtime = self.realtime
+        auth = data if isinstance(data, dict) else {}
+        if realtime.verifier.enabled:
+            token = auth.get("token")
+            if isinstance(token, str):
+                self.authenticated(realtime.verifier.verify(token))
+            elif self.user is None:
+                raise ClientError(
+                    ErrorCode.UNAUTHORIZED, "Connect with a token: auth: {token: '…'}."
+                )
+        elif "user" in auth:
+            if not is_user_name(auth["user"]):
+                raise ClientError(
+                    ErrorCode.INVALID_PAYLOAD, "auth.user has 1 to 128 printable characters."
+                )
+            self.user = auth["user"]
+        text = auth.get("pid")
+        pid = realtime.read_pid(text) if isinstance(text, str) else None
+        if pid is None:
+            return realtime.claim(self)
+        if not realtime.verifier.enabled and "user" not in auth:
+            self.user = pid.user
+        return self._recover(str(text), pid, decode_offset(auth.get("offset")) or pid.offset)
+
+    async def _recover(self, text: str, pid: Pid, offset: Offset) -> None:
+        """Take the place of the connection that a client had, and find what it missed."""
+        realtime = self.realtime
+        old = realtime.sessions.get(pid.sid)
+        work = realtime.claim(self, text)
+        if work is not None:
+            await work
+        starts = {
+            type: await realtime.router.find_start(type, position)
+            for type, position in offset.positions.items()
+            if type in realtime.known_types
+        }
+        deadline = time.monotonic() + REPLACE_SECONDS
+        # The disconnect handlers of the old connection still know it by the id.
+        while old and realtime.sessions.get(pid.sid) is old and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        recovered = (
+            pid.user == self.user
+            and starts.keys() == offset.positions.keys()
+            and all(start.recovered for start in starts.values())
+            and pid.sid not in realtime.sessions
+        )
+        if recovered:
+            realtime.rename(self, pid.sid)
+        self.need_extra().recovery = Recovery(
+            Wishes(frozenset(starts), offset.batch),
+            {type: start.position for type, start in starts.items()},
+            tuple(start.gap for start in starts.values() if start.gap is not None),
+            text if recovered else None,
+        )
+
+    def connect_answer(self) -> str:
+        """What the CONNECT packet says, as JSON."""
+        recovery = self.extra.recovery if self.extra is not None else None
+        if recovery is not None and recovery.pid is not None:
+            pid = recovery.pid
+        else:
+            pid = self.realtime.pid(self, self._first_wishes())
+        return f'{{"sid":"{self.id}","pid":{json.dumps(pid)}}}'
+
+    def _first_wishes(self) -> Wishes:
+        extra = self.extra
+        if extra is None:
+            return Wishes()
+        return extra.recovery.wishes if extra.recovery is not None else extra.wishes or Wishes()
+
+    def accepted(self, namespace: str) -> None:
+        """The CONNECT packet is sent: greet, and let out what handlers emitted before it."""
+        extra = self.extra
+        if namespace == MAIN:
+            recovery = extra.recovery if extra is not None else None
+            positions = recovery.positions if recovery is not None else None
+            self.realtime.greet(self, self._first_wishes(), positions)
+            if extra is not None and recovery is not None:
+                extra.recovery = None
+                for gap in recovery.gaps:
+                    self.realtime.metrics.gaps[gap.reason].inc()
+                    self.send(self.codec.gap(gap))
+                self.tell_offset()
+                self.realtime.catchup.start(self)
+        if extra is not None and extra.held_frames is not None:
+            for frames in extra.held_frames.pop(namespace, ()):
+                self.send(frames)
+
+    def left_main(self) -> None:
+        """Out of the main namespace, perhaps to come back as somebody else."""
+        realtime = self.realtime
+        realtime.fanout.discard(self)
+        realtime.catchup.discard(self)
+        realtime.release_claim(self)
+        self.welcomed = False
+        self.held = False
+        self.track = None
+        self.group = realtime.no_subscriptions[self.codec.name]
+        realtime.rename(self)
+
+    # Subscriptions by `enter_room`.
+
+    def subscribe(self, type: str) -> None:
+        """Add one type."""
+        if type not in self.group.types:
+            self.realtime.router.move(self, self.group.types | {type}, self.group.batch)
+            self.tell_offset()
+
+    def unsubscribe(self, type: str) -> None:
+        """Take one type away."""
+        if type in self.group.types:
+            self.realtime.router.move(self, self.group.types - {type}, self.group.batch)
+            self.tell_offset()
+
+    # Sending.
+
+    def send_event(self, event: str, envelope: bytes) -> None:
+        """Send an event of this service; nothing may be sent before CONNECT."""
+        if self.welcomed:
+            super().send_event(event, envelope)
+
+    def send_packet(self, packet: Any) -> None:
+        """Send a packet without attachments."""
+        self.send(message_frame(packet.encode()))
+
+    def reply(self, request: Request, event: str, envelope: bytes) -> None:
+        """Answer as an acknowledgement if the client waits for one, else as an event."""
+        if request.ack is None:
+            self.send_event(event, envelope)
+        else:
+            self.send(SOCKETIO.ack(request.ack, envelope))
+
+    # Leaving.
+
+    def end(self, code: CloseCode, reason: str) -> None:
+        """Close; after a DISCONNECT packet the client does not come back by itself."""
+        if code.is_final and self.main:
+            self.send(message_frame(str(sio_packet.DISCONNECT)))
+        self.close(code, reason)
+
+    def on_lost(self, code: int, reason: str) -> None:
+        """Leave everything, and tell the application's handlers."""
+        super().on_lost(code, reason)
+        self.realtime.sio.lost(self, _REASONS.get(reason, "server disconnect"))
+
+    def forget(self) -> None:
+        """Be found until the disconnect handlers are done."""
+        if self.main == 0:
+            super().forget()
+
+
+def _is_action(packet: Any) -> bool:
+    return (
+        packet.packet_type == sio_packet.EVENT
+        and (packet.namespace or MAIN) == MAIN
+        and packet.data[0] in ACTIONS
+    )

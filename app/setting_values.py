@@ -1,0 +1,286 @@
+"""Reads the text of one setting: pure functions from text to value.
+
+Every parser raises ValueError with a few words that say what would be right; app/config.py adds
+the name of the setting and what it had.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+TimeUnit = Literal["ms", "s"]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Fsync = Literal["no", "everysec", "always"]
+LogFormat = Literal["text", "json"]
+
+BUILT_IN_TYPES = ("status", "stats", "health", "config", "system")
+RESERVED_TYPES = frozenset({"all", "control", "error", "none"})
+MAX_TYPES = 32
+MAX_WORKERS = 64
+
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d)?", re.ASCII)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:(b)|([kmg])(?:i?b)?)?", re.ASCII | re.IGNORECASE)
+_TYPE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
+_ORIGIN_PORTS = {"http": 80, "https": 443}
+
+
+def integer(low: int, high: int) -> Callable[[str], int]:
+    """A whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or not low <= int(text) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def duration(unit: TimeUnit, low: float, high: float) -> Callable[[str], float]:
+    """Seconds from `low` to `high`, written as 50ms, 30s, 5m, or a bare number of `unit`."""
+
+    def parse(text: str) -> float:
+        match = _DURATION.fullmatch(text)
+        if match is None:
+            raise ValueError(
+                f"must be a duration such as 50ms, 30s or 5m (a bare number is {unit})"
+            )
+        seconds = float(match[1]) * _SECONDS[match[2] or unit]
+        if not low <= seconds <= high:
+            raise ValueError(f"must be from {show_duration(low)} to {show_duration(high)}")
+        return seconds
+
+    return parse
+
+
+def whole_seconds(low: int, high: int) -> Callable[[str], int]:
+    """A duration without a fraction of a second."""
+    parse_duration = duration("s", low, high)
+
+    def parse(text: str) -> int:
+        seconds = parse_duration(text)
+        if not seconds.is_integer():
+            raise ValueError("must be a whole number of seconds")
+        return int(seconds)
+
+    return parse
+
+
+def size(low: int, high: int) -> Callable[[str], int]:
+    """Bytes from `low` to `high`; KB, MB and GB count in 1024s, with or without an `i`."""
+
+    def parse(text: str) -> int:
+        match = _SIZE.fullmatch(text)
+        if match is None:
+            raise ValueError("must be a size such as 64MB, 512KB or a number of bytes")
+        value = round(float(match[1]) * _BYTES[(match[2] or match[3] or "").lower()])
+        if not low <= value <= high:
+            raise ValueError(f"must be from {show_size(low)} to {show_size(high)}")
+        return value
+
+    return parse
+
+
+def show_duration(seconds: float) -> str:
+    """A duration as one would write it in a setting."""
+    return f"{seconds:g}s" if seconds >= 1 or not seconds else f"{seconds * 1000:g}ms"
+
+
+def show_size(value: int) -> str:
+    """A size as one would write it in a setting."""
+    for suffix, factor in (("GB", 2**30), ("MB", 2**20), ("KB", 2**10)):
+        if value and value % factor == 0:
+            return f"{value // factor}{suffix}"
+    return f"{value} bytes"
+
+
+def boolean(text: str) -> bool:
+    """1, true, yes, on or 0, false, no, off."""
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if text.lower() in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError("must be 1 or 0")
+
+
+def fsync(text: str) -> Fsync:
+    """When the private Valkey calls fsync."""
+    match text:
+        case "no" | "everysec" | "always":
+            return text
+    raise ValueError("must be no, everysec or always")
+
+
+def log_format(text: str) -> LogFormat:
+    """How log lines look."""
+    match text:
+        case "text" | "json":
+            return text
+    raise ValueError("must be text or json")
+
+
+def log_level(text: str) -> str:
+    """The name of a level of `logging`, in upper case."""
+    if text.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}:
+        raise ValueError("must be debug, info, warning, error or critical")
+    return text.upper()
+
+
+def workers(text: str) -> int:
+    """A number of processes; `auto` is one per core, at least two so that one can stand in."""
+    if text == "auto":
+        return min(max(2, len(os.sched_getaffinity(0))), MAX_WORKERS)
+    try:
+        return integer(1, MAX_WORKERS)(text)
+    except ValueError:
+        raise ValueError(f"must be auto or a whole number from 1 to {MAX_WORKERS}") from None
+
+
+def bind(text: str) -> str:
+    """host:port, [IPv6]:port or unix:path."""
+    wrong = ValueError("must be host:port, [IPv6 address]:port or unix:path")
+    if text.startswith("unix:"):
+        if not text.removeprefix("unix:").strip("/"):
+            raise wrong
+        return text
+    host, colon, port = text.rpartition(":")
+    if not colon or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
+        raise wrong
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise wrong from None
+    elif not re.fullmatch(r"[A-Za-z0-9.-]+", host, re.ASCII):
+        raise wrong
+    return text
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Words between commas, each once, in order; `none` is the empty list."""
+    if text == "none":
+        return ()
+    return tuple(dict.fromkeys(word for word in (w.strip() for w in text.split(",")) if word))
+
+
+def message_types(text: str) -> tuple[str, ...]:
+    """The built-in types and those that `text` adds."""
+    added = names(text)
+    for name in added:
+        if name in RESERVED_TYPES:
+            raise ValueError(f"{name!r} cannot be the name of a type")
+        if not _TYPE_NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} must be a lower-case letter and up to 31 of a-z, 0-9, '_' and '-'"
+            )
+    types = tuple(dict.fromkeys(BUILT_IN_TYPES + added))
+    if len(types) > MAX_TYPES:
+        raise ValueError(
+            f"must add at most {MAX_TYPES - len(BUILT_IN_TYPES)} types, not {len(added)}"
+        )
+    return types
+
+
+def origins(text: str) -> tuple[str, ...]:
+    """Origins as browsers send them: lower case, no default port; or `*`."""
+    return tuple(_origin(word) for word in names(text))
+
+
+def _origin(word: str) -> str:
+    if word == "*":
+        return word
+    wrong = ValueError(f"{word!r} must be scheme://host[:port] without a path, or *")
+    try:
+        url = urlsplit(word)
+        host, port = url.hostname, url.port
+    except ValueError:
+        raise wrong from None
+    if not url.scheme or not host or url.path or url.query or url.fragment or "@" in url.netloc:
+        raise wrong
+    if not re.fullmatch(r"[a-z0-9.:_-]+", host, re.ASCII):
+        raise wrong
+    if ":" in host:
+        host = f"[{host}]"
+    suffix = "" if port in {None, _ORIGIN_PORTS.get(url.scheme)} else f":{port}"
+    return f"{url.scheme}://{host}{suffix}"
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """IP addresses and networks."""
+    found: list[Network] = []
+    for word in names(text):
+        try:
+            found.append(ipaddress.ip_network(word))
+        except ValueError as error:
+            raise ValueError(f"must be IP addresses or networks: {error}") from None
+    return tuple(found)
+
+
+def backplane_url(text: str) -> str:
+    """A URL that redis-py understands, or nothing."""
+    if not text:
+        return text
+    # The text may hold a password: it is in no message.
+    wrong = ValueError("must be redis://host[:port][/db], rediss://... or unix:///path")
+    try:
+        url = urlsplit(text)
+        complete = bool(url.path.strip("/")) if url.scheme == "unix" else bool(url.hostname)
+        _ = url.port
+    except ValueError:
+        raise wrong from None
+    if url.scheme not in {"redis", "rediss", "unix"} or not complete:
+        raise wrong
+    return text
+
+
+def token(text: str) -> str:
+    """What can stand in an Authorization header."""
+    if not re.fullmatch(r"[\x21-\x7e]*", text):
+        raise ValueError("must be printable ASCII without spaces")
+    return text
+
+
+def secret(text: str) -> str:
+    """A key for HMAC-SHA256: at least 32 bytes (RFC 7518 section 3.2)."""
+    length = len(text.encode())
+    if 0 < length < 32:
+        raise ValueError(f"must be at least 32 bytes, not {length}")
+    return text
+
+
+def readable_file(text: str) -> str:
+    """The absolute path of a file that exists, or nothing."""
+    if not text:
+        return text
+    if not Path(text).is_file() or not os.access(text, os.R_OK):
+        raise ValueError("must be a file that the service can read")
+    return str(Path(text).absolute())
+
+
+def directory(text: str) -> Path:
+    """The absolute path of a directory, which may be made later."""
+    path = Path(text).absolute()
+    if path.exists() and not path.is_dir():
+        raise ValueError("must be a directory")
+    return path
+
+
+def module(text: str) -> str:
+    """The dotted name of a Python module that exists, or nothing."""
+    if not text:
+        return text
+    try:
+        found = all(part.isidentifier() for part in text.split(".")) and find_spec(text) is not None
+    except (ImportError, ValueError):
+        found = False
+    if not found:
+        raise ValueError("must be the name of a Python module that can be found")
+    return text

@@ -1,0 +1,1 @@
+"""Detached connections; nothing here knows what a message means."""

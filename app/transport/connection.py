@@ -1,0 +1,312 @@
+"""Detached WebSocket connections: one object and one descriptor each, no task and no queue.
+
+Writes go straight to the socket; what the kernel does not take waits in `Pending`, as references
+to the bytes that all receivers share. So the unsent bytes of a connection are always known.
+
+Closing: `Connection.close` sends a close frame, ends the sending side and goes on reading, so
+that the peer gets the frame rather than a reset; the descriptor is closed when the peer closes
+or after `CLOSE_TIMEOUT`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections import deque
+from typing import TYPE_CHECKING
+
+from app.errors import CloseCode
+from app.protocol import frames
+from app.protocol.frames import FrameReader
+
+if TYPE_CHECKING:
+    from app.transport.hub import Hub
+
+logger = logging.getLogger("realtime.connection")
+
+READ_SIZE = 64 * 1024
+HIGH_WATER = 64 * 1024
+"""Unsent bytes past which a connection gets no more stream messages until it has drained."""
+INPUT_PAUSE = 256 * 1024
+"""Unsent bytes past which nothing more is read from a connection, so it can ask for no more."""
+OUTPUT_LIMIT = 4 * 1024 * 1024
+"""Unsent bytes past which a connection is given up."""
+CLOSE_TIMEOUT = 5.0
+"""Seconds that a peer has to answer a close frame."""
+
+OPEN = 0
+CLOSING = 1
+CLOSED = 2
+MOVING = 3
+"""On its way to another worker: nothing is read or written here."""
+
+
+class Pending:
+    """Bytes that the kernel did not take, as the chunks they were written in."""
+
+    __slots__ = ("chunks", "offset", "size")
+
+    def __init__(self, data: bytes, sent: int) -> None:
+        self.chunks = deque((data,))
+        self.offset = sent
+        """Bytes of the first chunk that are sent already."""
+        self.size = len(data) - sent
+
+    def append(self, data: bytes) -> None:
+        """Add a chunk behind the others."""
+        self.chunks.append(data)
+        self.size += len(data)
+
+    def content(self) -> bytes:
+        """All unsent bytes."""
+        return b"".join(self.chunks)[self.offset :]
+
+    def write_to(self, fd: int) -> bool:
+        """Write what fits; whether all is gone. Raises OSError when the socket is dead."""
+        chunks = self.chunks
+        while chunks:
+            chunk = chunks[0]
+            view = memoryview(chunk)[self.offset :] if self.offset else chunk
+            try:
+                sent = os.write(fd, view)
+            except BlockingIOError:
+                return False
+            self.size -= sent
+            self.offset += sent
+            if self.offset < len(chunk):
+                return False
+            chunks.popleft()
+            self.offset = 0
+        return True
+
+
+class Connection:
+    """One WebSocket peer. Subclasses say what its messages mean.
+
+    Args:
+        hub: the hub of this worker.
+        fd: a non-blocking socket descriptor that this object owns from now on.
+        id: name of the connection in messages and logs.
+    """
+
+    __slots__ = ("bucket", "fd", "hub", "id", "pending", "reader", "seen", "state")
+
+    def __init__(self, hub: Hub, fd: int, id: str) -> None:
+        self.hub = hub
+        self.fd = fd
+        self.id = id
+        self.state = OPEN
+        self.reader: FrameReader | None = None
+        self.pending: Pending | None = None
+        self.seen = 0
+        self.bucket = -1
+
+    # What subclasses implement.
+
+    def on_text(self, text: str) -> None:
+        """A text message arrived."""
+        raise NotImplementedError
+
+    def on_binary(self, data: bytes) -> None:
+        """A binary message arrived."""
+        raise NotImplementedError
+
+    def on_too_large(self) -> None:
+        """A message over the limit was skipped."""
+        raise NotImplementedError
+
+    def on_unusable(self) -> None:
+        """A message so large that the connection ends with 1009; the last chance to say so."""
+
+    def on_drained(self) -> None:
+        """Everything written has left."""
+
+    def on_lost(self, code: int, reason: str) -> None:
+        """The connection is no longer open; called once.
+
+        Args:
+            code: close code, 1006 when there was no close frame.
+            reason: "transport close" when the peer went away, otherwise what the server said.
+        """
+
+    def on_detached(self) -> None:
+        """The descriptor is closed; called once, after `on_lost`."""
+
+    def heartbeat(self) -> None:
+        """Send a ping."""
+        self.send(_PING_FRAME)
+
+    def heartbeat_missed(self) -> None:
+        """The peer was silent for the whole timeout."""
+        self.close(CloseCode.HEARTBEAT_TIMEOUT, "heartbeat timeout")
+
+    # Sending.
+
+    def send(self, frame: bytes) -> None:
+        """Queue a finished frame for the end of this pass of the loop."""
+        if self.state == OPEN:
+            self.hub.send_soon(self, frame)
+
+    def write(self, data: bytes) -> None:
+        """Write finished frames now; what does not fit waits in `pending`."""
+        pending = self.pending
+        hub = self.hub
+        hub.bytes_sent += len(data)
+        if pending is not None:
+            pending.append(data)
+            if pending.size > INPUT_PAUSE:
+                hub.watch(self)
+                if pending.size > OUTPUT_LIMIT and self.state == OPEN:
+                    self.drop("too many bytes that the client does not read", CloseCode.FLOOD)
+            return
+        try:
+            sent = os.write(self.fd, data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.drop("transport close")
+            return
+        if sent < len(data):
+            self.pending = Pending(data, sent)
+            hub.watch(self)
+
+    def writable(self) -> None:
+        """The kernel takes bytes again."""
+        pending = self.pending
+        if pending is None:
+            return
+        try:
+            drained = pending.write_to(self.fd)
+        except OSError:
+            self.drop("transport close")
+            return
+        if drained:
+            self.pending = None
+            self.hub.watch(self)
+            if self.state == OPEN:
+                self.on_drained()
+            else:
+                self._end_sending()
+        elif pending.size <= INPUT_PAUSE:
+            self.hub.watch(self)
+
+    # Receiving.
+
+    def readable(self) -> None:
+        """Bytes, the end, or an error wait in the kernel."""
+        try:
+            data = os.read(self.fd, READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.drop("transport close")
+            return
+        self.hub.bytes_received += len(data)
+        self.seen = self.hub.wheel.now
+        self.receive(data)
+
+    def receive(self, data: bytes) -> None:
+        """Handle received bytes."""
+        if self.reader is None:
+            single = frames.read_single(data)
+            if single is not None:
+                self._handle(*single)
+                return
+            self.reader = FrameReader(self.hub.max_message)
+        reader = self.reader
+        held = reader.held
+        events = reader.feed(data)
+        change = reader.held - held
+        if change:
+            self.hub.note_unfinished(self, change)
+        if reader.idle:
+            self.reader = None
+        for opcode, payload in events:
+            self._handle(opcode, payload)
+
+    def _handle(self, opcode: int, payload: str | bytes) -> None:
+        if self.state == OPEN:
+            if isinstance(payload, str):
+                self.on_text(payload)
+            elif opcode == frames.BINARY:
+                self.on_binary(payload)
+            elif opcode == frames.PING:
+                self.send(frames.build_frame(frames.PONG, payload))
+            elif opcode == frames.CLOSE:
+                code = int.from_bytes(payload[:2], "big") if payload else CloseCode.NORMAL
+                self._leave(code, "transport close", frames.build_frame(frames.CLOSE, payload[:2]))
+            elif opcode == frames.TOO_LARGE:
+                self.on_too_large()
+            elif opcode == frames.VIOLATION:
+                code = int.from_bytes(payload[:2], "big")
+                reason = payload[2:].decode()
+                logger.info(
+                    "protocol violation: %s", reason, extra={"connection": self.id, "code": code}
+                )
+                if code == CloseCode.TOO_BIG:
+                    self.on_unusable()
+                self.close(code, reason)
+        elif self.state == CLOSING:
+            if opcode == frames.CLOSE:
+                self.drop("closed")
+            elif opcode == frames.VIOLATION:
+                # What follows cannot be understood, so only the end of the stream counts now.
+                self.reader = None
+
+    # Closing.
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Send a close frame and wait for the peer's; harmless when already closing."""
+        self._leave(code, reason, frames.build_close(code, reason))
+
+    def drop(self, reason: str, code: int = 1006) -> None:
+        """Close the descriptor now."""
+        if self.state == CLOSED:
+            return
+        was_open = self.state == OPEN
+        self.state = CLOSED
+        if was_open:
+            self._lost(code, reason)
+        self.hub.detach(self)
+        # Its number will soon be somebody else's.
+        self.fd = -1
+        self.reader = None
+        self.pending = None
+        self.on_detached()
+
+    def _leave(self, code: int, reason: str, frame: bytes) -> None:
+        if self.state != OPEN:
+            return
+        last_words = self.hub.take_queued(self)
+        self.state = CLOSING
+        self._lost(code, reason)
+        self.hub.note_unfinished(self, 0)
+        if self.reader is not None and self.reader.held:
+            # The rest of a half-read message is noise now, and not worth its memory.
+            self.reader = None
+        self.hub.wheel.discard(self)
+        self.hub.close_later(self)
+        self.write(last_words + frame)
+        if self.state == CLOSING and self.pending is None:
+            self._end_sending()
+
+    def _lost(self, code: int, reason: str) -> None:
+        closed = self.hub.closed
+        closed[code] = closed.get(code, 0) + 1
+        self.on_lost(code, reason)
+
+    def _end_sending(self) -> None:
+        """Tell the peer that nothing more comes; it is then its turn to close."""
+        borrowed = socket.socket(fileno=self.fd)
+        try:
+            borrowed.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.drop("transport close")
+        finally:
+            borrowed.detach()
+
+
+_PING_FRAME = frames.build_frame(frames.PING, b"")

@@ -1,0 +1,283 @@
+"""The detached connections of one worker under one epoll, which the event loop watches in turn.
+
+Here is what concerns many connections at once: the write of a flush, the frames that wait for
+the end of a pass of the loop, heartbeats, limits and totals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+from collections import deque
+from typing import TypeVar
+
+from app.errors import CloseCode
+from app.transport.connection import (
+    CLOSE_TIMEOUT,
+    CLOSED,
+    CLOSING,
+    INPUT_PAUSE,
+    OPEN,
+    Connection,
+    Pending,
+)
+from app.transport.timer_wheel import TimerWheel
+
+logger = logging.getLogger("realtime.connection")
+
+EVENTS_PER_CALL = 256
+
+_READ = select.EPOLLIN
+
+ConnectionT = TypeVar("ConnectionT", bound=Connection)
+
+
+class Hub:
+    """The connections of one worker: epoll, outbox, heartbeats, limits and totals.
+
+    Args:
+        heartbeat_interval: seconds between pings.
+        heartbeat_timeout: seconds of silence before a connection is given up.
+        max_message: largest incoming message in bytes, inclusive.
+        max_incoming: bytes of unfinished incoming messages over all connections.
+    """
+
+    def __init__(
+        self,
+        *,
+        heartbeat_interval: float,
+        heartbeat_timeout: float,
+        max_message: int,
+        max_incoming: int,
+    ) -> None:
+        self.max_message = max_message
+        self.max_incoming = max_incoming
+        self.wheel = TimerWheel(heartbeat_interval, heartbeat_timeout)
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.incoming = 0
+        """Bytes of unfinished messages held now."""
+        self.closed: dict[int, int] = {}
+        """How many connections ended, by close code; 1006 when there was none."""
+        self._connections: list[Connection | None] = []
+        self._count = 0
+        self._backed_up: dict[Connection, None] = {}
+        self._paused: dict[Connection, None] = {}
+        self._unfinished: dict[Connection, None] = {}
+        self._outbox: dict[Connection, list[bytes]] = {}
+        self._flush_planned = False
+        self._closing: deque[tuple[float, Connection]] = deque()
+        self._epoll = select.epoll()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._epoll.fileno(), self._on_events)
+        self._timer = self._loop.call_later(self.wheel.tick_length, self._tick)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def connections(self) -> list[Connection]:
+        """All that have a descriptor now."""
+        return [connection for connection in self._connections if connection is not None]
+
+    def unsent(self) -> int:
+        """Bytes written that the sockets have not yet taken."""
+        return sum(c.pending.size for c in self._backed_up if c.pending is not None)
+
+    def stop(self) -> None:
+        """Close every descriptor at once and stop watching."""
+        for connection in self.connections():
+            connection.drop("server stopped")
+        self._timer.cancel()
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+
+    def attach(self, connection: Connection, times: tuple[float, float] | None = None) -> None:
+        """Take a connection in.
+
+        Args:
+            connection: open.
+            times: `TimerWheel.times` of a connection that comes from another hub.
+        """
+        fd = connection.fd
+        table = self._connections
+        if fd >= len(table):
+            table.extend([None] * (fd + 64 - len(table)))
+        table[fd] = connection
+        self._count += 1
+        if times is None:
+            self.wheel.add(connection)
+        else:
+            self.wheel.resume(connection, *times)
+        self._epoll.register(fd, _READ)
+        if connection.pending is not None:
+            self.watch(connection)
+        if connection.reader is not None:
+            self.note_unfinished(connection, connection.reader.held)
+
+    def detach(self, connection: Connection) -> None:
+        """Forget a connection and close its descriptor."""
+        if self.release(connection):
+            os.close(connection.fd)
+
+    def release(self, connection: Connection) -> bool:
+        """Forget a connection, whose descriptor stays open; False when it is not known.
+
+        What is queued for it is lost: call `flush` before.
+        """
+        fd = connection.fd
+        if self._connections[fd] is not connection:
+            return False
+        self._connections[fd] = None
+        self._count -= 1
+        self.wheel.discard(connection)
+        self._outbox.pop(connection, None)
+        self._backed_up.pop(connection, None)
+        self._paused.pop(connection, None)
+        self.note_unfinished(connection, 0)
+        # The registration would outlive the descriptor if a duplicate of it were open elsewhere.
+        self._epoll.unregister(fd)
+        return True
+
+    def watch(self, connection: Connection) -> None:
+        """Make the epoll wait for what the connection is ready for now."""
+        mask = 0
+        pending = connection.pending
+        if pending is None:
+            self._backed_up.pop(connection, None)
+        else:
+            self._backed_up[connection] = None
+        if connection.state != OPEN or (
+            connection not in self._paused and (pending is None or pending.size <= INPUT_PAUSE)
+        ):
+            mask |= _READ
+        if pending is not None:
+            mask |= select.EPOLLOUT
+        self._epoll.modify(connection.fd, mask)
+
+    def pause(self, connection: Connection) -> None:
+        """Read nothing more from a connection until `resume`."""
+        if connection not in self._paused:
+            self._paused[connection] = None
+            self.watch(connection)
+
+    def resume(self, connection: Connection) -> None:
+        """Read again."""
+        if connection in self._paused:
+            del self._paused[connection]
+            self.watch(connection)
+
+    def send_soon(self, connection: Connection, frame: bytes) -> None:
+        """Queue a frame; all of one pass of the loop leave in one write."""
+        queued = self._outbox.get(connection)
+        if queued is None:
+            self._outbox[connection] = [frame]
+            if not self._flush_planned:
+                self._flush_planned = True
+                self._loop.call_soon(self.flush)
+        else:
+            queued.append(frame)
+
+    def take_queued(self, connection: Connection) -> bytes:
+        """The queued frames of a connection, to be written before anything else."""
+        queued = self._outbox.pop(connection, None)
+        return b"".join(queued) if queued else b""
+
+    def broadcast(
+        self, connections: dict[ConnectionT, None], data: bytes, most: int
+    ) -> list[ConnectionT]:
+        """Write the same bytes to many connections, and take those that were written out.
+
+        Args:
+            connections: who still lacks the bytes.
+            data: finished frames.
+            most: connections to take out.
+
+        Returns:
+            Those that were taken out but not written, since they have something unsent.
+        """
+        # The one loop that decides what a delivery costs, hence no call but the write itself.
+        outbox, write, take, size = self._outbox, os.write, connections.popitem, len(data)
+        others: list[ConnectionT] = []
+        count = min(most, len(connections))
+        for _ in range(count):
+            connection = take()[0]
+            if connection.pending is not None or (outbox and connection in outbox):
+                others.append(connection)
+                continue
+            try:
+                sent = write(connection.fd, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                connection.drop("transport close")
+                continue
+            if sent < size:
+                connection.pending = Pending(data, sent)
+                self.watch(connection)
+        self.bytes_sent += (count - len(others)) * size
+        return others
+
+    def flush(self) -> None:
+        """Write what is queued."""
+        self._flush_planned = False
+        outbox, self._outbox = self._outbox, {}
+        for connection, queued in outbox.items():
+            connection.write(queued[0] if len(queued) == 1 else b"".join(queued))
+
+    def close_later(self, connection: Connection) -> None:
+        """Close the descriptor if the peer does not within `CLOSE_TIMEOUT`."""
+        self._closing.append((self._loop.time() + CLOSE_TIMEOUT, connection))
+
+    def note_unfinished(self, connection: Connection, change: int) -> None:
+        """Account for bytes of unfinished messages; `change` 0 forgets the connection."""
+        reader = connection.reader
+        if change and reader is not None and connection.state in (OPEN, CLOSING):
+            self.incoming += change
+            if reader.held:
+                self._unfinished[connection] = None
+            else:
+                self._unfinished.pop(connection, None)
+            if self.incoming > self.max_incoming:
+                self._drop_largest()
+        elif not change and connection in self._unfinished:
+            del self._unfinished[connection]
+            if reader is not None:
+                self.incoming -= reader.held
+
+    def _drop_largest(self) -> None:
+        def held(connection: Connection) -> int:
+            return connection.reader.held if connection.reader is not None else 0
+
+        largest = max(self._unfinished, key=held)
+        logger.warning(
+            "too many bytes of unfinished messages: closing the largest holder",
+            extra={"connection": largest.id, "held": held(largest), "total": self.incoming},
+        )
+        if largest.state == OPEN:
+            largest.close(CloseCode.TOO_BIG, "the server holds too many unfinished messages")
+        else:
+            largest.drop("too many bytes behind the close frame")
+
+    def _on_events(self) -> None:
+        table = self._connections
+        for fd, event in self._epoll.poll(0, EVENTS_PER_CALL):
+            connection = table[fd]
+            if connection is None:
+                continue
+            try:
+                if event & select.EPOLLOUT:
+                    connection.writable()
+                if event & ~select.EPOLLOUT and connection.state != CLOSED:
+                    connection.readable()
+            except Exception:
+                logger.exception("connection failed", extra={"connection": connection.id})
+                connection.drop("internal error")
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(self.wheel.tick_length, self._tick)
+        self.wheel.advance()
+        now = self._loop.time()
+        while self._closing and self._closing[0][0] <= now:
+            self._closing.popleft()[1].drop("no answer to the close frame")

@@ -1,0 +1,103 @@
+"""Heartbeats of all connections of a worker from one timer.
+
+Each connection stands in one bucket. When its bucket comes up it is closed if it has been silent
+for the timeout, else pinged and put where it must be looked at next. Between two looks a
+connection costs nothing: receiving only notes the current tick, an integer that all share.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Watched(Protocol):
+    """What the wheel needs of a connection."""
+
+    seen: int
+    """Tick at which the last byte was received."""
+    bucket: int
+    """Where it stands in the wheel; the wheel's own."""
+
+    def heartbeat(self) -> None:
+        """Send a ping."""
+
+    def heartbeat_missed(self) -> None:
+        """Nothing was received for the whole timeout."""
+
+
+class TimerWheel:
+    """A wheel of `interval / tick` buckets and one more.
+
+    Args:
+        interval: seconds between two pings to a connection.
+        timeout: seconds of silence after which a connection is given up.
+    """
+
+    def __init__(self, interval: float, timeout: float) -> None:
+        self.tick_length = min(1.0, interval / 10)
+        """Seconds between two calls of `advance`."""
+        self.now = 0
+        """Ticks since the start."""
+        self._interval = max(1, round(interval / self.tick_length))
+        self._timeout = max(2, round(timeout / self.tick_length))
+        self._buckets: list[dict[Watched, None]] = [{} for _ in range(self._interval + 1)]
+
+    def add(self, connection: Watched) -> None:
+        """Start to watch; the first ping comes after one interval."""
+        connection.seen = self.now
+        self._put(connection, self.now + self._interval)
+
+    def resume(self, connection: Watched, silent: float, due: float) -> None:
+        """Go on watching a connection that another wheel has watched.
+
+        Args:
+            connection: what to watch.
+            silent: seconds since its last byte.
+            due: seconds until it must be looked at.
+        """
+        connection.seen = self.now - round(silent / self.tick_length)
+        ticks = min(max(1, round(due / self.tick_length)), self._interval)
+        self._put(connection, self.now + ticks)
+
+    def times(self, connection: Watched) -> tuple[float, float]:
+        """What `resume` wants to know of a connection: seconds of silence, seconds until due."""
+        silent = (self.now - connection.seen) * self.tick_length
+        due = (connection.bucket - self.now) % len(self._buckets) * self.tick_length
+        return silent, due
+
+    def discard(self, connection: Watched) -> None:
+        """Stop to watch; harmless when it is not watched."""
+        if connection.bucket >= 0:
+            self._buckets[connection.bucket].pop(connection, None)
+            connection.bucket = -1
+
+    def advance(self) -> None:
+        """One tick has passed: handle the bucket that comes up."""
+        self.now += 1
+        self._handle(self.now, give_up=True)
+
+    def ping_early(self) -> None:
+        """Ping what is due at the next tick, so that the ping can share a write."""
+        self._handle(self.now + 1, give_up=False)
+
+    def _handle(self, tick: int, *, give_up: bool) -> None:
+        index = tick % len(self._buckets)
+        due = self._buckets[index]
+        if not due:
+            return
+        self._buckets[index] = {}
+        for connection in due:
+            deadline = connection.seen + self._timeout
+            if deadline <= tick:
+                if give_up:
+                    connection.bucket = -1
+                    connection.heartbeat_missed()
+                else:
+                    self._put(connection, tick)
+                continue
+            self._put(connection, min(tick + self._interval, deadline))
+            connection.heartbeat()
+
+    def _put(self, connection: Watched, tick: int) -> None:
+        connection.bucket = tick % len(self._buckets)
+        self._buckets[connection.bucket][connection] = None

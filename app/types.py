@@ -1,0 +1,97 @@
+"""Values that pass between the layers."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Literal
+
+GapReason = Literal["history", "latest", "epoch"]
+
+
+class Priority(enum.IntEnum):
+    """Rank in the broadcast queue; when it is full, the largest value goes first."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The last message of one type that somebody has seen; `seq` 0 is before the first."""
+
+    epoch: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A message on its way into the stream of its type.
+
+    `body` is the envelope as JSON, UTF-8, without its closing brace and without `seq` and
+    `epoch`, which only the stream can give: `Message.envelope` appends them.
+    """
+
+    type: str
+    event: str
+    id: str
+    body: bytes
+    accepted: float
+    """Unix time in seconds at which the service took the message."""
+    priority: Priority = Priority.NORMAL
+    once: bool = False
+    """The publisher chose the id: within five minutes the same id is stored once."""
+
+
+class Message:
+    """A message as it stands in a stream. Wire codecs cache their frames on it."""
+
+    __slots__ = ("accepted", "body", "epoch", "event", "frames", "seq", "type")
+
+    def __init__(
+        self, type: str, epoch: str, seq: int, event: str, body: bytes, accepted: float
+    ) -> None:
+        self.type = type
+        self.epoch = epoch
+        self.seq = seq
+        self.event = event
+        self.body = body
+        self.accepted = accepted
+        self.frames: dict[str, bytes] = {}
+
+    @property
+    def envelope(self) -> bytes:
+        """The whole envelope as JSON."""
+        return b'%b,"seq":%d,"epoch":"%b"}' % (self.body, self.seq, self.epoch.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Messages `first` to `last` of a type that will not come, and where it goes on.
+
+    With reason `epoch` the numbers count in the new epoch, and `last` is where live begins.
+    """
+
+    type: str
+    epoch: str
+    first: int
+    last: int
+    reason: GapReason
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """One worker as the slot table shows it."""
+
+    index: int
+    pid: int
+    started: float
+    """Unix time in seconds."""
+    generation: int
+    state: Literal["starting", "ready", "leaving"]
+    connections: int
+    queue_messages: int
+    queue_bytes: int
+    stats: dict[str, object]
+    """What the worker last said of itself, at most a second or two old; {} before that."""

@@ -1,0 +1,271 @@
+"""One worker: its parts, what keeps them going, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from app.backplane.claims import UserClaims
+from app.backplane.client import Backplane
+from app.backplane.history import History
+from app.backplane.publisher import StreamPublisher
+from app.backplane.reader import StreamReader
+from app.backplane.scripts import CONTROL
+from app.broadcast.catchup import CatchUp
+from app.broadcast.fanout import FanOut
+from app.broadcast.queue import BroadcastQueue
+from app.canary import PROBE, Canary
+from app.config import Settings
+from app.errors import CloseCode
+from app.figures import Figures
+from app.metrics import Metrics
+from app.ports import Slots
+from app.presence import Presence
+from app.protocol import envelope
+from app.sessions.auth import TokenVerifier
+from app.sessions.realtime import Realtime
+from app.sessions.router import Router
+from app.sessions.sio_manager import StreamManager
+from app.sessions.sio_server import RealtimeServer
+from app.transport.hub import Hub
+from app.types import Draft, Gap, Message, Position
+
+logger = logging.getLogger("realtime.worker")
+
+LEAVE_SECONDS = 2.0
+"""How long a worker that stops waits for its clients to answer the close frame."""
+DRAIN_RATE = 100
+"""Connections a second that a drain closes at least, if that takes less than DRAIN_SECONDS."""
+SETTLED_CHANGE = 500
+"""Connections by which the number must have changed for the garbage collector to be told."""
+
+
+class Worker:
+    """The parts of one worker and what keeps them going.
+
+    Args:
+        settings: of the service.
+        slots: counts that the workers of this machine share.
+        backplane: connected.
+        reader: started.
+        key: the secret that all workers share.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        slots: Slots,
+        backplane: Backplane,
+        reader: StreamReader,
+        key: bytes,
+    ) -> None:
+        self.settings = settings
+        self.slots = slots
+        self.backplane = backplane
+        self.reader = reader
+        self.is_hurried: Callable[[], bool] = lambda: False
+        """Whether the worker was told to stop without a drain."""
+        self.leaving = False
+        """Others take over: HTTP clients are told to connect anew."""
+        self.accepting = True
+        """Whether this worker takes new connections."""
+        self.metrics = Metrics(settings.message_types)
+        self.hub = Hub(
+            heartbeat_interval=settings.heartbeat_interval,
+            heartbeat_timeout=settings.heartbeat_timeout,
+            max_message=settings.max_message_size,
+            max_incoming=settings.max_incoming_bytes,
+        )
+        self.history = History(backplane, reader.positions)
+        self.fanout = FanOut(
+            self.hub, reader.positions, settings.broadcast_batch_size, self._on_flush
+        )
+        self.catchup = CatchUp(self.fanout, self.history, settings.latest_only_types)
+        self.queue = BroadcastQueue(slots, StreamPublisher(backplane, reader.positions))
+        self.claims = (
+            UserClaims(backplane, slots, settings.max_connections_per_user)
+            if settings.backplane_url
+            else None
+        )
+        self.verifier = TokenVerifier(settings)
+        self.manager = StreamManager(self._send_control, self.publish)
+        self.realtime = Realtime(
+            settings=settings,
+            hub=self.hub,
+            fanout=self.fanout,
+            catchup=self.catchup,
+            slots=slots,
+            claims=self.claims,
+            verifier=self.verifier,
+            metrics=self.metrics,
+            key=key,
+            replace_elsewhere=self.manager.replace_elsewhere,
+        )
+        self.manager.realtime = self.realtime
+        self.manager.position = reader.positions[CONTROL]
+        self.sio = self.realtime.sio = RealtimeServer(self.manager, settings.max_message_size)
+        self.canary = Canary(lambda: self.queue.send_probe(PROBE), lambda: self.backplane.available)
+        self.presence = Presence(backplane.get_presence, backplane.set_presence)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.figures = Figures(
+            types=settings.message_types,
+            slots=slots,
+            metrics=self.metrics,
+            realtime=self.realtime,
+            catchup=self.catchup,
+            queue=self.queue,
+            reader=reader,
+            history=self.history,
+            backplane=backplane,
+            canary=self.canary,
+        )
+        self.realtime.router = Router(self.realtime, self.history, self.figures.subscribers)
+        self._settled_at = 0
+        self._last_count = 0
+
+    # Publishing.
+
+    def submit(self, draft: Draft) -> asyncio.Future[Position]:
+        """Queue a message and count it when it is stored."""
+        future = self.queue.submit(draft)
+        future.add_done_callback(lambda done: self._count_published(draft.type, done))
+        return future
+
+    async def publish(self, type: str, event: str, data: Any) -> Position:
+        """Store a message of the service's own or of an application's `emit`.
+
+        Raises:
+            ClientError: QUEUE_OVERFLOW or BACKPLANE_UNAVAILABLE.
+            ValueError, TypeError: `data` is not JSON.
+        """
+        id = envelope.new_id()
+        body = envelope.body(type, event, data, id=id)
+        return await self.submit(Draft(type, event, id, body, time.time()))
+
+    def _count_published(self, type: str, done: asyncio.Future[Position]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            self.metrics.published[type].inc()
+
+    async def _send_control(self, message: dict[str, Any]) -> None:
+        await self.queue.send_control(envelope.encode_json(message))
+
+    # Delivering.
+
+    async def _deliver(self) -> None:
+        """Read the streams and write to the clients, one flush after the other."""
+        while True:
+            batch = await self.reader.read()
+            began = time.monotonic()
+            if batch.messages:
+                self.history.remember(batch.messages)
+                await self.fanout.deliver(batch.messages)
+            if batch.control_lost:
+                logger.warning("messages between workers were lost with the backplane's data")
+            if batch.control:
+                self.history.remember(batch.control)
+            for message in batch.control:
+                if message.body == PROBE:
+                    self.canary.hear()
+                await self.manager.handle_control(message)
+            self.manager.position = self.reader.positions[CONTROL]
+            # After a long flush the next one waits as long, to find more messages to join: so
+            # writing takes half of the time at most, and new connections get their turn.
+            spent = time.monotonic() - began
+            pause = min(self.settings.broadcast_flush_interval, spent)
+            if pause > 0.002:
+                await asyncio.sleep(pause)
+
+    def _on_flush(
+        self, items: Sequence[Message | Gap], receivers: Mapping[str, int], began: float
+    ) -> None:
+        self.figures.count_flush(items, receivers, time.monotonic() - began, time.time())
+
+    async def _tick(self) -> None:
+        """Once a second: rates, figures, and rest for the garbage collector."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + 1.0
+            await asyncio.sleep(1.0)
+            self.metrics.loop_delay.set(max(0.0, loop.time() - due))
+            self.realtime.start_second()
+            try:
+                self.figures.show()
+                self.figures.export()
+            except Exception:
+                logger.exception("figures of this second are lost")
+            self._settle_garbage()
+
+    def _settle_garbage(self) -> None:
+        """Take long-lived connections out of the collector's sight after a storm of connects.
+
+        A full collection over ten thousand connections stops the loop for 50 ms.
+        """
+        count = len(self.hub)
+        if abs(count - self._settled_at) >= SETTLED_CHANGE and count == self._last_count:
+            self._settled_at = count
+            gc.collect()
+            gc.freeze()
+        self._last_count = count
+
+    # Beginning and end.
+
+    def start(self) -> None:
+        """Begin to store, to deliver and to count."""
+        self.queue.start()
+        if self.claims is not None:
+            self.claims.start()
+        for work in (self._deliver(), self._tick(), self.canary.run()):
+            task = asyncio.get_running_loop().create_task(work)
+            task.add_done_callback(self._on_task_done)
+            self._tasks.append(task)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Without it clients would wait for ever; on another worker they recover.
+            logger.critical("this worker cannot go on", exc_info=error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    async def _drain(self) -> None:
+        """Close what nobody has taken over, in even steps, so that clients do not return at once.
+
+        Answers that handlers of this worker await may come meanwhile.
+        """
+        sessions = list(self.realtime.sessions.values())
+        self.metrics.handed_over["drained"].inc(len(sessions))
+        began = time.monotonic()
+        until = began + min(self.settings.drain_seconds, len(sessions) / DRAIN_RATE)
+        for number, session in enumerate(sessions):
+            due = began + (until - began) * number / len(sessions)
+            while not self.is_hurried() and (left := due - time.monotonic()) > 0:  # noqa: ASYNC110
+                await asyncio.sleep(min(left, 0.1))
+            session.end(CloseCode.RESTART, self.realtime.retry_hint())
+        until = began + self.settings.drain_seconds
+        while self.manager.awaits_answers() and not self.is_hurried() and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+    async def stop(self) -> None:
+        """Close every connection, store what is queued, and stop."""
+        self.accepting = False
+        if not self.is_hurried():
+            await self._drain()
+        self.realtime.end_all()
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while len(self.hub) and time.monotonic() < deadline:  # noqa: ASYNC110 (polled once)
+            await asyncio.sleep(0.02)
+        self.hub.stop()
+        await self.queue.close(LEAVE_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.claims is not None:
+            await self.claims.close()
+        with contextlib.suppress(Exception):
+            self.figures.export()
+        await self.backplane.close()

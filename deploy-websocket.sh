@@ -1,0 +1,456 @@
+#!/usr/bin/env bash
+# Deploys what is in this directory over what runs, without down time.
+set -euo pipefail
+name=deploy-websocket.sh
+
+usage() {
+  cat << 'END'
+usage: deploy-websocket.sh [options]
+
+Eight steps:
+  1 environment   programs, Python, settings
+  2 backup        messages (a snapshot), configuration and the code that ran; ./backups/NAME
+  3 build         the new image, or the new requirements and an import of the new code
+  4 preflight     ports, disk space, the Compose file
+  5 deploy        on a host: `make reload`, live sockets are handed over; or the first start.
+                  In containers: a new one is started, then the old one drains over DRAIN_SECONDS
+                  while its clients come back to the new; the cap holds over both
+  6 health        /status is well
+  7 websocket     handshake, subscription, a message received
+  8 report        what happened, and how many clients noticed: backups/NAME/report.json
+
+Nothing that runs is stopped before its heir serves. When a step from 3 on fails, the code and
+configuration of the last good deployment are put back (the new ones are kept in
+backups/NAME/failed) and taken by the service; what was stored stays.
+
+options:
+  --base-url URL    where to look at the service (its own address on this machine)
+  --connect ADDRESS, --ca FILE, --wait SECONDS    as of verify-deployment.sh
+  --docker, --host  do not find out which it is
+  --timeout SECONDS for the service to be well (60)
+  --min-free MB     disk space that must be free (1024)
+  --keep N          backups to keep (10)
+  --no-backup       skip step 2
+  --no-rollback     leave a failed deployment as it is
+  --no-start        fail if no service runs, rather than start one
+  --json            print the report as JSON on stdout
+  --dry-run         do the checks that change nothing, and say what else would be done
+  -h, --help
+
+exit codes:
+  0   deployed
+  11  environment, 12 backup, 13 build, 14 preflight, 15 deploy, 16 health, 17 websocket:
+      the step that failed; what ran before runs on, or was put back
+  20  a step failed, and putting back failed too: look at the service
+  64  wrong usage
+  69  there is no Python with the service's requirements
+  75  another deployment is under way
+END
+}
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/common.sh
+source "$here/scripts/common.sh"
+
+base='' connect='' ca='' wait=35 mode='' timeout=60 min_free=1024 keep=10
+backup=1 rollback=1 start=1 as_json='' dry_run=''
+need() { [[ $# -ge 2 && -n $2 ]] || die 64 "$1 needs a value"; }
+while (($#)); do
+  case $1 in
+    --base-url) need "$@"; base=${2%/}; shift ;;
+    --connect) need "$@"; connect=$2; shift ;;
+    --ca) need "$@"; ca=$2; shift ;;
+    --wait) need "$@"; wait=$2; shift ;;
+    --docker) mode=docker ;;
+    --host) mode=host ;;
+    --timeout) need "$@"; timeout=$2; shift ;;
+    --min-free) need "$@"; min_free=$2; shift ;;
+    --keep) need "$@"; keep=$2; shift ;;
+    --no-backup) backup='' ;;
+    --no-rollback) rollback='' ;;
+    --no-start) start='' ;;
+    --json) as_json=1 ;;
+    --dry-run) dry_run=1 ;;
+    -h | --help) usage; exit 0 ;;
+    *) die 64 "unknown argument $1; see --help" ;;
+  esac
+  shift
+done
+for number in "$wait" "$timeout" "$min_free" "$keep"; do
+  [[ $number =~ ^[0-9]+$ ]] || die 64 "$number must be a whole number"
+done
+[[ -z $base || $base =~ ^https?://[^/]+$ ]] || die 64 "the base URL must be http:// or https:// and a host"
+
+find_python
+adopt_unit
+export_token
+backups=${BACKUPS:-$root/backups}
+stamp=$(date +%Y%m%d_%H%M%S)
+directory=$backups/$stamp
+last_good=$backups/last-good.tar.gz
+image=yujian-presence-backend
+
+step='' began=$SECONDS how='nothing' noticed=0 handed_over=0 steps=() tried='' put_back=false
+
+# How a step ends: note STATE DETAIL
+note() {
+  local detail=${2//$'\n'/ }
+  say "$(printf '%-12s %-7s %s' "$step" "$1" "$detail")"
+  steps+=("{\"step\":\"$step\",\"state\":\"$1\",\"detail\":$(json "$detail")}")
+}
+
+report() {
+  local code=$1 IFS=, text
+  text=$(printf '{"ok":%s,"code":%d,"mode":"%s","how":%s,"handed_over":%d,"noticed":%d,' \
+    "$( ((code)) && echo false || echo true)" "$code" "$mode" "$(json "$how")" "$handed_over" "$noticed"
+  printf '"rolled_back":%s,"backup":%s,"seconds":%d,"steps":[%s]}' \
+    "$put_back" "$(json "${directory##*/}")" "$((SECONDS - began))" "${steps[*]}")
+  if [[ -d $directory ]]; then printf '%s\n' "$text" > "$directory/report.json"; fi
+  if [[ -n $as_json ]]; then printf '%s\n' "$text"; fi
+}
+
+# fail CODE DETAIL: put back what ran before, report, and end.
+fail() {
+  local code=$1
+  note failed "$2"
+  # Steps that come before any change have nothing to put back.
+  if ((code >= 13)) && [[ -n $rollback && -z $dry_run ]]; then
+    step=rollback
+    if put_back; then
+      put_back=true
+      note ok "what ran before serves"
+    else
+      code=20
+      note failed "look at the service"
+    fi
+  fi
+  report "$code"
+  exit "$code"
+}
+
+is_well() {
+  "$python" -m scripts.probe http "$base" --connect "$connect" --ca "$ca"
+}
+
+wait_until_well() {
+  local limit=$((SECONDS + timeout)) said
+  until said=$(is_well); do
+    if ((SECONDS >= limit)); then
+      echo "$said"
+      return 1
+    fi
+    sleep 0.5
+  done
+  echo "$said"
+}
+
+# Steps of a host
+
+install_requirements() { # into the Python that runs, when pins differ from what is installed
+  "$python" - << 'END' && return
+import importlib.metadata as installed, re, sys
+for line in open("requirements.txt"):
+    pin = re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?==(\S+)", line)
+    if pin:
+        try:
+            if installed.version(pin[1]) != pin[2]:
+                sys.exit(1)
+        except installed.PackageNotFoundError:
+            sys.exit(1)
+END
+  [[ $1 != try ]] || {
+    # A trial apart from what runs: if this fails, nothing has changed.
+    rm -rf "$trial"
+    "$python" -m venv "$trial" && "$trial/bin/pip" install -qq -r requirements.txt
+    return
+  }
+  "$python" -m pip install -qq --disable-pip-version-check -r requirements.txt
+}
+
+build_host() {
+  trial=$backups/.trial
+  local builder=$python
+  install_requirements try || return 1
+  [[ ! -x $trial/bin/python ]] || builder=$trial/bin/python
+  "$builder" -c 'import app.main, workers.gunicorn_worker, workers.runtime' &&
+    "$builder" -m app.config > /dev/null &&
+    "$builder" -m gunicorn --check-config -c gunicorn.conf.py
+  local result=$?
+  rm -rf "$trial"
+  return "$result"
+}
+
+deploy_host() {
+  local told result=0
+  install_requirements now || return 1
+  if master_pid > /dev/null; then
+    tried=1
+    if is_a_unit; then
+      # Only from inside of the unit systemd is told of a new master.
+      systemctl reload "$unit" || result=1
+      told=$(cat "$(setting data_dir)/reload.json")
+    else
+      told=$("$python" -m workers.reload --json) || result=$?
+    fi
+    how=$("$python" -c 'import json, sys; r = json.loads(sys.argv[1]); print(r.get("error") or
+      "live sockets were handed over to new workers (%s)" % r["signal"])' "$told")
+    read -r handed_over noticed < <("$python" -c 'import json, sys; r = json.loads(sys.argv[1])
+print(r.get("handed_over", 0), r.get("drained", 0) + r.get("lost", 0))' "$told") || true
+    # 3: all is new, but connections were drained or lost: the report says how many.
+    if ((result == 3)) && [[ $told == *'"error"'* ]]; then result=1; fi
+    ((result == 0 || result == 3))
+    return
+  fi
+  [[ -n $start ]] || { how='no service runs'; return 1; }
+  tried=1
+  start_host
+}
+
+# Whether the master that runs is that of the systemd unit.
+is_a_unit() {
+  [[ -d /run/systemd/system ]] && [[ $(systemctl show --property MainPID --value "$unit") == "$(master_pid)" ]]
+}
+
+reload_host() {
+  if is_a_unit; then systemctl reload "$unit"; else "$python" -m workers.reload >&2; fi
+}
+
+start_host() {
+  local data_dir pid
+  if [[ -d /run/systemd/system ]] && systemctl cat "$unit" > /dev/null 2>&1; then
+    how='started by systemd'
+    systemctl start "$unit" && adopt_unit
+    return
+  fi
+  data_dir=$(setting data_dir)
+  mkdir -p "$data_dir"
+  how='started for the first time'
+  setsid --fork "$python" -m gunicorn -c gunicorn.conf.py < /dev/null >> "$data_dir/service.log" 2>&1 9>&-
+  for _ in {1..100}; do
+    if pid=$(master_pid); then
+      how+=" (pid $pid)"
+      return
+    fi
+    sleep 0.1
+  done
+  tail -n 1 "$data_dir/service.log" >&2
+  return 1
+}
+
+put_back_host() {
+  local result=0 pid
+  if [[ -n $tried && $how == 'started for the first time'* ]]; then
+    if pid=$(master_pid); then kill -TERM "$pid"; fi
+  fi
+  # A first deployment has nothing that ran before.
+  if [[ ! -f $last_good ]]; then
+    say "There was no deployment before this one: the files stay as they are."
+    ! master_pid > /dev/null || wait_until_well > /dev/null
+    return
+  fi
+  mkdir -p "$directory"
+  "$python" -m scripts.release restore "$last_good" "$directory/failed" || return 1
+  install_requirements now || return 1
+  if master_pid > /dev/null; then
+    # What failed may have left new workers of the new code, or none.
+    [[ -z $tried ]] || reload_host || result=$?
+    ((result == 0 || result == 3)) && wait_until_well > /dev/null
+  fi
+}
+
+# Steps of containers
+
+build_docker() {
+  docker build --quiet --tag "$image:next" . > /dev/null &&
+    docker run --rm --network none "$image:next" python -c 'import app.main, workers.runtime'
+}
+
+backend_ids() { docker compose ps --quiet backend; }
+
+count_of() { docker exec "$1" python -m scripts.hold_connections --count 2> /dev/null; }
+
+# As long as the old container lives, its connections count in the new one too.
+pass_on() { # OLD NEW
+  local count
+  while count=$(count_of "$1"); do
+    echo "$count"
+    sleep 0.5
+  done | docker exec --interactive "$2" python -m scripts.hold_connections
+}
+
+wait_healthy() {
+  local limit=$((SECONDS + timeout)) state=''
+  while [[ $state != healthy ]]; do
+    ((SECONDS < limit)) || return 1
+    sleep 1
+    state=$(docker inspect --format '{{.State.Health.Status}}' "$1") || return 1
+  done
+}
+
+deploy_docker() {
+  local old new one holder
+  mapfile -t old < <(backend_ids)
+  if ((${#old[@]})); then
+    docker tag "$(docker inspect --format '{{.Image}}' "${old[0]}")" "$image:previous" || return 1
+  fi
+  docker tag "$image:next" "$image:latest" || return 1
+  tried=1
+  if ((${#old[@]} == 0)); then
+    how='started for the first time'
+    docker compose up --detach --wait --wait-timeout "$timeout"
+    return
+  fi
+  replace_containers "${old[@]}" || return 1
+  docker compose up --detach --no-recreate || return 1
+  # Its mounted file may be the one that was here before.
+  docker compose exec -T caddy caddy reload --config - --adapter caddyfile < Caddyfile
+}
+
+# One at a time: start one more, wait until it is well, then let an old one drain.
+replace_containers() {
+  local count=$# one new holder drained
+  for one; do
+    docker compose up --detach --no-deps --no-recreate --scale "backend=$((count + 1))" backend || return 1
+    new=$(backend_ids | grep -vxF "$(printf '%s\n' "$@" "${fresh[@]-}")")
+    if ! wait_healthy "$new"; then
+      docker rm --force "$new" > /dev/null
+      return 1
+    fi
+    fresh+=("$new")
+    drained=$(count_of "$one" || echo 0)
+    noticed=$((noticed + drained))
+    pass_on "$one" "$new" > /dev/null 9>&- &
+    holder=$!
+    # TERM: it takes no one any more, and drains over DRAIN_SECONDS.
+    docker stop "$one" > /dev/null && docker rm "$one" > /dev/null || return 1
+    wait "$holder" || true
+  done
+  how='a new container took over; the old one was drained and its clients came back'
+}
+fresh=()
+
+put_back_docker() {
+  local now
+  [[ -n $tried ]] || return 0
+  docker image inspect "$image:previous" > /dev/null 2>&1 || return 1
+  docker tag "$image:previous" "$image:latest" || return 1
+  # Those of the failed image that replaced others; the others still run.
+  mapfile -t now < <(for one in $(backend_ids); do
+    [[ $(docker inspect --format '{{.Image}}' "$one") == $(docker inspect --format '{{.Id}}' "$image:latest") ]] ||
+      echo "$one"
+  done)
+  fresh=()
+  ((${#now[@]} == 0)) || replace_containers "${now[@]}"
+}
+
+build() { if [[ $mode == docker ]]; then build_docker; else build_host; fi; }
+deploy() { if [[ $mode == docker ]]; then deploy_docker; else deploy_host; fi; }
+put_back() { if [[ $mode == docker ]]; then put_back_docker; else put_back_host; fi; }
+
+make_backup() {
+  local rdb=() result=0
+  if [[ $mode == docker && -n $(docker compose ps -q valkey 2> /dev/null) ]]; then
+    # A replica's copy: whole, and nothing that is being written.
+    docker compose exec -T valkey valkey-cli --rdb - > "$backups/.$stamp.rdb" || return 1
+    rdb=(--rdb "$backups/.$stamp.rdb")
+  fi
+  "$python" -m scripts.backup create "$directory" --release "$last_good" "${rdb[@]}" || result=$?
+  rm -f "$backups/.$stamp.rdb"
+  # Their names sort by age.
+  ((result)) || find "$backups" -mindepth 1 -maxdepth 1 -type d -name '2*_*' | sort -r |
+    tail -n "+$((keep + 1))" | xargs -r rm -rf
+  return "$result"
+}
+
+preflight() {
+  local place free bind pid
+  for place in "$backups" "$(setting data_dir)"; do
+    while [[ ! -d $place ]]; do place=$(dirname "$place"); done
+    free=$(($(df --output=avail --block-size=1M "$place" | tail -n 1)))
+    if ((free < min_free)); then
+      echo "$place has $free MB free; $min_free are wanted (--min-free)"
+      return 1
+    fi
+  done
+  if [[ $mode == docker ]]; then
+    docker compose config --quiet && echo "$free MB free, docker-compose.yml is good"
+    return
+  fi
+  if pid=$(master_pid); then
+    echo "$free MB free; gunicorn $pid serves"
+    return
+  fi
+  bind=$(local_base) || { echo "$free MB free"; return; }
+  bind=${bind#http://}
+  # shellcheck disable=SC2016  # expanded by the inner shell
+  if timeout 5 bash -c ': < "/dev/tcp/$0/$1"' "${bind%:*}" "${bind##*:}" 2> /dev/null; then
+    echo "another program listens on $bind"
+    return 1
+  fi
+  echo "$free MB free, $bind is free"
+}
+
+# The steps
+
+step=environment
+[[ -n $mode ]] || { if runs_in_docker; then mode=docker; else mode=host; fi; }
+[[ $mode == host ]] || has_docker || fail 11 "docker with its compose plugin is missing"
+said=$("$python" -m app.config 2>&1 > /dev/null) || fail 11 "$said"
+if [[ -z $base ]]; then
+  if [[ $mode == docker ]]; then
+    base=https://${API_DOMAIN:-api.yujian.team}
+  else
+    base=$(local_base) || fail 11 "the service listens on a Unix socket: say --base-url"
+  fi
+fi
+if [[ -z $dry_run ]]; then
+  step=backup
+  said=$( (umask 077 && mkdir -p "$backups") 2>&1) || fail 12 "$said"
+  step=environment
+  exec 9> "$backups/.lock"
+  flock --nonblock 9 || die 75 "another deployment is under way"
+fi
+note ok "$mode mode, $("$python" --version), $base"
+
+if [[ -n $dry_run ]]; then
+  step=preflight
+  said=$(preflight) || fail 14 "$said"
+  note ok "$said"
+  for step in backup build deploy health websocket; do note dry "would be done"; done
+  report 0
+  exit 0
+fi
+
+step=backup
+if [[ -n $backup ]]; then
+  said=$(make_backup 2>&1) || fail 12 "$said"
+  note ok "$directory"
+else
+  note skipped "as asked for"
+fi
+
+step=build
+said=$(build 2>&1) || fail 13 "$(tail -n 3 <<< "$said")"
+note ok "the new code starts"
+
+step=preflight
+said=$(preflight) || fail 14 "$said"
+note ok "$said"
+
+step=deploy
+deploy >&2 || fail 15 "$how"
+note ok "$how"
+
+step=health
+said=$(wait_until_well) || fail 16 "$said"
+note ok "$said"
+
+step=websocket
+said=$("$python" -m scripts.probe socket "$base" --connect "$connect" --ca "$ca" --wait "$wait") ||
+  fail 17 "$said"
+note ok "$said"
+
+step=report
+"$python" -m scripts.release pack "$last_good"
+note ok "$handed_over clients were handed over, $noticed noticed, $((SECONDS - began)) s"
+report 0

@@ -1,0 +1,105 @@
+"""What the gunicorn master is told. It is executed again on every reload (HUP).
+
+The settings come from the environment and `.env` by way of a child process, so that the master
+never imports `app`: see `workers/master.py`, which also keeps what must outlive a reload.
+"""
+
+import gc
+import importlib
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parent
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while all this is imported: no traceback
+if str(_ROOT) not in sys.path:
+    sys.path.insert(0, str(_ROOT))
+
+from workers import logs, master  # noqa: E402
+
+try:
+    _master = master.load(_ROOT)
+except (master.WrongSettings, PermissionError) as error:
+    sys.exit(str(error))
+_settings = _master.settings
+
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_master.metrics_dir)  # read at the first import
+for _name in (
+    "aiohttp.web",
+    "engineio",
+    "hiredis",
+    "jwt",
+    "prometheus_client.multiprocess",
+    "psutil",
+    "redis.asyncio",
+    "socketio",
+    "uvloop",
+):
+    importlib.import_module(_name)  # in the master, so that the workers share their memory
+
+_SEND_BUFFER = 128 * 1024
+"""Bytes; the kernel doubles it. Without a limit a stuck client holds megabytes there."""
+
+wsgi_app = "workers.runtime:create"
+worker_class = "workers.gunicorn_worker.RealtimeWorker"
+chdir = str(_ROOT)
+bind = _settings["bind"]
+workers = _settings["workers"]
+backlog = 4096
+timeout = 30
+keepalive = 150  # seconds: longer than proxies keep idle connections, so that they end them
+graceful_timeout = _settings["graceful_timeout"]
+pidfile = str(_master.pid_file)
+worker_tmp_dir = str(_master.metrics_dir.parent)  # in memory: a slow disk must not look like a hang
+control_socket_disable = True
+logconfig_dict = logs.logconfig(_settings["log_level"].upper(), _settings["log_format"])
+proc_name = "yujian-presence"
+
+
+def on_starting(_: Any) -> None:
+    _master.lock.share()  # once more, in case gunicorn has become a daemon since
+    _master.record()
+
+
+def when_ready(server: Any) -> None:
+    _master.guard_configuration(server)
+    _limit_send_buffers(server)
+    # What exists now is shared with the workers as long as their collector leaves it alone.
+    gc.collect()
+    gc.freeze()
+
+
+def on_reload(server: Any) -> None:
+    _limit_send_buffers(server)
+    _master.note_reload(server)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    worker.early_signals = server.SIG_QUEUE
+
+
+def pre_exec(server: Any) -> None:
+    # gunicorn would run its __main__.py as a script, where its own `http` hides Python's.
+    server.START_CTX["args"] = [sys.executable, "-m", "gunicorn", *sys.argv[1:]]
+
+
+def child_exit(server: Any, _worker: Any) -> None:
+    _master.slots.sweep()
+    _master.end_failed_reload(server)
+
+
+def on_exit(_: Any) -> None:
+    if _master.lock.is_alone():
+        # Not before: the newest code stops it, and the master stays small.
+        importlib.import_module("workers.valkey").stop(_master.data_dir)
+        _master.clean_up()
+
+
+def _limit_send_buffers(server: Any) -> None:
+    """Set on the listeners: sockets that they accept inherit it."""
+    for listener in server.LISTENERS:
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)

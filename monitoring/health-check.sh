@@ -1,0 +1,361 @@
+#!/usr/bin/env bash
+# Checks a running service once, and tells a webhook when its state has changed.
+set -euo pipefail
+export LC_ALL=C TZ=UTC
+
+usage() {
+  cat << 'END'
+usage: health-check.sh [options] [base URL, http://127.0.0.1:3001]
+
+Checks once whether the service is well:
+  http         GET /status answers 200 and says "ok"
+  websocket    GET /ws/stats answers, and /ws/realtime accepts a WebSocket
+  connections  no more than 8000
+  queue        no more than 5000 messages
+  containers   every container of the compose project runs and is healthy; skipped without Docker
+
+A webhook is posted to once per change: when a check begins to fail, and when it is good again.
+What could not be posted is tried at the next run. The body is that of Alertmanager's webhook,
+version 4, with a `text` for chats, so that one receiver serves both.
+
+options:
+  --max-connections N     (8000)
+  --max-queue N           (5000)
+  --timeout SECONDS       of one request (10)
+  --docker                fail the check of containers where there is no Docker
+  --no-docker             skip it
+  --project DIR           where docker-compose.yml is (the directory above this script)
+  --webhook URL           where to post (the environment's ALERT_WEBHOOK_URL; empty: nowhere)
+  --webhook-token FILE    a file with the bearer token of the webhook
+  --state FILE            what was told last (one per base URL, in $STATE_DIRECTORY or ~/.local/state/yujian)
+  --insecure              accept any certificate
+  --json                  one JSON object instead of lines
+  --quiet                 print nothing when all is well and was before: for cron
+  --dry-run               check, but neither post nor write the state
+  -h, --help
+
+exit codes:
+  0   all is well
+  11  http, 12 websocket, 13 connections, 14 queue, 15 containers: the first that fails
+  64  wrong usage
+  69  curl or flock is missing
+  73  the state cannot be written
+  74  all is well, but the webhook could not be posted
+  75  another run has not ended yet
+END
+}
+
+fail() {
+  echo "health-check.sh: $2" >&2
+  exit "$1"
+}
+
+is_number() {
+  [[ $1 =~ ^(0|[1-9][0-9]{0,9})$ ]]
+}
+
+base='' max_connections=8000 max_queue=5000 timeout=10 docker=auto insecure=() json='' dry_run='' quiet=''
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+webhook=${ALERT_WEBHOOK_URL-} webhook_token='' state=''
+
+while (($#)); do
+  case $1 in
+    --max-connections | --max-queue | --timeout | --project | --webhook | --webhook-token | --state)
+      (($# > 1)) || fail 64 "$1 needs a value; see --help"
+      ;;&
+    --max-connections) max_connections=$2; shift ;;
+    --max-queue) max_queue=$2; shift ;;
+    --timeout) timeout=$2; shift ;;
+    --project) project=$2; shift ;;
+    --webhook) webhook=$2; shift ;;
+    --webhook-token) webhook_token=$2; shift ;;
+    --state) state=$2; shift ;;
+    --docker) docker=yes ;;
+    --no-docker) docker=no ;;
+    --insecure) insecure=(--insecure) ;;
+    --json) json=1 ;;
+    --quiet) quiet=1 ;;
+    --dry-run) dry_run=1 ;;
+    -h | --help) usage; exit 0 ;;
+    -*) fail 64 "there is no option $1; see --help" ;;
+    *)
+      [[ -z $base ]] || fail 64 "one base URL, please; see --help"
+      base=$1
+      ;;
+  esac
+  shift
+done
+
+base=${base:-http://127.0.0.1:3001}
+base=${base%/}
+[[ $base =~ ^https?://[^[:space:]]+$ ]] || fail 64 "the base URL must begin with http:// or https://"
+[[ -z $webhook || $webhook =~ ^https?://[^[:space:]]+$ ]] ||
+  fail 64 "the webhook must begin with http:// or https://"
+[[ -z $webhook_token || -r $webhook_token ]] || fail 64 "$webhook_token cannot be read"
+is_number "$max_connections" || fail 64 "--max-connections must be a number"
+is_number "$max_queue" || fail 64 "--max-queue must be a number"
+is_number "$timeout" || fail 64 "--timeout must be a number of seconds"
+((timeout > 0)) || fail 64 "--timeout must be more than 0"
+for program in curl flock; do
+  command -v "$program" > /dev/null || fail 69 "$program is needed"
+done
+
+names=(http websocket connections queue containers)
+declare -A status=() message=() value=() since=() told=()
+
+# report NAME ok|fail|skipped MESSAGE [VALUE]
+report() {
+  status[$1]=$2 message[$1]=$3 value[$1]=${4-}
+}
+
+# get PATH: leaves the HTTP status in `code` (000: no answer) and the body in `body`.
+get() {
+  local answer
+  answer=$(curl --silent --max-time "$timeout" "${insecure[@]}" --write-out '\n%{http_code}' \
+    "$base$1") || true
+  code=${answer##*$'\n'}
+  body=${answer%$'\n'*}
+}
+
+check_http() {
+  get /status
+  if [[ $code == 000 ]]; then
+    report http fail "$base/status does not answer"
+  elif [[ $code != 200 ]]; then
+    report http fail "$base/status answers $code"
+  elif [[ $body =~ \"status\":\ *\"([a-z]+)\" && ${BASH_REMATCH[1]} != ok ]]; then
+    report http fail "the service says that it is ${BASH_REMATCH[1]}"
+  elif [[ -z ${BASH_REMATCH[1]-} ]]; then
+    report http fail "$base/status answers something else"
+  else
+    report http ok "$base/status answers 200, ok"
+  fi
+}
+
+# The first line of the answer to an upgrade. curl would go on listening, so it is ended.
+handshake() {
+  local key line='' answer client
+  key=$(head -c 16 /dev/urandom | base64)
+  exec {answer}< <(
+    exec curl --silent --include --no-buffer --http1.1 --max-time "$timeout" "${insecure[@]}" \
+      --header 'Connection: Upgrade' --header 'Upgrade: websocket' \
+      --header 'Sec-WebSocket-Version: 13' --header "Sec-WebSocket-Key: $key" \
+      "$base/ws/realtime" 2> /dev/null
+  )
+  client=$!
+  read -r line <&"$answer" || true
+  kill "$client" 2> /dev/null || true
+  exec {answer}<&-
+  printf '%s' "${line%$'\r'}"
+}
+
+# Also the figure that the next check compares.
+check_websocket() {
+  local line
+  get /ws/stats
+  connections=''
+  [[ $code == 200 && $body =~ \"totalConnections\":\ *([0-9]+) ]] && connections=${BASH_REMATCH[1]}
+  line=$(handshake)
+  if [[ -z $connections ]]; then
+    report websocket fail "$base/ws/stats answers $code"
+  elif [[ $line != 'HTTP/1.1 101 '* ]]; then
+    report websocket fail "$base/ws/realtime answers an upgrade with ${line:-nothing}"
+  else
+    report websocket ok "/ws/stats answers, and /ws/realtime accepts a WebSocket"
+  fi
+}
+
+# check_limit NAME VALUE LIMIT UNIT
+check_limit() {
+  if [[ -z $2 ]]; then
+    report "$1" skipped "the service does not say how many"
+  elif (($2 > $3)); then
+    report "$1" fail "$2 $4, more than $3" "$2"
+  else
+    report "$1" ok "$2 $4" "$2"
+  fi
+}
+
+check_queue() {
+  get /ws/queue
+  local length=''
+  [[ $code == 200 && $body =~ \"length\":\ *([0-9]+) ]] && length=${BASH_REMATCH[1]}
+  if [[ -z $length && ${status[http]} == ok ]]; then
+    report queue fail "$base/ws/queue answers $code"
+  else
+    check_limit queue "$length" "$max_queue" "messages wait"
+  fi
+}
+
+check_containers() {
+  local lines line bad=() count=0
+  if [[ $docker == no ]]; then
+    report containers skipped "not asked for"
+    return
+  fi
+  if ! lines=$(cd "$project" 2> /dev/null && timeout "$timeout" docker compose ps --all \
+    --format '{{.Service}} {{.State}} {{.Health}} {{.ExitCode}}' 2> /dev/null); then
+    if [[ $docker == yes ]]; then
+      report containers fail "docker compose does not answer in $project"
+    else
+      report containers skipped "no Docker here"
+    fi
+    return
+  fi
+  while read -r line; do
+    [[ -n $line ]] || continue
+    count=$((count + 1))
+    case $line in
+      *' running '* | *' exited  0') ;; # one that has done its work is well, too
+      *) bad+=("${line%% *}") ;;
+    esac
+    [[ $line != *' unhealthy '* ]] || bad+=("${line%% *}")
+  done <<< "$lines"
+  if ((${#bad[@]})); then
+    report containers fail "not running or not healthy: ${bad[*]}" "${#bad[@]}"
+  elif ((count)); then
+    report containers ok "$count containers are well" "$count"
+  elif [[ $docker == yes ]]; then
+    report containers fail "no container of $project runs"
+  else
+    report containers skipped "no container of $project"
+  fi
+}
+
+# text VALUE: as JSON.
+text() {
+  local escaped=${1//\\/\\\\}
+  escaped=${escaped//\"/\\\"}
+  printf '"%s"' "${escaped//[[:cntrl:]]/ }"
+}
+
+# join SEPARATOR ITEM...
+join() {
+  local separator=$1 joined
+  shift
+  printf -v joined "%s$separator" "$@"
+  printf '%s' "${joined%"$separator"}"
+}
+
+print_result() {
+  local name items=() posted=false
+  [[ -z $was_posted ]] || posted=true
+  for name in "${names[@]}"; do
+    if [[ -z $json ]]; then
+      printf '%-8s %-12s %s\n' "${status[$name]}" "$name" "${message[$name]}"
+    fi
+    items+=("{\"name\":\"$name\",\"status\":\"${status[$name]}\",\"message\":$(text "${message[$name]}"),\"value\":${value[$name]:-null}}")
+  done
+  [[ -z $json ]] || printf '{"healthy":%s,"baseUrl":%s,"checks":[%s],"changed":[%s],"posted":%s,"dryRun":%s,"exitCode":%d}\n' \
+    "$([[ $worst == 0 ]] && echo true || echo false)" "$(text "$base")" "$(join , "${items[@]}")" \
+    "$( ((${#changed[@]} == 0)) || join , "${changed[@]/*/\"&\"}")" "$posted" \
+    "$([[ -n $dry_run ]] && echo true || echo false)" "$1"
+}
+
+# alert NAME firing|resolved, as one of Alertmanager's webhook
+alert() {
+  local name=$1 title=HealthCheck${1^} severity=critical end=0001-01-01T00:00:00Z extra=''
+  case $name in connections | queue) severity=warning ;; esac
+  [[ $2 == firing ]] || printf -v end '%(%FT%TZ)T' "$now"
+  [[ -z ${value[$name]} ]] || extra=",\"value\":\"${value[$name]}\""
+  printf '{"status":"%s","labels":{"alertname":"%s","severity":"%s","instance":%s},"annotations":{"summary":%s%s},"startsAt":"%s","endsAt":"%s","fingerprint":"%s"}' \
+    "$2" "$title" "$severity" "$(text "$base")" "$(text "${message[$name]}")" "$extra" \
+    "$(printf '%(%FT%TZ)T' "${since[$name]}")" "$end" \
+    "$(printf '%s %s' "$title" "$base" | cksum | tr -cd '0-9')"
+}
+
+notification() {
+  local name alerts=() lines=() state overall=resolved
+  for name in "${changed[@]}"; do
+    state=firing
+    [[ ${status[$name]} == fail ]] || state=resolved
+    alerts+=("$(alert "$name" "$state")")
+    lines+=("$([[ $state == firing ]] && echo FAILS || echo OK): $name: ${message[$name]}")
+  done
+  [[ $worst == 0 ]] || overall=firing
+  printf '{"version":"4","status":"%s","receiver":"health-check","truncatedAlerts":0,"groupKey":"health-check","groupLabels":{},"commonLabels":{},"commonAnnotations":{},"externalURL":%s,"text":%s,"alerts":[%s]}' \
+    "$overall" "$(text "$base")" "$(text "$base: $(join '; ' "${lines[@]}")")" "$(join , "${alerts[@]}")"
+}
+
+# The URL and the token are secrets: they go to curl by its standard input, not its arguments.
+post() {
+  {
+    printf 'url = %s\n' "$(text "$webhook")"
+    [[ -z $webhook_token ]] ||
+      printf 'header = %s\n' "$(text "Authorization: Bearer $(< "$webhook_token")")"
+  } | curl --config - --silent --output /dev/null --fail --max-time "$timeout" \
+    --header 'Content-Type: application/json' --data-binary "$1"
+}
+
+read_state() {
+  local name began
+  [[ -r $state ]] || return 0
+  while read -r name began; do
+    if [[ " ${names[*]} " == *" $name "* ]] && is_number "$began"; then
+      told[$name]=$began
+    fi
+  done < "$state"
+}
+
+write_state() {
+  local name
+  for name in "${!told[@]}"; do
+    printf '%s %s\n' "$name" "${told[$name]}"
+  done > "$state.new" && mv "$state.new" "$state"
+}
+
+if [[ -z $state ]]; then
+  directory=${STATE_DIRECTORY:-${XDG_STATE_HOME:-${HOME:-/var/tmp}/.local/state}/yujian}
+  state=$directory/health-check-$(printf '%s' "$base" | cksum | tr -cd '0-9')
+fi
+if [[ -z $dry_run ]]; then
+  { mkdir -p "$(dirname "$state")" && touch "$state.lock"; } 2> /dev/null ||
+    fail 73 "$state cannot be written"
+  exec 9>> "$state.lock"
+  flock --nonblock 9 || fail 75 "another run for $base has not ended yet"
+fi
+
+check_http
+check_websocket
+check_limit connections "$connections" "$max_connections" "connections"
+check_queue
+check_containers
+
+read_state
+printf -v now '%(%s)T' -1
+worst=0 changed=() was_posted=''
+for index in "${!names[@]}"; do
+  name=${names[$index]}
+  since[$name]=${told[$name]:-$now}
+  if [[ ${status[$name]} == fail ]]; then
+    ((worst)) || worst=$((11 + index))
+    [[ -n ${told[$name]-} ]] || changed+=("$name")
+  elif [[ ${status[$name]} == ok && -n ${told[$name]-} ]]; then
+    changed+=("$name")
+  fi
+done
+
+exit_code=$worst
+if ((${#changed[@]})); then
+  body=$(notification)
+  if [[ -n $dry_run ]]; then
+    [[ -n $json || -z $webhook ]] || echo "would post: $body"
+  else
+    if [[ -n $webhook ]]; then
+      if post "$body"; then
+        was_posted=1
+      else
+        echo "health-check.sh: the webhook could not be posted; it is tried again at the next run" >&2
+        ((exit_code)) || exit_code=74
+      fi
+    fi
+    if [[ -z $webhook || -n $was_posted ]]; then
+      for name in "${changed[@]}"; do
+        if [[ ${status[$name]} == fail ]]; then told[$name]=$now; else unset "told[$name]"; fi
+      done
+      write_state || fail 73 "$state cannot be written"
+    fi
+  fi
+fi
+[[ -n $quiet && $exit_code == 0 && ${#changed[@]} == 0 ]] || print_result "$exit_code"
+exit "$exit_code"

@@ -1,0 +1,164 @@
+#!/usr/bin/env bash
+# Brings a named backup back: what the service had stored, its configuration and its code.
+set -euo pipefail
+name=rollback.sh
+
+usage() {
+  cat << 'END'
+usage: rollback.sh [options] NAME
+
+Restores the backup NAME of ./backups (a path is taken as it is), checked first by its sums and
+by Valkey's own checkers; one that is damaged is refused. Then the running service takes the
+code and settings without a stop: clients stay connected. Where messages were restored, clients
+learn by a `gap` that the streams have fallen back; what was published since the backup is gone,
+so `--release-only` is what a bad deployment needs.
+
+In containers the messages are in the `valkey` container, which is started anew on the snapshot.
+
+options:
+  --data-only       what was stored, not configuration and code
+  --release-only    configuration and code, not what was stored
+  --no-reload       leave the running processes as they are
+  --list            list the backups, and whether they are whole
+  --json            one JSON object at the end
+  --dry-run         check the backup, and say what would be done
+  -h, --help
+
+What is replaced is kept: files in the backup's folder `failed`, messages in
+DATA_DIR/valkey/appendonlydir.replaced.
+
+exit codes:
+  0   done
+  2   the backup is damaged; nothing was changed
+  3   there is no such backup; nothing was changed
+  4   it could not be restored
+  5   restored, but the service does not take it
+  64  wrong usage
+  69  there is no Python with the service's requirements
+END
+}
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+called_from=$PWD
+# shellcheck source=scripts/common.sh
+source "$here/scripts/common.sh"
+
+backup='' what=() reload=1 list='' as_json='' dry_run=''
+while (($#)); do
+  case $1 in
+    --data-only) what=(--data) ;;
+    --release-only) what=(--release) ;;
+    --no-reload) reload='' ;;
+    --list) list=1 ;;
+    --json) as_json=1 ;;
+    --dry-run) dry_run=1 ;;
+    -h | --help) usage; exit 0 ;;
+    -*) die 64 "unknown option $1; see --help" ;;
+    *) [[ -z $backup ]] || die 64 "two backups: $backup and $1"; backup=$1 ;;
+  esac
+  shift
+done
+find_python
+adopt_unit
+backups=${BACKUPS:-$root/backups}
+
+if [[ -n $list ]]; then
+  for one in "$backups"/*/; do
+    [[ -d $one ]] || continue
+    if said=$("$python" -m scripts.backup check "$one" 2>&1); then said=whole; fi
+    printf '%s  %s\n' "$(basename "$one")" "$said"
+  done
+  exit 0
+fi
+[[ -n $backup ]] || die 64 "which backup? See --list"
+case $backup in
+  /*) directory=$backup ;;
+  */*) directory=$called_from/$backup ;;
+  *) directory=$backups/$backup ;;
+esac
+
+# finish CODE MESSAGE
+finish() {
+  say "$2"
+  if [[ -n $as_json ]]; then
+    printf '{"backup":%s,"ok":%s,"code":%d,"message":%s}\n' "$(json "$directory")" \
+      "$( (($1)) && echo false || echo true)" "$1" "$(json "$2")"
+  fi
+  exit "$1"
+}
+
+[[ -d $directory ]] || finish 3 "there is no backup $directory"
+checked=0
+said=$("$python" -m scripts.backup check "$directory" 2>&1) || checked=$?
+((checked != 3)) || finish 2 "$said"
+((checked == 0)) || finish 4 "the backup could not be checked: ${said##*$'\n'}"
+say "The backup is whole: $directory"
+
+has_data=''
+[[ ${what[*]-} == --release || ! -d $directory/data ]] || has_data=1
+if [[ -n $dry_run ]]; then
+  [[ ${what[*]-} == --data ]] || say "would restore configuration and code"
+  [[ -z $has_data ]] || say "would restore what was stored"
+  [[ -z $reload ]] || say "would let the running service take it"
+  finish 0 "nothing was changed"
+fi
+
+# Valkey's volume gets the snapshot while its container is stopped: seconds in which publishing
+# is answered 503; the sockets of the clients stay. Through a pipe, since its user may not read
+# the backup.
+restore_container() {
+  local result=0
+  docker compose stop valkey || return 1
+  # shellcheck disable=SC2016  # expanded in the container
+  tar --create --directory "$directory/data" appendonlydir |
+    docker compose run --rm --no-deps -T --entrypoint sh valkey -c '
+      set -e
+      cd /data
+      rm -rf .fresh appendonlydir.replaced
+      mkdir .fresh
+      tar -xf - -C .fresh
+      [ ! -e appendonlydir ] || mv appendonlydir appendonlydir.replaced
+      mv .fresh/appendonlydir appendonlydir
+      rmdir .fresh' || result=$?
+  # Also when that failed: what was there before is served again.
+  docker compose up --detach --no-deps --wait valkey && return "$result"
+}
+
+if runs_in_docker; then
+  if [[ -n $has_data ]]; then
+    restore_container || finish 4 "the messages could not be restored: docker compose logs valkey"
+  fi
+  if [[ ${what[*]-} != --data ]]; then
+    "$python" -m scripts.backup restore "$directory" --release >&2 ||
+      finish 4 "configuration and code could not be restored"
+    [[ -z $reload ]] || exec ./deploy-websocket.sh --no-rollback --no-backup ${as_json:+--json}
+  fi
+  finish 0 "Restored from $directory"
+fi
+
+"$python" -m scripts.backup restore "$directory" "${what[@]}" >&2 ||
+  finish 4 "it could not be restored"
+if [[ -n $reload && ${what[*]-} != --data ]]; then
+  # 3: some connections were drained, which is no failure.
+  result=0
+  if [[ -d /run/systemd/system ]] && systemctl is-active --quiet "$unit"; then
+    systemctl reload "$unit" || result=1
+  else
+    "$python" -m workers.reload >&2 || result=$?
+  fi
+  case $result in
+    0 | 3) ;;
+    2) say "No service runs, so nothing was reloaded." ;;
+    *) finish 5 "restored, but the service does not take it" ;;
+  esac
+fi
+if [[ -n $reload ]] && master_pid > /dev/null && base=$(local_base); then
+  healthy=''
+  for _ in {1..60}; do
+    if said=$("$python" -m scripts.probe http "$base"); then healthy=1; break; fi
+    sleep 0.5
+  done
+  [[ -n $healthy ]] || finish 5 "restored, but the service is not well: $said"
+  say "The service is well: $said"
+fi
+finish 0 "Restored from $directory"

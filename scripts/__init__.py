@@ -1,0 +1,1 @@
+"""Tools of the operator; the shell scripts of the repository's root call them."""

@@ -1,0 +1,99 @@
+# shellcheck shell=bash
+# What the scripts of the repository's root share. They set `name`, then source this file.
+
+set -euo pipefail
+: "${name:?set it before this file is sourced}"
+export LC_ALL=C
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+
+say() { printf '%s\n' "$*" >&2; }
+
+# die CODE MESSAGE
+die() {
+  say "$name: $2"
+  exit "$1"
+}
+
+# The Python that has the service's requirements.
+find_python() {
+  local candidate
+  for candidate in "${PYTHON-}" .venv/bin/python python3; do
+    if [[ -n $candidate ]] && "$candidate" -c 'import aiohttp, redis, dotenv' 2> /dev/null; then
+      python=$candidate
+      return
+    fi
+  done
+  die 69 "no Python with the requirements: run 'make run' once, or set PYTHON"
+}
+
+unit=yujian-presence.service
+
+# The settings that systemd has given to the running unit, where our own environment has none:
+# without its DATA_DIR no script would find it.
+adopt_unit() {
+  [[ -d /run/systemd/system ]] || return 0
+  local pid
+  pid=$(systemctl show --property MainPID --value "$unit" 2> /dev/null) || return 0
+  if [[ ${pid:-0} != 0 && -r /proc/$pid/environ ]]; then adopt_environment "/proc/$pid/environ"; fi
+}
+
+# adopt_environment FILE: pairs that end with a zero byte.
+adopt_environment() {
+  local pair names setting_name
+  names=$("$python" -m app.config --table | grep -oE '^[|] .[A-Z_]+' | tr -cd 'A-Z_\n')
+  while IFS= read -r -d '' pair; do
+    setting_name=${pair%%=*}
+    if grep -qxF -- "$setting_name" <<< "$names" && [[ -z ${!setting_name-} ]]; then
+      export "${pair?}"
+    fi
+  done < "$1"
+}
+
+# setting NAME: a validated setting of the service, in lower case.
+setting() { "$python" -m app.config --get "$1" 2> /dev/null; }
+
+# A text as a JSON string.
+json() {
+  local text=$1
+  text=${text//\\/\\\\}
+  text=${text//\"/\\\"}
+  text=${text//$'\n'/\\n}
+  text=${text//$'\t'/\\t}
+  printf '"%s"' "$(printf '%s' "$text" | tr -d '\000-\037')"
+}
+
+# The address of the service on this machine.
+local_base() {
+  local bind
+  bind=$(setting bind) || return 1
+  case $bind in
+    unix:*) return 1 ;;
+    0.0.0.0:*) bind=127.0.0.1:${bind##*:} ;;
+    '[::]:'*) bind="[::1]:${bind##*:}" ;;
+  esac
+  printf 'http://%s' "$bind"
+}
+
+# The token for the probes, if this machine knows it; by the environment, not by arguments.
+export_token() {
+  if [[ -z ${PUBLISH_TOKEN-} && -r .env ]]; then
+    PUBLISH_TOKEN=$(sed -n 's/^PUBLISH_TOKEN=//p' .env | tail -n 1)
+    PUBLISH_TOKEN=${PUBLISH_TOKEN//[\"\']/}
+  fi
+  export PUBLISH_TOKEN=${PUBLISH_TOKEN-}
+}
+
+# Pid of the gunicorn master of this machine; nothing when none runs.
+master_pid() {
+  local data_dir pid
+  data_dir=$(setting data_dir) || return 1
+  pid=$(cat "$data_dir/gunicorn.pid" 2> /dev/null) || return 1
+  [[ $pid =~ ^[0-9]+$ ]] && tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null | grep -q gunicorn || return 1
+  printf '%s' "$pid"
+}
+
+has_docker() { command -v docker > /dev/null && docker compose version > /dev/null 2>&1; }
+
+# Whether the service runs as a container of this project.
+runs_in_docker() { has_docker && [[ -n $(docker compose ps -q backend 2> /dev/null) ]]; }

@@ -1,0 +1,67 @@
+"""Lets the cap hold over two services on one machine while one takes over from the other.
+
+    ... | python -m scripts.hold_connections     count so many connections, held elsewhere
+    python -m scripts.hold_connections --count   print the connections of this service
+
+Two containers have a slot table each. Each line read is a number of connections that the old
+container still has; the new one counts them against `MAX_TOTAL_CONNECTIONS` as long as this runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from app.config import load
+from workers import paths
+from workers.shared_slots import LEAVING, SlotTable
+
+
+def hold(table: SlotTable, numbers: Iterable[str]) -> None:
+    """Count in a row of our own what each line says, until the lines end."""
+    # A row that is leaving is nobody's heir.
+    index = table.claim_row(os.getpid())
+    table.set_state(index, LEAVING)
+    held = 0
+    try:
+        for line in numbers:
+            if not line.strip().isdecimal():
+                continue
+            wanted = int(line)
+            if wanted > held:
+                nobody = -1
+                table.adopt_connections(index, index, nobody, wanted - held)
+            for _ in range(held - wanted):
+                table.release_connection(index)
+            held = wanted
+    finally:
+        table.free(os.getpid())
+
+
+def main() -> int:
+    """Hold, or print the count; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.hold_connections",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--count", action="store_true")
+    options = parser.parse_args()
+    settings = load(os.environ, Path(".env"))
+    file = paths.slots_file(settings.data_dir)
+    if not file.exists():
+        print("no service runs with this DATA_DIR", file=sys.stderr)
+        return 1
+    table = SlotTable(file, settings.max_total_connections)
+    if options.count:
+        print(table.total_connections())
+    else:
+        hold(table, sys.stdin)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

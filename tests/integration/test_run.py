@@ -1,0 +1,166 @@
+"""Start, stop, and what stays between: processes, files, history."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.integration.harness import Service, until
+from tests.integration.sioclient import sio_clients
+from tests.integration.wsclient import PlainClient, spread, walk
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    return Path(tempfile.mkdtemp(prefix="yj-data-")) / "data"
+
+
+def test_ctrl_c_stops_everything() -> None:
+    """SIGINT to the whole group, as a terminal does; Valkey is in no terminal's way."""
+    service = Service().start()
+    assert service.process is not None
+    assert service.valkey_pid() in {process.pid for process in service.processes()}
+    assert len(service.worker_pids()) == 2
+    os.killpg(service.process.pid, signal.SIGINT)
+    assert service.process.wait(30) == 0
+    service.stop()
+
+
+def test_ctrl_c_while_starting() -> None:
+    service = Service()
+    process = service.spawn()
+    try:
+        # At the first sign of life of gunicorn itself, long before the workers serve.
+        from tests.integration.harness import until_now
+
+        until_now(service.worker_pids, "the first worker forked")
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(30)
+        service.assert_nothing_left()
+    finally:
+        service.destroy()
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 1012), (signal.SIGINT, 1001)])
+async def test_clients_are_told_of_the_stop(signum: signal.Signals, code: int) -> None:
+    """TERM drains, with a hint when to come back; INT stops at once. Nobody is told to stay away."""
+    service = Service()
+    async with service:
+        clients = await spread(service)
+        async with sio_clients(service) as [sio]:
+            await until(lambda: bool(sio.named("connected")), "connected")
+            assert service.process is not None
+            service.process.send_signal(signum)
+            for client in clients:
+                assert await client.wait_closed(40) == code
+                if code == 1012:
+                    hint = json.loads(client.socket.close_reason or "")["retryAfter"]
+                    assert 0 < hint <= 10_000
+            await until(lambda: bool(sio.reasons), "the end of the Socket.IO connection", 40)
+            assert sio.reasons != ["server disconnect"]
+
+
+async def test_history_survives_a_restart(data_dir: Path) -> None:
+    async with Service(data_dir=data_dir) as service:
+        for number in range(30):
+            sent = await service.publish("health", "kept", {"n": number})
+        before = await service.whole_history("health")
+    async with Service(data_dir=data_dir) as service:
+        assert await service.whole_history("health") == before
+        client = await PlainClient.open(service, types="")
+        recover = {"health": {"epoch": sent["epoch"], "seq": sent["seq"] - 10}}
+        answer = await client.request("subscribe", {"types": ["health"], "recover": recover})
+        assert answer["data"]["types"]["health"]["recovered"] is True
+        again = await service.publish("health", "kept", {"n": 30})
+        assert (again["epoch"], again["seq"]) == (sent["epoch"], sent["seq"] + 1)
+        await client.wait_seq("health", again["seq"])
+        assert walk(client.received, "health").seqs == list(
+            range(sent["seq"] - 9, again["seq"] + 1)
+        )
+        await client.close()
+
+
+@pytest.mark.timeout(120)
+async def test_kill_9_of_everything_loses_nothing_acknowledged(data_dir: Path) -> None:
+    service = Service(data_dir=data_dir)
+    try:
+        service.start()
+        sent = await service.publish_all(
+            {"type": "status", "event": "kept", "data": n} for n in range(500)
+        )
+        for process in service.processes():
+            process.kill()
+    finally:
+        service.destroy()
+    async with Service(data_dir=data_dir) as again:
+        kept = await again.whole_history("status")
+        assert [one["seq"] for one in kept] == [one["seq"] for one in sent]
+        assert kept[-1]["epoch"] == sent[-1]["epoch"]
+        assert await again.total_connections() == 0
+
+
+@pytest.mark.timeout(120)
+async def test_kill_9_of_the_master_leaves_nothing_running() -> None:
+    """Workers see that their master is gone, leave, and the last one stops Valkey."""
+    service = Service(allow_traceback=True)
+    try:
+        service.start()
+        assert service.process is not None
+        service.process.kill()
+        service.process.wait()
+        await until(lambda: not service.processes(), "workers and Valkey gone", 60)
+    finally:
+        service.destroy()
+
+
+async def test_two_services_side_by_side() -> None:
+    """Other data directory, other port: nothing is shared, nothing collides."""
+    async with Service(WORKERS=1) as one, Service(WORKERS=1) as two:
+        assert one.valkey_pid() != two.valkey_pid()
+        assert (await one.publish())["seq"] == 1
+        assert (await two.publish())["seq"] == 1
+        client = await PlainClient.open(one)
+        await one.wait_connections(1)
+        assert await two.total_connections() == 0
+        await client.close()
+
+
+async def test_files_are_private() -> None:
+    async with Service(WORKERS=1) as service:
+        mode = stat.S_IMODE(Path(service.valkey_socket()).stat().st_mode)
+        parent = stat.S_IMODE(Path(service.valkey_socket()).parent.stat().st_mode)
+        assert mode & 0o077 == 0 or parent & 0o077 == 0
+
+
+@pytest.mark.timeout(150)
+async def test_reload_serves_with_new_workers() -> None:
+    async with Service() as service:
+        first = await service.publish("status", "before")
+        clients = await spread(service, types="status")
+        await asyncio.gather(*(client.barrier() for client in clients))
+        await service.hup()
+        second = await service.publish("status", "after")
+        assert (second["epoch"], second["seq"]) == (first["epoch"], first["seq"] + 1)
+        client = await PlainClient.open(service, types="status")
+        await client.barrier()
+        third = await service.publish("status", "again")
+        await client.wait_seq("status", third["seq"])
+        await client.close()
+        for old in clients:
+            try:
+                # Passed on to a new worker: nothing was missed.
+                await old.wait_seq("status", third["seq"])
+                assert not walk(old.received, "status").gaps
+                await old.close()
+            except AssertionError:
+                # Or drained: told when to come back.
+                assert old.socket.close_code == 1012
+                assert json.loads(old.socket.close_reason or "")["retryAfter"] > 0
+        assert len(service._valkey_candidates()) == 1

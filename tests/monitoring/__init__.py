@@ -1,0 +1,1 @@
+"""Alerts, dashboard and health check, with the real programs where there are any."""

@@ -1,0 +1,250 @@
+"""Alerts and where they go: checked by Prometheus' and Alertmanager's own tools, and for real."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.harness import TOKEN, Service, free_port, until
+from tests.integration.wsclient import PlainClient
+from tests.monitoring.support import (
+    MONITORING,
+    REPO,
+    Program,
+    Receiver,
+    needs_alertmanager,
+    needs_prometheus,
+    run,
+    shellcheck,
+)
+
+RULES = (MONITORING / "alerts.yml").read_text()
+TESTS = (MONITORING / "alerts_test.yml").read_text()
+RUNBOOK = (REPO / "RUNBOOK.md").read_text()
+START = MONITORING / "start-alertmanager.sh"
+
+ALERTS = re.findall(r"^ +- alert: (\w+)$", RULES, re.MULTILINE)
+REPORT = {
+    "WebSocketHighConnectionCount": "warning",
+    "WebSocketNoConnections": "critical",
+    "BackendDown": "critical",
+    "HighMemoryUsage": "warning",
+    "HighCPUUsage": "warning",
+}
+"""Names and severities of the deployment report, section 6.2."""
+
+
+def rule(alert: str) -> str:
+    """The text of one alert's rule."""
+    found = re.search(rf"- alert: {alert}\n(.*?)(?=\n\n|\Z)", RULES, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+# Prometheus
+
+
+@needs_prometheus
+def test_prometheus_takes_the_configuration() -> None:
+    result = run("promtool", "check", "config", MONITORING / "prometheus.yml")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{len(ALERTS)} rules found" in result.stdout
+
+
+@needs_prometheus
+def test_the_unit_tests_of_the_alerts() -> None:
+    result = run("promtool", "test", "rules", MONITORING / "alerts_test.yml")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@needs_prometheus
+@pytest.mark.parametrize(
+    ("alert", "old", "new"),
+    [
+        ("WebSocketHighConnectionCount", "> 8000", "> 8001"),
+        ("WebSocketNoConnections", "== 0", "== 1"),
+        ("WebSocketNoConnections", "> 300", "> 0"),
+        ("BackendDown", ' or absent(up{job="backend"})', ""),
+        ("BackendDown", "for: 1m", "for: 15s"),
+        ("HighMemoryUsage", "> 400", ">= 400"),
+        ("HighCPUUsage", "> 80", "> 95"),
+        ("HighDeliveryLatency", "0.99", "0.95"),
+        ("WorkerRestarts", ">= 2", ">= 1"),
+    ],
+)
+def test_the_unit_tests_notice_a_changed_rule(
+    tmp_path: Path, alert: str, old: str, new: str
+) -> None:
+    text = rule(alert)
+    assert text.count(old) == 1
+    (tmp_path / "alerts.yml").write_text(RULES.replace(text, text.replace(old, new)))
+    (tmp_path / "alerts_test.yml").write_text(TESTS)
+    result = run("promtool", "test", "rules", tmp_path / "alerts_test.yml")
+    assert result.returncode == 1
+    assert alert in result.stdout + result.stderr
+
+
+def test_the_alerts_of_the_report_are_there() -> None:
+    severities = {name: re.findall(r"severity: (\w+)", rule(name)) for name in REPORT}
+    assert severities == {name: [severity] for name, severity in REPORT.items()}
+
+
+def test_every_alert_is_complete() -> None:
+    assert len(set(ALERTS)) == len(ALERTS) >= 13
+    for alert in ALERTS:
+        text = rule(alert)
+        for part in (
+            r"for: \d",
+            r"severity: (critical|warning)$",
+            'summary: ".',
+            'description: ".',
+        ):
+            assert re.search(part, text, re.MULTILINE), f"{alert} without {part}"
+        assert f"runbook_url: RUNBOOK.md#{alert.lower()}\n" in text + "\n"
+
+
+def test_every_alert_is_seen_to_fire_and_not_to_fire() -> None:
+    cases = re.split(r"^ +- alertname: ", TESTS, flags=re.MULTILINE)[1:]
+    quiet = {case.split()[0] for case in cases if "exp_alerts: []" in case}
+    firing = {case.split()[0] for case in cases if "exp_alerts: []" not in case}
+    assert quiet == firing == set(ALERTS)
+
+
+def test_the_runbook_has_a_section_for_every_alert_and_no_other() -> None:
+    sections = re.split(r"^## ", RUNBOOK, flags=re.MULTILINE)[1:]
+    bodies = {section.split("\n")[0]: section for section in sections}
+    assert set(bodies) - {"The health check"} == set(ALERTS)
+    for alert in ALERTS:
+        for part in ("**Symptom.**", "**What it means.**", "**Look at**\n\n```sh\n", "**Do.**"):
+            assert part in bodies[alert], f"{alert} without {part}"
+
+
+def test_links_of_the_runbook_lead_somewhere() -> None:
+    titles = {
+        title.lower().replace(" ", "-") for title in re.findall("^#+ (.*)$", RUNBOOK, re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)\s]+)\)", RUNBOOK):
+        if target.startswith("#"):
+            assert target[1:] in titles, target
+        else:
+            assert (REPO / target).exists(), target
+    paths = re.findall(r"\bmonitoring/[\w./*-]*[\w*]", RUNBOOK)
+    assert [path for path in paths if not list(REPO.glob(path))] == []
+
+
+# Alertmanager
+
+
+@needs_alertmanager
+def test_alertmanager_takes_the_configuration_as_it_stands() -> None:
+    result = run("amtool", "check-config", MONITORING / "alertmanager.yml")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_script_is_clean() -> None:
+    shellcheck(START)
+
+
+@needs_alertmanager
+@pytest.mark.parametrize(
+    "url", ["https://hooks.test/T1?a=1&b=2", r'http://h/a|b\c"d$e', "http://127.0.0.1:9"]
+)
+def test_the_settings_come_into_the_configuration(tmp_path: Path, url: str) -> None:
+    result = run(
+        START,
+        "--print",
+        ALERT_WEBHOOK_URL=url,
+        BACKEND_URL="http://10.0.0.7:3001/",
+        PUBLISH_TOKEN_FILE="/etc/yujian/token",
+    )
+    assert result.returncode == 0, result.stderr
+    urls = re.findall(r'url: ("\S+")', result.stdout)
+    assert [json.loads(text) for text in urls] == [url, "http://10.0.0.7:3001/hooks/alertmanager"]
+    assert 'credentials_file: "/etc/yujian/token"' in result.stdout
+    rendered = tmp_path / "alertmanager.yml"
+    rendered.write_text(result.stdout)
+    checked = run("amtool", "check-config", rendered)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@needs_alertmanager
+def test_without_a_webhook_only_the_clients_are_told(tmp_path: Path) -> None:
+    result = run(START, "--print")
+    assert re.findall(r'url: "(\S+)"', result.stdout) == ["http://backend:3001/hooks/alertmanager"]
+    rendered = tmp_path / "alertmanager.yml"
+    rendered.write_text(result.stdout)
+    assert run("amtool", "check-config", rendered).returncode == 0
+
+
+def test_the_webhook_may_be_kept_in_a_file(tmp_path: Path) -> None:
+    secret = tmp_path / "url"
+    secret.write_text("https://hooks.test/from-a-file\n")
+    result = run(START, "--print", ALERT_WEBHOOK_URL_FILE=str(secret))
+    assert '"https://hooks.test/from-a-file"' in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALERT_WEBHOOK_URL", "hooks.test"),
+        ("ALERT_WEBHOOK_URL", "http://a b"),
+        ("ALERT_WEBHOOK_URL", "http://a\nb"),
+        ("ALERT_WEBHOOK_URL_FILE", "/no/such/file"),
+        ("BACKEND_URL", "backend:3001"),
+    ],
+)
+def test_a_wrong_setting_is_named(name: str, value: str) -> None:
+    result = run(START, "--print", **{name: value})
+    assert result.returncode == 64
+    assert name in result.stderr
+
+
+@needs_alertmanager
+async def test_an_alert_reaches_the_webhook_and_the_clients_and_so_does_its_end(
+    service: Service, receiver: Receiver, tmp_path: Path
+) -> None:
+    directory = tmp_path / "monitoring"
+    directory.mkdir()
+    shutil.copy(START, directory)
+    quick = re.sub(
+        r"group_(wait|interval): \w+",
+        r"group_\1: 1s",
+        (MONITORING / "alertmanager.yml").read_text(),
+    )
+    (directory / "alertmanager.yml").write_text(quick)
+    address = f"127.0.0.1:{free_port()}"
+    alertmanager = Program(
+        tmp_path / "alertmanager.log",
+        directory / START.name,
+        f"--web.listen-address={address}",
+        "--cluster.listen-address=",
+        f"--storage.path={tmp_path / 'storage'}",
+        ALERT_WEBHOOK_URL=f"{receiver.url}/hook",
+        BACKEND_URL=service.base,
+        PUBLISH_TOKEN=TOKEN,
+        TMPDIR=str(tmp_path),
+    )
+    async with await PlainClient.open(service) as client:
+        with alertmanager:
+            add = ("amtool", f"--alertmanager.url=http://{address}", "alert", "add")
+            alert = ("alertname=HighCPUUsage", "severity=warning", "instance=tests")
+            summary = "--annotation=summary=The CPU is busy"
+            await until(lambda: run(*add, *alert, summary).returncode == 0, "the alert is taken")
+            told = await client.expect(lambda got: is_about(got, "health_alert"))
+            assert told["data"]["message"] == "The CPU is busy"
+            assert told["data"]["source"] == "alertmanager"
+            assert run(*add, *alert, summary, "--end=2020-01-01T00:00:00Z").returncode == 0
+            over = await client.expect(lambda got: is_about(got, "health_recovery"))
+            assert over["data"]["labels"] == told["data"]["labels"]
+            await until(lambda: len(receiver.posts) >= 2, "both at the webhook")
+    assert [post["status"] for post in receiver.posts[:2]] == ["firing", "resolved"]
+
+
+def is_about(message: dict[str, Any], event: str) -> bool:
+    """Whether a message is of that alert; the collector sends such events as well."""
+    return message["event"] == event and message["data"]["metric"] == "HighCPUUsage"

@@ -1,0 +1,1 @@
+"""Heavier faults: thousands of connections and minutes of abuse."""

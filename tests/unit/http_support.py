@@ -1,0 +1,219 @@
+"""The ports of the HTTP side in memory, and a server on a free port of the loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from app.config import Settings, load
+from app.errors import BackplaneUnavailable, QueueOverflow
+from app.http.clients import Clients
+from app.http.context import HttpContext
+from app.http.cors import Origins
+from app.http.routes import add_routes
+from app.presence import Presence
+from app.sessions.auth import TokenVerifier
+from app.types import Draft, Message, Position, Priority, WorkerRow
+
+
+class MemorySlots:
+    """The slot table of one worker, with rows that a test writes."""
+
+    index = 0
+
+    def __init__(self, cap: int = 10_000) -> None:
+        self.cap = cap
+        self.connections = 0
+        self.users: dict[str, int] = {}
+        self.queue = (0, 0)
+        self.all_rows: list[WorkerRow] = [worker_row()]
+
+    def reserve_connection(self) -> bool:
+        if self.connections >= self.cap:
+            return False
+        self.connections += 1
+        return True
+
+    def release_connection(self) -> None:
+        self.connections -= 1
+
+    def claim_user(self, user: str) -> bool:
+        self.users[user] = self.users.get(user, 0) + 1
+        return True
+
+    def release_user(self, user: str) -> None:
+        self.users[user] -= 1
+
+    def reserve_queue(self, size: int) -> bool:
+        self.queue = (self.queue[0] + 1, self.queue[1] + size)
+        return True
+
+    def release_queue(self, messages: int, size: int) -> None:
+        self.queue = (self.queue[0] - messages, self.queue[1] - size)
+
+    def ask_to_evict(self, below: Priority) -> bool:
+        return False
+
+    def take_evictions(self) -> int:
+        return 0
+
+    def set_queued(self, per_priority: Sequence[int]) -> None: ...
+
+    def set_stats(self, stats: dict[str, object]) -> None: ...
+
+    def total_connections(self) -> int:
+        return sum(row.connections for row in self.all_rows)
+
+    def queue_totals(self) -> tuple[int, int]:
+        return self.queue
+
+    def unique_users(self) -> int:
+        return sum(1 for count in self.users.values() if count)
+
+    def workers_died(self) -> tuple[int, int]:
+        return 0, 0
+
+    def set_user_types(self, user: str, types: int) -> None: ...
+
+    def users_of_type(self, number: int) -> int:
+        return 0
+
+    def rows(self) -> list[WorkerRow]:
+        return self.all_rows
+
+
+def worker_row(
+    index: int = 0,
+    pid: int = 100,
+    state: str = "ready",
+    connections: int = 0,
+    **stats: object,
+) -> WorkerRow:
+    return WorkerRow(
+        index=index,
+        pid=pid,
+        started=1_700_000_000.0,
+        generation=1,
+        state=state,  # type: ignore[arg-type]
+        connections=connections,
+        queue_messages=0,
+        queue_bytes=0,
+        stats=stats,
+    )
+
+
+class MemoryStreams:
+    """Queue and history in one: what is published can be read at once."""
+
+    def __init__(self) -> None:
+        self.messages: dict[str, list[Message]] = {}
+        self.ids: dict[str, int] = {}
+        self.drafts: list[Draft] = []
+        self.away = False
+        self.full = False
+        self.evicting: set[str] = set()
+
+    def submit(self, draft: Draft) -> asyncio.Future[Position]:
+        if self.full:
+            raise QueueOverflow
+        self.drafts.append(draft)
+        future: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
+        if self.away:
+            future.set_exception(BackplaneUnavailable())
+        elif draft.id in self.evicting:
+            future.set_exception(QueueOverflow())
+        else:
+            future.set_result(self._store(draft))
+        return future
+
+    def _store(self, draft: Draft) -> Position:
+        known = self.ids.get(draft.id) if draft.once else None
+        stream = self.messages.setdefault(draft.type, [])
+        if known is None:
+            known = self.ids[draft.id] = len(stream) + 1
+            stream.append(Message(draft.type, "e1", known, draft.event, draft.body, draft.accepted))
+        return Position("e1", known)
+
+    async def newest(self, type: str, limit: int, before: int | None) -> tuple[list[Message], bool]:
+        if self.away:
+            raise BackplaneUnavailable
+        found = [m for m in self.messages.get(type, []) if before is None or m.seq < before]
+        return found[-limit:], len(found) > limit
+
+    async def latest(self, type: str) -> Message | None:
+        found, _ = await self.newest(type, 1, None)
+        return found[0] if found else None
+
+
+class MemoryFields:
+    """The presence's place in the backplane."""
+
+    def __init__(self) -> None:
+        self.fields: dict[str, str] = {}
+        self.away = False
+        self.reads = 0
+        self.gate: asyncio.Event | None = None
+
+    async def get(self) -> dict[str, str]:
+        self.reads += 1
+        fields = dict(self.fields)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.away:
+            raise BackplaneUnavailable
+        return fields
+
+    async def set(self, fields: Mapping[str, str]) -> None:
+        if self.away:
+            raise BackplaneUnavailable
+        self.fields |= fields
+
+
+class HttpSide:
+    """The HTTP side of one worker, and the ports behind it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.slots = MemorySlots(settings.max_total_connections)
+        self.streams = MemoryStreams()
+        self.fields = MemoryFields()
+        self.requests: list[tuple[str, str, int]] = []
+        self.backplane = True
+        self.warnings: list[str] = []
+        self.seconds = 1_700_000_100.0
+        clients = Clients(settings.trusted_proxies)
+        self.context = HttpContext(
+            settings=settings,
+            slots=self.slots,
+            publisher=self.streams,
+            history=self.streams,
+            presence=Presence(self.fields.get, self.fields.set, now=lambda: self.seconds),
+            verifier=TokenVerifier(settings),
+            clients=clients,
+            origins=Origins(settings, clients),
+            backplane_available=lambda: self.backplane,
+            warnings=lambda: self.warnings,
+            count_request=lambda *request: self.requests.append(request),
+            started_at=1_700_000_000.0,
+            version="1.2.3",
+            now=lambda: self.seconds,
+        )
+        self.app = web.Application()
+        add_routes(self.app, self.context)
+        self.client: TestClient[web.Request, web.Application]
+
+
+@contextlib.asynccontextmanager
+async def http_side(**environ: str) -> AsyncIterator[HttpSide]:
+    """Serve the routes with these settings on a free port of the loopback."""
+    side = HttpSide(load(environ))
+
+    async def fail(_request: web.Request) -> web.Response:
+        raise RuntimeError("a secret of the inside")
+
+    side.app.router.add_get("/fail", fail)
+    async with TestClient(TestServer(side.app)) as side.client:
+        yield side

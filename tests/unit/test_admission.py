@@ -1,0 +1,332 @@
+"""Who is let in: the upgrade request, origin, token, options and the cap."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import jwt
+import pytest
+from aiohttp import HttpVersion10
+from aiohttp.test_utils import make_mocked_request
+
+from app.config import Settings
+from app.config import load as load_settings
+from app.errors import ErrorCode
+from app.http.admission import RETRY_AFTER, Admission, Admitted, Refused
+from app.http.clients import Clients
+from app.http.cors import Origins
+from app.sessions.auth import TokenVerifier
+from tests.unit.http_support import MemorySlots
+
+SECRET = "s" * 32
+UPGRADE = {
+    "Host": "presence.example",
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+
+class Door:
+    """An Admission, and what stands around it."""
+
+    def __init__(self, **environ: str) -> None:
+        settings: Settings = load_settings(environ)
+        self.slots = MemorySlots(settings.max_total_connections)
+        self.reasons: list[str] = []
+        self.serving = True
+        self.memory = True
+        clients = Clients(settings.trusted_proxies)
+        self.admission = Admission(
+            settings,
+            self.slots,
+            TokenVerifier(settings),
+            clients,
+            Origins(settings, clients),
+            is_serving=lambda: self.serving,
+            has_memory=lambda: self.memory,
+            count_refused=self.reasons.append,
+        )
+
+    def check(
+        self, query: str = "", method: str = "GET", version: Any = None, **headers: str | None
+    ) -> Admitted:
+        merged: dict[str, str | None] = dict(UPGRADE)
+        merged |= {name.replace("_", "-"): value for name, value in headers.items()}
+        request = make_mocked_request(
+            method,
+            "/ws/realtime" + (f"?{query}" if query else ""),
+            headers={name: value for name, value in merged.items() if value is not None},
+            **({"version": version} if version else {}),
+        )
+        return self.admission.check(request.clone(remote="127.0.0.1"))
+
+    def refuse(self, query: str = "", **headers: Any) -> Refused:
+        before = self.slots.connections
+        with pytest.raises(Refused) as caught:
+            self.check(query, **headers)
+        assert self.slots.connections == before, "a refusal must reserve nothing"
+        assert self.reasons[-1] == caught.value.reason
+        assert caught.value.close
+        return caught.value
+
+
+@pytest.fixture
+def door() -> Door:
+    return Door()
+
+
+def test_a_plain_client_gets_the_defaults(door: Door) -> None:
+    admitted = door.check()
+    assert admitted.protocol == "plain"
+    assert admitted.key == UPGRADE["Sec-WebSocket-Key"]
+    assert admitted.types is None
+    assert admitted.user is None
+    assert admitted.identity is None
+    assert admitted.resume is None
+    assert not admitted.batch
+    assert door.slots.connections == 1
+    assert door.reasons == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["EIO=4&transport=websocket", "transport=websocket&EIO=4&t=17.5", "EIO=4"],
+)
+def test_eio_4_is_socketio(door: Door, query: str) -> None:
+    assert door.check(query).protocol == "socketio"
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("EIO=4&transport=polling", "WebSocket transport"),
+        ("transport=polling", "WebSocket transport"),
+        ("EIO=4&transport=webtransport", "WebSocket transport"),
+        ("EIO=3&transport=websocket", "Engine.IO 4"),
+        ("EIO=", "Engine.IO 4"),
+        ("EIO=4&transport=websocket&sid=abc", "no session to upgrade"),
+    ],
+)
+def test_other_transports_are_told_what_is_served(door: Door, query: str, says: str) -> None:
+    # A polling request is an ordinary GET or POST: the answer must not be about upgrades.
+    for method in ("GET", "POST"):
+        refused = door.refuse(
+            query, method=method, Upgrade=None, Connection="keep-alive", Sec_WebSocket_Key=None
+        )
+        assert refused.status == 400
+        assert says in refused.message
+        assert refused.reason == "transport"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "says"),
+    [
+        ({"method": "POST"}, 405, "GET"),
+        ({"Upgrade": None}, 400, "Upgrade: websocket"),
+        ({"Upgrade": "h2c"}, 400, "Upgrade: websocket"),
+        ({"Connection": None}, 400, "Connection: Upgrade"),
+        ({"Connection": "keep-alive, upgrader"}, 400, "Connection: Upgrade"),
+        ({"version": HttpVersion10}, 400, "Upgrade"),
+        ({"Sec_WebSocket_Version": None}, 426, "version 13"),
+        ({"Sec_WebSocket_Version": "8"}, 426, "version 13"),
+        ({"Sec_WebSocket_Key": None}, 400, "base64"),
+        ({"Sec_WebSocket_Key": "dGhlIHNhbXBsZQ=="}, 400, "base64"),
+        ({"Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ=!"}, 400, "base64"),
+        ({"Sec_WebSocket_Key": "AAAAAAAAAAAAAAAAAAAAAAAA"}, 400, "base64"),
+        ({"Sec_WebSocket_Key": "é" * 24}, 400, "base64"),
+    ],
+)
+def test_a_broken_handshake_is_explained(
+    door: Door, headers: dict[str, Any], status: int, says: str
+) -> None:
+    refused = door.refuse(**headers)
+    assert refused.status == status
+    assert says in refused.message
+    assert refused.reason == "handshake"
+    assert ("Sec-WebSocket-Version" in refused.headers) == (status == 426)
+
+
+def test_header_lists_and_case_do_not_matter(door: Door) -> None:
+    assert door.check(Connection="keep-alive, Upgrade", Upgrade="WebSocket")
+
+
+@pytest.mark.parametrize(
+    ("query", "types"),
+    [
+        ("types=", set()),
+        ("types=,", set()),
+        ("types=health", {"health"}),
+        ("types=stats,%20status,stats", {"stats", "status"}),
+        ("types=all", {"status", "stats", "health", "config", "system", "extra"}),
+        ("types=health,all", {"status", "stats", "health", "config", "system", "extra"}),
+        ("types=extra", {"extra"}),
+    ],
+)
+def test_types_replace_the_default(query: str, types: AbstractSet[str]) -> None:
+    assert Door(MESSAGE_TYPES="extra").check(query).types == types
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ("types=nope", ErrorCode.INVALID_TYPE),
+        ("types=status,Status", ErrorCode.INVALID_TYPE),
+        ("types=status,error", ErrorCode.SUBSCRIPTION_INVALID),
+        ("types=control", ErrorCode.INVALID_TYPE),
+        ("batch=maybe", ErrorCode.INVALID_PAYLOAD),
+        ("user=" + "x" * 129, ErrorCode.INVALID_PAYLOAD),
+        ("user=a%0Ab", ErrorCode.INVALID_PAYLOAD),
+        ("&".join(f"a{n}=1" for n in range(40)), ErrorCode.INVALID_PAYLOAD),
+    ],
+)
+def test_wrong_options_are_refused(door: Door, query: str, code: ErrorCode) -> None:
+    refused = door.refuse(query)
+    assert (refused.status, refused.code) == (400, code)
+
+
+def test_the_options_of_a_plain_client(door: Door) -> None:
+    admitted = door.check("batch=1&user=%E6%B1%89+a&resume=r.1&types=status&other=x")
+    assert admitted.batch
+    assert admitted.user == "汉 a"
+    assert admitted.resume == "r.1"
+    assert not door.check("batch=0&user=").batch
+    assert door.check("user=").user is None
+
+
+def test_socketio_ignores_the_options_of_plain_clients(door: Door) -> None:
+    admitted = door.check("EIO=4&transport=websocket&types=nope&batch=1&resume=x&user=a")
+    assert admitted[5:] == (None, False, None)
+    assert admitted.user == "a"
+
+
+# Origins
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "allowed"),
+    [
+        ("presence.example", "http://presence.example", True),
+        ("presence.example", "https://presence.example", True),
+        ("presence.example:443", "https://presence.example", True),
+        ("Presence.example:3001", "http://presence.EXAMPLE:3001", True),
+        ("[::1]:3001", "http://[::1]:3001", True),
+        ("presence.example", "https://evil.example", False),
+        ("presence.example", "https://presence.example.evil.example", False),
+        ("presence.example", "https://presence.example:8443", False),
+        ("presence.example", "null", False),
+        ("presence.example", "", False),
+        ("", "https://", False),
+    ],
+)
+def test_by_default_only_the_same_origin_connects(
+    door: Door, host: str, origin: str, allowed: bool
+) -> None:
+    if allowed:
+        assert door.check(Host=host, Origin=origin)
+    else:
+        refused = door.refuse(Host=host, Origin=origin)
+        assert (refused.status, refused.reason) == (403, "origin")
+
+
+def test_listed_origins_stand_in_place_of_the_same() -> None:
+    door = Door(ALLOWED_ORIGINS="https://lab.yujian.team")
+    assert door.check(Origin="https://lab.yujian.team")
+    assert door.check(Origin=None)
+    door.refuse(Origin="https://presence.example")
+    door.refuse(Origin="http://lab.yujian.team")
+    assert Door(ALLOWED_ORIGINS="*").check(Origin="null")
+
+
+def test_only_a_trusted_proxy_names_host_and_scheme() -> None:
+    forwarded = {
+        "Origin": "https://lab.example",
+        "X_Forwarded_Host": "evil.example, lab.example",
+        "X_Forwarded_Proto": "https",
+    }
+    Door().refuse(**forwarded)
+    door = Door(TRUSTED_PROXIES="127.0.0.0/8")
+    assert door.check(**forwarded)
+    door.refuse(**{**forwarded, "X_Forwarded_Proto": "http"})
+    door.refuse(**{**forwarded, "X_Forwarded_Host": "lab.example, evil.example"})
+    assert door.check(**{**forwarded, "X_Forwarded_Proto": "wss"})
+
+
+# Tokens
+
+
+def signed(**claims: Any) -> str:
+    return jwt.encode({"sub": "ada"} | claims, SECRET, algorithm="HS256")
+
+
+@pytest.mark.parametrize("place", ["query", "header"])
+def test_a_token_names_the_user(place: str) -> None:
+    door = Door(AUTH_SECRET=SECRET)
+    expires = int(time.time()) + 60
+    token = signed(exp=expires)
+    if place == "query":
+        admitted = door.check(f"user=mallory&token={token}")
+    else:
+        admitted = door.check("user=mallory", Authorization=f"bearer {token}")
+    assert admitted.user == "ada"
+    assert admitted.identity is not None
+    assert admitted.identity.expires_at == expires
+
+
+def test_a_wrong_token_is_refused() -> None:
+    door = Door(AUTH_SECRET=SECRET)
+    for refused in (
+        door.refuse(f"token={signed(exp=1)}"),
+        door.refuse(Authorization=f"Bearer {signed(exp=1)}"),
+        door.refuse(f"EIO=4&transport=websocket&token={signed(exp=1)}"),
+    ):
+        assert (refused.status, refused.code) == (401, ErrorCode.UNAUTHORIZED)
+        assert refused.reason == "token"
+        assert "expired" in refused.message
+        assert "Bearer" in refused.headers["WWW-Authenticate"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Basic YTpi"}])
+def test_a_token_may_come_later(headers: dict[str, str]) -> None:
+    admitted = Door(AUTH_SECRET=SECRET).check("user=mallory&token=", **headers)
+    assert admitted.user is None
+    assert admitted.identity is None
+
+
+def test_without_keys_a_token_means_nothing(door: Door) -> None:
+    assert door.check("token=whatever&user=ada").user == "ada"
+
+
+# Room
+
+
+def test_the_cap_is_the_last_word() -> None:
+    door = Door(MAX_TOTAL_CONNECTIONS="2")
+    door.check()
+    door.check()
+    refused = door.refuse()
+    assert (refused.status, refused.code) == (503, ErrorCode.MAX_CONNECTIONS_EXCEEDED)
+    assert refused.reason == "cap"
+    low, high = RETRY_AFTER
+    assert low <= int(refused.headers["Retry-After"]) <= high
+    door.slots.release_connection()
+    door.refuse("types=nope")
+    door.check()
+    delays = {door.refuse().retry_after for _ in range(200)}
+    assert len(delays) > 1, "clients must not all come back at once"
+
+
+def test_a_worker_that_does_not_serve_says_so(door: Door) -> None:
+    door.serving = False
+    refused = door.refuse()
+    assert (refused.status, refused.reason, refused.retry_after) == (503, "not_ready", 1)
+
+
+def test_no_memory_no_connection(door: Door) -> None:
+    door.memory = False
+    refused = door.refuse()
+    assert (refused.status, refused.reason) == (503, "memory")
+    assert refused.retry_after

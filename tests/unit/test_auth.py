@@ -1,0 +1,209 @@
+"""Tokens: who signed them, for whom, until when."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from app.config import Settings
+from app.errors import ClientError, ErrorCode, SettingsError
+from app.sessions.auth import LEEWAY, Identity, TokenVerifier, is_user_name
+
+SECRET = "s" * 32
+RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+EC_KEY = ec.generate_private_key(ec.SECP256R1())
+ED_KEY = ed25519.Ed25519PrivateKey.generate()
+
+
+def hs256(claims: dict[str, Any], secret: str = SECRET) -> str:
+    return jwt.encode(claims, secret, algorithm="HS256")
+
+
+def raw(header: bytes, claims: bytes) -> str:
+    """A token of arbitrary parts, well signed."""
+    parts = [base64.urlsafe_b64encode(part).rstrip(b"=") for part in (header, claims)]
+    signing_input = b".".join(parts)
+    algorithm = jwt.get_algorithm_by_name("HS256")
+    signature = algorithm.sign(signing_input, SECRET.encode())
+    return b".".join([signing_input, base64.urlsafe_b64encode(signature).rstrip(b"=")]).decode()
+
+
+def jwk(kid: str | None, private: Any, **more: str) -> dict[str, Any]:
+    algorithm = {
+        rsa.RSAPrivateKey: "RS256",
+        ec.EllipticCurvePrivateKey: "ES256",
+        ed25519.Ed25519PrivateKey: "EdDSA",
+    }
+    name = next(name for kind, name in algorithm.items() if isinstance(private, kind))
+    entry: dict[str, Any] = json.loads(jwt.get_algorithm_by_name(name).to_jwk(private.public_key()))
+    return entry | ({"kid": kid} if kid else {}) | more
+
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    count = 0
+
+    def write(*keys: dict[str, Any]) -> Path:
+        nonlocal count
+        count += 1
+        path = tmp_path / "jwks.json"
+        path.write_text(json.dumps({"keys": keys}))
+        os.utime(path, ns=(count, count))  # each version has a time of its own
+        return path
+
+    return write
+
+
+def refusal(verifier: TokenVerifier, token: str) -> str:
+    with pytest.raises(ClientError) as caught:
+        verifier.verify(token)
+    assert caught.value.code is ErrorCode.UNAUTHORIZED
+    assert SECRET not in caught.value.message
+    return caught.value.message
+
+
+@pytest.fixture
+def verifier() -> TokenVerifier:
+    return TokenVerifier(Settings(auth_secret=SECRET))
+
+
+def test_without_keys_nobody_needs_a_token() -> None:
+    verifier = TokenVerifier(Settings())
+    assert not verifier.enabled
+    assert "algorithm" in refusal(verifier, hs256({"sub": "a"}))
+    assert "algorithm" in refusal(verifier, jwt.encode({"sub": "a"}, "", algorithm="none"))
+
+
+def test_a_token_names_its_user(verifier: TokenVerifier) -> None:
+    assert verifier.enabled
+    assert verifier.verify(hs256({"sub": "汉字 1"})) == Identity("汉字 1", None)
+    soon = int(time.time()) + 60
+    assert verifier.verify(hs256({"sub": "a", "exp": soon, "aud": "x"})) == Identity("a", soon)
+
+
+def test_time_is_respected_with_some_leeway(verifier: TokenVerifier) -> None:
+    now = time.time()
+    assert verifier.verify(hs256({"sub": "a", "exp": now - LEEWAY / 2})).user == "a"
+    assert "expired" in refusal(verifier, hs256({"sub": "a", "exp": now - LEEWAY - 1}))
+    assert verifier.verify(hs256({"sub": "a", "nbf": now + LEEWAY / 2})).user == "a"
+    assert "not valid yet" in refusal(verifier, hs256({"sub": "a", "nbf": now + LEEWAY + 5}))
+
+
+@pytest.mark.parametrize("sub", ["", "x" * 129, "a\nb", "a\ud800"])
+def test_the_user_must_be_a_usable_name(verifier: TokenVerifier, sub: str) -> None:
+    assert "128" in refusal(verifier, hs256({"sub": sub}))
+    assert not is_user_name(sub)
+
+
+def test_names_are_counted_in_characters() -> None:
+    assert is_user_name("汉" * 128)
+    assert not is_user_name(1)
+
+
+@pytest.mark.parametrize(
+    ("token", "says"),
+    [
+        ("", "empty"),
+        ("x" * 9000, "too long"),
+        ("nonsense", "not a valid"),
+        ("a.b.c", "not a valid"),
+        ("é.ü.\ud800", "not a valid"),
+        (hs256({"sub": "a"}, "t" * 32), "signature"),
+        (hs256({}), "no 'sub'"),
+        (raw(b'{"alg":"HS256"}', b'{"sub":1}'), "'sub'"),
+        (raw(b'{"alg":"HS256"}', b'{"sub":null}'), "'sub'"),
+        (raw(b'{"alg":"HS256"}', b"[]"), "not a valid"),
+        (raw(b'{"alg":"HS256"}', b'{"sub":"a","exp":"x"}'), "not a valid"),
+        (raw(b'{"alg":"HS256"}', b'{"sub":"a","exp":Infinity}'), "not a valid"),
+        (raw(b'{"alg":"HS256"}', b'{"sub":"a","exp":1' + b"0" * 400 + b"}"), "not a valid"),
+        (raw(b'{"alg":"HS256"}', b"[" * 5000), "not a valid"),
+        (raw(b"[" * 5000, b"{}"), "not a valid"),
+        (raw(b'{"alg":["HS256"]}', b'{"sub":"a"}'), "not a valid"),
+        (raw(b'{"alg":"none"}', b'{"sub":"a"}'), "algorithm"),
+        (jwt.encode({"sub": "a"}, SECRET * 2, algorithm="HS512"), "algorithm"),
+        (jwt.encode({"sub": "a"}, RSA_KEY, algorithm="RS256"), "algorithm"),
+    ],
+)
+def test_a_bad_token_is_refused_with_the_reason(
+    verifier: TokenVerifier, token: str, says: str
+) -> None:
+    assert says in refusal(verifier, token)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "key"), [("RS256", RSA_KEY), ("ES256", EC_KEY), ("EdDSA", ED_KEY)]
+)
+def test_public_keys_come_from_a_file(write: Write, algorithm: str, key: Any) -> None:
+    path = write(jwk("r", RSA_KEY), jwk("e", EC_KEY), jwk("d", ED_KEY), {"kty": "new"}, {"kty": 1})
+    verifier = TokenVerifier(Settings(auth_jwks_file=str(path)))
+    kid = {"RS256": "r", "ES256": "e", "EdDSA": "d"}[algorithm]
+    assert verifier.enabled
+    signed = jwt.encode({"sub": "a"}, key, algorithm=algorithm, headers={"kid": kid})
+    assert verifier.verify(signed).user == "a"
+    # One key of this kind: it need not be named.
+    assert verifier.verify(jwt.encode({"sub": "a"}, key, algorithm=algorithm)).user == "a"
+    other = jwt.encode({"sub": "a"}, key, algorithm=algorithm, headers={"kid": "x"})
+    assert "not known" in refusal(verifier, other)
+
+
+def test_a_public_key_is_no_secret(write: Write) -> None:
+    verifier = TokenVerifier(Settings(auth_jwks_file=str(write(jwk("r", RSA_KEY)))))
+    assert "algorithm" in refusal(verifier, hs256({"sub": "a"}))
+
+
+def test_several_keys_of_a_kind_must_be_named(write: Write) -> None:
+    second = ec.generate_private_key(ec.SECP256R1())
+    path = write(jwk("1", EC_KEY), jwk("2", second))
+    verifier = TokenVerifier(Settings(auth_jwks_file=str(path)))
+    signed = jwt.encode({"sub": "a"}, second, algorithm="ES256", headers={"kid": "2"})
+    assert verifier.verify(signed).user == "a"
+    assert "kid" in refusal(verifier, jwt.encode({"sub": "a"}, second, algorithm="ES256"))
+    wrong = jwt.encode({"sub": "a"}, second, algorithm="ES256", headers={"kid": "1"})
+    assert "signature" in refusal(verifier, wrong)
+
+
+def test_a_changed_file_is_read_again(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(jwk("1", EC_KEY))
+    verifier = TokenVerifier(Settings(auth_jwks_file=str(path)))
+    signed = jwt.encode({"sub": "a"}, ED_KEY, algorithm="EdDSA", headers={"kid": "2"})
+    assert "not known" in refusal(verifier, signed)
+    write(jwk("2", ED_KEY))
+    assert verifier.verify(signed).user == "a"
+    path.write_text("{half")
+    with caplog.at_level(logging.WARNING):
+        assert verifier.verify(signed).user == "a"
+        assert verifier.verify(signed).user == "a"
+    assert len(caplog.records) == 1
+    assert "old keys" in caplog.text
+    path.unlink()
+    assert verifier.verify(signed).user == "a"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"keys": {}}', '{"keys": []}', '{"keys": [{"kty": "oct", "k": "AA"}]}']
+)
+def test_a_useless_file_stops_the_start(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "jwks.json"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match="AUTH_JWKS_FILE"):
+        TokenVerifier(Settings(auth_jwks_file=str(path)))
+
+
+def test_keys_for_encryption_do_not_sign(write: Write) -> None:
+    path = write(jwk("1", RSA_KEY, use="enc"), jwk("2", EC_KEY))
+    verifier = TokenVerifier(Settings(auth_jwks_file=str(path)))
+    signed = jwt.encode({"sub": "a"}, RSA_KEY, algorithm="RS256", headers={"kid": "1"})
+    assert "not known" in refusal(verifier, signed)

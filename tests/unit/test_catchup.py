@@ -1,0 +1,496 @@
+"""Catching up from a history in memory whose answers come when the test lets them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from app.broadcast import catchup as catchup_module
+from app.broadcast.catchup import CHUNK, CatchUp
+from app.errors import BackplaneUnavailable
+from app.protocol.frames import TEXT, build_frame
+from app.transport.connection import CLOSED, CLOSING, HIGH_WATER, OPEN
+from app.types import Gap, Message, Position
+from tests.unit.delivery_support import Bench, Sub, message, messages, turn, until, words
+
+
+class MemoryHistory:
+    """Streams in memory; `tail` says from which place on they are at hand without waiting."""
+
+    def __init__(self) -> None:
+        self.streams: dict[str, list[Message]] = {"status": [], "stats": []}
+        self.epochs = {"status": "e1", "stats": "e1"}
+        self.trimmed = 0
+        self.tail: int | None = None
+        self.open = asyncio.Event()
+        self.open.set()
+        self.asked: list[tuple[str, str, int]] = []
+        self.failures: list[Exception] = []
+
+    def recent(self, type: str, epoch: str, seq: int) -> Sequence[Message] | None:
+        stream = self.streams[type]
+        if self.tail is None or seq < self.tail or not stream or stream[0].epoch != epoch:
+            return None
+        return [item for item in stream if item.seq > seq]
+
+    async def after(self, type: str, epoch: str, seq: int, limit: int) -> Sequence[Message | Gap]:
+        self.asked.append((type, epoch, seq))
+        await self.open.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        stream = self.streams[type]
+        if epoch != self.epochs[type]:
+            last = self.trimmed
+            return [Gap(type, self.epochs[type], 1, last, "epoch")]
+        found: list[Message | Gap] = []
+        if seq < self.trimmed:
+            found.append(Gap(type, epoch, seq + 1, self.trimmed, "history"))
+        found += [item for item in stream if item.seq > max(seq, self.trimmed)]
+        return found[:limit]
+
+
+class CatchUpBench(Bench):
+    def __init__(self, latest_only: frozenset[str] = frozenset()) -> None:
+        super().__init__()
+        self.history = MemoryHistory()
+        self.up = self.catchup = CatchUp(self.fanout, self.history, latest_only)
+
+    async def deliver(self, *items: Message | Gap) -> None:
+        """What the worker does with what it has read."""
+        for item in items:
+            if isinstance(item, Message):
+                self.history.streams[item.type].append(item)
+        await self.fanout.deliver(items)
+
+    async def caught_up(self, sub: Sub) -> list[object]:
+        await until(lambda: sub.received() is not None and (sub.track is None or sub.state != OPEN))
+        return sub.received()
+
+
+async def assert_no_task(bench: CatchUpBench) -> None:
+    await turn()
+    assert bench.up._tasks == {}
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catchup_module, "RETRY_SECONDS", 0)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[CatchUpBench]:
+    bench = CatchUpBench()
+    yield bench
+    bench.close()
+    await assert_no_task(bench)
+
+
+@pytest.fixture
+async def latest() -> AsyncIterator[CatchUpBench]:
+    """Of `stats` only the newest matters."""
+    bench = CatchUpBench(frozenset({"stats"}))
+    yield bench
+    bench.close()
+    await assert_no_task(bench)
+
+
+# From memory.
+
+
+async def test_who_misses_nothing_is_live_at_once(bench: CatchUpBench) -> None:
+    await bench.deliver(*messages(1, 3))
+    sub = bench.behind(at=3)
+    bench.up.start(sub)
+    assert sub.track is None
+    await bench.deliver(*messages(4, 4))
+    assert sub.received() == ["status 4"]
+    assert bench.history.asked == []
+
+
+async def test_a_little_comes_from_memory_in_one_write(bench: CatchUpBench) -> None:
+    bench.history.tail = 0
+    await bench.deliver(*messages(1, 5), *messages(1, 2, "stats"))
+    sub = bench.behind("status", "stats", at=1, kind=socket.SOCK_SEQPACKET)
+    sub.send(build_frame(TEXT, b'{"type":"config","event":"x","seq":9,"data":0}'))
+    bench.up.start(sub)
+    assert sub.track is None
+    sub.parser.receive_data(sub.client.recv(100_000))
+    reply, *told = sub.received()
+    assert reply == "config 9"
+    assert sorted(told) == ["stats 2", *words(2, 5)]
+    assert [word for word in told if word != "stats 2"] == words(2, 5)
+    await turn()
+    with pytest.raises(BlockingIOError):
+        sub.client.recv(100_000)
+    assert bench.history.asked == []
+    assert bench.up._tasks == {}
+
+
+async def test_memory_may_be_ahead_of_what_is_delivered(bench: CatchUpBench) -> None:
+    bench.history.tail = 0
+    await bench.deliver(*messages(1, 3))
+    ahead = message(4)
+    bench.history.streams["status"].append(ahead)
+    sub = bench.behind(at=1)
+    bench.up.start(sub)
+    assert sub.received() == ["status 2", "status 3"]
+    await bench.fanout.deliver([ahead])
+    assert sub.received() == words(2, 4)
+
+
+async def test_what_memory_lacks_is_read(bench: CatchUpBench) -> None:
+    bench.history.tail = 3
+    await bench.deliver(*messages(1, 5))
+    sub = bench.behind(at=2)
+    bench.up.start(sub)
+    assert sub.track is not None
+    assert await bench.caught_up(sub) == words(3, 5)
+    assert bench.history.asked == [("status", "e1", 2)]
+
+
+async def test_much_is_written_in_stretches(bench: CatchUpBench) -> None:
+    bench.history.tail = 0
+    await bench.deliver(*(message(seq, size=1000) for seq in range(1, 200)))
+    sub = bench.behind(at=0)
+    bench.up.start(sub)
+    assert sub.track is not None
+    assert await bench.caught_up(sub) == words(1, 199)
+
+
+# From history.
+
+
+async def test_everything_comes_in_order_and_once(bench: CatchUpBench) -> None:
+    last = 2 * CHUNK + 50
+    await bench.deliver(*messages(1, last), *messages(1, 30, "stats"))
+    sub = bench.behind("status", "stats")
+    bench.up.start(sub)
+    bench.up.start(sub)
+    told = await bench.caught_up(sub)
+    assert [word for word in told if str(word).startswith("status")] == words(1, last)
+    assert [word for word in told if str(word).startswith("stats")] == words(1, 30, "stats")
+    assert len(bench.history.asked) == 4
+    await bench.deliver(*messages(last + 1, last + 1))
+    assert sub.received()[-1] == f"status {last + 1}"
+    assert len(sub.received()) == last + 31
+
+
+@pytest.mark.parametrize("step", range(0, 30, 3))
+async def test_what_is_delivered_meanwhile_comes_once(bench: CatchUpBench, step: int) -> None:
+    await bench.deliver(*messages(1, 150))
+    sub = bench.behind()
+    bench.history.open.clear()
+    bench.up.start(sub)
+    await turn()
+    await bench.deliver(*messages(151, 260))
+    bench.history.open.set()
+    await turn(step)
+    await bench.deliver(*messages(261, 270))
+    assert await bench.caught_up(sub) == words(1, 270)
+    await bench.deliver(*messages(271, 272))
+    assert sub.received() == words(1, 272)
+
+
+async def test_a_batch_subscriber_catches_up_in_batches(bench: CatchUpBench) -> None:
+    await bench.deliver(*messages(1, CHUNK + 1))
+    sub = bench.behind(batch=True)
+    bench.up.start(sub)
+    assert await bench.caught_up(sub) == [words(1, CHUNK), f"status {CHUNK + 1}"]
+
+
+async def test_lost_messages_are_announced(bench: CatchUpBench) -> None:
+    bench.history.trimmed = 7
+    await bench.deliver(*messages(1, 10))
+    sub = bench.behind(at=2)
+    bench.up.start(sub)
+    assert await bench.caught_up(sub) == ["gap status 3-7 e1 history", *words(8, 10)]
+
+
+async def test_a_gap_never_reaches_beyond_live(bench: CatchUpBench) -> None:
+    await bench.deliver(*messages(1, 5))
+    # Trimmed further than this worker has read.
+    bench.history.trimmed = 9
+    sub = bench.behind(at=2)
+    bench.up.start(sub)
+    assert await bench.caught_up(sub) == ["gap status 3-5 e1 history"]
+    await bench.deliver(Gap("status", "e1", 6, 9, "history"), *messages(10, 10))
+    assert sub.received()[1:] == ["gap status 6-9 e1 history", "status 10"]
+
+
+# A new epoch.
+
+
+async def change_epoch(bench: CatchUpBench, live: int) -> None:
+    """The stream begins anew and stands at `live` when this worker finds out."""
+    bench.history.epochs["status"] = "e2"
+    bench.history.trimmed = live
+    await bench.deliver(Gap("status", "e2", 1, live, "epoch"))
+
+
+@pytest.mark.parametrize("live", [0, 3, 12])
+@pytest.mark.parametrize("tail", [None, 0])
+async def test_a_new_epoch_is_announced(bench: CatchUpBench, live: int, tail: int | None) -> None:
+    # With `tail` the memory still holds the old stream, of which nothing is missing.
+    bench.history.tail = tail
+    await bench.deliver(*messages(1, 5))
+    sub = bench.behind(at=5)
+    await change_epoch(bench, live)
+    bench.up.start(sub)
+    assert await bench.caught_up(sub) == [f"gap status 1-{live} e2 epoch"]
+    await bench.deliver(message(live + 1, epoch="e2"))
+    assert sub.received()[1:] == [f"status {live + 1}"]
+
+
+async def test_an_epoch_that_changes_while_catching_up(bench: CatchUpBench) -> None:
+    await bench.deliver(*messages(1, 5))
+    sub = bench.behind(at=2)
+    bench.history.open.clear()
+    bench.up.start(sub)
+    await turn()
+    await change_epoch(bench, 3)
+    bench.history.streams["status"] = []
+    await bench.deliver(message(4, epoch="e2"), message(5, epoch="e2"))
+    bench.history.open.set()
+    assert await bench.caught_up(sub) == ["gap status 1-3 e2 epoch", "status 4", "status 5"]
+
+
+async def test_a_history_that_knows_the_new_epoch_first_is_waited_for(bench: CatchUpBench) -> None:
+    await bench.deliver(*messages(1, 5))
+    sub = bench.behind(at=2)
+    bench.history.epochs["status"] = "e2"
+    bench.up.start(sub)
+    await until(lambda: len(bench.history.asked) > 3)
+    assert sub.received() == []
+    await change_epoch(bench, 3)
+    assert await bench.caught_up(sub) == ["gap status 1-3 e2 epoch"]
+
+
+# Only the newest.
+
+
+async def test_latest_only_skips_to_the_newest(latest: CatchUpBench) -> None:
+    await latest.deliver(*messages(1, 150, "stats"), *messages(1, 3))
+    sub = latest.behind("stats", "status")
+    latest.up.start(sub)
+    told = await latest.caught_up(sub)
+    assert [word for word in told if "stats" in str(word)] == [
+        "gap stats 1-149 e1 latest",
+        "stats 150",
+    ]
+    assert [word for word in told if "status" in str(word)] == words(1, 3)
+    assert [seq for type, _, seq in latest.history.asked if type == "stats"] == [149]
+
+
+@pytest.mark.parametrize("tail", [None, 0])
+async def test_latest_only_with_one_message_missing_has_no_gap(
+    latest: CatchUpBench, tail: int | None
+) -> None:
+    latest.history.tail = tail
+    await latest.deliver(*messages(1, 5, "stats"))
+    sub, other = latest.behind("stats", at=4), latest.behind("stats", at=3)
+    latest.up.start(sub)
+    latest.up.start(other)
+    assert await latest.caught_up(sub) == ["stats 5"]
+    assert await latest.caught_up(other) == ["gap stats 4-4 e1 latest", "stats 5"]
+
+
+async def test_latest_only_in_a_new_epoch(latest: CatchUpBench) -> None:
+    await latest.deliver(*messages(1, 5, "stats"))
+    sub = latest.behind("stats", at=2, epoch="e0")
+    latest.up.start(sub)
+    assert await latest.caught_up(sub) == [
+        "gap stats 1-0 e1 epoch",
+        "gap stats 1-4 e1 latest",
+        "stats 5",
+    ]
+
+
+# Meanwhile.
+
+
+async def test_who_is_closed_while_history_is_read_gets_nothing(bench: CatchUpBench) -> None:
+    await bench.deliver(*messages(1, 5))
+    dropped, closing = bench.behind(), bench.behind()
+    bench.history.open.clear()
+    for sub in (dropped, closing):
+        bench.up.start(sub)
+    await turn()
+    dropped.drop("gone")
+    closing.close(1001)
+    bench.history.open.set()
+    await turn()
+    assert dropped.received() == []
+    assert closing.received() == ["close"]
+    assert (dropped.state, closing.state) == (CLOSED, CLOSING)
+    assert bench.fanout.groups()[0].members == {}
+    await assert_no_task(bench)
+
+
+@pytest.mark.parametrize("tail", [None, 0])
+async def test_who_is_closed_before_gets_nothing(bench: CatchUpBench, tail: int | None) -> None:
+    bench.history.tail = tail
+    await bench.deliver(*messages(1, 5))
+    dropped, closing = bench.behind(), bench.behind()
+    dropped.drop("gone")
+    closing.close(1001)
+    for sub in (dropped, closing):
+        bench.up.start(sub)
+    await turn()
+    assert dropped.received() == []
+    assert closing.received() == ["close"]
+    assert closing.state == CLOSING
+    assert bench.up._tasks == {}
+
+
+async def test_history_is_read_by_one_task_at_a_time(bench: CatchUpBench) -> None:
+    await bench.deliver(*messages(1, 5))
+    sub = bench.behind()
+    bench.history.open.clear()
+    for _ in range(3):
+        bench.up.start(sub)
+        await turn()
+    assert len(bench.history.asked) == 1
+    bench.history.open.set()
+    assert await bench.caught_up(sub) == words(1, 5)
+
+
+async def test_a_read_that_nobody_waits_for_is_given_up(bench: CatchUpBench) -> None:
+    await bench.deliver(*messages(1, 5))
+    sub = bench.behind()
+    bench.history.open.clear()
+    bench.up.start(sub)
+    await turn()
+    sub.drop("gone")
+    await assert_no_task(bench)
+
+
+async def test_a_type_that_is_given_up_while_it_is_read(bench: CatchUpBench) -> None:
+    await bench.deliver(*messages(1, 5), *messages(1, 5, "stats"))
+    sub = bench.behind("stats", "status")
+    bench.history.open.clear()
+    bench.up.start(sub)
+    await until(lambda: bench.history.asked)
+    given_up = bench.history.asked[0][0]
+    (kept,) = {"stats", "status"} - {given_up}
+    sub.move([kept])
+    bench.up.start(sub)
+    bench.history.open.set()
+    assert await bench.caught_up(sub) == words(1, 5, kept)
+    assert sub.group.types == {kept}
+
+
+async def test_a_type_that_begins_elsewhere_while_it_is_read(bench: CatchUpBench) -> None:
+    await bench.deliver(*messages(1, 5))
+    sub = bench.behind()
+    bench.history.open.clear()
+    bench.up.start(sub)
+    await turn()
+    sub.track = {"status": Position("e1", 3)}
+    bench.history.open.set()
+    assert await bench.caught_up(sub) == words(4, 5)
+
+
+async def test_who_gives_everything_up_is_live(bench: CatchUpBench) -> None:
+    await bench.deliver(*messages(1, 5))
+    sub = bench.behind()
+    bench.history.open.clear()
+    bench.up.start(sub)
+    await turn()
+    sub.move([])
+    bench.history.open.set()
+    assert await bench.caught_up(sub) == []
+    assert sub.group.types == frozenset()
+
+
+async def test_positions_that_are_shared_stay_as_they_are(bench: CatchUpBench) -> None:
+    await bench.deliver(*messages(1, 5))
+    sub = Sub(bench, ["status"])
+    shared = sub.track = {"status": Position("e1", 2), "stats": Position("e1", 0)}
+    bench.up.start(sub)
+    await bench.caught_up(sub)
+    assert shared["status"] == Position("e1", 2)
+
+
+async def test_who_is_held_back_waits(bench: CatchUpBench) -> None:
+    bench.history.tail = 0
+    await bench.deliver(*messages(1, 2))
+    sub = bench.behind()
+    sub.held = True
+    bench.up.start(sub)
+    assert sub.received() == []
+    sub.held = False
+    bench.up.start(sub)
+    assert sub.received() == words(1, 2)
+
+
+# Those who read slowly.
+
+
+async def test_a_slow_one_waits_until_it_has_drained(bench: CatchUpBench) -> None:
+    sub = bench.live(small=True)
+    await bench.deliver(*(message(seq, size=2000) for seq in range(1, 101)))
+    await bench.deliver(*(message(seq, size=2000) for seq in range(101, 301)))
+    assert bench.up.slow == {sub: None}
+    assert bench.up._tasks == {}
+    # It reads a little: not enough to go on.
+    assert sub.pending is not None
+    await turn()
+    assert bench.history.asked == []
+    assert await bench.caught_up(sub) == words(1, 300)
+    assert bench.up.slow == {}
+    assert sub.pending is None or sub.pending.size <= HIGH_WATER + 4000
+    await until(lambda: sub.received() and sub.pending is None)
+    await bench.deliver(*messages(301, 301))
+    assert sub.received() == words(1, 301)
+
+
+async def test_no_more_than_the_high_water_mark_is_written_ahead(bench: CatchUpBench) -> None:
+    await bench.deliver(*(message(seq, size=3000) for seq in range(1, 301)))
+    sub = bench.behind(small=True)
+    bench.up.start(sub)
+    await turn(200)
+    assert bench.up._tasks == {}
+    assert sub.track is not None
+    assert sub.pending is not None
+    assert HIGH_WATER < sub.pending.size < 2 * HIGH_WATER + 4000
+    assert await bench.caught_up(sub) == words(1, 300)
+
+
+async def test_a_slow_one_that_goes_away_is_forgotten(bench: CatchUpBench) -> None:
+    sub = bench.live(small=True)
+    for start in range(1, 302, 100):
+        await bench.deliver(*(message(seq, size=2000) for seq in range(start, start + 100)))
+    assert bench.up.slow
+    sub.drop("gone")
+    assert bench.up.slow == {}
+    await assert_no_task(bench)
+
+
+# Failures.
+
+
+async def test_an_absent_backplane_is_asked_again(bench: CatchUpBench) -> None:
+    await bench.deliver(*messages(1, 5))
+    bench.history.failures = [BackplaneUnavailable() for _ in range(3)]
+    sub = bench.behind()
+    bench.up.start(sub)
+    assert await bench.caught_up(sub) == words(1, 5)
+    assert len(bench.history.asked) == 4
+
+
+async def test_who_cannot_be_caught_up_is_dropped(
+    bench: CatchUpBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    await bench.deliver(*messages(1, 5))
+    bench.history.failures = [RuntimeError("on purpose")]
+    sub, other = bench.behind(), bench.behind()
+    bench.up.start(sub)
+    assert await bench.caught_up(sub) == []
+    assert sub.state == CLOSED
+    assert "on purpose" in caplog.text
+    bench.up.start(other)
+    assert await bench.caught_up(other) == words(1, 5)

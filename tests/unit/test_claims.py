@@ -1,0 +1,186 @@
+"""Connections per user over several machines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.backplane import claims as claims_module
+from app.backplane.claims import UserClaims
+from app.backplane.client import Backplane
+from app.config import Settings
+from tests.unit.backplane_support import ValkeyProcess, until
+from workers.shared_slots import SlotTable
+from workers.slots_port import RowSlots
+
+Make = Callable[[], Awaitable[UserClaims]]
+
+
+@pytest.fixture
+async def machine(
+    valkey: ValkeyProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Make]:
+    """Makes a machine with one worker each time."""
+    monkeypatch.setattr(claims_module, "RENEWAL_INTERVAL", 0.1)
+    monkeypatch.setattr(claims_module, "RETRY_INTERVAL", 0.1)
+    made: list[tuple[UserClaims, Backplane]] = []
+
+    async def make() -> UserClaims:
+        table = SlotTable(tmp_path / f"slots-{len(made)}")
+        slots = RowSlots(table, table.claim_row(1), Settings())
+        backplane = Backplane(valkey.url, Settings(), "test")
+        claims = UserClaims(backplane, slots, 3)
+        claims.start()
+        made.append((claims, backplane))
+        return claims
+
+    yield make
+    for claims, backplane in made:
+        await claims.close()
+        await backplane.close()
+
+
+async def held(valkey: ValkeyProcess, claims: UserClaims) -> dict[str, int]:
+    words = await valkey.command("HGETALL", claims._mine)
+    counts = dict(zip(words[::2], words[1::2], strict=True))
+    counts.pop(b"", None)
+    return {name.decode()[1:]: int(count) for name, count in counts.items()}
+
+
+async def test_the_cap_holds_over_machines(machine: Make) -> None:
+    first, second = await machine(), await machine()
+    assert await first.claim("ann")
+    assert await second.claim("ann")
+    assert await first.claim("ann")
+    assert not await second.claim("ann")
+    assert not await first.claim("ann")
+    assert await second.claim("bob")
+    first.release("ann")
+    await until(lambda: not first._steps)
+    await first.claim("bob")  # behind the release
+    assert await second.claim("ann")
+    assert not await second.claim("ann")
+
+
+async def test_claims_at_once_never_exceed_the_cap(machine: Make) -> None:
+    machines = [await machine() for _ in range(3)]
+    users = [f"user{n}" for n in range(50)]
+    answers = await asyncio.gather(
+        *(claims.claim(user) for user in users for claims in machines for _ in range(3))
+    )
+    assert sum(answers) == 3 * len(users)
+    for start in range(0, len(answers), 9):
+        assert sum(answers[start : start + 9]) == 3
+
+
+async def test_claims_of_one_pass_go_in_one_round_trip(
+    machine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = await machine()
+    assert await claims.claim("ann")
+    sent = 0
+    send = claims._send
+
+    async def count(steps: Any) -> Any:
+        nonlocal sent
+        sent += bool(steps)
+        return await send(steps)
+
+    monkeypatch.setattr(claims, "_send", count)
+    assert all(await asyncio.gather(*(claims.claim(f"user{n}") for n in range(500))))
+    assert sent <= 2
+
+
+async def test_a_dead_worker_gives_its_claims_back(
+    valkey: ValkeyProcess, machine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims_module, "LEASE", 0.5)
+    dead, alive = await machine(), await machine()
+    for _ in range(3):
+        assert await dead.claim("ann")
+    assert not await alive.claim("ann")
+    assert 0 < await valkey.command("PTTL", dead._mine) <= 500
+    assert dead._task is not None
+    dead._task.cancel()
+
+    async def free() -> bool:
+        return await alive.claim("ann")
+
+    async with asyncio.timeout(3):
+        while not await free():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_client_that_gives_up_holds_nothing(valkey: ValkeyProcess, machine: Make) -> None:
+    claims = await machine()
+    assert await claims.claim("ann")
+    tasks = [asyncio.create_task(claims.claim("ann")) for _ in range(2)]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert await claims.claim("bob")
+    await until(lambda: not claims._steps)
+    assert await claims.claim("bob")
+    assert await held(valkey, claims) == {"ann": 1, "bob": 2}
+    assert await claims.claim("ann")
+    assert await claims.claim("ann")
+
+
+async def test_without_the_backplane_the_machine_decides(
+    valkey: ValkeyProcess, machine: Make
+) -> None:
+    first, second = await machine(), await machine()
+    assert await first.claim("ann")
+    assert await first.claim("bob")
+    valkey.kill()
+    await until(lambda: first._away and second._away)
+    assert await first.claim("ann")
+    assert await first.claim("ann")
+    assert not await first.claim("ann")
+    first.release("bob")
+    assert await second.claim("ann")
+    await valkey.restart(emptied=True)
+    await until(lambda: not first._away and not second._away)
+    assert await held(valkey, first) == {"ann": 3}
+    assert await held(valkey, second) == {"ann": 1}
+    second.release("ann")
+    assert not await second.claim("ann")
+
+
+async def test_a_forgetful_backplane_is_told_again(valkey: ValkeyProcess, machine: Make) -> None:
+    claims = await machine()
+    assert await claims.claim("ann")
+    await valkey.command("FLUSHALL")
+    other = await machine()
+    for _ in range(2):
+        assert await claims.claim("ann")
+    assert not await other.claim("ann")
+
+
+async def test_an_adopted_connection_counts_whatever_the_cap(
+    valkey: ValkeyProcess, machine: Make
+) -> None:
+    old, heir = await machine(), await machine()
+    for _ in range(3):
+        assert await old.claim("ann")
+    heir.adopt("ann")
+    old.release("ann")
+    assert await heir.claim("bob")
+    assert await old.claim("bob")
+    assert await held(valkey, heir) == {"ann": 1, "bob": 1}
+    assert await held(valkey, old) == {"ann": 2, "bob": 1}
+    assert not await old.claim("ann")
+
+
+async def test_leaving_gives_everything_back(valkey: ValkeyProcess, machine: Make) -> None:
+    leaving, other = await machine(), await machine()
+    for _ in range(3):
+        assert await leaving.claim("ann")
+    await leaving.close()
+    assert await held(valkey, leaving) == {}
+    assert await other.claim("ann")

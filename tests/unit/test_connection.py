@@ -1,0 +1,813 @@
+"""Connections over real sockets, on both event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+import uvloop
+from websockets.frames import Close, Frame, Opcode
+from websockets.protocol import Protocol, Side
+
+from app.protocol.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, build_frame
+from app.transport import hub as hub_module
+from app.transport.connection import (
+    CLOSED,
+    CLOSING,
+    HIGH_WATER,
+    INPUT_PAUSE,
+    OPEN,
+    OUTPUT_LIMIT,
+    Connection,
+    Pending,
+)
+from app.transport.hub import Hub
+
+MAX_MESSAGE = 100_000
+MAX_INCOMING = 250_000
+
+
+# pytest-asyncio's hook for loops works in a conftest only, for all tests at once.
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy")
+
+
+@pytest.fixture(
+    params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"]
+)
+def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+    policy: asyncio.AbstractEventLoopPolicy = request.param()
+    return policy
+
+
+def make_hub(interval: float = 30.0) -> Hub:
+    return Hub(
+        heartbeat_interval=interval,
+        heartbeat_timeout=2 * interval,
+        max_message=MAX_MESSAGE,
+        max_incoming=MAX_INCOMING,
+    )
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[Hub]:
+    hub = make_hub()
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+async def quick_hub() -> AsyncIterator[Hub]:
+    """Its clock ticks every few milliseconds, and close frames must be answered at once."""
+    hub = make_hub(0.02)
+    yield hub
+    hub.stop()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop turn until something is so; pytest's timeout ends what never is."""
+    while not condition():
+        await asyncio.sleep(0)
+
+
+async def turn(times: int = 20) -> None:
+    """Let the loop turn, long enough for all that is ready."""
+    for _ in range(times):
+        await asyncio.sleep(0)
+
+
+class Server(Connection):
+    """Notes what happens to it."""
+
+    def __init__(self, hub: Hub, fd: int, id: str = "c") -> None:
+        super().__init__(hub, fd, id)
+        self.got: list[str | bytes] = []
+        self.events: list[object] = []
+        self.on_message: Callable[[str | bytes], None] = lambda _: None
+
+    def on_text(self, text: str) -> None:
+        self.got.append(text)
+        self.on_message(text)
+
+    def on_binary(self, data: bytes) -> None:
+        self.got.append(data)
+        self.on_message(data)
+
+    def on_too_large(self) -> None:
+        self.events.append("too large")
+
+    def on_unusable(self) -> None:
+        self.events.append("unusable")
+        self.send(build_frame(TEXT, b"unusable"))
+
+    def on_drained(self) -> None:
+        self.events.append("drained")
+
+    def on_lost(self, code: int, reason: str) -> None:
+        self.events.append((code, reason))
+
+    def on_detached(self) -> None:
+        self.events.append("detached")
+
+
+class Client:
+    """The peer: frames by websockets."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.parser = Protocol(Side.CLIENT, max_size=None)
+        self.eof = False
+        self.frames: list[Frame] = []
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def say(self, *texts: str) -> None:
+        self.send(b"".join(frame(TEXT, text.encode()) for text in texts))
+
+    def read(self) -> list[Frame]:
+        """What has arrived by now."""
+        try:
+            while data := self.sock.recv(1 << 20):
+                self.parser.receive_data(data)
+            self.eof = True
+        except BlockingIOError:
+            pass
+        self.frames += self.parser.events_received()  # type: ignore[arg-type]
+        return self.frames
+
+    async def frame(self) -> tuple[int, bytes]:
+        await until(self.read)
+        read = self.frames.pop(0)
+        return int(read.opcode), bytes(read.data)
+
+    async def end(self) -> None:
+        """The other side has ended its sending."""
+        await until(lambda: self.read() is None or self.eof)
+
+
+def frame(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:
+    return Frame(Opcode(opcode), payload, fin).serialize(mask=True)
+
+
+def closing(code: int, reason: str = "") -> tuple[int, bytes]:
+    return CLOSE, Close(code, reason).serialize()
+
+
+Connect = Callable[..., tuple[Server, Client]]
+
+
+@pytest.fixture
+def connect(hub: Hub) -> Iterator[Connect]:
+    """Makes connected pairs; `kind` SOCK_SEQPACKET shows each write by itself."""
+    socks = []
+
+    def make(
+        hub: Hub = hub, *, kind: int = socket.SOCK_STREAM, small: bool = False, id: str = "c"
+    ) -> tuple[Server, Client]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+        for sock in (ours, theirs):
+            sock.setblocking(False)
+        if small:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        socks.append(theirs)
+        server = Server(hub, ours.detach(), id)
+        hub.attach(server)
+        return server, Client(theirs)
+
+    yield make
+    for sock in socks:
+        sock.close()
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def traces(hub: Hub) -> dict[str, int]:
+    """How many entries each table of a hub has."""
+    return {
+        "connections": len(hub.connections()),
+        "count": len(hub),
+        "backed up": len(hub._backed_up),
+        "paused": len(hub._paused),
+        "unfinished": len(hub._unfinished),
+        "outbox": len(hub._outbox),
+        "wheel": sum(map(len, hub.wheel._buckets)),
+        "incoming": hub.incoming,
+    }
+
+
+NO_TRACES = dict.fromkeys(
+    ("connections", "count", "backed up", "paused", "unfinished", "outbox", "wheel", "incoming"), 0
+)
+
+
+# Receiving.
+
+
+async def test_messages_arrive_in_order(hub: Hub, connect: Connect) -> None:
+    server, client = connect()
+    client.say("one")
+    await until(lambda: server.got)
+    client.say("two", "three")
+    client.send(frame(BINARY, b"\xff"))
+    await until(lambda: len(server.got) == 4)
+    assert server.got == ["one", "two", "three", b"\xff"]
+    assert hub.bytes_received == 9 + 9 + 11 + 7
+
+
+async def test_a_reader_lives_only_while_something_is_unfinished(
+    hub: Hub, connect: Connect
+) -> None:
+    server, client = connect()
+    data = frame(TEXT, b"in two parts")
+    client.send(data[:9])
+    await until(lambda: server.reader)
+    assert hub.incoming == 9
+    assert traces(hub)["unfinished"] == 1
+    client.send(data[9:])
+    await until(lambda: server.got)
+    assert server.got == ["in two parts"]
+    assert server.reader is None
+    assert hub.incoming == 0
+    assert traces(hub)["unfinished"] == 0
+
+
+async def test_fragments_with_a_ping_between(connect: Connect) -> None:
+    server, client = connect()
+    client.send(frame(TEXT, b"a", fin=False) + frame(PING, b"p") + frame(CONTINUATION, b"b"))
+    assert await client.frame() == (PONG, b"p")
+    assert server.got == ["ab"]
+
+
+async def test_too_large_messages_are_announced(connect: Connect) -> None:
+    server, client = connect()
+    client.send(frame(TEXT, b"x" * (MAX_MESSAGE + 1)))
+    client.say("next")
+    await until(lambda: server.got)
+    assert server.events == ["too large"]
+    assert server.state == OPEN
+
+
+async def test_far_too_large_messages_end_the_connection(connect: Connect) -> None:
+    server, client = connect()
+    client.send(b"\x81\xff" + (100 * 1024**2).to_bytes(8, "big") + b"mask" + b"x" * 100)
+    assert await client.frame() == (TEXT, b"unusable")
+    opcode, payload = await client.frame()
+    assert opcode == CLOSE
+    assert payload[:2] == (1009).to_bytes(2, "big")
+    assert server.events[0] == "unusable"
+    assert server.state == CLOSING
+
+
+async def test_violations_are_answered_with_their_code(hub: Hub, connect: Connect) -> None:
+    for data, code in ((b"\x81\x02hi", 1002), (frame(TEXT, b"\xff"), 1007)):
+        server, client = connect()
+        client.send(data)
+        opcode, payload = await client.frame()
+        assert opcode == CLOSE
+        assert int.from_bytes(payload[:2], "big") == code
+        assert server.events == [(code, payload[2:].decode())]
+        assert hub.closed[code] == 1
+        # What follows is noise, and the end counts.
+        client.send(b"\x00" * 1000 + b"\x81\x02hi")
+        client.sock.close()
+        await until(lambda: server.state == CLOSED)  # noqa: B023
+        assert server.events[1:] == ["detached"]
+
+
+async def test_an_error_in_a_handler_costs_its_connection_only(
+    hub: Hub, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, client = connect(id="bad")
+    good, other = connect()
+
+    def fail(_: object) -> None:
+        raise RuntimeError("on purpose")
+
+    bad.on_message = fail
+    client.say("x")
+    other.say("y")
+    await until(lambda: good.got and bad.state == CLOSED)
+    assert good.state == OPEN
+    assert bad.events == [(1006, "internal error"), "detached"]
+    assert len(hub) == 1
+    assert "on purpose" in caplog.text
+
+
+# Sending.
+
+
+async def test_what_is_sent_in_one_pass_leaves_in_one_write(connect: Connect) -> None:
+    server, client = connect(kind=socket.SOCK_SEQPACKET)
+    for word in (b"a", b"b", b"c"):
+        server.send(build_frame(TEXT, word))
+    await turn(3)
+    server.send(build_frame(TEXT, b"d"))
+    await turn(3)
+    first = b"".join(build_frame(TEXT, word) for word in (b"a", b"b", b"c"))
+    assert client.sock.recv(1000) == first
+    assert client.sock.recv(1000) == build_frame(TEXT, b"d")
+
+
+async def test_all_answers_to_one_read_leave_in_one_write(connect: Connect) -> None:
+    server, client = connect(kind=socket.SOCK_SEQPACKET)
+    server.on_message = lambda text: server.send(build_frame(TEXT, str(text).upper().encode()))
+    client.say("a", "b", "c")
+    await until(lambda: len(server.got) == 3)
+    await turn()
+    expected = b"".join(build_frame(TEXT, word) for word in (b"A", b"B", b"C"))
+    assert client.sock.recv(1000) == expected
+
+
+async def test_taken_frames_are_not_sent_twice(hub: Hub, connect: Connect) -> None:
+    server, client = connect(kind=socket.SOCK_SEQPACKET)
+    server.send(b"queued")
+    server.write(hub.take_queued(server) + b" and more")
+    assert hub.take_queued(server) == b""
+    await turn()
+    assert client.sock.recv(1000) == b"queued and more"
+    with pytest.raises(BlockingIOError):
+        client.sock.recv(1000)
+
+
+async def test_a_broadcast_leaves_those_who_have_something_unsent(
+    hub: Hub, connect: Connect
+) -> None:
+    fresh, gone, queued, clogged, later = (connect(small=True) for _ in range(5))
+    gone[1].sock.close()
+    queued[0].send(b"queued")
+    clogged[0].write(b"x" * 300_000)
+    before = hub.bytes_sent
+    lacking = {pair[0]: None for pair in (later, clogged, queued, gone, fresh)}
+    data = build_frame(TEXT, b"news")
+    assert hub.broadcast(lacking, data, 4) == [queued[0], clogged[0]]
+    assert list(lacking) == [later[0]]
+    assert await fresh[1].frame() == (TEXT, b"news")
+    assert gone[0].events == [(1006, "transport close"), "detached"]
+    big = build_frame(BINARY, b"x" * 300_000)
+    assert hub.broadcast(lacking, big, 4) == []
+    assert later[0].pending is not None
+    assert hub.bytes_sent >= before + len(data) + len(big)
+    assert await later[1].frame() == (BINARY, b"x" * 300_000)
+
+
+async def test_what_does_not_fit_waits_and_leaves_in_order(hub: Hub, connect: Connect) -> None:
+    server, client = connect(small=True)
+    chunks = [bytes([n]) * (7919 * (n % 3 + 1)) for n in range(16)]
+    for chunk in chunks:
+        server.write(chunk)
+    total = sum(map(len, chunks))
+    assert server.pending is not None
+    assert 0 < server.pending.size < total
+    assert hub.unsent() == server.pending.size
+    assert server.pending.content() == b"".join(chunks)[total - server.pending.size :]
+    assert hub.bytes_sent == total
+    received = b""
+    extra = b"written while it drains"
+    while len(received) < total + len(extra):
+        received += await asyncio.get_running_loop().sock_recv(client.sock, 5000)
+        if extra and len(received) > total // 2:
+            assert server.pending is not None
+            server.write(extra)
+            total, extra = total + len(extra), b""
+    assert received == b"".join(chunks) + b"written while it drains"
+    await until(lambda: server.pending is None)
+    assert server.events == ["drained"]
+    assert hub.unsent() == 0
+    assert traces(hub)["backed up"] == 0
+
+
+async def test_unsent_bytes_are_what_no_write_has_taken() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        pending = Pending(b"abcdef", 2)
+        pending.append(b"gh")
+        assert (pending.size, pending.content()) == (6, b"cdefgh")
+        assert pending.write_to(ours.fileno())
+        assert pending.size == 0
+        assert theirs.recv(100) == b"cdefgh"
+
+
+async def test_who_does_not_read_is_not_read_from(hub: Hub, connect: Connect) -> None:
+    server, client = connect(small=True)
+    server.on_message = lambda _: server.send(build_frame(BINARY, b"x" * HIGH_WATER))
+    needed = INPUT_PAUSE // HIGH_WATER + 2
+    for number in range(needed):
+        client.say(str(number))
+        await turn()
+    await until(lambda: server.pending and server.pending.size > INPUT_PAUSE)
+    handled = len(server.got)
+    client.say("and", "more")
+    await turn(100)
+    assert len(server.got) == handled
+    assert server.state == OPEN
+    # It reads again, and so does the server.
+    await until(lambda: client.read() is not None and len(server.got) >= needed + 2)
+    assert server.got[-2:] == ["and", "more"]
+    await until(lambda: len(client.read()) == needed + 2)
+    assert server.pending is None
+
+
+async def test_reading_goes_on_before_everything_has_left(connect: Connect) -> None:
+    server, client = connect(small=True)
+    server.write(b"x" * 2 * INPUT_PAUSE)
+    client.say("unread")
+    loop = asyncio.get_running_loop()
+    while server.pending is not None and server.pending.size > INPUT_PAUSE:
+        await loop.sock_recv(client.sock, 5000)
+        await turn(2)
+    await until(lambda: server.got)
+    assert server.pending is not None
+
+
+async def test_what_is_queued_for_a_closed_connection_is_forgotten(
+    hub: Hub, connect: Connect
+) -> None:
+    server, _ = connect()
+    server.send(b"queued")
+    server.drop("gone")
+    assert traces(hub) == NO_TRACES
+
+
+async def test_a_single_large_write_stops_the_reading_too(connect: Connect) -> None:
+    server, client = connect(small=True)
+    server.write(b"x" * 2 * INPUT_PAUSE)
+    client.say("unread")
+    await turn(100)
+    assert server.got == []
+    received = 0
+    while received < 2 * INPUT_PAUSE:
+        received += len(await asyncio.get_running_loop().sock_recv(client.sock, 100_000))
+    await until(lambda: server.got)
+    assert server.got == ["unread"]
+
+
+async def test_too_much_unsent_ends_it(hub: Hub, connect: Connect) -> None:
+    server, _ = connect(small=True)
+    chunk = b"x" * (OUTPUT_LIMIT // 8)
+    for _ in range(8):
+        server.write(chunk)
+    assert server.state == OPEN
+    server.write(chunk)
+    assert server.state == CLOSED
+    assert server.events == [
+        (4429, "too many bytes that the client does not read"),
+        "detached",
+    ]
+    assert hub.closed == {4429: 1}
+    assert traces(hub) == NO_TRACES
+
+
+async def test_writing_to_a_peer_that_has_gone(hub: Hub, connect: Connect) -> None:
+    server, client = connect()
+    client.sock.close()
+    server.write(b"x")
+    assert server.events == [(1006, "transport close"), "detached"]
+    assert traces(hub) == NO_TRACES
+
+
+async def test_a_closed_connection_never_writes_to_its_old_descriptor(connect: Connect) -> None:
+    server, _ = connect()
+    old = server.fd
+    server.drop("gone")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        reused = ours.fileno() if ours.fileno() == old else os.dup2(ours.fileno(), old)
+        server.send(b"a")
+        server.write(b"b")
+        server.close(1000)
+        await turn()
+        if reused != ours.fileno():
+            os.close(reused)
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(100)
+
+
+# Closing.
+
+
+async def test_the_server_closes(hub: Hub, connect: Connect) -> None:
+    server, client = connect()
+    server.send(build_frame(TEXT, b"last words"))
+    server.close(4401, "no valid token")
+    assert server.state == CLOSING
+    assert server.events == [(4401, "no valid token")]
+    server.close(1000, "again")
+    server.send(build_frame(TEXT, b"too late"))
+    await client.end()
+    assert [bytes(read.data) for read in client.frames] == [
+        b"last words",
+        closing(4401, "no valid token")[1],
+    ]
+    assert len(hub) == 1
+    client.say("still under way")
+    client.send(frame(CLOSE, client.frames[-1].data[:2]))
+    await until(lambda: server.state == CLOSED)
+    assert server.got == []
+    assert server.events == [(4401, "no valid token"), "detached"]
+    assert hub.closed == {4401: 1}
+    assert traces(hub) == NO_TRACES
+
+
+async def test_the_client_answers_a_close_frame_by_hanging_up(hub: Hub, connect: Connect) -> None:
+    server, client = connect()
+    server.close(1001)
+    await client.end()
+    client.sock.close()
+    await until(lambda: server.state == CLOSED)
+    assert server.events == [(1001, ""), "detached"]
+    assert traces(hub) == NO_TRACES
+
+
+@pytest.mark.parametrize(
+    ("payload", "code", "answer"),
+    [
+        (b"", 1000, b""),
+        (Close(1001, "going").serialize(), 1001, b"\x03\xe9"),
+        (Close(4000, "").serialize(), 4000, b"\x0f\xa0"),
+    ],
+)
+async def test_the_client_closes(
+    hub: Hub, connect: Connect, payload: bytes, code: int, answer: bytes
+) -> None:
+    server, client = connect()
+    client.send(frame(TEXT, b"before") + frame(CLOSE, payload) + frame(TEXT, b"behind"))
+    assert await client.frame() == (CLOSE, answer)
+    await client.end()
+    assert server.got == ["before"]
+    assert server.events == [(code, "transport close")]
+    client.sock.close()
+    await until(lambda: server.state == CLOSED)
+    assert server.events == [(code, "transport close"), "detached"]
+    assert hub.closed == {code: 1}
+    assert traces(hub) == NO_TRACES
+
+
+async def test_a_close_frame_follows_what_is_unsent(connect: Connect) -> None:
+    server, client = connect(small=True)
+    big = b"x" * 300_000
+    server.write(build_frame(BINARY, big))
+    server.send(build_frame(TEXT, b"queued"))
+    server.close(1012, "later")
+    assert server.pending is not None
+    await turn(50)
+    assert not client.eof
+    await client.end()
+    assert [bytes(read.data) for read in client.frames] == [
+        big,
+        b"queued",
+        closing(1012, "later")[1],
+    ]
+    assert "drained" not in server.events
+
+
+async def test_a_client_that_ends_its_sending_has_gone(hub: Hub, connect: Connect) -> None:
+    server, client = connect()
+    client.say("bye")
+    client.sock.shutdown(socket.SHUT_WR)
+    await client.end()
+    assert server.got == ["bye"]
+    assert server.events == [(1006, "transport close"), "detached"]
+    assert traces(hub) == NO_TRACES
+
+
+async def test_both_close_at_once(connect: Connect) -> None:
+    server, client = connect()
+    client.send(frame(CLOSE, Close(1000, "").serialize()))
+    server.close(1001, "stop")
+    assert await client.frame() == closing(1001, "stop")
+    await until(lambda: server.state == CLOSED)
+    assert server.events == [(1001, "stop"), "detached"]
+
+
+async def test_a_peer_that_never_answers_is_cut_off(
+    quick_hub: Hub, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "CLOSE_TIMEOUT", 1000.0)
+    patient, _ = connect(quick_hub)
+    patient.close(1001)
+    monkeypatch.setattr(hub_module, "CLOSE_TIMEOUT", 0.0)
+    hub = make_hub(0.02)
+    try:
+        silent, _ = connect(hub)
+        noisy, client = connect(hub)
+        full, _ = connect(hub, small=True)
+        full.write(b"x" * 300_000)
+        for server in (silent, noisy, full):
+            server.close(1001)
+
+        def all_closed() -> bool:
+            client.say("I go on")
+            return {silent.state, noisy.state, full.state} == {CLOSED}
+
+        noisy.on_lost = lambda *_: None  # type: ignore[method-assign]
+        try:
+            await until(all_closed)
+        except BrokenPipeError:
+            await until(lambda: silent.state == full.state == noisy.state == CLOSED)
+        assert silent.events == [(1001, ""), "detached"]
+        assert full.events == [(1001, ""), "detached"]
+        assert traces(hub) == NO_TRACES
+        assert not hub._closing
+    finally:
+        hub.stop()
+    assert patient.state == CLOSING
+
+
+async def test_a_closing_peer_may_not_hold_memory(
+    hub: Hub, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "CLOSE_TIMEOUT", 1000.0)
+    pairs = [connect(id=str(n)) for n in range(4)]
+    for server, client in pairs:
+        server.close(1001)
+        client.send(frame(TEXT, b"x" * MAX_MESSAGE)[:90_000])
+    await until(lambda: any(server.state == CLOSED for server, _ in pairs))
+    await turn(50)
+    held = sum(server.reader.held for server, _ in pairs if server.reader is not None)
+    assert held <= MAX_INCOMING
+    assert hub.incoming == held
+
+
+# Limits.
+
+
+async def test_the_largest_holder_of_unfinished_bytes_is_closed(
+    hub: Hub, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = [40_000, 90_000, 50_000, 60_000]
+    pairs = [connect(id=str(size)) for size in sizes]
+    for (server, client), size in zip(pairs, sizes, strict=True):
+        client.send(frame(TEXT, b"x" * MAX_MESSAGE)[:size])
+        await until(lambda: server.reader is not None and server.reader.held == size)  # noqa: B023
+    assert hub.incoming == sum(sizes)
+    assert [server.state for server, _ in pairs] == [OPEN] * 4
+    pairs[0][1].send(b"x" * 11_000)
+    opcode, payload = await pairs[1][1].frame()
+    assert opcode == CLOSE
+    assert payload[:2] == (1009).to_bytes(2, "big")
+    assert [server.state for server, _ in pairs] == [OPEN, CLOSING, OPEN, OPEN]
+    assert hub.incoming == 51_000 + 50_000 + 60_000
+    assert pairs[1][0].reader is None
+    assert [getattr(record, "connection", None) for record in caplog.records] == ["90000"]
+    # The others finish their messages.
+    for (server, client), size in ((pairs[2], 50_000), (pairs[3], 60_000)):
+        whole = frame(TEXT, b"x" * MAX_MESSAGE)
+        client.send(b"x" * (len(whole) - size))
+        await until(lambda: server.got or server.state != OPEN)  # noqa: B023
+    assert hub.incoming == 51_000
+
+
+async def test_the_holder_that_asks_for_more_may_be_the_one(hub: Hub, connect: Connect) -> None:
+    small, other = connect()
+    other.send(frame(TEXT, b"x" * 50_000)[:100])
+    hub.max_incoming = 20_000
+    large, client = connect()
+    client.send(frame(TEXT, b"x" * 50_000)[:30_000])
+    opcode, _ = await client.frame()
+    assert opcode == CLOSE
+    assert (small.state, large.state) == (OPEN, CLOSING)
+    assert hub.incoming == 100
+
+
+# Heartbeats.
+
+
+async def test_heartbeats(hub: Hub, connect: Connect) -> None:
+    answering, client = connect()
+    silent, other = connect()
+    for tick in range(1, 60):
+        hub.wheel.advance()
+        if tick == 30:
+            assert await client.frame() == (PING, b"")
+            client.send(frame(PONG, b""))
+            await until(lambda: answering.seen == 30)
+    assert silent.state == OPEN
+    hub.wheel.advance()
+    assert await other.frame() == (PING, b"")
+    assert await other.frame() == closing(4408, "heartbeat timeout")
+    assert silent.events == [(4408, "heartbeat timeout")]
+    assert answering.state == OPEN
+    other.say("now it speaks")
+    other.sock.close()
+    await until(lambda: silent.state == CLOSED)
+    answering.drop("done")
+    assert traces(hub) == NO_TRACES
+
+
+# Many at once, and the end.
+
+
+async def test_a_storm_of_aborts_leaves_nothing(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "realtime")
+    files = open_files()
+    servers: list[Server] = []
+    clients: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0), backlog=200) as listener:
+        for number in range(120):
+            client = socket.create_connection(listener.getsockname())
+            accepted, _ = listener.accept()
+            accepted.setblocking(False)
+            server = Server(hub, accepted.detach(), str(number))
+            hub.attach(server)
+            servers.append(server)
+            clients.append(client)
+            match number % 6:
+                case 0:
+                    client.send(frame(TEXT, b"x" * 5000)[:1000])
+                case 1:
+                    server.write(b"x" * 8_000_000)
+                    assert server.pending is not None
+                case 2:
+                    server.send(b"queued")
+                case 3:
+                    server.close(1001)
+                case 4:
+                    hub.pause(server)
+    await turn()
+    assert traces(hub)["unfinished"] > 0
+    for client in clients:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    await until(lambda: all(server.state == CLOSED for server in servers))
+    assert traces(hub) == NO_TRACES
+    assert open_files() == files
+    for server in servers:
+        lost = [event for event in server.events if isinstance(event, tuple)]
+        assert len(lost) == 1
+        assert server.events.count("detached") == 1
+        assert server.events[-1] == "detached"
+
+
+async def test_stop_closes_everything(connect: Connect) -> None:
+    files = open_files()
+    hub = make_hub()
+    pairs = [connect(hub, small=True) for _ in range(5)]
+    pairs[0][0].send(b"queued")
+    pairs[1][0].write(b"x" * 300_000)
+    pairs[2][0].close(1001)
+    hub.stop()
+    assert {server.state for server, _ in pairs} == {CLOSED}
+    assert all(server.events[-1] == "detached" for server, _ in pairs)
+    assert open_files() == files + len(pairs)
+    await turn()
+
+
+# Pausing, and going to another hub.
+
+
+async def test_a_paused_connection_is_not_read(hub: Hub, connect: Connect) -> None:
+    server, client = connect()
+    hub.pause(server)
+    hub.pause(server)
+    client.say("wait")
+    await turn(100)
+    assert server.got == []
+    server.send(build_frame(TEXT, b"it still sends"))
+    assert await client.frame() == (TEXT, b"it still sends")
+    hub.resume(server)
+    await until(lambda: server.got)
+    hub.resume(server)
+    assert traces(hub)["paused"] == 0
+
+
+async def test_another_hub_goes_on_where_one_was(hub: Hub, connect: Connect) -> None:
+    old, client = connect(small=True)
+    big = build_frame(BINARY, b"x" * 200_000)
+    old.write(big)
+    data = frame(TEXT, b"half of it")
+    client.send(data[:10])
+    for _ in range(7):
+        hub.wheel.advance()
+    await until(lambda: old.reader)
+    times = hub.wheel.times(old)
+    assert hub.release(old)
+    assert not hub.release(old)
+    assert traces(hub) == NO_TRACES
+    heir_hub = make_hub()
+    try:
+        assert old.pending is not None
+        heir = Server(heir_hub, old.fd)
+        heir.pending = Pending(old.pending.content(), 0)
+        heir.reader = old.reader
+        heir_hub.attach(heir, times)
+        assert heir_hub.incoming == 10
+        assert heir_hub.wheel.times(heir) == times
+        assert times[1] == 23
+        client.send(data[10:])
+        await until(lambda: heir.got)
+        assert heir.got == ["half of it"]
+        assert heir_hub.incoming == 0
+        assert await client.frame() == (BINARY, b"x" * 200_000)
+        await until(lambda: heir.pending is None)
+        assert old.events == []
+    finally:
+        heir_hub.stop()

@@ -1,0 +1,122 @@
+"""JSON and envelopes."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+
+from app.errors import ClientError, ErrorCode
+from app.protocol.envelope import MAX_DEPTH, body, decode_json, encode_json, envelope, new_id
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 0, -1.5, "", "汉字 🎉", [], {}, {"a": [1, {"b": None}]}, "\u2028", '"\\\n\0'],
+)
+def test_json_round_trip(value: Any) -> None:
+    assert decode_json(encode_json(value)) == value
+
+
+def test_json_is_compact_and_utf8() -> None:
+    assert encode_json({"a": ["é", 1]}) == '{"a":["é",1]}'.encode()
+
+
+def test_lone_surrogates_are_escaped() -> None:
+    encoded = encode_json({"é": "\ud800"})
+    assert encoded == b'{"\\u00e9":"\\ud800"}'
+    assert decode_json(encoded) == {"é": "\ud800"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [float("-inf")]])
+def test_what_json_cannot_say_is_not_encoded(value: Any) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        encode_json(value)
+
+
+def test_encoding_never_exhausts_the_stack() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="too deeply"):
+        encode_json(deep)
+    while deep:  # a deep list may not be freed recursively by a failing test
+        deep = deep[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"", "expecting value at line 1, column 1"),
+        (b"{", "expecting property name"),
+        (b"[1] 2", "extra data at line 1, column 5"),
+        (b"NaN", "NaN"),
+        (b"[Infinity]", "Infinity"),
+        (b"-Infinity", "-Infinity"),
+        (b"1e999", "too large"),
+        (b"9" * 309, "too large"),
+        (b"9" * 100_000, "too large"),
+        (b"1" * 400 + b".0", "too large"),
+        (b'"\xff"', "not UTF-8 at byte 1"),
+        (b'"\n"', "control character"),
+        (b"\xef\xbb\xbf1", "expecting value"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+        (b'{"a":' * 5_000 + b"1" + b"}" * 5_000, "nested too deeply"),
+    ],
+)
+def test_bad_json_is_a_parse_error(text: bytes, says: str) -> None:
+    for form in (text, text.decode(errors="surrogateescape")):
+        if form is not text and b"\xff" in text:
+            continue  # a str has been decoded already
+        with pytest.raises(ClientError) as caught:
+            decode_json(form)
+        assert caught.value.code is ErrorCode.PARSE_ERROR
+        assert says in caught.value.message
+        assert len(caught.value.message) < 200
+
+
+def test_nesting_is_allowed_up_to_the_limit() -> None:
+    assert decode_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
+    with pytest.raises(ClientError):
+        decode_json("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1))
+    with pytest.raises(ClientError):
+        decode_json('{"a":' * (MAX_DEPTH + 1) + "1" + "}" * (MAX_DEPTH + 1))
+    assert len(decode_json("[" + ",".join(["{}"] * 1000) + "]")) == 1000
+    assert decode_json('"' + "[" * 1000 + '"') == "[" * 1000
+
+
+def test_what_was_decoded_can_be_encoded_again() -> None:
+    value = decode_json("[" * MAX_DEPTH + "9" * 308 + ",1e308" + "]" * MAX_DEPTH)
+    assert decode_json(encode_json(value)) == value
+
+
+def test_new_id_is_a_random_uuid() -> None:
+    ids = [new_id() for _ in range(200)]
+    assert len(set(ids)) == 200
+    assert all(str(uuid.UUID(id)) == id for id in ids)
+    assert {uuid.UUID(id).version for id in ids} == {4}
+    assert {uuid.UUID(id).variant for id in ids} == {uuid.RFC_4122}
+
+
+def test_body_is_an_envelope_without_its_end() -> None:
+    text = body("status", "status_update", {"a": 1}, id="x", timestamp=12)
+    assert text == (
+        b'{"id":"x","type":"status","timestamp":12,"direction":"server-to-client",'
+        b'"event":"status_update","data":{"a":1}'
+    )
+
+
+def test_envelope_has_an_id_and_the_time() -> None:
+    message = json.loads(envelope("config", "pong", None, reply_to='a"b'))
+    assert uuid.UUID(message.pop("id")).version == 4
+    assert message.pop("timestamp") > 1_600_000_000_000
+    assert message == {
+        "type": "config",
+        "direction": "server-to-client",
+        "event": "pong",
+        "data": None,
+        "replyTo": 'a"b',
+    }

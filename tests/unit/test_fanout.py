@@ -1,0 +1,281 @@
+"""Flushes: everybody gets each message once and in order, whatever happens between slices."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from app.broadcast import fanout as fanout_module
+from app.protocol.codecs import PLAIN
+from app.protocol.frames import TEXT, build_frame
+from app.transport.connection import CLOSED, HIGH_WATER
+from app.types import Gap, Position
+from tests.unit.delivery_support import Bench, Sub, message, messages, turn, words
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+async def sliced(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    """One connection a slice, two messages a flush."""
+    monkeypatch.setattr(fanout_module, "SLICE", 1)
+    bench = Bench(batch_size=2)
+    yield bench
+    bench.close()
+
+
+async def test_everybody_gets_its_types_in_order(bench: Bench) -> None:
+    status, stats, both, none = (
+        bench.live("status"),
+        bench.live("stats"),
+        bench.live("status", "stats"),
+        Sub(bench, ()),
+    )
+    bench.fanout.join(none)
+    items = [message(1), message(1, "stats"), message(2), Gap("stats", "e1", 2, 4, "history")]
+    await bench.fanout.deliver(items)
+    gap = "gap stats 2-4 e1 history"
+    assert status.received() == ["status 1", "status 2"]
+    assert stats.received() == ["stats 1", gap]
+    assert both.received() == ["status 1", "stats 1", "status 2", gap]
+    assert none.received() == []
+    assert bench.fanout.positions == {"status": Position("e1", 2), "stats": Position("e1", 4)}
+    assert bench.flushes == [(items, {"status": 2, "stats": 2})]
+
+
+async def test_those_who_asked_get_batches(bench: Bench) -> None:
+    single, batched = bench.live(), bench.live(batch=True)
+    await bench.fanout.deliver(messages(1, 3))
+    await bench.fanout.deliver(messages(4, 4))
+    assert single.received() == words(1, 4)
+    assert batched.received() == [words(1, 3), "status 4"]
+
+
+async def test_one_write_per_flush_with_what_was_queued_first(bench: Bench) -> None:
+    sub = bench.live(kind=socket.SOCK_SEQPACKET)
+    reply = build_frame(TEXT, b'{"type":"config","event":"x","seq":9,"data":0}')
+    sub.send(reply)
+    sent = messages(1, 3)
+    await bench.fanout.deliver(sent)
+    await turn()
+    assert sub.client.recv(10_000) == reply + b"".join(map(PLAIN.message, sent))
+    with pytest.raises(BlockingIOError):
+        sub.client.recv(10_000)
+
+
+async def test_a_ping_that_is_nearly_due_rides_on_a_flush(bench: Bench) -> None:
+    sub = bench.live(kind=socket.SOCK_SEQPACKET)
+    for _ in range(29):
+        bench.hub.wheel.advance()
+    (sent,) = messages(1, 1)
+    await bench.fanout.deliver([sent])
+    assert sub.client.recv(10_000) == b"\x89\x00" + PLAIN.message(sent)
+    bench.hub.wheel.advance()
+    await turn()
+    with pytest.raises(BlockingIOError):
+        sub.client.recv(10_000)
+
+
+async def test_flushes_are_bounded_in_messages_and_bytes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.fanout.deliver(messages(1, 250))
+    assert [len(items) for items, _ in bench.flushes] == [100, 100, 50]
+    monkeypatch.setattr(fanout_module, "FLUSH_BYTES", 3000)
+    bench.flushes.clear()
+    await bench.fanout.deliver([message(seq, size=1000) for seq in range(251, 257)])
+    assert [len(items) for items, _ in bench.flushes] == [3, 3]
+    assert bench.fanout.positions["status"].seq == 256
+
+
+async def test_a_group_beyond_one_slice_lets_the_loop_turn(sliced: Bench) -> None:
+    subs = [sliced.live() for _ in range(3)]
+    done = asyncio.ensure_future(sliced.fanout.deliver(messages(1, 1)))
+    seen = []
+    while not done.done():
+        await asyncio.sleep(0)
+        seen.append(sum(len(sub.received()) for sub in subs))
+    assert seen[:3] == [1, 2, 3]
+
+
+STEPS = range(12)
+
+
+async def steps(bench: Bench, last: int, step: int) -> asyncio.Task[None]:
+    """Begin to deliver messages 1 to `last`, and stop between two slices."""
+    task = asyncio.ensure_future(bench.fanout.deliver(messages(1, last)))
+    await turn(step)
+    return task
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("victim", [0, 2])
+async def test_who_leaves_between_slices_has_all_up_to_where_it_is_told(
+    sliced: Bench, step: int, victim: int
+) -> None:
+    subs = [sliced.live() for _ in range(3)]
+    task = await steps(sliced, 6, step)
+    leaver = subs.pop(victim)
+    track = sliced.fanout.leave(leaver)
+    assert track == {"status": sliced.fanout.positions["status"]}
+    await task
+    assert leaver.received() == words(1, track["status"].seq)
+    assert all(sub.received() == words(1, 6) for sub in subs)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("types", [["status"], ["status", "stats"]])
+async def test_who_changes_its_subscriptions_between_slices_misses_nothing(
+    sliced: Bench, step: int, types: list[str]
+) -> None:
+    subs = [sliced.live() for _ in range(3)]
+    task = await steps(sliced, 6, step)
+    for sub in subs:
+        sub.move(types)
+        sliced.fanout.join(sub)
+        await asyncio.sleep(0)
+    await task
+    assert [sub.received() for sub in subs] == [words(1, 6)] * 3
+    await sliced.fanout.deliver([message(1, "stats")])
+    assert len(subs[0].received()) == 6 + len(types) - 1
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_who_joins_between_slices_gets_what_comes_after(sliced: Bench, step: int) -> None:
+    subs = [sliced.live() for _ in range(3)]
+    task = await steps(sliced, 6, step)
+    start = sliced.fanout.positions["status"].seq
+    late = sliced.live()
+    await task
+    assert late.received() == words(start + 1, 6)
+    assert [sub.received() for sub in subs] == [words(1, 6)] * 3
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_who_closes_between_slices_costs_nobody_anything(sliced: Bench, step: int) -> None:
+    subs = [sliced.live() for _ in range(4)]
+    task = await steps(sliced, 6, step)
+    subs.pop(1).drop("gone")
+    subs.pop(2).close(1000)
+    await task
+    assert [sub.received() for sub in subs] == [words(1, 6)] * 2
+    assert list(subs[0].group.members) == subs
+
+
+async def test_a_peer_that_has_gone_costs_nobody_anything(sliced: Bench) -> None:
+    subs = [sliced.live() for _ in range(3)]
+    subs[1].client.close()
+    await sliced.fanout.deliver(messages(1, 4))
+    assert subs[1].state == CLOSED
+    assert subs[0].received() == subs[2].received() == words(1, 4)
+
+
+def clog(sub: Sub, size: int) -> None:
+    """Leave `size` unsent bytes at least."""
+    while sub.pending is None or sub.pending.size < size:
+        sub.write(
+            build_frame(TEXT, b'{"type":"config","event":"x","seq":0,"data":"%b"}' % (b"x" * 5000))
+        )
+
+
+async def test_slow_ones_fall_behind_with_the_right_track(sliced: Bench) -> None:
+    fell: list[object] = []
+    sliced.fanout.on_behind = fell.append
+    await sliced.fanout.deliver(messages(1, 2))
+    fast = sliced.live("status", "stats")
+    slow = sliced.live("status", "stats", small=True)
+    await sliced.fanout.deliver(messages(3, 3))
+    clog(slow, HIGH_WATER + 1)
+    await sliced.fanout.deliver(messages(4, 7))
+    assert fell == [slow]
+    assert slow.track == {"status": Position("e1", 3), "stats": Position("e1", 0)}
+    assert list(fast.group.members) == [fast]
+    await turn()
+    while slow.pending is not None:
+        slow.received()
+        await asyncio.sleep(0)
+    assert [told for told in slow.received() if told != "config 0"] == ["status 3"]
+    assert fast.received() == words(3, 7)
+    await sliced.fanout.deliver(messages(8, 8))
+    assert slow.received()[-1] == "config 0"
+
+
+async def test_up_to_the_high_water_mark_a_subscriber_stays_live(bench: Bench) -> None:
+    sub = bench.live(small=True)
+    clog(sub, 1000)
+    assert sub.pending is not None
+    assert sub.pending.size <= HIGH_WATER
+    await bench.fanout.deliver(messages(1, 2))
+    assert sub.track is None
+    while sub.pending is not None:
+        sub.received()
+        await asyncio.sleep(0)
+    assert sub.received()[-2:] == ["status 1", "status 2"]
+
+
+async def test_a_gap_moves_the_position_into_its_epoch(bench: Bench) -> None:
+    sub = bench.live()
+    await bench.fanout.deliver(messages(1, 2))
+    gap = Gap("status", "e2", 1, 5, "epoch")
+    await bench.fanout.deliver([gap, message(6, epoch="e2")])
+    assert bench.fanout.positions["status"] == Position("e2", 6)
+    assert sub.received() == ["status 1", "status 2", "gap status 1-5 e2 epoch", "status 6"]
+
+
+async def test_one_group_for_the_same_properties(bench: Bench) -> None:
+    group = bench.fanout.group
+    first = group(PLAIN, frozenset({"status", "stats"}), False)
+    assert group(PLAIN, frozenset({"stats", "status"}), False) is first
+    others = {
+        first,
+        group(PLAIN, frozenset({"stats", "status"}), True),
+        group(PLAIN, frozenset({"stats"}), False),
+    }
+    assert len(others) == 3
+    assert set(bench.fanout.groups()) == others
+
+
+async def test_groups_are_dropped_and_made_anew(bench: Bench) -> None:
+    early = bench.behind(at=0)
+    old = early.group
+    assert bench.fanout.groups() == [old]
+    await bench.fanout.deliver([message(1, "stats")])
+    assert bench.fanout.groups() == []
+    # Somebody else needs the same group meanwhile.
+    other = bench.live()
+    assert other.group is not old
+    bench.fanout.join(early)
+    assert early.group is other.group
+    await bench.fanout.deliver(messages(1, 1))
+    assert early.received() == other.received() == ["status 1"]
+    assert bench.flushes[-1][1] == {"status": 2}
+
+
+async def test_a_dropped_group_that_nobody_made_anew_comes_back(bench: Bench) -> None:
+    early = bench.behind(at=0)
+    await bench.fanout.deliver([message(1, "stats")])
+    bench.fanout.join(early)
+    late = bench.live()
+    assert late.group is early.group
+    await bench.fanout.deliver(messages(1, 1))
+    assert early.received() == late.received() == ["status 1"]
+
+
+async def test_discard_leaves_nothing(sliced: Bench) -> None:
+    subs = [sliced.live() for _ in range(3)]
+    task = await steps(sliced, 2, 1)
+    for sub in subs:
+        sliced.fanout.discard(sub)
+        sliced.fanout.discard(sub)
+    await task
+    await sliced.fanout.deliver(messages(3, 3))
+    assert sliced.fanout.groups() == []
+    assert sum(len(sub.received()) for sub in subs) == 2

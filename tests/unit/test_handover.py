@@ -1,0 +1,721 @@
+"""Sessions that go on in another worker: two real workers on one Valkey, clients on socket pairs."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Protocol, Side
+
+from app.backplane.history import History
+from app.config import Settings
+from app.protocol.envelope import new_id
+from app.sessions import handover
+from app.sessions.handover import CannotPass
+from app.sessions.passing import Parcel, Passing
+from app.sessions.plain import PlainSession
+from app.sessions.session import Session, Wishes
+from app.sessions.sio_session import SocketIOSession
+from app.transport.connection import MOVING, OPEN
+from app.worker import Worker
+from tests.unit.backplane_support import MakeNode, ValkeyProcess, until
+from workers.shared_slots import SlotTable
+from workers.slots_port import RowSlots
+
+SECRET = "a secret of thirty-two characters"
+
+
+class Client:
+    """The other end of a session's socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.parser = Protocol(Side.CLIENT, max_size=None)
+        self.texts: list[str] = []
+        self.binaries: list[bytes] = []
+        self.closed = False
+
+    def read(self) -> list[str]:
+        """All text messages so far."""
+        try:
+            while data := self.sock.recv(1 << 20):
+                self.parser.receive_data(data)
+            self.closed = True
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.closed = True
+        assert self.parser.parser_exc is None, self.parser.parser_exc
+        for frame in self.parser.events_received():
+            if frame.opcode is Opcode.TEXT:  # type: ignore[union-attr]
+                self.texts.append(bytes(frame.data).decode())  # type: ignore[union-attr]
+            elif frame.opcode is Opcode.BINARY:  # type: ignore[union-attr]
+                self.binaries.append(bytes(frame.data))  # type: ignore[union-attr]
+            else:
+                self.closed = frame.opcode is Opcode.CLOSE  # type: ignore[union-attr]
+        return self.texts
+
+    def frame(
+        self, content: str | bytes, *, opcode: Opcode = Opcode.TEXT, fin: bool = True
+    ) -> bytes:
+        body = content.encode() if isinstance(content, str) else content
+        return Frame(opcode, body, fin).serialize(mask=True)
+
+    def say(self, text: str) -> None:
+        self.sock.sendall(self.frame(text))
+
+    def ask(self, action: str, payload: Any = None, id: str = "q") -> None:
+        self.say(json.dumps({"action": action, "payload": payload, "id": id}))
+
+    async def wait(self, wanted: Callable[[str], bool]) -> str:
+        """The first text for which this is so; waits for it."""
+        await until(lambda: any(map(wanted, self.read())))
+        return next(text for text in self.texts if wanted(text))
+
+    async def event(self, name: str, count: int = 1) -> Any:
+        """The `count`-th envelope with this event."""
+        await until(lambda: len(self.named(name)) >= count)
+        return self.named(name)[count - 1]
+
+    def named(self, name: str) -> list[Any]:
+        """Envelopes with this event so far, of either protocol."""
+        found = []
+        for text in self.read():
+            if text.startswith("{"):
+                found.append(json.loads(text))
+            elif text.startswith('42["'):
+                found.append(json.loads(text[2:])[1])
+        return [one for one in found if isinstance(one, dict) and one.get("event") == name]
+
+    def seqs(self) -> list[int]:
+        return [one["seq"] for one in self.named("tick")]
+
+
+class Workplace:
+    """One worker, its row, and both ends of its handoffs."""
+
+    def __init__(self, worker: Worker, slots: RowSlots, table: SlotTable) -> None:
+        self.worker = worker
+        self.slots = slots
+        self.passing = Passing(worker.realtime, worker.manager, worker.history, slots)
+        self.generation = next(r.generation for r in table.rows() if r.number == slots.index)
+
+    def session(self, socketio: bool, wishes: Wishes, user: str | None, small: bool) -> Client:
+        ours, theirs = socket.socketpair()
+        if small:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        assert self.slots.reserve_connection()
+        realtime = self.worker.realtime
+        session: PlainSession | SocketIOSession
+        if socketio:
+            session = SocketIOSession(realtime, ours.detach(), new_id(), user)
+        else:
+            session = PlainSession(realtime, ours.detach(), new_id(), user)
+        realtime.hub.attach(session)
+        if isinstance(session, SocketIOSession):
+            session.begin(wishes)
+        else:
+            session.begin(None, wishes)
+        return Client(theirs)
+
+    @property
+    def only(self) -> Any:
+        """The one session of this worker."""
+        [session] = self.worker.realtime.sessions.values()
+        return session
+
+
+class Bench:
+    """A giver and a taker."""
+
+    def __init__(self, giver: Workplace, taker: Workplace, table: SlotTable) -> None:
+        self.giver = giver
+        self.taker = taker
+        self.table = table
+        self.clients: list[Client] = []
+
+    def connect(
+        self,
+        *,
+        socketio: bool = False,
+        wishes: Wishes | None = None,
+        user: str | None = None,
+        small: bool = False,
+    ) -> Client:
+        """A new connection at the giver."""
+        client = self.giver.session(socketio, wishes or Wishes(), user, small)
+        self.clients.append(client)
+        return client
+
+    async def socketio(self, *namespaces: str, auth: Any = None) -> Client:
+        """A Socket.IO client, in namespaces."""
+        client = self.connect(socketio=True)
+        client.say("40" + json.dumps(auth or {}))
+        await client.event("connected")
+        for namespace in namespaces:
+            client.say(f"40{namespace},")
+            await client.wait(lambda text, space=namespace: text.startswith(f"40{space},"))
+        return client
+
+    async def pack(self) -> Parcel:
+        """What the giver can pass, as soon as everybody is at rest."""
+        passing = self.giver.passing
+
+        def rests() -> bool:
+            return len(passing.at_rest(100)) + len(passing.stay) == len(passing.left())
+
+        await until(rests)
+        return passing.pack(passing.at_rest(100))
+
+    async def deliver(self, parcel: Parcel) -> list[Session]:
+        """Over to the taker, by way of JSON and duplicates."""
+        states = json.loads(json.dumps(parcel.states))
+        assert self.taker.passing.judge(states) == [True] * len(states)
+        fds = [os.dup(fd) for fd in parcel.descriptors]
+        self.giver.passing.let_go(parcel.sessions)
+        origin = (self.giver.slots.index, self.giver.generation)
+        return await self.taker.passing.unpack(origin, states, fds, parcel.control)
+
+    async def hand_over(self) -> list[Session]:
+        return await self.deliver(await self.pack())
+
+    async def tick(self, count: int = 1, type: str = "status", size: int = 0) -> int:
+        """Publish messages; the last one's `seq`."""
+        for number in range(count):
+            position = await self.giver.worker.publish(type, "tick", [number, "x" * size])
+        return position.seq
+
+    def counts(self) -> list[int]:
+        rows = {row.number: row.connections for row in self.table.rows()}
+        return [rows[self.giver.slots.index], rows[self.taker.slots.index]]
+
+
+MakeBench = Callable[..., Awaitable[Bench]]
+
+
+def register(worker: Worker) -> None:
+    """An application's handlers."""
+    for namespace in ("/", "/app"):
+
+        @worker.sio.on("keep", namespace=namespace)
+        async def keep(sid: str, value: Any, namespace: str = namespace) -> str:
+            await worker.sio.save_session(sid, value, namespace=namespace)
+            return "kept"
+
+        @worker.sio.on("kept", namespace=namespace)
+        async def kept(sid: str, namespace: str = namespace) -> Any:
+            return await worker.sio.get_session(sid, namespace=namespace)
+
+        @worker.sio.on("join", namespace=namespace)
+        async def join(sid: str, room: str, namespace: str = namespace) -> str:
+            await worker.sio.enter_room(sid, room, namespace=namespace)
+            return "joined"
+
+        @worker.sio.on("echo", namespace=namespace)
+        async def echo(sid: str, *args: Any, namespace: str = namespace) -> Any:
+            return args
+
+
+@pytest.fixture
+async def make(
+    valkey: ValkeyProcess, make_node: MakeNode, tmp_path: Path
+) -> AsyncIterator[MakeBench]:
+    """Makes a bench; keyword arguments are settings of both, or of the taker with `taker_`."""
+    made: list[Bench] = []
+    table = SlotTable(tmp_path / "slots")
+
+    async def workplace(**changes: Any) -> Workplace:
+        settings = dataclasses.replace(Settings(), **{"rate_limit": 0, **changes})
+        types = {"message_types": settings.message_types}
+        node = await make_node(**types)
+        slots = RowSlots(table, table.claim_row(master=1), settings)
+        key = await node.backplane.shared_key()
+        worker = Worker(settings, slots, node.backplane, node.reader, key)
+        register(worker)
+        worker.start()
+        return Workplace(worker, slots, table)
+
+    async def bench(taker: dict[str, Any] | None = None, **changes: Any) -> Bench:
+        giver = await workplace(**changes)
+        made.append(Bench(giver, await workplace(**{**changes, **(taker or {})}), table))
+        return made[-1]
+
+    yield bench
+    for one in made:
+        for client in one.clients:
+            client.sock.close()
+        for place in (one.giver, one.taker):
+            place.worker.is_hurried = lambda: True
+            await place.worker.stop()
+
+
+def reply(name: str) -> Callable[[str], bool]:
+    return lambda text: text.startswith(name)
+
+
+# Plain sessions.
+
+
+async def test_a_plain_session(make: MakeBench) -> None:
+    bench = await make()
+    client = bench.connect(wishes=Wishes(types=("status", "health"), batch=True), user="anna")
+    client.ask("ping")
+    await client.event("pong")
+    last = await bench.tick(3)
+    await until(lambda: bench.giver.worker.fanout.positions["status"].seq == last)
+    was = bench.giver.only
+    assert bench.counts() == [1, 0]
+    await bench.hand_over()
+    assert bench.counts() == [0, 1]
+    assert not bench.giver.worker.realtime.sessions
+    now = bench.taker.only
+    assert (now.id, now.user, now.claimed, now.welcomed) == (was.id, "anna", True, True)
+    assert now.group.types == {"status", "health"}
+    assert now.group.batch
+    last = await bench.tick(2)
+    client.ask("ping", "after")
+    await client.event("pong", 2)
+
+    def seqs() -> list[int]:
+        batches = [one["data"]["messages"] for one in client.named("batch_update")]
+        return sorted(client.seqs() + [one["seq"] for batch in batches for one in batch])
+
+    await until(lambda: seqs() == list(range(1, last + 1)))
+    assert not client.named("gap")
+    assert not client.closed
+
+
+async def test_a_taker_that_is_behind_or_ahead(make: MakeBench) -> None:
+    """Its reader stands elsewhere than the giver's: nothing is lost and nothing comes twice."""
+    bench = await make()
+    clients = [bench.connect(wishes=Wishes(types=("status",))) for _ in range(2)]
+    for client in clients:
+        client.ask("ping")
+        await client.event("pong")
+    parcel = await bench.pack()
+    last = await bench.tick(10)
+    await until(lambda: bench.taker.worker.fanout.positions["status"].seq == last)
+    await bench.deliver(parcel)
+    for client in clients:
+        await until(lambda client=client: client.seqs() == list(range(1, 11)))
+
+
+async def test_the_claim_of_a_user_moves(make: MakeBench) -> None:
+    bench = await make(max_connections_per_user=1)
+    client = bench.connect(user="anna")
+    await client.event("connected")
+    await bench.hand_over()
+    assert not bench.giver.slots.claim_user("anna")
+    assert bench.table.unique_users() == 1
+    client.sock.close()
+    await until(lambda: bench.giver.slots.claim_user("anna"))
+
+
+@pytest.mark.parametrize("cut", [1, 4, 7, 100, 139])
+async def test_a_half_read_frame(make: MakeBench, cut: int) -> None:
+    bench = await make()
+    client = bench.connect()
+    await client.event("connected")
+    frame = client.frame(json.dumps({"action": "ping", "payload": "p" * 90, "id": "half"}))
+    assert len(frame) > 130
+    client.sock.sendall(frame[:cut])
+    await until(lambda: bench.giver.only.reader is not None)
+    await bench.hand_over()
+    client.sock.sendall(frame[cut:])
+    assert (await client.event("pong"))["data"]["payload"] == "p" * 90
+
+
+async def test_fragments(make: MakeBench) -> None:
+    bench = await make()
+    client = bench.connect()
+    await client.event("connected")
+    text = json.dumps({"action": "ping", "payload": "ä" * 50, "id": "f"}).encode()
+    second = client.frame(text[60:61], opcode=Opcode.CONT, fin=False)
+    client.sock.sendall(client.frame(text[:60], fin=False) + second[:5])
+    await until(lambda: bench.giver.only.reader is not None)
+    await bench.hand_over()
+    assert bench.taker.worker.hub.incoming > 60
+    client.sock.sendall(second[5:] + client.frame(text[61:], opcode=Opcode.CONT))
+    assert (await client.event("pong"))["data"]["payload"] == "ä" * 50
+    assert bench.taker.worker.hub.incoming == 0
+
+
+async def test_a_message_that_is_being_skipped(make: MakeBench) -> None:
+    """Too large, and half of it is still to come: it is answered once and then forgotten."""
+    bench = await make(max_message_size=1000)
+    client = bench.connect()
+    await client.event("connected")
+    frame = client.frame("x" * 3000)
+    client.sock.sendall(frame[:2000])
+    await until(lambda: bench.giver.only.reader is not None)
+    await bench.hand_over()
+    client.sock.sendall(frame[2000:])
+    client.ask("ping")
+    await client.event("pong")
+    assert [one["data"]["code"] for one in client.named("error")] == ["MESSAGE_TOO_LARGE"]
+
+
+async def test_unsent_bytes(make: MakeBench) -> None:
+    """Cut within a frame, the rest leaves at the taker, before anything new."""
+    bench = await make()
+    client = bench.connect(wishes=Wishes(types=("status",)), small=True)
+    client.ask("ping")
+    await until(lambda: bench.giver.only.track is None)
+    last = await bench.tick(20, size=5000)
+    await until(lambda: bench.giver.worker.fanout.positions["status"].seq == last)
+    assert bench.giver.only.pending is not None
+    await bench.hand_over()
+    assert bench.taker.only.pending is not None
+    last = await bench.tick(5, size=5000)
+    await until(lambda: client.seqs() == list(range(1, last + 1)))
+    assert bench.taker.only.pending is None
+
+
+async def test_held_until_its_first_frame(make: MakeBench) -> None:
+    bench = await make()
+    client = bench.connect(wishes=Wishes(types=("status",)))
+    await client.event("connected")
+    assert bench.giver.only.held
+    await bench.hand_over()
+    assert bench.taker.only.held
+    last = await bench.tick(3)
+    await until(lambda: bench.taker.worker.fanout.positions["status"].seq == last)
+    assert client.seqs() == []
+    client.ask("ping")
+    await until(lambda: client.seqs() == [1, 2, 3])
+    events = [json.loads(text)["event"] for text in client.texts]
+    assert events == ["connected", "pong", "tick", "tick", "tick"]
+
+
+async def test_held_and_silent(make: MakeBench) -> None:
+    """Nothing comes from the client: it is released after the usual time."""
+    bench = await make()
+    client = bench.connect(wishes=Wishes(types=("status",)))
+    await client.event("connected")
+    await bench.hand_over()
+    await bench.tick(1)
+    await until(lambda: client.seqs() == [1])
+
+
+async def test_held_refused_and_silent(make: MakeBench) -> None:
+    bench = await make()
+    client = bench.connect(wishes=Wishes(types=("status",)))
+    await client.event("connected")
+    parcel = await bench.pack()
+    # Its time to be released comes and goes while it is on its way.
+    bench.giver.worker.realtime._held.clear()
+    await bench.giver.passing.take_back(parcel, parcel.sessions, stay=True)
+    await bench.tick(1)
+    await until(lambda: client.seqs() == [1])
+
+
+async def test_awaiting_a_token(make: MakeBench) -> None:
+    bench = await make(auth_secret=SECRET)
+    client = bench.connect(wishes=Wishes(types=("health",), batch=True))
+    client.ask("ping")
+    await client.event("error")
+    await bench.hand_over()
+    now = bench.taker.only
+    assert not now.welcomed
+    assert now.need_extra().expiry is not None
+    token = jwt.encode({"sub": "anna", "exp": int(time.time()) + 600}, SECRET, "HS256")
+    client.ask("auth", {"token": token})
+    assert (await client.event("connected"))["data"]["subscriptions"] == ["health"]
+    assert now.user == "anna"
+    assert now.group.batch
+
+
+async def test_the_end_of_a_token(make: MakeBench) -> None:
+    bench = await make(auth_secret=SECRET)
+    client = bench.connect()
+    expires = int(time.time()) + 600
+    token = jwt.encode({"sub": "anna", "exp": expires}, SECRET, "HS256")
+    client.ask("auth", {"token": token})
+    await client.event("connected")
+    giver_extra = bench.giver.only.need_extra()
+    await bench.hand_over()
+    assert giver_extra.expiry is None or giver_extra.expiry.cancelled()
+    extra = bench.taker.only.need_extra()
+    assert extra.expires_at == expires
+    assert extra.expiry is not None
+    # The warning comes a minute before the end.
+    left = extra.expiry.when() - asyncio.get_running_loop().time()
+    assert 530 < left <= 540
+
+
+async def test_heartbeat_goes_on_where_it_was(make: MakeBench) -> None:
+    bench = await make(heartbeat_interval=30.0, heartbeat_timeout=60.0)
+    client = bench.connect()
+    await client.event("connected")
+    wheel = bench.giver.worker.hub.wheel
+    session = bench.giver.only
+    session.seen -= round(20 / wheel.tick_length)
+    silent, due = wheel.times(session)
+    await bench.hand_over()
+    now = bench.taker.worker.hub.wheel.times(bench.taker.only)
+    assert now == pytest.approx((silent, due), abs=3 * wheel.tick_length)
+    assert now[0] >= 19
+
+
+# Socket.IO sessions.
+
+
+async def test_a_socketio_session(make: MakeBench) -> None:
+    bench = await make()
+    client = await bench.socketio("/app", auth={"user": "anna"})
+    for number, (head, event, value) in enumerate(
+        [("42", "keep", {"a": [1, {"b": None}]}), ("42/app,", "keep", {"c": "ä"})]
+    ):
+        client.say(f"{head}{number}{json.dumps([event, value])}")
+        await client.wait(reply(f"43{head[2:]}{number}["))
+    for number, (head, room) in enumerate(
+        [("42", "one"), ("42", "config"), ("42/app,", "one"), ("42/app,", "two")], 10
+    ):
+        client.say(f'{head}{number}["join","{room}"]')
+        await client.wait(reply(f"43{head[2:]}{number}["))
+    manager = bench.giver.worker.manager
+    was = bench.giver.only
+    spaces = ("/", "/app")
+    sids = [manager.sid_from_eio_sid(was, space) for space in spaces]
+    rooms = [sorted(manager.get_rooms(sid, space)) for sid, space in zip(sids, spaces, strict=True)]
+    await bench.hand_over()
+    assert not manager._members
+    assert not manager._clients
+    taker = bench.taker.worker.manager
+    now = bench.taker.only
+    assert (now.id, now.user) == (was.id, "anna")
+    assert [taker.sid_from_eio_sid(now, space) for space in spaces] == sids
+    assert [
+        sorted(taker.get_rooms(sid, space)) for sid, space in zip(sids, spaces, strict=True)
+    ] == rooms
+    client.say('4220["kept"]')
+    assert await client.wait(reply("4320[")) == '4320[{"a":[1,{"b":null}]}]'
+    client.say('42/app,21["kept"]')
+    assert json.loads((await client.wait(reply("43/app,21[")))[9:]) == [{"c": "ä"}]
+    # Rooms work, for emits of either worker, and each comes once.
+    for number, place in enumerate((bench.giver, bench.taker)):
+        await place.worker.sio.emit("hello", number, room="one")
+        await place.worker.sio.emit("hello", number, room="two", namespace="/app")
+        await client.wait(lambda text, n=number: text == f'42["hello",{n}]')
+        await client.wait(lambda text, n=number: text == f'42/app,["hello",{n}]')
+    assert sum('"hello"' in text for text in client.texts) == 4
+    client.sock.close()
+    await until(lambda: not bench.taker.worker.realtime.sessions)
+    await until(lambda: not taker._members and not taker._clients)
+    assert bench.counts() == [0, 0]
+
+
+async def test_before_its_connect_packet(make: MakeBench) -> None:
+    bench = await make()
+    client = bench.connect(socketio=True, wishes=Wishes(types=("health",), batch=True), user="anna")
+    await client.wait(reply("0{"))
+    await bench.hand_over()
+    client.say("40")
+    connected = await client.event("connected")
+    assert connected["data"]["subscriptions"] == ["health"]
+    assert connected["data"]["user"] == "anna"
+    assert bench.taker.only.group.batch
+
+
+async def test_a_binary_packet_half_way(make: MakeBench) -> None:
+    bench = await make()
+    client = await bench.socketio("/app")
+    holder = [{"_placeholder": True, "num": n} for n in range(2)]
+    client.say(f"452-/app,9{json.dumps(['echo', *holder])}")
+    client.sock.sendall(client.frame(b"first", opcode=Opcode.BINARY))
+    packets = bench.giver.worker.sio._binary_packet
+    await until(lambda: any(len(packet.attachments) == 1 for packet in packets.values()))
+    await bench.hand_over()
+    assert not packets
+    client.sock.sendall(client.frame(b"second", opcode=Opcode.BINARY))
+    assert (await client.wait(reply("46"))).startswith("462-/app,9[")
+    await until(lambda: client.read() and client.binaries == [b"first", b"second"])
+
+
+async def test_an_ack_that_the_server_awaits(make: MakeBench) -> None:
+    """It comes in at the taker and goes home to the giver, whose handler waits."""
+    bench = await make()
+    client = await bench.socketio()
+    sid = bench.giver.only.id
+    sio = bench.giver.worker.sio
+    calling = asyncio.create_task(sio.call("question", 1, to=sid, timeout=10))
+    question = await client.wait(lambda text: "question" in text)
+    number = question[2 : question.index("[")]
+    await bench.hand_over()
+    assert bench.giver.worker.manager.awaits_answers()
+    # A call of the taker itself has another number.
+    other = asyncio.create_task(bench.taker.worker.sio.call("other", 2, to=sid, timeout=10))
+    second = await client.wait(lambda text: "other" in text)
+    assert second[2 : second.index("[")] != number
+    client.say(f'43{number}["answer"]')
+    client.say(f'43{second[2 : second.index("[")]}["second"]')
+    assert await calling == "answer"
+    assert await other == "second"
+    assert not bench.giver.worker.manager.awaits_answers()
+
+
+async def test_what_is_emitted_while_it_is_on_its_way(make: MakeBench) -> None:
+    bench = await make()
+    client = await bench.socketio()
+    client.say('421["join","room"]')
+    await client.wait(reply("431["))
+    parcel = await bench.pack()
+    assert bench.giver.only.state == MOVING
+    for number in range(3):
+        await bench.taker.worker.sio.emit("meanwhile", number, room="room")
+    await bench.deliver(parcel)
+    await bench.giver.worker.sio.emit("meanwhile", 3, room="room")
+    await client.wait(lambda text: text == '42["meanwhile",3]')
+    assert [text for text in client.texts if "meanwhile" in text] == [
+        f'42["meanwhile",{n}]' for n in range(4)
+    ]
+
+
+async def test_taken_back(make: MakeBench) -> None:
+    """Nobody took it: it is served as before, with what came meanwhile."""
+    bench = await make()
+    client = await bench.socketio()
+    client.say('421["join","room"]')
+    await client.wait(reply("431["))
+    parcel = await bench.pack()
+    await bench.giver.worker.sio.emit("meanwhile", 1, room="room")
+    await bench.tick(2)
+    await bench.giver.passing.take_back(parcel, parcel.sessions, stay=False)
+    await client.wait(lambda text: text == '42["meanwhile",1]')
+    await until(lambda: client.seqs() == [1, 2])
+    client.say('422["echo",5]')
+    await client.wait(reply("432[5]"))
+    await bench.hand_over()
+    client.say('423["echo",6]')
+    await client.wait(reply("433[6]"))
+
+
+async def test_taken_back_without_the_backplane(make: MakeBench, valkey: ValkeyProcess) -> None:
+    """What was emitted meanwhile may be lost, but nobody's connection is."""
+    bench = await make()
+    client = await bench.socketio()
+    parcel = await bench.pack()
+    giver = bench.giver.worker
+    await giver.sio.emit("meanwhile", 1)
+    assert giver.manager.position != parcel.control
+    # Nothing in memory: it would have to be read again.
+    bench.giver.passing._history = History(giver.backplane, giver.reader.positions)
+    valkey.kill()
+    async with asyncio.timeout(20):
+        await bench.giver.passing.take_back(parcel, parcel.sessions, stay=False)
+    await valkey.restart()
+    client.say('422["echo",5]')
+    await client.wait(reply("432[5]"))
+
+
+# What is not passed.
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"a": (1, 2)}, {1: "a"}, {"a": {1}}, {"a": float("nan")}, {"a": b"b"}, {"a": object()}],
+)
+async def test_a_session_that_json_cannot_say(make: MakeBench, value: Any) -> None:
+    bench = await make()
+    stays, goes = await bench.socketio(), await bench.socketio()
+    sid = json.loads((await stays.wait(reply('40{"sid"')))[2:])["sid"]
+    await bench.giver.worker.sio.save_session(sid, value)
+    parcel = await bench.pack()
+    assert len(parcel.sessions) == 1
+    assert [session.id for session in bench.giver.passing.stay] == [sid]
+    await bench.deliver(parcel)
+    # It is served here as before.
+    last = await bench.tick(2)
+    await until(lambda: stays.seqs() == list(range(1, last + 1)))
+    stays.say('425["echo",1]')
+    await stays.wait(reply("435[1]"))
+    goes.say('425["echo",1]')
+    await goes.wait(reply("435[1]"))
+    assert not bench.giver.passing.at_rest(10)
+
+
+async def test_another_version(make: MakeBench) -> None:
+    bench = await make()
+    client = bench.connect()
+    await client.event("connected")
+    parcel = await bench.pack()
+    [state] = parcel.states
+    for wrong in (state["version"] + 1, state["version"] - 1, None, "1"):
+        other = {**state, "version": wrong}
+        assert bench.taker.passing.judge([other, state]) == [False, True]
+        with pytest.raises(CannotPass, match="version"):
+            handover.load(bench.taker.worker.realtime, -1, other)
+    del state["version"]
+    assert bench.taker.passing.judge([state]) == [False]
+    await bench.giver.passing.take_back(parcel, parcel.sessions, stay=True)
+
+
+async def test_a_type_that_is_no_more(make: MakeBench) -> None:
+    types = Settings().message_types
+    bench = await make(message_types=(*types, "weather"), taker={"message_types": types})
+    stays = bench.connect(wishes=Wishes(types=("weather",)))
+    goes = bench.connect(wishes=Wishes(types=("status",)))
+    for client in (stays, goes):
+        client.ask("ping")
+        await client.event("pong")
+    parcel = await bench.pack()
+    assert bench.taker.passing.judge(parcel.states) == [False, True]
+    await bench.giver.passing.take_back(parcel, parcel.sessions, stay=True)
+    assert [session.state for session in parcel.sessions] == [OPEN, OPEN]
+
+
+async def test_a_state_that_cannot_be_loaded(
+    make: MakeBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its connection ends, is counted no more, and the others of the batch are served."""
+    bench = await make()
+    clients = [bench.connect() for _ in range(3)]
+    for client in clients:
+        await client.event("connected")
+    parcel = await bench.pack()
+    parcel.states[1]["unsent"] = 5
+    taken = await bench.deliver(parcel)
+    assert len(taken) == 2
+    assert bench.counts() == [0, 2]
+    assert len(bench.taker.worker.realtime.sessions) == 2
+    assert "lost in the handoff" in caplog.text
+    await until(lambda: clients[1].read() is not None and clients[1].closed)
+    for client in (clients[0], clients[2]):
+        client.ask("ping")
+        await client.event("pong")
+
+
+async def test_busy_sessions_are_waited_for(make: MakeBench) -> None:
+    bench = await make()
+    go_on = asyncio.Event()
+
+    @bench.giver.worker.sio.on("slow")
+    async def slow(sid: str) -> str:
+        await go_on.wait()
+        return "done"
+
+    client = await bench.socketio()
+    client.say('421["slow"]')
+    passing = bench.giver.passing
+    await until(lambda: not passing.at_rest(10))
+    assert passing.can_wait()
+    # Nothing more is read from it until then.
+    client.say('422["echo",1]')
+    go_on.set()
+    await until(lambda: bool(passing.at_rest(10)))
+    assert await client.wait(reply("431["))
+    assert not [text for text in client.read() if text.startswith("432")]
+    await bench.hand_over()
+    await client.wait(reply("432[1]"))

@@ -1,0 +1,187 @@
+"""Sampling the machine, and containers as trees of cgroup files."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from workers.host import Headroom, HostSampler
+
+MB = 2**20
+
+
+class Container:
+    """A file tree like that which a container sees, and a clock."""
+
+    def __init__(self, root: Path, own: str = "/") -> None:
+        self.root = root
+        self.now = 1000.0
+        mount = root / "sys/fs/cgroup"
+        self.group = mount / own.lstrip("/")
+        self.group.mkdir(parents=True)
+        (mount / "cgroup.controllers").write_text("cpu memory\n")
+        (root / "proc/self").mkdir(parents=True)
+        (root / "proc/self/cgroup").write_text(f"1:name=systemd:/x\n0::{own}\n")
+
+    def sampler(self) -> HostSampler:
+        return HostSampler(self.root, self.root, lambda: self.now)
+
+    def use(self, seconds: float, group: Path | None = None) -> None:
+        text = f"usage_usec {int(seconds * 1e6)}\nuser_usec 1\nsystem_usec 1\n"
+        ((group or self.group) / "cpu.stat").write_text(text)
+
+    def limit_cpu(self, text: str) -> None:
+        (self.group / "cpu.max").write_text(text + "\n")
+
+    def hold(self, used: int, limit: str, inactive: int = 0) -> None:
+        (self.group / "memory.max").write_text(limit + "\n")
+        (self.group / "memory.current").write_text(f"{used}\n")
+        (self.group / "memory.stat").write_text(f"anon 1\ninactive_file {inactive}\n")
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> Container:
+    return Container(tmp_path)
+
+
+def test_the_machine_itself(tmp_path: Path) -> None:
+    sampler = HostSampler(tmp_path, root=tmp_path / "nothing")
+    busy_until = time.process_time() + 0.05
+    while time.process_time() < busy_until:
+        pass
+    sample = sampler.sample()
+    assert 0 < sample.cpu_percent <= 100
+    assert sample.cpus == psutil.cpu_count()
+    assert sample.memory_total == psutil.virtual_memory().total
+    assert sample.memory_percent == pytest.approx(psutil.virtual_memory().percent, abs=5)
+    assert sample.disk_total == psutil.disk_usage(str(tmp_path)).total
+    assert 0 < sample.disk_percent <= 100
+    assert sample.uptime > 0
+    assert len(sample.load) == 3
+
+
+def test_a_container_is_measured_against_its_limits(container: Container) -> None:
+    container.limit_cpu("50000 100000")
+    container.use(10.0)
+    container.hold(400 * MB, str(512 * MB), inactive=144 * MB)
+    sampler = container.sampler()
+    container.use(10.25)
+    container.now += 2
+    sample = sampler.sample()
+    assert sample.cpus == 0.5
+    assert sample.cpu_percent == 25.0  # a quarter of a second of the second that two seconds grant
+    assert sample.memory_used == 256 * MB
+    assert sample.memory_total == 512 * MB
+    assert sample.memory_percent == 50.0
+
+
+def test_bursts_above_the_quota_are_a_hundred_percent(container: Container) -> None:
+    container.limit_cpu("50000 100000")
+    container.use(0)
+    sampler = container.sampler()
+    container.use(5)
+    container.now += 2
+    assert sampler.sample().cpu_percent == 100.0
+
+
+def test_samples_without_time_between_repeat_the_figure(container: Container) -> None:
+    container.limit_cpu("50000 100000")
+    container.use(0)
+    sampler = container.sampler()
+    container.use(0.5)
+    container.now += 2
+    assert sampler.sample().cpu_percent == 50.0
+    assert sampler.sample().cpu_percent == 50.0
+
+
+def test_a_container_without_limits_is_the_machine(container: Container) -> None:
+    container.limit_cpu("max 100000")
+    container.use(10.0)
+    container.hold(400 * MB, "max")
+    sample = container.sampler().sample()
+    assert sample.cpus == psutil.cpu_count()
+    assert sample.memory_total == psutil.virtual_memory().total
+
+
+def test_limits_beyond_the_machine_do_not_count(container: Container) -> None:
+    container.limit_cpu("99900000 100000")
+    container.use(10.0)
+    container.hold(400 * MB, str(2**60))
+    sample = container.sampler().sample()
+    assert sample.cpus == psutil.cpu_count()
+    assert sample.memory_total == psutil.virtual_memory().total
+
+
+def test_the_tightest_limit_above_the_own_group_counts(tmp_path: Path) -> None:
+    container = Container(tmp_path, own="/service/worker")
+    container.hold(100 * MB, str(1000 * MB))
+    container.limit_cpu("max 100000")
+    above = container.group.parent
+    (above / "memory.max").write_text(str(500 * MB))
+    (above / "memory.current").write_text(str(250 * MB))
+    (above / "cpu.max").write_text("20000 100000")
+    container.use(0, above)
+    sampler = container.sampler()
+    container.use(0.2, above)
+    container.now += 2
+    sample = sampler.sample()
+    assert (sample.memory_used, sample.memory_total) == (250 * MB, 500 * MB)
+    assert sample.cpus == 0.2
+    assert sample.cpu_percent == 50.0
+
+
+def test_a_looser_limit_above_does_not_count(tmp_path: Path) -> None:
+    container = Container(tmp_path, own="/service/worker")
+    container.limit_cpu("20000 100000")
+    container.use(0)
+    container.hold(100 * MB, str(200 * MB))
+    above = container.group.parent
+    (above / "cpu.max").write_text("50000 100000")
+    (above / "memory.max").write_text(str(500 * MB))
+    (above / "memory.current").write_text(str(450 * MB))
+    container.use(0, above)
+    sample = container.sampler().sample()
+    assert sample.cpus == 0.2
+    assert (sample.memory_used, sample.memory_total) == (100 * MB, 200 * MB)
+
+
+def test_a_path_of_the_host_means_the_mount(container: Container) -> None:
+    """Without a namespace of its own, a container sees its group's path on the host."""
+    (container.root / "proc/self/cgroup").write_text("0::/docker/0123456789abcdef\n")
+    container.hold(100 * MB, str(200 * MB))
+    assert container.sampler().sample().memory_percent == 50.0
+
+
+def test_a_limit_that_changes_gives_no_nonsense(container: Container) -> None:
+    container.limit_cpu("50000 100000")
+    container.use(100.0)
+    sampler = container.sampler()
+    container.limit_cpu("100000 100000")
+    container.use(103.0)
+    container.now += 2
+    assert sampler.sample().cpu_percent == 0.0
+    container.use(104.0)
+    container.now += 2
+    assert sampler.sample().cpu_percent == 50.0
+
+
+def test_more_reclaimable_than_used_is_nothing_used(container: Container) -> None:
+    container.hold(10 * MB, str(100 * MB), inactive=20 * MB)
+    assert container.sampler().sample().memory_used == 0
+
+
+def test_headroom_looks_once_a_second(container: Container) -> None:
+    container.hold(94 * MB, str(100 * MB))
+    headroom = Headroom(container.sampler(), clock=lambda: container.now)
+    assert headroom()
+    container.hold(95 * MB, str(100 * MB))
+    container.now += 0.9
+    assert headroom()
+    container.now += 0.1
+    assert not headroom()
+    container.hold(50 * MB, str(100 * MB))
+    container.now += 1
+    assert headroom()

@@ -1,0 +1,115 @@
+"""Leadership: excluded processes are real ones, duties are small coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from workers import leader as module
+from workers.leader import Leader
+
+FORK = multiprocessing.get_context("fork")
+
+
+def hold(path: Path) -> None:
+    with path.open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        path.with_suffix(".held").touch()
+        time.sleep(60)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_takes_over_when_the_leader_dies(tmp_path: Path) -> None:
+    path = tmp_path / "leader.lock"
+    other = FORK.Process(target=hold, args=(path,), daemon=True)
+    other.start()
+    await until(path.with_suffix(".held").exists)
+    leader = Leader(path, interval=0.01)
+    await leader.start()
+    try:
+        await asyncio.sleep(0.1)
+        assert not leader.leading
+        assert other.pid
+        os.kill(other.pid, signal.SIGKILL)
+        await until(lambda: leader.leading)
+    finally:
+        await leader.stop()
+        other.kill()
+        other.join()
+
+
+async def test_duties_begin_and_end_with_leadership(tmp_path: Path) -> None:
+    events: list[str] = []
+
+    async def duty(name: str) -> None:
+        events.append(f"{name} begins")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0)
+            events.append(f"{name} ends")
+
+    leader = Leader(tmp_path / "leader.lock")
+    leader.add(lambda: duty("first"))
+    assert events == []
+    await leader.start()
+    await leader.start()
+    await until(lambda: leader.leading)
+    leader.add(lambda: duty("second"))
+    await until(lambda: len(events) == 2)
+    await leader.stop()
+    assert events[:2] == ["first begins", "second begins"]
+    assert sorted(events[2:]) == ["first ends", "second ends"]
+    assert not leader.leading
+
+
+async def test_leadership_that_was_given_up_is_free(tmp_path: Path) -> None:
+    path = tmp_path / "leader.lock"
+    leader = Leader(path, interval=0.01)
+    await leader.start()
+    await until(lambda: leader.leading)
+    other = FORK.Process(target=hold, args=(path,), daemon=True)
+    other.start()
+    await asyncio.sleep(0.1)
+    assert not path.with_suffix(".held").exists()
+    await leader.stop()
+    await until(path.with_suffix(".held").exists)
+    other.kill()
+    other.join()
+    await leader.start()
+    await until(lambda: leader.leading)
+    await leader.stop()
+    await leader.stop()
+
+
+async def test_failed_duty_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_FIRST_BACKOFF", 0.01)
+    calls = 0
+
+    async def duty() -> None:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            raise RuntimeError("on purpose")
+
+    leader = Leader(tmp_path / "leader.lock")
+    leader.add(duty)
+    await leader.start()
+    await until(lambda: calls == 3)
+    await leader.stop()
+    assert caplog.text.count("RuntimeError: on purpose") == 2

@@ -1,0 +1,103 @@
+"""Who may leave, on a real slot table with rows of this process in the roles of others."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from workers.leaving import wait_for_heir
+from workers.shared_slots import LEAVING, READY, SlotTable
+
+
+@pytest.fixture
+def table() -> Iterator[SlotTable]:
+    path = Path(f"/dev/shm/yujian-test-{os.getpid()}-{random.randrange(2**32)}")
+    yield SlotTable(path)
+    path.unlink()
+
+
+@pytest.fixture
+def own(table: SlotTable) -> int:
+    row = table.claim_row(master=1)
+    table.set_state(row, LEAVING)
+    return row
+
+
+def free(table: SlotTable, row: int) -> None:
+    """Free one of the rows of this process; `SlotTable.free` would take the first."""
+    with table._lock:
+        table._free_row(row)
+
+
+async def waiting(table: SlotTable, own: int, seconds: float) -> asyncio.Task[bool]:
+    """A wait that has not come to an end yet."""
+    task = asyncio.create_task(wait_for_heir(table, own))
+    await asyncio.sleep(seconds)
+    assert not task.done()
+    return task
+
+
+async def test_heir_that_gets_ready(table: SlotTable, own: int) -> None:
+    heir = table.claim_row(master=1)
+    task = await waiting(table, own, 0.5)
+    table.set_state(heir, READY)
+    assert await task
+
+
+async def test_heirs_that_die(table: SlotTable, own: int) -> None:
+    heirs = [table.claim_row(master=1) for _ in range(2)]
+    task = await waiting(table, own, 0.1)
+    free(table, heirs[0])
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    free(table, heirs[1])
+    assert not await task
+
+
+async def test_heirs_that_die_while_a_sibling_stays(table: SlotTable, own: int) -> None:
+    sibling = table.claim_row(master=1)
+    table.set_state(sibling, LEAVING)
+    heir = table.claim_row(master=1)
+    task = await waiting(table, own, 0.1)
+    table.set_state(sibling, READY)
+    free(table, heir)
+    assert not await task, "the sibling found that there is no heir: that is no heir either"
+
+
+async def test_one_heir_of_two_is_enough(table: SlotTable, own: int) -> None:
+    heirs = [table.claim_row(master=1) for _ in range(2)]
+    task = await waiting(table, own, 0.1)
+    free(table, heirs[0])
+    table.set_state(heirs[1], READY)
+    assert await task
+
+
+async def test_service_that_stops(table: SlotTable, own: int) -> None:
+    table.set_state(table.claim_row(master=1), LEAVING)
+    starting = table.claim_row(master=1)
+    task = await waiting(table, own, 0.4)
+    table.set_state(starting, LEAVING)  # it was told to leave before it was ready
+    free(table, starting)
+    assert await task
+
+
+async def test_sibling_that_is_late_to_leave(table: SlotTable, own: int) -> None:
+    sibling = table.claim_row(master=1)
+    table.set_state(sibling, READY)
+    task = await waiting(table, own, 0.1)
+    heir = table.claim_row(master=1)
+    table.set_state(sibling, LEAVING)
+    await asyncio.sleep(0.4)
+    assert not task.done()
+    table.set_state(heir, READY)
+    assert await task
+
+
+async def test_one_worker_less(table: SlotTable, own: int) -> None:
+    table.set_state(table.claim_row(master=1), READY)
+    assert await wait_for_heir(table, own)

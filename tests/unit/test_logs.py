@@ -1,0 +1,167 @@
+"""Log lines: both formats, their fields, what never gets into them, and every library's logger."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers.logs import JsonFormatter, LineFormatter, TextFormatter, enter_worker, logconfig
+
+FORMATTERS: list[type[LineFormatter]] = [TextFormatter, JsonFormatter]
+ROOT = Path(__file__).parents[2]
+
+
+def record(message: str, *args: object, exc_info: Any = None, **extra: object) -> logging.LogRecord:
+    made = logging.getLogger("app.test").makeRecord(
+        "app.test", logging.WARNING, __file__, 1, message, args, exc_info, extra=extra
+    )
+    made.created = 1_795_478_400.0625
+    made.process = 42
+    return made
+
+
+def test_text() -> None:
+    line = TextFormatter().format(record("closed %d", 3, connection="c1", user="ann"))
+    assert line == (
+        "2026-11-24T00:00:00.062Z WARNING [42] app.test: closed 3 connection=c1 user=ann"
+    )
+
+
+def test_json() -> None:
+    line = JsonFormatter().format(record("closed %d", 3, connection="c1", sizes=(1, Path("/x"))))
+    assert json.loads(line) == {
+        "time": "2026-11-24T00:00:00.062Z",
+        "level": "warning",
+        "logger": "app.test",
+        "message": "closed 3",
+        "pid": 42,
+        "connection": "c1",
+        "sizes": [1, "/x"],
+    }
+
+
+def test_nobody_can_forge_a_line() -> None:
+    line = TextFormatter().format(record("user %s", "x\n2026 ERROR\x1b[2J", user="a\r\nb"))
+    assert "\n" not in line
+    assert "\x1b" not in line
+    assert "user x\\x0a2026 ERROR\\x1b[2J user=a\\x0d\\x0ab" in line
+    assert "\n" not in JsonFormatter().format(record("user %s", "x\ny"))
+
+
+def test_nobody_can_forge_a_line_through_a_traceback() -> None:
+    try:
+        raise ValueError("x\n2026 ERROR\x1b[2J")
+    except ValueError:
+        text = TextFormatter().format(record("failed", exc_info=sys.exc_info()))
+    first, *others = text.split("\n")
+    assert first.endswith("failed")
+    assert all(line.startswith("  ") for line in others)
+    assert others[-1] == "  2026 ERROR\\x1b[2J"
+
+
+def test_extra_cannot_replace_the_message() -> None:
+    entry = json.loads(JsonFormatter().format(record("real", level="fake", pid=1)))
+    assert (entry["message"], entry["level"], entry["pid"]) == ("real", "warning", 42)
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS)
+def test_traceback(formatter: type[LineFormatter]) -> None:
+    try:
+        raise ValueError("the cause")
+    except ValueError:
+        line = formatter().format(record("failed", exc_info=sys.exc_info()))
+    assert "Traceback" in line
+    assert "ValueError: the cause" in line
+    if formatter is JsonFormatter:
+        assert json.loads(line)["traceback"].endswith("ValueError: the cause")
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS)
+@pytest.mark.parametrize(
+    "message",
+    [
+        "connecting to redis://user:hunter2@host:6379/0",
+        "connecting to redis://:hunter2@host",
+        "GET /ws/realtime?types=a&token=hunter2&user=b HTTP/1.1",
+        "Authorization: Bearer hunter2",
+        "token eyJhbGciOiJIUzI1NiJ9.hunter2.c2ln refused",
+        "the token is hunter2",
+    ],
+)
+def test_secrets_are_hidden(formatter: type[LineFormatter], message: str) -> None:
+    made = formatter()
+    made.hidden = ("hunter2",) if message.startswith("the") else ()
+    line = made.format(record(message, header=message))
+    assert "hunter2" not in line
+    assert line.count("***") == 2
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS)
+def test_secrets_in_a_traceback_are_hidden(formatter: type[LineFormatter]) -> None:
+    try:
+        raise ConnectionError("redis://:hunter2@host")
+    except ConnectionError:
+        line = formatter().format(record("failed", exc_info=sys.exc_info()))
+    assert "hunter2" not in line
+
+
+def test_what_is_no_secret_stays() -> None:
+    line = TextFormatter().format(record("http://127.0.0.1:3001/status?types=token asked"))
+    assert "http://127.0.0.1:3001/status?types=token asked" in line
+
+
+def test_a_worker_names_itself_and_hides_its_secrets() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextFormatter())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        enter_worker(3, ["abc", "", "abcdef"])
+    finally:
+        root.removeHandler(handler)
+    assert handler.format(record("got abcdef, abc", user="u")).endswith(
+        "got ***, *** worker=3 user=u"
+    )
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_all_libraries_write_through_one_formatter(style: str) -> None:
+    """In a child, since it changes the loggers of its process."""
+    code = f"""
+import logging, sys
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+from workers.logs import logconfig
+import socketio
+
+config = Config()
+config.set("logconfig_dict", logconfig("INFO", {style!r}))
+Logger(config).info("from gunicorn")
+logging.getLogger("gunicorn.access").info("from access")
+logging.getLogger("aiohttp.server").warning("from aiohttp")
+logging.getLogger("app.x").info("from app")
+logging.getLogger("app.x").debug("too quiet")
+socketio.AsyncServer().logger.warning("from socketio")
+assert "app" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    lines = done.stderr.splitlines()
+    said = ["gunicorn", "access", "aiohttp", "app", "socketio"]
+    assert len(lines) == len(said)
+    for line, name in zip(lines, said, strict=True):
+        if style == "json":
+            assert json.loads(line)["message"] == f"from {name}"
+        else:
+            assert line.endswith(f": from {name}")
+
+
+def test_levels() -> None:
+    assert logconfig("DEBUG", "text")["root"]["level"] == "DEBUG"

@@ -1,0 +1,151 @@
+"""The metrics of one worker, in the plain mode that tests use and in the mode of the service."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import CollectorRegistry
+
+from app.metrics import Metrics, process_identity
+
+
+@pytest.fixture(autouse=True)
+def plain_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+
+
+def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_each_object_counts_for_itself() -> None:
+    first, second = Metrics(["status"]), Metrics(["status"])
+    first.published["status"].inc(3)
+    assert sample(first, "realtime_messages_published_total", type="status") == 3
+    assert sample(second, "realtime_messages_published_total", type="status") == 0
+
+
+def test_types_are_there_before_their_first_message() -> None:
+    metrics = Metrics(["status", "stats"])
+    for name in ("realtime_messages_published_total", "realtime_messages_delivered_total"):
+        assert sample(metrics, name, type="stats") == 0
+
+
+def test_unknown_keys_share_one_series() -> None:
+    metrics = Metrics(["status"])
+    for code in range(3000, 3100):
+        metrics.closed[code].inc()
+    metrics.closed[1000].inc()
+    metrics.published["nonsense"].inc()
+    assert sample(metrics, "realtime_connections_closed_total", code="other") == 100
+    assert sample(metrics, "realtime_connections_closed_total", code="1000") == 1
+    assert sample(metrics, "realtime_messages_published_total", type="other") == 1
+    assert len(metrics.closed) == 1
+
+
+def test_a_request_with_an_invented_method_makes_no_series_of_its_own() -> None:
+    metrics = Metrics()
+    metrics.count_request("/status", "GET", 200)
+    metrics.count_request("/status", "BREW", 405)
+    metrics.count_request("/status", "SPILL", 405)
+    name = "realtime_http_requests_total"
+    assert sample(metrics, name, route="/status", method="GET", status="200") == 1
+    assert sample(metrics, name, route="/status", method="other", status="405") == 2
+
+
+@pytest.mark.parametrize("amount", [-0.5, 0.0, 0.0005, 0.0006, 0.3, 10.0, 99.0])
+def test_many_equal_observations_count_like_single_ones(amount: float) -> None:
+    many, single = Metrics(), Metrics()
+    many.delivery_latency.observe_many(amount, 3)
+    for _ in range(3):
+        single.delivery_latency.observe(max(amount, 0.0))
+
+    def samples(metrics: Metrics) -> dict[str, float]:
+        return {
+            found.name + str(found.labels): found.value
+            for family in metrics.delivery_latency.collect()
+            for found in family.samples
+            if not found.name.endswith("_created")
+        }
+
+    assert samples(many) == pytest.approx(samples(single))
+
+
+def test_processor_time_counts_up() -> None:
+    metrics = Metrics()
+    metrics.sample_process()
+    before = sample(metrics, "realtime_process_cpu_seconds_total")
+    sum(range(200_000))
+    metrics.sample_process()
+    after = sample(metrics, "realtime_process_cpu_seconds_total")
+    assert before is not None
+    assert after is not None
+    assert 0 < before < after <= time.process_time()
+
+
+def test_names_and_help_follow_the_conventions() -> None:
+    for family in Metrics(["status"]).registry.collect():
+        assert family.name.startswith("realtime_")
+        assert len(family.documentation) > 15, family.name
+        assert family.documentation.endswith("."), family.name
+        assert not family.name.endswith(("_ms", "_total", "_count")), family.name
+
+
+def test_identity_tells_a_process_from_the_next_with_its_pid() -> None:
+    own = process_identity()
+    assert own is not None
+    assert own == process_identity()
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert (process_identity(child.pid) or "").startswith(f"{child.pid}-")
+        child.kill()
+        # Dead, but not waited for: its entry in /proc is still there for a while.
+        while process_identity(child.pid) is not None:
+            pass
+        assert Path(f"/proc/{child.pid}").exists()
+    assert process_identity(child.pid) is None
+
+
+def test_processes_count_in_files_that_outlive_them(tmp_path: Path) -> None:
+    directory = tmp_path / "metrics"
+    program = textwrap.dedent(
+        """
+        import os
+        from app.metrics import Metrics, process_identity
+        metrics = Metrics(["status"])
+        metrics.delivered["status"].inc(7)
+        metrics.subscriptions["status"].set(5)
+        metrics.delivery_latency.observe_many(0.2, 4)
+        child = os.fork()
+        if child == 0:
+            metrics.delivered["status"].inc(1)
+            os._exit(0)
+        os.waitpid(child, 0)
+        print(process_identity())
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PROMETHEUS_MULTIPROC_DIR": str(directory), "PATH": "/usr/bin:/bin"},
+        cwd=Path(__file__).parents[2],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    identity = done.stdout.strip()
+    assert (directory / f"counter_{identity}.db").exists()
+    assert len(list(directory.glob("counter_*.db"))) == 2
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]
+    page = generate_latest(registry).decode()
+    assert 'realtime_messages_delivered_total{type="status"} 8.0' in page
+    assert 'realtime_subscriptions{type="status"} 5.0' in page
+    assert 'realtime_delivery_latency_seconds_bucket{le="0.25"} 4.0' in page
+    assert "realtime_delivery_latency_seconds_count 4.0" in page

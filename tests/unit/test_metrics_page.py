@@ -1,0 +1,156 @@
+"""GET /metrics through aiohttp, with figures of the slots read at the scrape."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.config import load
+from app.http.errors import HttpError
+from app.http.metrics_page import MetricsPage
+from app.metrics import Metrics
+from workers.shared_slots import LEAVING, READY, SlotTable
+from workers.slots_port import RowSlots
+
+Collect = Callable[[], Iterable[Metric]]
+
+
+class Machine:
+    """The slot table of a machine with two workers, one of them leaving."""
+
+    def __init__(self, directory: Path) -> None:
+        settings = load({"DATA_DIR": str(directory)})
+        table = SlotTable(directory / "slots")
+        rows = [table.claim_row(1), table.claim_row(1)]
+        table.set_state(rows[0], READY)
+        table.set_state(rows[1], LEAVING)
+        self.slots, self.leaving = (RowSlots(table, row, settings) for row in rows)
+        for _ in range(5):
+            assert self.slots.reserve_connection()
+        for _ in range(7):
+            assert self.leaving.reserve_connection()
+        for user in ("a", "b", "b"):
+            assert self.slots.claim_user(user)
+        for _ in range(3):
+            assert self.leaving.reserve_queue(150)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+async def serve(machine: Machine) -> AsyncIterator[Callable[[Collect], Any]]:
+    clients = []
+
+    async def start(collect: Collect) -> TestClient[Any, Any]:
+        processes = {"master": os.getppid(), "gone": 2**22 + 1}
+        page = MetricsPage(machine.slots, collect, lambda: processes, {"max_queue_size": 50})
+        app = web.Application()
+        app.router.add_get("/metrics", page.metrics)
+
+        @web.middleware
+        async def errors(request: web.Request, handler: Any) -> web.StreamResponse:
+            try:
+                return await handler(request)  # type: ignore[no-any-return]
+            except HttpError as error:
+                return web.Response(status=error.status, text=error.message)
+
+        app.middlewares.append(errors)
+        client = TestClient(TestServer(app))
+        clients.append(client)
+        await client.start_server()
+        return client
+
+    yield start
+    for client in clients:
+        await client.close()
+
+
+def parse(page: str) -> dict[tuple[str, ...], float]:
+    return {
+        (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+
+
+async def test_the_page_joins_what_is_counted_and_what_the_slots_know(
+    serve: Any, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    metrics = Metrics(["status"])
+    metrics.delivered["status"].inc(9)
+    client = await serve(metrics.registry.collect)
+    response = await client.get("/metrics")
+    assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    text = await response.text()
+    page = parse(text)
+    assert page["realtime_messages_delivered_total", "status"] == 9
+    assert page["realtime_connections",] == 12
+    assert page["realtime_users",] == 2
+    assert page["realtime_queue_messages",] == 3
+    assert page["realtime_queue_bytes",] == 450
+    assert page["realtime_worker_connections", str(machine.leaving.index)] == 7
+    assert page["realtime_workers", "ready"] == 1
+    assert page["realtime_workers", "starting"] == 0
+    assert page["realtime_workers_died_total", "ready"] == 0
+    assert page["realtime_max_queue_size",] == 50
+    rows = machine.slots.rows()
+    assert page["realtime_start_time_seconds",] == min(row.started for row in rows)
+    assert page["realtime_cpus",] == len(os.sched_getaffinity(0))
+    assert page["realtime_process_memory_bytes", "resident", f"worker-{machine.slots.index}"] > 1e6
+    assert not [key for key in page if "gone" in key]
+    assert "realtime_build_info" in {key[0] for key in page}
+    families = list(text_string_to_metric_families(text))
+    assert len({family.name for family in families}) == len(families)
+    assert all(family.documentation for family in families)
+
+    machine.slots.reserve_connection()
+    assert parse(await (await client.get("/metrics")).text())["realtime_connections",] == 13
+
+
+async def test_scrapes_that_overlap_share_one_page(serve: Any) -> None:
+    started, go = threading.Event(), threading.Event()
+    calls = 0
+
+    def collect() -> list[Metric]:
+        nonlocal calls
+        calls += 1
+        started.set()
+        go.wait(10)
+        return []
+
+    client = await serve(collect)
+    scrapes = [asyncio.create_task(client.get("/metrics")) for _ in range(5)]
+    await asyncio.to_thread(started.wait, 10)
+    # One that goes away does not take the page from the others.
+    scrapes.pop(0).cancel()
+    late = asyncio.create_task(client.get("/metrics"))
+    await asyncio.wait([late], timeout=0.05)
+    go.set()
+    for response in await asyncio.gather(*scrapes, late):
+        assert response.status == 200
+    assert calls == 1
+    assert (await client.get("/metrics")).status == 200
+    assert calls == 2
+
+
+async def test_metrics_that_stay_locked_are_told(serve: Any) -> None:
+    def collect() -> list[Metric]:
+        raise TimeoutError("the metrics files stay locked")
+
+    response = await (await serve(collect)).get("/metrics")
+    assert response.status == 503
+    assert "stay locked" in await response.text()

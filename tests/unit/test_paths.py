@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from workers import paths
+
+
+def test_names_follow_the_real_directory(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(data)
+    assert paths.slots_file(link) == paths.slots_file(data)
+    assert paths.valkey_socket(link) == paths.valkey_socket(data)
+    assert paths.slots_file(data) != paths.slots_file(tmp_path)
+    assert paths.leader_lock(link) == data.resolve() / "leader.lock"
+
+
+def test_socket_path_always_fits(tmp_path: Path) -> None:
+    short = Path("/tmp/d")
+    assert paths.valkey_socket(short).parent == short / "run"
+    long = tmp_path / ("d" * 120)
+    assert len(os.fsencode(paths.valkey_socket(long))) < 108
+    assert paths.valkey_socket(long) != paths.valkey_socket(tmp_path / ("e" * 120))
+
+
+def test_private_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = paths.make_private(tmp_path / "a" / "b")
+    made.chmod(0o755)
+    assert paths.make_private(made).stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(PermissionError, match="belongs to another user"):
+        paths.make_private(made)

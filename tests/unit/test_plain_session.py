@@ -1,0 +1,276 @@
+"""A client of the plain protocol on a socket pair: requests in order, errors, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Protocol, Side
+
+from app.broadcast.catchup import CatchUp
+from app.config import Settings
+from app.metrics import Metrics
+from app.sessions.auth import TokenVerifier
+from app.sessions.plain import PlainSession
+from app.sessions.realtime import FLOOD_FACTOR, Realtime
+from app.sessions.router import Router
+from app.sessions.session import INBOX_MESSAGES, Wishes
+from app.transport.connection import CLOSED, CLOSING, OPEN
+from app.types import Gap, Message
+from tests.unit.delivery_support import Bench, message, messages, turn, until
+from tests.unit.http_support import MemorySlots
+
+
+class SlowHistory:
+    """Answers when the test lets it."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.items: list[Message] = []
+
+    def recent(self, type: str, epoch: str, seq: int) -> Sequence[Message]:
+        return [item for item in self.items if item.type == type and item.seq > seq]
+
+    async def after(self, type: str, epoch: str, seq: int, limit: int) -> Sequence[Message | Gap]:
+        return self.recent(type, epoch, seq)
+
+    async def newest(self, type: str, limit: int, before: int | None) -> tuple[list[Message], bool]:
+        await self.open.wait()
+        return list(self.recent(type, "e1", 0))[-limit:], False
+
+
+class Worker(Bench):
+    """What a plain session needs of a worker."""
+
+    def __init__(self, **changes: Any) -> None:
+        super().__init__()
+        types = ("status", "stats")
+        self.settings = Settings(message_types=types, default_subscriptions=("status",), **changes)
+        self.history = SlowHistory()
+        self.catchup = CatchUp(self.fanout, self.history, frozenset())
+        self.slots = MemorySlots()
+        self.clients: list[Client] = []
+
+        async def replace_elsewhere(_: str) -> None: ...
+
+        self.realtime = Realtime(
+            settings=self.settings,
+            hub=self.hub,
+            fanout=self.fanout,
+            catchup=self.catchup,
+            slots=self.slots,
+            claims=None,
+            verifier=TokenVerifier(self.settings),
+            metrics=Metrics(types),
+            key=b"k" * 32,
+            replace_elsewhere=replace_elsewhere,
+        )
+        history: Any = self.history
+        self.realtime.router = Router(self.realtime, history, lambda _: (3, 2))
+
+    def client(self, id: str = "c1") -> Client:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        self.slots.reserve_connection()
+        session = PlainSession(self.realtime, ours.detach(), id, None)
+        self.hub.attach(session)
+        session.begin(None, Wishes())
+        client = Client(session, theirs)
+        self.clients.append(client)
+        return client
+
+    def close(self) -> None:
+        super().close()
+        for client in self.clients:
+            client.sock.close()
+
+
+class Client:
+    def __init__(self, session: PlainSession, sock: socket.socket) -> None:
+        self.session = session
+        self.sock = sock
+        self.parser = Protocol(Side.CLIENT, max_size=None)
+        self.frames: list[Any] = []
+
+    def ask(self, action: str, payload: Any = None, id: Any = None) -> None:
+        self.say(json.dumps({"action": action, "payload": payload, "id": id}))
+
+    def say(self, *texts: str) -> None:
+        self.sock.sendall(
+            b"".join(Frame(Opcode.TEXT, text.encode()).serialize(mask=True) for text in texts)
+        )
+
+    def read(self) -> list[Any]:
+        try:
+            while data := self.sock.recv(1 << 20):
+                self.parser.receive_data(data)
+        except BlockingIOError:
+            pass
+        self.frames += self.parser.events_received()
+        return self.frames
+
+    async def event(self) -> dict[str, Any]:
+        await until(self.read)
+        envelope: dict[str, Any] = json.loads(self.frames.pop(0).data)
+        return envelope
+
+    async def events(self, count: int) -> list[str]:
+        return [(await self.event())["event"] for _ in range(count)]
+
+    async def close_code(self) -> int:
+        await until(lambda: any(frame.opcode is Opcode.CLOSE for frame in self.read()))
+        return int.from_bytes(self.frames[-1].data[:2], "big")
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[Worker]:
+    worker = Worker()
+    yield worker
+    worker.close()
+    await turn()
+
+
+async def test_a_client_is_greeted_and_held_until_its_first_frame(worker: Worker) -> None:
+    client = worker.client()
+    connected = await client.event()
+    assert connected["event"] == "connected"
+    assert connected["data"]["connectionId"] == "c1"
+    assert connected["data"]["subscriptions"] == ["status"]
+    worker.history.items = messages(1, 2)
+    await worker.fanout.deliver(worker.history.items)
+    await turn()
+    assert client.read() == []
+    client.ask("ping", [1], "p")
+    pong = await client.event()
+    assert (pong["event"], pong["replyTo"], pong["data"]["payload"]) == ("pong", "p", [1])
+    assert [(await client.event())["seq"] for _ in range(2)] == [1, 2]
+
+
+async def test_each_mistake_has_its_code_and_the_connection_lives_on(worker: Worker) -> None:
+    client = worker.client()
+    await client.event()
+    for text, code in (
+        ("{", "PARSE_ERROR"),
+        ("[]", "INVALID_PAYLOAD"),
+        ("{}", "INVALID_ACTION"),
+        ('{"action":"subscribe","payload":{"types":["nope"]}}', "INVALID_TYPE"),
+        ('{"action":"subscribe","payload":{"types":["error"]}}', "SUBSCRIPTION_INVALID"),
+        ('{"action":"get_history","payload":{"type":"status","limit":0}}', "INVALID_PAYLOAD"),
+    ):
+        client.say(text)
+        error = await client.event()
+        assert (error["event"], error["type"], error["data"]["code"]) == ("error", "error", code)
+    assert client.session.state == OPEN
+
+
+async def test_requests_behind_a_slow_one_wait_their_turn(worker: Worker) -> None:
+    client = worker.client()
+    await client.event()
+    client.ask("get_history", {"type": "status"}, 1)
+    client.ask("ping", None, 2)
+    client.ask("get_history", {"type": "stats"}, 3)
+    client.ask("ping", None, 4)
+    await turn()
+    assert client.read() == []
+    worker.history.open.set()
+    assert [(await client.event())["replyTo"] for _ in range(4)] == [1, 2, 3, 4]
+
+
+async def test_too_many_requests_behind_a_slow_one_end_it() -> None:
+    worker = Worker(rate_limit=0)
+    client = worker.client()
+    await client.event()
+    client.ask("get_history", {"type": "status"})
+    for _ in range(INBOX_MESSAGES + 1):
+        client.ask("ping")
+        await asyncio.sleep(0)
+    assert await client.close_code() == 4429
+    assert client.session.extra is not None
+    assert not client.session.extra.inbox
+    worker.history.open.set()
+    await turn()
+    worker.close()
+
+
+async def test_who_goes_away_during_a_request_gets_nothing_more(worker: Worker) -> None:
+    client = worker.client()
+    await client.event()
+    client.ask("get_history", {"type": "status"})
+    await turn()
+    client.session.drop("gone")
+    # Another client has its descriptor by now, and there is something to catch up on.
+    other = worker.client("c2")
+    await other.event()
+    worker.history.items = messages(1, 3)
+    await worker.fanout.deliver(worker.history.items)
+    worker.history.open.set()
+    await turn(50)
+    assert other.read() == []
+    assert client.session.state == CLOSED
+    assert worker.realtime.sessions.keys() == {"c2"}
+    assert worker.slots.connections == 1
+
+
+async def test_changed_subscriptions(worker: Worker) -> None:
+    client = worker.client()
+    await client.event()
+    client.ask("subscribe", {"types": ["stats"]}, 1)
+    reply = await client.event()
+    assert reply["event"] == "subscribed"
+    assert reply["data"]["types"]["stats"]["seq"] == 0
+    client.ask("unsubscribe", {"types": ["status"]}, 2)
+    assert (await client.event())["data"] == {"types": ["stats"]}
+    await worker.fanout.deliver([message(1), message(1, "stats")])
+    assert (await client.event())["type"] == "stats"
+    assert client.read() == []
+
+
+async def test_rates() -> None:
+    worker = Worker(rate_limit=5)
+    client = worker.client()
+    await client.event()
+    for _ in range(6):
+        client.ask("ping")
+    assert await client.events(6) == ["pong"] * 5 + ["error"]
+    worker.realtime.start_second()
+    client.ask("ping")
+    assert await client.events(1) == ["pong"]
+    for _ in range(5 * FLOOD_FACTOR):
+        client.ask("ping")
+    assert await client.close_code() == 4429
+    assert client.session.state == CLOSING
+    worker.close()
+
+
+async def test_silence_is_told_and_ends_it(worker: Worker) -> None:
+    client = worker.client()
+    await client.event()
+    for _ in range(60):
+        worker.hub.wheel.advance()
+    assert await client.close_code() == 4408
+    told = [json.loads(frame.data) for frame in client.frames if frame.opcode is Opcode.TEXT]
+    assert [envelope["data"]["code"] for envelope in told] == ["HEARTBEAT_TIMEOUT"]
+    assert worker.realtime.sessions == {}
+
+
+async def test_resume_tokens(worker: Worker) -> None:
+    realtime = worker.realtime
+    token = realtime.resume_token("c1")
+    assert realtime.read_resume(token) == "c1"
+    for wrong in ("", ".", "c1", "c1.", "c2" + token[2:], token + "0", "\ud800.x", "é" + token):
+        assert realtime.read_resume(wrong) is None
+
+
+async def test_a_newer_connection_takes_the_place_of_the_old_one(worker: Worker) -> None:
+    old = worker.client()
+    token = (await old.event())["data"]["resume"]
+    new = worker.client("c2")
+    worker.realtime.claim(new.session, token)
+    assert await old.close_code() == 4409
+    assert worker.realtime.sessions.keys() == {"c2"}

@@ -1,0 +1,171 @@
+"""The presence state: what may be said, how it ages, and reads while the backplane is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from app.errors import BackplaneUnavailable, ClientError, ErrorCode
+from app.presence import MAX_TASK_LENGTH, SILENCE, STALENESS, Presence, PresenceState
+from tests.unit.http_support import MemoryFields
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def fields() -> MemoryFields:
+    return MemoryFields()
+
+
+@pytest.fixture
+def presence(fields: MemoryFields, clock: Clock) -> Presence:
+    return Presence(fields.get, fields.set, now=clock, monotonic=clock)
+
+
+async def test_nobody_has_said_anything(presence: Presence) -> None:
+    state, confirmed = await presence.read()
+    assert confirmed
+    assert state.to_json() == {"state": "offline", "task": None, "updatedAt": None}
+
+
+async def test_what_was_said_is_shown_at_once_and_elsewhere(
+    presence: Presence, fields: MemoryFields, clock: Clock
+) -> None:
+    expected = PresenceState("working", "写测试", 1_700_000_000_000)
+    assert await presence.update("working", "写测试") == expected
+    assert await presence.read() == (expected, True)
+    other = Presence(fields.get, fields.set, now=clock, monotonic=clock)
+    assert await other.read() == (expected, True)
+    clock.seconds += STALENESS
+    await other.update("idle")
+    assert await presence.read() == (PresenceState("idle", None, 1_700_000_001_000), True)
+
+
+async def test_silence_is_offline(presence: Presence, clock: Clock) -> None:
+    await presence.update("working", "x")
+    clock.seconds += SILENCE
+    assert (await presence.read())[0].state == "working"
+    clock.seconds += 1
+    state, _ = await presence.read()
+    assert state == PresenceState("offline", None, 1_700_000_000_000)
+    await presence.update("idle")
+    assert (await presence.read())[0].state == "idle"
+
+
+@pytest.mark.parametrize(
+    ("state", "task"),
+    [
+        (None, None),
+        ("busy", None),
+        (1, None),
+        ([], None),
+        ("idle", 1),
+        ("idle", False),
+        ("idle", []),
+        ("idle", "x" * (MAX_TASK_LENGTH + 1)),
+        ("idle", "\ud800"),
+    ],
+)
+async def test_what_may_not_be_said(
+    presence: Presence, fields: MemoryFields, state: object, task: object
+) -> None:
+    with pytest.raises(ClientError) as caught:
+        await presence.update(state, task)
+    assert caught.value.code is ErrorCode.INVALID_PAYLOAD
+    assert fields.fields == {}
+
+
+async def test_an_update_needs_the_backplane(presence: Presence, fields: MemoryFields) -> None:
+    fields.away = True
+    with pytest.raises(BackplaneUnavailable):
+        await presence.update("idle")
+    fields.away = False
+    assert (await presence.read())[0].state == "offline"
+
+
+async def test_reads_are_shared(presence: Presence, fields: MemoryFields, clock: Clock) -> None:
+    await asyncio.gather(*(presence.read() for _ in range(100)))
+    assert fields.reads == 1
+    clock.seconds += STALENESS / 2
+    await presence.read()
+    assert fields.reads == 1
+    clock.seconds += STALENESS / 2
+    await presence.read()
+    assert fields.reads == 2
+
+
+async def test_the_last_known_state_stands_while_the_backplane_is_away(
+    presence: Presence, fields: MemoryFields, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = await presence.update("working", "x")
+    fields.away = True
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            clock.seconds += STALENESS
+            assert await presence.read() == (said, False)
+    assert len(caplog.records) == 1
+    assert fields.reads == 3
+    await presence.read()
+    assert fields.reads == 3, "failures are cached like answers"
+    fields.away = False
+    clock.seconds += STALENESS
+    assert await presence.read() == (said, True)
+
+
+async def test_a_backplane_that_hangs_holds_nobody_up(
+    presence: Presence,
+    fields: MemoryFields,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.presence.PATIENCE", 0.01)
+    said = await presence.update("working", "x")
+    clock.seconds += STALENESS
+    fields.gate = asyncio.Event()
+    assert await presence.read() == (said, False)
+    assert await presence.read() == (said, False)
+    assert fields.reads == 1
+    fields.gate.set()
+    monkeypatch.undo()
+    assert await presence.read() == (said, True)
+
+
+async def test_an_update_beats_a_read_that_began_before_it(
+    presence: Presence, fields: MemoryFields, clock: Clock
+) -> None:
+    fields.gate = asyncio.Event()
+    reading = asyncio.create_task(presence.read())
+    while not fields.reads:
+        await asyncio.sleep(0)
+    clock.seconds -= 60  # clocks may jump: the order is that of the calls
+    said = await presence.update("working", "x")
+    fields.gate.set()
+    assert await reading == (said, True)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"state": "idle"},
+        {"state": "dancing", "task": "", "updatedAt": "1"},
+        {"state": "idle", "task": "", "updatedAt": "soon"},
+    ],
+)
+async def test_what_cannot_be_read_is_nothing(
+    presence: Presence, fields: MemoryFields, stored: dict[str, str]
+) -> None:
+    fields.fields = stored
+    assert await presence.read() == (PresenceState("offline", None, None), True)

@@ -1,0 +1,272 @@
+"""Storing: order, retries, chosen ids, epochs, bounds, and what survives a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from app.backplane import publisher as publisher_module
+from app.backplane.client import FAILURES, Link
+from app.backplane.publisher import parse_result
+from app.backplane.scripts import ONCE_WINDOW
+from app.errors import BackplaneUnavailable
+from app.types import Position
+from tests.unit.backplane_support import MakeNode, Node, ValkeyProcess, draft
+
+
+async def bodies(valkey: ValkeyProcess, type: str = "status") -> list[bytes]:
+    entries = await valkey.command("XRANGE", f"{{rt:{type}}}:s", "-", "+")
+    return [fields[7] for _, fields in entries]
+
+
+async def test_seq_is_gap_free_from_one_in_each_type(make_node: MakeNode) -> None:
+    first, second = await make_node(), await make_node()
+    positions = []
+    for node in (first, second, first):
+        positions += await node.publish(draft(), draft(type="stats"), draft())
+    status = [p for n, p in enumerate(positions) if n % 3 != 1]
+    assert [p.seq for p in status] == [1, 2, 3, 4, 5, 6]
+    assert [p.seq for p in positions[1::3]] == [1, 2, 3]
+    assert len({p.epoch for p in status}) == 1
+    assert status[0].epoch == first.reader.positions["status"].epoch
+
+
+async def test_position_is_where_the_message_is(valkey: ValkeyProcess, make_node: MakeNode) -> None:
+    node = await make_node()
+    (position,) = await node.publish(draft(b'{"a":1', accepted=1700000000.25))
+    entries = await valkey.command("XRANGE", "{rt:status}:s", "-", "+")
+    epoch = position.epoch.encode()
+    fields = [b"p", epoch, b"e", b"status_update", b"t", b"1700000000250000", b"d", b'{"a":1']
+    assert entries == [[b"0-1", fields]]
+
+
+async def test_a_batch_whose_answer_was_lost_is_stored_once(
+    valkey: ValkeyProcess, make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await make_node()
+    lost = 0
+    run = Link.run
+
+    async def lose_answers(self: Link, *args: Any) -> Any:
+        nonlocal lost
+        result = await run(self, *args)
+        if self is node.backplane.publishing and lost < 3:
+            lost += 1
+            await self.close()
+            raise ConnectionResetError
+        return result
+
+    monkeypatch.setattr(Link, "run", lose_answers)
+    positions = await node.publish(draft(b"{1"), draft(b"{2", type="stats"), draft(b"{3"))
+    assert lost == 3
+    assert [p.seq for p in positions] == [1, 1, 2]
+    assert await bodies(valkey) == [b"{1", b"{3"]
+    assert await bodies(valkey, "stats") == [b"{2"]
+
+
+async def test_a_late_copy_of_an_old_batch_is_refused(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    node = await make_node()
+    await node.publish(draft(b"{1"))
+    call = node.publisher._call("status", [draft(b"{1")])  # batch 1 as it was sent before
+    await node.publish(draft(b"{2"))
+    with pytest.raises(FAILURES, match="STALE"):
+        await node.backplane.publishing.run([call], 5)
+    assert await bodies(valkey) == [b"{1", b"{2"]
+
+
+async def test_a_chosen_id_is_stored_once_in_five_minutes(make_node: MakeNode) -> None:
+    now = 1_000_000.0
+    node = await make_node(clock=lambda: now)
+    other = await make_node(clock=lambda: now)
+    first = await node.publish(draft(id="a"), draft(id="a"), draft(id="b"))
+    assert [p.seq for p in first] == [1, 1, 2]
+    now += ONCE_WINDOW - 1
+    assert await other.publish(draft(id="b"), draft()) == [
+        first[2],
+        Position(first[0].epoch, 3),
+    ]
+    now += 2
+    assert [p.seq for p in await node.publish(draft(id="a"))] == [4]
+    assert [p.seq for p in await node.publish(draft(id="a"))] == [4]
+    assert [p.seq for p in await node.publish(draft(id="a", type="stats"))] == [1]
+
+
+async def test_known_ids_are_bounded(
+    valkey: ValkeyProcess, make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "ONCE_MAX", 10)
+    node = await make_node()
+    for n in range(45):
+        await node.publish(draft(id=f"id{n}"))
+    held = [await valkey.command("HLEN", f"{{rt:status}}:{name}") for name in "oq"]
+    assert 10 <= sum(held) <= 20
+    assert [p.seq for p in await node.publish(*[draft(id=f"id{n}") for n in range(35, 45)])] == [
+        *range(36, 46)
+    ]
+    assert [p.seq for p in await node.publish(draft(id="id3"))] == [46]
+
+
+async def test_an_acknowledged_message_survives_kill_9(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    node = await make_node()
+    sent: list[bytes] = []
+    for n in range(50):
+        batch = [draft(b"{%d.%d" % (n, m)) for m in range(20)]
+        await node.publish(*batch)
+        sent += [d.body for d in batch]
+    await valkey.restart()
+    assert await bodies(valkey) == sent
+    (position,) = await node.publish(draft())
+    assert position.seq == len(sent) + 1
+
+
+async def test_kills_under_load_lose_and_repeat_nothing(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    node = await make_node()
+    acknowledged: dict[int, bytes] = {}
+
+    async def publish() -> None:
+        for n in range(300):
+            batch = [draft(b"{%d.%d" % (n, m)) for m in range(5)]
+            for item, position in zip(batch, await node.publish(*batch), strict=True):
+                assert position.seq not in acknowledged
+                acknowledged[position.seq] = item.body
+
+    task = asyncio.create_task(publish())
+    for _ in range(3):
+        before = len(acknowledged)
+        while len(acknowledged) < before + 200 and not task.done():
+            await asyncio.sleep(0.001)
+        await valkey.restart()
+    await task
+    assert await bodies(valkey) == [acknowledged[seq] for seq in range(1, 1501)]
+
+
+async def test_an_emptied_backplane_begins_a_new_epoch(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    node = await make_node()
+    (old,) = await node.publish(draft())
+    await valkey.restart(emptied=True)
+    new = await node.publish(draft(), draft())
+    assert [p.seq for p in new] == [1, 2]
+    assert {p.epoch for p in new} != {old.epoch}
+
+
+async def test_a_stream_that_fell_back_gets_its_epoch_before_anything_is_added(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    node = await make_node()
+    *_, kept = await node.publish(*[draft() for _ in range(10)])
+    size = sum(file.stat().st_size for file in valkey.data.glob("appendonlydir/*.incr.aof"))
+    await node.publish(*[draft() for _ in range(5)])
+    grown = sum(file.stat().st_size for file in valkey.data.glob("appendonlydir/*.incr.aof"))
+    await valkey.restart(cut=grown - size)
+    (position,) = await node.publish(draft())
+    assert position.seq == kept.seq + 1
+    assert position.epoch != kept.epoch
+
+
+async def test_a_vanished_stream_begins_a_new_epoch(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    node = await make_node()
+    (old,) = await node.publish(draft())
+    await valkey.command("DEL", "{rt:status}:s")
+    (new,) = await node.publish(draft())
+    assert new.seq == 1
+    assert new.epoch != old.epoch
+
+
+async def fill(node: Node, count: int, accepted: float, size: int = 10) -> None:
+    for _ in range(count):
+        await node.publish(draft(b"{" + b"x" * (size - 1), accepted=accepted))
+
+
+async def held(valkey: ValkeyProcess) -> int:
+    return int(await valkey.command("XLEN", "{rt:status}:s"))
+
+
+async def test_history_keeps_the_newest_and_what_is_younger_than_the_window(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    now = 1_000_000.0
+    node = await make_node(clock=lambda: now, history_size=20, recovery_window=60.0)
+    await fill(node, 50, now)
+    assert await held(valkey) == 50
+    now += 59
+    await fill(node, 1, now)
+    assert await held(valkey) == 51
+    now += 2
+    await fill(node, 1, now)
+    assert await held(valkey) == 20
+    now += 1000
+    await fill(node, 5, now)
+    assert await held(valkey) == 20
+    (first, *_) = await valkey.command("XRANGE", "{rt:status}:s", "-", "+")
+    assert first[0] == b"0-38"
+
+
+async def test_a_long_burst_is_trimmed_a_little_at_a_time(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    now = 1_000_000.0
+    node = await make_node(clock=lambda: now, history_size=10, recovery_window=60.0)
+    await node.publish(*[draft(accepted=now) for _ in range(300)])
+    now += 100
+    await fill(node, 1, now)
+    assert 200 < await held(valkey) < 300
+    await fill(node, 5, now)
+    assert await held(valkey) == 10
+
+
+async def test_history_never_exceeds_its_bytes(valkey: ValkeyProcess, make_node: MakeNode) -> None:
+    node = await make_node(history_bytes=100_000)
+    for n in range(300):
+        await fill(node, 1, time.time(), size=100 + 37 * n % 2000)
+        if n % 10 == 0:
+            assert sum(len(body) for body in await bodies(valkey)) <= 100_000
+    assert await held(valkey) > 40
+    await fill(node, 1, time.time(), size=200_000)  # the newest stays whatever its size
+    assert await held(valkey) == 1
+    await fill(node, 10, time.time(), size=1000)
+    assert await held(valkey) == 10
+
+
+async def test_gives_up_at_the_deadline(valkey: ValkeyProcess, make_node: MakeNode) -> None:
+    node = await make_node()
+    valkey.kill()
+    begun = time.monotonic()
+    with pytest.raises(BackplaneUnavailable):
+        await node.publish(draft(), within=0.5)
+    assert 0.4 < time.monotonic() - begun < 1.0
+
+
+async def test_a_stopped_backplane_delays_and_repeats_nothing(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    node = await make_node()
+    await node.publish(draft(b"{0"))
+    os.kill(valkey.pid, signal.SIGSTOP)
+    task = asyncio.create_task(node.publish(draft(b"{1"), draft(b"{2")))
+    await asyncio.sleep(3)  # longer than one attempt: a second copy is on its way
+    assert not task.done()
+    valkey.cont()
+    assert [p.seq for p in await task] == [2, 3]
+    assert [p.seq for p in await node.publish(draft(b"{3"))] == [4]
+    assert await bodies(valkey) == [b"{0", b"{1", b"{2", b"{3"]
+
+
+def test_results_are_parsed() -> None:
+    assert parse_result(b"E 5 3") == [Position("E", 5), Position("E", 6), Position("E", 7)]
+    assert parse_result(b"E 5,3:D") == [Position("E", 5), Position("D", 3)]
+    assert parse_result(b"E 7") == [Position("E", 7)]

@@ -1,0 +1,251 @@
+"""Reading: nothing skipped, nothing twice, and a gap wherever that cannot be kept."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from app.types import Gap, Message, Position
+from tests.unit.backplane_support import MakeNode, Node, ValkeyProcess, draft, until
+
+
+def seqs(items: list[Message | Gap]) -> list[int]:
+    assert all(isinstance(item, Message) for item in items), items
+    return [item.seq for item in items if isinstance(item, Message)]
+
+
+def log_size(valkey: ValkeyProcess) -> int:
+    return sum(file.stat().st_size for file in valkey.data.glob("appendonlydir/*.incr.aof"))
+
+
+async def test_reads_all_types_from_the_end_at_start(make_node: MakeNode) -> None:
+    writer = await make_node()
+    await writer.publish(draft(), draft(type="stats"))
+    node = await make_node()
+    assert node.reader.positions["status"].seq == 1
+    await writer.publish(draft(b'{"a":1', accepted=12.5), draft(type="stats"), draft())
+    items = await node.read(3)
+    status = [item for item in items if item.type == "status"]
+    assert seqs(status) == [2, 3]
+    first = status[0]
+    assert isinstance(first, Message)
+    assert (first.event, first.accepted) == ("status_update", 12.5)
+    epoch = node.reader.positions["status"].epoch
+    assert first.envelope == b'{"a":1,"seq":2,"epoch":"%b"}' % epoch.encode()
+    assert node.reader.positions["stats"] == Position(node.reader.positions["stats"].epoch, 2)
+
+
+async def test_a_batch_is_bounded_and_positions_follow_what_was_returned(
+    make_node: MakeNode,
+) -> None:
+    node = await make_node(broadcast_batch_size=10)
+    await node.publish(*[draft() for _ in range(25)], *[draft(type="stats") for _ in range(5)])
+    got: dict[str, int] = {"status": 0, "stats": 0}
+    total = 0
+    while total < 30:
+        batch = await node.reader.read()
+        assert 0 < len(batch.messages) <= 10
+        total += len(batch.messages)
+        for item in batch.messages:
+            assert isinstance(item, Message)
+            got[item.type] += 1
+            assert item.seq == got[item.type]
+        assert {type: node.reader.positions[type].seq for type in got} == got
+
+
+async def test_control_comes_apart(make_node: MakeNode) -> None:
+    node = await make_node()
+    await node.publish(draft(b"one", type="control"), draft(), draft(b"two", type="control"))
+    batch = await node.read_control(2)
+    assert [message.body for message in batch.control] == [b"one", b"two"]
+    assert not batch.control_lost
+
+
+async def test_a_cancelled_read_loses_nothing(make_node: MakeNode) -> None:
+    node = await make_node()
+    for n in range(3):
+        task = asyncio.create_task(node.reader.read())
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await node.publish(draft())
+        assert seqs(await node.read(1)) == [n + 1]
+
+
+async def test_outages_skip_and_repeat_nothing(valkey: ValkeyProcess, make_node: MakeNode) -> None:
+    writer, node = await make_node(), await make_node()
+
+    async def write() -> None:
+        for _ in range(200):
+            await writer.publish(draft(), draft())
+
+    task = asyncio.create_task(write())
+    reading = asyncio.create_task(node.read(400, within=30))
+    for count in (50, 150, 250):
+        await until(lambda count=count: node.reader.positions["status"].seq > count)  # type: ignore[misc]
+        await valkey.restart()
+    await task
+    assert seqs(await reading) == list(range(1, 401))
+    assert node.reader.reconnects == 3
+
+
+async def test_a_stopped_backplane_is_waited_out(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    writer, node = await make_node(), await make_node()
+    await writer.publish(draft())
+    assert seqs(await node.read(1)) == [1]
+    reading = asyncio.create_task(node.read(2))
+    valkey.stop()
+    await until(lambda: node.reader.lag() > 2.5)
+    assert not node.backplane.available
+    valkey.cont()
+    await writer.publish(draft(), draft())
+    begun = asyncio.get_running_loop().time()
+    assert seqs(await reading) == [2, 3]
+    assert asyncio.get_running_loop().time() - begun < 2
+    assert node.backplane.available
+    assert node.reader.lag() == 0
+
+
+async def read_epoch_gap(node: Node, type: str = "status") -> tuple[Gap, list[Message | Gap]]:
+    """Read up to the gap of a type, and one message further."""
+    items: list[Message | Gap] = []
+    async with asyncio.timeout(5):
+        while not items or isinstance(items[-1], Gap):
+            batch = await node.reader.read()
+            items += [item for item in batch.messages if item.type == type]
+    gap = items[0]
+    assert isinstance(gap, Gap)
+    assert gap.reason == "epoch"
+    return gap, items[1:]
+
+
+async def test_flushall_while_connected(valkey: ValkeyProcess, make_node: MakeNode) -> None:
+    writer, node = await make_node(), await make_node()
+    await writer.publish(*[draft() for _ in range(50)])
+    await node.read(50)
+    old = node.reader.positions["status"]
+    await valkey.command("FLUSHALL")
+    await writer.publish(draft(), draft())
+    gap, items = await read_epoch_gap(node)
+    assert (gap.first, gap.last) == (1, 0)
+    assert gap.epoch != old.epoch
+    assert seqs(items) == [1, 2]
+    assert node.reader.positions["status"] == Position(gap.epoch, 2)
+
+
+async def test_flushall_and_a_stream_that_has_overtaken(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    writer, node = await make_node(), await make_node()
+    await writer.publish(draft(), draft())
+    await node.read(2)
+    await valkey.command("FLUSHALL")
+    await writer.publish(*[draft() for _ in range(5)])
+    gap, items = await read_epoch_gap(node)
+    assert (gap.first, gap.last) == (1, 0)
+    assert seqs(items) == [1, 2, 3, 4, 5]
+
+
+async def test_a_restart_with_nothing_left(valkey: ValkeyProcess, make_node: MakeNode) -> None:
+    writer, node = await make_node(), await make_node()
+    await writer.publish(*[draft() for _ in range(5)])
+    await node.read(5)
+    await valkey.restart(emptied=True)
+    await writer.publish(draft(), draft())
+    gap, items = await read_epoch_gap(node)
+    assert (gap.first, gap.last) == (1, 0)
+    assert seqs(items) == [1, 2]
+
+
+@pytest.mark.parametrize("added", [1, 5, 20], ids=["fewer", "as many", "more"])
+async def test_a_stream_that_fell_back(
+    valkey: ValkeyProcess, make_node: MakeNode, added: int
+) -> None:
+    """Another worker, which knows nothing of what was lost, publishes before this one is back."""
+    writer, node = await make_node(), await make_node()
+    await writer.publish(*[draft() for _ in range(10)])
+    size = log_size(valkey)
+    await writer.publish(*[draft() for _ in range(5)])
+    await node.read(15)
+    old = node.reader.positions["status"]
+    await node.backplane.reading.close()
+    await valkey.restart(cut=log_size(valkey) - size)
+    stranger = await make_node()
+    await stranger.publish(*[draft() for _ in range(added)])
+
+    reading = asyncio.create_task(read_epoch_gap(node))
+    await until(lambda: node.reader.reconnects == 1)
+    (position,) = await stranger.publish(draft())
+    gap, items = await reading
+    assert gap.epoch == position.epoch != old.epoch
+    assert (gap.first, gap.last) == (1, 10 + added)
+    assert seqs(items) == [11 + added]
+
+    following = await stranger.read(1 + added + 1)  # those who saw the change as it came
+    assert [type(item) for item in following] == [Message] * added + [Gap, Message]
+
+
+async def test_workers_agree_on_the_new_epoch(valkey: ValkeyProcess, make_node: MakeNode) -> None:
+    nodes = [await make_node() for _ in range(3)]
+    await nodes[0].publish(*[draft() for _ in range(5)])
+    for node in nodes:
+        await node.read(5)
+    await valkey.restart(emptied=True)
+    found = await asyncio.gather(*(node.read(5) for node in nodes))  # one gap per type
+    assert all(isinstance(item, Gap) for items in found for item in items)
+    assert len({item.epoch for items in found for item in items}) == 5
+    positions = await nodes[1].publish(draft())
+    assert positions[0].epoch == nodes[2].reader.positions["status"].epoch
+
+
+async def test_a_new_epoch_whose_beginning_was_trimmed(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    writer = await make_node(history_size=3, recovery_window=0.0)
+    node = await make_node()
+    await valkey.restart(emptied=True)
+    for _ in range(10):
+        await writer.publish(draft())
+    gap, items = await read_epoch_gap(node)
+    assert (gap.first, gap.last) == (1, 7)
+    assert seqs(items) == [8, 9, 10]
+
+
+async def test_trimmed_below_the_position(make_node: MakeNode) -> None:
+    writer = await make_node(history_size=10, recovery_window=0.0)
+    node = await make_node()
+    await writer.publish(draft())
+    await node.read(1)
+    for _ in range(50):
+        await writer.publish(draft())
+    gap, *messages = await node.read(11)
+    epoch = node.reader.positions["status"].epoch
+    assert gap == Gap("status", epoch, 2, 41, "history")
+    assert seqs(messages) == list(range(42, 52))
+
+
+async def test_control_that_was_trimmed_is_told(make_node: MakeNode) -> None:
+    writer = await make_node(history_size=2, recovery_window=0.0)
+    node = await make_node()
+    for n in range(5):
+        await writer.publish(draft(b"%d" % n, type="control"))
+    batch = await node.read_control(2)
+    assert [message.body for message in batch.control] == [b"3", b"4"]
+    assert batch.control_lost
+
+
+async def test_an_entry_that_somebody_else_wrote_is_a_gap(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    node = await make_node()
+    await node.publish(draft())
+    await valkey.command("XADD", "{rt:status}:s", "0-*", "x", "y")
+    await node.publish(draft())
+    items = await node.read(3)
+    epoch = node.reader.positions["status"].epoch
+    assert items[1] == Gap("status", epoch, 2, 2, "history")
+    assert [item.seq for item in items if isinstance(item, Message)] == [1, 3]

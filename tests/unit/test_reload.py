@@ -1,0 +1,126 @@
+"""The parts of `make reload` that need no running service; see tests/integration/test_reload.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workers import fingerprint, paths, reload
+from workers.handoff_report import Handoff, percentiles
+from workers.processes import start_time
+from workers.reload_watch import Failed
+from workers.succession import Outcome
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    paths.make_private(paths.runtime_dir(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "gunicorn.conf.py").write_text("workers = 1\n")
+    return root
+
+
+def test_an_unchanged_master_needs_hup(data_dir: Path, root: Path) -> None:
+    fingerprint.record(root, data_dir)
+    assert fingerprint.changes(data_dir, os.getpid()) == []
+    assert reload.choose(data_dir, os.getpid())[0] == signal.SIGHUP
+
+
+def test_a_changed_file_needs_usr2(data_dir: Path, root: Path) -> None:
+    fingerprint.record(root, data_dir)
+    (root / "gunicorn.conf.py").write_text("workers = 2\n")
+    chosen, why = reload.choose(data_dir, os.getpid())
+    assert chosen == signal.SIGUSR2
+    assert "gunicorn.conf.py" in why
+
+
+def test_a_changed_library_needs_usr2(
+    data_dir: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "site-packages"
+    (library / "aiohttp-3.0.dist-info").mkdir(parents=True)
+    (library / "redis-7.0.dist-info").mkdir()
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(library))
+    fingerprint.record(root, data_dir)
+    assert fingerprint.changes(data_dir, os.getpid()) == []
+    (library / "aiohttp-3.0.dist-info").rename(library / "aiohttp-3.1.dist-info")
+    assert fingerprint.changes(data_dir, os.getpid()) == ["aiohttp"]
+
+
+def test_a_master_that_has_said_nothing_needs_usr2(data_dir: Path, root: Path) -> None:
+    assert reload.choose(data_dir, os.getpid())[0] == signal.SIGUSR2
+    fingerprint.record(root, data_dir)
+    written = fingerprint.file_of(data_dir, os.getpid())
+    # The record of another process that had this pid.
+    written.write_text(json.dumps(json.loads(written.read_text()) | {"born": 1}))
+    assert fingerprint.changes(data_dir, os.getpid()) is None
+
+
+def test_the_first_process_of_a_container_stays(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "changes", lambda *_: ["redis"])
+    chosen, why = reload.choose(data_dir, 1)
+    assert chosen == signal.SIGHUP
+    assert "container" in why
+
+
+def test_records_of_dead_masters_are_removed(data_dir: Path, root: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    old = fingerprint.file_of(data_dir, child.pid)
+    old.write_text("{}")
+    fingerprint.record(root, data_dir)
+    assert not old.exists()
+
+
+def test_percentiles_are_weighted() -> None:
+    assert percentiles([]) == (0.0, 0.0, 0.0)
+    assert percentiles([(0.5, 1), (0.1, 98), (0.2, 1)]) == (0.1, 0.2, 0.5)
+    assert percentiles([(0.5, 10)]) == (0.5, 0.5, 0.5)
+
+
+def test_report_of_a_worker_is_fetched_once(data_dir: Path) -> None:
+    first = Outcome(passed=3, left=1, heirs=2, seconds=0.5, pauses=[(0.1, 3)])
+    last = Outcome(passed=1, left=2, heirs=1, seconds=0.25, pauses=[(0.2, 1)])
+    report = Handoff.of(first, last)
+    assert "Handed 4 connections over to 2 workers in 0.75 s; 2 are drained" in str(report)
+    assert "100 ms (p50), 200 ms (p99), 200 ms (max)" in str(report)
+    report.save(data_dir)
+    born = start_time(os.getpid())
+    assert Handoff.fetch(data_dir, os.getpid(), 1) is None, "another process with this pid"
+    fetched = Handoff.fetch(data_dir, os.getpid(), born)
+    assert fetched is not None
+    assert (fetched.passed, fetched.left, fetched.pauses) == (4, 2, [[0.1, 3], [0.2, 1]])
+    assert Handoff.fetch(data_dir, os.getpid(), born) is None
+
+
+def test_only_the_end_of_an_error_is_shown() -> None:
+    text = "\n\n".join(str(n) for n in range(100))
+    assert reload.last_lines(text).splitlines() == [str(n) for n in range(94, 100)]
+
+
+def test_a_master_that_is_no_gunicorn_is_not_running(data_dir: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    (data_dir / "gunicorn.pid").write_text(str(child.pid))
+    with pytest.raises(reload.NotRunning):
+        reload.find_master(data_dir)
+    child.communicate(b"\n")
+
+
+def test_a_wrong_setting_is_told_in_one_line() -> None:
+    with pytest.raises(Failed, match=r"^WORKERS='none'[^\n]*$") as caught:
+        reload.check({**os.environ, "WORKERS": "none"})
+    assert caught.value.unchanged

@@ -1,0 +1,104 @@
+"""What a deaf worker does, on a real slot table with rows of this process in all roles."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from workers.replacement import GRACE, Replacement
+from workers.shared_slots import READY, SlotTable
+
+MASTER = os.getppid()
+
+
+class Scene:
+    """One worker that may be deaf, and its siblings."""
+
+    def __init__(self, table: SlotTable) -> None:
+        self.table = table
+        self.deaf = True
+        self.sent: list[tuple[int, int]] = []
+        self.row = self.worker(deaf=True)
+        self.replacement = Replacement(
+            table,
+            self.row,
+            lambda: self.deaf,
+            MASTER,
+            kill=lambda pid, signum: self.sent.append((pid, signum)),
+        )
+
+    def worker(self, **stats: bool) -> int:
+        row = self.table.claim_row(master=MASTER)
+        self.table.set_state(row, READY)
+        self.table.set_stats(row, dict(stats))
+        return row
+
+    def pass_time(self, seconds: float) -> None:
+        for _ in range(int(seconds)):
+            self.replacement.look(1.0)
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    path = Path(f"/dev/shm/yujian-test-{os.getpid()}-{random.randrange(2**32)}")
+    yield Scene(SlotTable(path))
+    path.unlink()
+
+
+def test_leaves_after_a_grace_when_a_sibling_hears(scene: Scene) -> None:
+    scene.worker(hears=True)
+    scene.pass_time(GRACE)
+    assert scene.sent == []
+    scene.pass_time(1)
+    assert scene.sent == [(os.getpid(), signal.SIGTERM)]
+
+
+def test_stays_when_it_comes_round(scene: Scene) -> None:
+    scene.worker(hears=True)
+    scene.pass_time(GRACE)
+    scene.deaf = False
+    scene.pass_time(1)
+    scene.deaf = True
+    scene.pass_time(GRACE)
+    assert scene.sent == []
+
+
+def test_alone_it_asks_for_another_once_and_goes_when_that_hears(scene: Scene) -> None:
+    scene.pass_time(GRACE + 20)
+    assert scene.sent == [(MASTER, signal.SIGTTIN)]
+    heir = scene.table.claim_row(master=MASTER)
+    scene.pass_time(20)
+    scene.table.set_state(heir, READY)
+    scene.pass_time(20)
+    assert scene.sent == [(MASTER, signal.SIGTTIN)], "the heir has heard nothing yet"
+    scene.table.set_stats(heir, {"hears": True})
+    scene.pass_time(1)
+    assert scene.sent[1:] == [(MASTER, signal.SIGTTOU)]
+
+
+def test_one_asks_for_all(scene: Scene) -> None:
+    other = scene.worker(deaf=True)
+    second = Replacement(
+        scene.table,
+        other,
+        lambda: True,
+        MASTER,
+        kill=lambda pid, signum: scene.sent.append((pid, signum)),
+    )
+    for _ in range(30):
+        second.look(1.0)
+    assert scene.sent == []
+    scene.pass_time(GRACE + 1)
+    assert scene.sent == [(MASTER, signal.SIGTTIN)]
+
+
+def test_gives_the_other_back_when_it_comes_round(scene: Scene) -> None:
+    scene.pass_time(GRACE + 1)
+    scene.deaf = False
+    scene.pass_time(10)
+    assert scene.sent == [(MASTER, signal.SIGTTIN), (MASTER, signal.SIGTTOU)]

@@ -1,0 +1,341 @@
+"""The slot table, driven by real processes that are killed at random."""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+
+import pytest
+
+from workers import shared_slots
+from workers.processes import start_time
+from workers.shared_slots import LEAVING, READY, STARTING, SlotTable
+
+FORK = multiprocessing.get_context("fork")
+CAP = 20
+USER_CAP = 3
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    path = Path(f"/dev/shm/yujian-test-{os.getpid()}-{random.randrange(2**32)}")
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def table(path: Path) -> SlotTable:
+    return SlotTable(path)
+
+
+def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def run(target: Callable[..., None], *args: object) -> ForkProcess:
+    process = FORK.Process(target=target, args=args, daemon=True)
+    process.start()
+    return process
+
+
+def kill(process: ForkProcess) -> None:
+    assert process.pid
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def hammer(path: Path, seed: int) -> None:
+    """Reserve and release connections and users for ever."""
+    table = SlotTable(path)
+    row = table.claim_row(master=1)
+    chance = random.Random(seed)
+    held: list[str] = []
+    while True:
+        if held and chance.random() < 0.45:
+            user = held.pop(chance.randrange(len(held)))
+            table.release_user(row, user)
+            table.release_connection(row)
+        elif table.reserve_connection(row, CAP):
+            user = f"user-{chance.randrange(8)}"
+            if table.claim_user(row, user, USER_CAP):
+                held.append(user)
+            else:
+                table.release_connection(row)
+
+
+def hold(path: Path, users: list[str], cap: int) -> None:
+    table = SlotTable(path)
+    row = table.claim_row(master=1)
+    for user in users:
+        assert table.reserve_connection(row, 10_000)
+        assert table.claim_user(row, user, cap)
+    table.reserve_queue(row, 5, 10, 100)
+    table.set_stats(row, {"held": len(users)})
+    table.set_state(row, READY)
+    time.sleep(60)
+
+
+def test_killed_processes_never_break_the_caps(path: Path, table: SlotTable) -> None:
+    chance = random.Random(1)
+    processes = [run(hammer, path, seed) for seed in range(4)]
+    try:
+        seen = 0
+        for turn in range(60):
+            until(lambda: table.total_connections() > 0)
+            for _ in range(20):
+                total = table.total_connections()
+                seen = max(seen, total)
+                assert total <= CAP
+            if turn % 3 == 0:
+                victim = chance.randrange(4)
+                kill(processes[victim])
+                table.sweep()
+                processes[victim] = run(hammer, path, turn + 10)
+            time.sleep(0.01)
+        assert seen == CAP
+    finally:
+        for process in processes:
+            kill(process)
+    table.sweep()
+    assert table.rows() == []
+    assert table.total_connections() == 0
+    assert table.unique_users() == 0
+    row = table.claim_row(master=1)
+    for number in range(8):
+        assert [table.claim_user(row, f"user-{number}", USER_CAP) for _ in range(4)] == [
+            True,
+            True,
+            True,
+            False,
+        ]
+
+
+def test_cap_per_user_holds_over_processes(path: Path, table: SlotTable) -> None:
+    row = table.claim_row(master=1)
+    other = run(hold, path, ["ann", "ann", "bob"], 3)
+    try:
+        until(lambda: any(r.state == READY for r in table.rows()))
+        assert table.unique_users() == 2
+        assert table.claim_user(row, "ann", 3)
+        assert not table.claim_user(row, "ann", 3)
+        assert table.unique_users() == 2
+    finally:
+        kill(other)
+    assert not table.claim_user(row, "ann", 3)
+    assert table.sweep() == [other.pid]
+    assert table.claim_user(row, "ann", 3)
+    assert table.unique_users() == 1
+    table.release_user(row, "ann")
+    assert table.unique_users() == 1
+    table.release_user(row, "ann")
+    assert table.unique_users() == 0
+    table.release_user(row, "ann")
+    assert table.unique_users() == 0
+
+
+def test_unrelated_process_sees_the_rows(path: Path, table: SlotTable) -> None:
+    row = table.claim_row(master=7)
+    table.reserve_connection(row, 1)
+    table.set_stats(row, {"a": 1})
+    script = (
+        "import sys; from pathlib import Path; from workers.shared_slots import SlotTable\n"
+        "t = SlotTable(Path(sys.argv[1])); (r,) = t.rows()\n"
+        "print(r.pid, r.master, r.connections, r.stats, t.reserve_connection(r.number, 1))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", script, str(path)], check=True, capture_output=True, text=True
+    )
+    assert shown.stdout == f"{os.getpid()} 7 1 {{'a': 1}} False\n"
+
+
+def test_row_of_a_dead_process(path: Path, table: SlotTable) -> None:
+    process = run(hold, path, ["ann"], 3)
+    until(lambda: any(r.state == READY for r in table.rows()))
+    (row,) = table.rows()
+    assert (row.pid, row.connections, row.stats) == (process.pid, 1, {"held": 1})
+    assert table.queue_totals() == (1, 5)
+    assert table.sweep() == []
+    kill(process)
+    assert table.free(row.pid)
+    assert not table.free(row.pid)
+    assert table.rows() == []
+    assert table.queue_totals() == (0, 0)
+
+
+def test_reused_pid_is_not_taken_for_the_worker(
+    table: SlotTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table.claim_row(master=1)
+    born = start_time(os.getpid())
+    assert born
+    monkeypatch.setattr(shared_slots, "start_time", lambda pid: born + 1)
+    assert table.sweep() == [os.getpid()]
+
+
+def test_states_and_failed_starts(table: SlotTable) -> None:
+    row = table.claim_row(master=1)
+    first = table.rows()[0]
+    assert first.state == STARTING
+    table.set_state(row, LEAVING)
+    assert table.rows()[0].state == LEAVING
+    table.free(os.getpid())
+    assert table.failed_starts == 0
+    table.claim_row(master=1)
+    assert table.rows()[0].generation == first.generation + 1
+    table.free(os.getpid())
+    assert table.failed_starts == 1
+
+
+def test_workers_that_died_while_they_served_are_counted(
+    table: SlotTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for state in (READY, LEAVING, STARTING):
+        table.set_state(table.claim_row(master=1), state)
+        table.free(os.getpid())
+    assert table.deaths == 0
+    for state in (READY, LEAVING, STARTING):
+        table.set_state(table.claim_row(master=1), state)
+        with monkeypatch.context() as patch:
+            patch.setattr(shared_slots, "start_time", lambda pid: None)
+            assert table.sweep() == [os.getpid()]
+            assert table.sweep() == []
+    assert table.deaths == 1
+
+
+def test_queue_is_bounded_in_messages_and_bytes(table: SlotTable) -> None:
+    row = table.claim_row(master=1)
+    assert table.reserve_queue(row, 60, 2, 100)
+    assert not table.reserve_queue(row, 41, 2, 100)
+    assert table.reserve_queue(row, 40, 2, 100)
+    assert not table.reserve_queue(row, 0, 2, 100)
+    assert table.queue_totals() == (2, 100)
+    table.release_queue(row, 2, 100)
+    assert table.queue_totals() == (0, 0)
+
+
+def test_evictions_ask_the_lowest_rank_first(table: SlotTable) -> None:
+    here = table.claim_row(master=1)
+    one = table.claim_row(master=1)
+    two = table.claim_row(master=1)
+    table.set_queued(here, (0, 0, 5))
+    table.set_queued(one, (1, 1, 0))
+    table.set_queued(two, (0, 0, 1))
+    assert not table.ask_to_evict(here, 2)
+    assert table.ask_to_evict(here, 0)
+    assert (table.take_evictions(one), table.take_evictions(two)) == (0, 1)
+    table.set_queued(two, (0, 0, 0))
+    assert table.ask_to_evict(here, 0)
+    assert not table.ask_to_evict(here, 0), "the high one stays, the normal one is asked for"
+    assert table.take_evictions(one) == 1
+    assert table.take_evictions(one) == 0
+    assert not table.ask_to_evict(here, 1)
+
+
+def test_figures_have_a_limit(table: SlotTable) -> None:
+    row = table.claim_row(master=1)
+    with pytest.raises(ValueError, match="over 4000"):
+        table.set_stats(row, {"text": "x" * 4000})
+    table.set_stats(row, {"text": "x" * 3900})
+    table.set_stats(row, {"n": 1})
+    assert table.rows()[0].stats == {"n": 1}
+    assert table.rows()[0].updated == pytest.approx(time.time(), abs=5)
+
+
+def test_users_table_grows_and_tidies_itself(path: Path) -> None:
+    table = SlotTable(path, connections=10)
+    other = SlotTable(path, connections=10)
+    row = table.claim_row(master=1)
+    kept = [f"kept-{n}" for n in range(500)]
+    assert all(table.claim_user(row, user, 1) for user in kept)
+    for n in range(40_000):
+        assert table.claim_user(row, f"u{n}", 1)
+        if n >= 20_000:
+            table.release_user(row, f"u{n - 20_000}")
+    assert table.unique_users() == 20_500
+    SlotTable(path, connections=100_000)
+    for view in (table, other):
+        assert not any(view.claim_user(row, user, 1) for user in kept)
+        assert view.unique_users() == 20_500
+    table.free(os.getpid())
+    assert other.unique_users() == 0
+    assert other.claim_user(row, "kept-1", 1)
+
+
+def test_file_of_another_version_is_replaced(path: Path, table: SlotTable) -> None:
+    row = table.claim_row(master=1)
+    with path.open("r+b") as file:
+        file.write(b"YJ-SLOTS\xff")
+    new = SlotTable(path)
+    assert new.rows() == []
+    assert table.rows()[0].number == row, "whoever has the old file keeps it"
+
+
+def test_first_processes_at_once_share_one_file(path: Path) -> None:
+    processes = [run(hold, path, ["ann"], 8) for _ in range(8)]
+    try:
+        table = SlotTable(path)
+        until(lambda: sum(r.state == READY for r in table.rows()) == 8)
+        assert table.total_connections() == 8
+        assert table.unique_users() == 1
+    finally:
+        for process in processes:
+            kill(process)
+
+
+def test_table_full_of_workers(table: SlotTable) -> None:
+    for _ in range(shared_slots.ROWS):
+        table.claim_row(master=1)
+    with pytest.raises(RuntimeError, match="all 128 rows"):
+        table.claim_row(master=1)
+
+
+def test_file_of_another_user_is_refused(
+    path: Path, table: SlotTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(PermissionError, match="belongs to another user"):
+        SlotTable(path)
+
+
+def test_only_the_first_halts_a_master(table: SlotTable) -> None:
+    assert table.first_to_halt(os.getpid())
+    assert not table.first_to_halt(os.getpid())
+    assert table.first_to_halt(os.getppid())
+
+
+def can_lock(path: Path) -> None:
+    with path.open("r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+
+
+def test_growing_does_not_lose_the_lock(path: Path, table: SlotTable) -> None:
+    with table._lock:
+        table._users.make_room(100_000)
+        table._users.claim(5, 0, 1)
+        assert is_locked(path)
+    assert not is_locked(path)
+    table.sweep()
+    other = SlotTable(path)
+    other._users.make_room(200_000)
+    with table._lock:
+        assert not table._users.claim(5, 0, 1)
+        assert is_locked(path)
+
+
+def is_locked(path: Path) -> bool:
+    """Ask from a child, since a process never excludes itself."""
+    child = run(can_lock, path)
+    child.join()
+    return child.exitcode != 0

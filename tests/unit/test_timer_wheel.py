@@ -1,0 +1,242 @@
+"""Heartbeats, one tick after the other by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.transport.timer_wheel import TimerWheel
+
+
+class Peer:
+    """Notes at which ticks it was pinged and given up."""
+
+    def __init__(self, wheel: TimerWheel) -> None:
+        self.wheel = wheel
+        self.seen = 0
+        self.bucket = -1
+        self.pings: list[int] = []
+        self.missed: list[int] = []
+
+    def heartbeat(self) -> None:
+        self.pings.append(self.wheel.now)
+
+    def heartbeat_missed(self) -> None:
+        self.missed.append(self.wheel.now)
+
+
+INTERVAL, TIMEOUT = 30, 60
+
+
+def make(interval: float = INTERVAL, timeout: float = TIMEOUT) -> TimerWheel:
+    return TimerWheel(interval, timeout)
+
+
+def watched(wheel: TimerWheel) -> int:
+    return sum(map(len, wheel._buckets))
+
+
+def run(wheel: TimerWheel, ticks: int, *answering: Peer) -> None:
+    for _ in range(ticks):
+        wheel.advance()
+        for peer in answering:
+            peer.seen = wheel.now
+
+
+def test_a_tick_is_a_second_or_a_tenth_of_a_short_interval() -> None:
+    assert make().tick_length == 1.0
+    assert make(0.5, 1.0).tick_length == pytest.approx(0.05)
+
+
+def test_pings_come_every_interval_while_something_is_received() -> None:
+    wheel = make()
+    wheel.now = 17
+    peer = Peer(wheel)
+    wheel.add(peer)
+    run(wheel, 200, peer)
+    assert peer.pings == [47, 77, 107, 137, 167, 197]
+    assert peer.missed == []
+    assert watched(wheel) == 1
+
+
+@pytest.mark.parametrize("silent_since", [0, 1, 29, 30, 31, 44, 59, 60, 61, 100])
+def test_the_timeout_comes_after_exactly_that_many_ticks_of_silence(silent_since: int) -> None:
+    wheel = make()
+    peer = Peer(wheel)
+    wheel.add(peer)
+    run(wheel, silent_since, peer)
+    run(wheel, TIMEOUT - 1)
+    assert peer.missed == []
+    run(wheel, 1)
+    assert peer.missed == [silent_since + TIMEOUT]
+    assert peer.bucket == -1
+    run(wheel, 200)
+    assert len(peer.missed) == 1
+    assert watched(wheel) == 0
+
+
+def test_a_silent_peer_is_pinged_before_it_is_given_up() -> None:
+    wheel = make()
+    peer = Peer(wheel)
+    wheel.add(peer)
+    run(wheel, 100)
+    assert peer.pings == [30]
+    assert peer.missed == [60]
+
+
+@given(
+    st.integers(1, 10),
+    st.integers(1, 25),
+    st.lists(st.tuples(st.booleans(), st.booleans()), max_size=100),
+)
+def test_whatever_is_received_and_flushed(
+    interval: int, longer: int, steps: list[tuple[bool, bool]]
+) -> None:
+    # Early pings come at will, and what is received is any pattern.
+    timeout = interval + longer
+    wheel = TimerWheel(interval * 10.0, timeout * 10.0)
+    wheel._interval, wheel._timeout = interval, timeout
+    wheel._buckets = [{} for _ in range(interval + 1)]
+    peer = Peer(wheel)
+    wheel.add(peer)
+    for receives, flushes in steps:
+        if receives:
+            peer.seen = wheel.now
+        if flushes:
+            wheel.ping_early()
+        wheel.advance()
+        silent = wheel.now - peer.seen
+        if peer.missed:
+            assert silent >= timeout
+            assert peer.missed == [wheel.now]
+            assert silent == timeout
+            assert watched(wheel) == 0
+            break
+        assert silent < timeout
+        assert watched(wheel) == 1
+        last = peer.pings[-1] if peer.pings else 0
+        assert wheel.now - last <= interval
+
+
+def test_an_early_ping_takes_the_place_of_the_one_that_was_due() -> None:
+    wheel = make()
+    peer = Peer(wheel)
+    wheel.add(peer)
+    run(wheel, 28, peer)
+    wheel.ping_early()
+    assert peer.pings == []
+    run(wheel, 1, peer)
+    wheel.ping_early()
+    assert peer.pings == [29]
+    wheel.ping_early()
+    run(wheel, 1, peer)
+    assert peer.pings == [29]
+    run(wheel, 100, peer)
+    assert peer.pings == [29, 60, 90, 120]
+
+
+def test_an_early_ping_gives_nobody_up() -> None:
+    wheel = make()
+    peer = Peer(wheel)
+    wheel.add(peer)
+    run(wheel, TIMEOUT - 1)
+    wheel.ping_early()
+    wheel.ping_early()
+    assert peer.missed == []
+    assert peer.pings == [30]
+    run(wheel, 1)
+    assert peer.missed == [60]
+
+
+def test_who_answers_after_the_last_early_ping_stays() -> None:
+    wheel = make()
+    peer = Peer(wheel)
+    wheel.add(peer)
+    run(wheel, TIMEOUT - 1)
+    wheel.ping_early()
+    peer.seen = wheel.now
+    run(wheel, 1)
+    assert peer.missed == []
+    assert peer.pings == [30, 60]
+
+
+def test_discard_leaves_nothing() -> None:
+    wheel = make()
+    peers = [Peer(wheel) for _ in range(3)]
+    for peer in peers:
+        wheel.add(peer)
+    wheel.discard(peers[1])
+    wheel.discard(peers[1])
+    assert watched(wheel) == 2
+    assert peers[1].bucket == -1
+    run(wheel, 30)
+    wheel.discard(peers[0])
+    run(wheel, 200)
+    assert (peers[0].pings, peers[0].missed) == ([30], [])
+    assert (peers[1].pings, peers[1].missed) == ([], [])
+    assert (peers[2].pings, peers[2].missed) == ([30], [60])
+    assert watched(wheel) == 0
+
+
+def test_who_is_discarded_by_its_own_heartbeat_is_gone() -> None:
+    wheel = make()
+
+    class Leaving(Peer):
+        def heartbeat(self) -> None:
+            super().heartbeat()
+            wheel.discard(self)
+
+        def heartbeat_missed(self) -> None:
+            super().heartbeat_missed()
+            wheel.discard(self)
+
+    pinged = Leaving(wheel)
+    wheel.add(pinged)
+    run(wheel, 100)
+    assert (pinged.pings, pinged.missed) == ([30], [])
+    assert watched(wheel) == 0
+
+
+def test_many_are_spread_by_when_they_came() -> None:
+    wheel = make()
+    peers = []
+    for _ in range(INTERVAL):
+        peers.append(Peer(wheel))
+        wheel.add(peers[-1])
+        run(wheel, 1, *peers)
+    for place, peer in enumerate(peers):
+        run_until = place + INTERVAL
+        assert peer.pings == ([run_until] if run_until <= wheel.now else [])
+    run(wheel, INTERVAL, *peers)
+    assert [peer.pings[0] for peer in peers] == list(range(INTERVAL, 2 * INTERVAL))
+
+
+@pytest.mark.parametrize("ticks", [0, 1, 29, 30, 31, 45, 59])
+def test_another_wheel_goes_on_with_the_same_times(ticks: int) -> None:
+    first, second = make(), make()
+    second.now = 1007
+    moved, stayed = Peer(first), Peer(first)
+    first.add(moved)
+    first.add(stayed)
+    run(first, ticks)
+    times = first.times(moved)
+    first.discard(moved)
+    pings = len(moved.pings)
+    moved.wheel = second
+    second.resume(moved, *times)
+    run(first, 100)
+    run(second, 100)
+    shift = 1007 - ticks
+    assert [ping - shift for ping in moved.pings[pings:]] == stayed.pings[pings:]
+    assert [tick - shift for tick in moved.missed] == stayed.missed == [60]
+
+
+def test_what_should_have_been_looked_at_long_ago_is_looked_at_next() -> None:
+    wheel = make()
+    late, silent = Peer(wheel), Peer(wheel)
+    wheel.resume(late, 5.0, -7.0)
+    wheel.resume(silent, 500.0, -400.0)
+    run(wheel, 1)
+    assert late.pings == [1]
+    assert silent.missed == [1]

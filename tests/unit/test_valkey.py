@@ -1,0 +1,204 @@
+"""The private Valkey, with the real server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from workers import paths, valkey
+from workers.processes import start_time
+from workers.valkey import Valkey
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    pid = valkey.find(tmp_path)
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def supervised(server: Valkey) -> AsyncIterator[None]:
+    task = asyncio.create_task(server.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def call(data_dir: Path, *words: str) -> str:
+    """One command, and its answer as it came."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        client.connect(str(paths.valkey_socket(data_dir)))
+        client.sendall((" ".join(words) + "\r\n").encode())
+        return client.recv(65536).decode()
+
+
+async def running(data_dir: Path, other_than: int | None = None) -> int:
+    def answering() -> int | None:
+        pid = valkey.find(data_dir)
+        if pid is None or pid == other_than:
+            return None
+        with contextlib.suppress(OSError):
+            return pid if call(data_dir, "PING") == "+PONG\r\n" else None
+        return None
+
+    await until(answering)
+    pid = valkey.find(data_dir)
+    assert pid is not None
+    return pid
+
+
+async def test_started_with_safe_settings_and_stopped(data_dir: Path) -> None:
+    assert not valkey.stop(data_dir)
+    async with supervised(Valkey(data_dir, "always")):
+        pid = await running(data_dir)
+        assert os.getsid(pid) == pid, "a session of its own: Ctrl-C must not reach it"
+        for name, value in {
+            "appendfsync": "always",
+            "appendonly": "yes",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+            "port": "0",
+        }.items():
+            assert call(data_dir, "CONFIG", "GET", name).split("\r\n")[4:5] == [value]
+        assert call(data_dir, "SET", "key", "value") == "+OK\r\n"
+    assert valkey.find(data_dir) == pid, "it outlives who watches it"
+    assert await asyncio.to_thread(valkey.stop, data_dir)
+    assert start_time(pid) is None
+    assert valkey.find(data_dir) is None
+    async with supervised(Valkey(data_dir, "no")):
+        await running(data_dir)
+        assert call(data_dir, "GET", "key") == "$5\r\nvalue\r\n"
+
+
+async def test_running_server_is_taken_over(data_dir: Path) -> None:
+    async with supervised(Valkey(data_dir, "no")):
+        pid = await running(data_dir)
+    async with supervised(Valkey(data_dir, "everysec")):
+        await until(lambda: "everysec" in call(data_dir, "CONFIG", "GET", "appendfsync"))
+        assert valkey.find(data_dir) == pid
+
+
+async def test_killed_server_is_back_at_once_with_everything(data_dir: Path) -> None:
+    async with supervised(Valkey(data_dir, "no")):
+        pid = await running(data_dir)
+        for n in range(100):
+            assert call(data_dir, "SET", f"k{n}", "v") == "+OK\r\n"
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        os.kill(pid, signal.SIGKILL)
+        await running(data_dir, other_than=pid)
+        assert loop.time() - began < 2
+        assert call(data_dir, "DBSIZE") == ":100\r\n"
+
+
+async def test_server_that_someone_else_left_is_restarted_when_killed(data_dir: Path) -> None:
+    async with supervised(Valkey(data_dir, "no")):
+        pid = await running(data_dir)
+    async with supervised(Valkey(data_dir, "no")):
+        os.kill(pid, signal.SIGKILL)
+        assert await running(data_dir, other_than=pid) != pid
+
+
+async def test_silent_server_is_killed(data_dir: Path) -> None:
+    async with supervised(Valkey(data_dir, "no", silence=2)):
+        pid = await running(data_dir)
+        os.kill(pid, signal.SIGSTOP)
+        assert valkey.find(data_dir) == pid
+        await running(data_dir, other_than=pid)
+        assert start_time(pid) is None
+
+
+async def test_pause_is_survived(data_dir: Path) -> None:
+    async with supervised(Valkey(data_dir, "no", silence=3)):
+        pid = await running(data_dir)
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(1.5)
+        os.kill(pid, signal.SIGCONT)
+        await running(data_dir)
+        assert call(data_dir, "CONFIG", "GET", "port")
+        assert valkey.find(data_dir) == pid
+
+
+async def test_hung_server_is_killed_by_stop(data_dir: Path) -> None:
+    async with supervised(Valkey(data_dir, "no")):
+        pid = await running(data_dir)
+    os.kill(pid, signal.SIGSTOP)
+    assert await asyncio.to_thread(valkey.stop, data_dir, 0.2)
+    assert start_time(pid) is None
+
+
+def aof(data_dir: Path) -> Path:
+    (found,) = data_dir.rglob("*.incr.aof")
+    return found
+
+
+async def test_torn_end_of_the_file_is_mended(data_dir: Path) -> None:
+    async with supervised(Valkey(data_dir, "no")):
+        await running(data_dir)
+        call(data_dir, "SET", "key", "value")
+    valkey.stop(data_dir)
+    with aof(data_dir).open("ab") as file:
+        file.write(b"*3\r\n$3\r\nSET\r\n$3\r\nke")
+    async with supervised(Valkey(data_dir, "no")):
+        await running(data_dir)
+        assert call(data_dir, "GET", "key") == "$5\r\nvalue\r\n"
+
+
+async def test_reason_why_it_cannot_start_is_told(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with supervised(Valkey(data_dir, "no")):
+        await running(data_dir)
+        call(data_dir, "SET", "key", "value")
+    valkey.stop(data_dir)
+    content = aof(data_dir).read_bytes()
+    aof(data_dir).write_bytes(b"*1\r\n$3\r\nxyz\r\nrubbish\r\n" + content)
+    with caplog.at_level(logging.ERROR):
+        async with supervised(Valkey(data_dir, "no")):
+            await until(lambda: caplog.records)
+            assert "Valkey cannot start, next try in" in caplog.text
+            assert "reading the append only file" in caplog.text
+            aof(data_dir).write_bytes(content)
+            await running(data_dir)
+    assert call(data_dir, "GET", "key") == "$5\r\nvalue\r\n"
+
+
+async def test_no_second_server_on_the_same_files(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with supervised(Valkey(data_dir, "no")):
+        pid = await running(data_dir)
+    # Whatever hides the first server, its lock is still there.
+    paths.valkey_socket(data_dir).unlink()
+    (paths.valkey_dir(data_dir) / "valkey.pid").unlink()
+    with caplog.at_level(logging.ERROR):
+        async with supervised(Valkey(data_dir, "no")):
+            await until(lambda: "another server still holds its files" in caplog.text)
+            os.kill(pid, signal.SIGKILL)
+            await running(data_dir)
+
+
+async def test_pid_of_somebody_else_is_not_signalled(data_dir: Path) -> None:
+    paths.make_private(paths.valkey_dir(data_dir))
+    (paths.valkey_dir(data_dir) / "valkey.pid").write_text(f"{os.getpid()}\n")
+    assert valkey.find(data_dir) is None
+    assert not valkey.stop(data_dir)

@@ -1,0 +1,1 @@
+"""What lives between processes; no state of a single client."""

@@ -1,0 +1,248 @@
+"""The collector: real figures of this machine and of the service, published as they change.
+
+It runs in the leader, so there is one on each machine. Every two seconds it samples the machine
+and publishes
+
+- `health_alert` and `health_recovery` (type `health`) when a threshold is crossed,
+- `status_update` (type `status`) when something changed noticeably, and twice a minute anyway,
+- `stats_update` (type `stats`) for each period in its turn. Every one carries the newest figures
+  of all periods, so that the newest message alone is the whole snapshot.
+
+What fails (the backplane is away, a file is gone) is logged once and tried again with fresh
+values at the next sample. What another leader needs to go on is kept in `collector.json`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import platform
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.metrics_core import Metric
+
+from app.config import Settings
+from app.errors import ClientError
+from app.ports import Slots
+from app.presence import Presence, PresenceState
+from workers.alarms import Alarm
+from workers.host import HostSample
+from workers.periods import PERIODS, Periods, Totals
+
+INTERVAL = 2.0
+"""Seconds between samples."""
+
+STATUS_EVERY = 30.0
+"""Seconds after which the status is published though nothing changed."""
+
+STATS_EVERY = {"1m": 10.0, "5m": 30.0, "15m": 60.0, "1h": 300.0, "24h": 900.0}
+"""Seconds between the messages of each period."""
+
+_TOTALS_EVERY = 5.0
+_SAVE_EVERY = 60.0
+
+_NOTICEABLE = {"cpu": 2.0, "memory": 2.0, "disk": 2.0}
+"""Points by which a percentage must differ from the one last published."""
+
+Publish = Callable[[str, str, dict[str, object]], Awaitable[object]]
+"""Publishes type, event and data; raises `ClientError` when the message is not in the stream."""
+
+log = logging.getLogger(__name__)
+
+
+class Collector:
+    """Samples and publishes until it is cancelled.
+
+    Args:
+        settings: of this worker.
+        slots: what all workers of the machine count together.
+        publish: how to publish.
+        presence: what the lab is doing; it turns `offline` by itself when nobody says more, and
+            the collector tells the clients.
+        collect: the joined metrics of all workers; may block, is called in a thread.
+        sample_host: measures the machine; likewise.
+        interval: seconds between samples.
+        clock: Unix seconds, for what is told and kept.
+        monotonic: seconds, for what has to happen every so often.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        slots: Slots,
+        *,
+        publish: Publish,
+        presence: Presence,
+        collect: Callable[[], Iterable[Metric]],
+        sample_host: Callable[[], HostSample],
+        interval: float = INTERVAL,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._slots = slots
+        self._publish = publish
+        self._presence = presence
+        self._collect = collect
+        self._sample_host = sample_host
+        self._interval = interval
+        self._clock = clock
+        self._monotonic = monotonic
+        self._file = settings.data_dir / "collector.json"
+        self._periods = Periods(clock)
+        self._alarms = [
+            Alarm("cpu", "CPU usage", settings.alert_cpu),
+            Alarm("memory", "Memory usage", settings.alert_memory),
+            Alarm("disk", "Disk usage", settings.alert_disk),
+        ]
+        self._presence_state = PresenceState("offline", None, None)
+        self._published_status: dict[str, Any] | None = None
+        self._published_at = 0.0
+        self._stats_due = dict.fromkeys(PERIODS, 0.0)
+        self._totals_due: float | None = None
+        self._save_due = 0.0
+        self._failing: set[str] = set()
+
+    async def run(self) -> None:
+        """Collect until cancelled; what is known is kept for the next leader."""
+        await asyncio.to_thread(self._load)
+        try:
+            while True:
+                began = self._monotonic()
+                await self.tick()
+                rest = self._interval - (self._monotonic() - began)
+                await asyncio.sleep(max(rest, self._interval / 10))
+        finally:
+            await asyncio.to_thread(self._save)
+
+    async def tick(self) -> None:
+        """Take one sample, and publish what there is to tell. Raises nothing but cancellation."""
+        host: HostSample | None = None
+        with self._part("sampling the machine"):
+            host = await asyncio.to_thread(self._sample_host)
+        with self._part("reading the presence"):
+            state, confirmed = await self._presence.read()
+            if confirmed:
+                self._presence_state = state
+        with self._part("adding up the metrics"):
+            await self._add_totals()
+        with self._part("publishing"):
+            if host is not None:
+                await self._publish_alarms(host)
+                await self._publish_status(host)
+            await self._publish_stats()
+        if self._monotonic() >= self._save_due:
+            self._save_due = self._monotonic() + _SAVE_EVERY
+            await asyncio.to_thread(self._save)
+
+    async def _add_totals(self) -> None:
+        now = self._monotonic()
+        if self._totals_due is None or now >= self._totals_due - self._interval / 2:
+            self._periods.add(await asyncio.to_thread(lambda: Totals.of(self._collect())))
+            self._totals_due = now + _TOTALS_EVERY
+
+    async def _publish_alarms(self, host: HostSample) -> None:
+        now = self._clock()
+        for alarm, value in zip(
+            self._alarms, (host.cpu_percent, host.memory_percent, host.disk_percent), strict=True
+        ):
+            alarm.sample(value, now)
+        for alarm in self._alarms:
+            news = alarm.news()
+            if news is not None:
+                await self._publish("health", *news)
+                alarm.told()
+                self._save_due = 0.0  # another leader must not tell it again
+
+    async def _publish_status(self, host: HostSample) -> None:
+        status = self._status(host)
+        now = self._monotonic()
+        overdue = now - self._published_at + self._interval > STATUS_EVERY
+        if overdue or _is_noticeable(self._published_status, status):
+            await self._publish("status", "status_update", status)
+            self._published_status = status
+            self._published_at = now
+
+    def _status(self, host: HostSample) -> dict[str, Any]:
+        rows = self._slots.rows()
+        return {
+            "host": platform.node(),
+            "cpu": host.cpu_percent,
+            "cpus": host.cpus,
+            "load": [round(value, 2) for value in host.load],
+            "memory": host.memory_percent,
+            "memoryUsed": host.memory_used,
+            "memoryTotal": host.memory_total,
+            "disk": host.disk_percent,
+            "diskUsed": host.disk_used,
+            "diskTotal": host.disk_total,
+            "uptime": round(host.uptime),
+            "connections": self._slots.total_connections(),
+            "users": self._slots.unique_users(),
+            "workers": sum(row.state == "ready" for row in rows),
+            "queue": self._slots.queue_totals()[0],
+            "presence": self._presence_state.to_json(),
+        }
+
+    async def _publish_stats(self) -> None:
+        if self._totals_due is None:
+            return  # nothing was added up yet
+        now = self._monotonic()
+        due = [name for name, at in self._stats_due.items() if now >= at - self._interval / 2]
+        if not due:
+            return
+        periods = {name: self._periods.figures(name) for name in PERIODS}
+        for name in due:
+            data = {"host": platform.node(), **periods[name], "periods": periods}
+            await self._publish("stats", "stats_update", data)
+            self._stats_due[name] = now + STATS_EVERY[name]
+
+    @contextlib.contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        """Keep the errors of one part of the work from the others; log the first of a row."""
+        try:
+            yield
+        except Exception as error:
+            if name not in self._failing:
+                self._failing.add(name)
+                expected = isinstance(error, ClientError | OSError)  # timeouts are OSErrors
+                log.warning("Collector: %s fails: %s", name, error, exc_info=not expected)
+        else:
+            if name in self._failing:
+                self._failing.remove(name)
+                log.info("Collector: %s works again", name)
+
+    def _load(self) -> None:
+        with self._part(f"reading {self._file}"):
+            if not self._file.exists():
+                return
+            kept = json.loads(self._file.read_bytes())
+            self._periods.load(kept["periods"])
+            for alarm in self._alarms:
+                alarm.load(kept["alarms"][alarm.metric])
+
+    def _save(self) -> None:
+        with self._part(f"writing {self._file}"):
+            kept = {
+                "periods": self._periods.dump(),
+                "alarms": {alarm.metric: alarm.dump() for alarm in self._alarms},
+            }
+            temporary = Path(f"{self._file}.tmp")
+            temporary.write_text(json.dumps(kept, separators=(",", ":")))
+            temporary.replace(self._file)
+
+
+def _is_noticeable(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bool:
+    """Whether the status differs enough from the published one."""
+    if old is None:
+        return True
+    if any(old["presence"][name] != new["presence"][name] for name in ("state", "task")):
+        return True
+    if any(abs(new[name] - old[name]) >= points for name, points in _NOTICEABLE.items()):
+        return True
+    difference = abs(new["connections"] - old["connections"])
+    return bool(difference >= max(1, old["connections"] / 100))

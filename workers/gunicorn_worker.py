@@ -1,0 +1,239 @@
+"""The gunicorn worker class: aiohttp's, on uvloop, with a row in the slot table.
+
+The master imports this module once and keeps it over reloads, so it holds only what gunicorn
+needs to know; everything else is `workers.runtime`, imported after the fork, which hangs itself
+in by `before_leaving` and `after_end`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import Any
+
+import uvloop
+from aiohttp.worker import GunicornWebWorker
+from gunicorn.arbiter import Arbiter
+
+from workers import master, paths
+from workers.shared_file import write_whole
+from workers.shared_slots import LEAVING, READY, SlotTable
+
+ACCEPTS = 4
+"""Connections that are accepted in one pass of the loop."""
+_PAUSE_AFTER_FAILURE = 1.0
+"""Seconds: the master replaces a worker that failed at once, over and over."""
+
+_LONGEST_REASON = 4000
+"""Characters of a reason for a failed start that are kept for `make reload`: the last ones."""
+
+_FAILED = 1
+"""Exit code. With `Arbiter.WORKER_BOOT_ERROR` the master would stop the whole service."""
+
+
+class CannotServe(Exception):
+    """A worker cannot start, for a reason that needs no traceback: one line."""
+
+
+class RealtimeWorker(GunicornWebWorker):
+    """A worker that shows its state in the slot table.
+
+    `starting` from the fork, `ready` when its sockets serve, `leaving` when it was told to go,
+    and the row is freed at its end.
+    """
+
+    slots: SlotTable
+    row = -1
+
+    before_leaving: Callable[[], Awaitable[bool]] | None = None
+    """Called on TERM; the worker serves until it returns. False: stay, there is no heir."""
+
+    after_end: Callable[[], None] | None = None
+    """Called when the row has been freed, the very last thing."""
+
+    early_signals: SimpleQueue[int]
+    """Where the handlers of the master put signals, until the worker has its own."""
+
+    hurried = False
+    """Told to stop at once, which leaves no time for a drain."""
+
+    _served = False
+    _leaving: asyncio.Task[None] | None = None
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Refuse what this worker cannot do; called by the master before the first fork."""
+        if cfg.is_ssl:
+            log.error(
+                "certfile, keyfile: TLS in the worker is not supported, since connections live on"
+                " duplicated descriptors; let a proxy in front of it do TLS"
+            )
+            sys.exit(1)
+
+    def init_process(self) -> None:
+        """Run the worker; ends with SystemExit."""
+        global _current  # noqa: PLW0603 (one worker per process)
+        assert master.current is not None
+        _current = self
+        self.slots = master.current.slots  # read only, until this process has opened its own
+        try:
+            self.slots = SlotTable(
+                paths.slots_file(master.current.data_dir),
+                master.current.settings["max_total_connections"],
+            )
+            self.row = self.slots.claim_row(master=self.ppid)
+            self.loop = uvloop.new_event_loop()
+            asyncio.set_event_loop(self.loop)
+            # uvloop closes a listener twice, which gunicorn's wrapper would log as an error.
+            listeners = [listener.sock for listener in self.sockets]
+            # A loop accepts once from each socket in a pass, and a pass may write to hundreds.
+            self.sockets: list[Any] = [
+                duplicate
+                for listener in listeners
+                for duplicate in (listener, *(listener.dup() for _ in range(ACCEPTS - 1)))
+            ]
+            # Past aiohttp's own, which would make an asyncio loop or set a loop policy.
+            super(GunicornWebWorker, self).init_process()
+        except Exception as error:
+            _note_failure(master.current.data_dir, error)
+            if self._served:
+                raise
+            if isinstance(error, CannotServe):
+                self.log.error("This worker cannot serve: %s", error)
+            else:
+                self.log.exception("This worker cannot serve")
+            sys.exit(self._boot_failure_code())
+        finally:
+            self.slots.free(os.getpid())
+            if self.after_end is not None:
+                self.after_end()
+
+    def run(self) -> None:
+        """Serve until told to leave; ends with SystemExit."""
+        self.booted = False  # aiohttp sets it anew when the sockets serve
+        self._keep_notifying()
+        self.loop.call_soon(self._take_signals)
+        try:
+            super().run()
+        except asyncio.CancelledError:  # told to leave before it served
+            sys.exit(0)
+
+    async def _run(self) -> None:
+        try:
+            await super()._run()
+        finally:
+            # A start that failed leaves tasks behind; let them end before the loop is closed.
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def notify(self) -> None:
+        """Tell the master that this worker lives; the first time, all processes that it serves."""
+        super().notify()
+        if self.booted and not self._served:
+            self._served = True
+            for listener in self.sockets:
+                if listener.fileno() >= 0:
+                    listener.listen(self.cfg.backlog)  # aiohttp has set 128
+            if self.alive:
+                self.slots.set_state(self.row, READY)
+
+    def _keep_notifying(self) -> None:
+        # aiohttp notifies while it serves; the start and the drain may take long as well.
+        self.notify()
+        self.loop.call_later(1.0, self._keep_notifying)
+
+    def init_signals(self) -> None:
+        """Leave most signals to the handlers of the master until the loop runs.
+
+        uvloop loses what comes before: a worker that was told to leave while it started would
+        have to be killed.
+        """
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def _take_signals(self) -> None:
+        super().init_signals()
+        with contextlib.suppress(Empty):
+            while True:
+                sig = self.early_signals.get_nowait()
+                if sig == signal.SIGTERM:
+                    self.handle_exit(sig, None)
+                elif sig in (signal.SIGINT, signal.SIGQUIT):
+                    self.handle_quit(sig, None)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """TERM: leave when somebody else serves. It may come again at any time."""
+        del sig, frame
+        if self._leaving is None:
+            self.slots.set_state(self.row, LEAVING)
+            self._leaving = self.loop.create_task(self._leave())
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        """QUIT or INT: leave now."""
+        self.hurried = True
+        self.slots.set_state(self.row, LEAVING)
+        self._cancel_start()
+        super().handle_quit(sig, frame)
+
+    async def _leave(self) -> None:
+        if self._served and self.before_leaving is not None:
+            try:
+                stays = not await self.before_leaving()
+            except Exception:
+                self.log.exception("This worker leaves at once")
+                stays = False
+            if stays and self.alive:
+                self._leaving = None
+                self.slots.set_state(self.row, READY)
+                return
+        self.alive = False
+        self._cancel_start()
+        self._notify_waiter_done()
+
+    def _cancel_start(self) -> None:
+        if not self._served and self._task is not None:
+            self._task.cancel()
+
+    def _boot_failure_code(self) -> int:
+        """With workers of the same master serving, only this one has failed.
+
+        With none, the master should stop: at the first start, and as a new master beside an
+        old one (USR2), which then goes on alone.
+        """
+        for row in self.slots.rows():
+            mine = row.master == self.ppid and row.number != self.row
+            if mine and row.state in (READY, LEAVING):
+                time.sleep(_PAUSE_AFTER_FAILURE)
+                return _FAILED
+        if not self.slots.first_to_halt(self.ppid):
+            return _FAILED  # a second one would cut the master's orderly halt short
+        code: int = Arbiter.WORKER_BOOT_ERROR
+        return code
+
+
+def _note_failure(data_dir: Path, error: Exception) -> None:
+    known = isinstance(error, CannotServe)
+    reason = str(error) if known else "".join(traceback.format_exception(error))
+    note = {"pid": os.getpid(), "at": time.time(), "reason": reason[-_LONGEST_REASON:]}
+    with contextlib.suppress(OSError):
+        write_whole(paths.failure_file(data_dir), json.dumps(note).encode())
+
+
+_current: RealtimeWorker | None = None
+
+
+def current() -> RealtimeWorker:
+    """The worker that this process is."""
+    assert _current is not None
+    return _current

@@ -1,0 +1,230 @@
+"""What this machine, or the container that the service runs in, has and uses.
+
+A container with a limit (cgroup v2) is measured against its limit, since that is where it will
+be throttled or killed: CPU against `cpu.max`, memory against `memory.max`. Limits may stand on
+any group above the process' own; the tightest counts. Without limits it is the whole machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_INIT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class HostSample:
+    """Figures of one moment. Percentages are of what the service may use; sizes in bytes."""
+
+    cpu_percent: float
+    """Since the sample before; of all cores, or of the container's share of them."""
+    cpus: float
+    """Cores that the service may use; a container's share may be a fraction."""
+    memory_percent: float
+    memory_used: int
+    memory_total: int
+    disk_percent: float
+    """Of the file system that holds the data directory."""
+    disk_used: int
+    disk_total: int
+    uptime: float
+    """Seconds since the machine or the container started."""
+    load: tuple[float, float, float]
+    """Of the machine, over 1, 5 and 15 minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _CpuTime:
+    """Processor time used up to a moment, both in seconds, where `cpus` can be used."""
+
+    used: float
+    at: float
+    cpus: float
+
+
+class HostSampler:
+    """Samples the machine. A sample takes well under a millisecond unless the disk is slow.
+
+    Args:
+        data_dir: a directory of the file system to watch.
+        root: where to find `proc/self/cgroup` and `sys/fs/cgroup`.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        root: Path = Path("/"),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._data_dir = data_dir
+        self._clock = clock
+        self._groups = _groups(root)
+        self._last = self._cpu_time()
+        self._cpu_percent = 0.0
+
+    def sample(self) -> HostSample:
+        """Measure now. Blocks for as long as the file system takes to answer."""
+        cpus = self._measure_cpu()
+        memory_used, memory_total = self._memory()
+        disk = psutil.disk_usage(str(self._data_dir))
+        return HostSample(
+            cpu_percent=self._cpu_percent,
+            cpus=cpus,
+            memory_percent=_percent(memory_used, memory_total),
+            memory_used=memory_used,
+            memory_total=memory_total,
+            disk_percent=disk.percent,
+            disk_used=disk.used,
+            disk_total=disk.total,
+            uptime=_uptime(),
+            load=os.getloadavg(),
+        )
+
+    def memory_percent(self) -> float:
+        """Memory in use now, in percent of what there is."""
+        return _percent(*self._memory())
+
+    def _measure_cpu(self) -> float:
+        now = self._cpu_time()
+        elapsed = now.at - self._last.at
+        # A limit that was just set or lifted changes what is counted: start again from there.
+        if now.cpus != self._last.cpus or now.used < self._last.used:
+            self._last = now
+        elif elapsed > 0:
+            used = now.used - self._last.used
+            self._cpu_percent = _percent(used, elapsed * now.cpus)
+            self._last = now
+        return now.cpus
+
+    def _cpu_time(self) -> _CpuTime:
+        cores = float(os.cpu_count() or 1)
+        tightest: tuple[float, Path] | None = None
+        for group in self._groups:
+            limit = _cpu_limit(group)
+            if limit is not None and limit < (tightest[0] if tightest else cores):
+                tightest = limit, group
+        if tightest is not None:
+            limit, group = tightest
+            usage = _keyed(group / "cpu.stat").get("usage_usec")
+            if usage is not None:
+                return _CpuTime(usage / 1e6, self._clock(), limit)
+        times = psutil.cpu_times()
+        # The kernel counts guests' time as user time as well; waiting for a disk is idling.
+        spent = times.user + times.nice + times.system + times.irq + times.softirq
+        return _CpuTime(spent, self._clock(), cores)
+
+    def _memory(self) -> tuple[int, int]:
+        machine = psutil.virtual_memory()
+        found = machine.total - machine.available, machine.total
+        for group in self._groups:
+            limit = _number(group / "memory.max")
+            used = _number(group / "memory.current")
+            if limit is None or used is None or limit >= found[1]:
+                continue
+            # The kernel takes pages of files that nobody uses back before it kills anybody.
+            reclaimable = _keyed(group / "memory.stat").get("inactive_file", 0)
+            found = max(used - reclaimable, 0), limit
+        return found
+
+
+class Headroom:
+    """Whether there is memory for more connections; looks once a second at most.
+
+    Args:
+        sampler: measures the container's memory, or the machine's.
+        limit: percent in use from which on there is none.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        sampler: HostSampler,
+        limit: float = 95.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sampler = sampler
+        self._limit = limit
+        self._clock = clock
+        self._looked_at = float("-inf")
+        self._enough = True
+
+    def __call__(self) -> bool:
+        """Whether there is, by the last look."""
+        now = self._clock()
+        if now - self._looked_at >= 1.0:
+            self._looked_at = now
+            # Without a free descriptor nothing can be measured; the last look stands then.
+            with contextlib.suppress(OSError):
+                self._enough = self._sampler.memory_percent() < self._limit
+        return self._enough
+
+
+def _groups(root: Path) -> list[Path]:
+    """The cgroups (v2) of this process, its own first, up to the topmost that it can see."""
+    mount = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    own = next((line[3:] for line in lines if line.startswith("0::")), None)
+    if own is None or not (mount / "cgroup.controllers").exists():
+        return []
+    # Without a namespace of its own the container sees a path of the host here, which leads
+    # nowhere under its own mount: then it is the mount itself that has the limits.
+    return list(_upwards(mount / own.lstrip("/"), mount))
+
+
+def _upwards(group: Path, top: Path) -> Iterator[Path]:
+    while True:
+        yield group
+        if group in (top, group.parent):
+            return
+        group = group.parent
+
+
+def _cpu_limit(group: Path) -> float | None:
+    """Cores that `cpu.max` grants: quota and period in microseconds, or `max`."""
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _number(path: Path) -> int | None:
+    """A file of one number; None when it is missing or says `max`."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _keyed(path: Path) -> dict[str, int]:
+    """A file of lines `key number`; empty when it is missing."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.split() for line in lines)
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+
+def _uptime() -> float:
+    """Seconds since the first process started: that of the container, where there is one."""
+    try:
+        started = psutil.Process(_INIT).create_time()
+    except psutil.Error:
+        started = psutil.boot_time()
+    return max(time.time() - started, 0.0)
+
+
+def _percent(part: float, whole: float) -> float:
+    return round(min(max(part / whole, 0.0), 1.0) * 100, 1) if whole else 0.0

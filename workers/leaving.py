@@ -1,0 +1,45 @@
+"""Whether a worker that was told to leave may go, read off the slot table.
+
+A reload, a change of masters, one worker less and a stop of the service all look alike to a
+worker: TERM. What differs is who else is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from workers.shared_slots import READY, STARTING, SlotTable
+
+_INTERVAL = 0.02
+_SETTLED = 0.3
+"""Seconds that a picture must last: workers get TERM together, but not at the same moment."""
+
+
+async def wait_for_heir(slots: SlotTable, own_row: int) -> bool:
+    """Wait until another worker serves (True), or the heirs have died (False: stay).
+
+    True also when all workers leave: the service is stopping, and nobody will come.
+    """
+    failed_before = slots.failed_starts
+    loop = asyncio.get_running_loop()
+    heirs: set[int] = set()
+    seen: bool | None = None
+    since = 0.0
+    while True:
+        slots.sweep()
+        others = [row for row in slots.rows() if row.number != own_row]
+        starting = {row.generation for row in others if row.state == STARTING}
+        ready = {row.generation for row in others if row.state == READY}
+        heirs |= starting
+        if ready & heirs:
+            return True
+        if starting:
+            seen = None
+        elif slots.failed_starts != failed_before:
+            return False
+        elif seen is not bool(ready):
+            # Siblings: one worker less, if they go on serving; if not, they leave as well.
+            seen, since = bool(ready), loop.time()
+        elif loop.time() - since >= _SETTLED:
+            return True
+        await asyncio.sleep(_INTERVAL)

@@ -1,0 +1,177 @@
+"""What a gunicorn master keeps over reloads: its settings, its lock and the slot table.
+
+The master imports this module once and never anew (HUP executes gunicorn.conf.py again, which
+finds everything here as it was); its workers inherit the state through the fork. It imports
+nothing of `app`, so that reloaded workers bring new code: settings are checked in a child.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+
+from workers import fingerprint, paths
+from workers.masters import MastersLock
+from workers.shared_slots import SlotTable
+
+log = logging.getLogger("gunicorn.error")
+
+
+class WrongSettings(Exception):
+    """The settings cannot be used; the message is one line that names the first wrong one."""
+
+
+class Master:
+    """One service as its master sees it.
+
+    Args:
+        root: directory of the code and of `.env`.
+
+    Raises:
+        WrongSettings: there are no good settings yet.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.settings, self.dotenv = _read(root)
+        self.data_dir = Path(self.settings["data_dir"])
+        # One that exists may be shared with others: its mode is not ours to change.
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        paths.make_private(paths.runtime_dir(self.data_dir))
+        self.metrics_dir = paths.metrics_dir(self.data_dir)
+        self.pid_file = self.data_dir / "gunicorn.pid"
+        self.lock = MastersLock(paths.masters_lock(self.data_dir))
+        self.lock.share()  # waits for a last master that is about to clean up
+        alone = self.lock.is_alone()
+        self.slots = SlotTable(
+            paths.slots_file(self.data_dir), self.settings["max_total_connections"]
+        )
+        self.slots.sweep()
+        if alone:
+            # In a new container the pid in a file left behind is likely to be in use.
+            self.pid_file.unlink(missing_ok=True)
+            if not self.slots.rows():
+                shutil.rmtree(self.metrics_dir, ignore_errors=True)
+        paths.make_private(self.metrics_dir)
+        self.lock.share()
+        self._age_at_reload = 0
+
+    def record(self) -> None:
+        """Write down what this process is made of, for `workers.reload`."""
+        fingerprint.record(self._root, self.data_dir)
+
+    def guard_configuration(self, arbiter: Any) -> None:
+        """Let a gunicorn.conf.py that fails on a reload change nothing.
+
+        gunicorn would exit, and the whole service with it.
+        """
+        application = arbiter.app
+        read = application.reload
+
+        def reload() -> None:
+            good = application.cfg
+            try:
+                read()
+            except (Exception, SystemExit) as error:  # noqa: BLE001 (a file may raise anything)
+                log.error("gunicorn.conf.py fails, so the old one stays in force: %s", error)
+                application.cfg = good
+
+        application.reload = reload
+
+    def note_reload(self, arbiter: Any) -> None:
+        """Remember which workers are the old ones; before the new ones are started."""
+        self._age_at_reload = arbiter.worker_age
+
+    def end_failed_reload(self, arbiter: Any) -> None:
+        """Let the master's loop go on when every new worker of a reload has died.
+
+        In `Arbiter.reload` it waits for all workers that are older than the reload, up to
+        `graceful_timeout`, and replaces no dead worker meanwhile. The old ones stay, so they
+        count as started anew.
+        """
+        workers = list(arbiter.WORKERS.values())
+        if self._age_at_reload and all(worker.age <= self._age_at_reload for worker in workers):
+            self._age_at_reload = 0
+            for worker in sorted(workers, key=lambda worker: int(worker.age)):
+                arbiter.worker_age += 1
+                worker.age = arbiter.worker_age
+
+    def clean_up(self) -> None:
+        """Remove what is in memory, unless workers of a killed master still use it."""
+        fingerprint.file_of(self.data_dir, os.getpid()).unlink(missing_ok=True)
+        self.slots.sweep()
+        if not self.slots.rows():
+            paths.slots_file(self.data_dir).unlink(missing_ok=True)
+            shutil.rmtree(self.metrics_dir, ignore_errors=True)
+
+    def reload(self) -> None:
+        """Take new settings; wrong ones are told in one line, and the last good ones stay."""
+        try:
+            settings, dotenv = _read(self._root)
+            if settings["data_dir"] != self.settings["data_dir"]:
+                raise WrongSettings("DATA_DIR: cannot change on a reload; restart the service")
+        except WrongSettings as error:
+            log.error("The settings stay as they were: %s", error)
+        else:
+            self.settings, self.dotenv = settings, dotenv
+
+
+current: Master | None = None
+"""The master of this process, or the one that this worker was forked from."""
+
+
+def load(root: Path) -> Master:
+    """The master of this process, with the newest good settings.
+
+    Raises:
+        WrongSettings: there are no good settings yet.
+    """
+    global current  # noqa: PLW0603 (what outlives a reload of gunicorn.conf.py)
+    if current is None:
+        current = Master(root)
+    else:
+        current.reload()
+    return current
+
+
+def _read(root: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The checked settings, and what `.env` said when they were checked.
+
+    Workers take the latter instead of the file, so that one that is started in place of a dead
+    one has the settings of its siblings.
+    """
+    dotenv_path = root / ".env"
+    while True:
+        before = _contents(dotenv_path)
+        checked = subprocess.run(
+            [sys.executable, "-m", "app.config"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if _contents(dotenv_path) == before:
+            break
+    told = checked.stderr.strip().splitlines()
+    if checked.returncode:
+        raise WrongSettings(told[-1] if told else f"exit code {checked.returncode}")
+    for line in told:
+        log.warning("%s", line.removeprefix("warning: "))
+    values = dotenv_values(stream=io.StringIO(before.decode()), interpolate=False)
+    return json.loads(checked.stdout), {name: text or "" for name, text in values.items()}
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""

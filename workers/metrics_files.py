@@ -1,0 +1,168 @@
+"""Join the metrics that the processes of the service keep in files (`app/metrics.py`).
+
+Each process writes `<type>_<process>.db` files, which stay when it dies. Left alone they pile up
+with each generation of workers; removed, the counters would fall. So what a dead process has
+counted is added to `counter_folded.db` or `histogram_folded.db`, and its file is removed.
+
+A process that is killed while it folds leaves nothing counted twice: the new folded file, which
+also names the files that it holds in sum, takes its place by one rename, and only then are those
+files removed. Whoever takes the lock next removes what is left of them. Names of files never come
+back, since they are made of the process' start time too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.metrics_core import Metric
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from app.metrics import process_identity
+
+LOCK_WAIT = 5.0
+"""Seconds to wait for another process that scrapes or folds; that takes milliseconds."""
+
+_FOLDED = "folded"
+_SOURCES = "realtime_folded_files"
+"""Name of the entries of a folded file that name its sources; they are not metrics."""
+
+_mmaped_dict: Any = MmapedDict  # the library leaves it untyped
+
+log = logging.getLogger(__name__)
+
+
+def is_alive(process: str) -> bool:
+    """Whether the process that `process_identity` gave this name still runs."""
+    pid = process.partition("-")[0]
+    return pid.isdigit() and process_identity(int(pid)) == process
+
+
+class MetricsFiles:
+    """The metrics of all processes, dead ones included. Calls block: use a thread.
+
+    Args:
+        directory: where the files are, PROMETHEUS_MULTIPROC_DIR.
+        alive: tells whether a process, named as in its files, still runs.
+    """
+
+    def __init__(self, directory: Path, alive: Callable[[str], bool] = is_alive) -> None:
+        self._directory = directory
+        self._alive = alive
+
+    def fold(self) -> int:
+        """Fold the files of dead processes; return how many were removed.
+
+        Raises:
+            TimeoutError: another process has held the lock for `LOCK_WAIT` seconds.
+        """
+        with self._locked():
+            return self._fold()
+
+    def collect(self) -> list[Metric]:
+        """All metrics, joined over the processes; folds the files of dead ones as well.
+
+        Raises:
+            TimeoutError: another process has held the lock for `LOCK_WAIT` seconds.
+        """
+        with self._locked():
+            self._fold()
+            # A new process makes its files empty and gives them their size a moment later.
+            files = [str(path) for path in self._directory.glob("*.db") if path.stat().st_size]
+            merge: Callable[[list[str]], Iterable[Metric]] = MultiProcessCollector.merge
+            return [metric for metric in merge(files) if metric.name != _SOURCES]
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock that all scrapes and foldings of this machine share.
+
+        It is tied to a descriptor of its own, so that it also keeps the threads of one process
+        apart, and falls with the process.
+        """
+        deadline = time.monotonic() + LOCK_WAIT
+        descriptor = os.open(
+            self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode=0o600
+        )
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise TimeoutError("the metrics files stay locked") from None
+                    time.sleep(0.005)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _fold(self) -> int:
+        dead: dict[str, list[Path]] = {"counter": [], "histogram": [], "gauge": []}
+        for path in self._directory.glob("*.db"):
+            kind, _, rest = path.stem.partition("_")
+            process = rest.rpartition("_")[2]
+            if process != _FOLDED and kind in dead and not self._alive(process):
+                dead[kind].append(path)
+        for kind in ("counter", "histogram"):
+            self._fold_kind(kind, dead[kind])
+        for path in dead["gauge"]:
+            path.unlink()
+        return sum(map(len, dead.values()))
+
+    def _fold_kind(self, kind: str, sources: list[Path]) -> None:
+        folded = self._directory / f"{kind}_{_FOLDED}.db"
+        sums: dict[str, float] = {}
+        counted: set[str] = set()
+        if sources and folded.exists():
+            for key, value in _read(folded):
+                name, _, labels, _ = json.loads(key)
+                if name == _SOURCES:
+                    counted.add(labels["file"])
+                else:
+                    sums[key] = value
+        fresh = [path for path in sources if path.name not in counted]
+        # Those left over from a folding that was cut off go first: the new file forgets them.
+        for path in sources:
+            if path.name in counted:
+                path.unlink()
+        if fresh:
+            for path in fresh:
+                for key, value in _read(path):
+                    sums[key] = sums.get(key, 0.0) + value
+            for path in fresh:
+                sums[mmap_key(_SOURCES, _SOURCES, ["file"], [path.name], "")] = 1.0
+            _write(folded, sums)
+        for path in fresh:
+            path.unlink()
+
+
+def _read(path: Path) -> list[tuple[str, float]]:
+    if path.stat().st_size == 0:
+        return []
+    try:
+        values = _mmaped_dict.read_all_values_from_file(str(path))
+        return [(key, value) for key, value, _, _ in values]
+    except (RuntimeError, ValueError, struct.error) as error:
+        log.warning("The metrics in %s are damaged and not counted: %s", path, error)
+        return []
+
+
+def _write(path: Path, values: dict[str, float]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    file = _mmaped_dict(str(temporary))
+    try:
+        for key, value in values.items():
+            file.write_value(key, value, 0.0)
+    finally:
+        file.close()
+    temporary.replace(path)

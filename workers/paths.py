@@ -1,0 +1,88 @@
+"""Where the processes of one service find each other: files named by its data directory.
+
+Everything follows from `DATA_DIR` alone, so that a new master (USR2), a new leader or a
+second tool finds the same files without being told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+_LONGEST_SOCKET_PATH = 107
+"""Bytes that fit in `sockaddr_un.sun_path` before its final zero (unix(7))."""
+
+_SOCKET_NAME = "valkey.sock"
+
+# Names in shared directories are guessable: who opens them checks the owner (`make_private`).
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+_TEMPORARY = Path("/tmp")  # noqa: S108
+
+
+def identity(data_dir: Path) -> str:
+    """Short name of a data directory, the same for every path that leads to it."""
+    return hashlib.blake2b(os.fsencode(data_dir.resolve()), digest_size=8).hexdigest()
+
+
+def make_private(directory: Path) -> Path:
+    """Create a directory that only this user can enter, and return it.
+
+    Raises:
+        PermissionError: it exists and belongs to somebody else.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.lstat()
+    if status.st_uid != os.geteuid():
+        raise PermissionError(f"{directory} belongs to another user")
+    if status.st_mode & 0o077:
+        directory.chmod(0o700)
+    return directory
+
+
+def runtime_dir(data_dir: Path) -> Path:
+    """Directory for Unix sockets: in the data directory, or in /tmp where that is too long."""
+    inside = data_dir.resolve() / "run"
+    if len(os.fsencode(inside / _SOCKET_NAME)) <= _LONGEST_SOCKET_PATH:
+        return inside
+    return _TEMPORARY / f"yujian-{identity(data_dir)}"
+
+
+def valkey_dir(data_dir: Path) -> Path:
+    """Directory of the private Valkey: its append-only file, log and pid file."""
+    return data_dir.resolve() / "valkey"
+
+
+def valkey_socket(data_dir: Path) -> Path:
+    """Unix socket of the private Valkey."""
+    return runtime_dir(data_dir) / _SOCKET_NAME
+
+
+def leader_lock(data_dir: Path) -> Path:
+    """File whose lock makes a worker the leader of this machine."""
+    return data_dir.resolve() / "leader.lock"
+
+
+def masters_lock(data_dir: Path) -> Path:
+    """File on which every live gunicorn master holds a shared lock."""
+    return data_dir.resolve() / "masters.lock"
+
+
+def failure_file(data_dir: Path) -> Path:
+    """Why a worker could not start: the newest such note, as JSON."""
+    return runtime_dir(data_dir) / "failure.json"
+
+
+def left_file(data_dir: Path, pid: int) -> Path:
+    """What became of the connections of a worker that has left, as JSON."""
+    return runtime_dir(data_dir) / f"left-{pid}.json"
+
+
+def slots_file(data_dir: Path) -> Path:
+    """The shared slot table. A file in memory: it need not outlive the machine."""
+    return _SHARED_MEMORY / f"yujian-{identity(data_dir)}-slots-v1"
+
+
+def metrics_dir(data_dir: Path) -> Path:
+    """Directory for prometheus_client's multiprocess files, in memory too."""
+    return _SHARED_MEMORY / f"yujian-{identity(data_dir)}-metrics"

@@ -1,0 +1,35 @@
+"""What /proc tells about a process; numbers alone are not enough, since pids are reused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_STATE = 0
+_START_TIME = 19
+"""Fields of /proc/<pid>/stat counted from the one after the name (proc_pid_stat(5))."""
+
+
+def start_time(pid: int) -> int | None:
+    """When a process was started, in clock ticks since boot; None when it is gone.
+
+    A zombie counts as gone: it runs no code and holds no sockets.
+
+    Raises:
+        OSError: it cannot be told, since this process has no descriptor left.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text[text.rindex(b")") + 2 :].split()
+    if fields[_STATE] in (b"Z", b"X"):
+        return None
+    return int(fields[_START_TIME])
+
+
+def command_line(pid: int) -> bytes:
+    """Arguments of a process, each ended by a zero byte; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,223 @@
+"""`make reload`: let the running service take new code and settings, and say what came of it.
+
+HUP is enough for what workers import after the fork. What the master holds itself needs a new
+master (USR2). Either way the old workers go on until new ones serve, so a reload that fails
+changes nothing.
+
+Exit codes: 0 all went well; 1 the reload failed and the old workers serve as before; 2 nothing
+runs, or wrong arguments; 3 connections were drained or lost, or the service is not whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+
+from workers import fingerprint
+from workers.processes import command_line, start_time
+from workers.reload_report import Report
+from workers.reload_watch import Failed, Watch
+from workers.shared_file import FileLock
+
+ROOT = Path(__file__).resolve().parents[1]
+
+OK, FAILED, NOT_RUNNING, PARTLY = range(4)
+
+_CHECK_SECONDS = 60
+_LINES = 6
+"""Last lines of an error that are shown."""
+_NEEDS_FORK = ("GUNICORN_PID", "GUNICORN_FD", "LISTEN_PID", "LISTEN_FDS")
+_HANDLERS = "import importlib, os; importlib.import_module(os.environ['HANDLERS']).register"
+
+
+class NotRunning(Exception):
+    """There is no service to reload."""
+
+
+def say(text: str) -> None:
+    """Tell the operator; standard output is kept for the report."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def find_master(data_dir: Path) -> int:
+    """Pid of the running master.
+
+    Raises:
+        NotRunning: there is none.
+    """
+    path = data_dir / "gunicorn.pid"
+    try:
+        pid = int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        pid = 0
+    if not pid or not start_time(pid) or b"gunicorn" not in command_line(pid):
+        raise NotRunning(f"no service runs with DATA_DIR {data_dir}")
+    return pid
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """The environment that a master was started with, which its workers will have."""
+    pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    found = dict(os.fsdecode(pair).partition("=")[::2] for pair in pairs if b"=" in pair)
+    return {name: value for name, value in found.items() if name not in _NEEDS_FORK}
+
+
+def check(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Find out in child processes whether the new code can start, before anything is touched.
+
+    Returns:
+        The settings that it will have.
+
+    Raises:
+        Failed: it cannot; says why.
+    """
+    settings: dict[str, Any] = json.loads(_run(environ, "-m", "app.config"))
+    # Executes the configuration and imports the application, as a master and a worker would.
+    _run(environ, "-m", "gunicorn", "--check-config", "-c", "gunicorn.conf.py")
+    if settings["handlers"]:
+        _run({**environ, "HANDLERS": settings["handlers"]}, "-c", _HANDLERS)
+    return settings
+
+
+def _run(environ: Mapping[str, str], *arguments: str) -> str:
+    try:
+        done = subprocess.run(  # noqa: S603 (this Python, with arguments of our own)
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_CHECK_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise Failed(f"python {' '.join(arguments)} takes too long") from None
+    if done.returncode:
+        raise Failed(last_lines(done.stderr) or f"exit code {done.returncode}")
+    return done.stdout
+
+
+def last_lines(text: str) -> str:
+    """The end of an error, which says what is wrong."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[-_LINES:])
+
+
+def choose(data_dir: Path, master: int) -> tuple[signal.Signals, str]:
+    """The signal that the change needs, and why."""
+    changed = fingerprint.changes(data_dir, master)
+    if changed is None:
+        needs, why = signal.SIGUSR2, "the master has not said what it is made of"
+    elif changed:
+        listed = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" * (len(changed) > 5))
+        needs, why = signal.SIGUSR2, f"the master itself must change: {listed}"
+    else:
+        return signal.SIGHUP, "only what the workers import may have changed"
+    if master == 1:
+        why += "; but it is the first process of its container, which would end with it:"
+        return signal.SIGHUP, f"{why} only the workers are renewed, start the container anew"
+    return needs, why
+
+
+@contextmanager
+def only_one(data_dir: Path) -> Iterator[None]:
+    """Wait for a reload that is under way; say so."""
+    fd = os.open(data_dir / "reload.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = FileLock(fd)
+    try:
+        if not lock.try_enter():
+            say("Another reload is under way; this one waits for it.")
+            lock.__enter__()
+        yield
+    finally:
+        os.close(fd)
+
+
+def reload(data_dir: Path, wanted: signal.Signals | None) -> Report:
+    """Reload, watch, and report.
+
+    Raises:
+        NotRunning: there is nothing to reload.
+        Failed: the new workers do not come; the old ones serve.
+    """
+    master = find_master(data_dir)
+    settings = check(environment_of(master))
+    chosen, why = choose(data_dir, master)
+    if wanted is not None and wanted != chosen:
+        chosen, why = wanted, f"asked for; by itself: {chosen.name}, {why}"
+    say(f"{chosen.name} to master {master}: {why}")
+    # Not before the check: it brings parts of the application.
+    from workers.reload_figures import Figures  # noqa: PLC0415
+
+    figures = Figures(data_dir)
+    watch = Watch(data_dir, master, settings)
+    began = time.monotonic()
+    if chosen == signal.SIGUSR2:
+        watch.change_masters()
+    else:
+        watch.renew_workers()
+    seconds = time.monotonic() - began
+    counts = figures.since(watch.wait_for_figures)
+    return Report.make(chosen.name, why, seconds, watch, counts)
+
+
+def data_directory() -> Path:
+    """DATA_DIR as the environment or `.env` has it.
+
+    The other settings are not needed yet, and may be wrong.
+    """
+    named = (
+        os.environ.get("DATA_DIR")
+        or dotenv_values(ROOT / ".env", interpolate=False).get("DATA_DIR")
+        or "data"
+    )
+    return ROOT / Path(named).expanduser()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `make reload`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m workers.reload", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument(
+        "--signal", choices=["HUP", "USR2"], help="instead of the one that the change needs"
+    )
+    options = parser.parse_args(arguments)
+    os.chdir(ROOT)
+    data_dir = data_directory()
+    report: dict[str, Any]
+    try:
+        find_master(data_dir)
+        with only_one(data_dir):
+            wanted = signal.Signals[f"SIG{options.signal}"] if options.signal else None
+            done = reload(data_dir, wanted)
+        report = asdict(done)
+        text, code = str(done), PARTLY if done.drained or done.lost else OK
+    except NotRunning as error:
+        report, text, code = {"error": str(error)}, f"Not reloaded: {error}", NOT_RUNNING
+    except Failed as error:
+        code = FAILED if error.unchanged else PARTLY
+        after = "The old workers serve as before." if error.unchanged else "Look at the service!"
+        report, text = {"error": str(error)}, f"The reload has failed:\n{error}\n{after}"
+    report["code"] = code
+    if options.json:
+        print(json.dumps(report))
+    else:
+        print(text, file=sys.stderr if code in (FAILED, NOT_RUNNING) else sys.stdout)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""Follows a reload in the slot table until the new workers serve, or do not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from workers import paths
+from workers.handoff_report import Handoff
+from workers.processes import start_time
+from workers.shared_slots import READY, STARTING, Row, SlotTable
+
+START_SECONDS = 60.0
+"""Time for new workers to serve; they themselves give up on an absent backplane after 20."""
+EXIT_SECONDS = 30.0
+"""Time beyond `graceful_timeout` for old workers to leave."""
+_INTERVAL = 0.05
+_SETTLED = 1.5
+"""Seconds for which nothing moves after a failure: the master replaces a dead worker in one."""
+_FIGURES_SECONDS = 5.0
+_LINES = 6
+
+
+class Failed(Exception):
+    """The reload did not bring new workers; the message says why.
+
+    Args:
+        unchanged: whether the old workers serve as before.
+    """
+
+    def __init__(self, message: str, *, unchanged: bool = True) -> None:
+        super().__init__(message)
+        self.unchanged = unchanged
+
+
+class Watch:
+    """One reload.
+
+    Args:
+        data_dir: of the service.
+        master: pid of its master.
+        settings: those that the new workers will have.
+    """
+
+    def __init__(self, data_dir: Path, master: int, settings: Mapping[str, Any]) -> None:
+        self.count: int = settings["workers"]
+        """How many new workers are to come."""
+        self.lost = 0
+        """Connections of old workers that died without a word."""
+        self.reports: list[Handoff] = []
+        """Of the old workers that have left."""
+        self._data_dir = data_dir
+        self._master = master
+        self._born = start_time(master)
+        self._slots = SlotTable(paths.slots_file(data_dir), 1)
+        rows = self._slots.rows()
+        self._newest = max((row.generation for row in rows), default=0)
+        self._old = {row.pid: row for row in rows}
+        self._old_count = len(rows)
+        self._begun = False
+        self._births = {pid: start_time(pid) for pid in self._old}
+        self._began = time.time()
+        self._failed_before = self._slots.failed_starts
+        self._drain = float(settings["graceful_timeout"])
+
+    # The two ways.
+
+    def renew_workers(self) -> None:
+        """HUP: new workers of the same master.
+
+        Raises:
+            Failed: they died, or did not come in time.
+        """
+        os.kill(self._master, signal.SIGHUP)
+        self._await_new(self._master, lambda: start_time(self._master) == self._born)
+        self._await_end_of_old(self._master)
+
+    def change_masters(self) -> None:
+        """USR2: a new master with workers of its own; the old one leaves when they serve.
+
+        Raises:
+            Failed: they did not come; the new master is gone again.
+        """
+        second = self._data_dir / "gunicorn.pid.2"
+        if (pid := _read_pid(second)) and start_time(pid):
+            raise Failed(f"a change of masters is under way already: the new one is {pid}")
+        before = _children(self._master)
+        os.kill(self._master, signal.SIGUSR2)
+        new = self._await_new_master(before)
+        born = start_time(new)
+        try:
+            self._await_new(new, lambda: born is not None and start_time(new) == born)
+        except BaseException:
+            self._end_process(new, born)
+            raise
+        os.kill(self._master, signal.SIGTERM)
+        self._await_end_of_old(new)
+        self._until(lambda: start_time(self._master) != self._born, EXIT_SECONDS)
+        # Until then it would not understand another USR2.
+        first = self._data_dir / "gunicorn.pid"
+        self._until(lambda: _read_pid(first) == new, EXIT_SECONDS)
+
+    # Steps.
+
+    def _await_new_master(self, before: set[int]) -> int:
+        found: set[int] = set()
+
+        def appeared() -> bool:
+            # Workers that the old master replaces just now have rows.
+            rows = {row.pid for row in self._slots.rows()}
+            found.update(_children(self._master) - before - rows)
+            return _read_pid(self._data_dir / "gunicorn.pid.2") in found or (
+                bool(found) and not any(map(start_time, found))
+            )
+
+        self._until(appeared, START_SECONDS)
+        pid = _read_pid(self._data_dir / "gunicorn.pid.2")
+        if pid is None or not start_time(pid):
+            raise Failed(self._reason("the new master ended at once: see the log of the service"))
+        return pid
+
+    def _await_new(self, master: int, is_alive: Callable[[], bool]) -> None:
+        """Until all new workers are ready."""
+        stands_still = _Lasting()
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            alive = is_alive()
+            self._look()
+            new = self._new(master)
+            if sum(row.state == READY for row in new) >= self.count:
+                return
+            if not alive:
+                whole = master != self._master and self._is_unchanged()
+                reason = "the master has ended: see the log of the service"
+                raise Failed(self._reason(reason), unchanged=whole)
+            if stands_still(self._has_begun() and self._is_settled()):
+                reason = "new workers died when they had just started: see the log of the service"
+                raise Failed(self._reason(reason), unchanged=self._is_unchanged())
+            if time.monotonic() > deadline:
+                reason = f"the new workers are not ready after {START_SECONDS:.0f} s"
+                raise Failed(self._reason(reason), unchanged=self._is_unchanged())
+            time.sleep(_INTERVAL)
+
+    def _await_end_of_old(self, master: int) -> None:
+        """Until the old workers have left and the new ones serve; these may still die."""
+        stands_still = _Lasting()
+        deadline = time.monotonic() + self._drain + EXIT_SECONDS
+        while True:
+            gone = self._look()
+            new = self._new(master)
+            if gone and sum(row.state == READY for row in new) >= self.count:
+                return
+            if stands_still(self._is_settled()):
+                reason = "new workers died when they had just started: see the log of the service"
+                raise Failed(self._reason(reason), unchanged=self._is_unchanged())
+            if time.monotonic() > deadline:
+                reason = "the old workers do not leave: see the log of the service"
+                raise Failed(self._reason(reason), unchanged=self._is_unchanged())
+            time.sleep(_INTERVAL)
+
+    def wait_for_figures(self) -> None:
+        """Until every new worker has written its figures once more: they do it each second."""
+        since = time.time()
+        with contextlib.suppress(Failed):
+            self._until(
+                lambda: all(row.updated > since for row in self._slots.rows()), _FIGURES_SECONDS
+            )
+
+    def _until(self, condition: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise Failed(
+                    f"not done after {seconds:.0f} s: see the log of the service",
+                    unchanged=self._is_unchanged(),
+                )
+            time.sleep(_INTERVAL)
+
+    def _look(self) -> bool:
+        """Note what old workers have come to; True when all are gone."""
+        self._slots.sweep()
+        rows = {row.pid: row for row in self._slots.rows()}
+        for pid in list(self._old):
+            row = rows.get(pid)
+            if row is not None and row.generation == self._old[pid].generation:
+                self._old[pid] = row
+            elif start_time(pid) != self._births[pid]:
+                report = Handoff.fetch(self._data_dir, pid, self._births[pid])
+                if report is not None:
+                    self.reports.append(report)
+                else:
+                    self.lost += self._old[pid].connections
+                del self._old[pid]
+        return not self._old
+
+    def _new(self, master: int) -> list[Row]:
+        return [
+            row
+            for row in self._slots.rows()
+            if row.generation > self._newest
+            and row.master == master
+            and row.state in (STARTING, READY)
+        ]
+
+    def _has_begun(self) -> bool:
+        """Whether new workers were ever seen; the master may be busy with something else."""
+        if any(row.generation > self._newest for row in self._slots.rows()):
+            self._begun = True
+        return self._begun or self._slots.failed_starts != self._failed_before
+
+    def _is_settled(self) -> bool:
+        """Whether no worker is about to start or to leave."""
+        return all(row.state == READY for row in self._slots.rows())
+
+    def _is_unchanged(self) -> bool:
+        """Whether all old workers serve as before."""
+        serving = [row for row in self._slots.rows() if row.pid in self._old]
+        ready = all(row.state == READY for row in serving)
+        return ready and len(serving) == self._old_count and not self.lost
+
+    def _reason(self, otherwise: str) -> str:
+        """What a worker that could not start has left as its reason, if one did."""
+        try:
+            note = json.loads(paths.failure_file(self._data_dir).read_bytes())
+        except (OSError, ValueError):
+            return otherwise
+        if note["at"] < self._began:
+            return otherwise
+        return "\n".join(str(note["reason"]).strip().splitlines()[-_LINES:])
+
+    def _end_process(self, pid: int, born: int | None) -> None:
+        """Roll back: end a master that has not come into service, and its workers."""
+        if born is None or start_time(pid) != born:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(Failed):
+            self._until(lambda: start_time(pid) != born, self._drain + EXIT_SECONDS)
+
+
+class _Lasting:
+    """Tells whether a condition has held for `_SETTLED` seconds at every look."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def __call__(self, holds: bool) -> bool:
+        now = time.monotonic()
+        self._since = (self._since or now) if holds else None
+        return self._since is not None and now - self._since >= _SETTLED
+
+
+def _read_pid(path: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        return int(path.read_text())
+    return None
+
+
+def _children(pid: int) -> set[int]:
+    """Processes that this one has started."""
+    with contextlib.suppress(OSError):
+        return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    return set()

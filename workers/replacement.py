@@ -1,0 +1,102 @@
+"""Has a deaf worker replaced (`app/canary.py`), and its connections handed over, not dropped.
+
+TERM alone does when a sibling hears: the worker hands over to its siblings, and the master starts
+another in its place. Without such a sibling the master is asked for one worker more first (TTIN),
+and for one less when that one hears (TTOU), which ends the oldest. If it is deaf as well,
+everything stays as it is: a deaf worker still answers its clients and lets them recover.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+from workers.shared_slots import READY, STARTING, Row, SlotTable
+
+GRACE = 5.0
+"""Seconds for which a deaf worker may still come round."""
+_INTERVAL = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Replacement:
+    """Decides once a second what a worker that is deaf should do.
+
+    Args:
+        slots: the slot table.
+        row: of this worker.
+        is_deaf: whether it is deaf now.
+        master: pid of its master.
+        kill: sends a signal to a process.
+    """
+
+    def __init__(
+        self,
+        slots: SlotTable,
+        row: int,
+        is_deaf: Callable[[], bool],
+        master: int,
+        kill: Callable[[int, int], None] = os.kill,
+    ) -> None:
+        self._slots = slots
+        self._row = row
+        self._is_deaf = is_deaf
+        self._master = master
+        self._kill = kill
+        self._deaf_for = 0.0
+        self._asked = False
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            await asyncio.sleep(_INTERVAL)
+            self.look(_INTERVAL)
+
+    def look(self, passed: float) -> None:
+        """Act, `passed` seconds after the last time."""
+        if not self._is_deaf():
+            self._deaf_for = 0.0
+            self._give_back()
+            return
+        if not self._deaf_for:
+            log.error("This worker no longer gets what goes through the backplane")
+        self._deaf_for += passed
+        if self._deaf_for <= GRACE:
+            return
+        rows = self._slots.rows()
+        if any(row.number != self._row and _hears(row) for row in rows):
+            if not self._give_back():
+                log.error("A deaf worker leaves, and hands over to those that hear")
+                self._kill(os.getpid(), signal.SIGTERM)
+            self._deaf_for = passed
+        elif not self._asked and self._is_first(rows):
+            log.error("No worker hears: the master is asked for another")
+            self._asked = True
+            self._tell_master(signal.SIGTTIN)
+
+    def _give_back(self) -> bool:
+        """Let the master end the worker too many; it takes the oldest. False: there is none."""
+        asked, self._asked = self._asked, False
+        if asked:
+            self._tell_master(signal.SIGTTOU)
+        return asked
+
+    def _is_first(self, rows: list[Row]) -> bool:
+        """One asks for all; and nobody while another worker starts or has not heard yet."""
+        if any(row.state == STARTING for row in rows):
+            return False
+        ready = [row for row in rows if row.state == READY]
+        deaf = all(row.stats.get("deaf") for row in ready)
+        return deaf and bool(ready) and min(row.number for row in ready) == self._row
+
+    def _tell_master(self, signum: signal.Signals) -> None:
+        if os.getppid() == self._master:
+            self._kill(self._master, signum)
+
+
+def _hears(row: Row) -> bool:
+    return row.state == READY and bool(row.stats.get("hears")) and not row.stats.get("deaf")

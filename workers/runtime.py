@@ -1,0 +1,185 @@
+"""What gunicorn calls in each worker after the fork: joins `app.main` to the other processes.
+
+Nothing here or below it is held by the master: a reload brings all of it anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import uuid
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from app import config, main
+from app.config import Settings
+from app.errors import BackplaneUnavailable, SettingsError
+from app.sessions.passing import Passing
+from workers import gunicorn_worker, logs, master, paths, valkey
+from workers.collector import Collector
+from workers.gunicorn_worker import CannotServe, RealtimeWorker
+from workers.handoff_report import Handoff
+from workers.host import Headroom, HostSampler
+from workers.leader import Leader
+from workers.leaving import wait_for_heir
+from workers.masters import MastersLock
+from workers.metrics_files import MetricsFiles
+from workers.replacement import Replacement
+from workers.shared_slots import SlotTable
+from workers.slots_port import RowSlots
+from workers.succession import Succession
+from workers.valkey import Valkey
+
+_SWEEP_INTERVAL = 1.0
+_LATE_SECONDS = 0.2
+
+log = logging.getLogger(__name__)
+
+
+async def create() -> web.AppRunner:
+    """Make the application of this worker, in the runner that aiohttp's worker would give it.
+
+    Raises:
+        CannotServe: a setting is wrong.
+    """
+    worker = gunicorn_worker.current()
+    settings = _settings()
+    logs.enter_worker(worker.row, (settings.publish_token, settings.auth_secret))
+    _fold_metrics(settings)
+    leader = Leader(paths.leader_lock(settings.data_dir))
+    backplane_url = settings.backplane_url
+    if not backplane_url:
+        backplane_url = f"unix://{paths.valkey_socket(settings.data_dir)}"
+        leader.add(Valkey(settings.data_dir, settings.backplane_fsync).run)
+
+    async def give_up_leadership(_: web.Application) -> None:
+        await leader.stop()
+
+    async def looking_after(_: web.Application) -> AsyncIterator[None]:
+        replacement = Replacement(
+            worker.slots, worker.row, lambda: parts.canary.is_deaf, worker.ppid
+        )
+        tasks = [asyncio.create_task(work) for work in (_sweep(worker.slots), replacement.run())]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    worker.after_end = lambda: _stop_valkey_if_orphaned(worker, settings)
+    # First of all, since what is built may wait for the Valkey that the leader starts.
+    await leader.start()
+    try:
+        slots = RowSlots(worker.slots, worker.row, settings)
+        metrics_files = MetricsFiles(paths.metrics_dir(settings.data_dir))
+        application = await main.build(
+            settings,
+            slots,
+            backplane_url,
+            uuid.uuid4().hex,
+            collect_metrics=metrics_files.collect,
+            other_processes=lambda: _other_processes(settings),
+            has_memory=Headroom(HostSampler(settings.data_dir)),
+        )
+        parts = application[main.WORKER]
+        if settings.collector:
+            collector = Collector(
+                settings,
+                slots,
+                publish=parts.publish,
+                presence=parts.presence,
+                collect=metrics_files.collect,
+                sample_host=HostSampler(settings.data_dir).sample,
+            )
+            leader.add(collector.run)
+    except (BackplaneUnavailable, SettingsError) as error:
+        await leader.stop()
+        raise CannotServe(str(error)) from error
+    except BaseException:
+        await leader.stop()
+        raise
+    application.on_shutdown.insert(0, give_up_leadership)
+    application.cleanup_ctx.append(looking_after)
+    runner = web.AppRunner(
+        application,
+        logger=worker.log,
+        keepalive_timeout=worker.cfg.keepalive,
+        access_log=None,
+        shutdown_timeout=settings.graceful_timeout * 0.95,
+    )
+    passing = Passing(parts.realtime, parts.manager, parts.history, slots)
+    succession = Succession(settings.data_dir, worker.slots, worker.row, passing)
+    succession.start()
+
+    async def before_leaving() -> bool:
+        if not await wait_for_heir(worker.slots, worker.row):
+            return False
+        parts.leaving = True
+        first = await succession.give_all()
+        if first.orphaned:
+            parts.leaving = False
+            log.error("The workers that took over are gone: this one goes on serving")
+            return False
+        await leader.stop()
+        for site in list(runner.sites):
+            await site.stop()
+        # Who was accepted by now may still send the request for the upgrade.
+        await asyncio.sleep(_LATE_SECONDS)
+        last = await succession.give_all()
+        await succession.stop()
+        parts.metrics.handed_over["passed"].inc(first.passed + last.passed)
+        report = Handoff.of(first, last)
+        report.save(settings.data_dir)
+        log.info("%s", report)
+        return True
+
+    async def stop_taking(_: web.Application) -> None:
+        await succession.stop()
+
+    application.on_shutdown.insert(0, stop_taking)
+    worker.before_leaving = before_leaving
+    parts.is_hurried = lambda: worker.hurried
+    return runner
+
+
+def _settings() -> Settings:
+    """What the master has checked, not what `.env` says by now."""
+    assert master.current is not None
+    try:
+        return config.load({**master.current.dotenv, **os.environ})
+    except SettingsError as error:  # this code has other settings than that which checked them
+        raise CannotServe(str(error)) from error
+
+
+def _fold_metrics(settings: Settings) -> None:
+    """Fold what dead workers have counted: files would pile up if nobody asked for metrics."""
+    try:
+        MetricsFiles(paths.metrics_dir(settings.data_dir)).fold()
+    except (OSError, TimeoutError):
+        log.exception("The metrics of dead workers are not folded yet")
+
+
+async def _sweep(slots: SlotTable) -> None:
+    """Free the rows of workers that died, in case there is no master to do it."""
+    while True:
+        await asyncio.sleep(_SWEEP_INTERVAL)
+        for pid in slots.sweep():
+            log.warning("Freed the row of worker %d, which is gone", pid)
+
+
+def _stop_valkey_if_orphaned(worker: RealtimeWorker, settings: Settings) -> None:
+    """Do a dead master's last duty, when this was the last worker."""
+    if settings.backplane_url or os.getppid() == worker.ppid:
+        return
+    worker.slots.sweep()
+    if not worker.slots.rows() and MastersLock(paths.masters_lock(settings.data_dir)).is_alone():
+        valkey.stop(settings.data_dir)
+
+
+def _other_processes(settings: Settings) -> dict[str, int]:
+    """Processes beside the workers whose memory is the service's."""
+    found = {"master": os.getppid()}
+    if not settings.backplane_url and (pid := valkey.find(settings.data_dir)) is not None:
+        found["valkey"] = pid
+    return found

@@ -1,0 +1,433 @@
+"""The slot table: what all processes of this machine must know of each other, to the unit.
+
+A file in memory with one row per worker, shared through mmap by masters and workers of every
+generation, and the users' table (`shared_users`). It is locked with `lockf` on a descriptor
+that each process opens for itself after the fork: the kernel drops the lock of a process that
+dies. Such locks belong to the process and end when it closes *any* descriptor of the file, so
+a process opens the file once, and threads do not exclude each other: one thread uses it.
+
+A process may be killed inside the critical section. Nothing needs mending then: the counts
+that matter are single 8-byte stores in the row of the process that died, sums are taken over
+the rows, and a row is in use from the moment its pid is written, which is last, until it is
+cleared, which is last too. What must never be counted low (connections of living workers) is
+never derived from two stores.
+
+The file has no settings: callers bring the caps, so that workers before and after a reload
+may differ. The master imports this module, so it imports nothing of `app`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import struct
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from workers.processes import start_time
+from workers.shared_file import FileLock, open_shared
+from workers.shared_users import UsersTable
+
+ROWS = 128
+"""Workers at one time; with HUP and USR2 there are up to four times as many as configured."""
+
+STATS_SIZE = 4000
+"""Most bytes of a worker's figures, as JSON."""
+
+STARTING, READY, LEAVING = 1, 2, 3
+STATE_NAMES: dict[int, Literal["starting", "ready", "leaving"]] = {
+    STARTING: "starting",
+    READY: "ready",
+    LEAVING: "leaving",
+}
+
+_VERSION = 1
+_WORD = 8
+_NO_CAP = 1 << 31
+(
+    _PID,
+    _BORN,
+    _MASTER,
+    _GENERATION,
+    _STARTED,
+    _STATE,
+    _CONNECTIONS,
+    _QUEUE_MESSAGES,
+    _QUEUE_BYTES,
+    _WAITING_HIGH,
+    _WAITING_NORMAL,
+    _WAITING_LOW,
+    _EVICTIONS,
+    _UPDATED,
+    _STATS_LENGTH,
+    _SPARE,
+) = range(16)
+_COLUMNS = 16
+_WAITING = (_WAITING_HIGH, _WAITING_NORMAL, _WAITING_LOW)
+
+_GEOMETRY = struct.pack("<8sIIII", b"YJ-SLOTS", _VERSION, ROWS, _COLUMNS, STATS_SIZE)
+_KEY = slice(len(_GEOMETRY), len(_GEOMETRY) + 16)
+_HIGH, _NEXT_GENERATION, _FAILED_STARTS, _HALTED, _USERS = range(5, 10)
+"""Words of the header: rows that were ever in use, the next generation, workers that died
+while starting, the master that was told to halt, and the first word of the users' table."""
+_DIED = _USERS + UsersTable.HEADER_WORDS
+"""Word of the header: workers that died while they served."""
+
+_TABLE_AT = mmap.PAGESIZE
+_STATS_AT = _TABLE_AT + _COLUMNS * ROWS * _WORD
+_USERS_AT = -(-(_STATS_AT + ROWS * STATS_SIZE) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+class Row(NamedTuple):
+    """One worker."""
+
+    number: int
+    pid: int
+    master: int
+    """Pid of the master that started it."""
+    generation: int
+    started: float
+    """Unix time in seconds."""
+    state: int
+    connections: int
+    queue_messages: int
+    queue_bytes: int
+    updated: float
+    """Unix time in seconds at which it last wrote its figures; 0 before that."""
+    stats: dict[str, Any]
+
+
+class SlotTable:
+    """The slot table, opened by this process.
+
+    Args:
+        path: the file; made when it is missing or was laid out by another version.
+        connections: how many connections the users' table must have room for.
+
+    Raises:
+        PermissionError: the file belongs to another user of this machine.
+    """
+
+    def __init__(self, path: Path, connections: int = 10_000) -> None:
+        self._fd = open_shared(path, _GEOMETRY, random=_KEY.stop - _KEY.start, size=_USERS_AT)
+        self._lock = FileLock(self._fd)
+        self._map = mmap.mmap(self._fd, _USERS_AT)
+        words = memoryview(self._map).cast("Q")
+        self._header = words[: _TABLE_AT // _WORD]
+        table = words[_TABLE_AT // _WORD : _STATS_AT // _WORD]
+        self._columns = [table[n * ROWS : (n + 1) * ROWS] for n in range(_COLUMNS)]
+        self._hash_key = bytes(self._map[_KEY])
+        users = self._header[_USERS : _USERS + UsersTable.HEADER_WORDS]
+        self._users = UsersTable(self._fd, users, _USERS_AT)
+        with self._lock:
+            self._users.make_room(connections)
+
+    # Rows.
+
+    def claim_row(self, master: int) -> int:
+        """Take a row for this process, in state `starting`, and return its index.
+
+        Raises:
+            RuntimeError: all rows are in use.
+        """
+        pid = os.getpid()
+        born = start_time(pid)
+        assert born is not None
+        self.sweep()
+        with self._lock:
+            pids = self._columns[_PID].tolist()
+            if 0 not in pids:
+                raise RuntimeError(f"all {ROWS} rows of the slot table are in use")
+            index = pids.index(0)
+            self._clear(index)
+            generation = self._header[_NEXT_GENERATION] + 1
+            self._header[_NEXT_GENERATION] = generation
+            self._header[_HIGH] = max(self._header[_HIGH], index + 1)
+            for column, value in (
+                (_BORN, born),
+                (_MASTER, master),
+                (_GENERATION, generation),
+                (_STARTED, _now()),
+                (_STATE, STARTING),
+                (_PID, pid),
+            ):
+                self._columns[column][index] = value
+            return index
+
+    def free(self, pid: int) -> bool:
+        """Free the row of a process that is about to end; False when it has none."""
+        with self._lock:
+            for index in range(self._header[_HIGH]):
+                if self._columns[_PID][index] == pid:
+                    self._free_row(index)
+                    return True
+        return False
+
+    def sweep(self) -> list[int]:
+        """Free the rows of processes that are gone, and return their pids.
+
+        Masters call it when a worker has ended, and workers now and then, for those whose
+        master was killed.
+        """
+        self._users.tidy()
+        pids, born = self._columns[_PID], self._columns[_BORN]
+        try:
+            gone = [
+                (index, pids[index], born[index])
+                for index in range(self._header[_HIGH])
+                if pids[index] and start_time(pids[index]) != born[index]
+            ]
+        except OSError:  # no descriptor to look with: another process or a later call will
+            return []
+        if not gone:
+            return []
+        freed = []
+        with self._lock:
+            for index, pid, birth in gone:
+                if (pids[index], born[index]) == (pid, birth):
+                    if self._columns[_STATE][index] == READY:
+                        self._header[_DIED] += 1
+                    self._free_row(index)
+                    freed.append(pid)
+        return freed
+
+    def set_state(self, index: int, state: int) -> None:
+        """Say that a worker is `STARTING`, `READY` or `LEAVING`."""
+        with self._lock:
+            self._columns[_STATE][index] = state
+
+    def rows(self) -> list[Row]:
+        """Every row in use."""
+        with self._lock:
+            used = [n for n in range(self._header[_HIGH]) if self._columns[_PID][n]]
+            raw = [(n, [column[n] for column in self._columns], self._read_stats(n)) for n in used]
+        return [_row(*parts) for parts in raw]
+
+    @property
+    def failed_starts(self) -> int:
+        """Workers that have ended while they were `starting`, since the file exists."""
+        return int(self._header[_FAILED_STARTS])
+
+    @property
+    def deaths(self) -> int:
+        """Workers that have ended while they were `ready`, since the file exists."""
+        return int(self._header[_DIED])
+
+    def first_to_halt(self, master: int) -> bool:
+        """Whether nobody has asked this before about that master, which is a pid."""
+        name = (start_time(master) or 0) << 32 | master
+        with self._lock:
+            if self._header[_HALTED] == name:
+                return False
+            self._header[_HALTED] = name
+            return True
+
+    # Connections and users.
+
+    def reserve_connection(self, index: int, cap: int) -> bool:
+        """Count one connection more in a row; False when all rows together hold `cap`."""
+        column = self._columns[_CONNECTIONS]
+        with self._lock:
+            if sum(column[: self._header[_HIGH]]) >= cap:
+                return False
+            column[index] += 1
+            return True
+
+    def release_connection(self, index: int) -> None:
+        """Count one connection less in a row."""
+        column = self._columns[_CONNECTIONS]
+        with self._lock:
+            column[index] = max(0, column[index] - 1)
+
+    def adopt_connections(self, index: int, giver: int, generation: int, count: int) -> None:
+        """Count connections in a row that were counted in another, for one that hands them over.
+
+        Args:
+            index: the row that has them now.
+            giver: the row that had them.
+            generation: of the giver; a row that somebody else has by now is left alone.
+            count: how many.
+        """
+        column = self._columns[_CONNECTIONS]
+        with self._lock:
+            # Up first: if this process is killed between the two, the cap is not exceeded.
+            column[index] += count
+            if self._is_generation(giver, generation):
+                column[giver] = max(0, column[giver] - count)
+
+    def adopt_user(self, index: int, giver: int, generation: int, user: str) -> None:
+        """Count a connection of a user in a row that was counted in another."""
+        key = self._hash(user)
+        with self._lock:
+            self._users.claim(key, index, _NO_CAP)
+            if self._is_generation(giver, generation):
+                self._users.release(key, giver)
+
+    def _is_generation(self, index: int, generation: int) -> bool:
+        return bool(self._columns[_PID][index] and self._columns[_GENERATION][index] == generation)
+
+    def total_connections(self) -> int:
+        """Connections of all rows."""
+        return sum(self._columns[_CONNECTIONS][: self._header[_HIGH]])
+
+    def claim_user(self, index: int, user: str, cap: int) -> bool:
+        """Count one connection more of a user; False when all rows together hold `cap`."""
+        key = self._hash(user)
+        with self._lock:
+            return self._users.claim(key, index, cap)
+
+    def release_user(self, index: int, user: str) -> None:
+        """Give back one claim that a row has on a user."""
+        key = self._hash(user)
+        with self._lock:
+            self._users.release(key, index)
+
+    def set_user_types(self, index: int, user: str, types: int) -> None:
+        """Say what the connections of a user in a row are subscribed to, one bit a type."""
+        key = self._hash(user)
+        with self._lock:
+            self._users.set_types(key, index, types)
+
+    def users_of_type(self, number: int) -> int:
+        """Different users that are subscribed to a type, by the number of its bit."""
+        with self._lock:
+            return self._users.users_of_type(number)
+
+    def unique_users(self) -> int:
+        """Different users that hold claims."""
+        return self._users.distinct
+
+    # Broadcast queues.
+
+    def reserve_queue(self, index: int, size: int, messages_cap: int, bytes_cap: int) -> bool:
+        """Count one message into the queue of a row; False when all queues together are full."""
+        messages, sizes = self._columns[_QUEUE_MESSAGES], self._columns[_QUEUE_BYTES]
+        with self._lock:
+            high = self._header[_HIGH]
+            if sum(messages[:high]) >= messages_cap or sum(sizes[:high]) + size > bytes_cap:
+                return False
+            messages[index] += 1
+            sizes[index] += size
+            return True
+
+    def release_queue(self, index: int, messages: int, size: int) -> None:
+        """Count messages out of the queue of a row, `size` bytes in all."""
+        counts, sizes = self._columns[_QUEUE_MESSAGES], self._columns[_QUEUE_BYTES]
+        with self._lock:
+            counts[index] = max(0, counts[index] - messages)
+            sizes[index] = max(0, sizes[index] - size)
+
+    def queue_totals(self) -> tuple[int, int]:
+        """Messages and bytes in the queues of all rows."""
+        with self._lock:
+            high = self._header[_HIGH]
+            return (
+                sum(self._columns[_QUEUE_MESSAGES][:high]),
+                sum(self._columns[_QUEUE_BYTES][:high]),
+            )
+
+    def set_queued(self, index: int, per_priority: Sequence[int]) -> None:
+        """Say how many messages of each priority wait in a row: high, normal, low."""
+        high, normal, low = per_priority
+        with self._lock:
+            self._columns[_WAITING_HIGH][index] = high
+            self._columns[_WAITING_NORMAL][index] = normal
+            self._columns[_WAITING_LOW][index] = low
+
+    def ask_to_evict(self, index: int, below: int) -> bool:
+        """Ask another row to drop one message ranked after `below` (0 high, 2 low).
+
+        The lowest rank is asked first. Returns False when no other row holds such a message
+        that nobody has asked for yet.
+        """
+        evictions = self._columns[_EVICTIONS]
+        with self._lock:
+            others = [
+                n for n in range(self._header[_HIGH]) if self._columns[_PID][n] and n != index
+            ]
+            for rank in range(len(_WAITING) - 1, below, -1):
+                for other in others:
+                    # A row drops its lowest first, so earlier requests count against them.
+                    held = sum(self._columns[c][other] for c in _WAITING[rank:])
+                    if held > evictions[other]:
+                        evictions[other] += 1
+                        return True
+        return False
+
+    def take_evictions(self, index: int) -> int:
+        """How many messages a row has been asked to drop since the last call."""
+        column = self._columns[_EVICTIONS]
+        if not column[index]:
+            return 0
+        with self._lock:
+            asked = column[index]
+            column[index] = 0
+            return int(asked)
+
+    # Figures.
+
+    def set_stats(self, index: int, stats: dict[str, Any]) -> None:
+        """Show figures of a worker to all processes.
+
+        Raises:
+            ValueError: they take more than `STATS_SIZE` bytes as JSON.
+        """
+        text = json.dumps(stats, separators=(",", ":")).encode()
+        if len(text) > STATS_SIZE:
+            raise ValueError(f"figures of a worker take {len(text)} bytes, over {STATS_SIZE}")
+        start = _STATS_AT + index * STATS_SIZE
+        with self._lock:
+            self._map[start : start + len(text)] = text
+            self._columns[_STATS_LENGTH][index] = len(text)
+            self._columns[_UPDATED][index] = _now()
+
+    # Inside; the lock is held.
+
+    def _free_row(self, index: int) -> None:
+        if self._columns[_STATE][index] == STARTING:
+            self._header[_FAILED_STARTS] += 1
+        self._clear(index)
+        self._columns[_PID][index] = 0
+
+    def _clear(self, index: int) -> None:
+        """Everything but the pid, so that whoever is cut short here is repeated."""
+        self._users.remove_row(index)
+        for number, column in enumerate(self._columns):
+            if number not in (_PID, _BORN):
+                column[index] = 0
+
+    def _read_stats(self, index: int) -> bytes:
+        start = _STATS_AT + index * STATS_SIZE
+        return self._map[start : start + self._columns[_STATS_LENGTH][index]]
+
+    def _hash(self, user: str) -> int:
+        digest = hashlib.blake2b(user.encode(), digest_size=_WORD, key=self._hash_key)
+        return int.from_bytes(digest.digest(), "little")
+
+
+def _row(index: int, values: Sequence[int], stats: bytes) -> Row:
+    try:
+        figures = json.loads(stats) if stats else {}
+    except ValueError:  # its worker was killed while it wrote
+        figures = {}
+    return Row(
+        number=index,
+        pid=values[_PID],
+        master=values[_MASTER],
+        generation=values[_GENERATION],
+        started=values[_STARTED] / 1e6,
+        state=values[_STATE],
+        connections=values[_CONNECTIONS],
+        queue_messages=values[_QUEUE_MESSAGES],
+        queue_bytes=values[_QUEUE_BYTES],
+        updated=values[_UPDATED] / 1e6,
+        stats=figures,
+    )
+
+
+def _now() -> int:
+    return int(time.time() * 1e6)

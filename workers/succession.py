@@ -1,0 +1,251 @@
+"""What a worker does with its connections when it leaves: gives them to its heirs, batch by batch.
+
+See `workers/handoff.py` for the conversation and `app/sessions/passing.py` for the sessions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.sessions.passing import Parcel, Passing
+from app.types import Position
+from workers import paths
+from workers.handoff import BATCH, DEATH_SECONDS, Broken, Giver, Heir
+from workers.processes import start_time
+from workers.shared_slots import READY, STARTING, Row, SlotTable
+
+log = logging.getLogger(__name__)
+
+SIBLING_SECONDS = 2.0
+"""How long a worker waits for all its heirs when one is ready."""
+LANES = 4
+"""Batches that are under way at one time."""
+SWEEP_SECONDS = 0.2
+"""Between two looks whether the heirs still live."""
+REST_SECONDS = 2.0
+"""How long the handlers of a connection may go on running before it is drained instead."""
+
+
+def socket_path(data_dir: Path, pid: int) -> Path:
+    """Where the worker of a process takes connections over."""
+    return paths.runtime_dir(data_dir) / f"heir-{pid}.sock"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the connections of a worker that left."""
+
+    passed: int = 0
+    left: int = 0
+    """Not given: nobody would or could take them."""
+    heirs: int = 0
+    """Workers that have taken connections."""
+    orphaned: bool = False
+    """There were heirs, but they are gone."""
+    seconds: float = 0.0
+    pauses: list[tuple[float, int]] = field(default_factory=list)
+    """For each batch the seconds for which nobody served it, and its connections."""
+
+
+class Succession:
+    """Both ends of the handoff of one worker.
+
+    Args:
+        data_dir: of the service.
+        slots: the slot table.
+        row: this worker's row.
+        passing: its sessions.
+    """
+
+    def __init__(self, data_dir: Path, slots: SlotTable, row: int, passing: Passing) -> None:
+        self._data_dir = data_dir
+        self._slots = slots
+        self._row = row
+        self._passing = passing
+        self._heir = Heir(
+            socket_path(data_dir, os.getpid()), self._judge, self._take, self._is_alive
+        )
+        self._givers: dict[tuple[int, int], Giver] = {}
+        self._under_way: dict[int, int] = {}
+        self._swept_at = 0.0
+        self._given: dict[int, int] = {}
+        self._broken: set[int] = set()
+        self._born = start_time(os.getpid())
+
+    def start(self) -> None:
+        """Be ready to take connections over; sockets of workers that were killed are removed."""
+        for stale in paths.runtime_dir(self._data_dir).glob("heir-*.sock"):
+            pid = stale.stem.removeprefix("heir-")
+            if pid.isdigit() and start_time(int(pid)) is None:
+                stale.unlink(missing_ok=True)
+        self._heir.start()
+
+    async def stop(self) -> None:
+        """Take no more."""
+        await self._heir.stop()
+
+    # Taking.
+
+    def _judge(self, offer: dict[str, Any]) -> list[bool]:
+        states = offer["states"]
+        mine = self._own_row()
+        if mine is None or mine.state != READY:
+            return [False] * len(states)
+        return self._passing.judge(states)
+
+    async def _take(
+        self, offer: dict[str, Any], states: Sequence[Any], descriptors: Sequence[int]
+    ) -> None:
+        giver = offer["giver"]
+        await self._passing.unpack(
+            (giver["row"], giver["generation"]), states, descriptors, Position(*offer["control"])
+        )
+
+    @staticmethod
+    def _is_alive(offer: dict[str, Any]) -> bool:
+        giver = offer["giver"]
+        try:
+            return bool(start_time(giver["pid"]) == giver["born"])
+        except OSError:
+            return True
+
+    def _own_row(self) -> Row | None:
+        return next((row for row in self._slots.rows() if row.number == self._row), None)
+
+    # Giving.
+
+    async def give_all(self) -> Outcome:
+        """Give every connection that can be given; who is left over is to be drained."""
+        outcome = Outcome()
+        had_heirs = bool(self._heirs())
+        await self._await_siblings()
+        began = time.monotonic()
+        try:
+            async with asyncio.TaskGroup() as lanes:
+                for lane in range(LANES):
+                    lanes.create_task(self._give_on(lane, outcome, began + REST_SECONDS))
+            if self._passing.left() and not self._heirs():
+                outcome.orphaned = had_heirs and await self._are_gone()
+        finally:
+            for giver in self._givers.values():
+                giver.close()
+            self._givers.clear()
+            self._passing.resume()
+        outcome.left = len(self._passing.left())
+        outcome.heirs = len(self._given)
+        outcome.seconds = time.monotonic() - began
+        return outcome
+
+    async def _give_on(self, lane: int, outcome: Outcome, rest_until: float) -> None:
+        """Give batch after batch; most of the time of each is waiting, hence several lanes."""
+        while self._passing.left():
+            sessions = self._passing.at_rest(self._share())
+            if not sessions:
+                if time.monotonic() >= rest_until or not self._passing.can_wait():
+                    return
+                await asyncio.sleep(0.02)
+                continue
+            heir = self._choose_heir()
+            if heir is None:
+                return
+            packed_at = time.monotonic()
+            passed = await self._give(heir, lane, self._passing.pack(sessions))
+            outcome.passed += passed
+            if passed:
+                outcome.pauses.append((time.monotonic() - packed_at, passed))
+
+    async def _await_siblings(self) -> None:
+        """Give all that start together the time to be ready, so that each gets its share."""
+        until = time.monotonic() + SIBLING_SECONDS
+        while time.monotonic() < until:
+            self._slots.sweep()
+            if not any(row.state == STARTING for row in self._slots.rows()):
+                return
+            await asyncio.sleep(0.02)
+
+    def _share(self) -> int:
+        """Connections in the next batch: small ones in the end, to be spread evenly."""
+        left, heirs = len(self._passing.left()), max(1, len(self._heirs()))
+        return min(BATCH, max(1, left // (LANES * heirs)))
+
+    def _others(self) -> list[Row]:
+        return [r for r in self._slots.rows() if r.number != self._row and r.state == READY]
+
+    def _heirs(self) -> list[Row]:
+        heirs = [row for row in self._others() if row.pid not in self._broken]
+        return [row for row in heirs if not row.stats.get("deaf")] or heirs  # see app/canary.py
+
+    async def _are_gone(self) -> bool:
+        """Whether the heirs have died, not refused; who is killed takes a moment to end."""
+        until = time.monotonic() + DEATH_SECONDS
+        while self._others():
+            if time.monotonic() >= until:
+                return False
+            await asyncio.sleep(0.02)
+            self._slots.sweep()
+        return True
+
+    def _choose_heir(self) -> Row | None:
+        """The ready worker with the fewest connections, what is on its way to it included."""
+        now = time.monotonic()
+        if now - self._swept_at >= SWEEP_SECONDS:
+            self._swept_at = now
+            self._slots.sweep()
+        return min(
+            self._heirs(),
+            key=lambda row: row.connections + self._under_way.get(row.pid, 0),
+            default=None,
+        )
+
+    async def _give(self, heir: Row, lane: int, parcel: Parcel) -> int:
+        if not parcel.sessions:
+            return 0
+        count = len(parcel.sessions)
+        self._under_way[heir.pid] = self._under_way.get(heir.pid, 0) + count
+        try:
+            return await self._converse(heir, lane, parcel)
+        finally:
+            self._under_way[heir.pid] -= count
+
+    async def _converse(self, heir: Row, lane: int, parcel: Parcel) -> int:
+        giver = self._givers.get((heir.pid, lane))
+        if giver is None:
+            giver = Giver(socket_path(self._data_dir, heir.pid))
+            self._givers[heir.pid, lane] = giver
+        mine = self._own_row()
+        assert mine is not None
+        offer = {
+            "giver": {
+                "row": self._row,
+                "generation": mine.generation,
+                "pid": os.getpid(),
+                "born": self._born,
+            },
+            "control": [parcel.control.epoch, parcel.control.seq],
+            "states": parcel.states,
+        }
+        try:
+            answer = await giver.offer(offer, parcel.descriptors)
+        except Broken as error:
+            log.warning("Worker %d takes nothing over: %s", heir.pid, error)
+            self._broken.add(heir.pid)
+            await self._passing.take_back(parcel, parcel.sessions, stay=False)
+            return 0
+        pairs = list(zip(parcel.sessions, answer, strict=True))
+        accepted = [session for session, taken in pairs if taken]
+        await giver.commit()
+        self._passing.let_go(accepted)
+        refused = [session for session, taken in pairs if not taken]
+        if refused:
+            if not accepted:
+                self._broken.add(heir.pid)
+            await self._passing.take_back(parcel, refused, stay=bool(accepted))
+        self._given[heir.pid] = self._given.get(heir.pid, 0) + len(accepted)
+        return len(accepted)

