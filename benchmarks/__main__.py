@@ -13,12 +13,13 @@ from dataclasses import replace
 from typing import NoReturn
 
 from benchmarks import faults, reloads
+from benchmarks.backplane import backplane
 from benchmarks.procs import BenchmarkError
 from benchmarks.report import as_json, as_text
 from benchmarks.scenarios import FULL, QUICK, Figures
 from benchmarks.scenarios import SCENARIOS as COSTS
 
-SCENARIOS = COSTS | reloads.SCENARIOS
+SCENARIOS = COSTS | {"backplane": backplane} | reloads.SCENARIOS
 
 
 def _interrupt(*_: object) -> NoReturn:

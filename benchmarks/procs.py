@@ -35,7 +35,8 @@ def cpus() -> tuple[set[int], set[int]]:
     return {usable[0]}, {usable[-1]}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -83,7 +84,7 @@ class Server:
     """
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], *, pinned: bool = True) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.directory = tempfile.mkdtemp(prefix="yujian-bench-")
         names = {"port": str(self.port), "dir": self.directory}
         self._argv = [part.format_map(names) for part in argv]

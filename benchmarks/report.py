@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from benchmarks import backplane
 from benchmarks.scenarios import SUBJECTS, Figures, Size
 
 _SERVICE = ("service/socketio", "service/json")
@@ -184,6 +185,7 @@ def as_text(figures: Figures, size: Size) -> str:
             values = figures.samples[measure][_MANY]
             if values:
                 lines.append(f"{text:48}{median(values):>18.{digits}f}")
+    lines += backplane.as_lines(figures)
     lines += _listed(
         f"{size.many} connections on two workers, 20 messages a second, reloads one after the other",
         _RELOAD_ROWS,

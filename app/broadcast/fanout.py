@@ -29,7 +29,7 @@ class _Job:
     """Bytes of the current flush and the members of a group that still lack them."""
 
     data: bytes
-    waiting: dict[Subscriber, None]
+    waiting: dict[Subscriber, int]
 
 
 class FanOut:
@@ -79,7 +79,7 @@ class FanOut:
         # The table may have forgotten the group meanwhile, and made it anew for somebody else.
         key = group.codec.name, group.types, group.batch
         group = subscriber.group = self._groups.setdefault(key, group)
-        group.members[subscriber] = None
+        group.members[subscriber] = subscriber.fd
         subscriber.track = None
 
     def leave(self, subscriber: Subscriber) -> dict[str, Position]:

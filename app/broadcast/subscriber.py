@@ -19,7 +19,8 @@ class Group:
         self.types = types
         self.batch = batch
         # A dict, since a set costs three times as much a member and loses the order of arrival.
-        self.members: dict[Subscriber, None] = {}
+        self.members: dict[Subscriber, int] = {}
+        """Each with its descriptor, so that a flush touches no connection object."""
 
 
 class Subscriber(Connection):

