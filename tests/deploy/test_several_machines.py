@@ -288,40 +288,52 @@ async def _lose_a_host(pair: Machines) -> None:
     head = {"Authorization": f"Bearer {TOKEN}"}
     session = caddy.session(base_url=caddy.api, headers=head)
     async with pair.fleet(40, back=True) as fleet, Ticker(two, session=session) as ticker:
-        users = [await PlainClient.open(two, user="ann") for _ in range(3)]
-        for client in users:
+        # Users at their cap: Ann is on both hosts, Bob and Cat had all they may have on one.
+        for _ in range(3):
+            await fleet.add(socketio=True, user="ann")
+        bob = [await PlainClient.open(two, user="bob") for _ in range(3)]
+        cat = [await PlainClient.open(two, user="cat") for _ in range(3)]
+        for client in [*bob, *cat]:
             await client.barrier()
-        assert not await may_stay(await PlainClient.open(one, user="ann"))
+        assert not await may_stay(await PlainClient.open(one, user="bob"))
         await until(lambda: ticker.last > 20, "messages flow")
+        left = await two.total_connections() - len(bob) - len(cat)
+        assert left > 20, "Ann has a connection to each host"
 
         kill_host(two)
-        await until(lambda: len(fleet.closes) == 20, "the clients of the dead host know")
+        await until(lambda: len(fleet.closes) == left, "the clients of the dead host know")
+        returning = [asyncio.create_task(come_back(caddy, client, "cat")) for client in cat]
         before = ticker.last
         await until(lambda: ticker.last > before + 20, "publishing goes on")
         await fleet.all_at(ticker.last)
-        await one.wait_connections(40)
         moved = [stream for stream in fleet.streams if stream.closes]
-        assert Counter(stream.socketio for stream in moved) == {True: 10, False: 10}
+        assert Counter(stream.socketio for stream in moved if not stream.user) == {
+            True: 10,
+            False: 10,
+        }
         # Plain: told so. Socket.IO: with the same id and the same pid.
-        assert [stream.recovered for stream in moved] == [[True]] * 20
+        assert [stream.recovered for stream in moved] == [[True]] * left
         assert not [gap for stream in fleet.streams for gap in stream.gaps]
         ticker.check(fleet.streams)
+        # Who shows that it is the client that was there, is not refused for its own old place.
+        refusals = [why for stream in fleet.streams for why in stream.refusals]
+        assert not [why for why in refusals if "MAX_CONNECTIONS_EXCEEDED" in why], refusals
+        back = await asyncio.gather(*returning)
+        assert [await may_stay(client) for client in back] == [True] * 3
 
         # Caddy knows by its own checks, beside what failed.
         await until(lambda: checks_of(caddy, address(two)), "the health check fails")
         assert await pair.served_by() == {one.port: 10}
 
-        # The places of a dead host are free when its lease of ten seconds has ended.
-        back: list[PlainClient] = []
-
-        async def all_back() -> bool:
-            client = await caddy.plain(query="?user=ann")
+        # Others have to wait until the lease of the dead host has ended.
+        async def bob_is_back() -> bool:
+            client = await caddy.plain(query="?user=bob")
             if await may_stay(client):
                 back.append(client)
-            return len(back) == 3
+            return len(back) == 6
 
-        await until(all_back, "the users of the dead host are back", 30)
-        assert not await may_stay(await caddy.plain(query="?user=ann"))
+        await until(bob_is_back, "the users of the dead host are back", 30)
+        assert not await may_stay(await caddy.plain(query="?user=bob"))
 
         # The same host starts again, on the same DATA_DIR.
         await asyncio.to_thread(two.start)
@@ -331,12 +343,19 @@ async def _lose_a_host(pair: Machines) -> None:
         sent = await two.publish("status", "back")
         await asyncio.gather(*(client.wait_seq("status", sent["seq"]) for client in fresh))
         await fleet.all_at(sent["seq"])
-        assert [stream.recovered for stream in moved] == [[True]] * 20, "nobody moved again"
+        assert [stream.recovered for stream in moved] == [[True]] * left, "nobody moved again"
         for client in [*back, *fresh]:
             await client.close()
-        for client in users:
+        for client in [*bob, *cat]:
             await client.wait_closed()
     assert await one.whole_history("status") == await two.whole_history("status")
+
+
+async def come_back(caddy: Caddy, client: PlainClient, user: str) -> PlainClient:
+    """Connect anew in the place of a connection that has ended."""
+    await client.wait_closed()
+    token = client.events("connected")[0]["data"]["resume"]
+    return await caddy.plain(query=f"?user={user}&resume={token}")
 
 
 def kill_host(host: Service) -> None:

@@ -61,6 +61,8 @@ class Stream(asyncio.Protocol):
         """Of each time that it came back."""
         self.replies: list[Any] = []
         """Answers and acks, in order."""
+        self.refusals: list[str] = []
+        """Why it was not let in, each time."""
         self.closes: list[tuple[int, str]] = []
         """Close code and reason of each connection that has ended; 1006 without a frame."""
         self.closed_at = 0.0
@@ -246,6 +248,7 @@ class Stream(asyncio.Protocol):
             self.faults.append(f"an unknown packet {payload[:40]!r}")
 
     def _refused(self, why: str) -> None:
+        self.refusals.append(why)
         if not self._ready.done():
             self._ready.set_exception(ConnectionRefusedError(why))
         self.abort()
@@ -351,9 +354,9 @@ class Fleet:
             self.streams += some
         return self
 
-    async def add(self, *, socketio: bool) -> None:
+    async def add(self, *, socketio: bool, user: str = "") -> None:
         """Add one stream."""
-        stream = await self.kind(self.service, socketio=socketio).open()
+        stream = await self.kind(self.service, socketio=socketio, user=user).open()
         stream.on_closed = self._on_closed
         self.streams.append(stream)
 
