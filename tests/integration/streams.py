@@ -131,7 +131,8 @@ class Stream(asyncio.Protocol):
             self._ready.set_exception(ConnectionResetError("closed in the handshake"))
         if self._upgraded:
             self.closes.append(self._close or (1006, str(error)))
-            self.on_closed(self)
+            if self._ready.exception() is None:  # else who opens it knows
+                self.on_closed(self)
 
     def abort(self) -> None:
         """Drop the connection."""
