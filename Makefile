@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run listen reload test lint format bench clean
+.PHONY: help run listen reload logs log-level test lint format bench clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 run: $(VENV)/installed ## start the service in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m workers.run
@@ -17,6 +17,12 @@ listen: $(VENV)/installed ## show what a client receives from the running servic
 
 reload: $(VENV)/installed ## let the running service take new code and settings
 	@$(BIN)/python -m workers.reload $(if $(JSON),--json)
+
+logs: $(VENV)/installed ## show the log of the running service and go on with what comes (TAIL=lines of the past)
+	@scripts/logs.sh $(if $(TAIL),--lines $(TAIL))
+
+log-level: $(VENV)/installed ## LEVEL=debug: change the level of the running service; LEVEL=default: back
+	@$(BIN)/python -m scripts.log_level $(LEVEL)
 
 test: lint ## lint, types, all tests, coverage
 	$(BIN)/pytest tests/architecture tests/unit --cov --cov-fail-under=0 --cov-report=

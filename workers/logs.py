@@ -2,7 +2,7 @@
 
 The master imports this module for gunicorn's `logconfig_dict` and the workers inherit what it
 set up, so it uses the standard library alone. Anything may add fields to a line through `extra`;
-the service itself uses `connection`, `user` and `worker`.
+the service itself uses `connection`, `request`, `user` and `worker`.
 """
 
 from __future__ import annotations

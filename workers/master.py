@@ -59,6 +59,7 @@ class Master:
         if alone:
             # In a new container the pid in a file left behind is likely to be in use.
             self.pid_file.unlink(missing_ok=True)
+            paths.log_level_file(self.data_dir).unlink(missing_ok=True)
             if not self.slots.rows():
                 shutil.rmtree(self.metrics_dir, ignore_errors=True)
         paths.make_private(self.metrics_dir)

@@ -73,6 +73,11 @@ def failure_file(data_dir: Path) -> Path:
     return runtime_dir(data_dir) / "failure.json"
 
 
+def log_level_file(data_dir: Path) -> Path:
+    """The level of the log, where it was changed while the service runs."""
+    return runtime_dir(data_dir) / "log-level"
+
+
 def left_file(data_dir: Path, pid: int) -> Path:
     """What became of the connections of a worker that has left, as JSON."""
     return runtime_dir(data_dir) / f"left-{pid}.json"

@@ -17,7 +17,7 @@ from app import config, main
 from app.config import Settings
 from app.errors import BackplaneUnavailable, SettingsError
 from app.sessions.passing import Passing
-from workers import gunicorn_worker, logs, master, paths, valkey
+from workers import gunicorn_worker, log_level, logs, master, paths, valkey
 from workers.collector import Collector
 from workers.gunicorn_worker import CannotServe, RealtimeWorker
 from workers.handoff_report import Handoff
@@ -61,7 +61,12 @@ async def create() -> web.AppRunner:
         replacement = Replacement(
             worker.slots, worker.row, lambda: parts.canary.is_deaf, worker.ppid
         )
-        tasks = [asyncio.create_task(work) for work in (_sweep(worker.slots), replacement.run())]
+        works = (
+            _sweep(worker.slots),
+            replacement.run(),
+            log_level.follow(settings.data_dir, settings.log_level),
+        )
+        tasks = [asyncio.create_task(work) for work in works]
         yield
         for task in tasks:
             task.cancel()

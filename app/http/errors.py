@@ -125,9 +125,14 @@ def error_middleware(
             response = _respond(_explain(error, _describe(error, request)))
         except Exception:
             id = clients.request_id(request)
-            log.exception("%s %s failed (request %s)", request.method, request.path, id)
+            log.exception("%s %s failed", request.method, request.path, extra={"request": id})
             message = f"Something went wrong here; the log has more under {id}."
             response = _respond(HttpError(500, ErrorCode.INTERNAL_ERROR, message))
+        if log.isEnabledFor(logging.DEBUG):
+            id = clients.request_id(request)
+            log.debug(
+                "%s %s: %d", request.method, request.path, response.status, extra={"request": id}
+            )
         resource = request.match_info.route.resource
         count(resource.canonical if resource else "none", request.method, response.status)
         return response

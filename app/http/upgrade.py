@@ -81,7 +81,7 @@ class Upgrade:
             if admitted.identity is not None:
                 session.authenticated(admitted.identity)
             session.begin(wishes)
-        if realtime.log_connections:
+        if logger.isEnabledFor(logging.DEBUG):
             logger.debug(
                 "opened",
                 extra={"connection": session.id, "user": session.user, "peer": admitted.address},

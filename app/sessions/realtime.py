@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from app.backplane.claims import UserClaims
+from app.backplane.claims import LEASE, UserClaims
 from app.broadcast.catchup import CatchUp
 from app.broadcast.fanout import FanOut
 from app.broadcast.subscriber import Group
@@ -46,6 +46,10 @@ EXPIRY_WARNING = 60.0
 """Seconds before the end of a token at which its client is told."""
 REPLACE_SECONDS = 2.0
 """How long a connection waits for the one that it replaces to go away on another worker."""
+REPLACE_SHARED_SECONDS = LEASE + REPLACE_SECONDS
+"""The same where machines share users: the other one's machine may be dead, and its lease not."""
+FIRST_CLAIM_PAUSE, LONGEST_CLAIM_PAUSE = 0.05, 1.0
+"""Seconds between two tries meanwhile: twice the last, within these."""
 FLOOD_FACTOR = 10
 """A client that sends this many times RATE_LIMIT in a second is closed."""
 MAX_RECONNECT_ATTEMPTS = 10
@@ -116,7 +120,6 @@ class Realtime:
         self.metrics = metrics
         self.replace_elsewhere = replace_elsewhere
         self.sessions: dict[str, Session] = {}
-        self.log_connections = logger.isEnabledFor(logging.DEBUG)
         self.no_subscriptions: dict[str, Group] = {
             codec.name: fanout.group(codec, frozenset(), False) for codec in (PLAIN, SOCKETIO)
         }
@@ -171,14 +174,17 @@ class Realtime:
         if replaced is not None:
             # Carried out here as well by then, where this session may take the id over.
             await self.replace_elsewhere(replaced)
-        deadline = self._loop.time() + (REPLACE_SECONDS if replaced is not None else 0.0)
+        patience = REPLACE_SECONDS if self.claims is None else REPLACE_SHARED_SECONDS
+        deadline = self._loop.time() + (patience if replaced is not None else 0.0)
         user = session.user
         if user is None:
             return
+        pause = FIRST_CLAIM_PAUSE
         while not await self._claim(user):
-            if self._loop.time() >= deadline:
+            if self._loop.time() >= deadline or session.state != OPEN:
                 raise self._too_many()
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_CLAIM_PAUSE)
         if session.state == OPEN:
             session.claimed = True
         else:

@@ -305,7 +305,7 @@ class Session(Subscriber):
                 extra.expiry.cancel()
                 extra.expiry = None
         realtime.release_claim(self)
-        if realtime.log_connections:
+        if logger.isEnabledFor(logging.DEBUG):
             logger.debug(
                 "closed: %s",
                 reason,

@@ -48,7 +48,7 @@ def test_help_names_every_exit_code_and_wrong_usage_is_one(script: str) -> None:
 
 def test_shellcheck_finds_nothing() -> None:
     shellcheck = Path(sys.executable).with_name("shellcheck")
-    files = [REPO / script for script in (*SCRIPTS, "scripts/common.sh")]
+    files = [REPO / script for script in (*SCRIPTS, "scripts/common.sh", "scripts/logs.sh")]
     done = subprocess.run([shellcheck, "-x", *files], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
@@ -69,6 +69,43 @@ def test_scripts_take_the_settings_that_systemd_gave_the_service(tmp_path: Path)
         text=True,
     )
     assert (done.returncode, done.stdout) == (0, "/var/lib/x 127.0.0.1:1 json\n"), done
+
+
+# scripts/logs.sh
+
+
+def logs(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [REPO / "scripts/logs.sh", "--no-follow", *arguments],
+        env=dict(os.environ) | {"PYTHON": sys.executable} | environ,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_log_of_a_host(tmp_path: Path) -> None:
+    assert logs(DATA_DIR=str(tmp_path)).returncode == 66
+    (tmp_path / "service.log").write_text("one\ntwo\nthree\n")
+    done = logs("--lines", "2", DATA_DIR=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "two\nthree\n")
+
+
+def test_the_log_of_a_container(tmp_path: Path) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(
+        '#!/bin/sh\n[ "$2" = ps ] && echo 1234\n[ "$2" = logs ] && echo "$@"\nexit 0\n'
+    )
+    docker.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    assert logs(PATH=path).stdout == "compose logs --tail 100 backend\n"
+    assert logs("-n", "5", "caddy", PATH=path).stdout == "compose logs --tail 5 caddy\n"
+
+
+def test_wrong_usage_of_logs() -> None:
+    helped = subprocess.run([REPO / "scripts/logs.sh", "--help"], capture_output=True, text=True)
+    assert "exit codes:" in helped.stdout
+    assert logs("--lines", "some").returncode == 64
+    assert logs("--no-such-option").returncode == 64
 
 
 # verify-deployment.sh

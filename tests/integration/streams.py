@@ -131,7 +131,7 @@ class Stream(asyncio.Protocol):
             self._ready.set_exception(ConnectionResetError("closed in the handshake"))
         if self._upgraded:
             self.closes.append(self._close or (1006, str(error)))
-            if self._ready.exception() is None:  # else who opens it knows
+            if not self._ready.cancelled() and self._ready.exception() is None:
                 self.on_closed(self)
 
     def abort(self) -> None:

@@ -1,0 +1,37 @@
+"""`make log-level LEVEL=debug`: change the level of the log while the service runs.
+
+`debug` shows each connection and each HTTP call; `default` is LOG_LEVEL again, and so is a restart.
+
+Exit codes: 0 the workers take the level; 2 nothing runs, or wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from workers.log_level import DEFAULT, change
+from workers.reload import NOT_RUNNING, OK, NotRunning, data_directory, find_master
+
+LEVELS = ("debug", "info", "warning", "error", "critical", DEFAULT)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the level down where the workers look; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.log_level", description=__doc__)
+    parser.add_argument("level", choices=LEVELS, metavar="LEVEL", help=", ".join(LEVELS))
+    level = parser.parse_args(arguments).level
+    data_dir = data_directory()
+    try:
+        find_master(data_dir)
+    except NotRunning as error:
+        print(f"Not changed: {error}", file=sys.stderr)
+        return NOT_RUNNING
+    change(data_dir, level)
+    print(f"The workers log at level {level} within a second.")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

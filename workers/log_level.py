@@ -1,0 +1,54 @@
+"""The level of the log, changed while the service runs, without a reload.
+
+The level is a word in a file that every worker looks at each second; `scripts/log_level.py`
+writes it. It holds over reloads, until the file is gone or the service starts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from app.setting_values import log_level
+from workers import paths
+from workers.shared_file import write_whole
+
+DEFAULT = "default"
+"""Takes LOG_LEVEL again."""
+_INTERVAL = 1.0
+
+log = logging.getLogger(__name__)
+
+
+def wanted(data_dir: Path, default: str) -> str:
+    """The level that is in force: the file's, or `default` where that names none."""
+    try:
+        return log_level(paths.log_level_file(data_dir).read_text("ascii").strip())
+    except (OSError, ValueError):
+        return default
+
+
+async def follow(data_dir: Path, default: str) -> None:
+    """Keep this process at the level that is in force.
+
+    Args:
+        data_dir: of the service.
+        default: LOG_LEVEL.
+    """
+    root = logging.getLogger()
+    while True:
+        level = wanted(data_dir, default)
+        if level != logging.getLevelName(root.level):
+            root.setLevel(level)
+            log.log(root.level, "The log level is %s from now on", level.lower())
+        await asyncio.sleep(_INTERVAL)
+
+
+def change(data_dir: Path, level: str) -> None:
+    """Put a level in force, or `DEFAULT`."""
+    path = paths.log_level_file(data_dir)
+    if level == DEFAULT:
+        path.unlink(missing_ok=True)
+    else:
+        write_whole(path, level.encode())
