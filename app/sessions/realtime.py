@@ -181,7 +181,9 @@ class Realtime:
             return
         pause = FIRST_CLAIM_PAUSE
         while not await self._claim(user):
-            if self._loop.time() >= deadline or session.state != OPEN:
+            if session.state != OPEN:
+                return
+            if self._loop.time() >= deadline:
                 raise self._too_many()
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_CLAIM_PAUSE)
