@@ -11,7 +11,14 @@ from app.errors import CloseCode, ErrorCode
 from app.protocol.requests import ACTIONS
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/PROTOCOL.md"]
+PAGES = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "SCALING.md",
+    "docs/DEPLOYMENT.md",
+    "docs/PROTOCOL.md",
+]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/PROTOCOL.md"])
@@ -45,13 +52,16 @@ def test_the_final_close_codes_are_told() -> None:
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
-        if target.startswith("#"):
-            title = target[1:].replace("-", " ")
-            assert re.search(rf"^#+ {title}$", path.read_text(), re.MULTILINE | re.IGNORECASE), (
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        other = path.parent / name if name else path
+        assert other.exists(), target
+        if anchor:
+            title = anchor.replace("-", " ")
+            assert re.search(rf"^#+ {title}$", other.read_text(), re.MULTILINE | re.IGNORECASE), (
                 target
             )
-        elif "://" not in target:
-            assert (path.parent / target).exists(), target
 
 
 def test_modules_that_the_architecture_names_exist() -> None:
