@@ -15,6 +15,13 @@ import pytest
 
 from app.config import Settings
 from tests.unit.backplane_support import MakeNode, Node, ValkeyProcess
+from workers import valkey as private_valkey
+
+
+def pytest_unconfigure() -> None:
+    """Reap the servers that tests have ended by their pids."""
+    for child in private_valkey._children:
+        child.poll()
 
 
 @pytest.fixture

@@ -553,7 +553,7 @@ async def test_a_failure_shows_nothing_of_the_inside(
     assert "secret" not in message
     id = answer.headers["X-Request-ID"]
     assert id in message
-    assert id in caplog.text
+    assert [vars(record).get("request") for record in caplog.records] == [id]
     assert "a secret of the inside" in caplog.text
 
 
