@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -122,15 +122,26 @@ class PlainClient:
         """
         match = wanted if callable(wanted) else (lambda got: got["event"] == wanted)
         name = what or (wanted if isinstance(wanted, str) else "the message")
+        index = await self._find(match, name, timeout, self._taken)
+        self._taken.add(index)
+        return self.received[index]
+
+    async def _find(
+        self,
+        match: Callable[[Envelope], bool],
+        name: str,
+        timeout: float,
+        skipped: Container[int] = (),
+    ) -> int:
+        """Index of the first message that fits; waits for it."""
         checked = 0
         try:
             async with asyncio.timeout(timeout):
                 while True:
                     self._news.clear()
                     for index in range(checked, len(self.received)):
-                        if index not in self._taken and match(self.received[index]):
-                            self._taken.add(index)
-                            return self.received[index]
+                        if index not in skipped and match(self.received[index]):
+                            return index
                     checked = len(self.received)
                     if self._closed:
                         raise AssertionError(
@@ -158,8 +169,11 @@ class PlainClient:
         return [got for got in self.received if got["event"] == name]
 
     async def wait_seq(self, type: str, seq: int, timeout: float = DEADLINE) -> None:
-        """Wait until the message `seq` of a type has come, or a gap that covers it."""
-        await self.expect(lambda got: reaches(got, type, seq), f"{type} up to {seq}", timeout)
+        """Wait until the message `seq` of a type has come, or a gap that covers it.
+
+        Takes nothing away from `expect`: one batch may bring several types to their ends.
+        """
+        await self._find(lambda got: reaches(got, type, seq), f"{type} up to {seq}", timeout)
 
 
 def summary(received: list[Envelope]) -> str:
