@@ -71,7 +71,7 @@ async def settled(service: Service, old: set[int], workers: int | None = None) -
 
 async def test_hup_under_a_steady_stream(service: Service) -> None:
     async with Fleet(service) as fleet, Ticker(service) as ticker:
-        await fleet.open(1500)
+        await fleet.open(2000)
         ids = [stream.id for stream in fleet.streams]
         await until(lambda: ticker.last > 20, "a running stream")
         counted: list[int] = []
@@ -92,12 +92,12 @@ async def test_hup_under_a_steady_stream(service: Service) -> None:
         fleet.check_untouched()
         ticker.check(fleet.streams)
         assert [stream.id for stream in fleet.streams] == ids
-        assert set(counted) == {1500}
+        assert set(counted) == {2000}
         shares = spread_of(service)
         assert not set(shares) & old
-        assert sum(shares.values()) == 1500
-        assert max(shares.values()) - min(shares.values()) <= 0.2 * 750, shares
-        assert "1500" not in service.log or "0 are drained" in service.log
+        assert sum(shares.values()) == 2000
+        assert max(shares.values()) - min(shares.values()) <= 0.2 * 1000, shares
+        assert "2000" not in service.log or "0 are drained" in service.log
     await service.wait_connections(0)
 
 
