@@ -56,7 +56,7 @@ class Size:
     """Requests with 100 messages, per round; none for the stock server."""
 
 
-FULL = Size(5000, 10_000, 3, 15, 4, 1, 2)
+FULL = Size(5000, 10_000, 3, 15, 12, 1, 3)
 QUICK = Size(500, 1000, 2, 3, 10, 4, 4)
 
 
