@@ -1,4 +1,4 @@
-"""The settings: one table from which loading, validation and the README's table are made.
+"""The settings: one table from which loading, validation and the table of docs/SETTINGS.md are made.
 
 `python -m app.config` checks the settings of the environment and of `.env` and prints them as
 JSON without the secrets, or one line on stderr and exits with 1. `--table` prints the table,
@@ -261,7 +261,7 @@ class Settings:
 
 
 TABLE: Mapping[str, Setting] = {item.name.upper(): item.metadata[_KEY] for item in fields(Settings)}
-"""The settings by the name of their environment variable, in the order of the README."""
+"""The settings by the name of their environment variable, in the order of docs/SETTINGS.md."""
 
 
 def load(environ: Mapping[str, str], dotenv_path: Path | None = None) -> Settings:
@@ -308,7 +308,7 @@ def public(settings: Settings) -> dict[str, object]:
 
 
 def markdown() -> str:
-    """The table of the settings for the README."""
+    """The table of the settings for docs/SETTINGS.md."""
     lines = ["| Setting | Default | Unit | Meaning | Zero |", "|---|---|---|---|---|"]
     for name, row in TABLE.items():
         default = f"`{row.default}`" if row.default else ""

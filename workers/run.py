@@ -40,7 +40,9 @@ def write_dotenv(path: Path) -> bool:
     except FileExistsError:
         return False
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(f"# README.md lists all settings.\nPUBLISH_TOKEN={secrets.token_urlsafe(32)}\n")
+        file.write(
+            f"# docs/SETTINGS.md lists all settings.\nPUBLISH_TOKEN={secrets.token_urlsafe(32)}\n"
+        )
     return True
 
 

@@ -385,9 +385,9 @@ def test_main_prints_one_value(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such setting: nothing" in capsys.readouterr().err
 
 
-def test_readme_has_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_page_has_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert config.main(["--table"]) == 0
-    assert capsys.readouterr().out in (ROOT / "README.md").read_text()
+    assert capsys.readouterr().out in (ROOT / "docs/SETTINGS.md").read_text()
 
 
 def test_every_number_says_what_zero_means() -> None:

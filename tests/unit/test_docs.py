@@ -18,6 +18,7 @@ PAGES = [
     "SCALING.md",
     "docs/DEPLOYMENT.md",
     "docs/PROTOCOL.md",
+    "docs/SETTINGS.md",
 ]
 
 
