@@ -8,6 +8,7 @@ error.
 from __future__ import annotations
 
 import base64
+from codecs import utf_8_decode
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,46 +96,70 @@ class _ProtocolError(Exception):
 class FrameReader:
     """Parses a stream of masked frames into messages and control frames.
 
+    The payload of a data frame is unmasked as it arrives, and text is checked at once: bytes that
+    cannot become UTF-8 any more are a violation even in the middle of a frame (RFC 6455, 8.1).
+    The cost of a byte does not depend on the pieces in which its message arrives.
+
     Args:
         limit: largest message in bytes, inclusive.
     """
 
-    __slots__ = ("_buffer", "_fragments", "_limit", "_opcode", "_skip", "_skipped", "_total")
+    __slots__ = ("_buffer", "_checked", "_head", "_left", "_limit", "_message", "_opcode", "_total")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._buffer = bytearray()
-        self._fragments: bytearray | None = None
-        """Payload so far of a fragmented message; None while it is being skipped."""
+        self._buffer = b""
+        """An unfinished header or control frame."""
+        self._head = b""
+        """Header of the data frame under way."""
+        self._left = 0
+        """Payload bytes of the data frame under way that have not arrived."""
+        self._message: bytearray | None = None
+        """Payload so far of the message under way; None when it is being skipped."""
         self._opcode = 0
-        """Opcode of the fragmented message under way, 0 when there is none."""
+        """Opcode of the message under way, 0 when there is none."""
         self._total = 0
-        """Bytes of the fragmented message so far, kept or skipped."""
-        self._skip = 0
-        """Bytes of the current frame that are still to be thrown away."""
-        self._skipped = False
-        """The frame that `_skip` belongs to is the last one of its message."""
+        """Bytes of the message under way up to the end of its frame, kept or skipped."""
+        self._checked = 0
+        """Bytes of `_message`, if that is text, that are known to be UTF-8."""
 
     @property
     def held(self) -> int:
         """Bytes kept in memory for what is unfinished."""
-        return len(self._buffer) + (len(self._fragments) if self._fragments is not None else 0)
+        message = self._message
+        unfinished = 0 if message is None else len(self._head) + len(message)
+        return len(self._buffer) + unfinished
 
     @property
     def idle(self) -> bool:
         """Nothing is unfinished, so the reader can be thrown away."""
-        return not (self._buffer or self._opcode or self._skip)
+        return not (self._buffer or self._opcode)
 
     def dump(self) -> dict[str, Any]:
-        """What is unfinished, as JSON values, for another process to go on with."""
-        fragments = self._fragments
+        """What is unfinished, as JSON values, for another process to go on with.
+
+        A data frame under way is described as it came over the wire, so `load` finds the state of
+        its text again.
+        """
+        head, left, message = self._head, self._left, self._message
+        buffer, opcode, total = self._buffer, self._opcode, self._total
+        fragments = message
+        if head and message is not None:
+            size = _payload_size(head)
+            end = len(message) - (size - left)
+            buffer = head + unmask(message[end:], head[-4:])
+            total -= size
+            fragments = message[:end]
+            if head[0] & 0x0F != CONTINUATION:
+                opcode, fragments = 0, None
+        skipping = bool(head) and message is None
         return {
-            "buffer": base64.b64encode(self._buffer).decode(),
+            "buffer": base64.b64encode(buffer).decode(),
             "fragments": None if fragments is None else base64.b64encode(fragments).decode(),
-            "opcode": self._opcode,
-            "total": self._total,
-            "skip": self._skip,
-            "skipped": self._skipped,
+            "opcode": opcode,
+            "total": total,
+            "skip": left if skipping else 0,
+            "skipped": skipping and bool(head[0] & _FIN),
         }
 
     @classmethod
@@ -144,14 +169,34 @@ class FrameReader:
         Raises:
             KeyError, TypeError, ValueError: it is not such a description.
         """
+        buffer = base64.b64decode(dumped["buffer"])
+        reader = cls._begin(limit, dumped)
+        if buffer and reader.feed(buffer):
+            # The process that dumped it has other limits or rules. What these say of it is an
+            # event of the next call of `feed`, since there are no events here.
+            reader = cls._begin(limit, dumped)
+            reader._buffer = buffer
+        return reader
+
+    @classmethod
+    def _begin(cls, limit: int, dumped: Mapping[str, Any]) -> FrameReader:
+        """A reader that stands between two frames, or within one that is skipped."""
         reader = cls(limit)
-        reader._buffer += base64.b64decode(dumped["buffer"])
         if dumped["fragments"] is not None:
-            reader._fragments = bytearray(base64.b64decode(dumped["fragments"]))
+            reader._message = bytearray(base64.b64decode(dumped["fragments"]))
         reader._opcode = int(dumped["opcode"])
         reader._total = int(dumped["total"])
-        reader._skip = int(dumped["skip"])
-        reader._skipped = bool(dumped["skipped"])
+        reader._left = int(dumped["skip"])
+        if reader._left:
+            reader._head = bytes((_FIN if dumped["skipped"] else 0,))
+        message = reader._message
+        if (
+            reader._opcode not in (0, TEXT, BINARY)
+            or reader._left < 0
+            or (message is not None and (len(message) != reader._total or reader._left))
+            or (not reader._opcode and (message is not None or reader._total or reader._left))
+        ):
+            raise ValueError("parts of a message that do not fit together")
         return reader
 
     def feed(self, data: bytes) -> list[Event]:
@@ -159,55 +204,104 @@ class FrameReader:
 
         After a VIOLATION, which is always last, the reader must not be fed again.
         """
-        self._buffer += data
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
         events: list[Event] = []
+        place, end = 0, len(data)
         try:
-            while self._next(events):
-                pass
+            while place < end:
+                place = self._next(data, place, events)
         except _ProtocolError as error:
-            self._buffer.clear()
-            self._fragments = None
+            self._message = None
             events.append((VIOLATION, error.payload))
         return events
 
-    def _next(self, events: list[Event]) -> bool:
-        """Take one step; whether another may be possible."""
-        buffer = self._buffer
-        if self._skip:
-            return self._skip_on(events)
-        available = len(buffer)
+    def _next(self, data: bytes, place: int, events: list[Event]) -> int:
+        """Take a frame, or what there is of it, at `place` of `data`; return its end there."""
+        if self._left:
+            return self._take(data, place, events)
+        available = len(data) - place
         if available < 2:
-            return False
-        first, second = buffer[0], buffer[1]
+            return self._wait(data, place)
+        first, second = data[place], data[place + 1]
         opcode, final = first & 0x0F, bool(first & _FIN)
         self._check_header(first, second, opcode, final)
-        size, start = second & 0x7F, 6
-        if size == 126:
-            start = 8
-        elif size == 127:
-            start = 14
-        if available < start - 4:
-            return False
-        if size == 126:
-            size = int.from_bytes(buffer[2:4], "big")
-        elif size == 127:
-            size = int.from_bytes(buffer[2:10], "big")
-        if opcode < CLOSE and self._too_large(opcode, size):
-            if available < start:
-                return False
-            del buffer[:start]
-            self._start_skipping(opcode, size, final)
-            return self._skip_on(events)
-        if available < start + size:
-            return False
-        with memoryview(buffer) as view:
-            payload = unmask(view[start : start + size], bytes(view[start - 4 : start]))
-        del buffer[: start + size]
+        size, start = second & 0x7F, place + 6
+        if size > 125:
+            width = 2 if size == 126 else 8
+            if available < 2 + width:
+                return self._wait(data, place)
+            start += width
+            size = int.from_bytes(data[place + 2 : place + 2 + width], "big")
+            _check_length(size, width)
+        end = start + size
         if opcode >= CLOSE:
+            if len(data) < end:
+                return self._wait(data, place)
+            payload = unmask(data[start:end], data[start - 4 : start])
             events.append(self._control(opcode, payload))
+            return end
+        too_large = self._is_too_large(opcode, size)
+        if len(data) < start:
+            return self._wait(data, place)
+        if final and opcode and end <= len(data) and not too_large:
+            payload = unmask(data[start:end], data[start - 4 : start])
+            events.append((TEXT, _decode(payload)) if opcode == TEXT else (BINARY, payload))
+            return end
+        if opcode:
+            self._opcode, self._total = opcode, size
+            self._message, self._checked = bytearray(), 0
         else:
-            self._data(opcode, payload, final, events)
-        return True
+            self._total += size
+        if too_large:
+            self._message = None
+        self._head, self._left = data[place:start], size
+        return self._take(data, start, events)
+
+    def _wait(self, data: bytes, place: int) -> int:
+        """Keep what stands at `place` until more of it arrives."""
+        self._buffer = data[place:]
+        return len(data)
+
+    def _take(self, data: bytes, place: int, events: list[Event]) -> int:
+        """Take payload of the data frame under way; return where it ends in `data`."""
+        head, left, message = self._head, self._left, self._message
+        end = min(place + left, len(data))
+        self._left = left - (end - place)
+        if message is not None and end > place:
+            # The byte before the mask is the last one of the length.
+            phase = (head[-5] - left) & 3
+            mask = head[-4:]
+            message += unmask(data[place:end], mask[phase:] + mask[:phase] if phase else mask)
+        if self._left or not head[0] & _FIN:
+            if message is not None and self._opcode == TEXT:
+                self._check_text(message)
+            if not self._left:
+                self._head = b""
+            return end
+        opcode = self._opcode
+        self._head = b""
+        self._message = None
+        self._opcode = 0
+        self._total = 0
+        if message is None:
+            events.append((TOO_LARGE, b""))
+        else:
+            event = (TEXT, _decode(message)) if opcode == TEXT else (BINARY, bytes(message))
+            events.append(event)
+        return end
+
+    def _check_text(self, message: bytearray) -> None:
+        """Check what was added since the last call; a character may be unfinished at the end."""
+        try:
+            self._checked += utf_8_decode(message[self._checked :], "strict", False)[1]
+        except UnicodeDecodeError:
+            raise _not_utf8() from None
+        # The decoder knows the first two bytes of a surrogate only by the third.
+        rest = message[self._checked :]
+        if len(rest) == 2 and rest[0] == 0xED and rest[1] > 0x9F:
+            raise _not_utf8()
 
     def _check_header(self, first: int, second: int, opcode: int, final: bool) -> None:
         if first & 0x70:
@@ -228,31 +322,13 @@ class FrameReader:
         elif opcode != CONTINUATION and self._opcode:
             raise _ProtocolError(CloseCode.PROTOCOL_ERROR, "the message before is unfinished")
 
-    def _too_large(self, opcode: int, size: int) -> bool:
+    def _is_too_large(self, opcode: int, size: int) -> bool:
         total = self._total + size if opcode == CONTINUATION else size
         if total > self._limit + SKIP_ALLOWANCE:
             raise _ProtocolError(
                 CloseCode.TOO_BIG, f"messages are at most {self._limit} bytes long"
             )
         return total > self._limit
-
-    def _start_skipping(self, opcode: int, size: int, final: bool) -> None:
-        self._opcode = opcode or self._opcode
-        self._total = self._total + size if opcode == CONTINUATION else size
-        self._fragments = None
-        self._skip = size
-        self._skipped = final
-
-    def _skip_on(self, events: list[Event]) -> bool:
-        gone = min(self._skip, len(self._buffer))
-        del self._buffer[:gone]
-        self._skip -= gone
-        if self._skip:
-            return False
-        if self._skipped:
-            self._finish()
-            events.append((TOO_LARGE, b""))
-        return True
 
     def _control(self, opcode: int, payload: bytes) -> Event:
         if opcode == CLOSE and payload:
@@ -264,34 +340,35 @@ class FrameReader:
             _decode(payload[2:])
         return opcode, payload
 
-    def _data(self, opcode: int, payload: bytes, final: bool, events: list[Event]) -> None:
-        if opcode == CONTINUATION:
-            self._total += len(payload)
-            if self._fragments is not None:
-                self._fragments += payload
-                payload = bytes(self._fragments) if final else b""
-        if not final:
-            if opcode != CONTINUATION:
-                self._opcode = opcode
-                self._total = len(payload)
-                self._fragments = bytearray(payload)
-            return
-        opcode = self._opcode or opcode
-        self._finish()
-        events.append((TEXT, _decode(payload)) if opcode == TEXT else (BINARY, payload))
 
-    def _finish(self) -> None:
-        self._opcode = 0
-        self._total = 0
-        self._fragments = None
-        self._skipped = False
+def _payload_size(head: bytes) -> int:
+    """Payload size that a complete header of a frame states."""
+    size = head[1] & 0x7F
+    return size if size < 126 else int.from_bytes(head[2:-4], "big")
 
 
-def _decode(payload: bytes) -> str:
+def _check_length(size: int, width: int) -> None:
+    """Refuse a length that is stated in more bytes than it needs (RFC 6455, 5.2).
+
+    Args:
+        size: what the `width` bytes behind the first two of a frame say.
+        width: 2 or 8.
+    """
+    if size >> 63:
+        raise _ProtocolError(CloseCode.PROTOCOL_ERROR, "the length's most significant bit is set")
+    if size < (126 if width == 2 else 65536):
+        raise _ProtocolError(CloseCode.PROTOCOL_ERROR, "the length is not encoded minimally")
+
+
+def _decode(payload: bytes | bytearray) -> str:
     try:
         return payload.decode()
     except UnicodeDecodeError:
-        raise _ProtocolError(CloseCode.INVALID_DATA, "text must be valid UTF-8") from None
+        raise _not_utf8() from None
+
+
+def _not_utf8() -> _ProtocolError:
+    return _ProtocolError(CloseCode.INVALID_DATA, "text must be valid UTF-8")
 
 
 def _is_valid_close_code(code: int) -> bool:

@@ -648,7 +648,7 @@ async def test_the_largest_holder_of_unfinished_bytes_is_closed(
     sizes = [40_000, 90_000, 50_000, 60_000]
     pairs = [connect(id=str(size)) for size in sizes]
     for (server, client), size in zip(pairs, sizes, strict=True):
-        client.send(frame(TEXT, b"x" * MAX_MESSAGE)[:size])
+        client.send(frame(BINARY, b"x" * MAX_MESSAGE)[:size])
         await until(lambda: server.reader is not None and server.reader.held == size)  # noqa: B023
     assert hub.incoming == sum(sizes)
     assert [server.state for server, _ in pairs] == [OPEN] * 4
@@ -662,7 +662,7 @@ async def test_the_largest_holder_of_unfinished_bytes_is_closed(
     assert [getattr(record, "connection", None) for record in caplog.records] == ["90000"]
     # The others finish their messages.
     for (server, client), size in ((pairs[2], 50_000), (pairs[3], 60_000)):
-        whole = frame(TEXT, b"x" * MAX_MESSAGE)
+        whole = frame(BINARY, b"x" * MAX_MESSAGE)
         client.send(b"x" * (len(whole) - size))
         await until(lambda: server.got or server.state != OPEN)  # noqa: B023
     assert hub.incoming == 51_000

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import codecs
 import itertools
 import json
 import os
+import re
 from dataclasses import dataclass
 
 import pytest
+from aiohttp import WSMessage, WSMsgType
+from aiohttp._websocket.reader_py import WebSocketReader
+from aiohttp.http_websocket import WebSocketError
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
@@ -22,6 +28,7 @@ from wsproto.events import (
 )
 from wsproto.utilities import RemoteProtocolError
 
+from app.protocol import frames
 from app.protocol.frames import (
     BINARY,
     CLOSE,
@@ -180,6 +187,71 @@ def test_a_skipped_message_goes_on_in_another_process() -> None:
         assert second.idle
 
 
+@settings(max_examples=50)
+@given(st.text(min_size=40, max_size=60), st.integers(0, 10_000), masks)
+def test_text_under_way_is_still_checked_in_another_process(
+    text: str, cut: int, mask: bytes
+) -> None:
+    payload = text.encode()
+    data = masked(TEXT, payload[:20], fin=False) + masked(CONTINUATION, payload[20:], mask=mask)
+    place = cut % len(data)
+    first = FrameReader(LIMIT)
+    assert first.feed(data[:place]) == []
+    state = json.loads(json.dumps(first.dump()))
+    assert FrameReader.load(LIMIT, state).feed(data[place:]) == [(TEXT, text)]
+    spoilt = data[place:-1] + bytes([data[-1] ^ 0x80])
+    assert violation(FrameReader.load(LIMIT, state).feed(spoilt)) == 1007
+
+
+def test_a_frame_under_way_is_described_as_it_came() -> None:
+    """So a worker of another version, which may read it in another way, goes on with it."""
+    data = masked(TEXT, b"abc", fin=False) + masked(CONTINUATION, b"x" * 300, mask=b"mask")
+    reader = FrameReader(LIMIT)
+    reader.feed(data[:100])
+    dumped = reader.dump()
+    assert base64.b64decode(dumped["buffer"]) == data[9:100]
+    assert base64.b64decode(dumped["fragments"]) == b"abc"
+    assert (dumped["opcode"], dumped["total"], dumped["skip"]) == (TEXT, 3, 0)
+    assert FrameReader.load(LIMIT, dumped).feed(data[100:]) == [(TEXT, "abc" + "x" * 300)]
+
+
+def test_what_another_process_let_through_is_judged_with_the_next_bytes() -> None:
+    """It has other rules, or another limit."""
+    for begun, limit, code in [
+        (masked(TEXT, b"\xff" + b"x" * 50)[:30], LIMIT, 1007),
+        (stated(100, 2)[:30], LIMIT, 1002),
+        (masked(BINARY, b"x" * 99_000)[:30], LIMIT, 1009),
+        (masked(BINARY, b"x" * 2000)[:30], LIMIT, 0),
+    ]:
+        state = FrameReader(1 << 20).dump() | {"buffer": base64.b64encode(begun).decode()}
+        reader = FrameReader.load(limit, state)
+        events = reader.feed(b"x")
+        assert (violation(events) if events else 0) == code
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"opcode": CLOSE},
+        {"opcode": TEXT, "skip": -1},
+        {"opcode": TEXT, "fragments": "YWI=", "total": 3},
+        {"opcode": TEXT, "fragments": "YWI=", "total": 2, "skip": 1},
+        {"fragments": "YWI=", "total": 2},
+        {"total": 2},
+        {"skip": 2},
+        {"opcode": "text"},
+        {"buffer": None},
+        {"buffer": 7},
+        {"fragments": ["YWI="]},
+        {"skip": None},
+    ],
+    ids=repr,
+)
+def test_parts_that_do_not_fit_together_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        FrameReader.load(LIMIT, FrameReader(LIMIT).dump() | wrong)
+
+
 def wsproto_events(data: bytes) -> list[Event]:
     """What wsproto makes of a stream, its message parts joined; a violation ends it."""
     connection = Connection(ConnectionType.SERVER)
@@ -228,6 +300,9 @@ def websockets_events(data: bytes) -> list[Event]:
             events.append((int(frame.opcode), bytes(frame.data)))
             continue
         opcode, parts = int(frame.opcode) or opcode, parts + bytes(frame.data)
+        if opcode == TEXT and not can_become_text(parts):
+            events.append((VIOLATION, (1007).to_bytes(2, "big")))
+            return events
         if frame.fin:
             try:
                 events.append((TEXT, parts.decode()) if opcode == TEXT else (BINARY, parts))
@@ -243,10 +318,47 @@ def websockets_events(data: bytes) -> list[Event]:
     return events
 
 
+class Queue:
+    """What aiohttp's reader gives its messages to."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.error: BaseException | None = None
+        self._size, self._limit, self._stalled_reader = 0, 1, None
+
+    def feed_data(self, message: WSMessage, size: int) -> None:
+        match message.type:
+            case WSMsgType.TEXT:
+                data = message.data
+                self.events.append((TEXT, data if isinstance(data, str) else bytes(data).decode()))
+            case WSMsgType.CLOSE if message.data:
+                payload = close_payload(message.data, message.extra or "")
+                self.events.append((CLOSE, payload))
+            case kind:
+                self.events.append((int(kind), bytes(message.data or b"")))
+
+    def set_exception(self, error: BaseException) -> None:
+        self.error = error
+
+    def exception(self) -> BaseException | None:
+        return self.error
+
+
+def aiohttp_events(data: bytes) -> list[Event]:
+    """What aiohttp makes of a stream; a violation ends it."""
+    queue = Queue()
+    WebSocketReader(queue, 0, compress=False, decode_text=True).feed_data(data)  # type: ignore[arg-type]
+    if queue.error is not None:
+        assert isinstance(queue.error, WebSocketError)
+        queue.events.append((VIOLATION, int(queue.error.code).to_bytes(2, "big")))
+    return queue.events
+
+
 @given(streams())
 def test_other_implementations_read_the_same(stream: Stream) -> None:
     assert wsproto_events(stream.data) == stream.events
     assert websockets_events(stream.data) == stream.events
+    assert aiohttp_events(stream.data) == stream.events
 
 
 def until_close(events: list[Event]) -> list[Event]:
@@ -262,16 +374,41 @@ def until_close(events: list[Event]) -> list[Event]:
     return cut
 
 
+def said_by_wsproto(event: Event) -> bool:
+    """Whether it may be a violation: wsproto shows those as close frames of the peer."""
+    return event[0] == CLOSE and bytes_of(event)[:2] in (b"\x03\xea", b"\x03\xef")
+
+
+def judged_alike(ours: list[Event], theirs: list[Event]) -> bool:
+    """Whether two readers agree.
+
+    What is wrong in a header, or in the first bytes of a payload, is a violation here at once;
+    others wait until the frame is complete.
+    """
+    ours, theirs = (
+        [(VIOLATION, b"") if said_by_wsproto(event) else event for event in until_close(events)]
+        for events in (ours, theirs)
+    )
+    early = len(ours) == len(theirs) + 1 and ours[-1] == (VIOLATION, b"")
+    return (ours[:-1] if early else ours) == theirs
+
+
 @settings(max_examples=300)
 @given(streams(), st.integers(0, 10_000), st.integers(0, 7))
-def test_a_flipped_bit_is_judged_as_websockets_does(stream: Stream, place: int, bit: int) -> None:
+def test_a_flipped_bit_is_judged_as_others_do(stream: Stream, place: int, bit: int) -> None:
     data = bytearray(stream.data or b"\x81\x80abcd")
     data[place % len(data)] ^= 1 << bit
-    ours = until_close(feed(bytes(data), limit=1 << 62))
-    theirs = until_close(websockets_events(bytes(data)))
-    # A frame that may not come here is known by its header; websockets waits for its payload.
-    early = len(ours) == len(theirs) + 1 and ours[-1] == (VIOLATION, b"")
-    assert (ours[:-1] if early else ours) == theirs
+    ours = feed(bytes(data), limit=1 << 63)
+    assert judged_alike(ours, wsproto_events(bytes(data)))
+    # This one takes lengths that are not minimal.
+    if not (ours and ours[-1][0] == VIOLATION and b"length" in bytes_of(ours[-1])):
+        assert judged_alike(ours, websockets_events(bytes(data)))
+
+
+def bytes_of(event: Event) -> bytes:
+    payload = event[1]
+    assert isinstance(payload, bytes)
+    return payload
 
 
 # Noise.
@@ -297,6 +434,12 @@ def test_what_came_before_a_violation_still_counts(stream: Stream, noise: bytes)
 
 
 unmasked = build_frame(TEXT, b"hi")
+
+
+def stated(size: int, width: int, opcode: int = TEXT) -> bytes:
+    """A frame whose length stands in `width` bytes, whether or not that many are needed."""
+    head = bytes([0x80 | opcode, 0xFE if width == 2 else 0xFF]) + size.to_bytes(width, "big")
+    return head + masked(opcode, b"x" * size)[-4 - size :]
 
 
 @pytest.mark.parametrize(
@@ -329,6 +472,16 @@ unmasked = build_frame(TEXT, b"hi")
         pytest.param(
             masked(TEXT, b"\xc3", fin=False) + masked(CONTINUATION, b"("), 1007, id="in two"
         ),
+        pytest.param(stated(0, 2), 1002, id="0 in 16 bits"),
+        pytest.param(stated(125, 2), 1002, id="125 in 16 bits"),
+        pytest.param(stated(125, 2, BINARY), 1002, id="binary of 125 in 16 bits"),
+        pytest.param(stated(0, 8), 1002, id="0 in 64 bits"),
+        pytest.param(stated(125, 8), 1002, id="125 in 64 bits"),
+        pytest.param(stated(126, 8), 1002, id="126 in 64 bits"),
+        pytest.param(stated(65535, 8), 1002, id="65535 in 64 bits"),
+        pytest.param(
+            masked(TEXT, b"a", fin=False) + stated(5, 2, CONTINUATION), 1002, id="5 continued"
+        ),
     ],
 )
 def test_violations(data: bytes, code: int) -> None:
@@ -356,6 +509,118 @@ def test_text_may_be_cut_within_a_character(text: str, data: st.DataObject) -> N
         + masked(CONTINUATION, payload[cut:])
     )
     assert feed(stream) == [(PING, b"between"), (TEXT, text)]
+
+
+# RFC 3629, 4: the characters, and what may still become one.
+CHARACTER = (
+    rb"[\x00-\x7f]|[\xc2-\xdf][\x80-\xbf]"
+    rb"|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}|\xed[\x80-\x9f][\x80-\xbf]"
+    rb"|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2}"
+)
+UNFINISHED = (
+    rb"[\xc2-\xdf]|\xe0[\xa0-\xbf]?|[\xe1-\xec\xee\xef][\x80-\xbf]?|\xed[\x80-\x9f]?"
+    rb"|\xf0([\x90-\xbf][\x80-\xbf]?)?|[\xf1-\xf3][\x80-\xbf]{0,2}|\xf4([\x80-\x8f][\x80-\xbf]?)?"
+)
+_TEXT_SO_FAR = re.compile(rb"(%b)*(%b)?" % (CHARACTER, UNFINISHED))
+
+
+def can_become_text(payload: bytes) -> bool:
+    """Whether there are bytes that make UTF-8 of it."""
+    return _TEXT_SO_FAR.fullmatch(payload) is not None
+
+
+# The bytes at which the ranges of RFC 3629 begin and end.
+edges = st.sampled_from(
+    b"ab\x7f\x80\x8f\x90\x9f\xa0\xbf\xc0\xc1\xc2\xdf\xe0\xe1\xec\xed\xee\xef\xf0\xf1\xf3\xf4\xf5\xff"
+)
+pieces_of_text = st.lists(
+    st.one_of(
+        st.text(min_size=1, max_size=3).map(str.encode), st.lists(edges, max_size=4).map(bytes)
+    ),
+    max_size=6,
+).map(b"".join)
+
+
+@settings(max_examples=500)
+@given(pieces_of_text, st.lists(st.integers(0, 40), max_size=4), masks)
+def test_bad_text_is_known_at_its_first_wrong_byte(
+    payload: bytes, cuts: list[int], mask: bytes
+) -> None:
+    """In a frame, and over the fragments of a message; in pieces of one byte."""
+    wrong = next((n for n in range(len(payload)) if not can_become_text(payload[: n + 1])), None)
+    places = [0, *sorted(min(cut, len(payload)) for cut in cuts), len(payload)]
+    reader = FrameReader(LIMIT)
+    for number, (start, end) in enumerate(itertools.pairwise(places)):
+        # More is announced than will come, so that nothing is complete.
+        more = b"x" * 200 if number == len(cuts) else b""
+        opcode = CONTINUATION if number else TEXT
+        sent = masked(opcode, payload[start:end] + more, fin=False, mask=mask)
+        head = len(sent) - (end - start) - len(more)
+        assert reader.feed(sent[:head]) == []
+        for place in range(start, end):
+            events = reader.feed(sent[head + place - start :][:1])
+            if place == wrong:
+                assert violation(events) == 1007
+                assert reader.held == 0
+                return
+            assert events == []
+    assert wrong is None
+
+
+def test_the_end_of_a_text_may_not_be_within_a_character() -> None:
+    for character in ("é", "会", "😀"):
+        for size in range(1, len(character.encode())):
+            part = character.encode()[:size]
+            assert violation(feed(masked(TEXT, part), 6, 7, 8)) == 1007
+            empty = masked(CONTINUATION, b"")
+            assert violation(feed(masked(TEXT, part, fin=False) + empty)) == 1007
+
+
+def test_what_is_binary_or_skipped_is_not_checked() -> None:
+    bad = b"\xff" * 200
+    assert feed(masked(BINARY, bad), 5, 50, 150) == [(BINARY, bad)]
+    assert feed(masked(TEXT, b"\xff" * (LIMIT + 1)), 5, 50, 800) == [(TOO_LARGE, b"")]
+
+
+@pytest.mark.parametrize("step", [1, 7, 4096])
+def test_each_byte_is_checked_and_moved_a_fixed_number_of_times(
+    step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many pieces and fragments a message comes in."""
+    checked = 0
+
+    def count(data: bytes, errors: str, final: bool) -> tuple[str, int]:
+        nonlocal checked
+        checked += len(data)
+        return codecs.utf_8_decode(data, errors, final)
+
+    monkeypatch.setattr(frames, "utf_8_decode", count)
+    moved = 0
+
+    def unmask_counted(payload: bytes, mask: bytes) -> bytes:
+        nonlocal moved
+        moved += len(payload)
+        return unmask(payload, mask)
+
+    monkeypatch.setattr(frames, "unmask", unmask_counted)
+    text = "会" * 10_000
+    size = len(text.encode())
+    one = masked(TEXT, text.encode())
+    many = b"".join(
+        masked(CONTINUATION if n else TEXT, text.encode()[n : n + 3], fin=n == size - 3)
+        for n in range(0, size, 3)
+    )
+    for data in (one, many):
+        checked = moved = 0
+        reader = FrameReader(1 << 20)
+        events: list[Event] = []
+        pieces = range(0, len(data), step)
+        for place in pieces:
+            events += reader.feed(data[place : place + step])
+        assert events == [(TEXT, text)]
+        assert moved == size
+        # Of a character that is cut, the first bytes are looked at again.
+        assert checked <= size + 3 * len(pieces)
 
 
 def test_binary_need_not_be_utf8() -> None:
@@ -408,8 +673,18 @@ def test_up_to_64_kb_over_are_skipped_and_more_ends_it(pieces: int) -> None:
 
 
 def test_too_large_is_known_from_the_header() -> None:
-    for size in (100 * 1024**2, 2**63, 2**64 - 1):
+    for size in (100 * 1024**2, 2**63 - 1):
         assert violation(feed(b"\x81\xff" + size.to_bytes(8, "big"))) == 1009
+
+
+def test_the_first_bit_of_a_length_of_64_bits_is_zero() -> None:
+    for size in (2**63, 2**64 - 1):
+        assert violation(feed(b"\x81\xff" + size.to_bytes(8, "big"))) == 1002
+
+
+@pytest.mark.parametrize(("size", "width"), [(126, 2), (65535, 2), (65536, 8)])
+def test_the_least_of_each_width_is_taken(size: int, width: int) -> None:
+    assert feed(stated(size, width), 1, 5, 9, limit=1 << 20) == [(TEXT, "x" * size)]
 
 
 def test_nothing_is_kept_of_what_is_skipped() -> None:
