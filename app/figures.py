@@ -1,7 +1,12 @@
-"""What one worker counts, shown once a second to the other workers and to Prometheus."""
+"""What one worker counts, shown once a second to the other workers and to Prometheus.
+
+Nothing here is counted when somebody asks: what walks over all sessions or rows is done once a
+second, in slices between which the loop gets a turn, and what is asked for is read from that.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +16,7 @@ from app.backplane.history import History
 from app.backplane.reader import StreamReader
 from app.broadcast.catchup import CatchUp
 from app.broadcast.queue import BroadcastQueue
+from app.broadcast.subscriber import Group
 from app.canary import Canary
 from app.metrics import Metrics
 from app.ports import Slots
@@ -20,7 +26,11 @@ from app.types import Gap, Message, Priority
 _PRIORITIES = [priority.name.lower() for priority in Priority]
 
 USERS_A_SECOND = 2_000
-"""Users whose subscriptions are shown in one go: some 10 ms after a storm of connects."""
+"""Users whose subscriptions are shown within a second; after a storm of connects it takes longer."""
+SLICE = 500
+"""Sessions that are looked at before the loop gets a turn: some 200 us."""
+USERS_SLICE = 50
+"""Users whose subscriptions are shown before the loop gets a turn: some 200 us."""
 
 
 class Figures:
@@ -52,6 +62,7 @@ class Figures:
         self._canary = canary
         self._exported: Counter[str] = Counter()
         self._shown_users: dict[str, int] = {}
+        self._subscribers: dict[str, tuple[int, int]] = dict.fromkeys(types, (0, 0))
 
     def count_flush(
         self,
@@ -82,27 +93,41 @@ class Figures:
             metrics.delivered[type].inc(count)
 
     def subscribers(self, type: str) -> tuple[int, int]:
-        """Connections and users of this machine that are subscribed to a type.
+        """Connections and users of this machine that are subscribed to a type, at most 2 s old.
 
-        Who gave no name counts as a user of its own.
+        A client without a name counts as a user of its own.
         """
-        connections = 0
-        users = self._slots.users_of_type(self._types[type])
-        for row in self._slots.rows():
-            stats: Any = row.stats
-            connections += stats.get("subscriptions", {}).get(type, 0)
-            users += stats.get("unnamed", {}).get(type, 0)
-        return connections, users
+        return self._subscribers[type]
 
-    def show(self) -> None:
-        """Put what the other workers may ask for into the slot table."""
-        sessions = self._realtime.sessions.values()
-        groups = Counter(session.group for session in sessions)
-        unnamed = Counter(session.group for session in sessions if session.user is None)
+    async def show(self) -> None:
+        """Put what the other workers may ask for into the slot table, and read what they put."""
+        sizes: Counter[Group] = Counter()
+        unnamed: Counter[Group] = Counter()
+        users: dict[str, int] = {}
+        bits: dict[Group, int] = {}
+        sessions = list(self._realtime.sessions.values())
+        for start in range(0, len(sessions), SLICE):
+            if start:
+                await asyncio.sleep(0)
+            part = sessions[start : start + SLICE]
+            sizes.update([session.group for session in part])
+            unnamed.update([session.group for session in part if session.user is None])
+            for session in part:
+                if session.user is not None and session.claimed:
+                    group = session.group
+                    if group not in bits:
+                        bits[group] = sum(1 << self._types[type] for type in group.types)
+                    users[session.user] = users.get(session.user, 0) | bits[group]
+        del sessions
+        self._show_groups(sizes, unnamed)
+        await self._show_users(users)
+        self._count_subscribers()
+
+    def _show_groups(self, sizes: Counter[Group], unnamed: Counter[Group]) -> None:
         protocols: Counter[str] = Counter()
         subscriptions = dict.fromkeys(self._types, 0)
         unnamed_by_type = dict.fromkeys(self._types, 0)
-        for group, count in groups.items():
+        for group, count in sizes.items():
             protocols[group.codec.name] += count
             for type in group.types:
                 subscriptions[type] += count
@@ -126,23 +151,24 @@ class Figures:
         )
         for type, count in subscriptions.items():
             self._metrics.subscriptions[type].set(count)
-        self._show_users()
 
-    def _show_users(self) -> None:
+    async def _show_users(self, types: Mapping[str, int]) -> None:
         """Say of each named user, if it changed, what its connections are subscribed to."""
-        types: dict[str, int] = {}
-        for session in self._realtime.sessions.values():
-            if session.user is not None and session.claimed:
-                bits = types.get(session.user, 0)
-                for type in session.group.types:
-                    bits |= 1 << self._types[type]
-                types[session.user] = bits
         shown = {user: bits for user, bits in self._shown_users.items() if user in types}
         changed = [user for user, bits in types.items() if shown.get(user, 0) != bits]
-        for user in changed[:USERS_A_SECOND]:
+        for number, user in enumerate(changed[:USERS_A_SECOND], 1):
             self._slots.set_user_types(user, types[user])
             shown[user] = types[user]
+            if number % USERS_SLICE == 0:
+                await asyncio.sleep(0)
         self._shown_users = shown
+
+    def _count_subscribers(self) -> None:
+        rows = self._slots.rows()
+        for type, number in self._types.items():
+            connections = sum(_figure(row.stats, "subscriptions", type) for row in rows)
+            unnamed = sum(_figure(row.stats, "unnamed", type) for row in rows)
+            self._subscribers[type] = connections, self._slots.users_of_type(number) + unnamed
 
     def export(self) -> None:
         """Bring the metrics up to date that are not counted as things happen."""
@@ -170,3 +196,10 @@ class Figures:
         if total > self._exported[name]:
             count(total - self._exported[name])
             self._exported[name] = total
+
+
+def _figure(stats: Mapping[str, Any], name: str, type: str) -> int:
+    """What a worker, perhaps of another version, says of a type; 0 where it says nothing."""
+    figures = stats.get(name)
+    value = figures.get(type) if isinstance(figures, Mapping) else None
+    return value if isinstance(value, int) else 0

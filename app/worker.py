@@ -196,7 +196,7 @@ class Worker:
             self.metrics.loop_delay.set(max(0.0, loop.time() - due))
             self.realtime.start_second()
             try:
-                self.figures.show()
+                await self.figures.show()
                 self.figures.export()
             except Exception:
                 logger.exception("figures of this second are lost")

@@ -169,8 +169,11 @@ async def _sweep(slots: SlotTable) -> None:
     """Free the rows of workers that died, in case there is no master to do it."""
     while True:
         await asyncio.sleep(_SWEEP_INTERVAL)
-        for pid in slots.sweep():
-            log.warning("Freed the row of worker %d, which is gone", pid)
+        for pid in slots.sweep_in_steps():
+            if pid:
+                log.warning("Freed the row of worker %d, which is gone", pid)
+            else:
+                await asyncio.sleep(0)
 
 
 def _stop_valkey_if_orphaned(worker: RealtimeWorker, settings: Settings) -> None:

@@ -24,7 +24,7 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -38,7 +38,8 @@ ROWS = 128
 STATS_SIZE = 4000
 """Most bytes of a worker's figures, as JSON."""
 
-STARTING, READY, LEAVING = 1, 2, 3
+STARTING, READY, LEAVING, GONE = 1, 2, 3, 4
+"""States of a row; GONE: its process has ended and its users are being taken out of their table."""
 STATE_NAMES: dict[int, Literal["starting", "ready", "leaving"]] = {
     STARTING: "starting",
     READY: "ready",
@@ -76,6 +77,11 @@ _HIGH, _NEXT_GENERATION, _FAILED_STARTS, _HALTED, _USERS = range(5, 10)
 while starting, the master that was told to halt, and the first word of the users' table."""
 _DIED = _USERS + UsersTable.HEADER_WORDS
 """Word of the header: workers that died while they served."""
+_USERS_BY_TYPE = 64
+"""First word of the header that counts users by type: further on, since a worker of an older
+version that shares the file may use none of these words."""
+_REMOVED_AT_ONCE = 8
+"""Users of a dead worker that are removed under one lock: some 20 us."""
 
 _TABLE_AT = mmap.PAGESIZE
 _STATS_AT = _TABLE_AT + _COLUMNS * ROWS * _WORD
@@ -122,7 +128,9 @@ class SlotTable:
         self._columns = [table[n * ROWS : (n + 1) * ROWS] for n in range(_COLUMNS)]
         self._hash_key = bytes(self._map[_KEY])
         users = self._header[_USERS : _USERS + UsersTable.HEADER_WORDS]
-        self._users = UsersTable(self._fd, users, _USERS_AT)
+        by_type = self._header[_USERS_BY_TYPE : _USERS_BY_TYPE + UsersTable.TYPE_WORDS]
+        self._users = UsersTable(self._fd, users, by_type, _USERS_AT)
+        self._words = words[_TABLE_AT // _WORD : _STATS_AT // _WORD]
         with self._lock:
             self._users.make_room(connections)
 
@@ -160,11 +168,11 @@ class SlotTable:
 
     def free(self, pid: int) -> bool:
         """Free the row of a process that is about to end; False when it has none."""
-        with self._lock:
-            for index in range(self._header[_HIGH]):
-                if self._columns[_PID][index] == pid:
-                    self._free_row(index)
-                    return True
+        for index in range(self._header[_HIGH]):
+            if self._columns[_PID][index] == pid:
+                for _ in self._free_row(index, pid, self._columns[_BORN][index], died=False):
+                    pass
+                return True
         return False
 
     def sweep(self) -> list[int]:
@@ -172,6 +180,14 @@ class SlotTable:
 
         Masters call it when a worker has ended, and workers now and then, for those whose
         master was killed.
+        """
+        return [pid for pid in self.sweep_in_steps() if pid]
+
+    def sweep_in_steps(self) -> Iterator[int]:
+        """The same in steps of some 100 us, for a caller that has other things to do in between.
+
+        Yields:
+            The pid of a row that was freed, or 0 after a step on the way there.
         """
         self._users.tidy()
         pids, born = self._columns[_PID], self._columns[_BORN]
@@ -182,18 +198,9 @@ class SlotTable:
                 if pids[index] and start_time(pids[index]) != born[index]
             ]
         except OSError:  # no descriptor to look with: another process or a later call will
-            return []
-        if not gone:
-            return []
-        freed = []
-        with self._lock:
-            for index, pid, birth in gone:
-                if (pids[index], born[index]) == (pid, birth):
-                    if self._columns[_STATE][index] == READY:
-                        self._header[_DIED] += 1
-                    self._free_row(index)
-                    freed.append(pid)
-        return freed
+            return
+        for index, pid, birth in gone:
+            yield from self._free_row(index, pid, birth, died=True)
 
     def set_state(self, index: int, state: int) -> None:
         """Say that a worker is `STARTING`, `READY` or `LEAVING`."""
@@ -201,11 +208,13 @@ class SlotTable:
             self._columns[_STATE][index] = state
 
     def rows(self) -> list[Row]:
-        """Every row in use."""
+        """Every row of a worker that runs, or of which no call of `sweep` has seen that it ended."""
+        high = self._header[_HIGH]
         with self._lock:
-            used = [n for n in range(self._header[_HIGH]) if self._columns[_PID][n]]
-            raw = [(n, [column[n] for column in self._columns], self._read_stats(n)) for n in used]
-        return [_row(*parts) for parts in raw]
+            words = self._words.tobytes()
+        columns = [column[:high].tolist() for column in _split(words)]
+        used = [n for n in range(high) if columns[_PID][n] and columns[_STATE][n] != GONE]
+        return [_row(n, [column[n] for column in columns], self._read_stats(n)) for n in used]
 
     @property
     def failed_starts(self) -> int:
@@ -278,7 +287,7 @@ class SlotTable:
         """Count one connection more of a user; False when all rows together hold `cap`."""
         key = self._hash(user)
         with self._lock:
-            return self._users.claim(key, index, cap)
+            return self._users.claim(key, index, cap, self._gone_rows())
 
     def release_user(self, index: int, user: str) -> None:
         """Give back one claim that a row has on a user."""
@@ -293,9 +302,8 @@ class SlotTable:
             self._users.set_types(key, index, types)
 
     def users_of_type(self, number: int) -> int:
-        """Different users that are subscribed to a type, by the number of its bit."""
-        with self._lock:
-            return self._users.users_of_type(number)
+        """Different users that are subscribed to a type, by the number of its bit: one word."""
+        return self._users.users_of_type(number)
 
     def unique_users(self) -> int:
         """Different users that hold claims."""
@@ -344,16 +352,20 @@ class SlotTable:
         The lowest rank is asked first. Returns False when no other row holds such a message
         that nobody has asked for yet.
         """
+        high = self._header[_HIGH]
+        pids = self._columns[_PID][:high].tolist()
+        waiting = [self._columns[column][:high].tolist() for column in _WAITING]
         evictions = self._columns[_EVICTIONS]
-        with self._lock:
-            others = [
-                n for n in range(self._header[_HIGH]) if self._columns[_PID][n] and n != index
-            ]
-            for rank in range(len(_WAITING) - 1, below, -1):
-                for other in others:
-                    # A row drops its lowest first, so earlier requests count against them.
-                    held = sum(self._columns[c][other] for c in _WAITING[rank:])
-                    if held > evictions[other]:
+        for rank in range(len(_WAITING) - 1, below, -1):
+            for other in range(high):
+                if not pids[other] or other == index:
+                    continue
+                # A row drops its lowest first, so earlier requests count against them.
+                if sum(column[other] for column in waiting[rank:]) <= evictions[other]:
+                    continue
+                with self._lock:
+                    held = sum(self._columns[column][other] for column in _WAITING[rank:])
+                    if self._columns[_PID][other] and held > evictions[other]:
                         evictions[other] += 1
                         return True
         return False
@@ -385,28 +397,71 @@ class SlotTable:
             self._columns[_STATS_LENGTH][index] = len(text)
             self._columns[_UPDATED][index] = _now()
 
-    # Inside; the lock is held.
+    # Inside.
 
-    def _free_row(self, index: int) -> None:
-        if self._columns[_STATE][index] == STARTING:
-            self._header[_FAILED_STARTS] += 1
-        self._clear(index)
-        self._columns[_PID][index] = 0
+    def _gone_rows(self) -> Sequence[int]:
+        """Rows of dead workers; almost always none."""
+        states = self._columns[_STATE]
+        high = self._header[_HIGH]
+        if GONE not in states[:high].tolist():
+            return ()
+        return [n for n in range(high) if states[n] == GONE]
+
+    def _free_row(self, index: int, pid: int, birth: int, *, died: bool) -> Iterator[int]:
+        """Free a row in steps, each of which may be the last: then another call goes on with it.
+
+        What the dead worker held of the caps is given back in the first one.
+        """
+        with self._lock:
+            if not self._is(index, pid, birth):
+                return
+            state = self._columns[_STATE][index]
+            if state == STARTING:
+                self._header[_FAILED_STARTS] += 1
+            elif state == READY and died:
+                self._header[_DIED] += 1
+            self._columns[_STATE][index] = GONE
+            self._clear(index)
+        for keys in self._users.keys_of_row(index):
+            for start in range(0, len(keys), _REMOVED_AT_ONCE):
+                with self._lock:
+                    if not self._is(index, pid, birth):
+                        return
+                    for key in keys[start : start + _REMOVED_AT_ONCE]:
+                        self._users.remove(key, index)
+                yield 0
+            yield 0
+        with self._lock:
+            if not self._is(index, pid, birth):
+                return
+            self._users.recount()
+            self._columns[_STATE][index] = 0
+            self._columns[_PID][index] = 0
+        yield pid
+
+    def _is(self, index: int, pid: int, birth: int) -> bool:
+        return bool(self._columns[_PID][index] == pid and self._columns[_BORN][index] == birth)
 
     def _clear(self, index: int) -> None:
-        """Everything but the pid, so that whoever is cut short here is repeated."""
-        self._users.remove_row(index)
+        """Everything but what says whose row it is, and in which state."""
         for number, column in enumerate(self._columns):
-            if number not in (_PID, _BORN):
+            if number not in (_PID, _BORN, _STATE):
                 column[index] = 0
 
     def _read_stats(self, index: int) -> bytes:
         start = _STATS_AT + index * STATS_SIZE
-        return self._map[start : start + self._columns[_STATS_LENGTH][index]]
+        with self._lock:
+            return self._map[start : start + self._columns[_STATS_LENGTH][index]]
 
     def _hash(self, user: str) -> int:
         digest = hashlib.blake2b(user.encode(), digest_size=_WORD, key=self._hash_key)
         return int.from_bytes(digest.digest(), "little")
+
+
+def _split(words: bytes) -> list[memoryview]:
+    """The columns of a copy of the table."""
+    table = memoryview(words).cast("Q")
+    return [table[n * ROWS : (n + 1) * ROWS] for n in range(_COLUMNS)]
 
 
 def _row(index: int, values: Sequence[int], stats: bytes) -> Row:

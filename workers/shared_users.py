@@ -8,15 +8,20 @@ three entries. Callers hold the lock of the slot file.
 A process may be killed between any two stores, so each step leaves a table that is right as
 it stands: an entry exists from the moment its hash is written, which is last, and is gone
 from the moment its hash is overwritten, which is first. A table that must be tidied or grown
-is copied to another part of the file and replaces the old one by a single store. The counts
-in the header may be off by the one step that was cut short: `remove_row`, which is called for
-every process that died, counts anew.
+is copied to another part of the file and replaces the old one by a single store.
+
+Every call under the lock touches the entries of one user and their neighbours, a handful, however
+many users there are. What must be known of all users is counted as entries change: different
+users, and different users of each type. These counts may be off by the one step that a process
+was killed in; it leaves a mark, and `recount` corrects them. Only `make_room` and `recount` read the
+whole table under the lock: at the start of a worker, and after a process was killed inside it.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Container, Iterator
 
 _EMPTY = 0
 _ERASED = 1
@@ -35,6 +40,14 @@ _FEWEST = 1 << 16
 _AREA, _DISTINCT, _FILLED = range(3)
 """Words of the header: place and size of the table, users, entries that are not empty."""
 
+MAX_TYPES = 32
+"""Bits of an entry, one for each type."""
+_SETTLED = MAX_TYPES
+"""Word behind the counts by type: 1 while the counts are right, 0 within a step."""
+
+_STRIDE = 1024
+"""Entries that are read at once without the lock: some 100 us."""
+
 
 class UsersTable:
     """The users' table.
@@ -42,14 +55,17 @@ class UsersTable:
     Args:
         fd: the slot file.
         header: three 8-byte words of it that belong to this table.
+        by_type: `TYPE_WORDS` more words, zero in a new file.
         base: offset in the file after which nothing but this table lies; a whole page.
     """
 
     HEADER_WORDS = 3
+    TYPE_WORDS = MAX_TYPES + 1
 
-    def __init__(self, fd: int, header: memoryview, base: int) -> None:
+    def __init__(self, fd: int, header: memoryview, by_type: memoryview, base: int) -> None:
         self._fd = fd
         self._header = header
+        self._by_type = by_type
         self._base = base
         self._area = 0
         self._map: mmap.mmap | None = None
@@ -69,13 +85,31 @@ class UsersTable:
             wanted *= 2
         if not self._header[_AREA] or wanted > self._refresh():
             self._rebuild(wanted)
+        self.recount()
 
-    def claim(self, key: int, row: int, cap: int) -> bool:
+    def recount(self) -> None:
+        """Count anew if a process was killed within a step; otherwise nothing is touched."""
+        if self._by_type[_SETTLED]:
+            return
+        self._refresh()
+        types: dict[int, int] = {}
+        for key, value in self._live():
+            types[key] = types.get(key, 0) | value >> _TYPES_SHIFT
+        for number in range(MAX_TYPES):
+            self._by_type[number] = sum(bits >> number & 1 for bits in types.values())
+        self._header[_DISTINCT] = len(types)
+        keys = self._entries.tolist()[::2]
+        self._header[_FILLED] = len(keys) - keys.count(_EMPTY)
+        self._by_type[_SETTLED] = 1
+
+    def claim(self, key: int, row: int, cap: int, gone: Container[int] = ()) -> bool:
         """Count one connection more for a user, unless all rows together hold `cap`.
 
         Args:
             key: 64-bit keyed hash of the user.
             row: the worker that holds the connection.
+            cap: most connections of one user.
+            gone: rows of dead workers, whose entries are being removed and do not count.
         """
         key = max(key, _FIRST_HASH)
         buckets = self._refresh()
@@ -83,12 +117,14 @@ class UsersTable:
             self._rebuild(buckets)
             self._refresh()
         entries, mask = self._entries, self._mask
-        total, own, place = 0, -1, -1
+        total, own, place, known = 0, -1, -1, False
         at = key & mask
         while (found := entries[2 * at]) != _EMPTY:
             if found == key:
+                known = True
                 value = entries[2 * at + 1]
-                total += value & _COUNT
+                if _row(value) not in gone:
+                    total += value & _COUNT
                 if _row(value) == row:
                     own = at
             elif found == _ERASED and place < 0:
@@ -99,70 +135,116 @@ class UsersTable:
         if own >= 0:
             entries[2 * own + 1] += 1
             return True
+        settled = self._begin_step()
         if place < 0:
             place = at
             self._header[_FILLED] += 1
         entries[2 * place + 1] = row << _ROW_SHIFT | 1
         entries[2 * place] = key
-        if not total:
+        if not known:
             self._header[_DISTINCT] += 1
+        self._by_type[_SETTLED] = settled
         return True
 
     def release(self, key: int, row: int) -> None:
         """Count one connection less; nothing happens when `row` holds none for that user."""
         key = max(key, _FIRST_HASH)
+        own, others, types = self._find(key, row)
+        if own < 0:
+            return
+        if self._entries[2 * own + 1] & _COUNT > 1:
+            self._entries[2 * own + 1] -= 1
+        else:
+            self._remove(own, others, types)
+
+    def remove(self, key: int, row: int) -> None:
+        """Take out all that one worker holds for a user."""
+        own, others, types = self._find(key, row)
+        if own >= 0:
+            self._remove(own, others, types)
+
+    def _find(self, key: int, row: int) -> tuple[int, bool, int]:
+        """Place of a user's entry of one row (-1: none), and of the other rows: any, their types."""
         self._refresh()
         entries, mask = self._entries, self._mask
-        own, others = -1, False
+        own, others, types = -1, False, 0
         at = key & mask
         while (found := entries[2 * at]) != _EMPTY:
             if found == key:
-                if _row(entries[2 * at + 1]) == row:
+                value = entries[2 * at + 1]
+                if _row(value) == row:
                     own = at
                 else:
                     others = True
+                    types |= value >> _TYPES_SHIFT
             at = (at + 1) & mask
-        if own < 0:
-            return
-        if entries[2 * own + 1] & _COUNT > 1:
-            entries[2 * own + 1] -= 1
-            return
-        self._erase(own)
+        return own, others, types
+
+    def _remove(self, at: int, others: bool, types_of_others: int) -> None:
+        types = self._entries[2 * at + 1] >> _TYPES_SHIFT
+        settled = self._begin_step()
+        self._erase(at)
         if not others:
             self._header[_DISTINCT] -= 1
+        self._count_types(types | types_of_others, types_of_others)
+        self._by_type[_SETTLED] = settled
 
     def set_types(self, key: int, row: int, types: int) -> None:
         """Say what a user's connections on one worker are subscribed to, one bit a type."""
-        key = max(key, _FIRST_HASH)
-        self._refresh()
-        entries, mask = self._entries, self._mask
-        at = key & mask
-        while (found := entries[2 * at]) != _EMPTY:
-            value = entries[2 * at + 1]
-            if found == key and _row(value) == row:
-                low = (1 << _TYPES_SHIFT) - 1
-                entries[2 * at + 1] = types << _TYPES_SHIFT | value & low
-                return
-            at = (at + 1) & mask
+        own, _, types_of_others = self._find(max(key, _FIRST_HASH), row)
+        if own < 0:
+            return
+        value = self._entries[2 * own + 1]
+        settled = self._begin_step()
+        self._entries[2 * own + 1] = types << _TYPES_SHIFT | value & (1 << _TYPES_SHIFT) - 1
+        self._count_types(types_of_others | value >> _TYPES_SHIFT, types_of_others | types)
+        self._by_type[_SETTLED] = settled
+
+    def _begin_step(self) -> int:
+        """Mark the counts as wrong; returns what the mark is after the step.
+
+        A mark that a killed process has left stays until `recount`.
+        """
+        settled = int(self._by_type[_SETTLED])
+        self._by_type[_SETTLED] = 0
+        return settled
+
+    def _count_types(self, before: int, after: int) -> None:
+        changed, number = before ^ after, 0
+        while changed:
+            if changed & 1:
+                step = 1 if after >> number & 1 else -1
+                self._by_type[number] = max(0, self._by_type[number] + step)
+            changed >>= 1
+            number += 1
 
     def users_of_type(self, number: int) -> int:
         """Different users with a connection that is subscribed to a type, by its bit."""
-        self._refresh()
-        bit = 1 << (_TYPES_SHIFT + number)
-        return len({key for key, value in self._live().values() if value & bit})
+        return int(self._by_type[number])
 
-    def remove_row(self, row: int) -> None:
-        """Take out all that one worker holds, and correct the counts of the header."""
-        self._refresh()
-        others: set[int] = set()
-        for at, (key, value) in self._live().items():
-            if _row(value) == row:
-                self._erase(at)
-            else:
-                others.add(key)
-        self._header[_DISTINCT] = len(others)
-        keys = self._entries.tolist()[::2]
-        self._header[_FILLED] = len(keys) - keys.count(_EMPTY)
+    def keys_of_row(self, row: int) -> Iterator[list[int]]:
+        """Hashes of the users that a row has entries of, stretch by stretch of the table.
+
+        Needs no lock: the row is a dead worker's, so it gets no more entries, and what `remove`
+        no longer finds it leaves alone. A table that was moved meanwhile is read again.
+        """
+        area = 0
+        while area != self._header[_AREA]:
+            area = self._header[_AREA]
+            self._refresh()
+            entries = self._entries
+            for start in range(0, len(entries), 2 * _STRIDE):
+                if area != self._header[_AREA]:
+                    break
+                words = entries[start : start + 2 * _STRIDE].tolist()
+                found = [
+                    key
+                    for key, value in zip(words[::2], words[1::2], strict=True)
+                    if key >= _FIRST_HASH and _row(value) == row
+                ]
+                yield found
+                if area != self._area:
+                    break  # this process has mapped another table while it removed those
 
     def tidy(self) -> None:
         """Let go of old tables. Call it without the lock.
@@ -183,11 +265,12 @@ class UsersTable:
             self._header[_FILLED] -= 1
             at = (at - 1) & mask
 
-    def _live(self) -> dict[int, tuple[int, int]]:
-        """Place of each entry -> (hash, value)."""
+    def _live(self) -> list[tuple[int, int]]:
+        """Hash and value of each entry."""
         words = self._entries.tolist()
-        pairs = zip(words[::2], words[1::2], strict=True)
-        return {at: pair for at, pair in enumerate(pairs) if pair[0] >= _FIRST_HASH}
+        return [
+            pair for pair in zip(words[::2], words[1::2], strict=True) if pair[0] >= _FIRST_HASH
+        ]
 
     def _refresh(self) -> int:
         """Map the table where it lies now, and return its size."""
@@ -215,7 +298,7 @@ class UsersTable:
         if old_area:
             self._refresh()
             old_map = self._map
-            live = list(self._live().values())
+            live = self._live()
             old_offset, old_buckets = _place(old_area)
             if offset + buckets * _ENTRY_SIZE > old_offset:
                 offset = old_offset + old_buckets * _ENTRY_SIZE

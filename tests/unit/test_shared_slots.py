@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from workers import shared_slots
+from workers import shared_slots, shared_users
 from workers.processes import start_time
+from workers.shared_file import FileLock
 from workers.shared_slots import LEAVING, READY, STARTING, SlotTable
 
 FORK = multiprocessing.get_context("fork")
@@ -339,3 +341,162 @@ def is_locked(path: Path) -> bool:
     child = run(can_lock, path)
     child.join()
     return child.exitcode != 0
+
+
+class Touched:
+    """Stands for the entries of the users' table, and counts how many words are used."""
+
+    def __init__(self, entries: memoryview, gate: Gate) -> None:
+        self.entries = entries
+        self.gate = gate
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, at: int | slice) -> Any:
+        part = self.entries[at]
+        self.gate.count(1 if isinstance(at, int) else len(part))
+        return part
+
+    def __setitem__(self, at: int, value: int) -> None:
+        self.gate.count(1)
+        self.entries[at] = value
+
+    def tolist(self) -> list[int]:
+        self.gate.count(len(self.entries))
+        return self.entries.tolist()
+
+    def release(self) -> None:
+        self.entries.release()
+
+
+class Gate:
+    """The lock, and how many words of the users' table were used each time it was held."""
+
+    def __init__(self, lock: FileLock) -> None:
+        self.lock = lock
+        self.held = False
+        self.times: list[int] = []
+
+    def __enter__(self) -> None:
+        self.lock.__enter__()
+        assert not self.held
+        self.held = True
+        self.times.append(0)
+
+    def __exit__(self, *_: object) -> None:
+        self.held = False
+        self.lock.__exit__()
+
+    def count(self, words: int) -> None:
+        if self.held:
+            self.times[-1] += words
+
+
+def watch(table: SlotTable) -> Gate:
+    whole: Any = table
+    gate = whole._lock = Gate(table._lock)
+    whole._users._entries = Touched(table._users._entries, gate)
+    return gate
+
+
+def hold_many(path: Path, users: int) -> None:
+    table = SlotTable(path)
+    row = table.claim_row(master=1)
+    for number in range(users):
+        assert table.claim_user(row, f"user-{number}", 3)
+        table.set_user_types(row, f"user-{number}", 1)
+    table.reserve_connection(row, 10)
+    table.set_state(row, READY)
+    time.sleep(60)
+
+
+def test_nothing_holds_the_lock_for_all_users(path: Path, table: SlotTable) -> None:
+    """Whatever is asked, the lock is held for a few entries of the table, not for all users."""
+    row = table.claim_row(master=1)
+    other = run(hold_many, path, 10_000)
+    until(lambda: any(r.state == READY for r in table.rows()))
+    for number in range(0, 1000, 2):
+        table.claim_user(row, f"user-{number}", 3)
+        table.set_user_types(row, f"user-{number}", 2)
+    gate = watch(table)
+    assert (table.users_of_type(0), table.users_of_type(1)) == (10_000, 500)
+    assert not table.claim_user(row, "user-0", 2)
+    assert table.claim_user(row, "ann", 2)
+    table.set_user_types(row, "ann", 3)
+    table.release_user(row, "ann")
+    table.rows()
+    kill(other)
+    steps = table.sweep_in_steps()
+    assert next(steps) == 0
+    assert table.total_connections() == 0, "the cap has room again at once"
+    assert table.claim_user(row, "user-1", 1), "what the dead worker held no longer counts"
+    assert [pid for pid in steps if pid] == [other.pid]
+    assert table.unique_users() == 501
+    assert [table.users_of_type(number) for number in range(2)] == [0, 500]
+    table.free(os.getpid())
+    assert table.unique_users() == 0
+    assert len(gate.times) > 1000
+    assert max(gate.times) < 500
+
+
+def test_a_sweep_that_was_cut_short_is_finished(path: Path, table: SlotTable) -> None:
+    other = run(hold_many, path, 100)
+    until(lambda: any(r.state == READY for r in table.rows()))
+    kill(other)
+    steps = table.sweep_in_steps()
+    next(steps)
+    assert table.rows() == []
+    assert 0 < table.unique_users() < 100
+    late = SlotTable(path)
+    assert late.sweep() == [other.pid]
+    assert not any(steps), "the one that was slow finds nothing more to do"
+    assert (late.unique_users(), late.users_of_type(0), late.deaths) == (0, 0, 1)
+    row = late.claim_row(master=1)
+    assert late.claim_user(row, "user-1", 1)
+
+
+def test_a_table_that_moves_is_swept_to_the_end(path: Path, table: SlotTable) -> None:
+    other = run(hold_many, path, 3000)
+    until(lambda: any(r.state == READY for r in table.rows()))
+    kill(other)
+    steps = table.sweep_in_steps()
+    next(steps)
+    SlotTable(path, connections=100_000)
+    assert [pid for pid in steps if pid] == [other.pid]
+    assert (table.unique_users(), table.users_of_type(0)) == (0, 0)
+
+
+def test_counts_of_users_are_right_after_a_kill_within_a_step(path: Path, table: SlotTable) -> None:
+    row = table.claim_row(master=1)
+    assert table.claim_user(row, "ann", 3)
+    table.set_user_types(row, "ann", 0b101)
+    whole: Any = table
+    # As a process leaves it that was killed when it had written the entry but no count yet.
+    whole._users._by_type[shared_users._SETTLED] = 0
+    whole._users._by_type[0] = 7
+    whole._users._header[shared_users._DISTINCT] = 9
+    other = run(hold, path, ["bob"], 3)
+    until(lambda: any(r.state == READY for r in table.rows()))
+    kill(other)
+    assert table.sweep() == [other.pid]
+    assert [table.users_of_type(number) for number in range(3)] == [1, 0, 1]
+    assert table.unique_users() == 1
+
+
+def test_users_of_a_type_are_counted_once(table: SlotTable) -> None:
+    one, two = table.claim_row(master=1), table.claim_row(master=1)
+    for row in (one, two):
+        assert table.claim_user(row, "ann", 3)
+        table.set_user_types(row, "ann", 0b11)
+    assert table.claim_user(one, "bob", 3)
+    table.set_user_types(one, "bob", 1 << 31)
+    assert [table.users_of_type(n) for n in (0, 1, 31)] == [1, 1, 1]
+    table.set_user_types(one, "ann", 0b10)
+    assert [table.users_of_type(n) for n in (0, 1)] == [1, 1]
+    table.release_user(two, "ann")
+    assert [table.users_of_type(n) for n in (0, 1)] == [0, 1]
+    table.set_user_types(one, "eve", 1)
+    assert table.users_of_type(0) == 0
+    table.release_user(one, "ann")
+    assert [table.users_of_type(n) for n in (0, 1, 31)] == [0, 0, 1]
