@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run listen reload logs log-level test lint format bench clean
+.PHONY: help run listen reload logs log-level check test lint format bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -24,9 +24,16 @@ logs: $(VENV)/installed ## show the log of the running service and go on with wh
 log-level: $(VENV)/installed ## LEVEL=debug: change the level of the running service; LEVEL=default: back
 	@$(BIN)/python -m scripts.log_level $(LEVEL)
 
+check: lint ## lint, types, import directions, unit tests: before each commit
+	$(BIN)/pytest -q -n 4 tests/architecture tests/unit
+
+# Tests of one module share a service, so a file stays in one process; what measures or takes the machine to itself runs alone.
+COVERED := --cov --cov-append --cov-fail-under=0 --cov-report=
 test: lint ## lint, types, all tests, coverage
-	$(BIN)/pytest tests/architecture tests/unit --cov --cov-fail-under=0 --cov-report=
-	$(BIN)/pytest --ignore=tests/architecture --ignore=tests/unit --cov --cov-append
+	rm -f .coverage .coverage.*
+	$(BIN)/pytest -n 4 tests/architecture tests/unit $(COVERED)
+	$(BIN)/pytest -n 3 --dist loadfile tests/integration $(COVERED)
+	$(BIN)/pytest --ignore=tests/architecture --ignore=tests/unit --ignore=tests/integration --cov --cov-append
 
 lint: $(VENV)/installed-dev ## lint and types
 	$(BIN)/ruff check .

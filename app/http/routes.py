@@ -1,4 +1,4 @@
-"""The HTTP table of DESIGN.md. Any worker answers for the whole machine."""
+"""The HTTP calls of the README. Any worker answers for the whole machine."""
 
 from __future__ import annotations
 

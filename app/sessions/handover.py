@@ -1,4 +1,4 @@
-"""A live session as JSON, for another worker to go on with (DESIGN.md, "Handoff").
+"""A live session as JSON, for another worker to go on with (docs/design/handoff.md).
 
 The state bears a version. A worker that does not know the version, or cannot take what the
 state says, refuses that session and the worker that has it drains it.

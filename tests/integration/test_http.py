@@ -1,4 +1,4 @@
-"""The HTTP table of DESIGN.md: any worker answers for the whole service."""
+"""The HTTP calls of the README: any worker answers for the whole service."""
 
 from __future__ import annotations
 

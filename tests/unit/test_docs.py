@@ -19,6 +19,7 @@ PAGES = [
     "docs/DEPLOYMENT.md",
     "docs/PROTOCOL.md",
     "docs/SETTINGS.md",
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs/design").glob("*.md")),
 ]
 
 
