@@ -227,6 +227,22 @@ class Metrics:
         self.write_buffer_bytes = self._gauge(
             "write_buffer_bytes", "Bytes written that the sockets have not yet taken.", "livesum"
         )
+        self.sessions = self._gauge(
+            "sessions", "Sessions kept, until their disconnect handlers have ended.", "livesum"
+        )
+        self.groups = self._gauge(
+            "groups", "Different sets of subscriptions and options in use.", "livesum"
+        )
+        self.rooms = self._gauge(
+            "rooms", "Socket.IO rooms of applications that have members.", "livesum"
+        )
+        self.awaited_acks = self._gauge(
+            "awaited_acks", "Clients whose acknowledgements are awaited.", "livesum"
+        )
+        self.tasks = self._gauge("tasks", "Tasks of the workers' event loops.", "livesum")
+        self.open_descriptors = self._gauge(
+            "open_descriptors", "Files and sockets that the workers have open.", "livesum"
+        )
         self.loop_delay = self._gauge(
             "loop_delay_seconds", "How late the event loop runs; the worst worker.", "livemax"
         )

@@ -213,6 +213,11 @@ class RoomManager(AsyncManager):
         for sid, _ in list(self.get_participants(namespace, room)):
             self.basic_leave_room(sid, namespace, room)
 
+    @property
+    def room_count(self) -> int:
+        """Rooms of applications with members on this worker."""
+        return len(self._members)
+
     def get_rooms(self, sid: str, namespace: str) -> list[str]:
         """The rooms of a client, its own and its subscriptions included."""
         session = self._find(sid, namespace)

@@ -29,6 +29,12 @@ NEEDED = {
     "realtime_backplane_reconnects": "counter",
     "realtime_connections_refused": "counter",
     "realtime_slow_consumers": "gauge",
+    "realtime_sessions": "gauge",
+    "realtime_groups": "gauge",
+    "realtime_rooms": "gauge",
+    "realtime_tasks": "gauge",
+    "realtime_awaited_acks": "gauge",
+    "realtime_open_descriptors": "gauge",
     "realtime_process_memory_bytes": "gauge",
     "realtime_build_info": "gauge",
 }
