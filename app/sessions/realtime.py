@@ -54,6 +54,8 @@ FLOOD_FACTOR = 10
 """A client that sends this many times RATE_LIMIT in a second is closed."""
 MAX_RECONNECT_ATTEMPTS = 10
 """What clients are advised; the service itself does not count."""
+GREETINGS = 256
+"""Greetings that are kept ready, one for each set of subscriptions that clients chose; about 1 KB each."""
 RETRY_AFTER_MS = (500, 5000)
 """Range of the retry hint of close code 1012, drawn evenly so that clients do not come at once."""
 
@@ -265,7 +267,7 @@ class Realtime:
                 "maxReconnectAttempts": MAX_RECONNECT_ATTEMPTS,
                 "maxMessageSize": settings.max_message_size,
             }
-            if len(self._greetings) > 1000:
+            if len(self._greetings) >= GREETINGS:
                 self._greetings.clear()
             rest = self._greetings[types] = envelope.encode_json(fields)[1:]
         now = int(time.time() * 1000)

@@ -279,3 +279,47 @@ async def test_discard_leaves_nothing(sliced: Bench) -> None:
     await sliced.fanout.deliver(messages(3, 3))
     assert sliced.fanout.groups() == []
     assert sum(len(sub.received()) for sub in subs) == 2
+
+
+SETS = [frozenset(f"t{n}" for n in range(12) if number >> n & 1) for number in range(1, 4096)]
+
+
+async def test_a_group_ends_with_its_last_member(bench: Bench) -> None:
+    bench.fanout.positions |= {f"t{n}": Position("e1", 0) for n in range(12)}
+    witness = bench.live("status")
+    client = bench.live("stats")
+    for types in SETS:
+        client.move(types)
+        bench.fanout.join(client)
+        assert set(bench.fanout.groups()) == {witness.group, client.group}
+    client.drop("gone")
+    assert bench.fanout.groups() == [witness.group]
+
+
+async def test_groups_that_got_no_member_are_bounded(bench: Bench) -> None:
+    """Nothing is published, and each client asks for subscriptions and goes, or never joins."""
+    witness, early = bench.live("status"), bench.behind("stats")
+    for types in SETS:
+        bench.fanout.group(PLAIN, types, False)
+        assert len(bench.fanout.groups()) <= fanout_module.UNUSED_GROUPS + 2
+    late = bench.live("stats")
+    bench.fanout.join(early)
+    assert early.group is late.group
+    await bench.fanout.deliver([message(1), message(1, "stats")])
+    assert [sub.received() for sub in (witness, early, late)] == [
+        ["status 1"],
+        ["stats 1"],
+        ["stats 1"],
+    ]
+
+
+async def test_small_groups_do_not_delay_large_ones(bench: Bench) -> None:
+    bench.fanout.positions |= {f"t{n}": Position("e1", 0) for n in range(12)}
+    small = [bench.live("status", *types) for types in SETS[:200]]
+    large = [bench.live() for _ in range(20)]
+    task = asyncio.ensure_future(bench.fanout.deliver(messages(1, 1)))
+    await asyncio.sleep(0)
+    assert all(sub.received() == ["status 1"] for sub in large)
+    assert small[-1].received() == []
+    await task
+    assert all(sub.received() == ["status 1"] for sub in small)
