@@ -26,6 +26,7 @@ from app.http.routes import add_routes
 from app.http.upgrade import Upgrade
 from app.ports import Slots
 from app.sessions.sio_server import RealtimeServer
+from app.transport.http_guard import GUARD, Guard
 from app.worker import Worker
 
 logger = logging.getLogger("realtime.worker")
@@ -136,7 +137,8 @@ def _add_http(
         has_memory=has_memory,
         count_refused=lambda reason: worker.metrics.refused[reason].inc(),
     )
-    Upgrade(worker.realtime, admission).add_routes(app)
+    guard = app[GUARD] = Guard(worker.realtime.refusals.note)
+    Upgrade(worker.realtime, admission, guard.most_upgraded).add_routes(app)
     limits = {
         "max_total_connections": settings.max_total_connections,
         "max_queue_size": settings.max_queue_size,

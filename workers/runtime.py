@@ -17,6 +17,7 @@ from app import config, main
 from app.config import Settings
 from app.errors import BackplaneUnavailable, SettingsError
 from app.sessions.passing import Passing
+from app.transport.http_guard import GuardedRunner
 from workers import gunicorn_worker, log_level, logs, master, paths, valkey
 from workers.collector import Collector
 from workers.gunicorn_worker import CannotServe, RealtimeWorker
@@ -106,7 +107,7 @@ async def create() -> web.AppRunner:
         raise
     application.on_shutdown.insert(0, give_up_leadership)
     application.cleanup_ctx.append(looking_after)
-    runner = web.AppRunner(
+    runner = GuardedRunner(
         application,
         logger=worker.log,
         keepalive_timeout=worker.cfg.keepalive,

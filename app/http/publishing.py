@@ -23,8 +23,11 @@ MAX_MESSAGES = 1000
 MAX_ID_LENGTH = 128
 """Characters of an id that a publisher chooses."""
 
-BODY_TIMEOUT = 30.0
-"""Seconds that a client may take to send the body of a request."""
+BODY_TIMEOUT = 10.0
+"""Seconds that a client may take to send the body of a request, and"""
+
+BODY_RATE = 64 * 1024
+"""one more for so many bytes that have come."""
 
 _LARGEST_ARRAY = 4
 """How many messages of the largest size fit into one call."""
@@ -94,9 +97,11 @@ async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
         raise _too_large(limit)
     received = bytearray()
     try:
-        async with asyncio.timeout(BODY_TIMEOUT):
+        async with asyncio.timeout(BODY_TIMEOUT) as limit_of_time:
+            due = limit_of_time.when() or 0.0
             async for chunk in request.content.iter_any():
                 received += chunk
+                limit_of_time.reschedule(due + len(received) / BODY_RATE)
                 if len(received) > limit:
                     raise _too_large(limit)
     except TimeoutError:

@@ -26,11 +26,14 @@ class Upgrade:
     Args:
         realtime: the parts of this worker.
         admission: decides who comes in.
+        most: a descriptor of a connection is below this number; the others are kept for what
+            must go on when descriptors are short.
     """
 
-    def __init__(self, realtime: Realtime, admission: Admission) -> None:
+    def __init__(self, realtime: Realtime, admission: Admission, most: int = 1 << 30) -> None:
         self._realtime = realtime
         self._admission = admission
+        self._most = most
 
     def add_routes(self, app: web.Application) -> None:
         """Serve the path with and without a trailing slash; other methods get an error."""
@@ -46,13 +49,13 @@ class Upgrade:
         admitted = self._admission.check(request)
         slots = self._realtime.slots
         try:
-            fd, received = detach(request)
+            fd, received = detach(request, self._most)
         except ConnectionResetError:
             slots.release_connection()
             return DetachedResponse(status=499)
         except OSError:
             slots.release_connection()
-            logger.exception("no descriptor for a new connection")
+            self._realtime.refusals.note("descriptors")
             raise Refused(
                 503,
                 ErrorCode.MAX_CONNECTIONS_EXCEEDED,

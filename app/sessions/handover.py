@@ -103,6 +103,8 @@ def load(realtime: Realtime, fd: int, state: State) -> Session:
         realtime.watch_expiry(session, handed_over=True)
     elif not session.welcomed and isinstance(session, PlainSession):
         realtime.await_token(session)
+    if isinstance(session, SocketIOSession) and not session.is_entering:
+        realtime.await_connect(session)
     silent, due = state["times"]
     realtime.hub.attach(session, (silent, due))
     if state["held"]:

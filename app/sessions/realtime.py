@@ -25,6 +25,7 @@ from app.protocol import envelope
 from app.protocol.codecs import PLAIN, SOCKETIO
 from app.protocol.frames import TEXT, build_frame
 from app.protocol.offsets import Offset, decode_offset, encode_offset
+from app.refusals import Refusals
 from app.sessions.auth import TokenVerifier
 from app.sessions.session import Session, Wishes, Work
 from app.transport.connection import OPEN
@@ -42,6 +43,8 @@ HOLD_SECONDS = 1.0
 """How long default subscriptions wait for the client's first frame (PROTOCOL.md)."""
 AUTH_SECONDS = 10.0
 """How long a client may take to show its token."""
+CONNECT_SECONDS = 10.0
+"""How long a Socket.IO client may be in no namespace."""
 EXPIRY_WARNING = 60.0
 """Seconds before the end of a token at which its client is told."""
 REPLACE_SECONDS = 2.0
@@ -139,6 +142,10 @@ class Realtime:
         self._pid_wishes: tuple[tuple[str, ...], bool] = (), False
         self._pid_offset = ""
         self._rates: dict[Session, int] = {}
+        self.refusals = Refusals(lambda reason: metrics.refused[reason].inc())
+        self._homeless: dict[Session, float] = {}
+        """Socket.IO clients that are in no namespace, by deadline, the earliest first."""
+        self._homeless_planned = False
         self._loop = asyncio.get_running_loop()
 
     # The beginning.
@@ -300,6 +307,36 @@ class Realtime:
     def _is_busy(session: Session) -> bool:
         """Its first frame is being handled, which releases it in the end."""
         return session.extra is not None and session.extra.task is not None
+
+    def await_connect(self, session: Session) -> None:
+        """Give a session that is in no namespace `CONNECT_SECONDS` to enter one."""
+        if session not in self._homeless:
+            self._homeless[session] = self._loop.time() + CONNECT_SECONDS
+            if not self._homeless_planned:
+                self._homeless_planned = True
+                self._loop.call_later(CONNECT_SECONDS, self._end_homeless)
+
+    def entered(self, session: Session) -> None:
+        """A session is in a namespace, or gone."""
+        self._homeless.pop(session, None)
+
+    def _end_homeless(self) -> None:
+        """Close the sessions that have entered no namespace in time."""
+        self._homeless_planned = False
+        now = self._loop.time()
+        while self._homeless:
+            session, due = next(iter(self._homeless.items()))
+            if due > now:
+                self._homeless_planned = True
+                self._loop.call_at(due, self._end_homeless)
+                return
+            del self._homeless[session]
+            if session.is_entering:
+                # A connect handler of the application takes its time.
+                self._homeless[session] = now + CONNECT_SECONDS
+            elif session.state == OPEN:
+                self.refusals.note("connect")
+                session.end(CloseCode.HEARTBEAT_TIMEOUT, "no Socket.IO CONNECT came in time")
 
     def open_packet(self, id: str) -> bytes:
         """The frame that begins an Engine.IO session."""

@@ -152,6 +152,11 @@ class Session(Subscriber):
         """Act on a message; what cannot be done at once is returned to be awaited."""
         raise NotImplementedError
 
+    @property
+    def is_entering(self) -> bool:
+        """Whether it is on its way into a namespace."""
+        return False
+
     def end(self, code: CloseCode, reason: str) -> None:
         """Close for a reason of the service; `reason` goes into the close frame."""
         self.close(code, reason)

@@ -145,13 +145,12 @@ class RoomManager(AsyncManager):
             extra.session.pop(namespace, None)
         self.callbacks.pop(sid, None)
         self._set_state(session, namespace, 0)
-        if namespace == MAIN:
-            session.left_main()
-        else:
+        if namespace != MAIN:
             clients = self._clients[namespace]
             del clients[sid]
             if not clients:
                 del self._clients[namespace]
+        session.left(namespace)
 
     # Rooms.
 

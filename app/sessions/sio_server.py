@@ -121,7 +121,11 @@ class RealtimeServer(socketio.AsyncServer):
             self._send_now(session, sio_packet.CONNECT_ERROR, namespace, {"message": UNABLE})
             return None
         try:
-            work = session.identify(data) if namespace == MAIN else None
+            work = None
+            if namespace == MAIN:
+                work = session.identify(data)
+            else:
+                session.authenticate(data)
         except ClientError as error:
             self._refuse(session, sid, namespace, _told(error))
             return None

@@ -20,6 +20,7 @@ from app.sessions.realtime import REPLACE_SECONDS, Pid
 from app.sessions.session import Recovery, Session, Wishes, Work
 from app.sessions.sio_engine import message_frame
 from app.sessions.sio_rooms import MAIN
+from app.transport.connection import OPEN
 
 if TYPE_CHECKING:
     from app.sessions.realtime import Realtime
@@ -59,6 +60,7 @@ class SocketIOSession(Session):
         """Send the OPEN packet; the client's CONNECT comes next."""
         if wishes != Wishes():
             self.need_extra().wishes = wishes
+        self.realtime.await_connect(self)
         self.send(self.realtime.open_packet(self.id))
 
     # Packets.
@@ -120,6 +122,12 @@ class SocketIOSession(Session):
                     ErrorCode.MESSAGE_TOO_LARGE,
                     f"A packet has at most {MAX_ATTACHMENTS} attachments.",
                 )
+            namespace = packet.namespace or MAIN
+            sid = server.manager.sid_from_eio_sid(self, namespace)
+            if sid is None or not server.manager.is_connected(sid, namespace):
+                raise ClientError(
+                    ErrorCode.INVALID_ACTION, "Connect to the namespace before the first event."
+                )
             server._binary_packet[self] = packet
             return None
         if self.welcomed and _is_action(packet):
@@ -180,13 +188,7 @@ class SocketIOSession(Session):
         realtime = self.realtime
         auth = data if isinstance(data, dict) else {}
         if realtime.verifier.enabled:
-            token = auth.get("token")
-            if isinstance(token, str):
-                self.authenticated(realtime.verifier.verify(token))
-            elif self.user is None:
-                raise ClientError(
-                    ErrorCode.UNAUTHORIZED, "Connect with a token: auth: {token: '…'}."
-                )
+            self.authenticate(data, anew=True)
         elif "user" in auth:
             if not is_user_name(auth["user"]):
                 raise ClientError(
@@ -200,6 +202,25 @@ class SocketIOSession(Session):
         if not realtime.verifier.enabled and "user" not in auth:
             self.user = pid.user
         return self._recover(str(text), pid, decode_offset(auth.get("offset")) or pid.offset)
+
+    def authenticate(self, data: Any, *, anew: bool = False) -> None:
+        """Become the user that the token of a CONNECT packet names, where tokens are needed.
+
+        Args:
+            data: of the packet.
+            anew: look at its token even if the session has a user already.
+
+        Raises:
+            ClientError: the token is wrong, or it is missing and the session has no user yet.
+        """
+        verifier = self.realtime.verifier
+        if not verifier.enabled or (self.user is not None and not anew):
+            return
+        token = data.get("token") if isinstance(data, dict) else None
+        if isinstance(token, str):
+            self.authenticated(verifier.verify(token))
+        elif self.user is None:
+            raise ClientError(ErrorCode.UNAUTHORIZED, "Connect with a token: auth: {token: '…'}.")
 
     async def _recover(self, text: str, pid: Pid, offset: Offset) -> None:
         """Take the place of the connection that a client had, and find what it missed."""
@@ -249,6 +270,7 @@ class SocketIOSession(Session):
 
     def accepted(self, namespace: str) -> None:
         """The CONNECT packet is sent: greet, and let out what handlers emitted before it."""
+        self.realtime.entered(self)
         extra = self.extra
         if namespace == MAIN:
             recovery = extra.recovery if extra is not None else None
@@ -265,7 +287,19 @@ class SocketIOSession(Session):
             for frames in extra.held_frames.pop(namespace, ()):
                 self.send(frames)
 
-    def left_main(self) -> None:
+    @property
+    def is_entering(self) -> bool:
+        """Whether a connect handler or a claim is still at work for it."""
+        return self.main != 0 or (self.extra is not None and bool(self.extra.namespaces))
+
+    def left(self, namespace: str) -> None:
+        """Out of a namespace; who is in none must enter one in time."""
+        if namespace == MAIN:
+            self._left_main()
+        if self.state == OPEN and not self.is_entering:
+            self.realtime.await_connect(self)
+
+    def _left_main(self) -> None:
         """Out of the main namespace, perhaps to come back as somebody else."""
         realtime = self.realtime
         realtime.fanout.discard(self)
@@ -319,6 +353,7 @@ class SocketIOSession(Session):
 
     def on_lost(self, code: int, reason: str) -> None:
         """Leave everything, and tell the application's handlers."""
+        self.realtime.entered(self)
         super().on_lost(code, reason)
         self.realtime.sio.lost(self, _REASONS.get(reason, "server disconnect"))
 

@@ -8,6 +8,7 @@ The names of aiohttp that are private stand in this module only.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import os
 
@@ -43,8 +44,12 @@ def handshake_response(key: str) -> bytes:
     )
 
 
-def detach(request: web.Request) -> tuple[int, bytes]:
+def detach(request: web.Request, most: int = 1 << 30) -> tuple[int, bytes]:
     """Take the socket of a request whose headers asked for an upgrade.
+
+    Args:
+        request: it.
+        most: descriptors from this number on are kept for other uses.
 
     Returns:
         A non-blocking descriptor that the caller owns, and bytes the client sent behind the
@@ -52,7 +57,7 @@ def detach(request: web.Request) -> tuple[int, bytes]:
 
     Raises:
         ConnectionResetError: the client is gone already.
-        OSError: no descriptor is free.
+        OSError: no descriptor is free; aiohttp still has the connection.
     """
     protocol = request.protocol
     transport = protocol.transport
@@ -61,6 +66,9 @@ def detach(request: web.Request) -> tuple[int, bytes]:
     if transport.get_write_buffer_size():
         raise ConnectionResetError("client does not read the answers to its earlier requests")
     fd = os.dup(transport.get_extra_info("socket").fileno())
+    if fd >= most:
+        os.close(fd)
+        raise OSError(errno.EMFILE, "the last descriptors are kept for other uses")
     received: bytes = protocol._message_tail
     protocol._message_tail = b""
     transport.abort()

@@ -93,6 +93,7 @@ class Service:
     Args:
         data_dir: kept after the end when given; otherwise a temporary one.
         allow_traceback: whether a traceback in the log is part of the test.
+        open_files: limit of descriptors of each process; 0: that of the tests.
         settings: environment settings by name, on top of quiet defaults: two workers,
             no collector, no rate limit and test handlers.
     """
@@ -100,11 +101,17 @@ class Service:
     running: ClassVar[list[Service]] = []
 
     def __init__(
-        self, *, data_dir: Path | None = None, allow_traceback: bool = False, **settings: object
+        self,
+        *,
+        data_dir: Path | None = None,
+        allow_traceback: bool = False,
+        open_files: int = 0,
+        **settings: object,
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="yj-"))
         self.data_dir = data_dir or self.home / "data"
         self.allow_traceback = allow_traceback
+        self.open_files = open_files
         self.port = free_port()
         self.settings: dict[str, str] = {
             "BIND": f"127.0.0.1:{self.port}",
@@ -145,7 +152,10 @@ class Service:
         environ = dict(os.environ) | self.settings | {_MARK: self._mark}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"],
+                [
+                    *(["prlimit", f"--nofile={self.open_files}"] if self.open_files else []),
+                    *(sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"),
+                ],
                 cwd=REPO,
                 env=environ,
                 stdin=subprocess.DEVNULL,

@@ -1,0 +1,120 @@
+"""What the log says of refusals: one line a minute for each reason and origin, with the setting.
+
+A flood of refused clients costs a look into a small table each, and a line names the setting that
+an operator would change, or says what the client must change.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+logger = logging.getLogger("realtime.refused")
+
+INTERVAL = 60.0
+"""Seconds between two lines about the same reason and origin."""
+MAX_KEYS = 1000
+"""Pairs of reason and origin that are remembered; past it only the reason counts."""
+MAX_ORIGIN = 200
+"""Characters of an origin that a line shows."""
+
+HINTS = {
+    "address": "Too many connections of one address (MAX_CONNECTIONS_PER_ADDRESS)",
+    "address_rate": "Too many connects a second of one address (MAX_CONNECTS_PER_ADDRESS)",
+    "cap": "All places are taken (MAX_TOTAL_CONNECTIONS)",
+    "connect": "No Socket.IO CONNECT came in time",
+    "descriptors": "File descriptors are short: raise the limit of open files (ulimit -n)",
+    "handshake": "Not a WebSocket handshake: a proxy must pass Connection and Upgrade on",
+    "head": "The head of an HTTP request is too large",
+    "host": "This Host is not served: see ALLOWED_HOSTS and TRUSTED_PROXIES",
+    "malformed": "Not an HTTP/1.1 request",
+    "memory": "Memory is short: raise the memory limit of the service",
+    "not_ready": "This worker takes no connections now",
+    "origin": "Pages of this origin may not connect: see ALLOWED_ORIGINS",
+    "query": "The query of the handshake is wrong",
+    "silent": "No complete HTTP request came in time",
+    "token": "A token is not valid (AUTH_SECRET, AUTH_JWKS_FILE)",
+    "transport": "A client asks for long polling or for an old protocol: see its 'transports' option",
+    "types": "A client asks for types that are not served (MESSAGE_TYPES)",
+    "user": "A user's name is wrong, or has too many connections (MAX_CONNECTIONS_PER_USER)",
+}
+"""What the log says, by reason."""
+
+_FOR_OPERATORS = {"cap", "descriptors", "host", "memory", "origin"}
+"""Reasons that a setting or the machine can change: warnings. The others are clients' faults."""
+
+
+class Refusals:
+    """Counts refusals and logs them.
+
+    Args:
+        count: called with the reason of each.
+        may_log: whether a line with this key is due on any worker; None: this one decides alone.
+        now: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        count: Callable[[str], object],
+        may_log: Callable[[str], bool] | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._count = count
+        self._may_log = may_log
+        self._now = now
+        self._last: dict[str, float] = {}
+        self._unlogged: dict[str, int] = {}
+
+    def note(self, reason: str, origin: str | None = None, detail: str = "") -> None:
+        """Count a refusal and log it."""
+        self._count(reason)
+        self.log(reason, origin, detail)
+
+    def log(self, reason: str, origin: str | None = None, detail: str = "") -> None:
+        """Log a refusal if no such line was written within `INTERVAL`.
+
+        Args:
+            reason: one of `HINTS`.
+            origin: the request's Origin header.
+            detail: the answer to the client; nothing secret.
+        """
+        key = f"{reason} {origin[:MAX_ORIGIN]}" if origin else reason
+        last = self._last.get(key)
+        now = self._now()
+        if last is not None and now - last < INTERVAL:
+            self._unlogged[key] = self._unlogged.get(key, 0) + 1
+            return
+        if last is None and len(self._last) >= MAX_KEYS:
+            self._forget_old(now)
+            if len(self._last) >= MAX_KEYS:
+                if key != reason:
+                    self._count_unlogged(reason, now, detail)
+                return
+        self._last[key] = now
+        unlogged = self._unlogged.pop(key, 0)
+        if self._may_log is None or self._may_log(key):
+            self._log(reason, origin, detail, unlogged)
+
+    def _count_unlogged(self, reason: str, now: float, detail: str) -> None:
+        """Too many origins to tell them apart: log by reason alone."""
+        if now - self._last.get(reason, float("-inf")) >= INTERVAL:
+            self._last[reason] = now
+            self._log(reason, None, detail, self._unlogged.pop(reason, 0))
+        else:
+            self._unlogged[reason] = self._unlogged.get(reason, 0) + 1
+
+    def _forget_old(self, now: float) -> None:
+        self._last = {key: at for key, at in self._last.items() if now - at < INTERVAL}
+        self._unlogged = {key: n for key, n in self._unlogged.items() if key in self._last}
+
+    def _log(self, reason: str, origin: str | None, detail: str, unlogged: int) -> None:
+        level = logging.WARNING if reason in _FOR_OPERATORS else logging.INFO
+        fields: dict[str, object] = {"reason": reason}
+        if origin:
+            fields["origin"] = origin[:MAX_ORIGIN]
+        if detail:
+            fields["detail"] = detail
+        if unlogged:
+            fields["unlogged"] = unlogged
+        logger.log(level, "Refused: %s", HINTS.get(reason, reason), extra=fields)

@@ -1,0 +1,320 @@
+"""aiohttp's server under guard: deadlines for heads of requests, and a reserve of descriptors.
+
+What cannot be parsed is answered in JSON, and the bytes behind every upgrade request are kept. A connection waits for a head from when it is accepted until its first request is parsed, and
+again from the first byte of each later request. All waiting connections of a worker stand in one
+row by their deadlines, so one timer serves them. Between two requests aiohttp's own keep-alive
+timeout applies.
+
+The private names of aiohttp that this needs are checked at import.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from app.errors import ErrorCode
+from app.protocol.envelope import encode_json
+
+logger = logging.getLogger("realtime.http")
+
+HEAD_SECONDS = 10.0
+"""Time for the head of a request: from the accept for the first one, else from its first byte."""
+MAX_FIELD = 16 * 1024
+"""Bytes of a request line or of one header field."""
+MAX_HEAD = 64 * 1024
+"""Bytes of a head that is not complete yet."""
+LINGER_SECONDS = 2.0
+"""Time in which a body that was answered before its end is read and dropped, so that the client
+sees the answer rather than a reset."""
+SWEEP_SECONDS = 0.25
+MOST_RESERVED = 64
+LEAST_RESERVED = 8
+"""Descriptors that are kept back from WebSocket connections: an eighth of all, within these."""
+
+_END_OF_HEAD = b"\r\n\r\n"
+_PRIVATE_NAMES = {
+    "_current_request",
+    "_message_tail",
+    "_messages",
+    "_request_count",
+    "_request_in_progress",
+    "_upgraded",
+    "_waiter",
+}
+if missing := _PRIVATE_NAMES - {
+    name for kind in RequestHandler.__mro__ for name in getattr(kind, "__slots__", ())
+}:
+    # Else it would show at the first client, after a reload that seemed to go well.
+    raise ImportError(f"aiohttp's RequestHandler has no {', '.join(sorted(missing))}")
+
+
+class Guard:
+    """Connections of one worker that have no complete request, and its descriptors.
+
+    Args:
+        note_refused: called with the reason of each refusal: `silent`, `malformed`, `head`,
+            `descriptors`.
+        descriptors: the soft limit of open files; None: that of this process.
+        now: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        note_refused: Callable[[str], object],
+        descriptors: int | None = None,
+        now: Callable[[], float] | None = None,
+    ) -> None:
+        self.note_refused = note_refused
+        self.now = now or asyncio.get_running_loop().time
+        if descriptors is None:
+            descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if descriptors < 0:  # RLIM_INFINITY
+            descriptors = 1 << 30
+        reserved = min(MOST_RESERVED, max(LEAST_RESERVED, descriptors // 8))
+        self.most_upgraded = descriptors - reserved
+        """A WebSocket connection's descriptor is below this number."""
+        self._most = descriptors - reserved // 2
+        """Any other connection's is below this one."""
+        self._waiting: dict[GuardedConnection, float] = {}
+        """By deadline, the earliest first, since every wait is equally long."""
+
+    @property
+    def waiting(self) -> int:
+        """Connections that have no complete head of a request."""
+        return len(self._waiting)
+
+    def wait(self, connection: GuardedConnection) -> None:
+        """Expect the head of a request within `HEAD_SECONDS`."""
+        if connection not in self._waiting:
+            self._waiting[connection] = self.now() + HEAD_SECONDS
+
+    def heard(self, connection: GuardedConnection) -> None:
+        """The head is complete, or the connection is gone."""
+        self._waiting.pop(connection, None)
+
+    def has_room(self, connection: GuardedConnection, fd: int) -> bool:
+        """Whether a connection with this descriptor may stay.
+
+        The kernel gives out the lowest free number, so a high one says that few are left. Then
+        the connection that has been silent for the longest makes room.
+        """
+        if fd < self.most_upgraded:
+            return True
+        self.note_refused("descriptors")
+        silent = next((one for one in self._waiting if one is not connection), None)
+        if silent is not None:
+            silent.abort()
+        return fd < self._most
+
+    def sweep(self) -> None:
+        """End the connections whose time is over."""
+        now = self.now()
+        while self._waiting:
+            connection, due = next(iter(self._waiting.items()))
+            if due > now:
+                return
+            del self._waiting[connection]
+            self.note_refused("silent")
+            connection.give_up()
+
+
+GUARD = web.AppKey("GUARD", Guard)
+"""Where an application keeps the guard of its server."""
+
+
+class GuardedConnection(RequestHandler):
+    """A connection of aiohttp's server under a `Guard`."""
+
+    __slots__ = ("_edge", "_guard", "_head")
+
+    def __init__(self, manager: GuardedServer, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._guard = manager.guard
+        self._head = 0
+        """Bytes of a head that is not complete."""
+        self._edge = b""
+        """The last three of them, since the end of the head may be cut anywhere."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Serve it, unless descriptors are short."""
+        super().connection_made(transport)
+        guard = self._guard
+        if self._request_count == 0:
+            guard.wait(self)
+        stream = transport.get_extra_info("socket")
+        if stream is not None and not guard.has_room(self, stream.fileno()):
+            self.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget it."""
+        self._guard.heard(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Let aiohttp parse, and follow where a head begins and ends."""
+        before = self._request_count
+        super().data_received(data)
+        arrived = self._request_count - before
+        if arrived:
+            self._guard.heard(self)
+            if not self._upgraded and self._messages:
+                self._keep_tail(data, arrived)
+            self._head = 0
+            self._edge = b""
+        elif data and (before == 0 or (self._waiter is not None and not self._waiter.done())):
+            self._head += len(data)
+            self._edge = (self._edge + data)[-3:]
+            self._guard.wait(self)
+            if self._head > MAX_HEAD:
+                self._guard.note_refused("head")
+                self._answer(431, "REQUEST_HEADER_FIELDS_TOO_LARGE", _TOO_LARGE)
+
+    def _keep_tail(self, data: bytes, arrived: int) -> None:
+        """Keep what follows an upgrade request that aiohttp does not take for one.
+
+        Its parser stops behind every request that asks for an upgrade, but keeps the rest only
+        if the header is `websocket` alone.
+        """
+        message, payload = self._messages[-1]
+        if not getattr(message, "upgrade", False) or not payload.is_eof():
+            return
+        text = self._edge + data
+        end = 0
+        for _ in range(arrived):
+            found = text.find(_END_OF_HEAD, end)
+            end = len(text) if found < 0 else found + len(_END_OF_HEAD)
+        self._upgraded = True
+        self._message_tail = text[end:]
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what cannot be parsed, or what has failed, in JSON; bytes of it go nowhere.
+
+        Raises:
+            ConnectionError: an answer has begun already.
+        """
+        if status < 500:
+            if isinstance(exc, LineTooLong):
+                self._guard.note_refused("head")
+                answer = _error(431, "REQUEST_HEADER_FIELDS_TOO_LARGE", _TOO_LARGE)
+            else:
+                self._guard.note_refused("malformed")
+                answer = _error(400, "BAD_REQUEST", _MALFORMED)
+        else:
+            logger.error("A request failed", exc_info=exc)
+            answer = _error(status, ErrorCode.INTERNAL_ERROR, "Something went wrong here.")
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun already")
+        return answer
+
+    def give_up(self) -> None:
+        """The head has not come in time: say so to a client that has sent a part of it."""
+        if self._head:
+            self._answer(408, "REQUEST_TIMEOUT", _TOO_SLOW)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close the descriptor at once."""
+        transport = self.transport
+        if transport is not None:
+            transport.abort()
+
+    def _answer(self, status: int, code: str, message: str) -> None:
+        """Answer what aiohttp has made no request of, and close."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        body = encode_json({"error": message, "code": code}) + b"\n"
+        transport.write(
+            b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
+            b"Content-Length: %d\r\nConnection: close\r\n\r\n%b"
+            % (status, HTTPStatus(status).phrase.encode(), len(body), body)
+        )
+        self.force_close()
+
+
+_TOO_SLOW = f"The head of the request did not come within {HEAD_SECONDS:g} seconds."
+_TOO_LARGE = f"The request line and each header field may have {MAX_FIELD} bytes."
+_MALFORMED = "This is not a valid HTTP/1.1 request; it must have exactly one Host header."
+
+
+def _error(status: int, code: str, message: str) -> web.Response:
+    answer = web.Response(
+        body=encode_json({"error": message, "code": code}) + b"\n",
+        status=status,
+        headers={
+            "Content-Type": "application/json",
+            "Cache-Control": "no-store",
+            # aiohttp leaves it out in answers to what it could not parse.
+            "Connection": "close",
+        },
+    )
+    answer.force_close()
+    return answer
+
+
+class GuardedServer(web.Server):
+    """Makes guarded connections.
+
+    Args:
+        made: the server that aiohttp has made for an application.
+        guard: of its connections.
+    """
+
+    connection_class: type[GuardedConnection] = GuardedConnection
+
+    def __init__(self, made: web.Server, guard: Guard) -> None:
+        super().__init__(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            loop=made._loop,
+            **made._kwargs,
+        )
+        self.guard = guard
+        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def __call__(self) -> GuardedConnection:
+        """The protocol of a connection that was accepted."""
+        return self.connection_class(self, loop=self._loop, **self._kwargs)
+
+    def _sweep(self) -> None:
+        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        self.guard.sweep()
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """End every connection."""
+        self._timer.cancel()
+        await super().shutdown(timeout)
+
+
+class GuardedRunner(web.AppRunner):
+    """Runs an application, which has a `GUARD`, on a guarded server."""
+
+    __slots__ = ()
+
+    server_class: type[GuardedServer] = GuardedServer
+
+    async def _make_server(self) -> web.Server:
+        self._kwargs |= {
+            "max_line_size": MAX_FIELD,
+            "max_field_size": MAX_FIELD,
+            "lingering_time": LINGER_SECONDS,
+        }
+        made = await super()._make_server()
+        return self.server_class(made, self.app[GUARD])

@@ -1,0 +1,270 @@
+"""The guard of aiohttp's server, with a clock of the test's own, and its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+
+from app.transport.http_guard import (
+    GUARD,
+    HEAD_SECONDS,
+    MAX_FIELD,
+    MAX_HEAD,
+    Guard,
+    GuardedRunner,
+)
+from app.transport.takeover import DetachedResponse, detach
+
+
+class Served:
+    """A guarded server on a free port."""
+
+    def __init__(self, descriptors: int | None = None) -> None:
+        self.seconds = 100.0
+        self.reasons: list[str] = []
+        self.tails: list[bytes] = []
+        self.guard = Guard(self.reasons.append, descriptors, now=lambda: self.seconds)
+        app = web.Application()
+        app[GUARD] = self.guard
+        app.router.add_get("/", self._answer)
+        app.router.add_get("/take", self._take)
+        app.router.add_get("/fail", self._fail)
+        self.runner = GuardedRunner(app)
+
+    async def _answer(self, _: web.Request) -> web.Response:
+        return web.Response(text="{}")
+
+    async def _take(self, request: web.Request) -> web.StreamResponse:
+        fd, tail = detach(request)
+        self.tails.append(tail)
+        socket.socket(fileno=fd).close()
+        return DetachedResponse(status=101)
+
+    async def _fail(self, _: web.Request) -> web.Response:
+        raise RuntimeError("an inside")
+
+    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, port = self.runner.addresses[0][:2]
+        return await asyncio.open_connection(host, port)
+
+    async def reached(self, waiting: int) -> None:
+        async with asyncio.timeout(5):
+            while self.guard.waiting != waiting:
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    it = Served()
+    await it.runner.setup()
+    await web.TCPSite(it.runner, "127.0.0.1", 0).start()
+    yield it
+    await it.runner.cleanup()
+
+
+def parse(answer: bytes) -> tuple[int, dict[str, str], bytes]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+    assert int(headers["content-length"]) == len(body)
+    return int(lines[0].split()[1]), headers, body
+
+
+def error(answer: bytes) -> tuple[int, str]:
+    status, headers, body = parse(answer)
+    assert headers["content-type"].startswith("application/json")
+    assert headers["connection"] == "close"
+    value = json.loads(body)
+    assert set(value) == {"error", "code"}
+    return status, value["code"]
+
+
+async def read(reader: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(5):
+        return await reader.read()
+
+
+async def test_a_silent_connection_is_closed_without_a_word(served: Served) -> None:
+    reader, writer = await served.open()
+    await served.reached(1)
+    served.seconds += HEAD_SECONDS - 0.1
+    served.guard.sweep()
+    assert served.guard.waiting == 1
+    served.seconds += 0.1
+    served.guard.sweep()
+    with pytest.raises((ConnectionError, EOFError)):
+        assert await asyncio.wait_for(reader.readexactly(1), 5)
+    assert served.reasons == ["silent"]
+    writer.close()
+
+
+@pytest.mark.parametrize("part", [b"G", b"GET / HTTP/1.1\r\nHost: x\r\nX-A: ", b"\r\n"])
+async def test_half_a_head_is_answered(served: Served, part: bytes) -> None:
+    reader, writer = await served.open()
+    writer.write(part)
+    await served.reached(1)
+    async with asyncio.timeout(5):
+        while not any(one._head for one in served.runner.server.connections):  # type: ignore[union-attr,attr-defined]
+            await asyncio.sleep(0.001)
+    served.seconds += HEAD_SECONDS
+    served.guard.sweep()
+    assert error(await read(reader)) == (408, "REQUEST_TIMEOUT")
+    writer.close()
+
+
+async def test_bytes_do_not_put_the_deadline_off(served: Served) -> None:
+    reader, writer = await served.open()
+    for part in (b"GET ", b"/ HT", b"TP/1."):
+        writer.write(part)
+        await writer.drain()
+        await asyncio.sleep(0.01)
+        served.seconds += HEAD_SECONDS / 2
+    served.guard.sweep()
+    assert error(await read(reader)) == (408, "REQUEST_TIMEOUT")
+    writer.close()
+
+
+async def test_between_two_requests_there_is_no_deadline_but_within_the_next_head(
+    served: Served,
+) -> None:
+    reader, writer = await served.open()
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await reader.readuntil(b"{}")).startswith(b"HTTP/1.1 200")
+    assert served.guard.waiting == 0
+    served.seconds += 5 * HEAD_SECONDS
+    served.guard.sweep()
+    writer.write(b"GET /")
+    await served.reached(1)
+    served.seconds += HEAD_SECONDS
+    served.guard.sweep()
+    assert error(await read(reader)) == (408, "REQUEST_TIMEOUT")
+    writer.close()
+
+
+async def test_who_is_gone_is_not_waited_for(served: Served) -> None:
+    _, writer = await served.open()
+    await served.reached(1)
+    writer.close()
+    await served.reached(0)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 Cookie: secret\r\n\r\n",
+            400,
+            "BAD_REQUEST",
+        ),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, "BAD_REQUEST"),
+        (b"GET / HTTP/1.1\r\n\r\n", 400, "BAD_REQUEST"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n", 400, "BAD_REQUEST"),
+        (
+            b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * (MAX_FIELD + 1) + b"\r\n\r\n",
+            431,
+            "REQUEST_HEADER_FIELDS_TOO_LARGE",
+        ),
+        (
+            b"GET /" + b"a" * (MAX_FIELD + 1) + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+            431,
+            "REQUEST_HEADER_FIELDS_TOO_LARGE",
+        ),
+    ],
+)
+async def test_what_cannot_be_parsed_is_answered_in_json(
+    served: Served, caplog: pytest.LogCaptureFixture, sent: bytes, status: int, code: str
+) -> None:
+    reader, writer = await served.open()
+    writer.write(sent)
+    assert error(await read(reader)) == (status, code)
+    writer.close()
+    assert not caplog.records, "the log gets neither bytes nor a traceback"
+    assert served.reasons == ["malformed" if status == 400 else "head"]
+
+
+async def test_a_header_of_16_kb_is_taken(served: Served) -> None:
+    reader, writer = await served.open()
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * (MAX_FIELD - 3) + b"\r\n\r\n")
+    assert (await reader.readuntil(b"{}")).startswith(b"HTTP/1.1 200")
+    writer.close()
+
+
+async def test_a_head_without_end_is_refused_before_its_deadline(served: Served) -> None:
+    reader, writer = await served.open()
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
+    await writer.drain()
+    for number in range(MAX_HEAD // 8000 + 2):
+        writer.write(b"X-%d: %b\r\n" % (number, b"a" * 8000))
+        await asyncio.sleep(0.002)
+    assert error(await read(reader)) == (431, "REQUEST_HEADER_FIELDS_TOO_LARGE")
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "upgrade",
+    [
+        b"Upgrade: websocket\r\n",
+        b"Upgrade: websocket, h2c\r\n",
+        b"Upgrade: h2c, websocket\r\n",
+        b"Upgrade: WebSocket/13\r\n",
+        b"Upgrade: h2c\r\nUpgrade: websocket\r\n",
+    ],
+)
+@pytest.mark.parametrize("cut", [None, -3, -1, 20])
+async def test_bytes_behind_an_upgrade_are_kept(
+    served: Served, upgrade: bytes, cut: int | None
+) -> None:
+    _, writer = await served.open()
+    head = b"GET /take HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n" + upgrade + b"\r\n"
+    request = head + b"early"
+    if cut is None:
+        writer.write(request)
+    else:
+        at = cut if cut > 0 else len(head) + cut
+        writer.write(request[:at])
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        writer.write(request[at:])
+    async with asyncio.timeout(5):
+        while not served.tails:
+            await asyncio.sleep(0.001)
+    assert served.tails == [b"early"]
+    writer.close()
+
+
+async def test_a_request_behind_a_declined_upgrade_is_answered(served: Served) -> None:
+    reader, writer = await served.open()
+    ask = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    writer.write(ask + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert (await read(reader)).count(b"HTTP/1.1 200") == 2
+    writer.close()
+
+
+class Silent:
+    """A connection as the guard sees it."""
+
+    def __init__(self) -> None:
+        self.aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def test_the_last_descriptors_are_kept() -> None:
+    guard = Guard(lambda _: None, 100, now=lambda: 0.0)
+    assert guard.most_upgraded == 88
+    first, second, newest = Silent(), Silent(), Silent()
+    for one in (first, second, newest):
+        guard.wait(one)  # type: ignore[arg-type]
+    assert guard.has_room(newest, 87)  # type: ignore[arg-type]
+    assert not first.aborted
+    # The one that has been silent for the longest makes room.
+    assert guard.has_room(newest, 88)  # type: ignore[arg-type]
+    assert first.aborted
+    assert not second.aborted
+    assert not guard.has_room(newest, 94)  # type: ignore[arg-type]
