@@ -30,6 +30,8 @@ class Canary:
         send: sends a probe, and returns when the backplane has stored it.
         available: whether the backplane answers this worker.
         clock: seconds of a monotonic clock.
+        writable: whether this worker could store something lately. While it could not, it sends
+            a probe each time, whatever it has heard: so its recovery is noticed.
     """
 
     def __init__(
@@ -37,10 +39,12 @@ class Canary:
         send: Callable[[], Awaitable[object]],
         available: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
+        writable: Callable[[], bool] = lambda: True,
     ) -> None:
         self._send = send
         self._available = available
         self._clock = clock
+        self._writable = writable
         self._heard_at: float | None = None
         self._sent_at: float | None = None
         self._awaited_since: float | None = None
@@ -69,7 +73,9 @@ class Canary:
         now = self._clock()
         if not self._available():
             self._awaited_since = None
-        if any(at is not None and now - at < INTERVAL for at in (self._heard_at, self._sent_at)):
+        known = (self._heard_at, self._sent_at)
+        recent = any(at is not None and now - at < INTERVAL for at in known)
+        if recent and self._writable():
             return
         self._sent_at = now
         try:

@@ -7,6 +7,7 @@ The tree::
     └── ClientError             told to the client that caused it, as {code, message}
         ├── QueueOverflow       its message was pushed out of the full broadcast queue
         └── BackplaneUnavailable  its message may or may not have reached the stream
+            └── BackplaneFull   the backplane's memory is full: the message is not stored
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class ErrorCode(enum.StrEnum):
     HEARTBEAT_TIMEOUT = "HEARTBEAT_TIMEOUT"
     QUEUE_OVERFLOW = "QUEUE_OVERFLOW"
     BACKPLANE_UNAVAILABLE = "BACKPLANE_UNAVAILABLE"
+    BACKPLANE_FULL = "BACKPLANE_FULL"
     INTERNAL_ERROR = "INTERNAL_ERROR"
 
 
@@ -86,10 +88,18 @@ class QueueOverflow(ClientError):
 
 
 class BackplaneUnavailable(ClientError):
-    """The backplane did not answer in time; the message may have been stored."""
+    """The backplane did not answer in time, or refuses; the message may have been stored."""
 
     def __init__(
         self,
         message: str = "The backplane does not answer; repeat the call with the same id.",
+        code: ErrorCode = ErrorCode.BACKPLANE_UNAVAILABLE,
     ) -> None:
-        super().__init__(ErrorCode.BACKPLANE_UNAVAILABLE, message)
+        super().__init__(code, message)
+
+
+class BackplaneFull(BackplaneUnavailable):
+    """The backplane has reached its `maxmemory`; nothing of this call is stored."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ErrorCode.BACKPLANE_FULL)

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from app.backplane.client import Backplane
+from app.backplane.faults import Fault
 from app.backplane.history import History
+from app.backplane.publisher import StreamPublisher
 from app.backplane.reader import StreamReader
 from app.broadcast.catchup import CatchUp
 from app.broadcast.queue import BroadcastQueue
@@ -50,6 +52,7 @@ class Figures:
         reader: StreamReader,
         history: History,
         backplane: Backplane,
+        publisher: StreamPublisher,
         canary: Canary,
     ) -> None:
         self._types = {type: number for number, type in enumerate(types)}
@@ -61,10 +64,19 @@ class Figures:
         self._reader = reader
         self._history = history
         self._backplane = backplane
+        self._publisher = publisher
         self._canary = canary
         self._exported: Counter[str] = Counter()
         self._shown_users: dict[str, int] = {}
         self._subscribers: dict[str, tuple[int, int]] = dict.fromkeys(types, (0, 0))
+
+    def fault(self) -> Fault | None:
+        """What is wrong with the backplane, as this worker sees it; None: nothing."""
+        return self._publisher.fault or self._backplane.reading_fault
+
+    def writable(self) -> bool:
+        """Whether this worker can publish, by its last attempts."""
+        return self._publisher.fault is None and self._backplane.available
 
     def count_flush(
         self,
@@ -135,6 +147,7 @@ class Figures:
                 subscriptions[type] += count
                 unnamed_by_type[type] += unnamed[group]
         dropped = self._queue.dropped
+        fault = self.fault()
         self._slots.set_stats(
             {
                 "plain": protocols["plain"],
@@ -150,6 +163,8 @@ class Figures:
                 "hears": self._canary.hears,
                 "deaf": self._canary.is_deaf,
             }
+            | ({} if fault is None else {"fault": fault.words})
+            | ({} if self.writable() else {"unwritable": True})
         )
         for type, count in subscriptions.items():
             self._metrics.subscriptions[type].set(count)
@@ -178,6 +193,9 @@ class Figures:
         metrics.slow_consumers.set(len(self._catchup.slow))
         metrics.incoming_bytes.set(hub.incoming)
         metrics.backplane_up.set(self._backplane.available)
+        metrics.backplane_writable.set(self.writable())
+        for cause, total in self._backplane.errors.items():
+            self._count_up(f"backplane {cause}", total, metrics.backplane_errors[cause].inc)
         metrics.backplane_lag.set(self._reader.lag())
         metrics.deaf_workers.set(self._canary.is_deaf)
         metrics.history_cache_bytes.set(self._history.cached_bytes)

@@ -7,13 +7,14 @@ import gc
 import importlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from aiohttp import web
 from prometheus_client.metrics_core import Metric
 
 from app import __version__
 from app.backplane.client import FAILURES, Backplane
+from app.backplane.faults import explain
 from app.backplane.reader import StreamReader
 from app.config import Settings
 from app.errors import BackplaneUnavailable, SettingsError
@@ -59,6 +60,7 @@ async def build(
     collect_metrics: Callable[[], Iterable[Metric]],
     other_processes: Callable[[], Mapping[str, int]],
     has_memory: Callable[[], bool],
+    local_faults: Callable[[], Sequence[str]] = tuple,
 ) -> web.Application:
     """Make the aiohttp application of one worker, with a `Worker` under `WORKER`.
 
@@ -70,6 +72,7 @@ async def build(
         collect_metrics: joins the metrics of all workers; may block.
         other_processes: pids by name of processes whose memory belongs to the service.
         has_memory: whether there is memory for more connections.
+        local_faults: what is wrong on this machine beside, for `GET /status`.
 
     Raises:
         BackplaneUnavailable: it did not answer within `BACKPLANE_SECONDS`.
@@ -84,7 +87,7 @@ async def build(
         load_handlers(settings.handlers, worker.sio)
     app = web.Application(client_max_size=64 * 1024 * 1024)
     app[WORKER] = worker
-    _add_http(app, worker, collect_metrics, other_processes, has_memory)
+    _add_http(app, worker, collect_metrics, other_processes, has_memory, local_faults)
 
     async def stop(_: web.Application) -> None:
         await worker.stop()
@@ -113,8 +116,14 @@ async def _reach(backplane: Backplane) -> tuple[StreamReader, bytes]:
             return reader, await backplane.shared_key()
         except (*FAILURES, BackplaneUnavailable) as error:
             if loop.time() >= deadline:
-                raise BackplaneUnavailable(f"The backplane does not answer: {error}") from error
+                raise BackplaneUnavailable(_reason(error)) from error
             await asyncio.sleep(0.1)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, BackplaneUnavailable):
+        return error.message
+    return f"The backplane cannot be used: {explain(error).words}."
 
 
 def _add_http(
@@ -123,6 +132,7 @@ def _add_http(
     collect_metrics: Callable[[], Iterable[Metric]],
     other_processes: Callable[[], Mapping[str, int]],
     has_memory: Callable[[], bool],
+    local_faults: Callable[[], Sequence[str]],
 ) -> None:
     settings, slots = worker.settings, worker.slots
     clients = Clients(settings.trusted_proxies)
@@ -143,7 +153,7 @@ def _add_http(
         "max_total_connections": settings.max_total_connections,
         "max_queue_size": settings.max_queue_size,
     }
-    page = MetricsPage(slots, collect_metrics, other_processes, limits)
+    page = MetricsPage(slots, collect_metrics, other_processes, limits, settings.workers)
     app.router.add_get("/metrics", page.metrics)
     context = HttpContext(
         settings=settings,
@@ -159,6 +169,11 @@ def _add_http(
         count_request=worker.metrics.count_request,
         started_at=min((row.started for row in slots.rows()), default=time.time()),
         version=__version__,
+        backplane_fault=lambda: fault.words if (fault := worker.figures.fault()) else None,
+        backplane_writable=worker.figures.writable,
+        expected_workers=lambda: settings.workers,
+        since_death=slots.since_death,
+        local_faults=local_faults,
     )
     add_routes(app, context)
 

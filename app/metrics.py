@@ -24,6 +24,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 
+from app.backplane.faults import CAUSES
 from app.errors import CloseCode, ErrorCode
 from app.types import GapReason, Priority
 
@@ -203,6 +204,14 @@ class Metrics:
         self.backplane_up = self._gauge(
             "backplane_up", "1 while every worker of the machine reaches the backplane.", "livemin"
         )
+        self.backplane_writable = self._gauge(
+            "backplane_writable", "1 while every worker of the machine can publish.", "livemin"
+        )
+        self.backplane_errors: Children[str, Counter] = self._counters(
+            "backplane_errors", "Calls that the backplane failed, by cause.", ["cause"], CAUSES
+        )
+        for cause in CAUSES:
+            self.backplane_errors[cause].inc(0)
         self.backplane_lag = self._gauge(
             "backplane_lag_seconds",
             "Age of the last message read from a stream, when it was read; the worst worker.",

@@ -68,5 +68,8 @@ class Slots(Protocol):
     def workers_died(self) -> tuple[int, int]:
         """Workers that ended untold since the service runs: while starting, while serving."""
 
+    def since_death(self) -> float:
+        """Seconds since a worker ended without being told to; infinite when none has."""
+
     def rows(self) -> list[WorkerRow]:
         """All rows in use, this worker's own included."""

@@ -95,3 +95,5 @@ class WorkerRow:
     queue_bytes: int
     stats: dict[str, object]
     """What the worker last said of itself, at most a second or two old; {} before that."""
+    updated: float = 0.0
+    """Unix time in seconds at which it said so; 0 before that."""

@@ -88,7 +88,8 @@ class Worker:
             self.hub, reader.positions, settings.broadcast_batch_size, self._on_flush
         )
         self.catchup = CatchUp(self.fanout, self.history, settings.latest_only_types)
-        self.queue = BroadcastQueue(slots, StreamPublisher(backplane, reader.positions))
+        self.publisher = StreamPublisher(backplane, reader.positions)
+        self.queue = BroadcastQueue(slots, self.publisher)
         self.claims = (
             UserClaims(backplane, slots, settings.max_connections_per_user)
             if settings.backplane_url
@@ -111,7 +112,11 @@ class Worker:
         self.manager.realtime = self.realtime
         self.manager.position = reader.positions[CONTROL]
         self.sio = self.realtime.sio = RealtimeServer(self.manager, settings.max_message_size)
-        self.canary = Canary(lambda: self.queue.send_probe(PROBE), lambda: self.backplane.available)
+        self.canary = Canary(
+            lambda: self.queue.send_probe(PROBE),
+            lambda: self.backplane.available,
+            writable=lambda: self.publisher.fault is None,
+        )
         self.presence = Presence(backplane.get_presence, backplane.set_presence)
         self._tasks: list[asyncio.Task[None]] = []
         self.figures = Figures(
@@ -124,6 +129,7 @@ class Worker:
             reader=reader,
             history=self.history,
             backplane=backplane,
+            publisher=self.publisher,
             canary=self.canary,
         )
         self.realtime.router = Router(self.realtime, self.history, self.figures.subscribers)

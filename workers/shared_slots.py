@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import os
 import struct
@@ -76,7 +77,9 @@ _HIGH, _NEXT_GENERATION, _FAILED_STARTS, _HALTED, _USERS = range(5, 10)
 """Words of the header: rows that were ever in use, the next generation, workers that died
 while starting, the master that was told to halt, and the first word of the users' table."""
 _DIED = _USERS + UsersTable.HEADER_WORDS
-"""Word of the header: workers that died while they served."""
+_DIED_AT = _DIED + 1
+"""Words of the header: workers that died while they served, and when one last died, be it at its
+start (microseconds of the monotonic clock, which all processes share; 0: never)."""
 _USERS_BY_TYPE = 64
 """First word of the header that counts users by type: further on, since a worker of an older
 version that shares the file may use none of these words."""
@@ -225,6 +228,11 @@ class SlotTable:
     def deaths(self) -> int:
         """Workers that have ended while they were `ready`, since the file exists."""
         return int(self._header[_DIED])
+
+    def since_death(self) -> float:
+        """Seconds since a worker ended without being told to; infinite when none has."""
+        died_at = self._header[_DIED_AT]
+        return max(0.0, (_monotonic() - died_at) / 1e6) if died_at else math.inf
 
     def first_to_halt(self, master: int) -> bool:
         """Whether nobody has asked this before about that master, which is a pid."""
@@ -418,8 +426,10 @@ class SlotTable:
             state = self._columns[_STATE][index]
             if state == STARTING:
                 self._header[_FAILED_STARTS] += 1
+                self._header[_DIED_AT] = _monotonic()
             elif state == READY and died:
                 self._header[_DIED] += 1
+                self._header[_DIED_AT] = _monotonic()
             self._columns[_STATE][index] = GONE
             self._clear(index)
         for keys in self._users.keys_of_row(index):
@@ -486,3 +496,7 @@ def _row(index: int, values: Sequence[int], stats: bytes) -> Row:
 
 def _now() -> int:
     return int(time.time() * 1e6)
+
+
+def _monotonic() -> int:
+    return time.monotonic_ns() // 1000

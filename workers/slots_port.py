@@ -83,6 +83,9 @@ class RowSlots(Slots):
     def workers_died(self) -> tuple[int, int]:
         return self._table.failed_starts, self._table.deaths
 
+    def since_death(self) -> float:
+        return self._table.since_death()
+
     def rows(self) -> list[WorkerRow]:
         return [
             WorkerRow(
@@ -95,6 +98,7 @@ class RowSlots(Slots):
                 queue_messages=row.queue_messages,
                 queue_bytes=row.queue_bytes,
                 stats=row.stats,
+                updated=row.updated,
             )
             for row in self._table.rows()
             if row.state in STATE_NAMES

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from app.backplane.client import FAILURES, Argument, Backplane, Command
+from app.backplane.faults import explain
 from app.backplane.scripts import Script
 from app.ports import Slots
 
@@ -179,7 +180,7 @@ class UserClaims:
             results = await self._send(steps)
         except FAILURES as error:
             if not self._away:
-                logger.warning("users are counted on this machine alone: %r", error)
+                logger.warning("users are counted on this machine alone: %s", explain(error).words)
             self._away = self._stale = True
             results = [1] * len(steps)
         else:

@@ -14,6 +14,7 @@ import logging
 import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
 
+from app.backplane.faults import Fault, explain, unavailable
 from app.backplane.scripts import Script
 from app.config import Settings
 from app.errors import BackplaneUnavailable
@@ -37,6 +39,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between two attempts to reach an absent backplane: the first pause and the longest."""
 ANSWER_TIMEOUT = 2.0
 """Seconds that a reader of history, presence or claims waits for an answer."""
+RECHECK = 1.0
+"""Seconds for which a connection is kept although another might lead to a server that can: a
+failover is noticed that soon, and a replica is not asked for more connections than that."""
 
 Argument = bytes | str | int
 Command = tuple[Argument, ...]
@@ -48,16 +53,29 @@ def pack(commands: Sequence[Command]) -> bytes:
     return b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
 
 
+class FailedCalls(RedisError):
+    """Some of several calls were answered with an error.
+
+    Args:
+        answers: of all calls; those that failed have a `RedisError` in their place.
+    """
+
+    def __init__(self, answers: list[Any]) -> None:
+        self.answers = answers
+        self.first: RedisError = next(a for a in answers if isinstance(a, RedisError))
+        super().__init__(str(self.first), status_code=self.first.status_code)
+
+
 class Link:
     """One connection with one caller at a time; opened by the first call after a failure.
 
     Args:
         url: `unix://path`, `redis://` or `rediss://`.
         name: shown by CLIENT LIST.
-        report: is told after each call whether the backplane answered.
+        report: is given the faults that each call has met; none means that all is well.
     """
 
-    def __init__(self, url: str, name: str, report: Callable[[bool], None]) -> None:
+    def __init__(self, url: str, name: str, report: Callable[[Sequence[Fault]], None]) -> None:
         options: dict[str, Any] = dict(parse_url(url))
         self._class: type[AbstractConnection] = options.pop("connection_class", Connection)
         self._options = options | {
@@ -70,11 +88,17 @@ class Link:
         }
         self._report = report
         self._connection: AbstractConnection | None = None
+        self._opened_at = 0.0
+        self._outdated = False
 
     @property
     def connected(self) -> bool:
         """Whether the next call needs no new connection."""
-        return self._connection is not None
+        return self._connection is not None and not self._outdated
+
+    def renew(self) -> None:
+        """Let the next call open a new connection: the address may mean another server now."""
+        self._outdated = self._connection is not None
 
     async def call(self, commands: Sequence[Command], timeout: float) -> list[Any]:
         """Send commands in one write and return their replies.
@@ -87,48 +111,82 @@ class Link:
 
     async def send(self, packed: bytes, replies: int, timeout: float) -> list[Any]:
         """As `call`, with commands that `pack` has packed."""
-        error: RedisError | None = None
-        results: list[Any] = []
-        whole = False
+        answers = await self._exchange(packed, replies, timeout)
+        for answer in answers:
+            if isinstance(answer, RedisError):
+                raise answer
+        return answers
+
+    async def _exchange(self, packed: bytes, replies: int, timeout: float) -> list[Any]:
+        """As `send`, but an error reply is in the list, in its place."""
+        answers: list[Any] = []
+        done = False
         try:
             async with asyncio.timeout(timeout):
+                if self._outdated:
+                    await self.close()
                 connection = self._connection or await self._connect()
                 await connection.send_packed_command([packed], check_health=False)
                 for _ in range(replies):
                     try:
-                        results.append(await connection.read_response(timeout=math.inf))
+                        answers.append(await connection.read_response(timeout=math.inf))
                     except RedisError as failure:
                         if not connection.is_connected:
                             raise
-                        error = failure
-                whole = True
+                        answers.append(failure)
+                done = True
+        except FAILURES as failure:
+            self._report([explain(failure)])
+            raise
         finally:
-            if not whole:
-                self._report(False)
+            if not done:
                 await self.close()
-        self._report(True)
-        if error is not None:
-            raise error
-        return results
+        # A server that has lost its scripts gets them again: nothing is wrong.
+        errors = [
+            answer
+            for answer in answers
+            if isinstance(answer, RedisError) and not isinstance(answer, NoScriptError)
+        ]
+        faults = [explain(error) for error in errors] if errors else []
+        is_old = time.monotonic() - self._opened_at >= RECHECK
+        if is_old and any(fault.elsewhere for fault in faults):
+            await self.close()
+        self._report(faults)
+        return answers
 
     async def run(
         self, calls: Sequence[tuple[Script, Sequence[Argument]]], timeout: float
     ) -> list[Any]:
         """Run scripts in one round trip; each call is a script and what follows its sha.
 
-        A server that has forgotten the scripts gets them and the whole call again.
+        A server that has forgotten the scripts gets them, and again the calls that need them.
+
+        Raises:
+            FailedCalls: some were answered with an error; it holds all answers.
+            FAILURES: as `call`.
         """
-        packed = pack([(b"EVALSHA", script.sha, *rest) for script, rest in calls])
-        try:
-            return await self.send(packed, len(calls), timeout)
-        except NoScriptError:
+        answers = await self._run(calls, timeout)
+        missing = [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if missing:
             scripts = {script.sha: script for script, _ in calls}.values()
             await self.call([(b"SCRIPT", b"LOAD", script.source) for script in scripts], timeout)
-            return await self.send(packed, len(calls), timeout)
+            again = await self._run([calls[n] for n in missing], timeout)
+            for n, answer in zip(missing, again, strict=True):
+                answers[n] = answer
+        if any(isinstance(answer, RedisError) for answer in answers):
+            raise FailedCalls(answers)
+        return answers
+
+    async def _run(
+        self, calls: Sequence[tuple[Script, Sequence[Argument]]], timeout: float
+    ) -> list[Any]:
+        packed = pack([(b"EVALSHA", script.sha, *rest) for script, rest in calls])
+        return await self._exchange(packed, len(calls), timeout)
 
     async def close(self) -> None:
         """Close the connection; the next call opens another."""
         connection, self._connection = self._connection, None
+        self._outdated = False
         if connection is not None:
             with contextlib.suppress(*FAILURES):
                 await connection.disconnect(nowait=True)
@@ -136,6 +194,7 @@ class Link:
     async def _connect(self) -> AbstractConnection:
         # Kept before it is open, so that whatever interrupts the handshake closes it.
         self._connection = connection = self._class(**self._options)
+        self._opened_at = time.monotonic()
         await connection.connect()  # type: ignore[no-untyped-call]
         return connection
 
@@ -164,9 +223,14 @@ class Backplane:
         self.settings = settings
         # Its own random part: a pid may come back while the old one's results are still kept.
         self.worker_id = f"{worker_id}-{secrets.token_hex(4)}"
-        self.reading = Link(url, f"yujian-read-{worker_id}", self._note)
-        self.publishing = Link(url, f"yujian-publish-{worker_id}", self._note)
+        self.errors: Counter[str] = Counter()
+        """Failed calls since the start, by cause (`faults.CAUSES`)."""
+        self.reading_fault: Fault | None = None
+        """What the last call of `reading` has met; None: it went well."""
+        self.reading = Link(url, f"yujian-read-{worker_id}", self._note_reading)
+        self.publishing = Link(url, f"yujian-publish-{worker_id}", self._note_publishing)
         self._asking = Link(url, f"yujian-ask-{worker_id}", self._note)
+        self._misled = False
         self._lock = asyncio.Lock()
         self._answered = False
         self._answered_at = -math.inf
@@ -193,7 +257,8 @@ class Backplane:
             except FAILURES as error:
                 pause = pauses.take()
                 if loop.time() + pause >= deadline:
-                    raise BackplaneUnavailable(f"The backplane does not answer: {error}") from error
+                    words = explain(error).words
+                    raise BackplaneUnavailable(f"The backplane cannot be used: {words}.") from error
                 await asyncio.sleep(pause)
         self._warnings = _risks(info.decode(errors="replace"), await self._config())
 
@@ -234,11 +299,13 @@ class Backplane:
 
     async def shared_key(self) -> bytes:
         """32 random bytes that all workers share; a backplane that lost them gets them back."""
-        key = self._key or secrets.token_bytes(32)
         try:
-            _, stored = await self.ask([(b"SET", b"rt:key", key, b"NX"), (b"GET", b"rt:key")])
+            (stored,) = await self.ask([(b"GET", b"rt:key")])
+            if stored is None:  # so that a worker can start while nothing can be written
+                key = self._key or secrets.token_bytes(32)
+                _, stored = await self.ask([(b"SET", b"rt:key", key, b"NX"), (b"GET", b"rt:key")])
         except FAILURES as error:
-            raise BackplaneUnavailable from error
+            raise unavailable(error, "The key of the workers cannot be read") from error
         self._key = bytes(stored)
         return self._key
 
@@ -247,7 +314,7 @@ class Backplane:
         try:
             (reply,) = await self.ask([(b"HGETALL", b"rt:presence")])
         except FAILURES as error:
-            raise BackplaneUnavailable from error
+            raise unavailable(error, "The presence cannot be read now") from error
         words = [word.decode() for word in reply]
         return dict(zip(words[::2], words[1::2], strict=True))
 
@@ -257,7 +324,7 @@ class Backplane:
         try:
             await self.ask([(b"HSET", b"rt:presence", *pairs)])
         except FAILURES as error:
-            raise BackplaneUnavailable from error
+            raise unavailable(error, "The presence cannot be stored now") from error
 
     async def _config(self) -> dict[str, str]:
         try:
@@ -269,10 +336,24 @@ class Backplane:
         words = [word.decode() for reply in replies for word in reply]
         return dict(zip(words[::2], words[1::2], strict=True))
 
-    def _note(self, answered: bool) -> None:
-        self._answered = answered
-        if answered:
+    def _note(self, faults: Sequence[Fault]) -> None:
+        self.errors.update(fault.cause for fault in faults)
+        self._answered = all(fault.answered for fault in faults)
+        if self._answered:
             self._answered_at = time.monotonic()
+
+    def _note_reading(self, faults: Sequence[Fault]) -> None:
+        self._note(faults)
+        self.reading_fault = faults[0] if faults else None
+
+    def _note_publishing(self, faults: Sequence[Fault]) -> None:
+        self._note(faults)
+        misled = any(fault.elsewhere for fault in faults)
+        if misled is not self._misled and (misled or not faults):
+            # Where writing works now, or no longer, the other connections belong too.
+            self._misled = misled
+            self.reading.renew()
+            self._asking.renew()
 
 
 def _risks(info: str, config: Mapping[str, str]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from app.backplane.client import FAILURES, Backplane, Command
 from app.backplane.entries import entry_id, to_message, with_gaps
+from app.backplane.faults import unavailable
 from app.backplane.scripts import stream_key
-from app.errors import BackplaneUnavailable
 from app.types import Gap, Message, Position
 
 T = TypeVar("T")
@@ -224,7 +224,7 @@ class History:
         try:
             (reply,) = await self._backplane.ask([command])
         except FAILURES as error:
-            raise BackplaneUnavailable("The history cannot be read now.") from error
+            raise unavailable(error, "The history cannot be read now") from error
         messages = (to_message(type, entry) for entry in reply)
         return [message for message in messages if message is not None]
 

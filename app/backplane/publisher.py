@@ -6,8 +6,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from app.backplane.client import FAILURES, Argument, Backplane, Pauses
+from app.backplane.client import FAILURES, Argument, Backplane, FailedCalls, Pauses
+from app.backplane.faults import Fault, explain, of_fault
 from app.backplane.scripts import (
     ONCE_MAX,
     ONCE_WINDOW,
@@ -27,19 +29,26 @@ logger = logging.getLogger(__name__)
 ATTEMPT_TIMEOUT = 2.0
 """Seconds after which an unanswered batch is sent again over a new connection."""
 
+FAULT_MEMORY = 60.0
+"""Seconds for which a fault of one type is remembered when nothing more is published to it."""
+
 NOWHERE = Position("", 0)
+
+_UNPUBLISHED = "Publishing does not work now"
 
 
 class StreamPublisher:
     """Sends one batch at a time, under a number that the server remembers.
 
-    A batch is retried whole and under its number until it is answered or its time is up, so a
-    message belongs to one number for ever and the server can tell a retry.
+    What is not answered is retried under its number until its time is up, so a message belongs
+    to one number for ever and the server can tell a retry. Where waiting cannot help it fails at
+    once. The messages of one type share their fate; those of others may have another.
 
     Args:
         seen: the newest messages that this worker's reader knows. A stream that has fallen back
             below them gets its new epoch before anything is added to it.
         clock: Unix time in seconds, for the age of history and of chosen ids.
+        monotonic: seconds, for how long a fault is remembered.
     """
 
     def __init__(
@@ -47,54 +56,128 @@ class StreamPublisher:
         backplane: Backplane,
         seen: Mapping[str, Position],
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backplane = backplane
         self._seen = seen
         self._clock = clock
+        self._monotonic = monotonic
+        self._faults: dict[str, tuple[Fault, float]] = {}  # by type; '' for those of the server
         self._stored: dict[str, Position] = {}
         self._number = 0
 
-    async def store(self, drafts: Sequence[Draft], deadline: float) -> list[Position]:
-        """Store a batch and return the positions of its messages.
+    @property
+    def fault(self) -> Fault | None:
+        """Why publishing does not work, by the last attempts; None: it does."""
+        for type, (fault, since) in list(self._faults.items()):
+            if not type or self._monotonic() - since < FAULT_MEMORY:
+                return fault
+            del self._faults[type]
+        return None
+
+    async def store(
+        self, drafts: Sequence[Draft], deadline: float
+    ) -> list[Position | BackplaneUnavailable]:
+        """Store a batch and return the position of each message, or why it has none.
 
         Args:
             drafts: messages of any types; within a type they keep their order.
             deadline: loop time at which to give up.
 
         Raises:
-            BackplaneUnavailable: no answer in time; messages may have been stored, all those of
-                a type or none.
+            BackplaneUnavailable: nothing is known to be stored. Without an answer in time some
+                messages may have been, all those of a type or none.
         """
         self._number += 1
         places: dict[str, list[int]] = {}
         for place, draft in enumerate(drafts):
             places.setdefault(draft.type, []).append(place)
-        calls = [
-            self._call(type, [drafts[place] for place in order]) for type, order in places.items()
-        ]
+        calls = {
+            type: self._call(type, [drafts[place] for place in order])
+            for type, order in places.items()
+        }
         replies = await self._deliver(calls, deadline)
-        positions = [NOWHERE] * len(drafts)
-        for (type, order), reply in zip(places.items(), replies, strict=True):
-            for place, position in zip(order, parse_result(reply), strict=True):
-                positions[place] = position
-            self._stored[type] = positions[order[-1]]
-        return positions
+        outcomes: list[Position | BackplaneUnavailable] = [NOWHERE] * len(drafts)
+        for type, order in places.items():
+            reply = replies[type]
+            if isinstance(reply, BackplaneUnavailable):
+                for place in order:
+                    outcomes[place] = reply
+                continue
+            positions = parse_result(reply)
+            for place, position in zip(order, positions, strict=True):
+                outcomes[place] = position
+            self._stored[type] = positions[-1]
+        return outcomes
 
     async def _deliver(
-        self, calls: Sequence[tuple[Script, Sequence[Argument]]], deadline: float
-    ) -> list[bytes]:
+        self, calls: Mapping[str, tuple[Script, Sequence[Argument]]], deadline: float
+    ) -> dict[str, bytes | BackplaneUnavailable]:
+        """The reply of each type, or its error."""
         loop = asyncio.get_running_loop()
         pauses = Pauses()
-        logged = False
-        while (left := deadline - loop.time()) > 0:
+        left = dict(calls)
+        done: dict[str, bytes | BackplaneUnavailable] = {}
+        last: Fault | None = None
+        while left and (seconds := deadline - loop.time()) > 0:
+            link, types = self._backplane.publishing, list(left)
             try:
-                return await self._backplane.publishing.run(calls, min(left, ATTEMPT_TIMEOUT))
+                answers = await link.run(list(left.values()), min(seconds, ATTEMPT_TIMEOUT))
+            except FailedCalls as error:
+                answers = error.answers
             except FAILURES as error:
-                if not logged:
-                    logger.warning("publishing failed, trying again: %r", error)
-                    logged = True
+                answers = [error] * len(types)
+            faults = self._take(types, answers, left, done)
+            if not left:
+                break
+            if last is None:
+                logger.warning("publishing failed, trying again: %s", faults[0].words)
+            last = faults[0]
+            if not (last.elsewhere and not link.connected):
                 await asyncio.sleep(min(pauses.take(), max(0.0, deadline - loop.time())))
-        raise BackplaneUnavailable
+        for type in left:
+            if last is not None and last.answered:
+                done[type] = of_fault(last, _UNPUBLISHED)
+            else:
+                done[type] = BackplaneUnavailable()
+        failed = [reply for reply in done.values() if isinstance(reply, BackplaneUnavailable)]
+        if len(failed) == len(done):
+            raise failed[0]
+        return done
+
+    def _take(
+        self,
+        types: Sequence[str],
+        answers: Sequence[Any],
+        left: dict[str, Any],
+        done: dict[str, bytes | BackplaneUnavailable],
+    ) -> list[Fault]:
+        """Move what is answered for good from `left` to `done`; the faults of what stays."""
+        # A link that was closed leads to another server next time; one that was kept is new.
+        is_new = self._backplane.publishing.connected
+        faults = []
+        for type, answer in zip(types, answers, strict=True):
+            if not isinstance(answer, Exception):
+                done[type] = answer
+                del left[type]
+                self._faults.pop(type, None)
+                self._faults.pop("", None)
+                continue
+            fault = explain(answer)
+            self._note(type, fault)
+            if fault.passes or (fault.elsewhere and not is_new):
+                faults.append(fault)
+                continue
+            done[type] = of_fault(fault, _UNPUBLISHED)
+            del left[type]
+        return faults
+
+    def _note(self, type: str, fault: Fault) -> None:
+        place = "" if fault.of_server else type
+        known = self._faults.get(place)
+        self._faults[place] = fault, self._monotonic()
+        if known is None or known[0].cause != fault.cause:
+            logger.error("publishing to %s fails: %s", type, fault.words)
 
     def _call(self, type: str, drafts: Sequence[Draft]) -> tuple[Script, Sequence[Argument]]:
         settings = self._backplane.settings

@@ -13,6 +13,7 @@ from typing import Any
 
 from app.backplane.client import ANSWER_TIMEOUT, FAILURES, Backplane, Command, Pauses
 from app.backplane.entries import entry_id, to_message, with_gaps
+from app.backplane.faults import explain
 from app.backplane.scripts import CONTROL, LOCATE, meta_key, new_epoch, stream_key
 from app.types import Gap, Message, Position
 
@@ -99,7 +100,9 @@ class StreamReader:
                 self._answered = time.monotonic()
             except FAILURES as error:
                 if not failed:
-                    logger.warning("reading from the backplane failed, resuming: %r", error)
+                    logger.warning(
+                        "reading from the backplane failed, resuming: %s", explain(error).words
+                    )
                 failed = True
                 await asyncio.sleep(pauses.take())
         return self._take()

@@ -34,8 +34,10 @@ _RANKS = tuple(Priority)
 class Publisher(Protocol):
     """What stores a batch: `app.backplane.publisher.StreamPublisher`."""
 
-    async def store(self, drafts: Sequence[Draft], deadline: float) -> list[Position]:
-        """Store all, or raise BackplaneUnavailable at `deadline` (loop time)."""
+    async def store(
+        self, drafts: Sequence[Draft], deadline: float
+    ) -> list[Position | BackplaneUnavailable]:
+        """Store what can be, or raise BackplaneUnavailable, at `deadline` (loop time) at last."""
 
 
 class _Entry:
@@ -134,8 +136,8 @@ class BroadcastQueue:
         """Take a message.
 
         The future gives the message's position when it is in its stream; or QueueOverflow when
-        it was pushed out, or BackplaneUnavailable after five seconds. Cancelling the future does
-        not take the message back.
+        it was pushed out, or BackplaneUnavailable: at once where waiting cannot help, else after
+        five seconds. Cancelling the future does not take the message back.
 
         Raises:
             QueueOverflow: the queue is full of messages that rank no lower.
@@ -302,7 +304,7 @@ class BroadcastQueue:
         drafts = [entry.draft for entry in batch]
         deadline = max(entry.deadline for entry in batch)
         try:
-            positions = await self._publisher.store(drafts, deadline)
+            outcomes = await self._publisher.store(drafts, deadline)
         except BackplaneUnavailable as error:
             for entry in batch:
                 entry.fail(error)
@@ -313,9 +315,11 @@ class BroadcastQueue:
                 entry.fail(BackplaneUnavailable())
         else:
             self.batches += 1
-            for entry, position in zip(batch, positions, strict=True):
-                if not entry.future.done():
-                    entry.future.set_result(position)
+            for entry, outcome in zip(batch, outcomes, strict=True):
+                if isinstance(outcome, BackplaneUnavailable):
+                    entry.fail(outcome)
+                elif not entry.future.done():
+                    entry.future.set_result(outcome)
 
     def _next_batch(self) -> list[_Entry]:
         batch: list[_Entry] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,3 +58,13 @@ class HttpContext:
     version: str
     now: Callable[[], float] = time.time
     """Unix time in seconds."""
+    backplane_fault: Callable[[], str | None] = lambda: None
+    """What is wrong with the backplane as this worker sees it; None: nothing."""
+    backplane_writable: Callable[[], bool] = lambda: True
+    """Whether this worker can publish."""
+    expected_workers: Callable[[], int] = lambda: 0
+    """Workers that should be ready; 0: any number will do."""
+    since_death: Callable[[], float] = lambda: math.inf
+    """Seconds since a worker of this machine ended without being told to."""
+    local_faults: Callable[[], Sequence[str]] = tuple
+    """What is wrong on this machine beside, such as a shared file that is gone."""

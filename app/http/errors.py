@@ -33,6 +33,7 @@ _STATUS = {
     ErrorCode.HEARTBEAT_TIMEOUT: 408,
     ErrorCode.QUEUE_OVERFLOW: 503,
     ErrorCode.BACKPLANE_UNAVAILABLE: 503,
+    ErrorCode.BACKPLANE_FULL: 503,
     ErrorCode.INTERNAL_ERROR: 500,
 }
 

@@ -37,6 +37,7 @@ class MetricsPage:
             It raises `TimeoutError` when it has to wait too long for others.
         processes: more processes of the service whose memory is shown: their pids by name.
         limits: settings that figures are compared with, by the names of their gauges.
+        expected_workers: workers that should be ready.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class MetricsPage:
         collect: Callable[[], Iterable[Metric]],
         processes: Callable[[], Mapping[str, int]] = dict,
         limits: Mapping[str, float] = MappingProxyType({}),
+        expected_workers: int = 0,
     ) -> None:
         self._slots = slots
         self._collect = collect
         self._processes = processes
         self._limits = limits
+        self._expected_workers = expected_workers
         self._building: asyncio.Task[bytes] | None = None
 
     async def metrics(self, _request: web.Request) -> web.Response:
@@ -77,6 +80,7 @@ class MetricsPage:
             users=self._slots.unique_users(),
             queue=self._slots.queue_totals(),
             died=self._slots.workers_died(),
+            expected_workers=self._expected_workers,
             rows=rows,
         )
         pids = {f"worker-{row.index}": row.pid for row in rows} | dict(self._processes())
@@ -110,6 +114,7 @@ class _Table:
     users: int
     queue: tuple[int, int]
     died: tuple[int, int]
+    expected_workers: int
     rows: list[WorkerRow]
 
     def families(self) -> Iterator[Metric]:
@@ -130,6 +135,8 @@ class _Table:
             states.add_metric([state], sum(row.state == state for row in self.rows))
         yield workers
         yield states
+        help = "Workers that WORKERS asks for."
+        yield _gauge("expected_workers", help, self.expected_workers)
         if self.rows:
             started = min(row.started for row in self.rows)
             help = "Unix time at which the oldest worker was started."

@@ -12,6 +12,7 @@ from app.errors import ClientError, ErrorCode
 from app.http.alert_hook import post_alerts
 from app.http.context import HttpContext
 from app.http.errors import HttpError, error_middleware, json_response, raw_json_response
+from app.http.health import Health
 from app.http.publishing import (
     broadcast,
     is_publisher,
@@ -62,24 +63,21 @@ async def get_status(_request: web.Request, context: HttpContext) -> web.Respons
     """`GET /status`: can clients be served, and what is the lab doing."""
     rows = context.slots.rows()
     presence, confirmed = await context.presence.read()
-    deaf = [row.stats.get("deaf") for row in rows if row.state == "ready"]
-    serving = not all(deaf)
-    available = context.backplane_available()
-    healthy = serving and available and not any(deaf)
+    health = Health.of(rows, context)
+    healthy = health.serving and not health.causes
     status = {
-        "status": "ok" if healthy else "degraded" if serving else "unavailable",
+        "status": "ok" if healthy else "degraded" if health.serving else "unavailable",
+        "causes": health.causes,
         "version": context.version,
         "uptime": round(context.now() - context.started_at, 3),
         "connections": sum(row.connections for row in rows),
         "maxConnections": context.settings.max_total_connections,
+        "expectedWorkers": context.expected_workers(),
         "workers": [_worker(row) for row in rows],
-        "backplane": {
-            "status": "ok" if available else "unavailable",
-            "warnings": list(context.warnings()),
-        },
+        "backplane": health.backplane | {"warnings": list(context.warnings())},
         "presence": presence.to_json() | ({} if confirmed else {"stale": True}),
     }
-    return json_response(status, 200 if serving else 503)
+    return json_response(status, 200 if health.serving else 503)
 
 
 async def post_status(request: web.Request, context: HttpContext) -> web.Response:

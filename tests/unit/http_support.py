@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from aiohttp import web
@@ -76,6 +77,9 @@ class MemorySlots:
 
     def workers_died(self) -> tuple[int, int]:
         return 0, 0
+
+    def since_death(self) -> float:
+        return math.inf
 
     def set_user_types(self, user: str, types: int) -> None: ...
 
@@ -183,6 +187,11 @@ class HttpSide:
         self.requests: list[tuple[str, str, int]] = []
         self.backplane = True
         self.warnings: list[str] = []
+        self.fault: str | None = None
+        self.writable = True
+        self.expected_workers = 0
+        self.since_death = math.inf
+        self.local_faults: list[str] = []
         self.seconds = 1_700_000_100.0
         clients = Clients(settings.trusted_proxies)
         self.context = HttpContext(
@@ -200,6 +209,11 @@ class HttpSide:
             started_at=1_700_000_000.0,
             version="1.2.3",
             now=lambda: self.seconds,
+            backplane_fault=lambda: self.fault,
+            backplane_writable=lambda: self.writable,
+            expected_workers=lambda: self.expected_workers,
+            since_death=lambda: self.since_death,
+            local_faults=lambda: self.local_faults,
         )
         self.app = web.Application()
         add_routes(self.app, self.context)

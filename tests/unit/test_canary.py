@@ -17,7 +17,10 @@ class Ear:
         self.available = True
         self.echo = True
         self.error: Exception | None = None
-        self.canary = Canary(self._send, lambda: self.available, lambda: self.now)
+        self.writable = True
+        self.canary = Canary(
+            self._send, lambda: self.available, lambda: self.now, lambda: self.writable
+        )
 
     async def _send(self) -> None:
         if self.error is not None:
@@ -52,6 +55,14 @@ async def test_one_that_hears_others_sends_nothing(ear: Ear) -> None:
         await ear.pass_time(1)
     assert ear.sent == 0
     assert ear.canary.hears
+
+
+async def test_one_that_cannot_write_tries_each_time_whatever_it_hears(ear: Ear) -> None:
+    ear.writable = False
+    for _ in range(20):
+        ear.canary.hear()
+        await ear.pass_time(1)
+    assert ear.sent == 20
 
 
 async def test_deaf_after_the_limit_until_it_hears_again(ear: Ear) -> None:

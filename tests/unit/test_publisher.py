@@ -9,12 +9,14 @@ import time
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
+from app.backplane import client as client_module
 from app.backplane import publisher as publisher_module
-from app.backplane.client import FAILURES, Link
+from app.backplane.client import FAILURES, FailedCalls, Link
 from app.backplane.publisher import parse_result
 from app.backplane.scripts import ONCE_WINDOW
-from app.errors import BackplaneUnavailable
+from app.errors import BackplaneFull, BackplaneUnavailable
 from app.types import Position
 from tests.unit.backplane_support import MakeNode, Node, ValkeyProcess, draft
 
@@ -79,6 +81,105 @@ async def test_a_late_copy_of_an_old_batch_is_refused(
     with pytest.raises(FAILURES, match="STALE"):
         await node.backplane.publishing.run([call], 5)
     assert await bodies(valkey) == [b"{1", b"{2"]
+
+
+async def test_one_type_that_fails_does_not_take_the_others_with_it(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    """Of a batch over two types one is refused: the other is stored, once, and answered."""
+    node = await make_node()
+    await valkey.command("SET", "{rt:stats}:s", "not a stream")
+    first, second, third = await node.publish(
+        draft(b"{1"), draft(b"{2", type="stats"), draft(b"{3")
+    )
+    assert (first.seq, third.seq) == (1, 2)
+    assert isinstance(second, BackplaneUnavailable)
+    assert "WRONGTYPE" in second.message
+    assert await bodies(valkey) == [b"{1", b"{3"]
+    assert node.publisher.fault is not None
+    assert [p.seq for p in await node.publish(draft(b"{4"))] == [3]
+    assert node.publisher.fault is not None  # of another type
+    with pytest.raises(BackplaneUnavailable, match="WRONGTYPE"):
+        await node.publish(draft(type="stats"), within=60)
+    await valkey.command("DEL", "{rt:stats}:s")
+    assert [p.seq for p in await node.publish(draft(b"{2", type="stats"))] == [1]
+    assert node.publisher.fault is None
+
+
+async def test_a_type_that_must_be_tried_again_does_not_repeat_the_others(
+    valkey: ValkeyProcess, make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await make_node()
+    run = Link.run
+    runs: list[int] = []
+
+    async def fail_one(self: Link, calls: Any, *args: Any) -> Any:
+        if self is not node.backplane.publishing:
+            return await run(self, calls, *args)
+        runs.append(len(calls))
+        if len(runs) > 2:
+            return await run(self, calls, *args)
+        answers = await run(self, calls[:-1], *args) if calls[:-1] else []
+        raise FailedCalls([*answers, ResponseError("TRYAGAIN later")])
+
+    monkeypatch.setattr(Link, "run", fail_one)
+    positions = await node.publish(draft(b"{1"), draft(b"{2", type="stats"), draft(b"{3"))
+    assert runs == [2, 1, 1]
+    assert [p.seq for p in positions] == [1, 1, 2]
+    assert await bodies(valkey) == [b"{1", b"{3"]
+    assert await bodies(valkey, "stats") == [b"{2"]
+
+
+@pytest.mark.parametrize(
+    ("hurt", "mend", "words", "error"),
+    [
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), "READONLY", BackplaneUnavailable),
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "OOM", BackplaneFull),
+    ],
+)  # fmt: skip
+async def test_a_refusal_is_answered_long_before_the_deadline(
+    valkey: ValkeyProcess,
+    make_node: MakeNode,
+    hurt: tuple[str, ...],
+    mend: tuple[str, ...],
+    words: str,
+    error: type[BackplaneUnavailable],
+) -> None:
+    """The deadline is longer than the time limit of this test."""
+    node = await make_node()
+    await node.publish(draft())
+    await valkey.command(*hurt)
+    for _ in range(5):
+        with pytest.raises(error, match=words):
+            await node.publish(draft(), within=600)
+    assert node.publisher.fault is not None
+    await valkey.command(*mend)
+    assert [p.seq for p in await node.publish(draft(), within=600)] == [2]
+    assert node.publisher.fault is None
+
+
+async def test_a_replica_is_left_for_a_new_connection(
+    valkey: ValkeyProcess, make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the failed call being given up; every connection of the worker is made anew."""
+    monkeypatch.setattr(client_module, "RECHECK", 0.0)
+    node = await make_node()
+    await node.publish(draft())
+    opened = 0
+    connect = Link._connect
+
+    async def connect_elsewhere(self: Link) -> Any:
+        nonlocal opened
+        if self is node.backplane.publishing:
+            opened += 1
+            await valkey.command("REPLICAOF", "NO", "ONE")  # as another server would be
+        return await connect(self)
+
+    monkeypatch.setattr(Link, "_connect", connect_elsewhere)
+    await valkey.command("REPLICAOF", "127.0.0.1", "1")
+    assert [p.seq for p in await node.publish(draft(), within=600)] == [2]
+    assert opened == 1
+    assert not node.backplane.reading.connected
 
 
 async def test_a_chosen_id_is_stored_once_in_five_minutes(make_node: MakeNode) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import uuid
@@ -64,20 +65,26 @@ async def test_status_of_the_whole_service(side: HttpSide) -> None:
         worker_row(0, pid=7, connections=2),
         worker_row(1, pid=8, connections=3, state="leaving"),
     ]
+    side.expected_workers = 2
     side.warnings.append("appendfsync is everysec")
     assert await read(await side.client.get("/status")) == {
         "status": "ok",
+        "causes": [],
         "version": "1.2.3",
         "uptime": 100.0,
         "connections": 5,
         "maxConnections": 10_000,
+        "expectedWorkers": 2,
         "workers": [
             {"pid": 7, "state": "ready", "connections": 2, "generation": 1,
              "startedAt": 1_700_000_000_000},
             {"pid": 8, "state": "leaving", "connections": 3, "generation": 1,
              "startedAt": 1_700_000_000_000},
         ],
-        "backplane": {"status": "ok", "warnings": ["appendfsync is everysec"]},
+        "backplane": {
+            "status": "ok", "cause": None, "writable": True,
+            "warnings": ["appendfsync is everysec"],
+        },
         "presence": {"state": "offline", "task": None, "updatedAt": None},
     }  # fmt: skip
 
@@ -88,6 +95,67 @@ async def test_status_without_the_backplane_is_degraded(side: HttpSide) -> None:
     assert body["status"] == "degraded"
     assert body["backplane"]["status"] == "unavailable"
     assert body["presence"]["stale"] is True
+
+
+CAUSES = {
+    "all serve": (["ready", "ready"], {}, []),
+    "one is missing": (["ready"], {}, ["workers: 1 of 2"]),
+    "one leaves and still serves": (["ready", "leaving"], {}, []),
+    "a reload": (["leaving", "leaving", "starting", "starting"], {}, []),
+    "the end of a reload": (["ready", "starting"], {}, []),
+    "one died": (["ready", "starting"], {"since_death": 3.0}, ["workers: 1 of 2"]),
+    "one died long ago": (["ready", "starting"], {"since_death": 300.0}, []),
+    "one starts for long": (["ready", "starting"], {"seconds": 60.0}, ["workers: 1 of 2"]),
+    "more than need be": (["ready", "ready", "ready"], {}, []),
+    "a shared file is gone": (["ready", "ready"], {"local_faults": ["shared files: x"]}, ["shared files: x"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("states", "facts", "causes"), CAUSES.values(), ids=list(CAUSES))
+async def test_status_is_ok_only_with_all_workers(
+    side: HttpSide, states: list[str], facts: dict[str, Any], causes: list[str]
+) -> None:
+    side.expected_workers = 2
+    side.seconds = worker_row().started + facts.pop("seconds", 1.0)
+    for name, value in facts.items():
+        setattr(side, name, value)
+    side.slots.all_rows = [worker_row(n, state=state) for n, state in enumerate(states)]
+    body = await read(await side.client.get("/status"), 200 if "ready" in states else 503)
+    assert body["causes"] == causes
+    if "ready" in states:
+        assert body["status"] == ("degraded" if causes else "ok")
+
+
+async def test_status_names_a_worker_that_has_stopped(side: HttpSide) -> None:
+    side.expected_workers = 2
+    fresh, old = (dataclasses.replace(worker_row(n, pid=n), updated=side.seconds) for n in (0, 1))
+    old = dataclasses.replace(old, updated=side.seconds - 31)
+    side.slots.all_rows = [fresh, old]
+    body = await read(await side.client.get("/status"))
+    assert body["status"] == "degraded"
+    assert body["causes"] == ["workers: 1 of 2", "workers: 1 has been silent for 31 s"]
+
+
+async def test_status_names_what_the_backplane_says(side: HttpSide) -> None:
+    side.fault = "it is a read-only replica (READONLY You can't write)"
+    side.writable = False
+    body = await read(await side.client.get("/status"))
+    assert body["status"] == "degraded"
+    assert body["causes"] == [f"backplane: {side.fault}"]
+    assert body["backplane"] == {
+        "status": "degraded", "cause": side.fault, "writable": False, "warnings": [],
+    }  # fmt: skip
+
+
+async def test_status_tells_what_another_worker_sees(side: HttpSide) -> None:
+    side.slots.all_rows = [
+        worker_row(0),
+        worker_row(1, fault="its memory is full", unwritable=True),
+    ]
+    body = await read(await side.client.get("/status"))
+    assert body["status"] == "degraded"
+    assert body["backplane"]["cause"] == "its memory is full"
+    assert body["backplane"]["writable"] is False
 
 
 @pytest.mark.parametrize("states", [[], ["starting"], ["leaving", "leaving"]])

@@ -1,0 +1,140 @@
+"""What is wrong when the backplane fails a call: a cause, words for an operator, and what helps.
+
+The words hold the server's own, shortened, and never the arguments of a command.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import RedisError
+
+from app.errors import BackplaneFull, BackplaneUnavailable
+
+_LONGEST = 160
+"""Characters of the server's own words that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a call failed."""
+
+    cause: str
+    """One of `CAUSES`: a label of metrics."""
+    words: str
+    """What is wrong, for people, as the end of 'the backplane cannot be used: '."""
+    answered: bool = True
+    """The server has answered, if only with an error."""
+    passes: bool = False
+    """Waiting may help: the call is worth repeating until its time is up."""
+    elsewhere: bool = False
+    """A new connection may lead to a server that can: a failover changes what a name means."""
+    of_server: bool = True
+    """Every call that writes fails likewise, whatever its keys."""
+
+
+_BY_CODE: Final[dict[str, tuple[str, str]]] = {
+    "READONLY": ("readonly", "it is a read-only replica"),
+    "MASTERDOWN": ("masterdown", "it is a replica that has lost its primary"),
+    "MISCONF": ("misconf", "it cannot write to its disk"),
+    "NOREPLICAS": ("noreplicas", "too few of its replicas are in reach"),
+    "LOADING": ("loading", "it is still loading its data"),
+    "BUSY": ("busy", "a running script blocks it"),
+    "OOM": ("oom", "its memory is full"),
+    "CLUSTERDOWN": ("cluster", "its cluster is down"),
+    "MOVED": ("cluster", "it is a cluster, which cannot hold the streams"),
+    "ASK": ("cluster", "it is a cluster, which cannot hold the streams"),
+    "CROSSSLOT": ("cluster", "it is a cluster, which cannot hold the streams"),
+    "TRYAGAIN": ("cluster", "its cluster is being rearranged"),
+    "NOAUTH": ("auth", "it asks for a password"),
+    "WRONGPASS": ("auth", "it refuses the password"),
+    "NOPERM": ("noperm", "its access rules forbid what is needed"),
+    "UNBLOCKED": ("readonly", "it has become a replica"),
+}
+"""Code of an error reply -> cause, and what it means."""
+
+_PASSES = frozenset({"LOADING", "TRYAGAIN", "UNBLOCKED"})
+_ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "UNBLOCKED", "NOAUTH"})
+
+CAUSES: Final = (*sorted({cause for cause, _ in _BY_CODE.values()}), "refused", "lost", "timeout")
+"""All causes: `refused` is any other error reply, `lost` no connection, `timeout` no answer."""
+
+# A server older than Redis 7 hides the code of an error inside a script in its text.
+_HIDDEN = re.compile(rf"-({'|'.join(_BY_CODE)}) ")
+# What follows names the script's line, or repeats the arguments of the caller.
+_TAIL = re.compile(r"(,? with args beginning with:| script: (\w+, )?on @).*", re.DOTALL)
+_FORBIDDEN = "ACL failure in script: "
+"""How an access rule (NOPERM) shows when it forbids a command of a script."""
+
+
+def explain(error: BaseException | None) -> Fault:
+    """What a failed call says of the backplane."""
+    code, text = _code(error)
+    known = _BY_CODE.get(code)
+    if known is not None:
+        cause, plain = known
+        return Fault(
+            cause,
+            _words(plain, code, text),
+            passes=code in _PASSES,
+            elsewhere=code in _ELSEWHERE,
+        )
+    if isinstance(error, RedisError) and not isinstance(error, LostConnection):
+        return Fault("refused", _words("it refuses a call", code, text), of_server=False)
+    if isinstance(error, TimeoutError):
+        words = "it does not answer in time"
+        return Fault("timeout", words, answered=False, passes=True)
+    detail = _short(str(error or ""))
+    words = f"the connection is lost ({detail})" if detail else "the connection is lost"
+    return Fault("lost", words, answered=False, passes=True)
+
+
+def _code(error: BaseException | None) -> tuple[str, str]:
+    """The code of an error reply and the text behind it; the code is '' for anything else."""
+    # The library wraps what the server says to the first commands of a connection.
+    for found in (error, error.__cause__ if error is not None else None):
+        if not isinstance(found, RedisError):
+            continue
+        text = str(found)
+        if text.startswith(_FORBIDDEN):
+            return "NOPERM", text.removeprefix(_FORBIDDEN)
+        hidden = _HIDDEN.search(text)
+        if hidden is not None:
+            return hidden[1], text[hidden.end() :]
+        if found.status_code:
+            return str(found.status_code), text
+        first, _, rest = text.partition(" ")
+        if first in _BY_CODE:
+            return first, rest
+    return "", str(error or "")
+
+
+def _words(plain: str, code: str, text: str) -> str:
+    said = _short(text)
+    own = f"{code} {said}" if code and code != "ERR" else said
+    return f"{plain} ({own})" if own else plain
+
+
+def _short(text: str) -> str:
+    line = " ".join(_TAIL.sub("", text).split())
+    shown = "".join(letter for letter in line if letter.isprintable())
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
+
+
+def unavailable(error: BaseException | None, what: str) -> BackplaneUnavailable:
+    """The error that a client gets for a failed call.
+
+    Args:
+        error: of the call.
+        what: begins the message, such as 'The history cannot be read now'.
+    """
+    return of_fault(explain(error), what)
+
+
+def of_fault(fault: Fault, what: str) -> BackplaneUnavailable:
+    """As `unavailable`, of a fault that is explained already."""
+    message = f"{what}; the backplane has a fault: {fault.words}."
+    return BackplaneFull(message) if fault.cause == "oom" else BackplaneUnavailable(message)

@@ -1,0 +1,316 @@
+"""A backplane that answers, but refuses: it is said at once, in its own words, and passes by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+
+from tests.integration.harness import Answer, Service, free_port, until
+from tests.integration.valkeys import Starter, binary, valkeys
+from tests.integration.wsclient import PlainClient, spread
+
+pytestmark = pytest.mark.timeout(120)
+
+QUICK = 2.0
+"""Seconds: a refusal is answered well before the five that an absent backplane takes."""
+
+
+@pytest.fixture
+def start_valkey() -> Iterator[Starter]:
+    with valkeys() as start:
+        yield start
+
+
+async def publish(service: Service) -> Answer:
+    return await service.post("/ws/broadcast", {"type": "status", "event": "tick", "data": 1})
+
+
+async def status(service: Service) -> dict[str, Any]:
+    body: dict[str, Any] = (await service.get("/status")).body
+    return body
+
+
+async def metric(service: Service, name: str) -> float:
+    page = (await service.get("/metrics")).body
+    return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))
+
+
+HURTS: dict[str, tuple[list[Any], list[Any], str, str, str]] = {
+    "a replica": (
+        ["REPLICAOF", "127.0.0.1", "1"],
+        ["REPLICAOF", "NO", "ONE"],
+        "BACKPLANE_UNAVAILABLE",
+        "READONLY",
+        "readonly",
+    ),
+    "too few replicas": (
+        ["CONFIG", "SET", "min-replicas-to-write", "1"],
+        ["CONFIG", "SET", "min-replicas-to-write", "0"],
+        "BACKPLANE_UNAVAILABLE",
+        "NOREPLICAS",
+        "noreplicas",
+    ),
+    "memory is full": (
+        ["CONFIG", "SET", "maxmemory", "100kb"],
+        ["CONFIG", "SET", "maxmemory", "0"],
+        "BACKPLANE_FULL",
+        "OOM",
+        "oom",
+    ),
+    "an access rule": (
+        ["ACL", "SETUSER", "default", "-xadd"],
+        ["ACL", "SETUSER", "default", "+xadd"],
+        "BACKPLANE_UNAVAILABLE",
+        "its access rules forbid",
+        "noperm",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("hurt", "mend", "code", "words", "cause"), HURTS.values(), ids=list(HURTS)
+)
+async def test_a_backplane_that_refuses(
+    start_valkey: Starter, hurt: list[Any], mend: list[Any], code: str, words: str, cause: str
+) -> None:
+    url = start_valkey("--appendonly", "yes")
+    valkey = redis.asyncio.Redis.from_url(url)
+    async with Service(BACKPLANE_URL=url) as service:
+        first = await service.publish()
+        client = await PlainClient.open(service, types="status")
+        await client.barrier()
+        assert (await status(service))["causes"] == []
+        await valkey.execute_command(*hurt)
+
+        # Without any publish under way it is seen as well.
+        async def is_seen() -> bool:
+            """By whichever worker answers."""
+            answers = [await status(service) for _ in range(6)]
+            return all(
+                said["status"] == said["backplane"]["status"] == "degraded"
+                and said["backplane"]["writable"] is False
+                and words in said["backplane"]["cause"]
+                and f"backplane: {said['backplane']['cause']}" in said["causes"]
+                for said in answers
+            )
+
+        await until(is_seen, "the status says why", 10)
+        for _ in range(20):
+            began = time.monotonic()
+            answer = await publish(service)
+            assert time.monotonic() - began < QUICK
+            assert (answer.status, answer.body["code"]) == (503, code), answer
+            assert words in answer.body["error"]
+            assert answer.headers["Retry-After"] == "1"
+        assert (await service.history("status"))[-1]["seq"] == first["seq"]  # reading goes on
+        await until(
+            lambda: metric(service, f'realtime_backplane_errors_total{{cause="{cause}"}}'),
+            "the cause is counted",
+        )
+
+        async def is_unwritable() -> bool:
+            return await metric(service, "realtime_backplane_writable") == 0
+
+        await until(is_unwritable, "the metric says so")
+        await valkey.execute_command(*mend)
+        answer = await until(lambda: _published(service), "publishing works again", 5)
+        assert answer.body["seq"] == first["seq"] + 1
+
+        async def is_well() -> bool:
+            return bool((await status(service))["causes"] == [])
+
+        await until(is_well, "the status is well again", 10)
+        await client.wait_seq("status", answer.body["seq"])
+        await client.close()
+    await valkey.aclose()
+
+
+async def _published(service: Service) -> Answer | None:
+    answer = await publish(service)
+    return answer if answer.status == 200 else None
+
+
+async def test_a_blocking_script_is_named(start_valkey: Starter) -> None:
+    url = start_valkey("--busy-reply-threshold", "100")
+    valkey = redis.asyncio.Redis.from_url(url, socket_timeout=60, retry=None)
+    async with Service(BACKPLANE_URL=url) as service:
+        await service.publish()
+        endless = asyncio.create_task(valkey.eval("while true do end", 0))
+        await asyncio.sleep(0.5)
+        began = time.monotonic()
+        answer = await publish(service)
+        assert time.monotonic() - began < QUICK
+        assert answer.status == 503
+        assert "BUSY" in answer.body["error"]
+
+        async def is_seen() -> bool:
+            return "BUSY" in str((await status(service))["causes"])
+
+        await until(is_seen, "the status says why", 10)
+        killer = redis.asyncio.Redis.from_url(url)
+        await killer.script_kill()
+        with contextlib.suppress(redis.RedisError):
+            await endless
+        await until(lambda: _published(service), "publishing works again", 5)
+        await killer.aclose()
+    await valkey.aclose()
+
+
+async def test_paused_writes_are_noticed(start_valkey: Starter) -> None:
+    url = start_valkey()
+    valkey = redis.asyncio.Redis.from_url(url)
+    async with Service(BACKPLANE_URL=url, WORKERS=1) as service:
+        first = await service.publish()
+        await valkey.execute_command("CLIENT", "PAUSE", "100000", "WRITE")
+
+        async def is_seen() -> bool:
+            said = await status(service)
+            return bool(said["status"] == "degraded" and not said["backplane"]["writable"])
+
+        await until(is_seen, "the status says that nothing can be written", 15)
+        waiting = asyncio.create_task(publish(service))
+        await asyncio.sleep(1)
+        await valkey.execute_command("CLIENT", "UNPAUSE")
+        answer = await waiting
+        assert answer.status == 200
+        events = [one["event"] for one in await service.history("status")]
+        assert events == ["tick"] * 2
+        assert answer.body["seq"] == first["seq"] + 1
+    await valkey.aclose()
+
+
+@pytest.fixture
+async def small_disk() -> AsyncIterator[Path]:
+    """A file system of a few megabytes."""
+    place = Path(tempfile.mkdtemp(prefix="yj-disk-"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
+async def test_a_full_disk_is_named(small_disk: Path) -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [binary(), "--port", str(port), "--dir", str(small_disk), "--appendonly", "yes",
+         "--appendfsync", "everysec", "--save", "", "--auto-aof-rewrite-percentage", "0"],
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        url = f"redis://127.0.0.1:{port}/0"
+        probe = redis.asyncio.Redis.from_url(url)
+
+        async def answers() -> bool:
+            with contextlib.suppress(redis.RedisError):
+                return bool(await probe.ping())
+            return False
+
+        await until(answers, "Valkey answers")
+        await probe.aclose()
+        async with Service(BACKPLANE_URL=url) as service:
+            await service.publish()
+            (small_disk / "filler").write_bytes(b"x" * 3_000_000)
+            full: Answer | None = None
+            for _ in range(200):
+                body = {"type": "status", "event": "big", "data": "x" * 100_000}
+                began = time.monotonic()
+                answer = await service.post("/ws/broadcast", body)
+                if answer.status != 200:
+                    full = answer
+                    break
+            assert full is not None
+            assert time.monotonic() - began < QUICK
+            assert full.body["code"] == "BACKPLANE_UNAVAILABLE"
+            assert "MISCONF" in full.body["error"]
+
+            async def is_seen() -> bool:
+                return "MISCONF" in str((await status(service))["causes"])
+
+            await until(is_seen, "the status says why", 10)
+            (small_disk / "filler").unlink()
+            await until(lambda: _published(service), "publishing works again", 15)
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_the_connection_moves_to_the_new_primary(start_valkey: Starter) -> None:
+    """The name leads to another server, as after a failover; the old one lives on as a replica."""
+    old, new = start_valkey(), start_valkey()
+    front = Front()
+    await front.start(old)
+    try:
+        before = redis.asyncio.Redis.from_url(old)
+        after = redis.asyncio.Redis.from_url(new)
+        async with Service(BACKPLANE_URL=f"redis://127.0.0.1:{front.port}/0") as service:
+            await service.publish()
+            clients = await spread(service, types="status")
+            await after.execute_command("REPLICAOF", "127.0.0.1", port_of(old))
+
+            async def is_synced() -> bool:
+                return bool((await after.info("replication"))["master_link_status"] == "up")
+
+            await until(is_synced, "the new server has it all")
+            await after.execute_command("REPLICAOF", "NO", "ONE")
+            front.target = port_of(new)  # for connections that are made from now on
+            await before.execute_command("REPLICAOF", "127.0.0.1", port_of(new))
+            answer = await until(lambda: _published(service), "publishing works again", 5)
+            for client in clients:
+                await client.wait_seq("status", answer.body["seq"])
+                await client.close()
+        await before.aclose()
+        await after.aclose()
+    finally:
+        await front.stop()
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2].partition("/")[0])
+
+
+class Front:
+    """A name that leads to one server or another: open connections stay where they are."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.target = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, url: str) -> None:
+        self.target = port_of(url)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+
+    async def stop(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        for source, sink in ((reader, other_writer), (other_reader, writer)):
+            task = asyncio.create_task(self._copy(source, sink))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    @staticmethod
+    async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                sink.write(data)
+                await sink.drain()
+        sink.close()
