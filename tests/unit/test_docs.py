@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app import __version__
 from app.errors import CloseCode, ErrorCode
 from app.protocol.requests import ACTIONS
 
@@ -17,7 +18,9 @@ PAGES = [
     "CHANGELOG.md",
     "SCALING.md",
     "docs/DEPLOYMENT.md",
+    "CONTRIBUTING.md",
     "docs/PROTOCOL.md",
+    "docs/RELEASING.md",
     "docs/SETTINGS.md",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs/design").glob("*.md")),
 ]
@@ -71,3 +74,9 @@ def test_modules_that_the_architecture_names_exist() -> None:
     named = re.findall(r"`((?:app|workers|tests|benchmarks)/[\w/.]*)`", text)
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_changelog_ends_with_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", text, re.MULTILINE)
+    assert released[0] == __version__
