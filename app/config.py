@@ -241,6 +241,9 @@ class Settings:
     rate_limit: int = _integer(
         100, 0, 1_000_000, "Messages that a connection may send.", "per second", "no limit"
     )
+    page: bool = _setting(
+        "1", values.boolean, "Whether the page is served at `/`.", zero="`/` is not found"
+    )
     collector: bool = _setting(
         "1", values.boolean, "Whether this machine publishes its own figures.", zero="it does not"
     )

@@ -25,6 +25,7 @@ from app.http.cors import Origins
 from app.http.metrics_page import MetricsPage
 from app.http.routes import add_routes
 from app.http.upgrade import Upgrade
+from app.machine import MachineStatus
 from app.ports import Slots
 from app.sessions.sio_server import RealtimeServer
 from app.transport.http_guard import GUARD, Guard
@@ -174,6 +175,8 @@ def _add_http(
         expected_workers=lambda: settings.workers,
         since_death=slots.since_death,
         local_faults=local_faults,
+        series=worker.series.read,
+        machine_status=MachineStatus(settings.data_dir).read if settings.collector else dict,
     )
     add_routes(app, context)
 

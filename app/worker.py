@@ -18,6 +18,7 @@ from app.backplane.history import History
 from app.backplane.publisher import StreamPublisher
 from app.backplane.reader import StreamReader
 from app.backplane.scripts import CONTROL
+from app.backplane.series import Series
 from app.broadcast.catchup import CatchUp
 from app.broadcast.fanout import FanOut
 from app.broadcast.queue import BroadcastQueue
@@ -90,6 +91,7 @@ class Worker:
         self.catchup = CatchUp(self.fanout, self.history, settings.latest_only_types)
         self.publisher = StreamPublisher(backplane, reader.positions)
         self.queue = BroadcastQueue(slots, self.publisher)
+        self.series = Series(backplane)
         self.claims = (
             UserClaims(backplane, slots, settings.max_connections_per_user)
             if settings.backplane_url

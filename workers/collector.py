@@ -6,7 +6,10 @@ and publishes
 - `health_alert` and `health_recovery` (type `health`) when a threshold is crossed,
 - `status_update` (type `status`) when something changed noticeably, and twice a minute anyway,
 - `stats_update` (type `stats`) for each period in its turn. Every one carries the newest figures
-  of all periods, so that the newest message alone is the whole snapshot.
+  of all periods and the connections by worker and type, so that the newest message alone is the
+  whole snapshot.
+
+What it measures is also recorded in the series of `GET /stats/series`.
 
 What fails (the backplane is away, a file is gone) is logged once and tried again with fresh
 values at the next sample. What another leader needs to go on is kept in `collector.json`.
@@ -26,8 +29,10 @@ from typing import Any
 
 from prometheus_client.metrics_core import Metric
 
+from app.backplane.series import COARSE, FINE, Sample
 from app.config import Settings
 from app.errors import ClientError
+from app.machine import MachineStatus, describe_connections
 from app.ports import Slots
 from app.presence import Presence, PresenceState
 from workers.alarms import Alarm
@@ -52,6 +57,9 @@ _NOTICEABLE = {"cpu": 2.0, "memory": 2.0, "disk": 2.0}
 Publish = Callable[[str, str, dict[str, object]], Awaitable[object]]
 """Publishes type, event and data; raises `ClientError` when the message is not in the stream."""
 
+Record = Callable[[str, int, Sample], Awaitable[object]]
+"""Stores a sample of a host and a step in seconds; raises `ClientError` when it is not stored."""
+
 log = logging.getLogger(__name__)
 
 
@@ -66,6 +74,7 @@ class Collector:
             the collector tells the clients.
         collect: the joined metrics of all workers; may block, is called in a thread.
         sample_host: measures the machine; likewise.
+        record: stores samples of the series; None: they are not kept.
         interval: seconds between samples.
         clock: Unix seconds, for what is told and kept.
         monotonic: seconds, for what has to happen every so often.
@@ -80,11 +89,16 @@ class Collector:
         presence: Presence,
         collect: Callable[[], Iterable[Metric]],
         sample_host: Callable[[], HostSample],
+        record: Record | None = None,
         interval: float = INTERVAL,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._settings = settings
         self._slots = slots
+        self._record = record
+        self._means = {step: _Mean(step) for step in (FINE, COARSE)}
+        self._status_file = MachineStatus(settings.data_dir, clock)
         self._publish = publish
         self._presence = presence
         self._collect = collect
@@ -130,6 +144,9 @@ class Collector:
                 self._presence_state = state
         with self._part("adding up the metrics"):
             await self._add_totals()
+        if host is not None:
+            with self._part("recording the series"):
+                await self._add_to_series(host)
         with self._part("publishing"):
             if host is not None:
                 await self._publish_alarms(host)
@@ -145,6 +162,21 @@ class Collector:
             self._periods.add(await asyncio.to_thread(lambda: Totals.of(self._collect())))
             self._totals_due = now + _TOTALS_EVERY
 
+    async def _add_to_series(self, host: HostSample) -> None:
+        if self._record is None:
+            return
+        sample = Sample(
+            host.cpu_percent,
+            host.memory_percent,
+            host.disk_percent,
+            self._slots.total_connections(),
+        )
+        now = self._monotonic()
+        for step, mean in self._means.items():
+            complete = mean.add(sample, now, self._interval / 2)
+            if complete is not None:
+                await self._record(platform.node(), step, complete)
+
     async def _publish_alarms(self, host: HostSample) -> None:
         now = self._clock()
         for alarm, value in zip(
@@ -154,7 +186,10 @@ class Collector:
         for alarm in self._alarms:
             news = alarm.news()
             if news is not None:
-                await self._publish("health", *news)
+                event, data = news
+                # Machines that share a backplane share its messages: each names itself.
+                name = {"host": platform.node()} if self._settings.backplane_url else {}
+                await self._publish("health", event, {**name, **data})
                 alarm.told()
                 self._save_due = 0.0  # another leader must not tell it again
 
@@ -166,6 +201,7 @@ class Collector:
             await self._publish("status", "status_update", status)
             self._published_status = status
             self._published_at = now
+            await asyncio.to_thread(self._status_file.write, status)
 
     def _status(self, host: HostSample) -> dict[str, Any]:
         rows = self._slots.rows()
@@ -196,8 +232,12 @@ class Collector:
         if not due:
             return
         periods = {name: self._periods.figures(name) for name in PERIODS}
+        shared = {
+            "periods": periods,
+            "connections": describe_connections(self._slots, self._settings),
+        }
         for name in due:
-            data = {"host": platform.node(), **periods[name], "periods": periods}
+            data = {"host": platform.node(), **periods[name], **shared}
             await self._publish("stats", "stats_update", data)
             self._stats_due[name] = now + STATS_EVERY[name]
 
@@ -234,6 +274,39 @@ class Collector:
             temporary = Path(f"{self._file}.tmp")
             temporary.write_text(json.dumps(kept, separators=(",", ":")))
             temporary.replace(self._file)
+
+
+class _Mean:
+    """Turns the samples of each step into one.
+
+    Args:
+        step: seconds.
+    """
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self._samples: list[Sample] = []
+        self._due: float | None = None
+
+    def add(self, sample: Sample, now: float, tolerance: float) -> Sample | None:
+        """Take a sample; return the mean of those since the last one when a step is over.
+
+        Args:
+            sample: of this moment.
+            now: monotonic seconds.
+            tolerance: seconds by which a step may end early.
+        """
+        self._samples.append(sample)
+        if self._due is None:
+            self._due = now
+        if now < self._due - tolerance:
+            return None
+        self._due += self._step
+        if self._due <= now:  # samples were missing for longer than a step
+            self._due = now + self._step
+        mean = Sample(*(sum(column) / len(column) for column in zip(*self._samples, strict=True)))
+        self._samples.clear()
+        return mean
 
 
 def _is_noticeable(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bool:

@@ -18,6 +18,7 @@ EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104
 BANNER = """\
 Yujian Presence on {base}
 
+  Page       {base}/
   Socket     {socket}  (plain JSON; Socket.IO: the same path)
   State      {base}/status
   Metrics    {base}/metrics
@@ -27,7 +28,7 @@ Try, in a second terminal:
   curl {curl}/status
   curl {curl}/ws/broadcast -H "Authorization: Bearer $(sed -n 's/^PUBLISH_TOKEN=//p' .env)" \\
     -H 'Content-Type: application/json' \\
-    -d '{{"type": "status", "event": "status_update", "data": {{"hello": "world"}}}}'
+    -d '{{"type": "status", "event": "greeting", "data": {{"hello": "world"}}}}'
 
 Ctrl-C stops the service.
 """

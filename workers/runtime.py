@@ -97,6 +97,7 @@ async def create() -> web.AppRunner:
                 presence=parts.presence,
                 collect=metrics_files.collect,
                 sample_host=HostSampler(settings.data_dir).sample,
+                record=parts.series.add,
             )
             leader.add(collector.run)
     except (BackplaneUnavailable, SettingsError) as error:

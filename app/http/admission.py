@@ -20,7 +20,7 @@ from app.http.clients import Clients
 from app.http.cors import Origins
 from app.http.errors import HttpError
 from app.ports import Slots
-from app.protocol.requests import parse_types
+from app.protocol.requests import First, parse_first
 from app.sessions.auth import Identity, TokenVerifier, is_user_name
 
 RETRY_AFTER = (1, 5)
@@ -31,7 +31,7 @@ Protocol = Literal["plain", "socketio"]
 
 _MAX_QUERY_FIELDS = 32
 _SOCKETIO_QUERY = "EIO=4&transport=websocket"
-_FLAGS = {"": False, "0": False, "false": False, "1": True, "true": True}
+_NO_WISHES = First()
 
 
 class Refused(HttpError):
@@ -77,6 +77,8 @@ class Admitted(NamedTuple):
     types: frozenset[str] | None
     """Subscriptions in place of the default; None: the default."""
     batch: bool
+    history: int | None
+    """Newest messages of each type that it gets at once; None: none."""
     resume: str | None
 
 
@@ -145,12 +147,9 @@ class Admission:
             user = query.get("user") or None
             if user is not None and not is_user_name(user):
                 raise _invalid("'user' must have at most 128 printable characters.", "user")
-        types, batch, resume = None, False, None
+        first, resume = _NO_WISHES, None
         if query and protocol == "plain":
-            types = self._check_types(query.get("types"))
-            if query.get("batch", "") not in _FLAGS:
-                raise _invalid("'batch' must be 1 or 0.", "query")
-            batch = _FLAGS[query.get("batch", "")]
+            first = self._check_first(query)
             resume = query.get("resume") or None
         admitted = Admitted(
             protocol,
@@ -158,8 +157,9 @@ class Admission:
             self._clients.address(request),
             identity,
             user,
-            types,
-            batch,
+            first.types,
+            first.batch,
+            first.history,
             resume,
         )
         self._reserve()
@@ -180,14 +180,12 @@ class Admission:
             headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
             raise Refused(401, error.code, error.message, "token", headers=headers) from None
 
-    def _check_types(self, listed: str | None) -> frozenset[str] | None:
-        if listed is None:
-            return None
-        names = [name for name in map(str.strip, listed.split(",")) if name]
+    def _check_first(self, query: Mapping[str, str]) -> First:
         try:
-            return parse_types(names, self._types)
+            return parse_first(query, self._types)
         except ClientError as error:
-            raise Refused(400, error.code, error.message, "types") from None
+            reason = "query" if error.code is ErrorCode.INVALID_PAYLOAD else "types"
+            raise Refused(400, error.code, error.message, reason) from None
 
     def _reserve(self) -> None:
         unavailable = "SERVICE_UNAVAILABLE"

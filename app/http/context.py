@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from app.config import Settings
 from app.http.clients import Clients
 from app.http.cors import Origins
+from app.http.errors import HttpError
 from app.ports import Slots
 from app.presence import Presence
 from app.sessions.auth import TokenVerifier
@@ -35,6 +36,10 @@ class HistorySource(Protocol):
         """The newest message of a type."""
 
 
+async def _no_series(_: str) -> bytes:
+    raise HttpError(404, "NOT_FOUND", "No series are kept here.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpContext:
     """The parts that routes use."""
@@ -56,6 +61,10 @@ class HttpContext:
     started_at: float
     """Unix time in seconds at which the service started."""
     version: str
+    series: Callable[[str], Awaitable[bytes]] = _no_series
+    """Samples of all machines in a range, as JSON; app/backplane/series.py."""
+    machine_status: Callable[[], Mapping[str, object]] = dict
+    """The newest figures of this machine, as in `status_update`; empty where none are collected."""
     now: Callable[[], float] = time.time
     """Unix time in seconds."""
     backplane_fault: Callable[[], str | None] = lambda: None

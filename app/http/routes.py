@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
 
 from aiohttp import web
 
+from app.backplane.series import RANGES
 from app.errors import ClientError, ErrorCode
 from app.http.alert_hook import post_alerts
 from app.http.context import HttpContext
 from app.http.errors import HttpError, error_middleware, json_response, raw_json_response
 from app.http.health import Health
+from app.http.page import Page
 from app.http.publishing import (
     broadcast,
     is_publisher,
@@ -21,8 +22,9 @@ from app.http.publishing import (
     read_json,
     require_publisher,
 )
+from app.machine import describe_connections, describe_worker, figure
 from app.protocol.requests import MAX_HISTORY, check_type
-from app.types import Priority, WorkerRow
+from app.types import Priority
 
 _SMALL_BODY = 16_384
 _PRIORITY_NAMES = tuple(priority.name.lower() for priority in Priority)
@@ -37,6 +39,7 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
         ("GET", "/status", get_status),
         ("POST", "/status", post_status),
         ("GET", "/stats", get_stats),
+        ("GET", "/stats/series", get_series),
         ("GET", "/history", get_history),
         ("GET", "/ws/stats", get_connections),
         ("GET", "/ws/queue", get_queue),
@@ -49,6 +52,8 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
             app.router.add_get(path, bound)  # and HEAD
         else:
             app.router.add_route(method, path, bound)
+    if context.settings.page:
+        Page().add_routes(app, context.version)
     answer_errors = error_middleware(context.clients, context.origins, context.count_request)
     app.middlewares.insert(0, answer_errors)
 
@@ -73,7 +78,7 @@ async def get_status(_request: web.Request, context: HttpContext) -> web.Respons
         "connections": sum(row.connections for row in rows),
         "maxConnections": context.settings.max_total_connections,
         "expectedWorkers": context.expected_workers(),
-        "workers": [_worker(row) for row in rows],
+        "workers": [describe_worker(row) for row in rows],
         "backplane": health.backplane | {"warnings": list(context.warnings())},
         "presence": presence.to_json() | ({} if confirmed else {"stale": True}),
     }
@@ -88,7 +93,9 @@ async def post_status(request: web.Request, context: HttpContext) -> web.Respons
         message = "Send an object with 'state' and, if you like, 'task'."
         raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
     presence = (await context.presence.update(value.get("state"), value.get("task"))).to_json()
-    update = {"type": "status", "event": "status_update", "data": {"presence": presence}}
+    # Every status_update has the same shape: what the machine does stays in it.
+    data = {**context.machine_status(), "presence": presence}
+    update = {"type": "status", "event": "status_update", "data": data}
     draft = make_draft(update, context.settings, context.now())
     return json_response(presence | {"message": await publish(draft, context)})
 
@@ -100,6 +107,16 @@ async def get_stats(request: web.Request, context: HttpContext) -> web.Response:
     if message is None:
         raise HttpError(404, "NOT_FOUND", "No statistics have been published yet.")
     return raw_json_response(message.envelope)
+
+
+async def get_series(request: web.Request, context: HttpContext) -> web.Response:
+    """`GET /stats/series?range=`: CPU, memory, disk and connections of each machine over time."""
+    _require_reader(request, context)
+    range = request.query.get("range") or "15m"
+    if range not in RANGES:
+        message = f"'range' must be one of {', '.join(RANGES)}."
+        raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
+    return raw_json_response(await context.series(range))
 
 
 async def get_history(request: web.Request, context: HttpContext) -> web.Response:
@@ -120,29 +137,8 @@ async def get_history(request: web.Request, context: HttpContext) -> web.Respons
 
 
 async def get_connections(_request: web.Request, context: HttpContext) -> web.Response:
-    """`GET /ws/stats`: who is connected to what."""
-    rows = context.slots.rows()
-    total = sum(row.connections for row in rows)
-    subscribed = sum(_figure(row.stats, "subscribed") for row in rows)
-    anonymous = sum(_figure(row.stats, "anonymous") for row in rows)
-    return json_response(
-        {
-            "totalConnections": total,
-            "uniqueUsers": context.slots.unique_users() + anonymous,
-            "averageSubscriptions": round(subscribed / total, 2) if total else 0,
-            "subscriptions": {
-                type: sum(_figure(row.stats, "subscriptions", type) for row in rows)
-                for type in context.settings.message_types
-            },
-            "protocols": {
-                name: sum(_figure(row.stats, name) for row in rows)
-                for name in ("plain", "socketio")
-            },
-            "slowConsumers": sum(_figure(row.stats, "slow") for row in rows),
-            "maxConnections": context.settings.max_total_connections,
-            "workers": [_worker(row) for row in rows],
-        }
-    )
+    """`GET /ws/stats`: the connections of this machine by type, protocol and worker."""
+    return json_response(describe_connections(context.slots, context.settings))
 
 
 async def get_queue(_request: web.Request, context: HttpContext) -> web.Response:
@@ -150,7 +146,7 @@ async def get_queue(_request: web.Request, context: HttpContext) -> web.Response
     settings, rows = context.settings, context.slots.rows()
     length, size = context.slots.queue_totals()
     dropped = {
-        name: sum(_figure(row.stats, "dropped", name) for row in rows) for name in _PRIORITY_NAMES
+        name: sum(figure(row.stats, "dropped", name) for row in rows) for name in _PRIORITY_NAMES
     }
     return json_response(
         {
@@ -159,13 +155,13 @@ async def get_queue(_request: web.Request, context: HttpContext) -> web.Response
             "bytes": size,
             "maxBytes": settings.max_queue_bytes,
             "priorities": {
-                name: sum(_figure(row.stats, "queued", name) for row in rows)
+                name: sum(figure(row.stats, "queued", name) for row in rows)
                 for name in _PRIORITY_NAMES
             },
             "dropped": dropped | {"total": sum(dropped.values())},
             "flushInterval": _milliseconds(settings.broadcast_flush_interval),
             "batchSize": settings.broadcast_batch_size,
-            "lag": _milliseconds(max((_figure(row.stats, "lag") for row in rows), default=0)),
+            "lag": _milliseconds(max((figure(row.stats, "lag") for row in rows), default=0)),
         }
     )
 
@@ -181,25 +177,6 @@ def _require_reader(request: web.Request, context: HttpContext) -> None:
             message = "Send a client's token as 'Authorization: Bearer <token>'."
             raise ClientError(ErrorCode.UNAUTHORIZED, message)
     context.verifier.verify(token.strip())
-
-
-def _worker(row: WorkerRow) -> dict[str, object]:
-    shown: dict[str, object] = {
-        "pid": row.pid,
-        "state": row.state,
-        "connections": row.connections,
-        "generation": row.generation,
-        "startedAt": round(row.started * 1000),
-    }
-    return shown | {"deaf": True} if row.stats.get("deaf") else shown
-
-
-def _figure(stats: Mapping[str, Any], *path: str) -> Any:
-    """A number out of what a worker says of itself; 0 where it has not said it yet."""
-    value: Any = stats
-    for name in path:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value if isinstance(value, int | float) else 0
 
 
 def _number(query: Mapping[str, str], name: str, high: int) -> int | None:

@@ -68,7 +68,7 @@ class Upgrade:
 
     def _begin(self, request: web.Request, admitted: Admitted, fd: int, received: bytes) -> None:
         realtime = self._realtime
-        wishes = Wishes(admitted.types, admitted.batch, admitted.resume)
+        wishes = Wishes(admitted.types, admitted.batch, admitted.resume, admitted.history)
         session: PlainSession | SocketIOSession
         if admitted.protocol == "plain":
             session = PlainSession(realtime, fd, new_id(), admitted.user)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -15,6 +15,7 @@ MAX_HISTORY = 100
 """Largest number of messages that one request may ask for."""
 MAX_ID = 128
 """Longest request id, in characters."""
+_FLAGS = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,16 @@ class Subscribe:
     history: int | None = None
     recover: dict[str, Position] = field(default_factory=dict)
     batch: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """What a client may ask for as it connects; None: the service's default."""
+
+    types: frozenset[str] | None = None
+    batch: bool = False
+    history: int | None = None
+    """Newest messages of each type that it gets at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +122,31 @@ def parse_subscribe(payload: Any, known: Collection[str]) -> Subscribe:
             raise _invalid(f"recover names {type!r}, which is not among the types.")
         positions[type] = _position(type, position)
     return Subscribe(types, history, positions, batch)
+
+
+def parse_first(fields: Mapping[str, Any], known: Collection[str]) -> First:
+    """Check `types`, `batch` and `history` of a query or of Socket.IO's `auth`.
+
+    A query holds text only, so lists are also taken as names between commas, flags as 1 and 0,
+    and numbers as digits.
+
+    Raises:
+        ClientError: INVALID_PAYLOAD, INVALID_TYPE or SUBSCRIPTION_INVALID.
+    """
+    types, batch, history = fields.get("types"), fields.get("batch"), fields.get("history")
+    if isinstance(types, str):
+        types = [name for name in map(str.strip, types.split(",")) if name]
+    if isinstance(batch, str):
+        batch = _FLAGS.get(batch, batch)
+    if batch is not None and not isinstance(batch, bool):
+        raise _invalid("'batch' must be 1 or 0.")
+    if isinstance(history, str):
+        if history and not (history.isascii() and history.isdecimal() and len(history) < 10):
+            raise _invalid(f"'history' must be a number from 1 to {MAX_HISTORY}.")
+        history = int(history) if history else None
+    if history is not None:
+        history = _number(history, "history", 1, MAX_HISTORY)
+    return First(None if types is None else parse_types(types, known), bool(batch), history)
 
 
 def parse_types(value: Any, known: Collection[str]) -> frozenset[str]:

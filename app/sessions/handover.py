@@ -127,7 +127,9 @@ def check(realtime: Realtime, state: State) -> None:
 
 def _dump_wishes(wishes: Wishes) -> dict[str, Any]:
     types = None if wishes.types is None else sorted(wishes.types)
-    return {"types": types, "batch": wishes.batch, "resume": wishes.resume}
+    dumped = {"types": types, "batch": wishes.batch, "resume": wishes.resume}
+    # Left out where it is not wanted: an older version does not know it.
+    return dumped if wishes.history is None else dumped | {"history": wishes.history}
 
 
 def _dump_socketio(session: SocketIOSession) -> State:

@@ -32,7 +32,7 @@ class PlainSession(Session):
             return
         work = self._welcome(wishes)
         if work is not None:
-            self.start_task(work)
+            self.start_task(work, is_frame=False)
 
     def welcome(self) -> Work | None:
         """Go on with a client that has now shown its token."""
@@ -70,8 +70,7 @@ class PlainSession(Session):
             return None
         if work is not None:
             return self._welcome_slowly(work, wishes)
-        self.realtime.greet(self, wishes)
-        return None
+        return self.realtime.greet(self, wishes)
 
     async def _welcome_slowly(self, work: Work, wishes: Wishes) -> None:
         try:
@@ -79,8 +78,8 @@ class PlainSession(Session):
         except ClientError as error:
             self._refuse(error)
         else:
-            if self.state == OPEN:
-                self.realtime.greet(self, wishes)
+            if self.state == OPEN and (past := self.realtime.greet(self, wishes)) is not None:
+                await past
 
     def _refuse(self, error: ClientError) -> None:
         self.send_error(error)

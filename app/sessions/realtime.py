@@ -229,8 +229,10 @@ class Realtime:
 
     def greet(
         self, session: Session, wishes: Wishes, positions: dict[str, Position] | None = None
-    ) -> None:
+    ) -> Work | None:
         """Subscribe a session, whose claim is held if it needs one, and send `connected`.
+
+        Returns what remains to be awaited: the newest messages that it asked for.
 
         Args:
             session: it.
@@ -248,6 +250,9 @@ class Realtime:
         self.metrics.opened[session.protocol].inc()
         session.send_event("connected", self._connected(session, chosen))
         self.watch_expiry(session)
+        if wishes.history is None or positions is not None:
+            return None
+        return self.router.send_past(session, wishes.history)
 
     def chosen_types(self, wishes: Wishes) -> tuple[str, ...]:
         """What a client is subscribed to at first."""

@@ -100,11 +100,18 @@ class Router:
             type: await self.find_start(type, position) for type, position in wanted.recover.items()
         }
         past: dict[str, tuple[list[Message], bool]] = {}
+        # What is stored while the history is read must not fall between it and live messages.
+        before = self._fanout.positions
         if wanted.history is not None:
             for type in sorted(wanted.types):
                 past[type] = await self._history.newest(type, wanted.history, None)
-        if session.state == OPEN:
-            self._begin(session, request, wanted, starts, past)
+        if session.state != OPEN:
+            return
+        flowing = frozenset() if session.held else session.group.types
+        for type, (messages, _) in past.items():
+            if type not in flowing and type not in starts:
+                starts[type] = Start(_end_of(messages, before[type]), recovered=False)
+        self._begin(session, request, wanted, starts, past)
 
     def _begin(
         self,
@@ -138,6 +145,25 @@ class Router:
                 session.send(session.codec.gap(start.gap))
         session.tell_offset()
         self._realtime.catchup.start(session)
+
+    async def send_past(self, session: Session, limit: int) -> None:
+        """Send the newest messages of each type that a session is subscribed to, then live ones.
+
+        The session is held, and is released even where the history cannot be read.
+        """
+        try:
+            for type in sorted(session.group.types):
+                messages, more = await self._history.newest(type, limit, None)
+                if session.state != OPEN or session.track is None:
+                    return
+                session.send_event("history_data", self._history_data(type, messages, more, None))
+                session.track = {
+                    **session.track,
+                    type: _end_of(messages, session.track[type]),
+                }
+        finally:
+            if session.held and session.state == OPEN:
+                session.release()
 
     async def find_start(self, type: str, position: Position) -> Start:
         """Where a client that has seen `position` goes on."""
@@ -263,3 +289,10 @@ class Router:
 
     def _answer(self, type: str, event: str, data: Any, request: Request) -> bytes:
         return envelope(type, event, data, reply_to=request.id)
+
+
+def _end_of(messages: Sequence[Message], otherwise: Position) -> Position:
+    """Where a type goes on after messages that were sent as its history."""
+    if not messages or messages[-1].epoch != otherwise.epoch:
+        return otherwise
+    return Position(otherwise.epoch, max(otherwise.seq, messages[-1].seq))

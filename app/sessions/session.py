@@ -40,6 +40,8 @@ class Wishes:
     """It wants `batch_update` events."""
     resume: str | None = None
     """Token of a connection that this one takes the place of."""
+    history: int | None = None
+    """Newest messages of each of its types that it gets before live ones; None: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,12 +226,21 @@ class Session(Subscriber):
         if self.held and self.welcomed and (was_welcomed or not self.connects_by_frame):
             self.release()
 
-    def start_task(self, work: Work, was_welcomed: bool = False) -> None:
-        """Run something that the client's next messages must wait for."""
-        extra = self.need_extra()
-        extra.task = asyncio.get_running_loop().create_task(self._work(work, was_welcomed))
+    def start_task(self, work: Work, was_welcomed: bool = False, *, is_frame: bool = True) -> None:
+        """Run something that the client's next messages must wait for.
 
-    async def _work(self, work: Work, was_welcomed: bool) -> None:
+        Args:
+            work: it.
+            was_welcomed: whether `connected` had been sent before it began.
+            is_frame: whether it comes from a frame of the client, which lets default
+                subscriptions flow when it is handled.
+        """
+        extra = self.need_extra()
+        extra.task = asyncio.get_running_loop().create_task(
+            self._work(work, was_welcomed, is_frame)
+        )
+
+    async def _work(self, work: Work, was_welcomed: bool, is_frame: bool) -> None:
         extra = self.need_extra()
         try:
             await work
@@ -239,7 +250,8 @@ class Session(Subscriber):
             self._failed(error)
         finally:
             extra.task = None
-        self._frame_handled(was_welcomed)
+        if is_frame:
+            self._frame_handled(was_welcomed)
         self._go_on(extra)
 
     def _go_on(self, extra: Extra) -> None:

@@ -130,8 +130,7 @@ class RealtimeServer(socketio.AsyncServer):
             self._refuse(session, sid, namespace, _told(error))
             return None
         if work is None and not self.has_handler("connect", namespace):
-            self._accept(session, sid, namespace)
-            return None
+            return self._accept(session, sid, namespace)
         return self._connect_slowly(session, sid, namespace, data, work)
 
     async def _connect_slowly(
@@ -160,7 +159,9 @@ class RealtimeServer(socketio.AsyncServer):
         if not accepted:
             self._refuse(session, sid, namespace, reason)
         elif session.state == OPEN:
-            self._accept(session, sid, namespace)
+            past = self._accept(session, sid, namespace)
+            if past is not None:
+                await past
         else:
             # It was gone before the handler was done; its disconnect handler comes now.
             self.manager._set_state(session, namespace, CONNECTED)
@@ -182,13 +183,13 @@ class RealtimeServer(socketio.AsyncServer):
                     raise first from None
         return result is not False
 
-    def _accept(self, session: SocketIOSession, sid: str, namespace: str) -> None:
+    def _accept(self, session: SocketIOSession, sid: str, namespace: str) -> Work | None:
         if namespace == MAIN:
             session.send(message_frame(f"{sio_packet.CONNECT}{session.connect_answer()}"))
         else:
             self._send_now(session, sio_packet.CONNECT, namespace, {"sid": sid})
         self.manager._set_state(session, namespace, CONNECTED)
-        session.accepted(namespace)
+        return session.accepted(namespace)
 
     def _refuse(self, session: SocketIOSession, sid: str, namespace: str, reason: Any) -> None:
         self._send_now(session, sio_packet.CONNECT_ERROR, namespace, reason)

@@ -14,7 +14,7 @@ from app.errors import ClientError, CloseCode, ErrorCode
 from app.protocol.codecs import SOCKETIO
 from app.protocol.frames import TEXT, build_close, build_frame
 from app.protocol.offsets import Offset, decode_offset
-from app.protocol.requests import ACTIONS, Request
+from app.protocol.requests import ACTIONS, First, Request, parse_first
 from app.sessions.auth import is_user_name
 from app.sessions.realtime import REPLACE_SECONDS, Pid
 from app.sessions.session import Recovery, Session, Wishes, Work
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MAX_ATTACHMENTS = 100
 """Binary attachments of one packet."""
 
+_NO_WISHES = First()
 _CONNECT = str(sio_packet.CONNECT)
 """To the main namespace without `auth`: what most clients of a storm begin with."""
 _PING = build_frame(TEXT, b"2")
@@ -195,6 +196,9 @@ class SocketIOSession(Session):
                     ErrorCode.INVALID_PAYLOAD, "auth.user has 1 to 128 printable characters."
                 )
             self.user = auth["user"]
+        first = parse_first(auth, realtime.known_types)
+        if first != _NO_WISHES:
+            self.need_extra().wishes = Wishes(first.types, first.batch, None, first.history)
         text = auth.get("pid")
         pid = realtime.read_pid(text) if isinstance(text, str) else None
         if pid is None:
@@ -268,14 +272,20 @@ class SocketIOSession(Session):
             return Wishes()
         return extra.recovery.wishes if extra.recovery is not None else extra.wishes or Wishes()
 
-    def accepted(self, namespace: str) -> None:
-        """The CONNECT packet is sent: greet, and let out what handlers emitted before it."""
+    def accepted(self, namespace: str) -> Work | None:
+        """The CONNECT packet is sent: greet, and let out what handlers emitted before it.
+
+        Returns what remains to be awaited.
+        """
         self.realtime.entered(self)
         extra = self.extra
+        past: Work | None = None
         if namespace == MAIN:
             recovery = extra.recovery if extra is not None else None
             positions = recovery.positions if recovery is not None else None
-            self.realtime.greet(self, self._first_wishes(), positions)
+            past = self.realtime.greet(self, self._first_wishes(), positions)
+            if extra is not None:
+                extra.wishes = None
             if extra is not None and recovery is not None:
                 extra.recovery = None
                 for gap in recovery.gaps:
@@ -286,6 +296,7 @@ class SocketIOSession(Session):
         if extra is not None and extra.held_frames is not None:
             for frames in extra.held_frames.pop(namespace, ()):
                 self.send(frames)
+        return past
 
     @property
     def is_entering(self) -> bool:

@@ -47,7 +47,7 @@ class Caddy:
             "API_DOMAIN": API,
             "SITE_DOMAIN": SITE,
             "BACKENDS": " ".join(backends),
-            "SITE_ROOT": str(REPO / "frontend"),
+            "SITE_ROOT": str(REPO / "app/page"),
             "TLS_ISSUER": "internal",
             "HTTP_PORT": str(free_port()),
             "HTTPS_PORT": str(self.port),

@@ -22,7 +22,6 @@ _COPIED = (
     "app",
     "workers",
     "scripts",
-    "frontend",
     "gunicorn.conf.py",
     "requirements.txt",
     "Caddyfile",

@@ -137,3 +137,41 @@ async def test_without_the_collector_nothing_is_published() -> None:
         assert sent["seq"] == 1
         assert (await service.get("/stats")).status == 404
         await client.close()
+
+
+async def test_every_status_update_has_one_shape(service: Service, plain: Opener) -> None:
+    client = await plain(types="status", history=1)
+    past = (await client.expect("history_data"))["data"]["messages"]
+    expected = past[0] if past else await client.expect("status_update", timeout=45)
+    answer = await service.post("/status", {"state": "working", "task": "one shape"})
+    assert answer.status == 200, answer
+    said = await client.expect(
+        lambda got: (got["data"].get("presence") or {}).get("task") == "one shape",
+        "what the lab does",
+    )
+    assert said["seq"] == answer.body["message"]["seq"], "at once, not with the next sample"
+    assert said["event"] == "status_update"
+    assert said["data"].keys() == expected["data"].keys()
+
+
+async def test_the_series_has_samples_of_this_machine(service: Service) -> None:
+    async def sampled() -> dict[str, Any]:
+        answer = await service.get("/stats/series", range="15m")
+        assert answer.status == 200, answer
+        hosts: dict[str, Any] = answer.body["hosts"]
+        return hosts
+
+    hosts = await until(sampled, "a first sample")
+    (columns,) = hosts.values()
+    assert columns.keys() == {"t", "cpu", "memory", "disk", "connections"}
+    assert 0 < columns["memory"][-1] <= 100
+    assert (await service.get("/stats/series", range="2d")).status == 400
+
+
+async def test_stats_tell_of_connections(plain: Opener) -> None:
+    client = await plain(types="stats", history=1)
+    past = (await client.expect("history_data"))["data"]["messages"]
+    got = past[0] if past else await client.expect("stats_update", timeout=45)
+    connections = got["data"]["connections"]
+    assert connections.keys() >= {"totalConnections", "subscriptions", "protocols", "workers"}
+    assert connections["workers"][0].keys() >= {"pid", "state", "connections"}

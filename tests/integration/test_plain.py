@@ -509,3 +509,17 @@ async def test_bytes_sent_with_the_upgrade_are_read(service: Service) -> None:
         assert (await client.envelope("pong"))["data"]["payload"] == 1
         await client.write(second[5:])
         assert (await client.envelope("pong"))["data"]["payload"] == 2
+
+
+async def test_the_present_state_at_once(service: Service, plain: Opener) -> None:
+    sent = [await service.publish("health", "tick", n) for n in range(3)]
+    client = await plain(types="health,config", history=2)
+    first = await client.expect("connected")
+    past = [await client.expect("history_data") for _ in range(2)]
+    assert client.received[:3] == [first, *past]
+    found = {got["type"]: [one["seq"] for one in got["data"]["messages"]] for got in past}
+    assert found["health"] == [one["seq"] for one in sent[1:]]
+    assert "config" in found
+    # Without a word of the client.
+    more = await service.publish("health", "tick", 3)
+    assert (await client.expect("tick"))["seq"] == more["seq"]

@@ -549,3 +549,39 @@ async def test_user_cap_is_a_connect_error(service: Service) -> None:
         await fourth.close()
     async with sio_clients(service, 3, auth={"user": "max"}):
         pass
+
+
+async def test_subscriptions_and_history_by_auth(service: Service) -> None:
+    sent = [await service.publish("health", "tick", n) for n in range(3)]
+    auth = {"types": ["health", "config"], "batch": True, "history": 2}
+    async with sio_clients(service, auth=auth) as [client]:
+        connected = (await client.wait_event("connected"))[0]
+        assert connected["data"]["subscriptions"] == ["config", "health"]
+        await client.wait_event("history_data", 2)
+        past = {got["type"]: got["data"]["messages"] for (got,) in client.named("history_data")}
+        assert [one["seq"] for one in past["health"]] == [one["seq"] for one in sent[1:]]
+        assert set(past) == {"config", "health"}
+        told = await client.call("subscribe", {"types": ["health"]})
+        assert told["data"]["batch"] is True
+        more = await service.publish("health", "tick", 3)
+        (got,) = await client.wait_event("tick")
+        assert got["seq"] == more["seq"]
+
+
+@pytest.mark.parametrize(
+    ("auth", "code"),
+    [
+        ({"types": ["nope"]}, "INVALID_TYPE"),
+        ({"types": ["error"]}, "SUBSCRIPTION_INVALID"),
+        ({"types": 5}, "INVALID_PAYLOAD"),
+        ({"batch": "perhaps"}, "INVALID_PAYLOAD"),
+        ({"history": 1000}, "INVALID_PAYLOAD"),
+    ],
+)
+async def test_wrong_wishes_in_auth_are_refused(
+    service: Service, auth: dict[str, Any], code: str
+) -> None:
+    client = SioClient()
+    with pytest.raises(socketio.exceptions.ConnectionError):
+        await client.connect(service, auth)
+    assert [refusal["data"]["code"] for refusal in client.refused] == [code]

@@ -178,6 +178,9 @@ def test_types_replace_the_default(query: str, types: AbstractSet[str]) -> None:
         ("types=status,error", ErrorCode.SUBSCRIPTION_INVALID),
         ("types=control", ErrorCode.INVALID_TYPE),
         ("batch=maybe", ErrorCode.INVALID_PAYLOAD),
+        ("history=0", ErrorCode.INVALID_PAYLOAD),
+        ("history=101", ErrorCode.INVALID_PAYLOAD),
+        ("history=x", ErrorCode.INVALID_PAYLOAD),
         ("user=" + "x" * 129, ErrorCode.INVALID_PAYLOAD),
         ("user=a%0Ab", ErrorCode.INVALID_PAYLOAD),
         ("&".join(f"a{n}=1" for n in range(40)), ErrorCode.INVALID_PAYLOAD),
@@ -194,12 +197,13 @@ def test_the_options_of_a_plain_client(door: Door) -> None:
     assert admitted.user == "汉 a"
     assert admitted.resume == "r.1"
     assert not door.check("batch=0&user=").batch
+    assert (door.check("history=3").history, door.check("history=").history) == (3, None)
     assert door.check("user=").user is None
 
 
 def test_socketio_ignores_the_options_of_plain_clients(door: Door) -> None:
     admitted = door.check("EIO=4&transport=websocket&types=nope&batch=1&resume=x&user=a")
-    assert admitted[5:] == (None, False, None)
+    assert admitted[5:] == (None, False, None, None)
     assert admitted.user == "a"
 
 

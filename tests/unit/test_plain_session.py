@@ -14,6 +14,7 @@ from websockets.protocol import Protocol, Side
 
 from app.broadcast.catchup import CatchUp
 from app.config import Settings
+from app.errors import BackplaneUnavailable
 from app.metrics import Metrics
 from app.sessions.auth import TokenVerifier
 from app.sessions.plain import PlainSession
@@ -73,14 +74,14 @@ class Worker(Bench):
         history: Any = self.history
         self.realtime.router = Router(self.realtime, history, lambda _: (3, 2))
 
-    def client(self, id: str = "c1") -> Client:
+    def client(self, id: str = "c1", wishes: Wishes | None = None) -> Client:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
         self.slots.reserve_connection()
         session = PlainSession(self.realtime, ours.detach(), id, None)
         self.hub.attach(session)
-        session.begin(None, Wishes())
+        session.begin(None, wishes or Wishes())
         client = Client(session, theirs)
         self.clients.append(client)
         return client
@@ -274,3 +275,91 @@ async def test_a_newer_connection_takes_the_place_of_the_old_one(worker: Worker)
     worker.realtime.claim(new.session, token)
     assert await old.close_code() == 4409
     assert worker.realtime.sessions.keys() == {"c2"}
+
+
+def seqs(envelope: dict[str, Any]) -> list[int]:
+    return [one["seq"] for one in envelope["data"]["messages"]]
+
+
+async def test_the_present_state_can_be_asked_for_at_once(worker: Worker) -> None:
+    worker.history.items = messages(1, 3)
+    await worker.fanout.deliver(worker.history.items)
+    client = worker.client(wishes=Wishes(history=2))
+    assert (await client.event())["event"] == "connected"
+    # Stored while the history is read, and live before it has been sent.
+    worker.history.items = messages(1, 4)
+    await worker.fanout.deliver([message(4)])
+    await turn()
+    assert client.read() == []
+    client.ask("ping", None, "behind")
+    worker.history.open.set()
+    past = await client.event()
+    assert (past["event"], past["type"], seqs(past)) == ("history_data", "status", [3, 4])
+    assert "replyTo" not in past
+    assert (await client.event())["replyTo"] == "behind"
+    await worker.fanout.deliver([message(5)])
+    assert (await client.event())["seq"] == 5
+
+
+async def test_a_history_that_ends_before_live_is_joined_without_a_hole(worker: Worker) -> None:
+    client = worker.client(wishes=Wishes(history=10))
+    await client.event()
+    worker.history.items = messages(1, 2)
+    worker.history.open.set()
+    past = await client.event()
+    assert seqs(past) == [1, 2]
+    # This worker has not delivered them yet: they do not come twice.
+    await worker.fanout.deliver(messages(1, 2))
+    worker.history.items = messages(1, 3)
+    await worker.fanout.deliver([message(3)])
+    assert (await client.event())["seq"] == 3
+
+
+async def test_a_history_that_cannot_be_read_is_an_error_and_live_goes_on(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> Any:
+        raise BackplaneUnavailable
+
+    monkeypatch.setattr(worker.history, "newest", fail)
+    client = worker.client(wishes=Wishes(history=1))
+    await client.event()
+    error = await client.event()
+    assert (error["event"], error["data"]["code"]) == ("error", "BACKPLANE_UNAVAILABLE")
+    await worker.fanout.deliver([message(1)])
+    assert (await client.event())["seq"] == 1
+
+
+async def test_no_message_falls_between_the_history_of_a_subscribe_and_live(
+    worker: Worker,
+) -> None:
+    client = worker.client(wishes=Wishes(types=frozenset()))
+    await client.event()
+    worker.history.items = messages(1, 3)
+    await worker.fanout.deliver(worker.history.items)
+
+    async def newest(type: str, limit: int, before: int | None) -> tuple[list[Message], bool]:
+        found = worker.history.items[-limit:]
+        # What is stored and delivered after the read, before its answer has come.
+        worker.history.items = messages(1, 5)
+        await worker.fanout.deliver(messages(4, 5))
+        return found, False
+
+    worker.history.newest = newest  # type: ignore[method-assign]
+    client.ask("subscribe", {"types": ["status"], "history": 2}, 1)
+    reply = await client.event()
+    assert reply["data"]["types"]["status"]["from"] == 4
+    assert seqs(await client.event()) == [2, 3]
+    assert [(await client.event())["seq"] for _ in range(2)] == [4, 5]
+
+
+async def test_a_slow_beginning_is_no_first_frame(worker: Worker) -> None:
+    """Default subscriptions wait for the client's `recover`, however long its claim took."""
+    worker.history.items = messages(1, 3)
+    await worker.fanout.deliver(worker.history.items)
+    client = worker.client(wishes=Wishes(resume=worker.realtime.resume_token("elsewhere")))
+    assert (await client.event())["event"] == "connected"
+    client.ask("subscribe", {"types": ["status"], "recover": {"status": {"epoch": "e1", "seq": 1}}})
+    reply = await client.event()
+    assert (reply["event"], reply["data"]["types"]["status"]["from"]) == ("subscribed", 2)
+    assert [(await client.event())["seq"] for _ in range(2)] == [2, 3]

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from app.errors import ClientError, ErrorCode
 from app.protocol.requests import (
     ACTIONS,
+    First,
     GetHistory,
     Request,
     Subscribe,
     check_action,
     check_type,
     encode_id,
+    parse_first,
     parse_get_history,
     parse_one_type,
     parse_request,
@@ -290,3 +292,59 @@ def test_any_payload_is_taken_or_told_why_not(payload: Any) -> None:
 def test_any_text_is_a_request_or_told_why_not(text: str) -> None:
     code = told(parse_request, text)
     assert code in (None, ErrorCode.PARSE_ERROR, ErrorCode.INVALID_PAYLOAD)
+
+
+# What a client asks for as it connects.
+
+
+@pytest.mark.parametrize(
+    ("fields", "first"),
+    [
+        ({}, First()),
+        ({"types": None, "batch": None, "history": None, "token": "x"}, First()),
+        ({"types": ["stats", "status"]}, First(frozenset({"stats", "status"}))),
+        ({"types": " stats, status,"}, First(frozenset({"stats", "status"}))),
+        ({"types": []}, First(frozenset())),
+        ({"types": ""}, First(frozenset())),
+        ({"types": ["all"]}, First(frozenset(KNOWN))),
+        ({"batch": True}, First(batch=True)),
+        ({"batch": "1"}, First(batch=True)),
+        ({"batch": "0"}, First()),
+        ({"history": 7}, First(history=7)),
+        ({"history": "100"}, First(history=100)),
+        ({"history": ""}, First()),
+    ],
+)
+def test_first_wishes(fields: dict[str, Any], first: First) -> None:
+    assert parse_first(fields, KNOWN) == first
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"types": "nope"}, ErrorCode.INVALID_TYPE),
+        ({"types": ["error"]}, ErrorCode.SUBSCRIPTION_INVALID),
+        ({"types": {"status": 1}}, ErrorCode.INVALID_PAYLOAD),
+        ({"types": [1]}, ErrorCode.INVALID_PAYLOAD),
+        ({"batch": 1}, ErrorCode.INVALID_PAYLOAD),
+        ({"batch": "maybe"}, ErrorCode.INVALID_PAYLOAD),
+        ({"history": 0}, ErrorCode.INVALID_PAYLOAD),
+        ({"history": 101}, ErrorCode.INVALID_PAYLOAD),
+        ({"history": True}, ErrorCode.INVALID_PAYLOAD),
+        ({"history": 1.5}, ErrorCode.INVALID_PAYLOAD),
+        ({"history": "1.5"}, ErrorCode.INVALID_PAYLOAD),
+        ({"history": "-1"}, ErrorCode.INVALID_PAYLOAD),
+        ({"history": "٣"}, ErrorCode.INVALID_PAYLOAD),
+        ({"history": "9" * 5000}, ErrorCode.INVALID_PAYLOAD),
+    ],
+)
+def test_wrong_first_wishes(fields: dict[str, Any], code: ErrorCode) -> None:
+    refused(code, parse_first, fields, KNOWN)
+
+
+@given(st.dictionaries(st.sampled_from(["types", "batch", "history"]), values(), max_size=3))
+def test_any_first_wishes_are_taken_or_refused(fields: dict[str, Any]) -> None:
+    try:
+        parse_first(fields, KNOWN)
+    except ClientError:
+        pass

@@ -1,0 +1,93 @@
+"""What any process of this machine can say of it: its connections, and its newest figures."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from app.config import Settings
+from app.ports import Slots
+from app.types import WorkerRow
+
+FRESH = 90.0
+"""Seconds for which figures stand for the present; the collector renews them every 30 s."""
+
+
+class MachineStatus:
+    """The collector's newest figures, in a file of the data directory for all workers.
+
+    Args:
+        data_dir: of the service.
+        now: Unix time in seconds.
+    """
+
+    def __init__(self, data_dir: Path, now: Callable[[], float] = time.time) -> None:
+        self._file = data_dir / "status.json"
+        self._now = now
+
+    def write(self, status: Mapping[str, object]) -> None:
+        """Replace the figures.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        partial = Path(f"{self._file}.tmp")
+        partial.write_text(json.dumps({"at": self._now(), "status": status}))
+        partial.replace(self._file)
+
+    def read(self) -> dict[str, object]:
+        """The figures; empty where there are none of the last `FRESH` seconds."""
+        try:
+            kept = json.loads(self._file.read_bytes())
+            status, at = kept["status"], float(kept["at"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        if not isinstance(status, dict) or abs(self._now() - at) > FRESH:
+            return {}
+        return status
+
+
+def describe_worker(row: WorkerRow) -> dict[str, object]:
+    """A worker as `GET /status` and `GET /ws/stats` show it."""
+    shown: dict[str, object] = {
+        "pid": row.pid,
+        "state": row.state,
+        "connections": row.connections,
+        "generation": row.generation,
+        "startedAt": round(row.started * 1000),
+    }
+    return shown | {"deaf": True} if row.stats.get("deaf") else shown
+
+
+def describe_connections(slots: Slots, settings: Settings) -> dict[str, object]:
+    """The connections of this machine by type, protocol and worker: `GET /ws/stats`."""
+    rows = slots.rows()
+    total = sum(row.connections for row in rows)
+    subscribed = sum(figure(row.stats, "subscribed") for row in rows)
+    anonymous = sum(figure(row.stats, "anonymous") for row in rows)
+    return {
+        "totalConnections": total,
+        "uniqueUsers": slots.unique_users() + anonymous,
+        "averageSubscriptions": round(subscribed / total, 2) if total else 0,
+        "subscriptions": {
+            type: sum(figure(row.stats, "subscriptions", type) for row in rows)
+            for type in settings.message_types
+        },
+        "protocols": {
+            name: sum(figure(row.stats, name) for row in rows) for name in ("plain", "socketio")
+        },
+        "slowConsumers": sum(figure(row.stats, "slow") for row in rows),
+        "maxConnections": settings.max_total_connections,
+        "workers": [describe_worker(row) for row in rows],
+    }
+
+
+def figure(stats: Mapping[str, Any], *path: str) -> Any:
+    """A number out of what a worker shows of itself; 0 where it has not shown it yet."""
+    value: Any = stats
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value if isinstance(value, int | float) else 0
