@@ -68,6 +68,7 @@ class Service:
             "WORKERS": "2",
             "DATA_DIR": str(self.data_dir),
             "COLLECTOR": "0",
+            "PAGE": "0",
             "DRAIN_SECONDS": "1",
             "GRACEFUL_TIMEOUT": "3",
         }
