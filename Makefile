@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run listen reload logs log-level check test lint format bench clean
+.PHONY: help run listen reload logs log-level check test lint format bench regression clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -47,6 +47,9 @@ format: $(VENV)/installed-dev ## format the code and mend what can be mended
 
 bench: $(VENV)/installed-dev ## measure this service beside a plain python-socketio
 	$(BIN)/python -m benchmarks
+
+regression: $(VENV)/installed-dev ## REV=commit: what this checkout costs beside another one, in the same run
+	$(BIN)/python -m benchmarks.regression $(REV)
 
 clean: ## remove what tests and builds leave; data and .env stay
 	rm -rf $(VENV) .coverage .coverage.* htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -81,15 +81,24 @@ class Server:
         argv: its command line; `{port}` is replaced.
         env: what its environment has beside PATH and HOME; `{port}` and `{dir}` are replaced.
         pinned: whether it runs on the servers' processor only.
+        root: directory in which it is started.
     """
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], *, pinned: bool = True) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        pinned: bool = True,
+        root: Path = ROOT,
+    ) -> None:
         self.port = free_port()
         self.directory = tempfile.mkdtemp(prefix="yujian-bench-")
         names = {"port": str(self.port), "dir": self.directory}
         self._argv = [part.format_map(names) for part in argv]
         self._env = {name: value.format_map(names) for name, value in env.items()}
         self._pinned = pinned
+        self._root = root
         self._known: dict[int, float] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._log = Path(self.directory, "bench.log")
@@ -104,7 +113,7 @@ class Server:
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(
                     self._argv,
-                    cwd=ROOT,
+                    cwd=self._root,
                     env=environ | self._env,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -235,8 +244,8 @@ class Server:
 _HEARTBEAT = {"HEARTBEAT_INTERVAL": "300", "HEARTBEAT_TIMEOUT": "600"}
 
 
-def service(workers: int = 1, *, pinned: bool = True, **settings: str) -> Server:
-    """This repository under its own gunicorn.conf.py."""
+def service(workers: int = 1, *, pinned: bool = True, root: Path = ROOT, **settings: str) -> Server:
+    """This repository, or another checkout of it, under its own gunicorn.conf.py."""
     env = {
         "BIND": "127.0.0.1:{port}",
         "WORKERS": str(workers),
@@ -248,7 +257,7 @@ def service(workers: int = 1, *, pinned: bool = True, **settings: str) -> Server
         **settings,
     }
     argv = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"]
-    return Server(argv, env, pinned=pinned)
+    return Server(argv, env, pinned=pinned, root=root)
 
 
 def peer(name: str) -> Server:
