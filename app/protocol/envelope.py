@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterable
 from math import isfinite
 from typing import Any, NoReturn
 
@@ -56,6 +57,21 @@ RESERVED_EVENTS = frozenset(
 """Names that a publisher may not use: a client could not tell the message from the protocol."""
 
 
+_SHORT = 2 * MAX_DEPTH
+"""Bytes of JSON that can be neither too deep nor hold a number that is too long."""
+_STRIDE = 128
+"""Bytes between two samples; a number that is too long holds two samples in a row."""
+_DIGITS = bytes(ord("0") if chr(byte) in "0123456789" else 0 for byte in range(256))
+_LONG_RUN = b"0" * (_MAX_DIGITS + 1)
+_TOO_LONG = (
+    f"an integer has more than {_MAX_DIGITS} digits, which no client can hold: send it as a string"
+)
+_TOO_DEEP = (
+    f"the value is nested too deeply: at most {MAX_DEPTH} levels are allowed, those of the message"
+    " around it included; flatten it, or send it as a string"
+)
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
 
@@ -68,7 +84,7 @@ def _parse_float(text: str) -> float:
 
 
 def _parse_int(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
+    if len(text) > _MAX_DIGITS + text.startswith("-"):
         raise ValueError(f"the number {text[:20]}… is too large")
     return int(text)
 
@@ -81,20 +97,60 @@ _ascii_encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators
 
 
 def encode_json(value: Any) -> bytes:
-    """Encode a value as compact JSON in UTF-8.
+    """Encode a value as compact JSON in UTF-8; `decode_json` takes all that this returns.
+
+    It gives the same value back, but for what JSON does not know: tuples become lists, and keys
+    that are numbers become strings.
 
     Raises:
-        ValueError: it holds NaN or Infinity, contains itself, or is nested too deeply.
+        ValueError: it holds NaN, Infinity or an integer of more than 308 digits, contains
+            itself, or is nested too deeply.
         TypeError: it holds something that JSON cannot say.
     """
+    text = _encode(_encoder, value)
     try:
-        try:
-            return _encoder.encode(value).encode()
-        except UnicodeEncodeError:
-            # A lone surrogate is legal in JSON as an escape, but not in UTF-8.
-            return _ascii_encoder.encode(value).encode()
+        encoded = text.encode()
+    except UnicodeEncodeError:
+        # A lone surrogate is legal in JSON as an escape, but not in UTF-8.
+        encoded = _encode(_ascii_encoder, value).encode()
+    if len(encoded) > _SHORT:
+        _check(value, encoded)
+    return encoded
+
+
+def encode_ascii(value: Any) -> str:
+    """As `encode_json`, but as a text of ASCII characters; raises the same."""
+    text = _encode(_ascii_encoder, value)
+    if len(text) > _SHORT:
+        _check(value, text.encode())
+    return text
+
+
+def _encode(encoder: json.JSONEncoder, value: Any) -> str:
+    try:
+        return encoder.encode(value)
     except RecursionError:
-        raise ValueError("the value is nested too deeply") from None
+        raise ValueError(_TOO_DEEP) from None
+    except ValueError as error:
+        if "integer string conversion" in str(error):  # more digits than Python writes
+            raise ValueError(_TOO_LONG) from None
+        raise
+
+
+def _check(value: Any, encoded: bytes) -> None:
+    """Refuse what `decode_json` would refuse; looks at the value only where the text is suspicious.
+
+    Raises:
+        ValueError: see `encode_json`.
+    """
+    if encoded.count(b"[") + encoded.count(b"{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise ValueError(_TOO_DEEP)
+    if (
+        b"00" in encoded[::_STRIDE].translate(_DIGITS)
+        and _LONG_RUN in encoded.translate(_DIGITS)
+        and _has_long_integer(value)
+    ):
+        raise ValueError(_TOO_LONG)
 
 
 def decode_json(text: bytes | str) -> Any:
@@ -136,16 +192,30 @@ def _too_deep() -> ClientError:
 def _is_deeper(value: Any, limit: int) -> bool:
     level = [value]
     for _ in range(limit):
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner.extend(v for v in item.values() if isinstance(v, (dict, list)))
-            elif isinstance(item, list):
-                inner.extend(v for v in item if isinstance(v, (dict, list)))
-        if not inner:
+        level = [inner for item in level for inner in _items(item) if isinstance(inner, _NESTED)]
+        if not level:
             return False
-        level = inner
     return True
+
+
+def _has_long_integer(value: Any) -> bool:
+    level = [value]
+    while level:
+        inner = [one for item in level for one in _items(item)]
+        if any(isinstance(one, int) and abs(one) >= _FIRST_LONG for one in (*level, *inner)):
+            return True
+        level = [one for one in inner if isinstance(one, _NESTED)]
+    return False
+
+
+_NESTED = (dict, list, tuple)
+_FIRST_LONG = 10**_MAX_DIGITS
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def new_id() -> str:

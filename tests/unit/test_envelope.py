@@ -7,9 +7,19 @@ import uuid
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from app.errors import ClientError, ErrorCode
-from app.protocol.envelope import MAX_DEPTH, body, decode_json, encode_json, envelope, new_id
+from app.protocol.envelope import (
+    MAX_DEPTH,
+    body,
+    decode_json,
+    encode_ascii,
+    encode_json,
+    envelope,
+    new_id,
+)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +101,101 @@ def test_nesting_is_allowed_up_to_the_limit() -> None:
 def test_what_was_decoded_can_be_encoded_again() -> None:
     value = decode_json("[" * MAX_DEPTH + "9" * 308 + ",1e308" + "]" * MAX_DEPTH)
     assert decode_json(encode_json(value)) == value
+
+
+def nested(levels: int, inside: Any = 1, kind: str = "list") -> Any:
+    """A value in so many arrays, tuples or objects."""
+    value = inside
+    for _ in range(levels):
+        value = {"list": [value], "tuple": (value,), "dict": {"a": value}}[kind]
+    return value
+
+
+TEXT = st.text(st.characters(exclude_categories=[]), max_size=400)
+INTEGERS = st.one_of(
+    st.integers(),
+    st.integers(300, 320).flatmap(lambda n: st.integers(10 ** (n - 1), 10**n)),
+    st.integers(300, 320).flatmap(lambda n: st.integers(-(10**n), -(10 ** (n - 1)))),
+    st.sampled_from([10**4299, 10**308 - 1, 1 - 10**308, 10**308]),
+)
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.floats(), INTEGERS, TEXT, st.sampled_from(["9" * 500, "[" * 500])
+)
+VALUES = st.builds(
+    nested,
+    st.one_of(st.integers(0, 3), st.integers(110, 140)),
+    st.recursive(
+        LEAVES,
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=5),
+            st.lists(inner, max_size=5).map(tuple),
+            st.dictionaries(TEXT, inner, max_size=5),
+        ),
+        max_leaves=20,
+    ),
+    st.sampled_from(["list", "tuple", "dict"]),
+)
+
+
+def as_json(value: Any) -> Any:
+    """The value with lists for tuples and with surrogates that make up one character joined."""
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, dict):
+        return {as_json(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    return value
+
+
+@settings(derandomize=True, max_examples=600, deadline=None)
+@given(VALUES)
+@example(nested(MAX_DEPTH))
+@example(nested(MAX_DEPTH + 1))
+@example(nested(MAX_DEPTH + 1, kind="tuple"))
+@example([nested(MAX_DEPTH - 1), "x" * 1000])
+@example([nested(MAX_DEPTH), "x" * 1000])
+@example(["x" * 5000, 10**308, "x" * 5000])
+@example(["9" * 5000, [{"a": -(10**308)}]])
+def test_what_is_encoded_can_be_decoded(value: Any) -> None:
+    for encode in (encode_json, encode_ascii):
+        try:
+            text = encode(value)
+        except ValueError:
+            continue
+        assert decode_json(text) == as_json(value)
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "dict"])
+def test_encoder_and_decoder_have_the_same_depth(kind: str) -> None:
+    assert decode_json(encode_json(nested(MAX_DEPTH, kind=kind)))
+    assert decode_json(encode_ascii(nested(MAX_DEPTH, kind=kind)))
+    for encode in (encode_json, encode_ascii):
+        with pytest.raises(ValueError, match="at most 128 levels"):
+            encode(nested(MAX_DEPTH + 1, kind=kind))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("around", [0, 1, 127, 128, 129, 255, 1000])
+def test_encoder_and_decoder_have_the_same_largest_integer(sign: int, around: int) -> None:
+    text = "x" * around
+    last = sign * (10**308 - 1)
+    assert decode_json(encode_json([text, last, text])) == [text, last, text]
+    for digits in (308, 309, 400, 4299, 4300, 5000):
+        for encode in (encode_json, encode_ascii):
+            with pytest.raises(ValueError, match="308 digits"):
+                encode([text, sign * 10**digits, text])
+
+
+def test_many_digits_and_brackets_that_are_allowed() -> None:
+    for value in (["9" * 5000], list(range(10**6, 10**6 + 5000)), ["[" * 5000], [[[]]] * 5000):
+        assert decode_json(encode_json(value)) == value
+
+
+def test_ascii_is_ascii() -> None:
+    assert encode_ascii({"é": "\ud800"}) == '{"\\u00e9":"\\ud800"}'
+    with pytest.raises(ValueError, match="JSON"):
+        encode_ascii([float("nan")])
 
 
 def test_new_id_is_a_random_uuid() -> None:
