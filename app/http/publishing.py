@@ -113,7 +113,14 @@ async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
     return decode_json(bytes(received)), len(received)
 
 
-def make_draft(message: Any, settings: Settings, now: float, size: int | None = None) -> Draft:
+def make_draft(
+    message: Any,
+    settings: Settings,
+    now: float,
+    size: int | None = None,
+    *,
+    decoded: bool = False,
+) -> Draft:
     """Check a publisher's message and write its envelope.
 
     Args:
@@ -121,9 +128,11 @@ def make_draft(message: Any, settings: Settings, now: float, size: int | None = 
         settings: of the service.
         now: Unix time in seconds.
         size: of the message in bytes, when it is known already.
+        decoded: it is what `decode_json` has returned.
 
     Raises:
         ClientError: what is wrong with it.
+        ValueError, TypeError: it is not `decoded`, and JSON cannot say its data.
     """
     if not isinstance(message, Mapping):
         raise _invalid("A message must be an object with 'type', 'event' and 'data'.")
@@ -153,7 +162,9 @@ def make_draft(message: Any, settings: Settings, now: float, size: int | None = 
         type=type,
         event=event,
         id=chosen,
-        body=body(type, event, message["data"], id=chosen, timestamp=int(now * 1000)),
+        body=body(
+            type, event, message["data"], id=chosen, timestamp=int(now * 1000), decoded=decoded
+        ),
         accepted=now,
         priority=_PRIORITIES[priority],
         once=id is not None,
@@ -169,7 +180,9 @@ async def broadcast(request: web.Request, context: HttpContext) -> web.Response:
     known_size = size if size <= settings.max_message_size else None
     now = context.now()
     if not isinstance(value, list):
-        return json_response(await publish(make_draft(value, settings, now, known_size), context))
+        return json_response(
+            await publish(make_draft(value, settings, now, known_size, decoded=True), context)
+        )
     if len(value) > MAX_MESSAGES:
         raise _invalid(f"An array may hold at most {MAX_MESSAGES} messages.")
     # All are queued before the first is awaited: they share batches and keep their order.
@@ -212,7 +225,7 @@ def _submit(
     message: Any, context: HttpContext, now: float, size: int | None
 ) -> _Submitted | ClientError:
     try:
-        draft = make_draft(message, context.settings, now, size)
+        draft = make_draft(message, context.settings, now, size, decoded=True)
         return _Submitted(draft, context.publisher.submit(draft))
     except ClientError as error:
         return error

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Iterable
+from itertools import chain
 from math import isfinite
 from typing import Any, NoReturn
 
@@ -107,12 +108,10 @@ def encode_json(value: Any) -> bytes:
             itself, or is nested too deeply.
         TypeError: it holds something that JSON cannot say.
     """
-    text = _encode(_encoder, value)
     try:
-        encoded = text.encode()
-    except UnicodeEncodeError:
-        # A lone surrogate is legal in JSON as an escape, but not in UTF-8.
-        encoded = _encode(_ascii_encoder, value).encode()
+        encoded = _encoder.encode(value).encode()
+    except (ValueError, RecursionError) as error:
+        encoded = _encode_again(value, error)
     if len(encoded) > _SHORT:
         _check(value, encoded)
     return encoded
@@ -120,21 +119,33 @@ def encode_json(value: Any) -> bytes:
 
 def encode_ascii(value: Any) -> str:
     """As `encode_json`, but as a text of ASCII characters; raises the same."""
-    text = _encode(_ascii_encoder, value)
+    try:
+        text = _ascii_encoder.encode(value)
+    except (ValueError, RecursionError) as error:
+        text = _encode_again(value, error).decode()
     if len(text) > _SHORT:
         _check(value, text.encode())
     return text
 
 
-def _encode(encoder: json.JSONEncoder, value: Any) -> str:
+def encode_decoded(value: Any) -> bytes:
+    """As `encode_json`, for what `decode_json` returned or a part of it: it is known to be good."""
     try:
-        return encoder.encode(value)
-    except RecursionError:
+        return _encoder.encode(value).encode()
+    except (ValueError, RecursionError) as error:
+        return _encode_again(value, error)
+
+
+def _encode_again(value: Any, error: Exception) -> bytes:
+    """Encode what UTF-8 cannot say, or raise the error with what to do about it."""
+    if isinstance(error, UnicodeEncodeError):
+        # A lone surrogate is legal in JSON as an escape, but not in UTF-8.
+        return _ascii_encoder.encode(value).encode()
+    if isinstance(error, RecursionError):
         raise ValueError(_TOO_DEEP) from None
-    except ValueError as error:
-        if "integer string conversion" in str(error):  # more digits than Python writes
-            raise ValueError(_TOO_LONG) from None
-        raise
+    if "integer string conversion" in str(error):  # more digits than Python writes
+        raise ValueError(_TOO_LONG) from None
+    raise error
 
 
 def _check(value: Any, encoded: bytes) -> None:
@@ -189,10 +200,14 @@ def _too_deep() -> ClientError:
     )
 
 
+_NESTED = (dict, list, tuple)
+_FIRST_LONG = 10**_MAX_DIGITS
+
+
 def _is_deeper(value: Any, limit: int) -> bool:
-    level = [value]
+    level: Iterable[Any] = [value]
     for _ in range(limit):
-        level = [inner for item in level for inner in _items(item) if isinstance(inner, _NESTED)]
+        level = [item for item in _items(level) if isinstance(item, _NESTED)]
         if not level:
             return False
     return True
@@ -201,21 +216,17 @@ def _is_deeper(value: Any, limit: int) -> bool:
 def _has_long_integer(value: Any) -> bool:
     level = [value]
     while level:
-        inner = [one for item in level for one in _items(item)]
-        if any(isinstance(one, int) and abs(one) >= _FIRST_LONG for one in (*level, *inner)):
+        if any(isinstance(item, int) and abs(item) >= _FIRST_LONG for item in level):
             return True
-        level = [one for one in inner if isinstance(one, _NESTED)]
+        level = list(_items(level))
     return False
 
 
-_NESTED = (dict, list, tuple)
-_FIRST_LONG = 10**_MAX_DIGITS
-
-
-def _items(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list | tuple) else ()
+def _items(level: Iterable[Any]) -> Iterable[Any]:
+    """What the arrays and objects of a level hold."""
+    objects = [item for item in level if isinstance(item, dict)]
+    arrays = [item for item in level if isinstance(item, list | tuple)]
+    return chain(chain.from_iterable(map(dict.values, objects)), chain.from_iterable(arrays))
 
 
 def new_id() -> str:
@@ -233,6 +244,7 @@ def body(
     id: str | None = None,
     timestamp: int | None = None,
     reply_to: Any = None,
+    decoded: bool = False,
 ) -> bytes:
     """Write an envelope without its closing brace, as `Draft.body` wants it.
 
@@ -243,6 +255,7 @@ def body(
         id: the id of the message; a new UUID when None.
         timestamp: Unix time in milliseconds; now when None.
         reply_to: the `id` of the request that this answers; left out when None.
+        decoded: `data` is a part of an object that `decode_json` has returned.
 
     Raises:
         ValueError, TypeError: as `encode_json`.
@@ -253,7 +266,7 @@ def body(
         time.time() * 1000 if timestamp is None else timestamp,
         encode_json(event),
     )
-    encoded += b'"data":' + encode_json(data)
+    encoded += b'"data":' + (encode_decoded(data) if decoded else encode_json(data))
     if reply_to is not None:
         encoded += b',"replyTo":' + encode_json(reply_to)
     return encoded
