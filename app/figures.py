@@ -210,6 +210,8 @@ class Figures:
         self._count_up("sent", hub.bytes_sent, metrics.sent_bytes.inc)
         self._count_up("received", hub.bytes_received, metrics.received_bytes.inc)
         self._count_up("reconnects", self._reader.reconnects, metrics.backplane_reconnects.inc)
+        for stream, total in self._reader.unreadable.items():
+            self._count_up(f"unreadable {stream}", total, metrics.unreadable[stream].inc)
         self._count_up("replayed", self._catchup.replayed, metrics.replayed.inc)
         for priority in Priority:
             name = priority.name.lower()

@@ -116,7 +116,7 @@ class Metrics:
         types = tuple(types)
         self._define_messages(types)
         self._define_connections(types)
-        self._define_backplane()
+        self._define_backplane(types)
         self._define_process()
 
     def _define_messages(self, types: tuple[str, ...]) -> None:
@@ -200,7 +200,7 @@ class Metrics:
             "http_requests", "HTTP requests answered.", ["route", "method", "status"]
         )
 
-    def _define_backplane(self) -> None:
+    def _define_backplane(self, types: tuple[str, ...]) -> None:
         self.backplane_up = self._gauge(
             "backplane_up", "1 while every worker of the machine reaches the backplane.", "livemin"
         )
@@ -225,6 +225,14 @@ class Metrics:
         self.backplane_reconnects = self._counter(
             "backplane_reconnects", "Connections to the backplane made anew after a loss."
         )
+        self.unreadable: Children[str, Counter] = self._counters(
+            "unreadable_entries",
+            "Entries of a stream that no worker wrote, or that cannot be read; they are skipped.",
+            ["stream"],
+            (*types, "control"),
+        )
+        for name in (*types, "control"):
+            self.unreadable[name].inc(0)
         self.history_cache_bytes = self._gauge(
             "history_cache_bytes", "Messages kept in memory for clients that catch up.", "livesum"
         )

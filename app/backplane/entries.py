@@ -1,16 +1,41 @@
 """Stream entries as Valkey replies them, turned into messages and gaps.
 
-An entry is `[b"0-<seq>", [b"p", epoch, b"e", event, b"t", accepted in us, b"d", body]]`.
+An entry is `[b"0-<seq>", [b"p", epoch, b"e", event, b"t", accepted in us, b"d<seal>", body]]`.
+The seal is a checksum of the body: an entry that bears it was written by this service, whose
+bodies are JSON. Without it (earlier versions, other programs) the body is parsed to make sure,
+since clients could not read on past a broken frame. It protects against mistakes, not against
+malice: who may write to the backplane may send clients anything.
 """
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
+from app.backplane.scripts import CONTROL
+from app.errors import ClientError
+from app.protocol.envelope import RESERVED_ON_WIRE, decode_json
 from app.types import Gap, Message
 
-FIELDS = 8
+MAX_SEQ = 2**53 - 2
+"""The last number of a message; clients count in doubles."""
+LARGEST = 64 * 1024 * 1024 + 4096
+"""Bytes of the largest body that any setting allows."""
+OVERHEAD = 4096
+"""Bytes of an envelope around the data of a message, generously."""
+
+_NAMES = [b"p", b"e", b"t"]
+_FIELDS = 2 * len(_NAMES) + 2
+_EPOCH = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+_TIME_DIGITS = 18
+_SEED = 0x79756A69  # so that an empty body has no seal of zeros
+
+
+def body_name(body: bytes) -> bytes:
+    """The name of the field of a body, with the seal."""
+    return b"d%08x" % zlib.crc32(body, _SEED)
 
 
 def entry_id(seq: int) -> bytes:
@@ -18,19 +43,49 @@ def entry_id(seq: int) -> bytes:
     return b"0-%d" % seq
 
 
-def to_message(type: str, entry: Any) -> Message | None:
-    """The message that an entry holds, or None when somebody else wrote it."""
-    id, fields = entry
-    if len(fields) != FIELDS or fields[4] != b"t":
+def seq_of(entry: Any) -> int | None:
+    """The number of an entry; None when it cannot be one of a message."""
+    time, _, seq = bytes(entry[0]).partition(b"-")
+    number = int(seq) if seq.isdigit() and len(seq) <= 16 else MAX_SEQ + 1
+    return number if time == b"0" and number <= MAX_SEQ else None
+
+
+def to_message(type: str, entry: Any, largest: int = LARGEST) -> Message | None:
+    """The message that an entry holds, or None when another program wrote what is no message.
+
+    Args:
+        type: of the stream.
+        entry: as Valkey replies it.
+        largest: bytes of the largest body that clients take.
+    """
+    fields = entry[1]
+    if fields is None or len(fields) != _FIELDS or fields[:6:2] != _NAMES:
         return None
-    return Message(
-        type,
-        fields[1].decode(),
-        int(id[2:]),
-        fields[3].decode(),
-        fields[7],
-        int(fields[5]) / 1e6,
-    )
+    _, epoch, _, event, _, accepted, name, body = fields
+    seq = seq_of(entry)
+    if seq is None or not _EPOCH.fullmatch(epoch) or len(accepted) > _TIME_DIGITS:
+        return None
+    try:
+        message = Message(type, epoch.decode(), seq, event.decode(), body, int(accepted) / 1e6)
+    except ValueError:
+        return None
+    if name != b"d%08x" % zlib.crc32(body, _SEED) and not _is_sound(message, name, largest):
+        return None
+    return message
+
+
+def _is_sound(message: Message, name: bytes, largest: int) -> bool:
+    """Whether a message without a seal can be sent to clients."""
+    body = message.body
+    if not name.startswith(b"d") or len(body) > largest or message.event in RESERVED_ON_WIRE:
+        return False
+    if message.type == CONTROL:
+        return True  # parsed when it is carried out
+    try:
+        value = decode_json(body + b"}")
+    except ClientError:
+        return False
+    return isinstance(value, dict) and bool(value)
 
 
 def with_gaps(

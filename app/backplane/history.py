@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from app.backplane.client import FAILURES, Backplane, Command
-from app.backplane.entries import entry_id, to_message, with_gaps
+from app.backplane.entries import OVERHEAD, entry_id, to_message, with_gaps
 from app.backplane.faults import unavailable
 from app.backplane.scripts import stream_key
 from app.types import Gap, Message, Position
@@ -87,6 +87,7 @@ class History:
     def __init__(self, backplane: Backplane, positions: Mapping[str, Position]) -> None:
         self._backplane = backplane
         self._positions = positions
+        self._largest = backplane.settings.max_message_size + OVERHEAD
         self._tails: dict[str, _Tail] = {}
         self._turns: dict[str, tuple[str, Gap]] = {}  # the last change of epoch: from, and to what
         self._flights = _Flights()
@@ -225,7 +226,7 @@ class History:
             (reply,) = await self._backplane.ask([command])
         except FAILURES as error:
             raise unavailable(error, "The history cannot be read now") from error
-        messages = (to_message(type, entry) for entry in reply)
+        messages = (to_message(type, entry, self._largest) for entry in reply)
         return [message for message in messages if message is not None]
 
 

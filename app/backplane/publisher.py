@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from app.backplane.client import FAILURES, Argument, Backplane, FailedCalls, Pauses
+from app.backplane.entries import body_name
 from app.backplane.faults import Fault, explain, of_fault
 from app.backplane.scripts import (
     ONCE_MAX,
@@ -203,6 +204,7 @@ class StreamPublisher:
             arguments += (
                 draft.event,
                 int(draft.accepted * 1e6),
+                body_name(draft.body),
                 draft.body,
                 draft.id if draft.once else b"",
             )

@@ -6,14 +6,15 @@ import asyncio
 import logging
 import time
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from app.backplane.client import ANSWER_TIMEOUT, FAILURES, Backplane, Command, Pauses
-from app.backplane.entries import entry_id, to_message, with_gaps
+from app.backplane.entries import OVERHEAD, entry_id, seq_of, to_message, with_gaps
 from app.backplane.faults import explain
+from app.backplane.mending import is_damage, log_mended, mend_type
 from app.backplane.scripts import CONTROL, LOCATE, meta_key, new_epoch, stream_key
 from app.types import Gap, Message, Position
 
@@ -25,6 +26,8 @@ BLOCK_TIMEOUT = BLOCK + 1.5
 """Seconds after which a silent connection is given up."""
 CHECK_INTERVAL = 1.0
 """Seconds between two looks at the epochs: a stream that starts anew answers no XREAD."""
+REPORT_INTERVAL = 10.0
+"""Seconds between two log lines about entries of one stream that cannot be read."""
 
 
 @dataclass(slots=True)
@@ -57,11 +60,15 @@ class StreamReader:
         """Per type the last message that `read` returned; always the same dict."""
         self.reconnects = 0
         """Connections made anew after a loss, since the start."""
+        self.unreadable: Counter[str] = Counter()
+        """Entries of each stream that could not be read, since the start."""
         self._link = backplane.reading
         self._clock = clock
         self._types = (*backplane.settings.message_types, CONTROL)
         self._by_key = {stream_key(type): type for type in self._types}
         self._most = backplane.settings.broadcast_batch_size
+        self._largest = backplane.settings.max_message_size + OVERHEAD
+        self._worker = backplane.worker_id
         self._read: dict[str, Position] = {}  # ahead of `positions` by what is pending
         self._pending: deque[Message | Gap] = deque()
         # Of the entry at `_read`: by its content a stream is known again after an outage, even
@@ -69,6 +76,9 @@ class StreamReader:
         self._prints: dict[str, tuple[bytes, int] | None] = {}
         self._checked = 0.0
         self._answered = time.monotonic()
+        self._is_lost = False  # the connection is new, and nothing was compared since
+        self._reported: dict[str, float] = {}
+        self._damaged: set[str] = set()  # types whose keys must be mended before reading on
 
     async def start(self) -> None:
         """Take the ends of all streams as positions.
@@ -76,6 +86,7 @@ class StreamReader:
         Raises:
             FAILURES: the backplane does not answer; may be called again.
         """
+        await self._mend(self._types)
         for type, found in zip(self._types, await self._locate(self._types), strict=True):
             self._read[type] = Position(found.epoch, found.newest)
         self._prints = await self._fetch_prints()
@@ -90,9 +101,13 @@ class StreamReader:
         pauses, failed = Pauses(), False
         while not self._pending:
             try:
-                if not self._link.connected:
+                if self._is_lost or not self._link.connected:
+                    self._is_lost = True
                     await self._resume()
-                    pauses, failed = Pauses(), False
+                    self._is_lost, failed, pauses = False, False, Pauses()
+                elif self._damaged:
+                    await self._mend(sorted(self._damaged))
+                    await self._check()
                 elif time.monotonic() - self._checked >= CHECK_INTERVAL:
                     await self._check()
                 else:
@@ -104,6 +119,8 @@ class StreamReader:
                         "reading from the backplane failed, resuming: %s", explain(error).words
                     )
                 failed = True
+                if is_damage(error):
+                    self._damaged.update(self._types)
                 await asyncio.sleep(pauses.take())
         return self._take()
 
@@ -147,27 +164,62 @@ class StreamReader:
             await self._add(self._by_key[key], entries)
 
     async def _add(self, type: str, entries: Sequence[Any]) -> None:
-        """Take entries that follow the last one read, up to the first that does not belong."""
+        """Take entries that follow the last one read, up to the first of another epoch.
+
+        What no worker has written is left out, which makes a gap.
+        """
         at = self._read[type]
         messages: list[Message] = []
-        foreign = None
+        newest, last, located = at.seq, None, False
         for entry in entries:
-            message = to_message(type, entry)
+            message = to_message(type, entry, self._largest)
             if message is None or message.epoch != at.epoch:
-                foreign = entry
-                break
+                if not located:
+                    self._add_messages(type, messages, last)
+                    messages, located = [], True
+                    (found,) = await self._locate([type])
+                    if self._follow(type, found):
+                        return
+                self._note_unreadable(type, entry)
+                seq = seq_of(entry)
+                if seq is None:
+                    # No reading goes on past it, whatever the position.
+                    self._damaged.add(type)
+                    break
+                newest = seq
+                continue
             messages.append(message)
+            newest, last = message.seq, entry
+        self._add_messages(type, messages, last)
+        if newest > self._read[type].seq:
+            first = self._read[type].seq + 1
+            self._skip(type, Gap(type, at.epoch, first, newest, "history"))
+
+    def _add_messages(self, type: str, messages: Sequence[Message], last: Any) -> None:
         if messages:
+            at = self._read[type]
             self._pending.extend(with_gaps(type, at.epoch, at.seq, messages))
             self._read[type] = Position(at.epoch, messages[-1].seq)
-            self._prints[type] = _fingerprint(entries[len(messages) - 1])
-        if foreign is not None:
-            (found,) = await self._locate([type])
-            if not self._follow(type, found):
-                # Of this epoch's stream, but not written by us.
-                seq = int(foreign[0].partition(b"-")[2])
-                logger.error("an unknown entry in the stream of %s: %r", type, foreign[0])
-                self._skip(type, Gap(type, at.epoch, self._read[type].seq + 1, seq, "history"))
+            self._prints[type] = _fingerprint(last)
+
+    def _note_unreadable(self, type: str, entry: Any) -> None:
+        self.unreadable[type] += 1
+        now = time.monotonic()
+        if now - self._reported.get(type, -REPORT_INTERVAL) >= REPORT_INTERVAL:
+            self._reported[type] = now
+            logger.error(
+                "The entry %s in the stream of %s is not a message of this service and is skipped"
+                " (unreadable entries of this stream so far: %d)",
+                bytes(entry[0]).decode(errors="replace"),
+                type,
+                self.unreadable[type],
+            )
+
+    async def _mend(self, types: Iterable[str]) -> None:
+        """Make keys usable again that another program has written to."""
+        calls = [mend_type(type, self._worker) for type in types]
+        log_mended(await self._link.run(calls, ANSWER_TIMEOUT))
+        self._damaged.clear()
 
     async def _check(self) -> None:
         """Compare all epochs and ends with what was read."""
@@ -177,7 +229,8 @@ class StreamReader:
         doubtful = []
         for type, (epoch, newest) in zip(self._types, replies, strict=True):
             at = self._read[type]
-            if epoch is None or epoch.decode() != at.epoch or int(newest) < at.seq:
+            behind = newest is None or not newest.isdigit() or int(newest[:20]) < at.seq
+            if epoch != at.epoch.encode() or behind:
                 doubtful.append(type)
         await self._follow_all(doubtful)
         self._checked = time.monotonic()
@@ -240,4 +293,6 @@ class StreamReader:
 
 def _fingerprint(entry: Any) -> tuple[bytes, int] | None:
     fields = entry[1]
-    return (bytes(fields[5]), zlib.crc32(fields[-1])) if len(fields) > 5 else None
+    if fields is None or len(fields) <= 5:
+        return None
+    return bytes(fields[5]), zlib.crc32(fields[-1])

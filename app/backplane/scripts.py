@@ -61,25 +61,46 @@ class Script:
         object.__setattr__(self, "sha", sha.encode())
 
 
+# What the scripts read may have been written by another program: whatever is not as they write
+# it counts as missing.
+_COUNT = """
+local function count(text)
+  if text and #text <= 16 and string.find(text, '^%d+$') then return tonumber(text) end
+end
+"""
+
 # The epoch changes when there is none, when the stream has vanished under its meta hash, and
 # when the caller knows a newer message of this epoch than the stream does (or knows otherwise
 # that it is not the stream it was). A caller that knows another epoch changes nothing.
-_EPOCH = """
+_EPOCH = (
+    _COUNT
+    + """
+local function last_seq(stream)
+  local info = redis.call('XINFO', 'STREAM', stream)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then
+      return count(string.match(info[i + 1], '^0%-(%d+)$')) or 0
+    end
+  end
+end
+
 local function locate(stream, meta, candidate, known_epoch, known_seq, force)
   local m = redis.call('HMGET', meta, 'p', 'b', 'n', 'z', 'h', 'o')
-  local epoch, base, newest = m[1], tonumber(m[2] or '0'), tonumber(m[3] or '0')
-  local bytes, head, since = tonumber(m[4] or '0'), tonumber(m[5] or '0'), tonumber(m[6] or '0')
+  local epoch, base, newest = m[1], count(m[2] or '0'), count(m[3] or '0')
+  local bytes, head, since = count(m[4]) or 0, count(m[5]) or 0, count(m[6]) or 0
+  if not (epoch and base and newest and #epoch <= 64 and string.find(epoch, '^[%w_-]+$')) then
+    epoch, base, newest = false, 0, 0
+  end
   local exists = redis.call('EXISTS', stream) == 1
-  local stale = epoch == known_epoch and (newest < known_seq or force)
-  if not epoch or (newest > 0 and not exists) or stale then
+  local known = epoch == known_epoch
+  if known and newest < known_seq and exists and last_seq(stream) >= known_seq then
+    newest = last_seq(stream)  -- another program has added to the stream
+    redis.call('HSET', meta, 'n', newest)
+  end
+  if not epoch or (newest > 0 and not exists) or (known and (newest < known_seq or force)) then
     epoch, newest = candidate, 0
     if exists then
-      local info = redis.call('XINFO', 'STREAM', stream)
-      for i = 1, #info, 2 do
-        if info[i] == 'last-generated-id' then
-          newest = tonumber(string.match(info[i + 1], '%-(%d+)$'))
-        end
-      end
+      newest = last_seq(stream)
     else
       bytes, head = 0, 0
     end
@@ -89,6 +110,7 @@ local function locate(stream, meta, candidate, known_epoch, known_seq, force)
   return epoch, base, newest, bytes, head, since
 end
 """
+)
 
 LOCATE = Script(
     (
@@ -100,7 +122,7 @@ local epoch, base, newest =
   locate(KEYS[1], KEYS[2], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1')
 local oldest = newest + 1
 local rows = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
-if rows[1] then oldest = tonumber(string.match(rows[1][1], '%-(%d+)$')) end
+if rows[1] then oldest = count(string.match(rows[1][1], '%-(%d+)$')) or oldest end
 return {epoch, base, newest, oldest}
 """
     ).encode()
@@ -113,29 +135,30 @@ PUBLISH = Script(
 -- KEYS: stream, meta, batch record, newer and older table of known ids.
 -- ARGV: batch number, now (us), candidate epoch, known epoch, known seq, history size,
 --   recovery window (us), history bytes, once window (us), most known ids,
---   then per message: event, accepted (us), body, chosen id or ''.
+--   then per message: event, accepted (us), name of the body's field, body, chosen id or ''.
 -- Returns 'epoch first count', or, when ids were known, 'epoch seq,seq:epoch,...'.
 local stream, meta, record, once, older = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local batch, now = tonumber(ARGV[1]), tonumber(ARGV[2])
 local stored = redis.call('GET', record)
 if stored then
   local number, result = string.match(stored, '^(%d+) (.*)$')
-  if tonumber(number) == batch then return result end
+  number = count(number) or 0
+  if number == batch then return result end
   -- A connection that was given up may deliver its commands late.
-  if tonumber(number) > batch then return redis.error_reply('STALE batch') end
+  if number > batch then return redis.error_reply('STALE batch') end
 end
 
 local epoch, base, newest, bytes, head, since =
   locate(stream, meta, ARGV[3], ARGV[4], tonumber(ARGV[5]), false)
 local keep, window, most = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local once_window, once_most = tonumber(ARGV[9]), tonumber(ARGV[10])
-local OVERHEAD = 32
+local OVERHEAD, MAX_SEQ = 32, 9007199254740990
 
 local function known(id)
   local value = redis.call('HGET', once, id) or redis.call('HGET', older, id)
   if value then
-    local at, seq, its_epoch = string.match(value, '^(%d+) (%d+) (.*)$')
-    if now - tonumber(at) < once_window then
+    local at, seq, its_epoch = string.match(value, '^(%d+) (%d+) ([%w_-]+)$')
+    if count(at) and count(seq) and now - count(at) < once_window then
       if its_epoch == epoch then return seq end
       return seq .. ':' .. its_epoch
     end
@@ -153,18 +176,19 @@ local function turn_tables()
 end
 
 local seqs, repeated, chosen, added = {}, false, false, 0
-for i = 11, #ARGV, 4 do
-  local id = ARGV[i + 3]
+for i = 11, #ARGV, 5 do
+  local id = ARGV[i + 4]
   local seq = id ~= '' and known(id)
   if seq then
     repeated = true
   else
     local entry = redis.call('XADD', stream, '0-*',
-      'p', epoch, 'e', ARGV[i], 't', ARGV[i + 1], 'd', ARGV[i + 2])
+      'p', epoch, 'e', ARGV[i], 't', ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
     seq = string.sub(entry, 3)
-    newest = tonumber(seq)
+    newest = count(seq)
+    if not newest or newest > MAX_SEQ then return redis.error_reply('UNUSABLE stream') end
     added = added + 1
-    bytes = bytes + #ARGV[i] + #ARGV[i + 2] + OVERHEAD
+    bytes = bytes + #ARGV[i] + #ARGV[i + 3] + OVERHEAD
     if id ~= '' then
       chosen = true
       turn_tables()
@@ -185,7 +209,7 @@ if length > 1 and (bytes > most or (length > keep and head <= cutoff)) then
     local rows = redis.call('XRANGE', stream, from, '+', 'COUNT', ask)
     for _, row in ipairs(rows) do
       local f = row[2]
-      head = tonumber(f[6] or '0') or 0
+      head = count(f[6]) or 0
       if length <= 1 or not (bytes > most or (length > keep and head <= cutoff and left > 0)) then
         cut = row[1]
         break
@@ -200,7 +224,7 @@ if length > 1 and (bytes > most or (length > keep and head <= cutoff)) then
   until cut or #rows == 0
   if cut and removed > 0 then redis.call('XTRIM', stream, 'MINID', cut) end
 end
-if length == 1 then bytes = #ARGV[#ARGV - 3] + #ARGV[#ARGV - 1] + OVERHEAD end
+if length == 1 then bytes = #ARGV[#ARGV - 4] + #ARGV[#ARGV - 1] + OVERHEAD end
 if added > 0 then
   redis.call('HSET', meta, 'n', newest, 'z', math.max(bytes, 0), 'h', string.format('%d', head))
 end
@@ -213,6 +237,67 @@ else
 end
 redis.call('SET', record, ARGV[1] .. ' ' .. result, 'PX', 300000)
 return result
+"""
+    ).encode()
+)
+
+
+MEND = Script(
+    (
+        _COUNT
+        + """
+-- KEYS: any of one slot, each stream followed by its meta hash.
+-- ARGV: for each the type that it should have: 'stream', 'hash', 'string', 'zset'.
+-- Makes keys usable again that another program has written to. A key of another type is renamed;
+-- entries of a stream after which it cannot go on are left out.
+-- Returns the names of the keys that were changed.
+local LAST = '0-9007199254740990'
+
+local function mend_stream(key, meta)
+  local info, seq = redis.call('XINFO', 'STREAM', key), nil
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then
+      seq = count(string.match(info[i + 1], '^0%-(%d+)$'))
+    end
+  end
+  if seq and seq < 9007199254740991 then return false end
+  -- To delete the entries would not do: ids below a deleted one cannot be given any more.
+  local copy, from, last = key .. ':mended', '-', 0
+  redis.call('DEL', copy)
+  repeat
+    local rows = redis.call('XRANGE', key, from, LAST, 'COUNT', 500)
+    for _, row in ipairs(rows) do
+      if #row[2] == 8 then
+        redis.call('XADD', copy, row[1], unpack(row[2]))
+        last = count(string.sub(row[1], 3))
+      end
+      from = '(' .. row[1]
+    end
+  until #rows == 0
+  redis.call('DEL', key)
+  if last > 0 and last < 9007199254740990 then
+    redis.call('RENAME', copy, key)
+  else
+    redis.call('DEL', copy)
+  end
+  -- Where more than its end is gone a new epoch begins.
+  if redis.call('TYPE', meta).ok == 'hash' and count(redis.call('HGET', meta, 'n')) ~= last then
+    redis.call('DEL', meta)
+  end
+  return true
+end
+
+local changed = {}
+for i, key in ipairs(KEYS) do
+  local found = redis.call('TYPE', key).ok
+  if found ~= 'none' and found ~= ARGV[i] then
+    redis.call('RENAME', key, key .. ':foreign')
+    changed[#changed + 1] = key
+  elseif found == 'stream' and mend_stream(key, KEYS[i + 1]) then
+    changed[#changed + 1] = key
+  end
+end
+return changed
 """
     ).encode()
 )

@@ -21,7 +21,20 @@ MAX_DEPTH = 128
 _MAX_DIGITS = 308
 """Digits of an integer: a longer one is `Infinity` to every client that counts in doubles."""
 
-RESERVED_EVENTS = frozenset(
+RESERVED_ON_WIRE = frozenset(
+    {
+        "connect",
+        "connect_error",
+        "disconnect",
+        "disconnecting",
+        "newListener",
+        "removeListener",
+    }
+)
+"""Names of events that are not allowed in packets of Socket.IO: its clients close the connection
+when one comes, and its servers do."""
+
+RESERVED_EVENTS = RESERVED_ON_WIRE | frozenset(
     {
         # Events that only the service itself sends.
         "connected",
@@ -37,16 +50,10 @@ RESERVED_EVENTS = frozenset(
         "error",
         "offset",
         # Names that Socket.IO clients and servers give to their own events.
-        "connect",
         "connecting",
-        "connect_error",
         "connect_failed",
         "connect_timeout",
-        "disconnect",
-        "disconnecting",
         "message",
-        "newListener",
-        "removeListener",
         "reconnect",
         "reconnect_attempt",
         "reconnect_error",

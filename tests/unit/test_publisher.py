@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 from app.backplane import client as client_module
 from app.backplane import publisher as publisher_module
 from app.backplane.client import FAILURES, FailedCalls, Link
+from app.backplane.entries import body_name
 from app.backplane.publisher import parse_result
 from app.backplane.scripts import ONCE_WINDOW
 from app.errors import BackplaneFull, BackplaneUnavailable
@@ -43,8 +44,8 @@ async def test_position_is_where_the_message_is(valkey: ValkeyProcess, make_node
     (position,) = await node.publish(draft(b'{"a":1', accepted=1700000000.25))
     entries = await valkey.command("XRANGE", "{rt:status}:s", "-", "+")
     epoch = position.epoch.encode()
-    fields = [b"p", epoch, b"e", b"status_update", b"t", b"1700000000250000", b"d", b'{"a":1']
-    assert entries == [[b"0-1", fields]]
+    fields = [b"p", epoch, b"e", b"status_update", b"t", b"1700000000250000"]
+    assert entries == [[b"0-1", [*fields, body_name(b'{"a":1'), b'{"a":1']]]
 
 
 async def test_a_batch_whose_answer_was_lost_is_stored_once(

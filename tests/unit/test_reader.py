@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -249,3 +250,147 @@ async def test_an_entry_that_somebody_else_wrote_is_a_gap(
     epoch = node.reader.positions["status"].epoch
     assert items[1] == Gap("status", epoch, 2, 2, "history")
     assert [item.seq for item in items if isinstance(item, Message)] == [1, 3]
+
+
+JUNK = [
+    ("x", "y"),
+    ("p", "other", "e", "tick", "t", "1", "d", '{"a":1'),
+    ("p", "EPOCH", "e", "tick", "t", "1", "d", "junk"),
+    ("p", "EPOCH", "e", b"\xff", "t", "1", "d", '{"a":1'),
+    ("p", "EPOCH", "e", "tick", "t", "noon", "d", '{"a":1'),
+    ("p", "EPOCH", "e", "tick", "t", "9" * 5000, "d", '{"a":1'),
+    ("p", b"\xff", "e", "tick", "t", "1", "d", '{"a":1'),
+]
+
+
+async def test_entries_that_cannot_be_read_are_a_gap_and_change_no_epoch(
+    valkey: ValkeyProcess, make_node: MakeNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = await make_node()
+    await node.publish(draft())
+    (first,) = await node.read(1)
+    for words in JUNK:
+        real = [first.epoch if word == "EPOCH" else word for word in words]
+        await valkey.command("XADD", "{rt:status}:s", "0-*", *real)
+    gaps: list[Message | Gap] = []
+    while sum(gap.last - gap.first + 1 for gap in gaps if isinstance(gap, Gap)) < len(JUNK):
+        gaps += await node.read(1)
+    assert all(isinstance(gap, Gap) and gap.reason == "history" for gap in gaps)
+    # Long enough for two looks at the epochs.
+    with pytest.raises(TimeoutError):
+        await node.read(1, within=2.5)
+    await node.publish(draft())
+    (last,) = await node.read(1)
+    assert isinstance(last, Message)
+    assert (last.epoch, last.seq) == (first.epoch, len(JUNK) + 2)
+    assert node.reader.unreadable == {"status": len(JUNK)}
+    assert sum("not a message of this service" in line for line in caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    "id", ["5-1", "18446744073709551615-1", "0-18446744073709551615", "0-9007199254740992"]
+)
+async def test_an_entry_after_which_a_stream_cannot_go_on(
+    valkey: ValkeyProcess, make_node: MakeNode, id: str
+) -> None:
+    writer, node = await make_node(), await make_node()
+    await writer.publish(draft())
+    (first,) = await node.read(1)
+    await valkey.command("XADD", "{rt:status}:s", id, "x", "y")
+    await writer.publish(draft(type="stats"))
+    await node.read(1)  # nothing else waits for it
+    async with asyncio.timeout(5):
+        while (await valkey.command("XLEN", "{rt:status}:s")) != 1:
+            with contextlib.suppress(TimeoutError):
+                await node.read(1, within=0.2)
+    await writer.publish(draft())
+    (last,) = await node.read(1)
+    assert isinstance(last, Message)
+    assert (last.epoch, last.seq) == (first.epoch, 2)
+
+
+async def test_the_last_number_that_clients_can_hold(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    """There is none after it, so the stream goes on behind what is sound, with a new epoch."""
+    writer, node = await make_node(), await make_node()
+    await writer.publish(draft())
+    (first,) = await node.read(1)
+    await valkey.command("XADD", "{rt:status}:s", f"0-{2**53 - 2}", "x", "y")
+    (gap,) = await node.read(1)
+    assert gap == Gap("status", first.epoch, 2, 2**53 - 2, "history")
+    await valkey.command("XADD", "{rt:status}:s", f"0-{2**53 - 1}", "x", "y")
+    await read_epoch_gap_alone(node)
+    await writer.publish(draft())
+    (last,) = await node.read(1)
+    assert isinstance(last, Message)
+    assert last.seq == 2
+    assert last.epoch != first.epoch
+
+
+async def read_epoch_gap_alone(node: Node) -> None:
+    (gap,) = await node.read(1)
+    assert isinstance(gap, Gap)
+    assert gap.reason == "epoch"
+
+
+@pytest.mark.parametrize("key", ["s", "m"])
+@pytest.mark.parametrize("type", ["status", "control"])
+async def test_a_key_of_another_type_is_moved_aside(
+    valkey: ValkeyProcess, make_node: MakeNode, key: str, type: str
+) -> None:
+    writer, node = await make_node(), await make_node()
+    await writer.publish(draft(), draft(type=type, body=b"{}"))
+    await node.read(1 if type == "control" else 2)
+    await valkey.command("SET", f"{{rt:{type}}}:{key}", "mine")
+    reading = asyncio.create_task(node.read(1))
+    async with asyncio.timeout(5):
+        while (await valkey.command("GET", f"{{rt:{type}}}:{key}:foreign")) != b"mine":
+            await asyncio.sleep(0.02)
+    await writer.publish(draft(type="stats"))
+    await reading
+    # A worker that starts meets the same.
+    await valkey.command("DEL", f"{{rt:{type}}}:{key}")
+    await valkey.command("SADD", f"{{rt:{type}}}:{key}", "mine")
+    late = await make_node()
+    await writer.publish(draft(type="stats"))
+    await late.read(1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("p", 'a"b'),
+        ("p", b"\xff"),
+        ("p", ""),
+        ("p", "a" * 1000),
+        ("n", "junk"),
+        ("n", "-5"),
+        ("n", "1e300"),
+        ("n", "nan"),
+        ("n", "9" * 400),
+        ("b", "junk"),
+        ("z", "junk"),
+        ("h", "inf"),
+        ("o", b"\xff"),
+    ],
+)
+async def test_junk_in_the_meta_hash(
+    valkey: ValkeyProcess, make_node: MakeNode, field: str, value: bytes | str
+) -> None:
+    writer, node = await make_node(), await make_node()
+    await writer.publish(draft())
+    (first,) = await node.read(1)
+    await valkey.command("HSET", "{rt:status}:m", field, value)
+    await writer.publish(draft())
+    items = await node.read(1)
+    if isinstance(items[0], Gap):  # a new epoch, which begins behind what was stored under it
+        items = items[1:]
+        await writer.publish(draft())
+        items += await node.read(1)
+    message = items[-1]
+    assert isinstance(message, Message)
+    assert message.seq in (2, 3)
+    assert (message.epoch == first.epoch) == (field in "zho")
+    late = await make_node()
+    assert late.reader.positions["status"].epoch == message.epoch

@@ -1,0 +1,59 @@
+"""Makes keys usable again that another program has written to.
+
+The service shares its server with nothing else, but an operator's mistake or another program may
+leave a key of another type under one of its names, or an entry in a stream after which the stream
+cannot go on. That would stop reading or publishing for good.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from app.backplane.client import Argument
+from app.backplane.scripts import MEND, Script, batch_key, meta_key, once_keys, stream_key
+
+logger = logging.getLogger(__name__)
+
+_SIGNS = ("WRONGTYPE", "UNUSABLE", "ID specified in XADD", "last possible ID")
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error reply means that another program has written to a key of the service."""
+    text = str(error)
+    return any(sign in text for sign in _SIGNS)
+
+
+def mend_type(type: str, publisher: str) -> tuple[Script, Sequence[Argument]]:
+    """The call that mends all keys of a message type.
+
+    Args:
+        type: the message type.
+        publisher: the worker whose record of its last batch is mended, too.
+    """
+    newer, older = once_keys(type)
+    return mend_keys(
+        {
+            stream_key(type): b"stream",
+            meta_key(type): b"hash",
+            batch_key(type, publisher): b"string",
+            newer: b"hash",
+            older: b"hash",
+        }
+    )
+
+
+def mend_keys(keys: dict[bytes, bytes]) -> tuple[Script, Sequence[Argument]]:
+    """The call that mends keys of one slot, each with the type that it should have."""
+    return MEND, (len(keys), *keys, *keys.values())
+
+
+def log_mended(replies: Iterable[Sequence[bytes]]) -> None:
+    """Report what calls of `MEND` have changed."""
+    for reply in replies:
+        for key in reply:
+            logger.error(
+                "Another program has written to the key %s of the backplane:"
+                " it was renamed to end in ':foreign', or its unusable entries were removed",
+                key.decode(errors="replace"),
+            )
