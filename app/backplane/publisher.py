@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from app.backplane.client import FAILURES, Argument, Backplane, FailedCalls, Pauses
 from app.backplane.entries import body_name
 from app.backplane.faults import Fault, explain, of_fault
+from app.backplane.mending import is_damage, log_mended, mend_type
 from app.backplane.scripts import (
     ONCE_MAX,
     ONCE_WINDOW,
@@ -120,6 +122,7 @@ class StreamPublisher:
         left = dict(calls)
         done: dict[str, bytes | BackplaneUnavailable] = {}
         last: Fault | None = None
+        mended: set[str] = set()
         while left and (seconds := deadline - loop.time()) > 0:
             link, types = self._backplane.publishing, list(left)
             try:
@@ -128,6 +131,12 @@ class StreamPublisher:
                 answers = error.answers
             except FAILURES as error:
                 answers = [error] * len(types)
+            damaged = _damaged(types, answers) - mended
+            if damaged:
+                # Done as soon as the keys are mended; the others are answered then, too.
+                mended |= damaged
+                await self._mend(damaged)
+                continue
             faults = self._take(types, answers, left, done)
             if not left:
                 break
@@ -145,6 +154,12 @@ class StreamPublisher:
         if len(failed) == len(done):
             raise failed[0]
         return done
+
+    async def _mend(self, types: Iterable[str]) -> None:
+        """Make the keys of types usable again that another program has written to."""
+        calls = [mend_type(type, self._backplane.worker_id) for type in types]
+        with contextlib.suppress(*FAILURES):
+            log_mended(await self._backplane.publishing.run(calls, ATTEMPT_TIMEOUT))
 
     def _take(
         self,
@@ -216,6 +231,14 @@ class StreamPublisher:
         if stored.epoch == seen.epoch and stored.seq > seen.seq:
             return stored
         return seen
+
+
+def _damaged(types: Sequence[str], answers: Sequence[Any]) -> set[str]:
+    return {
+        type
+        for type, answer in zip(types, answers, strict=True)
+        if isinstance(answer, Exception) and is_damage(answer)
+    }
 
 
 def parse_result(reply: bytes) -> list[Position]:
