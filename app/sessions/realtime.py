@@ -154,7 +154,8 @@ class Realtime:
         """Claim a place for the session's user, if it has one.
 
         Args:
-            session: connected and, if the service takes tokens, authenticated.
+            session: connected and, if the service takes tokens, authenticated; one that has ended
+                claims nothing.
             resume: token of a connection that this one takes the place of.
 
         Returns:
@@ -164,6 +165,9 @@ class Realtime:
             ClientError: MAX_CONNECTIONS_EXCEEDED; the same from what is returned, and
                 BACKPLANE_UNAVAILABLE.
         """
+        if session.state != OPEN:
+            # It ended before its turn came: what it claims now would never be given back.
+            return None
         replaced = self.read_resume(resume) if resume else None
         old = self.sessions.get(replaced) if replaced else None
         if old is not None and old is not session:

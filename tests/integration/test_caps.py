@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections import Counter
 
@@ -12,7 +13,7 @@ import websockets
 
 from tests.integration.harness import Service, until
 from tests.integration.sioclient import SioClient
-from tests.integration.wsclient import PlainClient, RawClient, spread
+from tests.integration.wsclient import CLOSE, TEXT, PlainClient, RawClient, encode, spread
 
 
 async def storm(service: Service, count: int) -> tuple[list[RawClient], list[RawClient]]:
@@ -172,6 +173,33 @@ async def test_both_protocols_count_together() -> None:
         too_many = await PlainClient.open(service, user="eve")
         assert await too_many.wait_closed() == 1008
         await asyncio.gather(third.close(), fourth.close(), *(one.close() for one in plain))
+
+
+async def test_a_client_that_recovers_and_leaves_at_once_keeps_no_place() -> None:
+    """Its CONNECT and its close frame come in one segment."""
+    path = "/ws/realtime?EIO=4&transport=websocket"
+    async with Service(WORKERS=1) as service:
+        for _ in range(3):
+            async with await RawClient.open(service, path) as first:
+                await first.send(TEXT, b'40{"user":"lea"}')
+                answer = await first.packet('40{"sid"')
+                auth = {"user": "lea", "pid": json.loads(answer[2:])["pid"]}
+                async with await RawClient.open(service, path) as second:
+                    connect = b"40" + json.dumps(auth).encode()
+                    await second.write(encode(TEXT, connect) + encode(CLOSE, b"\x03\xe8"))
+                    await second.to_end()
+        await service.wait_connections(0)
+
+        async def users() -> int:
+            return int((await service.get("/ws/stats")).body["uniqueUsers"])
+
+        async def none() -> bool:
+            return await users() == 0
+
+        await until(none, "no user is left")
+        back = [await PlainClient.open(service, user="lea") for _ in range(3)]
+        await asyncio.gather(*(client.barrier() for client in back))
+        await asyncio.gather(*(client.close() for client in back))
 
 
 @pytest.mark.timeout(120)

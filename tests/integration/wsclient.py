@@ -442,6 +442,14 @@ class RawClient:
             if got["event"] == event:
                 return got
 
+    async def packet(self, start: str) -> str:
+        """The next text message that starts like this; others before it are dropped."""
+        while True:
+            _, frame = await self.until_frame(TEXT)
+            text = frame.payload.decode()
+            if text.startswith(start):
+                return text
+
     async def to_close(self) -> tuple[list[Envelope], int]:
         """Read to the close frame: messages before it, and its code."""
         before, frame = await self.until_frame(CLOSE)
