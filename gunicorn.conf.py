@@ -78,6 +78,10 @@ def on_reload(server: Any) -> None:
     _master.note_reload(server)
 
 
+def pre_fork(server: Any, _worker: Any) -> None:
+    _master.claim_pid_file(server)
+
+
 def post_fork(server: Any, worker: Any) -> None:
     worker.early_signals = server.SIG_QUEUE
 

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from prometheus_client.metrics_core import Metric
 
 from app import __version__
@@ -181,7 +181,9 @@ def _add_http(
     add_routes(app, context)
 
     async def end_keep_alive(_: web.Request, response: web.StreamResponse) -> None:
-        if worker.leaving:
+        if worker.closing:
             response.force_close()
+            # aiohttp has written this header by now; without it the client sends another request.
+            response.headers[hdrs.CONNECTION] = "close"
 
     app.on_response_prepare.append(end_keep_alive)

@@ -73,8 +73,8 @@ class Worker:
         self.reader = reader
         self.is_hurried: Callable[[], bool] = lambda: False
         """Whether the worker was told to stop without a drain."""
-        self.leaving = False
-        """Others take over: HTTP clients are told to connect anew."""
+        self.closing = False
+        """HTTP connections end with the next answer: no worker can go on with them."""
         self.accepting = True
         """Whether this worker takes new connections."""
         self.metrics = Metrics(settings.message_types)
@@ -240,11 +240,13 @@ class Worker:
             logger.critical("this worker cannot go on", exc_info=error)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    async def _drain(self) -> None:
+    async def drain(self) -> None:
         """Close what nobody has taken over, in even steps, so that clients do not return at once.
 
-        Answers that handlers of this worker await may come meanwhile.
+        No new connection is taken from now on; HTTP requests are answered. Answers that handlers
+        of this worker await may come meanwhile.
         """
+        self.accepting = False
         sessions = list(self.realtime.sessions.values())
         self.metrics.handed_over["drained"].inc(len(sessions))
         began = time.monotonic()
@@ -260,9 +262,9 @@ class Worker:
 
     async def stop(self) -> None:
         """Close every connection, store what is queued, and stop."""
+        if self.accepting and not self.is_hurried():
+            await self.drain()
         self.accepting = False
-        if not self.is_hurried():
-            await self._drain()
         self.realtime.end_all()
         deadline = time.monotonic() + LEAVE_SECONDS
         while len(self.hub) and time.monotonic() < deadline:  # noqa: ASYNC110 (polled once)

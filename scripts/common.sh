@@ -86,11 +86,17 @@ export_token() {
 
 # Pid of the gunicorn master of this machine; nothing when none runs.
 master_pid() {
-  local data_dir pid
+  local data_dir pid file
   data_dir=$(setting data_dir) || return 1
-  pid=$(cat "$data_dir/gunicorn.pid" 2> /dev/null) || return 1
-  [[ $pid =~ ^[0-9]+$ ]] && tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null | grep -q gunicorn || return 1
-  printf '%s' "$pid"
+  # The second is that of a new master whose predecessor has just ended.
+  for file in gunicorn.pid gunicorn.pid.2; do
+    pid=$(cat "$data_dir/$file" 2> /dev/null) || continue
+    if [[ $pid =~ ^[0-9]+$ ]] && tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null | grep -q gunicorn; then
+      printf '%s' "$pid"
+      return
+    fi
+  done
+  return 1
 }
 
 has_docker() { command -v docker > /dev/null && docker compose version > /dev/null 2>&1; }

@@ -89,8 +89,19 @@ class Master:
         application.reload = reload
 
     def note_reload(self, arbiter: Any) -> None:
-        """Remember which workers are the old ones; before the new ones are started."""
+        """Remember which workers are the old ones; before the new ones are started.
+
+        gunicorn removes its pid file now and writes it anew: who looks in between would find no
+        service. Without an object of it, it leaves the file alone and makes the object anew.
+        """
         self._age_at_reload = arbiter.worker_age
+        arbiter.pidfile = None
+
+    @staticmethod
+    def claim_pid_file(arbiter: Any) -> None:
+        """Let gunicorn remove at its end the file that it found to be its own."""
+        if arbiter.pidfile is not None and arbiter.pidfile.pid is None:
+            arbiter.pidfile.pid = arbiter.pid
 
     def end_failed_reload(self, arbiter: Any) -> None:
         """Let the master's loop go on when every new worker of a reload has died.

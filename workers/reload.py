@@ -57,14 +57,15 @@ def find_master(data_dir: Path) -> int:
     Raises:
         NotRunning: there is none.
     """
-    path = data_dir / "gunicorn.pid"
-    try:
-        pid = int(path.read_text())
-    except (FileNotFoundError, ValueError):
-        pid = 0
-    if not pid or not start_time(pid) or b"gunicorn" not in command_line(pid):
-        raise NotRunning(f"no service runs with DATA_DIR {data_dir}")
-    return pid
+    # The second is that of a new master whose predecessor has just ended.
+    for name in ("gunicorn.pid", "gunicorn.pid.2"):
+        try:
+            pid = int((data_dir / name).read_text())
+        except (FileNotFoundError, ValueError):
+            continue
+        if start_time(pid) and b"gunicorn" in command_line(pid):
+            return pid
+    raise NotRunning(f"no service runs with DATA_DIR {data_dir}")
 
 
 def environment_of(pid: int) -> dict[str, str]:

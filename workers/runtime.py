@@ -17,14 +17,14 @@ from app import config, main
 from app.config import Settings
 from app.errors import BackplaneUnavailable, SettingsError
 from app.sessions.passing import Passing
-from app.transport.http_guard import GuardedRunner
+from app.transport.http_connection import HttpRunner
 from workers import gunicorn_worker, log_level, logs, master, paths, valkey
 from workers.collector import Collector
+from workers.departure import Departure
 from workers.gunicorn_worker import CannotServe, RealtimeWorker
-from workers.handoff_report import Handoff
 from workers.host import Headroom, HostSampler
+from workers.http_handoff import HttpHandoff
 from workers.leader import Leader
-from workers.leaving import wait_for_heir
 from workers.masters import MastersLock
 from workers.metrics_files import MetricsFiles
 from workers.replacement import Replacement
@@ -34,7 +34,6 @@ from workers.succession import Succession
 from workers.valkey import Valkey
 
 _SWEEP_INTERVAL = 1.0
-_LATE_SECONDS = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +107,7 @@ async def create() -> web.AppRunner:
         raise
     application.on_shutdown.insert(0, give_up_leadership)
     application.cleanup_ctx.append(looking_after)
-    runner = GuardedRunner(
+    runner = HttpRunner(
         application,
         logger=worker.log,
         keepalive_timeout=worker.cfg.keepalive,
@@ -116,36 +115,18 @@ async def create() -> web.AppRunner:
         shutdown_timeout=settings.graceful_timeout * 0.95,
     )
     passing = Passing(parts.realtime, parts.manager, parts.history, slots)
-    succession = Succession(settings.data_dir, worker.slots, worker.row, passing)
+    succession = Succession(
+        settings.data_dir, worker.slots, worker.row, passing, HttpHandoff(runner)
+    )
     succession.start()
-
-    async def before_leaving() -> bool:
-        if not await wait_for_heir(worker.slots, worker.row):
-            return False
-        parts.leaving = True
-        first = await succession.give_all()
-        if first.orphaned:
-            parts.leaving = False
-            log.error("The workers that took over are gone: this one goes on serving")
-            return False
-        await leader.stop()
-        for site in list(runner.sites):
-            await site.stop()
-        # Who was accepted by now may still send the request for the upgrade.
-        await asyncio.sleep(_LATE_SECONDS)
-        last = await succession.give_all()
-        await succession.stop()
-        parts.metrics.handed_over["passed"].inc(first.passed + last.passed)
-        report = Handoff.of(first, last)
-        report.save(settings.data_dir)
-        log.info("%s", report)
-        return True
 
     async def stop_taking(_: web.Application) -> None:
         await succession.stop()
 
     application.on_shutdown.insert(0, stop_taking)
-    worker.before_leaving = before_leaving
+    worker.before_leaving = Departure(
+        parts, runner, succession, leader, worker.slots, worker.row, settings.data_dir
+    ).run
     parts.is_hurried = lambda: worker.hurried
     return runner
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from app.sessions.passing import Parcel, Passing
 from app.types import Position
-from workers import paths
+from workers import http_handoff, paths
 from workers.handoff import BATCH, DEATH_SECONDS, Broken, Giver, Heir
+from workers.http_handoff import HttpHandoff, HttpParcel
 from workers.processes import start_time
 from workers.shared_slots import READY, STARTING, Row, SlotTable
 
@@ -53,6 +54,14 @@ class Outcome:
     pauses: list[tuple[float, int]] = field(default_factory=list)
     """For each batch the seconds for which nobody served it, and its connections."""
 
+    def add(self, later: Outcome) -> None:
+        """Add what became of connections that came late."""
+        self.passed += later.passed
+        self.left = later.left
+        self.heirs = max(self.heirs, later.heirs)
+        self.seconds += later.seconds
+        self.pauses += later.pauses
+
 
 class Succession:
     """Both ends of the handoff of one worker.
@@ -62,9 +71,13 @@ class Succession:
         slots: the slot table.
         row: this worker's row.
         passing: its sessions.
+        http: its HTTP connections.
     """
 
-    def __init__(self, data_dir: Path, slots: SlotTable, row: int, passing: Passing) -> None:
+    def __init__(
+        self, data_dir: Path, slots: SlotTable, row: int, passing: Passing, http: HttpHandoff
+    ) -> None:
+        self.http = http
         self._data_dir = data_dir
         self._slots = slots
         self._row = row
@@ -77,6 +90,9 @@ class Succession:
         self._swept_at = 0.0
         self._given: dict[int, int] = {}
         self._broken: set[int] = set()
+        self._http_given: dict[int, int] = {}
+        self._no_http: set[int] = set()
+        """Workers of an older version: they take sessions only."""
         self._born = start_time(os.getpid())
 
     def start(self) -> None:
@@ -98,11 +114,16 @@ class Succession:
         mine = self._own_row()
         if mine is None or mine.state != READY:
             return [False] * len(states)
+        if offer.get("kind") == http_handoff.KIND:
+            return self.http.judge(states)
         return self._passing.judge(states)
 
     async def _take(
         self, offer: dict[str, Any], states: Sequence[Any], descriptors: Sequence[int]
     ) -> None:
+        if offer.get("kind") == http_handoff.KIND:
+            await self.http.take(states, descriptors)
+            return
         giver = offer["giver"]
         await self._passing.unpack(
             (giver["row"], giver["generation"]), states, descriptors, Position(*offer["control"])
@@ -115,6 +136,17 @@ class Succession:
             return bool(start_time(giver["pid"]) == giver["born"])
         except OSError:
             return True
+
+    def _own(self) -> dict[str, Any]:
+        """How an offer names its giver."""
+        mine = self._own_row()
+        assert mine is not None
+        return {
+            "row": self._row,
+            "generation": mine.generation,
+            "pid": os.getpid(),
+            "born": self._born,
+        }
 
     def _own_row(self) -> Row | None:
         return next((row for row in self._slots.rows() if row.number == self._row), None)
@@ -142,6 +174,46 @@ class Succession:
         outcome.heirs = len(self._given)
         outcome.seconds = time.monotonic() - began
         return outcome
+
+    def has_takers(self) -> bool:
+        """Whether some worker may still take HTTP connections."""
+        self._slots.sweep()
+        return any(row.pid not in self._no_http for row in self._heirs())
+
+    async def give_http(self) -> None:
+        """Give the HTTP connections that are at rest; the others go on here."""
+        takers: dict[int, Giver] = {}
+        try:
+            while self.has_takers() and (parcel := self.http.pack(BATCH)).connections:
+                await self._give_http(parcel, takers)
+        finally:
+            for giver in takers.values():
+                giver.close()
+
+    async def _give_http(self, parcel: HttpParcel, takers: dict[int, Giver]) -> None:
+        rows = [row for row in self._heirs() if row.pid not in self._no_http]
+        heir = min(rows, key=lambda row: self._http_given.get(row.pid, 0), default=None)
+        answer = [False] * len(parcel.connections)
+        try:
+            if heir is None:
+                return
+            if heir.pid not in takers:
+                takers[heir.pid] = Giver(socket_path(self._data_dir, heir.pid))
+            offer = {"kind": http_handoff.KIND, "giver": self._own(), "states": parcel.states}
+            try:
+                answer = await takers[heir.pid].offer(offer, parcel.descriptors)
+                await takers[heir.pid].commit()
+            except Broken as error:
+                log.warning("Worker %d takes nothing over: %s", heir.pid, error)
+                self._broken.add(heir.pid)
+                answer = [False] * len(parcel.connections)
+                return
+            if not any(answer):
+                self._no_http.add(heir.pid)
+            self._http_given[heir.pid] = self._http_given.get(heir.pid, 0) + sum(answer)
+        finally:
+            self.http.settle(parcel, answer)
+            parcel.close()
 
     async def _give_on(self, lane: int, outcome: Outcome, rest_until: float) -> None:
         """Give batch after batch; most of the time of each is waiting, hence several lanes."""
@@ -219,15 +291,8 @@ class Succession:
         if giver is None:
             giver = Giver(socket_path(self._data_dir, heir.pid))
             self._givers[heir.pid, lane] = giver
-        mine = self._own_row()
-        assert mine is not None
         offer = {
-            "giver": {
-                "row": self._row,
-                "generation": mine.generation,
-                "pid": os.getpid(),
-                "born": self._born,
-            },
+            "giver": self._own(),
             "control": [parcel.control.epoch, parcel.control.seq],
             "states": parcel.states,
         }

@@ -1,0 +1,193 @@
+"""HTTP connections that can go on in another worker, between two requests.
+
+aiohttp reads and answers on them; what is added is the knowledge that a connection is at rest:
+nothing of a request has arrived and no answer is owed. Then its descriptor is all there is of it.
+
+aiohttp drops what arrives on any connection once its own shutdown has begun, so it must not begin
+while a request is in progress.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from aiohttp import hdrs
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
+
+from app.transport.http_guard import GuardedConnection, GuardedRunner, GuardedServer
+
+_END = b"\r\n\r\n"
+"""Of a head, and of a body in chunks."""
+_KEPT = len(_END) - 1
+_UNKNOWN = -1
+
+_PRIVATE_NAMES = {"_close", "_force_close"}
+"""Beside those that `GuardedConnection` needs."""
+if missing := _PRIVATE_NAMES - {
+    name for kind in RequestHandler.__mro__ for name in getattr(kind, "__slots__", ())
+}:
+    # Else it would show at the first reload.
+    raise ImportError(f"aiohttp's RequestHandler has no {', '.join(sorted(missing))}")
+
+
+class HttpConnection(GuardedConnection):
+    """A connection of aiohttp's server that knows whether it is between two requests.
+
+    It counts the bytes of each body. Where it cannot follow (requests that are sent before the
+    last one was answered), it says that the connection is not at rest, which only means that it
+    stays with its worker until the next request, or until the worker ends.
+    """
+
+    __slots__ = ("_chunked", "_last", "_missing")
+
+    def __init__(self, manager: GuardedServer, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._missing = 0
+        """Bytes of the body that are still to come; 0: a request is to begin; -1: not known."""
+        self._chunked: StreamReader | None = None
+        """A body in chunks that has not ended."""
+        self._last = b""
+        """The last bytes of a head or of chunks that have not ended: the end may be cut."""
+
+    def data_received(self, data: bytes) -> None:
+        """Let aiohttp parse, and follow where a request ends."""
+        before = self._request_count
+        super().data_received(data)
+        arrived = self._request_count - before
+        if arrived == 1 and self._messages:
+            message, payload = self._messages[-1]
+            self._begin(message, payload, self._last + data)
+        elif arrived:
+            self._missing, self._chunked, self._last = _UNKNOWN, None, b""
+        elif self._missing > 0:
+            self._missing = max(self._missing - len(data), _UNKNOWN)
+        elif self._chunked is not None:
+            self._follow_chunks(self._chunked, self._last + data)
+        elif data:
+            self._missing = _UNKNOWN
+            self._last = (self._last + data)[-_KEPT:]
+
+    def _begin(self, message: Any, payload: StreamReader, data: bytes) -> None:
+        """Find out how much of a body is to come when `data` has completed the head."""
+        self._missing, self._chunked, self._last = _UNKNOWN, None, b""
+        if not isinstance(message, RawRequestMessage):  # answered with 400, and closed
+            return
+        if message.chunked:
+            self._follow_chunks(payload, data)
+            return
+        length = message.headers.get(hdrs.CONTENT_LENGTH, "0")
+        end = data.find(_END)
+        if end >= 0 and length.isdecimal():
+            self._missing = max(int(length) - (len(data) - end - len(_END)), _UNKNOWN)
+
+    def _follow_chunks(self, payload: StreamReader, data: bytes) -> None:
+        if not payload.is_eof():
+            self._missing, self._chunked, self._last = _UNKNOWN, payload, data[-_KEPT:]
+            return
+        # What follows the last chunk and is no request cannot end like one.
+        self._missing = 0 if data.endswith(_END) else _UNKNOWN
+        self._chunked, self._last = None, b""
+
+    @property
+    def requests(self) -> int:
+        """Requests that were made on it, at workers before this one as well."""
+        return self._request_count
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing is owed to either side: another worker can go on with it."""
+        transport = self.transport
+        return (
+            self._missing == 0
+            and self._waiter is not None
+            and not self._waiter.done()
+            and not self._messages
+            and not self._message_tail
+            and not self._upgraded
+            and not self._close
+            and not self._force_close
+            and transport is not None
+            and not transport.is_closing()
+            and transport.get_write_buffer_size() == 0
+        )
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the head of a request has arrived and its answer has not left."""
+        return bool(
+            self._request_in_progress
+            or self._messages
+            or (self.transport is not None and self.transport.get_write_buffer_size())
+        )
+
+    def pause(self) -> None:
+        """Read nothing more."""
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read again, if it is still open."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def descriptor(self) -> int:
+        """The descriptor; it stays this connection's.
+
+        Raises:
+            OSError: the connection has just ended.
+        """
+        if self.transport is None or self.transport.is_closing():
+            raise OSError("the connection has just ended")
+        number: int = self.transport.get_extra_info("socket").fileno()
+        return number
+
+    def let_go(self) -> None:
+        """Close the descriptor; the connection lives on by a duplicate."""
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class HttpServer(GuardedServer):
+    """Makes `HttpConnection`s, of sockets that were accepted here or by another worker."""
+
+    connection_class = HttpConnection
+
+    def all(self) -> Iterator[HttpConnection]:
+        """Connections that are open now, upgraded ones excepted."""
+        return (one for one in self.connections if isinstance(one, HttpConnection))
+
+    async def adopt(self, descriptor: int, requests: int) -> None:
+        """Go on with a connection that was at rest at another worker; owns the descriptor.
+
+        Args:
+            descriptor: of the connection.
+            requests: that were made on it so far.
+
+        Raises:
+            OSError: it cannot be served; the descriptor is closed.
+        """
+        connection = self()
+        connection._request_count = requests
+        try:
+            stream = socket.socket(fileno=descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
+        try:
+            await self._loop.connect_accepted_socket(lambda: connection, stream)
+        except BaseException:
+            stream.close()
+            raise
+
+
+class HttpRunner(GuardedRunner):
+    """Runs an application on an `HttpServer`."""
+
+    __slots__ = ()
+
+    server_class = HttpServer

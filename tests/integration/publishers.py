@@ -1,0 +1,209 @@
+"""Publishers that keep their connections between calls, each with another HTTP client."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import subprocess
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import httpx
+import requests
+import urllib3
+
+from tests.integration.harness import TOKEN
+
+HEADERS = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+TIMEOUT = 20
+
+
+class Publisher(ABC, threading.Thread):
+    """Publishes `{"by": name, "n": 0, 1, …}` at a rate until it is told to stop.
+
+    Args:
+        url: of POST /ws/broadcast.
+        rate: calls a second.
+    """
+
+    def __init__(self, url: str, rate: float) -> None:
+        super().__init__(name=f"{type(self).__name__}-{rate:g}", daemon=True)
+        self.url = url
+        self.pause = 1 / rate
+        self.stored = 0
+        self.errors: list[str] = []
+        self.enough = threading.Event()
+
+    def body(self, number: int) -> bytes:
+        data = {"by": self.name, "n": number}
+        return json.dumps({"type": "status", "event": "tick", "data": data}).encode()
+
+    def note(self, number: int, post: Callable[[bytes], int]) -> None:
+        """One call, and what came of it."""
+        try:
+            status = post(self.body(number))
+        except Exception as error:  # noqa: BLE001 (each client has errors of its own)
+            self.errors.append(f"{number}: {type(error).__name__} {error}")
+            return
+        if status == 200:
+            self.stored += 1
+        else:
+            self.errors.append(f"{number}: {status}")
+
+    def run(self) -> None:
+        post = self.opened()
+        try:
+            self._publish(post)
+        finally:
+            self.close()
+
+    def _publish(self, post: Callable[[bytes], int]) -> None:
+        number, due = 0, time.monotonic()
+        while not self.enough.is_set():
+            self.note(number, post)
+            number += 1
+            due = max(due + self.pause, time.monotonic())
+            self.enough.wait(due - time.monotonic())
+
+    @abstractmethod
+    def opened(self) -> Callable[[bytes], int]:
+        """A function that posts a body and returns the status; sets `close`."""
+
+    def close(self) -> None:
+        """End the connection; replaced by `opened`."""
+
+
+class Requests(Publisher):
+    def opened(self) -> Callable[[bytes], int]:
+        session = requests.Session()
+        session.trust_env = False
+        self.close = session.close  # type: ignore[method-assign]
+        return lambda body: (
+            session.post(self.url, body, headers=HEADERS, timeout=TIMEOUT).status_code
+        )
+
+
+class Httpx(Publisher):
+    def opened(self) -> Callable[[bytes], int]:
+        client = httpx.Client(timeout=TIMEOUT, trust_env=False, headers=HEADERS)
+        self.close = client.close  # type: ignore[method-assign]
+        return lambda body: client.post(self.url, content=body).status_code
+
+
+class Urllib3(Publisher):
+    def opened(self) -> Callable[[bytes], int]:
+        pool = urllib3.PoolManager(headers=HEADERS, timeout=TIMEOUT, retries=False)
+        self.close = pool.clear  # type: ignore[method-assign]
+        return lambda body: pool.request("POST", self.url, body=body).status
+
+
+class HttpClient(Publisher):
+    """The standard library's, which sends the head and the body in segments of their own."""
+
+    def opened(self) -> Callable[[bytes], int]:
+        parts = urlsplit(self.url)
+        assert parts.hostname
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=TIMEOUT)
+        self.close = connection.close  # type: ignore[method-assign]
+
+        def post(body: bytes) -> int:
+            try:
+                connection.request("POST", parts.path, body, HEADERS)
+                answer = connection.getresponse()
+                answer.read()
+                return answer.status
+            except BaseException:
+                connection.close()
+                raise
+
+        return post
+
+
+class Aiohttp(Publisher):
+    def run(self) -> None:
+        asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        number, due = 0, time.monotonic()
+        timeout = aiohttp.ClientTimeout(TIMEOUT)
+        async with aiohttp.ClientSession(headers=HEADERS, timeout=timeout) as session:
+            while not self.enough.is_set():
+                try:
+                    async with session.post(self.url, data=self.body(number)) as answer:
+                        await answer.read()
+                        status = answer.status
+                    self.note(number, lambda _, status=status: status)  # type: ignore[misc]
+                except Exception as error:  # noqa: BLE001
+                    self.errors.append(f"{number}: {type(error).__name__} {error}")
+                number += 1
+                due = max(due + self.pause, time.monotonic())
+                await asyncio.sleep(due - time.monotonic())
+
+    def opened(self) -> Callable[[bytes], int]:
+        raise NotImplementedError
+
+
+class Curl(Publisher):
+    """One curl that makes all its calls over one connection."""
+
+    _MOST = 5000
+
+    def run(self) -> None:
+        command = ["curl", "--silent", "--rate", f"{1 / self.pause:g}/s"]
+        for name, value in HEADERS.items():
+            command += ["--header", f"{name}: {value}"]
+        command += ["--data-binary", self.body(0).decode().replace('"n": 0', '"n": null')]
+        command += ["--output", "/dev/null", "--write-out", "%{stderr}%{http_code} %{errormsg}\n"]
+        command += [f"{self.url}?n=[1-{self._MOST}]"]
+        # What goes to stdout waits in a buffer.
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr
+            for line in process.stderr:
+                status, _, error = line.strip().partition(" ")
+                if status == "200":
+                    self.stored += 1
+                else:
+                    self.errors.append(f"{status} {error}")
+                if self.enough.is_set():
+                    break
+            process.terminate()
+
+    def opened(self) -> Callable[[bytes], int]:
+        raise NotImplementedError
+
+
+class ThroughCaddy(Publisher):
+    """urllib3 over TLS through a Caddy, which keeps connections to the service.
+
+    Args:
+        certificate: of the authority to trust; the name is that of the URL, the address the
+            loopback's.
+    """
+
+    def __init__(self, url: str, rate: float, certificate: Path) -> None:
+        super().__init__(url, rate)
+        self._certificate = certificate
+
+    def opened(self) -> Callable[[bytes], int]:
+        parts = urlsplit(self.url)
+        pool = urllib3.HTTPSConnectionPool(
+            "127.0.0.1",
+            parts.port,
+            headers=HEADERS | {"Host": parts.netloc},
+            timeout=TIMEOUT,
+            retries=False,
+            ca_certs=str(self._certificate),
+            server_hostname=parts.hostname,
+            assert_hostname=parts.hostname,
+        )
+        self.close = pool.close  # type: ignore[method-assign]
+        return lambda body: pool.request("POST", parts.path, body=body).status
+
+
+CLIENTS: list[type[Publisher]] = [Requests, Httpx, Urllib3, HttpClient, Aiohttp, Curl]

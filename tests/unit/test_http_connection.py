@@ -1,0 +1,159 @@
+"""When an HTTP connection is at rest, however its bytes arrive; and that it goes on elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.transport.http_connection import HttpConnection, HttpRunner, HttpServer
+from app.transport.http_guard import GUARD, Guard
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\na\r\n\r\nb\r\nc"
+EMPTY = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+CHUNKED = (
+    b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"5\r\na\r\n\r\n\r\n7\r\n0\r\n\r\nab\r\n0\r\n\r\n"
+)
+MISSING = b"GET /missing HTTP/1.1\r\nHost: x\r\n\r\n"
+REQUESTS = (GET, POST, EMPTY, CHUNKED, MISSING)
+
+
+class Memory(asyncio.Transport):
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+async def answer(request: web.BaseRequest) -> web.StreamResponse:
+    await request.read()
+    if request.path == "/missing":
+        raise web.HTTPNotFound
+    return web.Response(text="ok")
+
+
+async def settled(connection: HttpConnection) -> None:
+    """Let the tasks of a connection run until they wait for bytes."""
+    for _ in range(12):
+        await asyncio.sleep(0)
+
+
+async def rests(pieces: Iterator[bytes]) -> list[tuple[int, bool]]:
+    """Bytes sent so far, and whether the connection is at rest; after each piece."""
+    connection = HttpServer(web.Server(answer), Guard(lambda _: None))()
+    connection.connection_made(Memory())
+    await settled(connection)
+    seen, sent = [(0, connection.is_at_rest)], 0
+    for piece in pieces:
+        connection.data_received(piece)
+        await settled(connection)
+        sent += len(piece)
+        seen.append((sent, connection.is_at_rest))
+    connection.connection_lost(None)
+    await settled(connection)
+    return seen
+
+
+@given(
+    st.lists(st.sampled_from(REQUESTS), min_size=1, max_size=4),
+    st.sets(st.integers(1, 600), max_size=12),
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def test_never_at_rest_within_a_request(requests: list[bytes], cuts: set[int]) -> None:
+    """However requests are cut and joined."""
+    data = b"".join(requests)
+    places = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    pieces = (data[a:b] for a, b in pairwise(places))
+    ends = {0}
+    for request in requests:
+        ends.add(max(ends) + len(request))
+    for sent, at_rest in asyncio.run(rests(pieces)):
+        assert not at_rest or sent in ends
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
+async def test_at_rest_after_each_request(request_: bytes, size: int) -> None:
+    """In pieces of any size, as long as the client waits for its answers."""
+    pieces = [request_[at : at + size] for at in range(0, len(request_), size)] * 3
+    rested = [sent for sent, at_rest in await rests(iter(pieces)) if at_rest]
+    assert rested == [len(request_) * done for done in range(4)]
+
+
+# Between two servers
+
+
+@pytest_asyncio.fixture
+async def servers() -> AsyncIterator[list[HttpServer]]:
+    runners = []
+    for _ in range(2):
+        app = web.Application()
+        app[GUARD] = Guard(lambda _: None)
+        app.router.add_route("*", "/", answer)
+        runners.append(HttpRunner(app))
+        await runners[-1].setup()
+    found = [runner.server for runner in runners]
+    assert all(isinstance(server, HttpServer) for server in found)
+    yield found  # type: ignore[misc]
+    for runner in runners:
+        await runner.cleanup()
+
+
+async def test_a_connection_goes_on_at_another_server(servers: list[HttpServer]) -> None:
+    loop = asyncio.get_running_loop()
+    client, accepted = socket.socketpair()
+    client.setblocking(False)
+    with client:
+        await loop.connect_accepted_socket(servers[0], accepted)
+        await loop.sock_sendall(client, POST)
+        assert b"200 OK" in await loop.sock_recv(client, 10_000)
+        (connection,) = servers[0].all()
+        while not connection.is_at_rest:
+            await asyncio.sleep(0)
+        connection.pause()
+        duplicate = socket.dup(connection.descriptor())
+        connection.let_go()
+        await servers[1].adopt(duplicate, connection.requests)
+        (adopted,) = servers[1].all()
+        assert adopted.requests == 1
+        await loop.sock_sendall(client, GET)
+        assert b"200 OK" in await loop.sock_recv(client, 10_000)
+        assert adopted.requests == 2
+
+
+async def test_what_cannot_be_adopted_is_closed(servers: list[HttpServer]) -> None:
+    reading, writing = os.pipe()
+    with pytest.raises(OSError):
+        await servers[0].adopt(writing, 0)
+    assert os.read(reading, 1) == b"", "the descriptor is closed"
+    os.close(reading)
