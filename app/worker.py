@@ -98,7 +98,9 @@ class Worker:
             else None
         )
         self.verifier = TokenVerifier(settings)
-        self.manager = StreamManager(self._send_control, self.publish)
+        self.manager = StreamManager(
+            self._send_control, self.publish, lambda: reader.unreadable.update([CONTROL])
+        )
         self.realtime = Realtime(
             settings=settings,
             hub=self.hub,

@@ -16,6 +16,7 @@ from app.backplane.entries import OVERHEAD, entry_id, seq_of, to_message, with_g
 from app.backplane.faults import explain
 from app.backplane.mending import is_damage, log_mended, mend_type
 from app.backplane.scripts import CONTROL, LOCATE, meta_key, new_epoch, stream_key
+from app.log_limit import LogLimit
 from app.types import Gap, Message, Position
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,6 @@ BLOCK_TIMEOUT = BLOCK + 1.5
 """Seconds after which a silent connection is given up."""
 CHECK_INTERVAL = 1.0
 """Seconds between two looks at the epochs: a stream that starts anew answers no XREAD."""
-REPORT_INTERVAL = 10.0
-"""Seconds between two log lines about entries of one stream that cannot be read."""
 
 
 @dataclass(slots=True)
@@ -77,7 +76,7 @@ class StreamReader:
         self._checked = 0.0
         self._answered = time.monotonic()
         self._is_lost = False  # the connection is new, and nothing was compared since
-        self._reported: dict[str, float] = {}
+        self._log_limit = LogLimit()
         self._damaged: set[str] = set()  # types whose keys must be mended before reading on
 
     async def start(self) -> None:
@@ -204,9 +203,7 @@ class StreamReader:
 
     def _note_unreadable(self, type: str, entry: Any) -> None:
         self.unreadable[type] += 1
-        now = time.monotonic()
-        if now - self._reported.get(type, -REPORT_INTERVAL) >= REPORT_INTERVAL:
-            self._reported[type] = now
+        if self._log_limit.allows(type):
             logger.error(
                 "The entry %s in the stream of %s is not a message of this service and is skipped"
                 " (unreadable entries of this stream so far: %d)",

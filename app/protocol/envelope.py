@@ -74,10 +74,11 @@ _LONG_RUN = b"0" * (_MAX_DIGITS + 1)
 _TOO_LONG = (
     f"an integer has more than {_MAX_DIGITS} digits, which no client can hold: send it as a string"
 )
-_TOO_DEEP = (
+TOO_DEEP = (
     f"the value is nested too deeply: at most {MAX_DEPTH} levels are allowed, those of the message"
     " around it included; flatten it, or send it as a string"
 )
+"""Why a value cannot be encoded, and what to do about it."""
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -149,7 +150,7 @@ def _encode_again(value: Any, error: Exception) -> bytes:
         # A lone surrogate is legal in JSON as an escape, but not in UTF-8.
         return _ascii_encoder.encode(value).encode()
     if isinstance(error, RecursionError):
-        raise ValueError(_TOO_DEEP) from None
+        raise ValueError(TOO_DEEP) from None
     if "integer string conversion" in str(error):  # more digits than Python writes
         raise ValueError(_TOO_LONG) from None
     raise error
@@ -162,7 +163,7 @@ def _check(value: Any, encoded: bytes) -> None:
         ValueError: see `encode_json`.
     """
     if encoded.count(b"[") + encoded.count(b"{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
-        raise ValueError(_TOO_DEEP)
+        raise ValueError(TOO_DEEP)
     if (
         b"00" in encoded[::_STRIDE].translate(_DIGITS)
         and _LONG_RUN in encoded.translate(_DIGITS)

@@ -8,6 +8,7 @@ all, delivers it from there.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -18,8 +19,8 @@ from typing import Any, Protocol
 from app.backplane.history import History
 from app.backplane.scripts import CONTROL
 from app.errors import BackplaneUnavailable
-from app.protocol.envelope import decode_json
 from app.sessions import handover
+from app.sessions.control import Unreadable
 from app.sessions.handover import CannotPass, State
 from app.sessions.realtime import Realtime
 from app.sessions.session import Session
@@ -234,7 +235,11 @@ class Passing:
                 break
             found += messages
             position = Position(messages[-1].epoch, messages[-1].seq)
-        return [decode_json(message.body) for message in found]
+        readable = []
+        for message in found:
+            with contextlib.suppress(Unreadable):
+                readable.append(self._manager.parse(message))
+        return readable
 
 
 def _over_socketio(sessions: Iterable[Session]) -> list[SocketIOSession]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import inspect
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable
@@ -18,7 +19,21 @@ from typing import TYPE_CHECKING, Any
 from socketio import packet as sio_packet
 from socketio.async_pubsub_manager import AsyncPubSubManager
 
-from app.protocol.envelope import decode_json
+from app.errors import ClientError, ErrorCode
+from app.log_limit import LogLimit
+from app.protocol.envelope import TOO_DEEP
+from app.sessions import control
+from app.sessions.control import (
+    Control,
+    Unreadable,
+    check_event,
+    check_namespace,
+    check_room,
+    check_rooms,
+    check_sid,
+    check_skipped,
+    count_placeholders,
+)
 from app.sessions.sio_rooms import MAIN, RoomManager
 from app.transport.connection import OPEN
 from app.types import Message, Position
@@ -38,6 +53,7 @@ class StreamManager(AsyncPubSubManager, RoomManager):
     Args:
         send_control: stores a message in the control stream.
         publish: stores a message in the stream of a type: type, event, data.
+        note_unreadable: counts a control message that cannot be read.
     """
 
     name = "stream"
@@ -46,8 +62,11 @@ class StreamManager(AsyncPubSubManager, RoomManager):
         self,
         send_control: Callable[[dict[str, Any]], Awaitable[None]],
         publish: Callable[[str, str, Any], Awaitable[object]],
+        note_unreadable: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
+        self._note_unreadable = note_unreadable
+        self._log_limit = LogLimit()
         self._send_control = send_control
         self._publish_message = publish
         self._numbers = itertools.count()
@@ -80,15 +99,22 @@ class StreamManager(AsyncPubSubManager, RoomManager):
 
         Raises:
             BackplaneUnavailable, QueueOverflow: it may not have been sent.
+            ValueError, TypeError: it cannot be sent; the message says why.
         """
-        namespace = namespace or MAIN
-        room = to or room
+        check_event(event)
+        namespace = check_namespace(namespace or MAIN)
+        room = check_rooms(to or room)
+        skip_sid = check_skipped(skip_sid)
         if kwargs.get("ignore_queue"):
             await RoomManager.emit(
                 self, event, data, namespace, room=room, skip_sid=skip_sid, callback=callback
             )
             return
-        binary = sio_packet.Packet.data_is_binary(list(data) if isinstance(data, tuple) else data)
+        arguments: Any = list(data) if isinstance(data, tuple) else [data]
+        try:
+            binary = sio_packet.Packet.data_is_binary(arguments)
+        except RecursionError:
+            raise ValueError(TOO_DEEP) from None
         if (
             isinstance(room, str)
             and self._is_subscription(namespace, room)
@@ -98,25 +124,63 @@ class StreamManager(AsyncPubSubManager, RoomManager):
             return
         awaited = None
         if callback is not None:
-            if room is None:
-                raise ValueError("Cannot use callback without a room set.")
+            if room is None or isinstance(room, list):
+                raise ValueError("Cannot use callback without a room set, or with several.")
             awaited = (room, namespace, self._generate_ack_id(room, callback))
-        arguments: Any = list(data) if isinstance(data, tuple) else [data]
-        if binary:
-            arguments, attachments = sio_packet.Packet.deconstruct_binary(arguments)
-            arguments = [arguments, *[base64.b64encode(a).decode() for a in attachments]]
-        await self.send_and_read_back(
-            {
-                "method": "emit",
-                "event": event,
-                "data": arguments,
-                "binary": binary,
-                "namespace": namespace,
-                "room": room,
-                "skip_sid": skip_sid,
-                "callback": awaited,
-            }
-        )
+        try:
+            if binary:
+                arguments, attachments = sio_packet.Packet.deconstruct_binary(arguments)
+                if count_placeholders(arguments) != len(attachments):
+                    raise ValueError(
+                        "An object with '_placeholder' and 'num' cannot be sent together with"
+                        " binary data, since it means an attachment to clients."
+                    )
+                arguments = [arguments, *[base64.b64encode(a).decode() for a in attachments]]
+            await self.send_and_read_back(
+                {
+                    "method": "emit",
+                    "event": event,
+                    "data": arguments,
+                    "binary": binary,
+                    "namespace": namespace,
+                    "room": room,
+                    "skip_sid": skip_sid,
+                    "callback": awaited,
+                }
+            )
+        except Exception:
+            if awaited is not None:
+                self._forget_callback(room, awaited[2])
+            raise
+
+    def _forget_callback(self, room: Any, id: int) -> None:
+        callbacks = self.callbacks.get(room, {})
+        callbacks.pop(id, None)
+        if len(callbacks) == 1:
+            del self.callbacks[room]
+
+    async def enter_room(
+        self, sid: str, namespace: str, room: str, eio_sid: SocketIOSession | None = None
+    ) -> None:
+        """Add a client of any worker to a room.
+
+        Raises:
+            ValueError: there can be no such client or room.
+        """
+        check_sid(sid)
+        check_room(room)
+        await super().enter_room(sid, check_namespace(namespace), room, eio_sid)
+
+    async def leave_room(self, sid: str, namespace: str, room: str) -> None:
+        """Take a client of any worker out of a room; raises as `enter_room`."""
+        check_sid(sid)
+        check_room(room)
+        await super().leave_room(sid, check_namespace(namespace), room)
+
+    async def close_room(self, room: str, namespace: str | None = None) -> None:
+        """Take everybody out of a room, on all workers; raises as `enter_room`."""
+        check_room(room)
+        await super().close_room(room, check_namespace(namespace or MAIN))
 
     async def send_and_read_back(self, message: dict[str, Any]) -> None:
         """Store a message for all workers, and wait until this one has carried it out.
@@ -147,34 +211,80 @@ class StreamManager(AsyncPubSubManager, RoomManager):
             await self.trigger_callback(sid, callback_id, args)
             return
         answer, attachments = sio_packet.Packet.deconstruct_binary(list(args))
-        await self._publish(
-            {
-                "method": "callback",
-                "host_id": host_id,
-                "sid": sid,
-                "namespace": namespace,
-                "id": callback_id,
-                "args": answer,
-                "attachments": [base64.b64encode(part).decode() for part in attachments],
-            }
-        )
+        try:
+            await self._publish(
+                {
+                    "method": "callback",
+                    "host_id": host_id,
+                    "sid": sid,
+                    "namespace": namespace,
+                    "id": callback_id,
+                    "args": answer,
+                    "attachments": [base64.b64encode(part).decode() for part in attachments],
+                }
+            )
+        except ValueError as error:
+            raise ClientError(
+                ErrorCode.INVALID_PAYLOAD, f"This acknowledgement cannot be passed on: {error}."
+            ) from None
 
-    async def _handle_callback(self, message: dict[str, Any]) -> None:
-        attachments = [base64.b64decode(part) for part in message["attachments"]]
-        args = sio_packet.Packet.reconstruct_binary(message["args"], attachments)
-        await super()._handle_callback({**message, "args": args})
+    async def _handle_callback(self, message: Control) -> None:
+        if message["host_id"] != self.host_id:
+            return
+        args = message["args"]
+        if message["attachments"]:
+            attachments = [base64.b64decode(part) for part in message["attachments"]]
+            args = sio_packet.Packet.reconstruct_binary(args, attachments)
+        await self.trigger_callback(message["sid"], message["id"], args)
+
+    async def trigger_callback(self, sid: str, id: int, data: Iterable[Any]) -> None:
+        """Call what awaits an acknowledgement; others are ignored.
+
+        Under the id 0 the library keeps the counter of the ids, which is no callback.
+        """
+        callback = self.callbacks.get(sid, {}).pop(id, None) if id else None
+        if callback is None:
+            logger.debug("an acknowledgement that nothing awaits")
+            return
+        result = callback(*data)
+        if inspect.isawaitable(result):
+            await result
 
     async def handle_control(self, item: Message) -> None:
         """Carry out what came through the control stream, in the order of the stream."""
         self.position = Position(item.epoch, item.seq)
-        message = decode_json(item.body)
-        await self._carry_out(message)
+        try:
+            message = self.parse(item)
+            await self._carry_out(message)
+        except Unreadable:
+            return
         if message.get("host_id") == self.host_id:
             read = self._unread.get(message.get("n", -1))
             if read is not None and not read.done():
                 read.set_result(None)
         if self._ahead:
             self._ahead = {s: seq for s, seq in self._ahead.items() if seq > item.seq}
+
+    def parse(self, item: Message) -> Control:
+        """The control message of an entry.
+
+        Raises:
+            Unreadable: it is none; that is counted and logged.
+        """
+        try:
+            message = control.parse(item.body)
+        except Unreadable as error:
+            self._note_unreadable()
+            if self._log_limit.allows("unreadable"):
+                logger.warning("control message %d is skipped: %s", item.seq, error)
+            raise
+        if message["method"] not in control.METHODS and self._log_limit.allows("unknown"):
+            logger.warning(
+                "control message %d is skipped: this version does not know the method %r",
+                item.seq,
+                message["method"][:64],
+            )
+        return message
 
     def receives(self, session: SocketIOSession) -> bool:
         """Not those that another worker has given this message to already."""
@@ -240,8 +350,13 @@ class StreamManager(AsyncPubSubManager, RoomManager):
                 self.server.start_task(self._handle_callback(message))
             elif method == "disconnect":
                 self.server.start_task(self._handle_disconnect(message))
+        except ValueError as error:
+            # Such as a room that is a client's own, or attachments that are not base64.
+            if self._log_limit.allows(method):
+                logger.warning("control message %r cannot be carried out: %s", method, error)
         except Exception:
-            logger.exception("control message failed: %s", method)
+            if self._log_limit.allows(method):
+                logger.exception("control message failed: %s", method)
 
     async def replace_elsewhere(self, id: str) -> None:
         """End a session on whatever worker has it; its client has a newer connection here.
@@ -318,7 +433,7 @@ class StreamManager(AsyncPubSubManager, RoomManager):
 
     async def can_disconnect(self, sid: str, namespace: str) -> bool:
         """Whether the client is here; otherwise its own worker is told."""
-        session = self._find(sid, namespace)
+        session = self._find(check_sid(sid), namespace)
         if session is not None:
             return self.is_connected(sid, namespace) and session.state == OPEN
         await self._publish(

@@ -7,7 +7,6 @@ how a client gets in (caps, `pid`, `connected`) and how it leaves.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,8 @@ from socketio import exceptions
 from socketio import packet as sio_packet
 
 from app.errors import ClientError, ErrorCode
-from app.protocol.envelope import decode_json
+from app.protocol.envelope import RESERVED_ON_WIRE, decode_json, encode_ascii
+from app.protocol.requests import Request
 from app.sessions.session import Extra, Work
 from app.sessions.sio_engine import DetachedEngine, message_frame
 from app.sessions.sio_manager import StreamManager
@@ -31,13 +31,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger("realtime.socketio")
 
 UNABLE = "Unable to connect"
+REJECTED = {"message": "Connection rejected by server"}
+CATCH_ALL = "*"
+"""Names the handlers of all other events; as the name of an event it would reach them with
+arguments that are not theirs."""
 
 
 class StrictJson:
-    """The JSON module of python-socketio: what a browser cannot parse is not taken."""
+    """The JSON module of python-socketio: what a browser cannot parse is neither taken nor sent."""
 
-    dumps = staticmethod(json.dumps)
     loads = staticmethod(decode_json)
+
+    @staticmethod
+    def dumps(value: Any, **_options: Any) -> str:
+        """Encode a value; raises as `encode_ascii`."""
+        return encode_ascii(value)
 
 
 class EnvironView(dict["SocketIOSession", dict[str, Any]]):
@@ -136,7 +144,7 @@ class RealtimeServer(socketio.AsyncServer):
     async def _connect_slowly(
         self, session: SocketIOSession, sid: str, namespace: str, data: Any, work: Work | None
     ) -> None:
-        reason: Any = {"message": "Connection rejected by server"}
+        reason: Any = REJECTED
         try:
             if work is not None:
                 await work
@@ -192,7 +200,15 @@ class RealtimeServer(socketio.AsyncServer):
         return session.accepted(namespace)
 
     def _refuse(self, session: SocketIOSession, sid: str, namespace: str, reason: Any) -> None:
-        self._send_now(session, sio_packet.CONNECT_ERROR, namespace, reason)
+        try:
+            self._send_now(session, sio_packet.CONNECT_ERROR, namespace, reason)
+        except (ValueError, TypeError, RecursionError) as error:
+            logger.error(
+                "The reason for which a connect handler refuses a client cannot be sent: %s",
+                error,
+                extra={"connection": session.id},
+            )
+            self._send_now(session, sio_packet.CONNECT_ERROR, namespace, REJECTED)
         if session.extra is not None and session.extra.held_frames is not None:
             session.extra.held_frames.pop(namespace, None)
         self.manager.basic_disconnect(sid, namespace)
@@ -215,6 +231,10 @@ class RealtimeServer(socketio.AsyncServer):
             if sid is None or not self.manager.is_connected(sid, namespace):
                 logger.debug("event before CONNECT", extra={"connection": session.id})
                 return None
+            if packet.data[0] in RESERVED_ON_WIRE or packet.data[0] == CATCH_ALL:
+                raise ClientError(
+                    ErrorCode.INVALID_PAYLOAD, f"No event can be named {packet.data[0]!r}."
+                )
             if not self.has_handler(packet.data[0], namespace):
                 raise ClientError(
                     ErrorCode.INVALID_ACTION, f"Nobody handles the event {packet.data[0][:64]!r}."
@@ -229,6 +249,40 @@ class RealtimeServer(socketio.AsyncServer):
             work = self._handle_ack(session, namespace, packet.id, packet.data)
             return work  # noqa: RET504 (the library is untyped)
         raise ClientError(ErrorCode.PARSE_ERROR, "A client does not send this kind of packet.")
+
+    async def _handle_event_internal(
+        self,
+        server: Any,
+        sid: str,
+        eio_sid: SocketIOSession,
+        data: list[Any],
+        namespace: str,
+        id: int | None,
+    ) -> None:
+        """Run the handler of an event, and acknowledge the event with what it returns."""
+        del server
+        result = await self._trigger_event(data[0], namespace, sid, *data[1:])
+        if result is self.not_handled or id is None:
+            return
+        answer = [] if result is None else list(result) if isinstance(result, tuple) else [result]
+        try:
+            packet = self.packet_class(sio_packet.ACK, namespace=namespace, id=id, data=answer)
+            encoded = packet.encode()
+        except (ValueError, TypeError, RecursionError) as error:
+            logger.error(
+                "What the handler of the event %r returns cannot be sent: %s",
+                data[0][:64],
+                error,
+                extra={"connection": eio_sid.id},
+            )
+            if namespace == MAIN:
+                failed = "The server failed to acknowledge this; it is logged."
+                eio_sid.send_error(
+                    ClientError(ErrorCode.INTERNAL_ERROR, failed), Request("", None, None, id)
+                )
+            return
+        for part in encoded if isinstance(encoded, list) else [encoded]:
+            eio_sid.send(message_frame(part))
 
     # Leaving.
 
