@@ -28,7 +28,7 @@ from tests.torture.recordings import Recording
 PATIENCE = 20.0
 """Seconds within which a service ends a connection whose client has ended its sending."""
 QUIET = 0.03
-"""Seconds without an answer after which a client ends its sending."""
+"""Seconds after which a client that has sent everything ends its sending."""
 WAIT = 0.3
 """Seconds that some clients stay."""
 _AT_ONCE = 48
@@ -67,7 +67,7 @@ class Input:
     pieces: list[bytes]
     count: int
     ending: str
-    """`eof`: ends its sending after a silence of `QUIET` and reads to the end; `reset`: is gone;
+    """`eof`: ends its sending after `QUIET` and reads to the end; `reset`: is gone;
     `wait`: reads for a moment and is gone."""
     address: str
     """Of the client, on the loopback."""
@@ -126,7 +126,7 @@ class Exchange:
         self._pieces = list(reversed(sent.pieces))
         self._piece = b""
         self._half_closed = False
-        self._began = self._moved_at = time.monotonic()
+        self._began = self._wrote_at = time.monotonic()
         self.sock = socket.socket()
         self.sock.bind((sent.address, 0))
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -155,7 +155,7 @@ class Exchange:
             # It has closed; what it said before may still be read.
             self._pieces.clear()
             self._piece = b""
-        self._moved_at = time.monotonic()
+        self._wrote_at = time.monotonic()
 
     def _end_sending(self) -> None:
         self._half_closed = True
@@ -172,7 +172,6 @@ class Exchange:
             self.ended = "cut"
             return
         self.received += data
-        self._moved_at = time.monotonic()
         if not data:
             self.ended = "closed"
         if len(self.received) > _LARGE:
@@ -185,15 +184,15 @@ class Exchange:
         if now > self._began + PATIENCE:
             self.ended = "not closed by the service"
         elif self._pieces or self._piece:
-            if not self.wants_to_write and now > self._moved_at + WAIT:
+            if not self.wants_to_write and now > self._wrote_at + WAIT:
                 self._pieces.clear()  # there is no answer to wait for
         elif self.input.ending == "reset":
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
             self.ended = "reset"
         elif self.input.ending == "wait":
-            if now > self._moved_at + WAIT:
+            if now > self._wrote_at + WAIT:
                 self.ended = "left"
-        elif not self._half_closed and now > self._moved_at + QUIET:
+        elif not self._half_closed and now > self._wrote_at + QUIET:
             self._end_sending()
 
 
