@@ -18,7 +18,7 @@ from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from app.errors import ErrorCode
@@ -215,11 +215,19 @@ class GuardedConnection(RequestHandler):
                 self._guard.note_refused("malformed")
                 answer = _error(400, "BAD_REQUEST", _MALFORMED)
         else:
-            logger.error("A request failed", exc_info=exc)
+            level = logging.DEBUG if isinstance(exc, ConnectionError) else logging.ERROR
+            logger.log(level, "A request failed", exc_info=exc)
             answer = _error(status, ErrorCode.INTERNAL_ERROR, "Something went wrong here.")
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun already")
         return answer
+
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        """Log what aiohttp did not expect; a body that is not as its headers say is counted."""
+        if isinstance(kwargs.get("exc_info"), (HttpProcessingError, web.RequestPayloadError)):
+            self._guard.note_refused("malformed")
+        else:
+            super().log_exception(*args, **kwargs)
 
     def give_up(self) -> None:
         """The head has not come in time: say so to a client that has sent a part of it."""

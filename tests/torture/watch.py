@@ -33,14 +33,14 @@ SLACK = {
     "realtime_incoming_bytes": 0,
     "realtime_write_buffer_bytes": 0,
     "realtime_slow_consumers": 0,
-    "realtime_queue_messages": 0,
-    "realtime_queue_bytes": 0,
+    "realtime_queue_messages": 3,
+    "realtime_queue_bytes": 3000,
     "realtime_groups": 4,
     "realtime_tasks": 12,
     "realtime_open_descriptors": 12,
 }
 """By how much each of these may differ from what it was. Empty groups live on until the next
-flush, and some connections to the backplane and of this very scrape come and go."""
+flush; messages to the witnesses, connections to the backplane and this very scrape come and go."""
 
 
 async def figures(service: Service) -> dict[str, float]:

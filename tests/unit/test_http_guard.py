@@ -34,6 +34,8 @@ class Served:
         app.router.add_get("/", self._answer)
         app.router.add_get("/take", self._take)
         app.router.add_get("/fail", self._fail)
+        app.router.add_get("/gone", self._gone)
+        app.router.add_post("/read", self._read)
         self.runner = GuardedRunner(app)
 
     async def _answer(self, _: web.Request) -> web.Response:
@@ -47,6 +49,16 @@ class Served:
 
     async def _fail(self, _: web.Request) -> web.Response:
         raise RuntimeError("an inside")
+
+    async def _gone(self, _: web.Request) -> web.Response:
+        raise ConnectionResetError("the client is gone")
+
+    async def _read(self, request: web.Request) -> web.Response:
+        try:
+            await request.read()
+        except web.RequestPayloadError:
+            return web.Response(status=400, text="{}")
+        return web.Response(text="{}")
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, port = self.runner.addresses[0][:2]
@@ -185,6 +197,32 @@ async def test_what_cannot_be_parsed_is_answered_in_json(
     writer.close()
     assert not caplog.records, "the log gets neither bytes nor a traceback"
     assert served.reasons == ["malformed" if status == 400 else "head"]
+
+
+async def test_a_body_that_is_not_as_its_header_says_is_no_failure_of_the_server(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its answer is given before its end has come, which aiohttp then reads to drop it."""
+    reader, writer = await served.open()
+    head = b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Encoding: deflate\r\n"
+    writer.write(head + b"Content-Length: 200\r\n\r\n" + b"no deflate".ljust(100))
+    async with asyncio.timeout(5):
+        assert b" 400 " in await reader.readline()
+    writer.write(b"x" * 100)
+    await read(reader)
+    writer.close()
+    assert not caplog.records
+    assert served.reasons == ["malformed"]
+
+
+async def test_a_client_that_leaves_within_its_request_is_no_failure_of_the_server(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, writer = await served.open()
+    writer.write(b"GET /gone HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    await read(reader)
+    writer.close()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_a_header_of_16_kb_is_taken(served: Served) -> None:
