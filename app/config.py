@@ -238,11 +238,34 @@ class Settings:
         values.networks,
         "Addresses and networks whose `X-Forwarded-*` headers are believed.",
     )
+    max_event_size: int = _size(
+        "64KB",
+        _KB,
+        64 * _MB,
+        "The largest Socket.IO event for `HANDLERS`, without attachments; at most"
+        " `MAX_MESSAGE_SIZE` counts. Requests of the protocol are at most 16 KB.",
+    )
     rate_limit: int = _integer(
         100, 0, 1_000_000, "Messages that a connection may send.", "per second", "no limit"
     )
     page: bool = _setting(
         "1", values.boolean, "Whether the page is served at `/`.", zero="`/` is not found"
+    )
+    rate_limit_bytes: int = _setting(
+        "2MB",
+        values.size(0, 16 * _GB),
+        "Bytes that a connection may send per second, at least `MAX_MESSAGE_SIZE`; reading from one"
+        " that sends more is slowed down, and in the end it is closed with 4429.",
+        unit="bytes",
+        zero="no limit",
+    )
+    rate_limit_time: float = _duration(
+        "100ms",
+        "ms",
+        0,
+        1,
+        "Time of a worker per second that the messages of a connection may take, likewise.",
+        "no limit",
     )
     collector: bool = _setting(
         "1", values.boolean, "Whether this machine publishes its own figures.", zero="it does not"

@@ -209,6 +209,7 @@ class Figures:
         metrics.sample_process()
         self._count_up("sent", hub.bytes_sent, metrics.sent_bytes.inc)
         self._count_up("received", hub.bytes_received, metrics.received_bytes.inc)
+        self._count_up("held back", self._realtime.rates.held_back, metrics.held_back.inc)
         self._count_up("reconnects", self._reader.reconnects, metrics.backplane_reconnects.inc)
         for stream, total in self._reader.unreadable.items():
             self._count_up(f"unreadable {stream}", total, metrics.unreadable[stream].inc)

@@ -190,6 +190,9 @@ class Metrics:
         )
         self.sent_bytes = self._counter("sent_bytes", "Bytes handed to clients' sockets.")
         self.received_bytes = self._counter("received_bytes", "Bytes read from clients' sockets.")
+        self.held_back = self._counter(
+            "held_back", "Times that reading from a connection that uses too much was put off."
+        )
         self.requests: Children[str, Counter] = self._counters(
             "actions", "Actions asked for over sockets.", ["action"], _ACTIONS
         )

@@ -25,6 +25,7 @@ HINTS = {
     "cap": "All places are taken (MAX_TOTAL_CONNECTIONS)",
     "connect": "No Socket.IO CONNECT came in time",
     "descriptors": "File descriptors are short: raise the limit of open files (ulimit -n)",
+    "flood": "A connection sent too much (RATE_LIMIT, RATE_LIMIT_BYTES, RATE_LIMIT_TIME)",
     "handshake": "Not a WebSocket handshake: a proxy must pass Connection and Upgrade on",
     "head": "The head of an HTTP request is too large",
     "host": "This Host is not served: see ALLOWED_HOSTS and TRUSTED_PROXIES",

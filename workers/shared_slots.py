@@ -173,8 +173,7 @@ class SlotTable:
         """Free the row of a process that is about to end; False when it has none."""
         for index in range(self._header[_HIGH]):
             if self._columns[_PID][index] == pid:
-                for _ in self._free_row(index, pid, self._columns[_BORN][index], died=False):
-                    pass
+                self._free_row(index)
                 return True
         return False
 
@@ -203,7 +202,7 @@ class SlotTable:
         except OSError:  # no descriptor to look with: another process or a later call will
             return
         for index, pid, birth in gone:
-            yield from self._free_row(index, pid, birth, died=True)
+            yield from self._free_in_steps(index, pid, birth, died=True)
 
     def set_state(self, index: int, state: int) -> None:
         """Say that a worker is `STARTING`, `READY` or `LEAVING`."""
@@ -415,7 +414,12 @@ class SlotTable:
             return ()
         return [n for n in range(high) if states[n] == GONE]
 
-    def _free_row(self, index: int, pid: int, birth: int, *, died: bool) -> Iterator[int]:
+    def _free_row(self, index: int) -> None:
+        pid, birth = self._columns[_PID][index], self._columns[_BORN][index]
+        for _ in self._free_in_steps(index, pid, birth, died=False):
+            pass
+
+    def _free_in_steps(self, index: int, pid: int, birth: int, *, died: bool) -> Iterator[int]:
         """Free a row in steps, each of which may be the last: then another call goes on with it.
 
         What the dead worker held of the caps is given back in the first one.

@@ -8,6 +8,7 @@ error.
 from __future__ import annotations
 
 import base64
+import sys
 from codecs import utf_8_decode
 from collections.abc import Mapping
 from typing import Any
@@ -104,10 +105,25 @@ class FrameReader:
         limit: largest message in bytes, inclusive.
     """
 
-    __slots__ = ("_buffer", "_checked", "_head", "_left", "_limit", "_message", "_opcode", "_total")
+    __slots__ = (
+        "_buffer",
+        "_checked",
+        "_head",
+        "_left",
+        "_limit",
+        "_message",
+        "_opcode",
+        "_total",
+        "cut",
+        "frames",
+    )  # fmt: skip
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self.frames = 0
+        """Frames that the last call of `feed` has completed."""
+        self.cut = False
+        """The last call of `feed` has left finished frames for the next one."""
         self._buffer = b""
         """An unfinished header or control frame."""
         self._head = b""
@@ -199,22 +215,34 @@ class FrameReader:
             raise ValueError("parts of a message that do not fit together")
         return reader
 
-    def feed(self, data: bytes) -> list[Event]:
+    def feed(self, data: bytes, most: int = sys.maxsize) -> list[Event]:
         """Take received bytes; return what they complete, in order.
 
         After a VIOLATION, which is always last, the reader must not be fed again.
+
+        Args:
+            data: received bytes; empty to go on with what was left.
+            most: frames to take; what is behind them is left for the next call, see `cut`.
         """
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
         events: list[Event] = []
-        place, end = 0, len(data)
+        place, end, taken = 0, len(data), 0
+        self.cut = False
         try:
             while place < end:
+                if taken == most:
+                    self._buffer = data[place:]
+                    self.cut = True
+                    break
                 place = self._next(data, place, events)
+                if not (self._left or self._buffer):
+                    taken += 1
         except _ProtocolError as error:
             self._message = None
             events.append((VIOLATION, error.payload))
+        self.frames = taken
         return events
 
     def _next(self, data: bytes, place: int, events: list[Event]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
@@ -16,6 +17,18 @@ MAX_HISTORY = 100
 MAX_ID = 128
 """Longest request id, in characters."""
 _FLAGS = {"": False, "0": False, "false": False, "1": True, "true": True}
+MAX_REQUEST_SIZE = 16 * 1024
+"""Longest request, in characters of its JSON. The longest useful one brings a token."""
+MAX_VALUES = 1000
+"""Most values in a request, whose number its costs rise with: some 300 us are enough for these."""
+
+_HEAD = 512
+"""Characters of a request that is not parsed in which its id is looked for."""
+_ID = re.compile(
+    r'\s*\{\s*(?:"(?:type|action|timestamp)"\s*:\s*(?:"[^"\\]*"|[0-9.]+)\s*,\s*)*'
+    r'"id"\s*:\s*(?:"([^"\\\x00-\x1f]{1,128})"|([0-9]{1,15}))\s*[,}]',
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +72,34 @@ class GetHistory:
     type: str
     limit: int
     before: int | None
+
+
+def check_cost(text: str, most: int = MAX_REQUEST_SIZE) -> None:
+    """Make sure that a request is cheap to parse, without parsing it.
+
+    Args:
+        text: its JSON, perhaps with something around it.
+        most: characters.
+
+    Raises:
+        ClientError: MESSAGE_TOO_LARGE.
+    """
+    if len(text) > most:
+        raise ClientError(
+            ErrorCode.MESSAGE_TOO_LARGE, f"A request is at most {most} characters long."
+        )
+    if len(text) > MAX_VALUES and sum(map(text.count, ",[{")) > MAX_VALUES:
+        raise ClientError(
+            ErrorCode.MESSAGE_TOO_LARGE, f"A request holds at most {MAX_VALUES} values."
+        )
+
+
+def peek_id(text: str) -> str | int | None:
+    """The id of a request that is not parsed, if it is at the beginning; None otherwise."""
+    found = _ID.match(text[:_HEAD])
+    if found is None:
+        return None
+    return found[1] if found[1] is not None else int(found[2])
 
 
 def parse_request(text: str) -> Request:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from app.errors import ClientError, CloseCode, ErrorCode
 from app.protocol.codecs import PLAIN
-from app.protocol.requests import Request, parse_request
+from app.protocol.requests import Request, check_cost, parse_request, peek_id
 from app.sessions.auth import Identity
 from app.sessions.session import Session, Wishes, Work
 from app.transport.connection import OPEN
@@ -43,10 +41,9 @@ class PlainSession(Session):
         self.send_event(event, envelope)
 
     def request_of(self, message: str | bytes) -> Request | None:
-        """The request that a frame holds."""
-        with contextlib.suppress(ClientError):
-            return parse_request(message) if isinstance(message, str) else None
-        return None
+        """The request that a frame holds, without its payload."""
+        id = peek_id(message) if isinstance(message, str) else None
+        return None if id is None else Request(None, None, id)
 
     def handle(self, message: str | bytes) -> Work | None:
         """Act on one frame."""
@@ -54,6 +51,11 @@ class PlainSession(Session):
             raise ClientError(
                 ErrorCode.PARSE_ERROR, "The plain protocol is JSON in text frames, not binary ones."
             )
+        try:
+            check_cost(message)
+        except ClientError as error:
+            self.send_error(error, self.request_of(message))
+            return None
         request = parse_request(message)
         if not self.welcomed and request.action != "auth":
             message = 'Authenticate first, with the action "auth" and a token.'

@@ -27,6 +27,7 @@ from app.protocol.frames import TEXT, build_frame
 from app.protocol.offsets import Offset, decode_offset, encode_offset
 from app.refusals import Refusals
 from app.sessions.auth import TokenVerifier
+from app.sessions.rates import Limits, Rates, Verdict
 from app.sessions.session import Session, Wishes, Work
 from app.transport.connection import OPEN
 from app.transport.hub import Hub
@@ -63,6 +64,9 @@ RETRY_AFTER_MS = (500, 5000)
 """Range of the retry hint of close code 1012, drawn evenly so that clients do not come at once."""
 
 
+_RATE_LIMITED = ClientError(
+    ErrorCode.RATE_LIMITED, "This connection sends too much; the message was not taken."
+)
 _ID_PLACE = b"0" * 36
 
 
@@ -141,7 +145,16 @@ class Realtime:
         self._pid_positions: dict[str, Position] | None = None
         self._pid_wishes: tuple[tuple[str, ...], bool] = (), False
         self._pid_offset = ""
-        self._rates: dict[Session, int] = {}
+        self.rates = Rates(
+            Limits(
+                messages=settings.rate_limit,
+                flood=settings.rate_limit * FLOOD_FACTOR,
+                bytes=settings.rate_limit_bytes
+                and max(settings.rate_limit_bytes, settings.max_message_size),
+                seconds=settings.rate_limit_time,
+            )
+        )
+        hub.meter = self.rates.spend
         self.refusals = Refusals(lambda reason: metrics.refused[reason].inc())
         self._homeless: dict[Session, float] = {}
         """Socket.IO clients that are in no namespace, by deadline, the earliest first."""
@@ -446,23 +459,27 @@ class Realtime:
 
         Returns what to tell it if this one is too many; far too many close it.
         """
-        limit = self.settings.rate_limit
-        if not limit:
+        verdict = self.rates.message(session)
+        if verdict is Verdict.TAKE:
             return None
-        count = self._rates.get(session, 0) + 1
-        self._rates[session] = count
-        if count <= limit:
-            return None
-        if count > limit * FLOOD_FACTOR:
-            session.end(CloseCode.FLOOD, "flood")
-        return ClientError(
-            ErrorCode.RATE_LIMITED,
-            f"At most {limit} messages a second are taken; this one was not.",
-        )
+        if verdict is Verdict.CLOSE:
+            session.on_flood()
+        return _RATE_LIMITED
+
+    def charge(self, session: Session, seconds: float) -> None:
+        """Count what was done for a session outside of reading from it, and hold it back for that.
+
+        Args:
+            session: it.
+            seconds: of the loop's time, or what something else is worth that it had others do.
+        """
+        pause = self.rates.spend(session, seconds, 0, 0, time.monotonic())
+        if pause:
+            self.hub.hold(session, pause)
 
     def start_second(self) -> None:
-        """Forget the rates of the second that is over."""
-        self._rates = {}
+        """Begin to count anew what connections use."""
+        self.rates.start_second()
 
     def error_envelope(self, error: ClientError, reply_to: str | int | None) -> bytes:
         """The envelope of an `error` event."""

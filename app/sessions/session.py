@@ -13,6 +13,7 @@ from app.broadcast.subscriber import Subscriber
 from app.errors import ClientError, CloseCode, ErrorCode
 from app.protocol.requests import Request
 from app.sessions.auth import Identity
+from app.sessions.rates import metered
 from app.transport.connection import OPEN
 from app.types import Gap, Position
 
@@ -147,7 +148,7 @@ class Session(Subscriber):
         raise NotImplementedError
 
     def request_of(self, message: str | bytes) -> Request | None:
-        """What an answer to a message that is not handled refers to, if it can be told."""
+        """What the answer to a message that is not parsed refers to, if its beginning tells."""
         raise NotImplementedError
 
     def handle(self, message: str | bytes) -> Work | None:
@@ -178,6 +179,12 @@ class Session(Subscriber):
     def on_binary(self, data: bytes) -> None:
         """Like a text message."""
         self._receive(data)
+
+    def on_flood(self) -> None:
+        """Close, with a log line."""
+        detail = f"user {self.user}" if self.user is not None else "no user"
+        self.realtime.refusals.log("flood", None, detail)
+        self.end(CloseCode.FLOOD, "flood")
 
     def on_too_large(self) -> None:
         """Say so; the message is gone."""
@@ -243,7 +250,7 @@ class Session(Subscriber):
     async def _work(self, work: Work, was_welcomed: bool, is_frame: bool) -> None:
         extra = self.need_extra()
         try:
-            await work
+            await metered(work, self._spent)
         except ClientError as error:
             self.send_error(error)
         except Exception as error:  # noqa: BLE001 (logged and told)
@@ -260,6 +267,9 @@ class Session(Subscriber):
             message = extra.inbox.popleft()
             extra.inbox_size -= len(message)
             self._handle_now(message)
+
+    def _spent(self, seconds: float) -> None:
+        self.realtime.charge(self, seconds)
 
     def _failed(self, error: Exception) -> None:
         logger.error("request failed", extra={"connection": self.id}, exc_info=error)

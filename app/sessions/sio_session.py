@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,14 @@ from app.errors import ClientError, CloseCode, ErrorCode
 from app.protocol.codecs import SOCKETIO
 from app.protocol.frames import TEXT, build_close, build_frame
 from app.protocol.offsets import Offset, decode_offset
-from app.protocol.requests import ACTIONS, First, Request, parse_first
+from app.protocol.requests import (
+    ACTIONS,
+    MAX_VALUES,
+    First,
+    Request,
+    check_cost,
+    parse_first,
+)
 from app.sessions.auth import is_user_name
 from app.sessions.realtime import REPLACE_SECONDS, Pid
 from app.sessions.session import Recovery, Session, Wishes, Work
@@ -32,6 +39,16 @@ _NO_WISHES = First()
 _CONNECT = str(sio_packet.CONNECT)
 """To the main namespace without `auth`: what most clients of a storm begin with."""
 _PING = build_frame(TEXT, b"2")
+_HEAD = 512
+"""Characters of a packet that is not parsed in which its kind, ack and event are looked for."""
+_EVENT_HEAD = re.compile(
+    r"4(?:2|5[0-9]{1,10}-)(?:(?P<namespace>/[^,\[]*),)?(?P<ack>[0-9]{1,15})?"
+    r'\s*\[\s*"(?P<name>[^"\\]*)',
+    re.ASCII,
+)
+_ACK_KINDS = ("3", "6")
+_LONGEST_PROBE = 125
+"""Characters of an Engine.IO ping of a client, which is answered with what it says."""
 _EVENTS = (sio_packet.EVENT, sio_packet.BINARY_EVENT)
 _REASONS = {
     "transport close": "transport close",
@@ -70,6 +87,8 @@ class SocketIOSession(Session):
         """Handle an Engine.IO packet."""
         if text != "3":
             self._receive(text)
+        else:
+            self.hub.extra_frames += 1
 
     def heartbeat(self) -> None:
         """Send a PING packet."""
@@ -77,12 +96,10 @@ class SocketIOSession(Session):
 
     def request_of(self, message: str | bytes) -> Request | None:
         """The event whose acknowledgement a client waits for."""
-        if isinstance(message, str) and message[:2] == f"4{sio_packet.EVENT}":
-            with contextlib.suppress(ClientError):
-                packet = self._decode(message[1:])
-                if (packet.namespace or MAIN) == MAIN:
-                    return Request("", None, None, packet.id)
-        return None
+        found = _EVENT_HEAD.match(message[:_HEAD]) if isinstance(message, str) else None
+        if found is None or found["ack"] is None or (found["namespace"] or MAIN) != MAIN:
+            return None
+        return Request("", None, None, int(found["ack"]))
 
     def handle(self, message: str | bytes) -> Work | None:
         """Act on one Engine.IO packet."""
@@ -90,14 +107,44 @@ class SocketIOSession(Session):
             return self._attachment(message)
         kind = message[:1]
         if kind == "4":
+            try:
+                self._check_cost(message)
+            except ClientError as error:
+                self.send_error(error, self.request_of(message))
+                return None
             return self._packet(message[1:])
         if kind == "2":
+            check_cost(message, _LONGEST_PROBE)
             self.send(build_frame(TEXT, b"3" + message[1:].encode()))
         elif kind == "1":
             self._leave(CloseCode.NORMAL, "client disconnect", build_close(CloseCode.NORMAL))
         elif kind not in ("3", "5", "6"):
             self.end(CloseCode.PROTOCOL_ERROR, "this is not an Engine.IO 4 packet")
         return None
+
+    def _check_cost(self, message: str) -> None:
+        """Make sure that a packet is cheap to parse, without parsing it.
+
+        Raises:
+            ClientError: MESSAGE_TOO_LARGE.
+        """
+        if len(message) <= MAX_VALUES:
+            return
+        settings = self.realtime.settings
+        found = _EVENT_HEAD.match(message[:_HEAD])
+        is_action = found is not None and (
+            found["name"] in ACTIONS and (found["namespace"] or MAIN) == MAIN
+        )
+        is_ours = is_action or (found is None and message[1:2] not in _ACK_KINDS)
+        if settings.handlers and not is_ours:
+            most = settings.max_event_size
+            if len(message) > most:
+                raise ClientError(
+                    ErrorCode.MESSAGE_TOO_LARGE,
+                    f"An event is at most {most} characters long, without its attachments.",
+                )
+        else:
+            check_cost(message)
 
     def _packet(self, text: str) -> Work | None:
         server = self.realtime.sio

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ INPUT_PAUSE = 256 * 1024
 """Unsent bytes past which nothing more is read from a connection, so it can ask for no more."""
 OUTPUT_LIMIT = 4 * 1024 * 1024
 """Unsent bytes past which a connection is given up."""
+FRAMES_AT_ONCE = 32
+"""Frames of a connection that are handled before it is looked how long that has taken."""
 CLOSE_TIMEOUT = 5.0
 """Seconds that a peer has to answer a close frame."""
 
@@ -133,6 +136,10 @@ class Connection:
     def on_detached(self) -> None:
         """The descriptor is closed; called once, after `on_lost`."""
 
+    def on_flood(self) -> None:
+        """It has sent more than it may."""
+        self.close(CloseCode.FLOOD, "flood")
+
     def heartbeat(self) -> None:
         """Send a ping."""
         self.send(_PING_FRAME)
@@ -185,6 +192,9 @@ class Connection:
             self.pending = None
             self.hub.watch(self)
             if self.state == OPEN:
+                pong = self.hub.owed_pongs.pop(self, None)
+                if pong is not None:
+                    self.send(frames.build_frame(frames.PONG, pong))
                 self.on_drained()
             else:
                 self._end_sending()
@@ -209,23 +219,38 @@ class Connection:
         self.receive(data)
 
     def receive(self, data: bytes) -> None:
-        """Handle received bytes."""
+        """Handle received bytes; some may be put off until the next pass of the loop."""
+        hub = self.hub
         if self.reader is None:
             single = frames.read_single(data)
             if single is not None:
+                if single[0] != frames.TEXT:
+                    hub.extra_frames += 1
                 self._handle(*single)
                 return
-            self.reader = FrameReader(self.hub.max_message)
+            if not data:
+                return
+            self.reader = FrameReader(hub.max_message)
         reader = self.reader
-        held = reader.held
-        events = reader.feed(data)
-        change = reader.held - held
-        if change:
-            self.hub.note_unfinished(self, change)
-        if reader.idle:
-            self.reader = None
-        for opcode, payload in events:
-            self._handle(opcode, payload)
+        while True:
+            held = reader.held
+            events = reader.feed(data, FRAMES_AT_ONCE)
+            change = reader.held - held
+            if change:
+                hub.note_unfinished(self, change)
+            if reader.idle:
+                self.reader = None
+            hub.extra_frames += reader.frames
+            for opcode, payload in events:
+                if opcode in (frames.TEXT, frames.BINARY):
+                    hub.extra_frames -= 1
+                self._handle(opcode, payload)
+            if not reader.cut or self.reader is not reader:
+                return
+            if time.monotonic() >= hub.slice_ends:
+                hub.put_off(self)
+                return
+            data = b""
 
     def _handle(self, opcode: int, payload: str | bytes) -> None:
         if self.state == OPEN:
@@ -234,7 +259,11 @@ class Connection:
             elif opcode == frames.BINARY:
                 self.on_binary(payload)
             elif opcode == frames.PING:
-                self.send(frames.build_frame(frames.PONG, payload))
+                if self.pending is None:
+                    self.send(frames.build_frame(frames.PONG, payload))
+                else:
+                    # The peer does not read: only the last ping is answered (RFC 6455, 5.5.3).
+                    self.hub.owed_pongs[self] = payload
             elif opcode == frames.CLOSE:
                 code = int.from_bytes(payload[:2], "big") if payload else CloseCode.NORMAL
                 self._leave(code, "transport close", frames.build_frame(frames.CLOSE, payload[:2]))
@@ -289,6 +318,8 @@ class Connection:
             self.reader = None
         self.hub.wheel.discard(self)
         self.hub.close_later(self)
+        if code == CloseCode.FLOOD:
+            self.hub.close_flooding(self)
         self.write(last_words + frame)
         if self.state == CLOSING and self.pending is None:
             self._end_sending()

@@ -2,6 +2,11 @@
 
 Here is what concerns many connections at once: the write of a flush, the frames that wait for
 the end of a pass of the loop, heartbeats, limits and totals.
+
+What clients send is handled for `INPUT_SLICE` in one pass of the loop, in turn, so deliveries wait no
+longer than that. A connection that has sent more than fits is put off: its bytes stay in its reader,
+nothing more is read from it, and it goes on in the next pass. What each connection costs is told to a
+`Meter`, which may want it to be held back for a while, or closed.
 """
 
 from __future__ import annotations
@@ -10,8 +15,9 @@ import asyncio
 import logging
 import os
 import select
+import time
 from collections import deque
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from app.errors import CloseCode
 from app.transport.connection import (
@@ -28,10 +34,42 @@ from app.transport.timer_wheel import TimerWheel
 logger = logging.getLogger("realtime.connection")
 
 EVENTS_PER_CALL = 256
+INPUT_SLICE = 0.0005
+"""Seconds of a pass of the loop in which input is handled."""
+HOLD_TICK = 0.05
+"""Seconds to which the times are rounded for which connections are held back."""
+FLOOD = -1.0
+"""What a `Meter` answers when a connection is to be closed with 4429."""
+FLOOD_SECONDS = 1.0
+"""Seconds that a connection closed with 4429 has to take the close frame; nothing is read meanwhile."""
+
+PAUSE_MOVE = 1
+"""Reading is paused since the connection is to be handed over."""
+PAUSE_RATE = 4
+"""Reading is paused since the connection has used its share for now."""
+PAUSE_BACKLOG = 8
+"""Reading is paused since what was read before is still being handled."""
 
 _READ = select.EPOLLIN
 
 ConnectionT = TypeVar("ConnectionT", bound=Connection)
+
+
+class Meter(Protocol):
+    """Told what each connection costs; see app/sessions/rates.py."""
+
+    def __call__(
+        self, connection: Connection, seconds: float, size: int, extras: int, now: float, /
+    ) -> float:
+        """Seconds for which nothing is to be read from a connection; 0.0: go on; or FLOOD.
+
+        Args:
+            connection: it.
+            seconds: of the loop's time that it has just used.
+            size: bytes that were read from it.
+            extras: frames that were no message.
+            now: monotonic seconds.
+        """
 
 
 class Hub:
@@ -59,12 +97,25 @@ class Hub:
         self.bytes_received = 0
         self.incoming = 0
         """Bytes of unfinished messages held now."""
+        self.meter: Meter | None = None
+        self.slice_ends = 0.0
+        """Monotonic time at which the connection that is being read is to be put off."""
+        self.extra_frames = 0
+        """Frames received that were no message: control frames and fragments."""
+        self.owed_pongs: dict[Connection, bytes] = {}
+        """What the last ping said of connections that have something unsent."""
         self.closed: dict[int, int] = {}
         """How many connections ended, by close code; 1006 when there was none."""
         self._connections: list[Connection | None] = []
         self._count = 0
         self._backed_up: dict[Connection, None] = {}
-        self._paused: dict[Connection, None] = {}
+        self._paused: dict[Connection, int] = {}
+        self._ready: deque[tuple[int, int]] = deque()
+        self._backlog: dict[Connection, None] = {}
+        self._backlog_planned = False
+        self._held: dict[Connection, int] = {}
+        self._holds: dict[int, list[Connection]] = {}
+        self._hold_timer: asyncio.TimerHandle | None = None
         self._unfinished: dict[Connection, None] = {}
         self._outbox: dict[Connection, list[bytes]] = {}
         self._flush_planned = False
@@ -90,6 +141,8 @@ class Hub:
         for connection in self.connections():
             connection.drop("server stopped")
         self._timer.cancel()
+        if self._hold_timer is not None:
+            self._hold_timer.cancel()
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
@@ -115,6 +168,8 @@ class Hub:
             self.watch(connection)
         if connection.reader is not None:
             self.note_unfinished(connection, connection.reader.held)
+            # The worker that had it may have put it off.
+            self._plan_backlog(connection)
 
     def detach(self, connection: Connection) -> None:
         """Forget a connection and close its descriptor."""
@@ -135,6 +190,9 @@ class Hub:
         self._outbox.pop(connection, None)
         self._backed_up.pop(connection, None)
         self._paused.pop(connection, None)
+        self._backlog.pop(connection, None)
+        self._held.pop(connection, None)
+        self.owed_pongs.pop(connection, None)
         self.note_unfinished(connection, 0)
         # The registration would outlive the descriptor if a duplicate of it were open elsewhere.
         self._epoll.unregister(fd)
@@ -148,23 +206,32 @@ class Hub:
             self._backed_up.pop(connection, None)
         else:
             self._backed_up[connection] = None
-        if connection.state != OPEN or (
-            connection not in self._paused and (pending is None or pending.size <= INPUT_PAUSE)
-        ):
+        paused = self._paused.get(connection, 0)
+        if connection.state != OPEN:
+            paused &= PAUSE_RATE
+        elif pending is not None and pending.size > INPUT_PAUSE:
+            paused |= PAUSE_RATE
+        if not paused:
             mask |= _READ
         if pending is not None:
             mask |= select.EPOLLOUT
         self._epoll.modify(connection.fd, mask)
 
-    def pause(self, connection: Connection) -> None:
-        """Read nothing more from a connection until `resume`."""
-        if connection not in self._paused:
-            self._paused[connection] = None
+    def pause(self, connection: Connection, reason: int = PAUSE_MOVE) -> None:
+        """Read nothing more from a connection until `resume` with the same reason."""
+        reasons = self._paused.get(connection, 0)
+        self._paused[connection] = reasons | reason
+        if not reasons:
             self.watch(connection)
 
-    def resume(self, connection: Connection) -> None:
-        """Read again."""
-        if connection in self._paused:
+    def resume(self, connection: Connection, reason: int = PAUSE_MOVE) -> None:
+        """Read again, if there is no other reason not to."""
+        reasons = self._paused.get(connection, 0)
+        if not reasons:
+            return
+        if reasons & ~reason:
+            self._paused[connection] = reasons & ~reason
+        else:
             del self._paused[connection]
             self.watch(connection)
 
@@ -262,12 +329,21 @@ class Hub:
         else:
             largest.drop("too many bytes behind the close frame")
 
+    # What clients send, in turn.
+
     def _on_events(self) -> None:
-        table = self._connections
-        for fd, event in self._epoll.poll(0, EVENTS_PER_CALL):
+        table, ready = self._connections, self._ready
+        # Those that the last pass had no time for come first: epoll would begin with the others.
+        if not ready:
+            ready.extend(self._epoll.poll(0, EVENTS_PER_CALL))
+        now = time.monotonic()
+        self.slice_ends = now + INPUT_SLICE
+        while ready and now < self.slice_ends:
+            fd, event = ready.popleft()
             connection = table[fd]
             if connection is None:
                 continue
+            size, extras = self.bytes_received, self.extra_frames
             try:
                 if event & select.EPOLLOUT:
                     connection.writable()
@@ -276,6 +352,103 @@ class Hub:
             except Exception:
                 logger.exception("connection failed", extra={"connection": connection.id})
                 connection.drop("internal error")
+            now = self._charge(connection, now, size, extras)
+
+    def _charge(self, connection: Connection, began: float, size: int, extras: int) -> float:
+        """Tell the meter what a connection has just cost; returns the time."""
+        now = time.monotonic()
+        if self.meter is not None:
+            pause = self.meter(
+                connection,
+                now - began,
+                self.bytes_received - size,
+                self.extra_frames - extras,
+                now,
+            )
+            if pause:
+                self.hold(connection, pause)
+        return now
+
+    def put_off(self, connection: Connection) -> None:
+        """Go on in the next pass with what a connection has sent; read nothing more until then."""
+        self.pause(connection, PAUSE_BACKLOG)
+        self._plan_backlog(connection)
+
+    def _plan_backlog(self, connection: Connection) -> None:
+        self._backlog[connection] = None
+        if not self._backlog_planned:
+            self._backlog_planned = True
+            self._loop.call_soon(self._work_off)
+
+    def _work_off(self) -> None:
+        """Handle what was put off, each connection in turn."""
+        self._backlog_planned = False
+        waiting, self._backlog = self._backlog, {}
+        now = time.monotonic()
+        ends = now + INPUT_SLICE
+        for connection in list(waiting):
+            if now >= ends:
+                break
+            del waiting[connection]
+            if self._paused.get(connection, 0) & PAUSE_RATE:
+                continue  # `_release` plans it again
+            self.slice_ends = ends
+            size, extras = self.bytes_received, self.extra_frames
+            try:
+                connection.receive(b"")
+            except Exception:
+                logger.exception("connection failed", extra={"connection": connection.id})
+                connection.drop("internal error")
+            now = self._charge(connection, now, size, extras)
+            if connection not in self._backlog and connection.state != CLOSED:
+                self.resume(connection, PAUSE_BACKLOG)
+        # Those that had no turn come before those that were put off again.
+        self._backlog = waiting | self._backlog
+        if self._backlog and not self._backlog_planned:
+            self._backlog_planned = True
+            self._loop.call_soon(self._work_off)
+
+    def hold(self, connection: Connection, seconds: float) -> None:
+        """Read nothing from a connection for some time, or close it: `seconds` is FLOOD."""
+        if connection.state == CLOSED:
+            return
+        if connection.state != OPEN:
+            connection.drop("too much behind the close frame")
+            return
+        if seconds == FLOOD:
+            connection.on_flood()
+            return
+        tick = int((self._loop.time() + seconds) / HOLD_TICK) + 1
+        if self._held.get(connection, -1) >= tick:
+            return
+        self._held[connection] = tick
+        self._holds.setdefault(tick, []).append(connection)
+        self.pause(connection, PAUSE_RATE)
+        if self._hold_timer is None:
+            self._hold_timer = self._loop.call_later(HOLD_TICK, self._release)
+
+    def _release(self) -> None:
+        """Read again from those that were held back for long enough."""
+        due = int(self._loop.time() / HOLD_TICK)
+        for tick in [tick for tick in self._holds if tick <= due]:
+            for connection in self._holds.pop(tick):
+                if self._held.get(connection) != tick:
+                    continue  # gone, or held for longer
+                del self._held[connection]
+                self.resume(connection, PAUSE_RATE)
+                if self._paused.get(connection, 0) & PAUSE_BACKLOG:
+                    self._plan_backlog(connection)
+        self._hold_timer = self._loop.call_later(HOLD_TICK, self._release) if self._holds else None
+
+    def close_flooding(self, connection: Connection) -> None:
+        """Read nothing more from a connection that is being closed with 4429.
+
+        So it gets the close frame, which it would lose if its unread bytes were answered by a
+        reset at once, and costs nothing more.
+        """
+        self._backlog.pop(connection, None)
+        self.pause(connection, PAUSE_RATE)
+        self._loop.call_later(FLOOD_SECONDS, connection.drop, "flood")
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self.wheel.tick_length, self._tick)

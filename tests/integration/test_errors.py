@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from app.protocol.requests import MAX_REQUEST_SIZE
 from tests.integration.conftest import Opener
 from tests.integration.harness import Service, until
 from tests.integration.wsclient import (
@@ -53,9 +54,11 @@ async def test_text_that_is_not_json(plain: Opener, sent: str) -> None:
 
 async def test_json_nested_beyond_reason(plain: Opener) -> None:
     client = await plain()
-    await client.socket.send('{"action":"ping","payload":' + "[" * 100_000 + "]" * 100_000 + "}")
+    await client.socket.send('{"action":"ping","payload":' + "[" * 500 + "]" * 500 + "}")
     got = await client.expect("error")
     assert got["data"]["code"] in {"PARSE_ERROR", "INVALID_PAYLOAD"}
+    await client.socket.send('{"action":"ping","payload":' + "[" * 100_000 + "]" * 100_000 + "}")
+    check_error(await client.expect("error"), "MESSAGE_TOO_LARGE")
     await client.barrier()
 
 
@@ -210,11 +213,22 @@ def sized(size: int) -> bytes:
     return text("ping", "x" * (size - empty))
 
 
-async def test_the_largest_message_is_answered(service: Service) -> None:
+async def test_the_largest_request_is_answered(service: Service) -> None:
     async with await RawClient.open(service) as client:
-        await client.send(TEXT, sized(LIMIT))
+        await client.send(TEXT, sized(MAX_REQUEST_SIZE))
         got = await client.envelope("pong")
-        assert len(got["data"]["payload"]) > LIMIT - 100
+        assert len(got["data"]["payload"]) > MAX_REQUEST_SIZE - 100
+
+
+@pytest.mark.parametrize("size", [MAX_REQUEST_SIZE + 1, LIMIT])
+async def test_a_request_that_is_too_large_is_refused(service: Service, size: int) -> None:
+    async with await RawClient.open(service) as client:
+        await client.send(TEXT, b'{"id":"large",' + sized(size - 13)[1:])
+        got = await client.envelope("error")
+        check_error(got, "MESSAGE_TOO_LARGE")
+        assert got["replyTo"] == "large"
+        await client.ask("ping", "alive")
+        assert (await client.envelope("pong"))["data"]["payload"] == "alive"
 
 
 @pytest.mark.parametrize("size", [LIMIT + 1, LIMIT + SKIPPED])

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+
+import pytest
 
 from tests.integration.harness import Service
-from tests.integration.wsclient import TEXT, PlainClient, RawClient, encode, text
+from tests.integration.wsclient import (
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    PlainClient,
+    RawClient,
+    encode,
+    text,
+)
+
+PLAIN = "/ws/realtime"
+SOCKETIO = "/ws/realtime/?EIO=4&transport=websocket"
 
 # Presence
 
@@ -30,3 +47,126 @@ async def test_a_flood_of_presence_requests_delays_nothing(service: Service) -> 
     for asker in askers:
         await asker.abort()
     await witness.close()
+
+
+# Requests that are large or refused are not parsed
+
+LISTS = b"[" + b"[]," * 300_000 + b"[]]"
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+async def test_a_large_request_is_refused_unread(limit: int) -> None:
+    async with Service(WORKERS=1, RATE_LIMIT=limit) as service:
+        witness = await PlainClient.open(service, types="status")
+        async with await RawClient.open(service) as client:
+            for number in range(3):
+                await client.write(
+                    encode(TEXT, b'{"id":%d,"action":"ping","payload":%b}' % (number, LISTS))
+                )
+            answers = [await client.envelope("error") for _ in range(3)]
+            assert [answer.get("replyTo") for answer in answers] == [0, 1, 2]
+            codes = [answer["data"]["code"] for answer in answers]
+            assert codes[0] == "MESSAGE_TOO_LARGE"
+            assert set(codes) <= {"MESSAGE_TOO_LARGE", "RATE_LIMITED"}
+            sent = await service.publish("status", "meanwhile")
+            await witness.wait_seq("status", sent["seq"])
+        await witness.close()
+
+
+async def test_what_the_rate_refuses_is_not_parsed() -> None:
+    async with (
+        Service(WORKERS=1, RATE_LIMIT=1) as service,
+        await RawClient.open(service) as plain,
+        await RawClient.open(service, SOCKETIO) as sio,
+    ):
+        await plain.write(encode(TEXT, text("ping")) + encode(TEXT, b'{"id":"mine", no JSON'))
+        refused = await plain.envelope("error")
+        assert (refused["data"]["code"], refused["replyTo"]) == ("RATE_LIMITED", "mine")
+        await sio.write(encode(TEXT, b"40") + encode(TEXT, b'4217["ping", no JSON'))
+        answer = b""
+        while not answer.startswith(b"4317["):
+            _, frame = await sio.until_frame(TEXT)
+            answer = frame.payload
+        assert json.loads(answer[4:])[0]["data"]["code"] == "RATE_LIMITED"
+
+
+@pytest.mark.parametrize(
+    ("sent", "handlers", "code"),
+    [
+        (b'420["ping",%b]' % LISTS, "tests.integration.handlers", "MESSAGE_TOO_LARGE"),
+        (b'420["%b",1]' % (b"x" * 20_000), "", "MESSAGE_TOO_LARGE"),
+        (b'420["echo","%b"]' % (b"x" * 70_000), "tests.integration.handlers", "MESSAGE_TOO_LARGE"),
+        (b'420["echo",[%b0]]' % (b"0," * 2000), "", "MESSAGE_TOO_LARGE"),
+        (b'420["nothing","%b"]' % (b"x" * 60_000), "tests.integration.handlers", "INVALID_ACTION"),
+    ],
+    ids=["action", "no-handlers", "event", "many-values", "allowed"],
+)
+async def test_sizes_over_socketio(sent: bytes, handlers: str, code: str) -> None:
+    async with (
+        Service(WORKERS=1, HANDLERS=handlers) as service,
+        await RawClient.open(service, SOCKETIO) as client,
+    ):
+        await client.write(encode(TEXT, b"40") + encode(TEXT, sent))
+        answer = b""
+        while not answer.startswith((b"430[", b'42["error"')):
+            _, frame = await client.until_frame(TEXT)
+            answer = frame.payload
+        (envelope,) = json.loads(answer[3:])[-1:]
+        assert envelope["data"]["code"] == code
+
+
+# Frames that are no message
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "flood"),
+    [
+        (PLAIN, b"", encode(PING)),
+        (PLAIN, b"", encode(PONG)),
+        (PLAIN, encode(TEXT, b"", fin=False), encode(CONTINUATION, b"", fin=False)),
+        (PLAIN, encode(TEXT, b"", fin=False), encode(CONTINUATION, b"x", fin=False)),
+        (SOCKETIO, encode(TEXT, b"40"), encode(TEXT, b"3")),
+    ],
+    ids=["ping", "pong", "empty-fragments", "small-fragments", "engineio-pong"],
+)
+async def test_a_flood_of_frames_is_closed(path: str, before: bytes, flood: bytes) -> None:
+    async with Service(WORKERS=1) as service, await RawClient.open(service, path) as client:
+
+        async def send() -> None:
+            with contextlib.suppress(ConnectionError):
+                await client.write(before)
+                for _ in range(10_000):
+                    await client.write(flood * 1000)
+
+        sending = asyncio.create_task(send())
+        while (frame := await client.frame()).opcode != CLOSE:
+            pass
+        assert frame.close_code == 4429
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+
+
+@pytest.mark.parametrize("kind", ["5", "6", "2", ""])
+async def test_engineio_packets_count_as_messages(kind: str) -> None:
+    async with (
+        Service(WORKERS=1, RATE_LIMIT=10) as service,
+        await RawClient.open(service, SOCKETIO) as client,
+    ):
+        await client.write(encode(TEXT, b"40") + encode(TEXT, kind.encode()) * 200)
+        while (frame := await client.frame()).opcode != CLOSE:
+            pass
+        assert frame.close_code == (4429 if kind else 1002)
+
+
+async def test_bytes_beyond_the_share_are_read_slowly() -> None:
+    """Three messages of 1 MB, which no other client waits for, are all answered in the end."""
+    async with Service(WORKERS=1, RATE_LIMIT_BYTES="1MB") as service:
+        witness = await PlainClient.open(service, types="status")
+        async with await RawClient.open(service) as client:
+            for _ in range(3):
+                await client.write(encode(TEXT, text("ping", "x" * 1_000_000)))
+            for _ in range(3):
+                assert (await client.envelope("error"))["data"]["code"] == "MESSAGE_TOO_LARGE"
+            sent = await service.publish("status", "meanwhile")
+            await witness.wait_seq("status", sent["seq"])
+        await witness.close()

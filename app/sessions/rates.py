@@ -1,0 +1,225 @@
+"""What a connection may cost: messages, bytes, frames that carry none, and time of the loop.
+
+Each has a share a second of each. A connection that uses more first *waits*: nothing is read from
+it until its share has grown to what it used. When that has gone on for `REFUSE_SECONDS` its messages
+are refused, unread, and after `CLOSE_SECONDS` it is closed. Messages over their number are refused at
+once, and frames over theirs close at once: they cost less to send than to wait for.
+
+All connections of a worker together may use `INPUT_SHARE` of its time. Beyond that those wait that
+used more than an even part of it, so that there is always time for deliveries, and for clients that
+ask for little. Nobody is closed for this.
+
+Only connections that sent something in this second have a place here, and those that wait.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+import types
+from collections.abc import Callable, Coroutine, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from app.transport.connection import Connection
+from app.transport.hub import FLOOD
+
+MAX_EXTRA_FRAMES = 1000
+"""Control frames and fragments a second that close a connection."""
+MAX_PAUSE = 2.0
+"""Seconds that a connection waits at once, at most: it must not seem dead."""
+REFUSE_SECONDS = 5.0
+"""A connection that has waited again and again for so long gets its messages refused."""
+CLOSE_SECONDS = 15.0
+"""The same until it is closed; also for messages that were refused in each of so many seconds."""
+CALM_SECONDS = 1.0
+"""Without a wait for so long, a connection is as good as any."""
+INPUT_SHARE = 0.5
+"""Part of its time that a worker uses for what clients send, before some of them wait."""
+LEAST_SHARE = 0.0005
+"""Seconds a second that a connection may always use: some ten requests."""
+_HEADSTART = 0.1
+"""Seconds of a share that can be used at the beginning of a second."""
+
+
+class Verdict(enum.Enum):
+    """What becomes of a message."""
+
+    TAKE = enum.auto()
+    REFUSE = enum.auto()
+    CLOSE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Shares of a connection, each for one second; 0: no limit."""
+
+    messages: int
+    """Those beyond it are refused."""
+    flood: int
+    """Messages that close a connection."""
+    bytes: int
+    seconds: float
+    """Of the loop's time."""
+
+
+class _Usage:
+    """What one connection has used in this second."""
+
+    __slots__ = ("bytes", "extras", "messages", "seconds")
+
+    def __init__(self) -> None:
+        self.messages = 0
+        self.bytes = 0
+        self.extras = 0
+        self.seconds = 0.0
+
+
+class _Episode:
+    """Waits of one connection that follow each other."""
+
+    __slots__ = ("began", "until")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.until = began
+
+
+class Rates:
+    """Accounts of the connections of one worker.
+
+    Args:
+        limits: of each connection.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._bytes = limits.bytes or float("inf")
+        self._seconds = limits.seconds or float("inf")
+        self._used: dict[Connection, _Usage] = {}
+        self._total = 0.0
+        self._began = clock()
+        self._waits: dict[Connection, _Episode] = {}
+        self._refused: dict[Connection, float] = {}
+        """Since when messages of a connection have been refused in every second."""
+        self._refused_now: set[Connection] = set()
+        self.held_back = 0
+        """Waits so far."""
+
+    def message(self, connection: Connection) -> Verdict:
+        """Count one message."""
+        usage = self._used.get(connection)
+        if usage is None:
+            usage = self._used[connection] = _Usage()
+        usage.messages += 1
+        limit = self._limits.messages
+        if limit and usage.messages > limit:
+            if usage.messages > self._limits.flood:
+                return Verdict.CLOSE
+            return self._refuse(connection)
+        if self._waits:
+            episode = self._waits.get(connection)
+            if episode is not None and episode.until - episode.began > REFUSE_SECONDS:
+                return Verdict.REFUSE
+        return Verdict.TAKE
+
+    def spend(
+        self, connection: Connection, seconds: float, size: int, extras: int, now: float
+    ) -> float:
+        """Count what reading from a connection, or working for it, has cost.
+
+        Args:
+            connection: it.
+            seconds: of the loop's time.
+            size: bytes that were read.
+            extras: frames that were no message: control frames, fragments.
+            now: monotonic seconds.
+
+        Returns:
+            Seconds for which nothing is to be read from it; 0.0: go on; FLOOD: close it.
+        """
+        usage = self._used.get(connection)
+        if usage is None:
+            usage = self._used[connection] = _Usage()
+        usage.seconds += seconds
+        usage.bytes += size
+        self._total += seconds
+        if extras:
+            usage.extras += extras
+            if usage.extras > MAX_EXTRA_FRAMES:
+                return FLOOD
+        if usage.seconds > self._seconds or usage.bytes > self._bytes:
+            used = max(usage.seconds / self._seconds, usage.bytes / self._bytes)
+            pause = min(used - (now - self._began), MAX_PAUSE)
+            if pause > 0:
+                return self._wait(connection, pause, now)
+        elapsed = now - self._began + _HEADSTART
+        if self._total > INPUT_SHARE * elapsed:
+            share = max(INPUT_SHARE / len(self._used), LEAST_SHARE)
+            pause = min(usage.seconds / share - elapsed, MAX_PAUSE)
+            if pause > 0:
+                self.held_back += 1
+                return pause
+        return 0.0
+
+    def start_second(self) -> None:
+        """Forget what was used in the second that is over."""
+        self._used = {}
+        self._total = 0.0
+        self._began = now = self._clock()
+        if self._waits:
+            self._waits = {c: e for c, e in self._waits.items() if e.until + CALM_SECONDS > now}
+        if self._refused:
+            self._refused = {
+                c: since for c, since in self._refused.items() if c in self._refused_now
+            }
+            self._refused_now = set()
+
+    def _wait(self, connection: Connection, pause: float, now: float) -> float:
+        episode = self._waits.get(connection)
+        if episode is None or episode.until + CALM_SECONDS < now:
+            episode = self._waits[connection] = _Episode(now)
+        episode.until = now + pause
+        self.held_back += 1
+        return FLOOD if episode.until - episode.began > CLOSE_SECONDS else pause
+
+    def _refuse(self, connection: Connection) -> Verdict:
+        self._refused_now.add(connection)
+        since = self._refused.setdefault(connection, self._began)
+        return Verdict.CLOSE if self._began - since >= CLOSE_SECONDS else Verdict.REFUSE
+
+
+@types.coroutine
+def metered(
+    work: Coroutine[Any, Any, None],
+    spent: Callable[[float], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> Generator[Any, Any, None]:
+    """Await something, and tell the seconds that its steps took, without those of waiting.
+
+    Args:
+        work: what to await.
+        spent: called after each step with its seconds.
+        clock: monotonic seconds.
+    """
+    step: Callable[[Any], Any] = work.send
+    value: Any = None
+    try:
+        while True:
+            began = clock()
+            try:
+                awaited = step(value)
+            except StopIteration:
+                return
+            finally:
+                spent(clock() - began)
+            try:
+                value = yield awaited
+                step = work.send
+            except BaseException as error:  # noqa: BLE001 (it belongs to the work)
+                value = error
+                step = work.throw
+    finally:
+        work.close()

@@ -1,0 +1,223 @@
+"""What clients send is handled in turn, held back or cut off; over real sockets, no real time."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from app.protocol.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, build_frame
+from app.transport import hub as hub_module
+from app.transport.connection import CLOSED, CLOSING, Connection
+from app.transport.hub import FLOOD, Hub
+from tests.integration.wsclient import encode
+from tests.unit.delivery_support import turn, until
+
+
+class Server(Connection):
+    """Notes its messages, each of which takes as long as the test says."""
+
+    def __init__(self, hub: Hub, fd: int, order: list[str]) -> None:
+        super().__init__(hub, fd, "c")
+        self.order = order
+        self.cost = 0.0
+        self.codes: list[int] = []
+
+    def on_text(self, text: str) -> None:
+        self.order.append(text)
+        clock.now += self.cost
+
+    def on_binary(self, data: bytes) -> None:
+        self.order.append(data.decode())
+
+    def on_too_large(self) -> None: ...
+
+    def on_lost(self, code: int, reason: str) -> None:
+        self.codes.append(code)
+
+
+class Clock:
+    now = 1000.0
+
+
+clock = Clock()
+
+
+class World:
+    def __init__(self) -> None:
+        self.hub = Hub(
+            heartbeat_interval=30.0,
+            heartbeat_timeout=60.0,
+            max_message=100_000,
+            max_incoming=1_000_000,
+        )
+        self.order: list[str] = []
+        self.sockets: list[socket.socket] = []
+        self.told: list[tuple[float, int, int]] = []
+        self.pause = 0.0
+
+    def meter(
+        self, connection: Connection, seconds: float, size: int, extras: int, _: float
+    ) -> float:
+        self.told.append((round(seconds, 6), size, extras))
+        return self.pause
+
+    def connect(self, *, small: bool = False) -> tuple[Server, socket.socket]:
+        ours, theirs = socket.socketpair()
+        for one in (ours, theirs):
+            one.setblocking(False)
+        if small:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        self.sockets.append(theirs)
+        server = Server(self.hub, ours.detach(), self.order)
+        self.hub.attach(server)
+        return server, theirs
+
+
+@pytest.fixture
+async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    world = World()
+    world.hub.meter = world.meter
+
+    class Time:
+        monotonic = staticmethod(lambda: clock.now)
+
+    for module in ("app.transport.hub", "app.transport.connection"):
+        monkeypatch.setattr(f"{module}.time", Time)
+    yield world
+    world.hub.stop()
+    for one in world.sockets:
+        one.close()
+
+
+def texts(name: str, count: int) -> bytes:
+    return b"".join(encode(TEXT, f"{name}{n}".encode()) for n in range(count))
+
+
+async def test_one_with_much_to_say_lets_others_in(world: World) -> None:
+    """300 messages that came in one segment take ten passes, and another has its turn between."""
+    busy, one = world.connect()
+    _, two = world.connect()
+    busy.cost = hub_module.INPUT_SLICE / 10
+    one.send(texts("a", 300))
+    await until(lambda: world.order)
+    two.send(texts("b", 1))
+    await until(lambda: len(world.order) == 301)
+    assert 32 <= world.order.index("b0") < 150
+    assert [said for said in world.order if said[0] == "a"] == [f"a{n}" for n in range(300)]
+    assert busy.reader is None
+    one.send(texts("later", 1))
+    await until(lambda: world.order[-1] == "later0")
+
+
+async def test_the_costs_of_a_connection_are_told(world: World) -> None:
+    server, client = world.connect()
+    server.cost = 0.25
+    client.send(encode(TEXT, b"hello"))
+    await until(lambda: world.told)
+    assert world.told == [(0.25, 11, 0)]
+    client.send(encode(PONG) + encode(TEXT, b"a", fin=False) + encode(CONTINUATION, b"b"))
+    await until(lambda: len(world.told) == 2)
+    assert world.told[1] == (0.25, 6 + 7 + 7, 2)
+    client.send(encode(BINARY, b"x" * 50_000)[:100])
+    await until(lambda: len(world.told) == 3)
+    assert world.told[2] == (0.0, 100, 0), "a message that comes in pieces is one frame"
+
+
+async def test_a_connection_that_is_held_back_is_not_read_for_a_while(world: World) -> None:
+    server, client = world.connect()
+    world.pause = 0.1
+    client.send(texts("a", 1))
+    await until(lambda: world.order)
+    world.pause = 0.0
+    client.send(texts("b", 1))
+    await turn(100)
+    assert world.order == ["a0"]
+    server.send(build_frame(TEXT, b"it is still served"))
+    await turn()
+    assert client.recv(100) == build_frame(TEXT, b"it is still served")
+    await until(lambda: world.order[-1] == "b0")
+
+
+async def test_what_was_put_off_waits_as_well(world: World) -> None:
+    server, client = world.connect()
+    server.cost = hub_module.INPUT_SLICE / 10
+    world.pause = 0.1
+    client.send(texts("a", 200))
+    await until(lambda: world.order)
+    seen = len(world.order)
+    assert seen < 200
+    await turn(100)
+    assert len(world.order) == seen
+    world.pause = 0.0
+    await until(lambda: len(world.order) == 200)
+
+
+async def test_a_flood_gets_its_close_frame_and_costs_nothing_more(world: World) -> None:
+    server, client = world.connect()
+    world.pause = FLOOD
+    client.send(encode(PING) * 1000)
+    await until(lambda: server.state == CLOSING)
+    told = len(world.told)
+    client.send(encode(PING) * 1000)
+    await turn(100)
+    assert len(world.told) == told
+    assert server.codes == [4429]
+    assert b"\x88" + bytes([2 + 5]) + (4429).to_bytes(2, "big") + b"flood" in client.recv(100_000)
+    await until(lambda: server.state == CLOSED)
+
+
+async def test_junk_behind_a_close_frame_ends_it(world: World) -> None:
+    server, client = world.connect()
+    server.close(1001)
+    world.pause = 1.0
+    client.send(texts("a", 3))
+    await until(lambda: server.state == CLOSED)
+    assert server.codes == [1001]
+
+
+async def test_one_pong_is_owed_to_a_client_that_does_not_read(world: World) -> None:
+    server, client = world.connect(small=True)
+    server.write(build_frame(BINARY, b"x" * 200_000))
+    assert server.pending is not None
+    size = server.pending.size
+    for number in range(50):
+        client.send(encode(PING, b"%d" % number))
+        await turn()
+    assert server.pending.size == size
+    got = bytearray()
+    while not got.endswith(build_frame(PONG, b"49")):
+        try:
+            got += client.recv(65536)
+        except BlockingIOError:
+            await asyncio.sleep(0)
+    assert len(got) == len(build_frame(BINARY, b"x" * 200_000)) + 4
+    client.send(encode(PING, b"a") + encode(PING, b"b"))
+    await turn()
+    assert client.recv(100) == build_frame(PONG, b"a") + build_frame(PONG, b"b")
+
+
+async def test_another_hub_goes_on_with_what_was_put_off(world: World) -> None:
+    server, client = world.connect()
+    server.cost = hub_module.INPUT_SLICE
+    client.send(texts("a", 100))
+    await until(lambda: world.order)
+    assert len(world.order) == 32
+    assert world.hub.release(server)
+    whole: Any = world.hub
+    assert (whole._backlog, whole._paused) == ({}, {})
+    world.hub.attach(server)
+    await until(lambda: len(world.order) == 100)
+
+
+async def test_a_close_frame_in_what_was_put_off_is_seen(world: World) -> None:
+    server, client = world.connect()
+    server.cost = hub_module.INPUT_SLICE
+    client.send(texts("a", 100) + encode(CLOSE, b"\x03\xe8"))
+    client.shutdown(socket.SHUT_WR)
+    await until(lambda: server.state == CLOSED)
+    assert len(world.order) == 100
+    assert server.codes == [1000]

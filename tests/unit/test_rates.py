@@ -1,0 +1,216 @@
+"""What connections may use, with a clock that a test turns."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from app.sessions import rates as module
+from app.sessions.rates import Limits, Rates, Verdict, metered
+from app.transport.hub import FLOOD
+
+TAKE, REFUSE, CLOSE = Verdict.TAKE, Verdict.REFUSE, Verdict.CLOSE
+
+
+class World:
+    def __init__(self, **limits: float) -> None:
+        self.now = 100.0
+        given: dict[str, Any] = {"messages": 5, "flood": 50, "bytes": 1000, "seconds": 0.1}
+        self.rates = Rates(Limits(**(given | limits)), self.clock)
+
+    def clock(self) -> float:
+        return self.now
+
+    def spend(self, who: object, seconds: float = 0.0, size: int = 0, extras: int = 0) -> float:
+        connection: Any = who
+        return self.rates.spend(connection, seconds, size, extras, self.now)
+
+    def message(self, who: object) -> Verdict:
+        connection: Any = who
+        return self.rates.message(connection)
+
+    def second(self) -> None:
+        self.now += 1.0
+        self.rates.start_second()
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_messages_are_counted_by_the_second(world: World) -> None:
+    assert [world.message("a") for _ in range(7)] == [TAKE] * 5 + [REFUSE] * 2
+    assert world.message("b") is TAKE
+    world.second()
+    assert world.message("a") is TAKE
+    assert [world.message("a") for _ in range(50)][-2:] == [REFUSE, CLOSE]
+
+
+def test_whoever_is_refused_for_long_is_closed(world: World) -> None:
+    for _ in range(int(module.CLOSE_SECONDS)):
+        assert [world.message("a") for _ in range(6)][-1] is REFUSE
+        world.second()
+    assert [world.message("a") for _ in range(6)][-1] is CLOSE
+
+
+def test_a_quiet_second_forgives_refusals(world: World) -> None:
+    for _ in range(10):
+        for _ in range(6):
+            world.message("a")
+        world.second()
+    world.second()
+    for _ in range(int(module.CLOSE_SECONDS)):
+        assert [world.message("a") for _ in range(6)][-1] is REFUSE
+        world.second()
+
+
+def test_bytes_past_the_share_wait_until_it_has_grown(world: World) -> None:
+    assert world.spend("a", size=1000) == 0.0
+    assert world.spend("a", size=500) == pytest.approx(1.5)
+    assert world.spend("b", size=1000) == 0.0
+    world.now += 0.5
+    assert world.spend("a", size=100) == pytest.approx(1.1)
+    assert world.spend("a", size=100_000) == module.MAX_PAUSE
+    world.second()
+    assert world.spend("a", size=1000) == 0.0
+
+
+def test_time_past_the_share_waits(world: World) -> None:
+    world.now += 0.5
+    assert world.spend("a", 0.1) == 0.0
+    assert world.spend("a", 0.05) == pytest.approx(1.0)
+
+
+def test_waiting_for_long_means_refusals_and_then_the_end(world: World) -> None:
+    verdicts, pauses = [], []
+    for _ in range(40):
+        pauses.append(world.spend("a", size=1500))
+        verdicts.append(world.message("a"))
+        if pauses[-1] == FLOOD:
+            break
+        world.now += 0.5
+        world.second()
+    began = verdicts.index(REFUSE)
+    assert verdicts[:began] == [TAKE] * began
+    assert began * 1.5 == pytest.approx(module.REFUSE_SECONDS, abs=1.6)
+    assert len(pauses) * 1.5 == pytest.approx(module.CLOSE_SECONDS, abs=1.6)
+
+
+def test_a_wait_now_and_then_has_no_consequence(world: World) -> None:
+    for _ in range(20):
+        assert world.spend("a", size=1200) == pytest.approx(1.2)
+        assert world.message("a") is TAKE
+        world.now += 2.0
+        world.second()
+
+
+def test_frames_without_a_message_close(world: World) -> None:
+    assert world.spend("a", extras=module.MAX_EXTRA_FRAMES) == 0.0
+    assert world.spend("b", extras=1) == 0.0
+    assert world.spend("a", extras=1) == FLOOD
+
+
+@pytest.mark.parametrize("count", [1, 10, 100])
+def test_all_together_leave_time_for_deliveries(count: int) -> None:
+    """Those that used more than an even part wait, in proportion; others do not."""
+    world = World(seconds=0, bytes=0, messages=0)
+    step = 0.001
+    held: dict[object, float] = {}
+    used = 0.0
+    for _ in range(4000):
+        for who in range(count):
+            if held.get(who, 0.0) <= world.now:
+                used += step
+                held[who] = world.now + world.spend(who, step)
+                world.now += step
+        assert world.spend("modest", 0.0001) == 0.0
+        world.now += 0.0001
+        if world.now >= 101:
+            break
+        world.now = max(world.now, min(held.values()))
+    assert used < module.INPUT_SHARE * 1.4
+    assert world.rates.held_back > 0
+
+
+def test_no_limits() -> None:
+    world = World(seconds=0, bytes=0, messages=0)
+    assert {world.message("a") for _ in range(10_000)} == {TAKE}
+    assert world.spend("a", 0.04, 10**9) == 0.0
+
+
+def test_nothing_is_kept_of_those_that_were_quiet(world: World) -> None:
+    for who in range(100):
+        world.message(who)
+        world.spend(who, 0.05, 2000)
+        for _ in range(9):
+            world.message(who)
+    for _ in range(5):
+        world.second()
+    whole: Any = world.rates
+    assert [len(held) for held in (whole._used, whole._waits, whole._refused)] == [0, 0, 0]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_work_is_metered_without_its_waiting() -> None:
+    clock, spent = Clock(), []
+    gate = asyncio.Event()
+
+    async def work() -> None:
+        clock.now += 1
+        await asyncio.sleep(0)
+        clock.now += 2
+        await gate.wait()
+        clock.now += 4
+
+    task = asyncio.ensure_future(_run(work(), spent.append, clock))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    clock.now += 100
+    gate.set()
+    await task
+    assert spent == [1, 2, 4]
+
+
+async def _run(work: Any, spent: Any, clock: Any) -> None:
+    await metered(work, spent, clock)
+
+
+async def test_metered_work_fails_and_is_cancelled_as_it_would_alone() -> None:
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise KeyError("x")
+
+    with pytest.raises(KeyError, match="x"):
+        await metered(fails(), lambda _: None)
+    seen = []
+
+    async def waits() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    task = asyncio.ensure_future(_run(waits(), lambda _: None, Clock()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert seen == ["cancelled"]
+
+    async def slow() -> None:
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await metered(slow(), lambda _: None)
