@@ -1,1 +1,514 @@
-export {};
+/** Client of the plain protocol of Yujian Presence: newest state first, recovery, no dependency. */
+
+/** A message of a stream, or an answer. `seq` rises by one from message to message of its type. */
+export interface Message<T = unknown> {
+  id: string;
+  type: string;
+  event: string;
+  /** Unix time in milliseconds. */
+  timestamp: number;
+  data: T;
+  seq?: number;
+  epoch?: string;
+  replyTo?: string;
+}
+
+/** How a message came: as it happened, from the past that was asked for, or after a reconnect. */
+export type Origin = 'live' | 'history' | 'recovered';
+
+/** Messages `first` to `last` of a type that will not come. */
+export interface Gap {
+  type: string;
+  first: number;
+  last: number;
+  epoch: string;
+  /** No longer kept, skipped for a newer one, or the stream began anew. */
+  reason: 'history' | 'latest' | 'epoch';
+}
+
+/** Why there is no connection, in one word. */
+export type Cause =
+  | 'network'
+  | 'restart'
+  | 'full'
+  | 'silent'
+  | 'flood'
+  | 'protocol'
+  | 'token'
+  | 'origin'
+  | 'user-limit'
+  | 'replaced'
+  | 'left';
+
+export interface State {
+  name: 'connecting' | 'open' | 'waiting' | 'closed';
+  cause?: Cause;
+  /** Close code of the last connection. */
+  code?: number;
+  /** What the service said about it. */
+  message?: string;
+  /** Unix time in milliseconds of the next attempt. */
+  retryAt?: number;
+}
+
+export interface Counts {
+  received: number;
+  /** Came after a reconnect, in place of what was missed. */
+  recovered: number;
+  reconnects: number;
+  /** Gaps that lost messages, and how many messages those were. */
+  gaps: number;
+  missed: number;
+}
+
+export interface Options {
+  /** Newest messages of each type that come first: 0 to 100, by default 1. */
+  history?: number;
+  /** A token, or a function that gets one: called for each connection and before one expires. */
+  token?: string | (() => string | Promise<string>);
+  /** Name of the client, where the service asks for no token. */
+  user?: string;
+  /** Milliseconds between pings; twice as much silence ends a connection. By default 15 000. */
+  ping?: number;
+  /** Shortest and longest pause before a reconnect, in milliseconds. By default 500 and 15 000. */
+  pause?: [number, number];
+  /** For a runtime without one of its own, such as that of `ws`. */
+  WebSocket?: unknown;
+}
+
+type Listener = (message: Message<never>, origin: Origin) => void;
+interface Events {
+  state: State;
+  message: Message;
+  gap: Gap;
+  error: RealtimeError;
+  rtt: number;
+}
+type Position = { epoch: string; seq: number };
+type Pending = { resolve(message: Message): void; reject(error: Error): void };
+type Socket = Pick<WebSocket, 'send' | 'close' | 'readyState'> &
+  Record<'onopen' | 'onmessage' | 'onclose' | 'onerror', ((event: never) => void) | null>;
+
+/** What the service answered in place of what was asked for; `code` as in its `error` events. */
+export class RealtimeError extends Error {
+  constructor(
+    readonly code: string,
+    message: string,
+  ) {
+    super(message);
+    this.name = 'RealtimeError';
+  }
+}
+
+/** Why a connection ended, and whether to come back by itself. */
+const CAUSES: Record<number, [Cause, boolean]> = {
+  1001: ['restart', true],
+  1002: ['protocol', true],
+  1007: ['protocol', true],
+  1008: ['user-limit', false],
+  1009: ['protocol', true],
+  1012: ['restart', true],
+  1013: ['full', true],
+  4401: ['token', false],
+  4403: ['origin', false],
+  4408: ['silent', true],
+  4409: ['replaced', false],
+  4429: ['flood', true],
+};
+const REQUEST_TIMEOUT = 15_000;
+
+let ids = 0;
+
+/** Begin to connect. `url` is the service's, `http(s)` or `ws(s)`; in a browser by default the page's. */
+export function connect(url = '', options: Options = {}): Realtime {
+  return new Realtime(url, options);
+}
+
+export class Realtime {
+  /** State of the connection; `on('state', …)` tells of changes. */
+  state: State = { name: 'connecting' };
+  readonly counts: Counts = { received: 0, recovered: 0, reconnects: 0, gaps: 0, missed: 0 };
+  /** Last round trip in milliseconds. */
+  rtt: number | undefined;
+  /** Data of `connected`: `connectionId`, `user`, `supportedTypes`, limits. */
+  connected: Record<string, unknown> | undefined;
+  /** Milliseconds by which the service's clock is ahead of this one. */
+  clockOffset = 0;
+
+  private url: string;
+  private socket: Socket | undefined;
+  private listeners: { types: string[]; history: number | undefined; call: Listener }[] = [];
+  private handlers = new Map<keyof Events, Set<(value: never) => void>>();
+  private positions = new Map<string, Position>();
+  /** The newest message of each type that flows, for listeners that come later. */
+  private newest = new Map<string, Message<never>>();
+  private liveFrom = new Map<string, number>();
+  /** Types that flow or were asked for on this connection. */
+  private flowing = new Set<string>();
+  private pending = new Map<string, Pending>();
+  private queue: { frame: string; id: string }[] = [];
+  private ready = false;
+  private failures = 0;
+  private heardAt = 0;
+  private lastError: RealtimeError | undefined;
+  private tokenTried = false;
+  private retry: ReturnType<typeof setTimeout> | undefined;
+  private pings: ReturnType<typeof setInterval> | undefined;
+  private wake = () => {
+    if (this.state.name === 'waiting') this.open();
+  };
+
+  constructor(
+    url: string,
+    private options: Options = {},
+  ) {
+    const base = url || globalThis.location?.origin || '';
+    const full = new URL(base.replace(/^http/, 'ws'));
+    if (full.pathname === '/') full.pathname = '/ws/realtime';
+    this.url = full.href;
+    globalThis.addEventListener?.('online', this.wake);
+    this.open();
+  }
+
+  /**
+   * Listen to messages of one or more types; `all` stands for every one.
+   * The newest message of each comes first. Returns what ends the subscription.
+   */
+  subscribe<T = unknown>(
+    types: string | string[],
+    listener: (message: Message<T>, origin: Origin) => void,
+    { history }: { history?: number } = {},
+  ): () => void {
+    const entry = {
+      types: ([] as string[]).concat(types),
+      history,
+      call: listener as unknown as Listener,
+    };
+    this.listeners.push(entry);
+    const held = [...this.newest.values()].filter(({ type }) => wants(entry.types, type));
+    if (held.length) {
+      queueMicrotask(() => {
+        if (this.listeners.includes(entry)) for (const message of held) entry.call(message, 'history');
+      });
+    }
+    if (this.ready) this.follow();
+    return () => {
+      this.listeners = this.listeners.filter((other) => other !== entry);
+      const wanted = this.wanted();
+      const gone = [...this.flowing].filter((type) => !wanted.has(type));
+      for (const type of gone) {
+        this.flowing.delete(type);
+        this.positions.delete(type);
+        this.newest.delete(type);
+      }
+      if (this.ready && gone.length) {
+        this.request('unsubscribe', { types: gone }).catch(() => {});
+      }
+    };
+  }
+
+  /** Listen to `state`, `message`, `gap`, `error` or `rtt`. Returns what ends it. */
+  on<E extends keyof Events>(event: E, handler: (value: Events[E]) => void): () => void {
+    const handlers = this.handlers.get(event) ?? new Set();
+    this.handlers.set(event, handlers.add(handler));
+    return () => void handlers.delete(handler);
+  }
+
+  /** Ask the service; waits for a connection. Rejects with a `RealtimeError` where it refuses. */
+  request<T = unknown>(action: string, payload: unknown = {}): Promise<Message<T>> {
+    if (this.state.name === 'closed') {
+      return Promise.reject(new RealtimeError('CLOSED', this.state.message ?? 'The connection is closed.'));
+    }
+    return this.ask(action, payload, this.ready) as Promise<Message<T>>;
+  }
+
+  /** Older messages of a type, newest last. */
+  async history(type: string, limit = 50, before?: number): Promise<{ messages: Message[]; more: boolean }> {
+    const payload = before === undefined ? { type, limit } : { type, limit, before };
+    return (await this.request<{ messages: Message[]; more: boolean }>('get_history', payload)).data;
+  }
+
+  /** How many are subscribed to a type. */
+  async presence(type: string): Promise<{ connections: number; users: number }> {
+    return (await this.request<{ connections: number; users: number }>('presence', { type })).data;
+  }
+
+  /** Round trip in milliseconds. */
+  async ping(now = this.ready): Promise<number> {
+    const began = performance.now();
+    await this.ask('ping', {}, now);
+    this.rtt = performance.now() - began;
+    this.emit('rtt', this.rtt);
+    return this.rtt;
+  }
+
+  /** Come back now, also after what is final: with another token, say. */
+  reconnect(options: Partial<Options> = {}): void {
+    Object.assign(this.options, options);
+    this.tokenTried = false;
+    this.failures = 0;
+    if (this.socket) this.end(1000, 'left', true);
+    this.open();
+  }
+
+  /** Leave for good. */
+  close(): void {
+    globalThis.removeEventListener?.('online', this.wake);
+    this.end(1000, 'left', false);
+  }
+
+  private emit<E extends keyof Events>(event: E, value: Events[E]): void {
+    for (const handler of this.handlers.get(event) ?? []) handler(value as never);
+  }
+
+  private become(state: State): void {
+    this.state = state;
+    this.emit('state', state);
+  }
+
+  private open(): void {
+    clearTimeout(this.retry);
+    this.become({ ...this.state, name: 'connecting' });
+    const query = new URLSearchParams({ types: '' });
+    const { user, WebSocket: given } = this.options;
+    if (user) query.set('user', user);
+    const resume = this.connected?.resume;
+    if (typeof resume === 'string') query.set('resume', resume);
+    const Class = (given ?? globalThis.WebSocket) as new (url: string) => Socket;
+    if (!Class) throw new TypeError('There is no WebSocket here: give one as the option WebSocket.');
+    const socket = new Class(`${this.url}?${query}`);
+    this.socket = socket;
+    this.lastError = undefined;
+    this.heardAt = Date.now();
+    const every = this.options.ping ?? 15_000;
+    clearInterval(this.pings);
+    this.pings = setInterval(() => {
+      if (Date.now() - this.heardAt > 2 * every) this.lost(socket, 1006, '');
+      else if (this.ready) this.ping().catch(() => {});
+    }, every);
+    socket.onopen = () => void this.authenticate(socket);
+    socket.onmessage = (event: MessageEvent<string>) => {
+      if (socket !== this.socket) return;
+      this.heardAt = Date.now();
+      this.receive(JSON.parse(event.data) as Message<never>);
+    };
+    socket.onerror = () => {};
+    socket.onclose = (event: CloseEvent) => this.lost(socket, event.code, event.reason);
+  }
+
+  /** The first frame shows the token, if there is one: it never stands in an address. */
+  private async authenticate(socket: Socket): Promise<void> {
+    const { token } = this.options;
+    if (token === undefined) {
+      // Where a token is needed this is refused at once; else it is the first round trip.
+      this.ping(true).catch((error: unknown) => {
+        if (socket !== this.socket || (error as RealtimeError).code !== 'UNAUTHORIZED') return;
+        this.lastError = error as RealtimeError;
+        this.lost(socket, 4401, '');
+      });
+      return;
+    }
+    try {
+      const value = typeof token === 'function' ? await token() : token;
+      if (socket === this.socket) await this.ask('auth', { token: value }, true);
+    } catch (error) {
+      if (socket !== this.socket) return;
+      if (error instanceof RealtimeError) {
+        this.lastError = error;
+        this.lost(socket, error.code === 'UNAUTHORIZED' ? 4401 : 1006, '');
+      } else {
+        this.lastError = new RealtimeError('TOKEN', String(error));
+        this.lost(socket, 1006, '');
+      }
+    }
+  }
+
+  private ask(action: string, payload: unknown, now: boolean): Promise<Message> {
+    const id = `c${++ids}`;
+    const frame = JSON.stringify({ id, action, payload, timestamp: Date.now() });
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => {
+        this.pending.delete(id);
+        reject(new RealtimeError('TIMEOUT', `No answer to '${action}'.`));
+      }, REQUEST_TIMEOUT);
+      const settle = <A extends unknown[]>(call: (...values: A) => void) => (...values: A) => {
+        clearTimeout(timer);
+        call(...values);
+      };
+      this.pending.set(id, { resolve: settle(resolve), reject: settle(reject) });
+      if (now) this.socket?.send(frame);
+      else this.queue.push({ frame, id });
+    });
+  }
+
+  private wanted(): Set<string> {
+    const types = new Set(this.listeners.flatMap((entry) => entry.types));
+    if (!types.delete('all')) return types;
+    return new Set((this.connected?.supportedTypes as string[] | undefined) ?? types);
+  }
+
+  /** Subscribe to what listeners want and does not flow yet. */
+  private follow(): void {
+    const missing = [...this.wanted()].filter((type) => !this.flowing.has(type));
+    for (const type of missing) this.flowing.add(type);
+    const known = missing.filter((type) => this.positions.has(type));
+    const fresh = missing.filter((type) => !this.positions.has(type));
+    const requests: object[] = [];
+    if (known.length) {
+      const recover = Object.fromEntries(known.map((type) => [type, this.positions.get(type)]));
+      requests.push({ types: known, recover });
+    }
+    const byHistory = new Map<number, string[]>();
+    for (const type of fresh) {
+      const asked = this.listeners
+        .filter((entry) => wants(entry.types, type))
+        .map((entry) => entry.history ?? this.options.history ?? 1);
+      const history = Math.max(...asked);
+      byHistory.set(history, [...(byHistory.get(history) ?? []), type]);
+    }
+    for (const [history, types] of byHistory) requests.push(history ? { types, history } : { types });
+    for (const payload of requests) {
+      this.ask('subscribe', payload, true).catch((error: unknown) => {
+        if (error instanceof RealtimeError && this.ready) this.emit('error', error);
+      });
+    }
+  }
+
+  private receive(message: Message<never>): void {
+    const data = message.data as Record<string, never>;
+    const pending = message.replyTo === undefined ? undefined : this.pending.get(message.replyTo);
+    switch (message.event) {
+      case 'connected':
+        this.connected = data;
+        this.clockOffset = Number(data.serverTime) - Date.now();
+        this.ready = true;
+        this.failures = 0;
+        this.tokenTried = false;
+        this.flowing.clear();
+        this.become({ name: 'open' });
+        this.follow();
+        for (const { frame } of this.queue.splice(0)) this.socket?.send(frame);
+        break;
+      case 'subscribed':
+        for (const [type, place] of Object.entries(data.types as unknown as Record<string, Position>)) {
+          this.liveFrom.set(type, place.seq);
+          if (!this.positions.has(type)) this.positions.set(type, { epoch: place.epoch, seq: (place as never)['from'] - 1 });
+        }
+        break;
+      case 'history_data':
+        if (this.flowing.has(message.type)) {
+          for (const past of data.messages as unknown as Message<never>[]) this.take(past, 'history');
+        }
+        break;
+      case 'batch_update':
+        for (const one of data.messages as unknown as Message<never>[]) this.receive(one);
+        return;
+      case 'gap': {
+        const gap = { ...(data as unknown as Gap), type: message.type };
+        if (gap.reason !== 'latest') {
+          this.counts.gaps++;
+          if (gap.reason === 'history') this.counts.missed += gap.last - gap.first + 1;
+        }
+        this.positions.set(gap.type, { epoch: gap.epoch, seq: gap.last });
+        this.emit('gap', gap);
+        break;
+      }
+      case 'token_expiring':
+        if (this.socket && typeof this.options.token === 'function') void this.authenticate(this.socket);
+        break;
+      case 'error': {
+        const error = new RealtimeError(String(data.code), String(data.message));
+        if (pending) pending.reject(error);
+        else {
+          this.lastError = error;
+          this.emit('error', error);
+        }
+        break;
+      }
+    }
+    if (message.seq !== undefined) {
+      const known = this.positions.get(message.type);
+      const fresh = !known || message.epoch !== known.epoch || message.seq > known.seq;
+      const recovered = message.seq <= (this.liveFrom.get(message.type) ?? 0);
+      if (fresh) this.take(message, recovered ? 'recovered' : 'live');
+    }
+    if (pending) {
+      this.pending.delete(message.replyTo as string);
+      pending.resolve(message);
+    }
+  }
+
+  private take(message: Message<never>, origin: Origin): void {
+    const { type, seq = 0, epoch = '' } = message;
+    const known = this.positions.get(type);
+    if (!known || known.epoch !== epoch || seq >= known.seq) {
+      this.positions.set(type, { epoch, seq });
+      this.newest.set(type, message);
+    }
+    if (origin === 'recovered' && this.counts.reconnects) this.counts.recovered++;
+    if (origin !== 'history') this.counts.received++;
+    this.emit('message', message);
+    for (const { types, call } of [...this.listeners]) {
+      if (wants(types, type)) call(message, origin);
+    }
+  }
+
+  private lost(socket: Socket, code: number, reason: string): void {
+    if (socket !== this.socket) return;
+    const told = this.lastError;
+    let [cause, back] = CAUSES[code] ?? (['network', true] as [Cause, boolean]);
+    if (told?.code === 'MAX_CONNECTIONS_EXCEEDED' && code === 1013) cause = 'full';
+    // A token that the service refuses may be old: one that is got anew has another chance.
+    if (cause === 'token' && typeof this.options.token === 'function' && !this.tokenTried) {
+      this.tokenTried = back = true;
+    }
+    this.end(code, cause, back, told?.message);
+    if (!back) return;
+    const [least, most] = this.options.pause ?? [500, 15_000];
+    const grown = Math.min(most, least * 2 ** Math.min(this.failures++, 10));
+    const wait = retryAfter(reason) ?? (code === 4429 ? most : grown) * (0.5 + Math.random());
+    this.become({ ...this.state, name: 'waiting', retryAt: Date.now() + wait });
+    this.counts.reconnects++;
+    this.retry = setTimeout(() => this.open(), wait);
+  }
+
+  private end(code: number, cause: Cause, back: boolean, message?: string): void {
+    const socket = this.socket;
+    this.socket = undefined;
+    this.ready = false;
+    clearInterval(this.pings);
+    clearTimeout(this.retry);
+    if (socket) {
+      socket.onopen = socket.onmessage = socket.onclose = null;
+      try {
+        socket.close();
+      } catch {
+        // It was closed already.
+      }
+    }
+    const kept = new Set(back ? this.queue.map(({ id }) => id) : []);
+    if (!back) this.queue = [];
+    for (const [id, pending] of this.pending) {
+      if (kept.has(id)) continue;
+      this.pending.delete(id);
+      pending.reject(new RealtimeError('CLOSED', message ?? 'The connection has ended.'));
+    }
+    const state: State = { name: back ? 'waiting' : 'closed', cause, code };
+    if (message) state.message = message;
+    if (back) this.state = state;
+    else this.become(state);
+  }
+}
+
+const wants = (types: string[], type: string): boolean =>
+  types.includes(type) || types.includes('all');
+
+/** The pause that the service asks for in the reason of a close frame, in milliseconds. */
+function retryAfter(reason: string): number | undefined {
+  try {
+    const told = (JSON.parse(reason) as { retryAfter?: unknown }).retryAfter;
+    return typeof told === 'number' && told >= 0 ? Math.min(told, 60_000) : undefined;
+  } catch {
+    return undefined;
+  }
+}

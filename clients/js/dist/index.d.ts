@@ -1,0 +1,145 @@
+/** Client of the plain protocol of Yujian Presence: newest state first, recovery, no dependency. */
+/** A message of a stream, or an answer. `seq` rises by one from message to message of its type. */
+export interface Message<T = unknown> {
+    id: string;
+    type: string;
+    event: string;
+    /** Unix time in milliseconds. */
+    timestamp: number;
+    data: T;
+    seq?: number;
+    epoch?: string;
+    replyTo?: string;
+}
+/** How a message came: as it happened, from the past that was asked for, or after a reconnect. */
+export type Origin = 'live' | 'history' | 'recovered';
+/** Messages `first` to `last` of a type that will not come. */
+export interface Gap {
+    type: string;
+    first: number;
+    last: number;
+    epoch: string;
+    /** No longer kept, skipped for a newer one, or the stream began anew. */
+    reason: 'history' | 'latest' | 'epoch';
+}
+/** Why there is no connection, in one word. */
+export type Cause = 'network' | 'restart' | 'full' | 'silent' | 'flood' | 'protocol' | 'token' | 'origin' | 'user-limit' | 'replaced' | 'left';
+export interface State {
+    name: 'connecting' | 'open' | 'waiting' | 'closed';
+    cause?: Cause;
+    /** Close code of the last connection. */
+    code?: number;
+    /** What the service said about it. */
+    message?: string;
+    /** Unix time in milliseconds of the next attempt. */
+    retryAt?: number;
+}
+export interface Counts {
+    received: number;
+    /** Came after a reconnect, in place of what was missed. */
+    recovered: number;
+    reconnects: number;
+    /** Gaps that lost messages, and how many messages those were. */
+    gaps: number;
+    missed: number;
+}
+export interface Options {
+    /** Newest messages of each type that come first: 0 to 100, by default 1. */
+    history?: number;
+    /** A token, or a function that gets one: called for each connection and before one expires. */
+    token?: string | (() => string | Promise<string>);
+    /** Name of the client, where the service asks for no token. */
+    user?: string;
+    /** Milliseconds between pings; twice as much silence ends a connection. By default 15 000. */
+    ping?: number;
+    /** Shortest and longest pause before a reconnect, in milliseconds. By default 500 and 15 000. */
+    pause?: [number, number];
+    /** For a runtime without one of its own, such as that of `ws`. */
+    WebSocket?: unknown;
+}
+interface Events {
+    state: State;
+    message: Message;
+    gap: Gap;
+    error: RealtimeError;
+    rtt: number;
+}
+/** What the service answered in place of what was asked for; `code` as in its `error` events. */
+export declare class RealtimeError extends Error {
+    readonly code: string;
+    constructor(code: string, message: string);
+}
+/** Begin to connect. `url` is the service's, `http(s)` or `ws(s)`; in a browser by default the page's. */
+export declare function connect(url?: string, options?: Options): Realtime;
+export declare class Realtime {
+    private options;
+    /** State of the connection; `on('state', …)` tells of changes. */
+    state: State;
+    readonly counts: Counts;
+    /** Last round trip in milliseconds. */
+    rtt: number | undefined;
+    /** Data of `connected`: `connectionId`, `user`, `supportedTypes`, limits. */
+    connected: Record<string, unknown> | undefined;
+    /** Milliseconds by which the service's clock is ahead of this one. */
+    clockOffset: number;
+    private url;
+    private socket;
+    private listeners;
+    private handlers;
+    private positions;
+    private liveFrom;
+    /** Types that flow or were asked for on this connection. */
+    private flowing;
+    private pending;
+    private queue;
+    private ready;
+    private failures;
+    private heardAt;
+    private lastError;
+    private tokenTried;
+    private retry;
+    private pings;
+    private wake;
+    constructor(url: string, options?: Options);
+    /**
+     * Listen to messages of one or more types; `all` stands for every one.
+     * The newest message of each comes first. Returns what ends the subscription.
+     */
+    subscribe<T = unknown>(types: string | string[], listener: (message: Message<T>, origin: Origin) => void, { history }?: {
+        history?: number;
+    }): () => void;
+    /** Listen to `state`, `message`, `gap`, `error` or `rtt`. Returns what ends it. */
+    on<E extends keyof Events>(event: E, handler: (value: Events[E]) => void): () => void;
+    /** Ask the service; waits for a connection. Rejects with a `RealtimeError` where it refuses. */
+    request<T = unknown>(action: string, payload?: unknown): Promise<Message<T>>;
+    /** Older messages of a type, newest last. */
+    history(type: string, limit?: number, before?: number): Promise<{
+        messages: Message[];
+        more: boolean;
+    }>;
+    /** How many are subscribed to a type. */
+    presence(type: string): Promise<{
+        connections: number;
+        users: number;
+    }>;
+    /** Round trip in milliseconds. */
+    ping(): Promise<number>;
+    /** Come back now, also after what is final: with another token, say. */
+    reconnect(options?: Partial<Options>): void;
+    /** Leave for good. */
+    close(): void;
+    private emit;
+    private become;
+    private open;
+    /** The first frame shows the token, if there is one: it never stands in an address. */
+    private authenticate;
+    private ask;
+    private wanted;
+    /** Subscribe to what listeners want and does not flow yet. */
+    private follow;
+    private receive;
+    private take;
+    private lost;
+    private end;
+}
+export {};

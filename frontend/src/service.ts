@@ -1,0 +1,130 @@
+/** Where the service is, what it answers over HTTP, and why it does not. */
+
+import type { Range, SeriesAnswer } from './series';
+
+/** Why there is no connection, as far as HTTP can tell. */
+export type Verdict = 'offline' | 'unreachable' | 'origin' | 'full' | 'starting' | 'reachable';
+
+export interface Presence {
+  state: 'idle' | 'working' | 'offline';
+  task: string | null;
+  updatedAt: number | null;
+}
+
+export interface ServiceStatus {
+  status: string;
+  version: string;
+  uptime: number;
+  connections: number;
+  maxConnections: number;
+  presence: Presence;
+}
+
+export interface WorkerFigures {
+  pid: number;
+  state: string;
+  connections: number;
+  generation: number;
+  deaf?: boolean;
+}
+
+/** As `GET /ws/stats` and `stats_update` tell of one machine. */
+export interface Connections {
+  totalConnections: number;
+  uniqueUsers: number;
+  subscriptions: Record<string, number>;
+  protocols: Record<string, number>;
+  workers: WorkerFigures[];
+}
+
+export class Refusal extends Error {
+  constructor(
+    readonly status: number,
+    readonly code: string,
+    message: string,
+  ) {
+    super(message);
+  }
+}
+
+/** Base address of the service: Caddy's site of the page names it, the service itself does not. */
+export async function findService(): Promise<string> {
+  try {
+    const answer = await fetch('/config.json');
+    const { api } = (await answer.json()) as { api?: unknown };
+    if (typeof api === 'string' && api) return api;
+  } catch {
+    // Offline, or served by something that has no such file.
+  }
+  return location.origin;
+}
+
+async function call<T>(url: string, init: RequestInit = {}): Promise<T> {
+  const answer = await fetch(url, { cache: 'no-store', signal: AbortSignal.timeout(15_000), ...init });
+  const body: unknown = await answer.json().catch(() => ({}));
+  if (!answer.ok) {
+    const { code, error } = body as { code?: string; error?: string };
+    throw new Refusal(answer.status, code ?? '', error ?? answer.statusText);
+  }
+  return body as T;
+}
+
+export class Service {
+  /** Of the reader, where the service asks for one. */
+  token = '';
+
+  constructor(readonly base: string) {}
+
+  private get bearer(): HeadersInit {
+    return this.token ? { Authorization: `Bearer ${this.token}` } : {};
+  }
+
+  status(): Promise<ServiceStatus> {
+    return call(`${this.base}/status`);
+  }
+
+  connections(): Promise<Connections> {
+    return call(`${this.base}/ws/stats`);
+  }
+
+  series(range: Range): Promise<SeriesAnswer> {
+    return call(`${this.base}/stats/series?range=${range}`, { headers: this.bearer });
+  }
+
+  setPresence(token: string, state: string, task: string): Promise<unknown> {
+    return this.write('/status', token, { state, task: task || null });
+  }
+
+  publish(token: string, message: object): Promise<{ seq: number; type: string }> {
+    return this.write('/ws/broadcast', token, message);
+  }
+
+  private write<T>(path: string, token: string, body: object): Promise<T> {
+    return call(`${this.base}${path}`, {
+      method: 'POST',
+      headers: { Authorization: `Bearer ${token}`, 'Content-Type': 'application/json' },
+      body: JSON.stringify(body),
+    });
+  }
+
+  /** Look for the cause of a connection that a browser shows as 1006 only. */
+  async probe(): Promise<Verdict> {
+    if (navigator.onLine === false) return 'offline';
+    const signal = AbortSignal.timeout(5000);
+    try {
+      const answer = await fetch(`${this.base}/status`, { cache: 'no-store', signal });
+      if (!answer.ok) return 'starting';
+      const status = (await answer.json()) as ServiceStatus;
+      return status.connections >= status.maxConnections ? 'full' : 'reachable';
+    } catch {
+      if (this.base === location.origin) return 'unreachable';
+    }
+    try {
+      // Readable by nobody, but it tells a foreign origin from a service that is away.
+      await fetch(`${this.base}/status`, { mode: 'no-cors', cache: 'no-store', signal });
+      return 'origin';
+    } catch {
+      return 'unreachable';
+    }
+  }
+}

@@ -1,0 +1,109 @@
+// Drives a real Chromium by playwright-core for tests/page: one JSON command a line on standard
+// input, `{id, op, ...}`, one answer a line on standard output, `{id, value}` or `{id, error}`.
+import { readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { createInterface } from 'node:readline';
+import { chromium } from 'playwright-core';
+
+const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM,
+  args: [
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-quic',
+    '--disable-dev-shm-usage',
+    '--no-first-run',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+    '--host-resolver-rules=MAP *.localhost 127.0.0.1',
+  ],
+});
+const pages = new Map();
+
+const ops = {
+  async open({ page: name, url, width = 1280, height = 900, lang = 'en-GB', dark = false, init = '' }) {
+    const context = await browser.newContext({
+      viewport: { width, height },
+      locale: lang,
+      colorScheme: dark ? 'dark' : 'light',
+      deviceScaleFactor: width < 600 ? 2 : 1,
+      hasTouch: width < 600,
+      ignoreHTTPSErrors: true,
+      bypassCSP: false,
+    });
+    const page = await context.newPage();
+    const problems = [];
+    page.on('pageerror', (error) => problems.push(String(error)));
+    page.on('console', (message) => {
+      if (message.type() === 'error' || message.type() === 'warning') problems.push(message.text());
+    });
+    const requests = [];
+    page.on('request', (request) => requests.push(request.url()));
+    if (init) await page.addInitScript(init);
+    pages.set(name, { context, page, problems, requests });
+    await page.goto(url, { waitUntil: 'commit' });
+  },
+  reload: ({ page }) => pages.get(page).page.reload({ waitUntil: 'commit' }),
+  value: ({ page, expression }) => pages.get(page).page.evaluate(expression),
+  // Not `waitForFunction`: it evaluates in the page, which the policy forbids.
+  async wait({ page, expression, timeout = 20_000 }) {
+    const end = Date.now() + timeout;
+    for (;;) {
+      const value = await pages.get(page).page.evaluate(expression);
+      if (value) return value;
+      if (Date.now() > end) throw new Error(`not within ${timeout} ms: ${expression}`);
+      await new Promise((resolve) => setTimeout(resolve, 25));
+    }
+  },
+  text: ({ page, selector }) => pages.get(page).page.locator(selector).first().innerText({ timeout: 10_000 }),
+  click: ({ page, selector }) => pages.get(page).page.locator(selector).first().click({ timeout: 10_000 }),
+  check: ({ page, selector }) =>
+    pages.get(page).page.locator(selector).first().check({ timeout: 10_000, force: true }),
+  fill: ({ page, selector, text }) => pages.get(page).page.locator(selector).first().fill(text, { timeout: 10_000 }),
+  select: ({ page, selector, text }) =>
+    pages.get(page).page.locator(selector).first().selectOption(text, { timeout: 10_000 }).then(() => true),
+  press: ({ page, key }) => pages.get(page).page.keyboard.press(key),
+  focus: ({ page, selector }) => pages.get(page).page.locator(selector).first().focus({ timeout: 10_000 }),
+  resize: ({ page, width, height }) => pages.get(page).page.setViewportSize({ width, height }),
+  dark: ({ page, dark }) => pages.get(page).page.emulateMedia({ colorScheme: dark ? 'dark' : 'light' }),
+  offline: ({ page, offline }) => pages.get(page).context.setOffline(offline),
+  shot: ({ page, path, whole = true }) =>
+    pages.get(page).page.screenshot({ path, fullPage: whole, animations: 'disabled' }).then(() => path),
+  problems: ({ page }) => pages.get(page).problems.splice(0),
+  requests: ({ page }) => pages.get(page).requests,
+  async axe({ page }) {
+    // In a world of its own: the policy of the page forbids foreign scripts in its own.
+    const session = await pages.get(page).context.newCDPSession(pages.get(page).page);
+    const { frameTree } = await session.send('Page.getFrameTree');
+    const { executionContextId: contextId } = await session.send('Page.createIsolatedWorld', {
+      frameId: frameTree.frame.id,
+    });
+    await session.send('Runtime.evaluate', { expression: axe, contextId });
+    const { result, exceptionDetails } = await session.send('Runtime.evaluate', {
+      expression: 'axe.run().then((r) => JSON.stringify(r.violations.map((v) => ({id: v.id, impact: v.impact, nodes: v.nodes.map((n) => n.html.slice(0, 200) + " " + n.failureSummary)}))))',
+      contextId,
+      awaitPromise: true,
+    });
+    await session.detach();
+    if (exceptionDetails) throw new Error(JSON.stringify(exceptionDetails));
+    return JSON.parse(result.value);
+  },
+  async close({ page }) {
+    await pages.get(page).context.close();
+    pages.delete(page);
+  },
+};
+
+const answer = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
+for await (const line of createInterface({ input: process.stdin })) {
+  const { id, op, ...rest } = JSON.parse(line);
+  Promise.resolve()
+    .then(() => ops[op](rest))
+    .then(
+      (value) => answer({ id, value: value ?? null }),
+      (error) => answer({ id, error: String(error) }),
+    );
+}
+await browser.close();
