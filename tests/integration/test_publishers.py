@@ -262,5 +262,6 @@ async def test_the_pid_file_is_there_all_the_time(service: Service) -> None:
         looking = False
         await looker
     assert wrong == []
-    await asyncio.to_thread(service.process.terminate)
-    await until(lambda: not path.exists(), "the file is gone with its master")
+    service.process.terminate()
+    await asyncio.to_thread(service.process.wait)
+    assert not path.exists()
