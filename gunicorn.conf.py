@@ -67,6 +67,7 @@ def on_starting(_: Any) -> None:
 
 def when_ready(server: Any) -> None:
     _master.guard_configuration(server)
+    _master.guard_addresses(server)
     _limit_send_buffers(server)
     # What exists now is shared with the workers as long as their collector leaves it alone.
     gc.collect()
@@ -97,6 +98,7 @@ def child_exit(server: Any, _worker: Any) -> None:
 
 
 def on_exit(_: Any) -> None:
+    _master.pass_pid_file_on()
     if _master.lock.is_alone():
         # Not before: the newest code stops it, and the master stays small.
         importlib.import_module("workers.valkey").stop(_master.data_dir)

@@ -118,6 +118,14 @@ class RealtimeWorker(GunicornWebWorker):
             if self.after_end is not None:
                 self.after_end()
 
+    def listeners(self) -> list[int]:
+        """Duplicates of the listening sockets, which are the caller's; none when it leaves."""
+        return [
+            os.dup(listener.fileno())
+            for listener in self.sockets[::ACCEPTS]
+            if listener.fileno() >= 0
+        ]
+
     def run(self) -> None:
         """Serve until told to leave; ends with SystemExit."""
         self.booted = False  # aiohttp sets it anew when the sockets serve

@@ -23,15 +23,18 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
 
 BATCH = 64
 """Descriptors in one message: the kernel refuses more than 253."""
+LISTENERS = "listeners"
+"""Kind of a request that is no offer: it is answered with the worker's listening sockets."""
 TIMEOUT = 5.0
 """Seconds for each step of the conversation."""
 ACCEPT_PAUSE = 0.1
@@ -203,6 +206,8 @@ class Heir:
         judge: says which states of an offer this worker takes; [] before it is ready.
         take: serves connections: the offer, the accepted states, their descriptors.
         is_alive: whether the worker of an offer is still there.
+        requests: by the kind of what is no offer, the descriptors that answer it; they are
+            closed when they were sent.
     """
 
     def __init__(
@@ -211,7 +216,9 @@ class Heir:
         judge: Callable[[Offer], Answer],
         take: Callable[[Offer, Sequence[Any], Sequence[int]], Awaitable[None]],
         is_alive: Callable[[Offer], bool],
+        requests: Mapping[str, Callable[[], list[int]]] = MappingProxyType({}),
     ) -> None:
+        self._requests = requests
         self._path = path
         self._judge = judge
         self._take = take
@@ -276,6 +283,15 @@ class Heir:
     async def _consider(
         self, connection: socket.socket, offer: Offer, descriptors: list[int]
     ) -> None:
+        request = self._requests.get(offer.get("kind", ""))
+        if request is not None:
+            close_all(descriptors)
+            descriptors = request()
+            try:
+                await _in_thread(send, connection, len(descriptors), descriptors)
+            finally:
+                close_all(descriptors)
+            return
         try:
             states = offer["states"]
             complete = len(descriptors) == len(states)

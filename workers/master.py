@@ -7,6 +7,7 @@ nothing of `app`, so that reloaded workers bring new code: settings are checked 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -21,9 +22,13 @@ from dotenv import dotenv_values
 
 from workers import fingerprint, paths
 from workers.masters import MastersLock
+from workers.processes import start_time
 from workers.shared_slots import SlotTable
 
 log = logging.getLogger("gunicorn.error")
+
+SUCCESSOR = "SUCCESSOR_OF"
+"""Environment variable of a master that was started beside another one: the pid of that."""
 
 
 class WrongSettings(Exception):
@@ -48,7 +53,6 @@ class Master:
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         paths.make_private(paths.runtime_dir(self.data_dir))
         self.metrics_dir = paths.metrics_dir(self.data_dir)
-        self.pid_file = self.data_dir / "gunicorn.pid"
         self.lock = MastersLock(paths.masters_lock(self.data_dir))
         self.lock.share()  # waits for a last master that is about to clean up
         alone = self.lock.is_alone()
@@ -58,13 +62,57 @@ class Master:
         self.slots.sweep()
         if alone:
             # In a new container the pid in a file left behind is likely to be in use.
-            self.pid_file.unlink(missing_ok=True)
+            for file in self._pid_files:
+                file.unlink(missing_ok=True)
             paths.log_level_file(self.data_dir).unlink(missing_ok=True)
             if not self.slots.rows():
                 shutil.rmtree(self.metrics_dir, ignore_errors=True)
         paths.make_private(self.metrics_dir)
         self.lock.share()
         self._age_at_reload = 0
+
+    @property
+    def _pid_files(self) -> tuple[Path, Path]:
+        """Of the master, and of one that is to take its place."""
+        return self.data_dir / "gunicorn.pid", self.data_dir / "gunicorn.pid.2"
+
+    @property
+    def pid_file(self) -> Path:
+        """Where gunicorn writes its process id; after USR2 it puts a suffix of its own to it."""
+        first, second = self._pid_files
+        if SUCCESSOR in os.environ and "GUNICORN_PID" not in os.environ:
+            owner = _pid_in(first)
+            if owner not in (None, os.getpid()) and start_time(owner):
+                return second
+        return first
+
+    def pass_pid_file_on(self) -> None:
+        """At the end of this master: the one beside it is the master from now on."""
+        first, second = self._pid_files
+        if _pid_in(first) == os.getpid():
+            first.unlink(missing_ok=True)
+        successor = _pid_in(second)
+        if successor not in (None, os.getpid()) and not first.exists() and start_time(successor):
+            with contextlib.suppress(FileNotFoundError):
+                second.rename(first)
+
+    def guard_addresses(self, arbiter: Any) -> None:
+        """Leave the path of a Unix socket alone when another master listens on it.
+
+        gunicorn removes it at its end, unless it was started by systemd or has made the other
+        master itself. A successor is no service of systemd, though its sockets came that way: it
+        passes them on by itself at USR2.
+        """
+        if SUCCESSOR in os.environ:
+            arbiter.systemd = False
+        stop = arbiter.stop
+
+        def guarded(graceful: bool = True) -> None:
+            if not self.lock.is_alone():
+                arbiter.systemd = True
+            stop(graceful)
+
+        arbiter.stop = guarded
 
     def record(self) -> None:
         """Write down what this process is made of, for `workers.reload`."""
@@ -96,6 +144,9 @@ class Master:
         """
         self._age_at_reload = arbiter.worker_age
         arbiter.pidfile = None
+        first, second = self._pid_files
+        if self.pid_file == first and _pid_in(second) == os.getpid():
+            second.replace(first)  # the master that was there before has been killed
 
     @staticmethod
     def claim_pid_file(arbiter: Any) -> None:
@@ -180,6 +231,13 @@ def _read(root: Path) -> tuple[dict[str, Any], dict[str, str]]:
         log.warning("%s", line.removeprefix("warning: "))
     values = dotenv_values(stream=io.StringIO(before.decode()), interpolate=False)
     return json.loads(checked.stdout), {name: text or "" for name, text in values.items()}
+
+
+def _pid_in(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _contents(path: Path) -> bytes:

@@ -88,6 +88,11 @@ def slots_file(data_dir: Path) -> Path:
     return _SHARED_MEMORY / f"yujian-{identity(data_dir)}-slots-v1"
 
 
+def heir_socket(data_dir: Path, pid: int) -> Path:
+    """Where the worker of a process takes connections over, and gives its listening sockets."""
+    return runtime_dir(data_dir) / f"heir-{pid}.sock"
+
+
 def metrics_dir(data_dir: Path) -> Path:
     """Directory for prometheus_client's multiprocess files, in memory too."""
     return _SHARED_MEMORY / f"yujian-{identity(data_dir)}-metrics"

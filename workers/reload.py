@@ -26,6 +26,7 @@ from typing import Any
 from dotenv import dotenv_values
 
 from workers import fingerprint
+from workers.master import SUCCESSOR
 from workers.processes import command_line, start_time
 from workers.reload_report import Report
 from workers.reload_watch import Failed, Watch
@@ -38,7 +39,7 @@ OK, FAILED, NOT_RUNNING, PARTLY = range(4)
 _CHECK_SECONDS = 60
 _LINES = 6
 """Last lines of an error that are shown."""
-_NEEDS_FORK = ("GUNICORN_PID", "GUNICORN_FD", "LISTEN_PID", "LISTEN_FDS")
+_NEEDS_FORK = ("GUNICORN_PID", "GUNICORN_FD", "LISTEN_PID", "LISTEN_FDS", SUCCESSOR)
 _HANDLERS = "import importlib, os; importlib.import_module(os.environ['HANDLERS']).register"
 
 

@@ -106,6 +106,26 @@ class Watch:
         first = self._data_dir / "gunicorn.pid"
         self._until(lambda: _read_pid(first) == new, EXIT_SECONDS)
 
+    def await_successor(self, new: int) -> None:
+        """A new master that is no child of the old one, and has its listening sockets.
+
+        Args:
+            new: its pid.
+
+        Raises:
+            Failed: its workers did not come; it is gone again.
+        """
+        born = start_time(new)
+        try:
+            self._await_new(new, lambda: born is not None and start_time(new) == born)
+        except BaseException:
+            self._end_process(new, born)
+            raise
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._master, signal.SIGTERM)
+        self._await_end_of_old(new)
+        self._until(lambda: start_time(self._master) != self._born, EXIT_SECONDS)
+
     # Steps.
 
     def _await_new_master(self, before: set[int]) -> int:

@@ -116,7 +116,12 @@ async def create() -> web.AppRunner:
     )
     passing = Passing(parts.realtime, parts.manager, parts.history, slots)
     succession = Succession(
-        settings.data_dir, worker.slots, worker.row, passing, HttpHandoff(runner)
+        settings.data_dir,
+        worker.slots,
+        worker.row,
+        passing,
+        HttpHandoff(runner),
+        worker.listeners,
     )
     succession.start()
 

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from app.sessions.passing import Parcel, Passing
 from app.types import Position
 from workers import http_handoff, paths
-from workers.handoff import BATCH, DEATH_SECONDS, Broken, Giver, Heir
+from workers.handoff import BATCH, DEATH_SECONDS, LISTENERS, Broken, Giver, Heir
 from workers.http_handoff import HttpHandoff, HttpParcel
 from workers.processes import start_time
 from workers.shared_slots import READY, STARTING, Row, SlotTable
@@ -32,11 +32,6 @@ SWEEP_SECONDS = 0.2
 """Between two looks whether the heirs still live."""
 REST_SECONDS = 2.0
 """How long the handlers of a connection may go on running before it is drained instead."""
-
-
-def socket_path(data_dir: Path, pid: int) -> Path:
-    """Where the worker of a process takes connections over."""
-    return paths.runtime_dir(data_dir) / f"heir-{pid}.sock"
 
 
 @dataclass(slots=True)
@@ -72,10 +67,17 @@ class Succession:
         row: this worker's row.
         passing: its sessions.
         http: its HTTP connections.
+        listeners: gives duplicates of its listening sockets, for a second master.
     """
 
     def __init__(
-        self, data_dir: Path, slots: SlotTable, row: int, passing: Passing, http: HttpHandoff
+        self,
+        data_dir: Path,
+        slots: SlotTable,
+        row: int,
+        passing: Passing,
+        http: HttpHandoff,
+        listeners: Callable[[], list[int]],
     ) -> None:
         self.http = http
         self._data_dir = data_dir
@@ -83,7 +85,11 @@ class Succession:
         self._row = row
         self._passing = passing
         self._heir = Heir(
-            socket_path(data_dir, os.getpid()), self._judge, self._take, self._is_alive
+            paths.heir_socket(data_dir, os.getpid()),
+            self._judge,
+            self._take,
+            self._is_alive,
+            {LISTENERS: listeners},
         )
         self._givers: dict[tuple[int, int], Giver] = {}
         self._under_way: dict[int, int] = {}
@@ -198,7 +204,7 @@ class Succession:
             if heir is None:
                 return
             if heir.pid not in takers:
-                takers[heir.pid] = Giver(socket_path(self._data_dir, heir.pid))
+                takers[heir.pid] = Giver(paths.heir_socket(self._data_dir, heir.pid))
             offer = {"kind": http_handoff.KIND, "giver": self._own(), "states": parcel.states}
             try:
                 answer = await takers[heir.pid].offer(offer, parcel.descriptors)
@@ -289,7 +295,7 @@ class Succession:
     async def _converse(self, heir: Row, lane: int, parcel: Parcel) -> int:
         giver = self._givers.get((heir.pid, lane))
         if giver is None:
-            giver = Giver(socket_path(self._data_dir, heir.pid))
+            giver = Giver(paths.heir_socket(self._data_dir, heir.pid))
             self._givers[heir.pid, lane] = giver
         offer = {
             "giver": self._own(),

@@ -1,0 +1,220 @@
+"""Starts the service; where one with the same DATA_DIR runs, beside it, as its successor.
+
+    python -m workers.start             for containers: whoever started it ends the old one
+    python -m workers.start --replace   ends the old one when every new worker serves
+
+A new master that is no child of the old one gets the listening sockets from a worker, and gives
+them to gunicorn as systemd would. From then on it is as after USR2: both masters belong to one
+service, new clients reach workers of both, and when the old one is told to end its workers hand
+over what they serve. A successor that cannot start leaves the old one as it was.
+
+Both must see the same DATA_DIR, /dev/shm and process ids, and be of the same user.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app import config
+from app.config import Settings
+from app.errors import SettingsError
+from workers import paths
+from workers.handoff import LISTENERS, TIMEOUT, close_all, receive, send
+from workers.master import SUCCESSOR
+from workers.processes import start_time
+from workers.reload import NotRunning, find_master
+from workers.reload_watch import Failed, Watch
+from workers.shared_slots import READY, SlotTable
+
+ROOT = Path(__file__).resolve().parents[1]
+FIRST_FD = 3
+"""Where gunicorn looks for the sockets (sd_listen_fds(3))."""
+_MOST = 16
+
+Address = str
+
+
+@dataclass(frozen=True)
+class Received:
+    """The listening sockets of a service that runs.
+
+    The descriptors are the caller's.
+    """
+
+    master: int
+    descriptors: list[int]
+
+
+def address_of(listener: socket.socket) -> Address:
+    """The address of a listening socket, as BIND says it."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host, port = name[:2]
+    return f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
+
+
+def ask(settings: Settings) -> Received | None:
+    """Get the listening sockets of the service that runs; None when none does.
+
+    Raises:
+        Failed: one runs, but no worker of it gives them.
+    """
+    try:
+        master = find_master(settings.data_dir)
+    except NotRunning:
+        return None
+    second = settings.data_dir / "gunicorn.pid.2"
+    with contextlib.suppress(OSError, ValueError):
+        pid = int(second.read_text())
+        if pid != master and start_time(pid):
+            raise Failed(f"master {pid} is about to take the place of master {master} already")
+    table = SlotTable(paths.slots_file(settings.data_dir), settings.max_total_connections)
+    table.sweep()
+    reason = "no worker of it serves"
+    for row in table.rows():
+        if row.state != READY:
+            continue
+        try:
+            return Received(master, _ask_worker(paths.heir_socket(settings.data_dir, row.pid)))
+        except (OSError, EOFError, ValueError) as error:
+            reason = f"worker {row.pid}: {error}"
+    raise Failed(f"master {master} runs, but its listening sockets cannot be had: {reason}")
+
+
+def _ask_worker(path: Path) -> list[int]:
+    """Ask one worker.
+
+    Raises:
+        OSError, EOFError, ValueError: it does not answer, or with nothing.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(TIMEOUT)
+        connection.connect(str(path))
+        send(connection, {"kind": LISTENERS, "states": []})
+        _, descriptors = receive(connection)
+    if not descriptors:
+        raise ValueError("it has no listening socket")
+    return descriptors
+
+
+def take(received: Received, bind: str) -> list[int]:
+    """The descriptors to listen on; none when BIND has changed, for then it listens anew."""
+    kept, addresses = [], []
+    for descriptor in received.descriptors:
+        listener = socket.socket(fileno=descriptor)
+        addresses.append(address_of(listener))
+        kept.append(listener.detach())
+    if set(addresses) <= _names_of(bind):
+        return kept
+    print(
+        f"BIND is {bind}, no longer {', '.join(addresses)}: the new address is listened on anew",
+        file=sys.stderr,
+    )
+    close_all(kept)
+    return []
+
+
+def _names_of(bind: str) -> set[Address]:
+    """The addresses that BIND may stand for."""
+    if bind.startswith("unix:"):
+        return {bind}
+    host, _, port = bind.rpartition(":")
+    with contextlib.suppress(OSError):
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        hosts = [f"[{name[0]}]" if ":" in str(name[0]) else name[0] for *_, name in found]
+        return {bind, *(f"{host}:{port}" for host in hosts)}
+    return {bind}
+
+
+def place(descriptors: Sequence[int], environ: Mapping[str, str]) -> dict[str, str]:
+    """Put listening sockets where gunicorn looks for them; the environment that says so."""
+    # Out of the way first: one of them may be where another is to go.
+    spare = [os.dup(descriptor) for descriptor in descriptors]
+    high = [_above(descriptor, FIRST_FD + _MOST) for descriptor in spare]
+    close_all(descriptors)
+    for number, descriptor in enumerate(high, FIRST_FD):
+        os.dup2(descriptor, number, inheritable=True)
+    close_all(high)
+    return {**environ, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(high))}
+
+
+def _above(descriptor: int, least: int) -> int:
+    """The same file under a number that is not below `least`; closes the old one."""
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, least)
+    os.close(descriptor)
+    return moved
+
+
+def end_predecessor(watch: Watch, successor: int) -> int:
+    """In a process of its own: end the old master when the new one serves; the exit code."""
+    try:
+        watch.await_successor(successor)
+    except Failed as error:
+        print(f"The old service goes on: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Become gunicorn.
+
+    Raises:
+        SystemExit: it cannot start; bears the line that says why.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m workers.start",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--replace", action="store_true", help="end the old service")
+    options = parser.parse_args(arguments)
+    os.chdir(ROOT)
+    try:
+        settings = config.load(os.environ, Path(".env"))
+        received = ask(settings)
+    except (SettingsError, Failed) as error:
+        sys.exit(str(error))
+    environ = dict(os.environ)
+    if received is not None:
+        environ[SUCCESSOR] = str(received.master)
+        descriptors = take(received, settings.bind)
+        if options.replace:
+            _start_watch(settings, received.master, descriptors)
+        if descriptors:
+            environ = place(descriptors, environ)
+    if note := os.environ.get("MASTER_PID_FILE"):
+        Path(note).write_text(f"{os.getpid()}\n")
+    command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"]
+    os.execve(sys.executable, command, environ)  # noqa: S606
+
+
+def _start_watch(settings: Settings, old: int, descriptors: Sequence[int]) -> None:
+    """Start the process that ends the old master; it is no child of the new one."""
+    watch = Watch(settings.data_dir, old, config.public(settings))
+    successor = os.getpid()
+    between = os.fork()
+    if between:
+        os.waitpid(between, 0)
+        return
+    code = 1
+    try:
+        if os.fork() == 0:
+            close_all(descriptors)
+            code = end_predecessor(watch, successor)
+        else:
+            code = 0
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
