@@ -163,6 +163,15 @@ class Settings:
         "Unfinished messages that one worker holds, at least `MAX_MESSAGE_SIZE`; past it the"
         " largest holder is closed with 1009.",
     )
+    max_outgoing_bytes: int = _setting(
+        "auto",
+        values.size_or_auto(_MB, 64 * _GB),
+        "What one worker holds for clients that do not read it, at least `MAX_MESSAGE_SIZE`; past"
+        " it the largest holder is closed with 4413. `auto`: an eighth of the memory that the"
+        " service may use, divided by `WORKERS`.",
+        unit="bytes",
+        zero="not allowed",
+    )
     message_types: tuple[str, ...] = _setting(
         "",
         values.message_types,
@@ -369,8 +378,9 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
         )
     if settings.drain_seconds >= settings.graceful_timeout:
         yield "DRAIN_SECONDS", f"must be less than GRACEFUL_TIMEOUT ({settings.graceful_timeout}s)"
-    for name in ("HISTORY_BYTES", "MAX_QUEUE_BYTES", "MAX_INCOMING_BYTES"):
-        if getattr(settings, name.lower()) < settings.max_message_size:
+    for name in ("HISTORY_BYTES", "MAX_QUEUE_BYTES", "MAX_INCOMING_BYTES", "MAX_OUTGOING_BYTES"):
+        value = getattr(settings, name.lower())
+        if value < settings.max_message_size and (value or name != "MAX_OUTGOING_BYTES"):
             limit = values.show_size(settings.max_message_size)
             yield name, f"must be at least MAX_MESSAGE_SIZE ({limit})"
     for name in ("DEFAULT_SUBSCRIPTIONS", "LATEST_ONLY_TYPES"):

@@ -47,6 +47,7 @@ class CloseCode(enum.IntEnum):
     UNAUTHORIZED = 4401
     HEARTBEAT_TIMEOUT = 4408
     REPLACED = 4409
+    NOT_READING = 4413
     FLOOD = 4429
 
     @property

@@ -199,6 +199,7 @@ class Figures:
         metrics.backplane_lag.set(self._reader.lag())
         metrics.deaf_workers.set(self._canary.is_deaf)
         metrics.history_cache_bytes.set(self._history.cached_bytes)
+        metrics.outgoing_bytes.set(hub.outgoing())
         metrics.write_buffer_bytes.set(hub.unsent())
         metrics.sessions.set(len(self._realtime.sessions))
         metrics.groups.set(len(self._realtime.fanout.groups()))

@@ -61,6 +61,7 @@ async def build(
     collect_metrics: Callable[[], Iterable[Metric]],
     other_processes: Callable[[], Mapping[str, int]],
     has_memory: Callable[[], bool],
+    max_outgoing: int,
     local_faults: Callable[[], Sequence[str]] = tuple,
 ) -> web.Application:
     """Make the aiohttp application of one worker, with a `Worker` under `WORKER`.
@@ -74,6 +75,7 @@ async def build(
         other_processes: pids by name of processes whose memory belongs to the service.
         has_memory: whether there is memory for more connections.
         local_faults: what is wrong on this machine beside, for `GET /status`.
+        max_outgoing: bytes that this worker holds for clients which do not read them.
 
     Raises:
         BackplaneUnavailable: it did not answer within `BACKPLANE_SECONDS`.
@@ -83,7 +85,7 @@ async def build(
     reader, key = await _reach(backplane)
     for warning in backplane.warnings():
         logger.warning("%s", warning)
-    worker = Worker(settings, slots, backplane, reader, key)
+    worker = Worker(settings, slots, backplane, reader, key, max_outgoing)
     if settings.handlers:
         load_handlers(settings.handlers, worker.sio)
     app = web.Application(client_max_size=64 * 1024 * 1024)

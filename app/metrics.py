@@ -244,6 +244,11 @@ class Metrics:
         self.incoming_bytes = self._gauge(
             "incoming_bytes", "Bytes of unfinished messages from clients.", "livesum"
         )
+        self.outgoing_bytes = self._gauge(
+            "outgoing_bytes",
+            "Bytes held for clients that have not read them; what they share counts once.",
+            "livesum",
+        )
         self.write_buffer_bytes = self._gauge(
             "write_buffer_bytes", "Bytes written that the sockets have not yet taken.", "livesum"
         )

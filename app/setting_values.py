@@ -89,6 +89,16 @@ def size(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def size_or_auto(low: int, high: int) -> Callable[[str], int]:
+    """As `size`; 0 for `auto`."""
+    parse = size(low, high)
+
+    def parse_or_auto(text: str) -> int:
+        return 0 if text == "auto" else parse(text)
+
+    return parse_or_auto
+
+
 def show_duration(seconds: float) -> str:
     """A duration as one would write it in a setting."""
     return f"{seconds:g}s" if seconds >= 1 or not seconds else f"{seconds * 1000:g}ms"

@@ -35,7 +35,7 @@ from app.sessions.realtime import Realtime
 from app.sessions.router import Router
 from app.sessions.sio_manager import StreamManager
 from app.sessions.sio_server import RealtimeServer
-from app.transport.hub import Hub
+from app.transport.hub import MAX_OUTGOING, Hub
 from app.types import Draft, Gap, Message, Position
 
 logger = logging.getLogger("realtime.worker")
@@ -57,6 +57,7 @@ class Worker:
         backplane: connected.
         reader: started.
         key: the secret that all workers share.
+        max_outgoing: bytes that it holds for clients which do not read them.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Worker:
         backplane: Backplane,
         reader: StreamReader,
         key: bytes,
+        max_outgoing: int = MAX_OUTGOING,
     ) -> None:
         self.settings = settings
         self.slots = slots
@@ -83,8 +85,9 @@ class Worker:
             heartbeat_timeout=settings.heartbeat_timeout,
             max_message=settings.max_message_size,
             max_incoming=settings.max_incoming_bytes,
+            max_outgoing=max_outgoing,
         )
-        self.history = History(backplane, reader.positions)
+        self.history = History(backplane, reader.positions, self.hub.output.page)
         self.fanout = FanOut(
             self.hub, reader.positions, settings.broadcast_batch_size, self._on_flush
         )

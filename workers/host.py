@@ -92,6 +92,10 @@ class HostSampler:
         """Memory in use now, in percent of what there is."""
         return _percent(*self._memory())
 
+    def memory_total(self) -> int:
+        """Bytes of memory that the service may use: the container's limit, or all there is."""
+        return self._memory()[1]
+
     def _measure_cpu(self) -> float:
         now = self._cpu_time()
         elapsed = now.at - self._last.at

@@ -34,6 +34,8 @@ from workers.succession import Succession
 from workers.valkey import Valkey
 
 _SWEEP_INTERVAL = 1.0
+LEAST_OUTGOING = 8 * 2**20
+"""Bytes of the output account where the service may use little memory."""
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ async def create() -> web.AppRunner:
             collect_metrics=metrics_files.collect,
             other_processes=lambda: _other_processes(settings),
             has_memory=Headroom(HostSampler(settings.data_dir)),
+            max_outgoing=_max_outgoing(settings),
         )
         parts = application[main.WORKER]
         if settings.collector:
@@ -143,6 +146,16 @@ def _settings() -> Settings:
         return config.load({**master.current.dotenv, **os.environ})
     except SettingsError as error:  # this code has other settings than that which checked them
         raise CannotServe(str(error)) from error
+
+
+def _max_outgoing(settings: Settings) -> int:
+    """The output account of this worker in bytes: its part of an eighth of the memory, or as set."""
+    chosen = settings.max_outgoing_bytes
+    if not chosen:
+        memory = HostSampler(settings.data_dir).memory_total()
+        chosen = max(memory // 8 // settings.workers, LEAST_OUTGOING, 2 * settings.max_message_size)
+    log.info("Each worker holds at most %d MB for clients that do not read", chosen // 2**20)
+    return chosen
 
 
 def _fold_metrics(settings: Settings) -> None:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from app.backplane.client import FAILURES, Backplane, Command
+from app.backplane.client import FAILURES, Backplane
 from app.backplane.entries import OVERHEAD, entry_id, to_message, with_gaps
 from app.backplane.faults import unavailable
-from app.backplane.scripts import stream_key
+from app.backplane.scripts import PAGE, stream_key
 from app.types import Gap, Message, Position
 
 T = TypeVar("T")
 
 TAIL_MESSAGES, TAIL_BYTES = 256, 1_000_000
 CHUNK = 100
-"""Messages that are read at once, from a multiple of this number."""
+"""Messages that are read at once, from a multiple of this number; fewer where they are large."""
+PAGE_BYTES = 1024 * 1024
+"""Bytes of messages that are read at once; a single message may be longer."""
 CACHE_BYTES = 8_000_000
 _OVERHEAD = 400  # bytes of a Message beside its body
+
+
+_Chunk = tuple[list[Message], bool]
+"""Messages, and whether there are more of the chunk than `PAGE_BYTES` allowed."""
 
 
 class _Tail:
@@ -82,9 +89,15 @@ class History:
 
     Args:
         positions: where live is, per type: `StreamReader.positions`.
+        page_bytes: most bytes of messages in one answer of `newest`, if it is more than one.
     """
 
-    def __init__(self, backplane: Backplane, positions: Mapping[str, Position]) -> None:
+    def __init__(
+        self,
+        backplane: Backplane,
+        positions: Mapping[str, Position],
+        page_bytes: int = PAGE_BYTES,
+    ) -> None:
         self._backplane = backplane
         self._positions = positions
         self._largest = backplane.settings.max_message_size + OVERHEAD
@@ -92,7 +105,12 @@ class History:
         self._turns: dict[str, tuple[str, Gap]] = {}  # the last change of epoch: from, and to what
         self._flights = _Flights()
         self._chunks: OrderedDict[Hashable, list[Message]] = OrderedDict()
+        self._cut: set[Hashable] = set()
+        """Keys of chunks that end early, since they would be longer than `PAGE_BYTES`."""
+        self._strides: dict[str, int] = {}
+        """Messages of a chunk by type, where they are fewer than `CHUNK`."""
         self._chunk_bytes = 0
+        self._page_bytes = page_bytes
 
     def remember(self, items: Iterable[Message | Gap]) -> None:
         """Take what the reader returned, gaps included, when it goes live."""
@@ -146,7 +164,8 @@ class History:
     ) -> tuple[list[Message], bool]:
         """The newest messages (below seq `before`), newest last, and whether there are older ones.
 
-        Always asks the stream, so that who has just published sees it.
+        At most `limit`, and at most `page_bytes` of them but at least one. Always asks the
+        stream, so that who has just published sees it.
 
         Raises:
             BackplaneUnavailable: the stream cannot be read.
@@ -154,16 +173,14 @@ class History:
         if limit < 1 or (before is not None and before <= 1):
             return [], False
 
-        async def read() -> list[Message]:
-            end = b"+" if before is None else entry_id(before - 1)
-            return await self._read(
-                type, (b"XREVRANGE", stream_key(type), end, b"-", b"COUNT", limit + 1)
-            )
+        async def read() -> tuple[list[Message], bool]:
+            newest = b"+" if before is None else entry_id(before - 1)
+            return await self._read_page(type, b"XREVRANGE", newest, b"-", limit, self._page_bytes)
 
         key = ("newest", type, limit, before)
         await self._flights.settle(key)
-        found = await self._flights.share(key, read)
-        return found[:limit][::-1], len(found) > limit
+        found, more = await self._flights.share(key, read)
+        return found[::-1], more
 
     async def latest(self, type: str) -> Message | None:
         """The newest message, from memory where it is the live one."""
@@ -177,57 +194,86 @@ class History:
 
     async def _stretch(self, type: str, epoch: str, first: int, last: int) -> list[Message]:
         """Messages from the first that is still held at or after `first`; [] if none is."""
-        found = await self._from_chunk(type, epoch, first)
-        if found or (first - 1) // CHUNK == (last - 1) // CHUNK:
+        found, reached = await self._from_chunk(type, epoch, first)
+        if found or reached >= last:
             return found
 
         async def read() -> list[Message]:
-            return await self._read(
-                type, (b"XRANGE", stream_key(type), entry_id(first), b"+", b"COUNT", 1)
-            )
+            page, _ = await self._read_page(type, b"XRANGE", entry_id(first), b"+", 1, 0)
+            return page
 
         # A whole chunk is gone: go on where history begins, once for all who ask that far back.
-        oldest = await self._flights.share(("oldest", type, (first - 1) // CHUNK), read)
-        return await self._from_chunk(type, epoch, oldest[0].seq) if oldest else []
+        oldest = await self._flights.share(("oldest", type, reached), read)
+        return (await self._from_chunk(type, epoch, oldest[0].seq))[0] if oldest else []
 
-    async def _from_chunk(self, type: str, epoch: str, first: int) -> list[Message]:
-        number = (first - 1) // CHUNK
-        key = (type, epoch, number)
-        chunk = self._cached(key, first)
-        if chunk is None:
-            await self._flights.settle(key)
+    async def _from_chunk(self, type: str, epoch: str, first: int) -> tuple[list[Message], int]:
+        """What the chunk of seq `first` holds from there on, and the last seq it may hold."""
+        while True:
+            stride = self._strides.get(type, CHUNK)
+            number = (first - 1) // stride
+            key = (type, epoch, stride, number)
             chunk = self._cached(key, first)
-        if chunk is None:
-            chunk = await self._flights.share(key, lambda: self._read_chunk(key, type, number))
-        return [message for message in chunk if message.seq >= first and message.epoch == epoch]
+            if chunk is None:
+                await self._flights.settle(key)
+                chunk = self._cached(key, first)
+            if chunk is None:
+                start, end = number * stride + 1, (number + 1) * stride
+                read = functools.partial(self._read_chunk, key, type, start, end)
+                chunk = await self._flights.share(key, read)
+            messages, cut = chunk
+            found = [message for message in messages if message.seq >= first]
+            if cut and not found:
+                # Messages are so large that a chunk is to hold fewer of them.
+                self._strides[type] = min(stride - 1, max(1, len(messages)))
+                continue
+            return [m for m in found if m.epoch == epoch], (number + 1) * stride
 
-    def _cached(self, key: Hashable, first: int) -> list[Message] | None:
+    def _cached(self, key: Hashable, first: int) -> _Chunk | None:
         """A chunk in memory, if it reaches `first`: the one at the end of the stream grows."""
-        chunk = self._chunks.get(key)
-        if chunk is None or chunk[-1].seq < first:
+        messages = self._chunks.get(key)
+        if messages is None:
+            return None
+        cut = key in self._cut
+        if messages[-1].seq < first and not cut:
             return None
         self._chunks.move_to_end(key)
-        return chunk
+        return messages, cut
 
-    async def _read_chunk(self, key: Hashable, type: str, number: int) -> list[Message]:
-        start, end = entry_id(number * CHUNK + 1), entry_id((number + 1) * CHUNK)
-        chunk = await self._read(type, (b"XRANGE", stream_key(type), start, end))
-        self._chunk_bytes -= _weight(self._chunks.pop(key, []))
-        if chunk:
-            self._chunks[key] = chunk
-            self._chunk_bytes += _weight(chunk)
+    async def _read_chunk(self, key: Hashable, type: str, first: int, last: int) -> _Chunk:
+        size = last - first + 1
+        messages, cut = await self._read_page(
+            type, b"XRANGE", entry_id(first), entry_id(last), size, PAGE_BYTES
+        )
+        self._drop_chunk(key)
+        if messages:
+            self._chunks[key] = messages
+            self._chunk_bytes += _weight(messages)
+            if cut:
+                self._cut.add(key)
+            elif len(messages) == size and 8 * _weight(messages) < PAGE_BYTES:
+                self._strides[type] = min(CHUNK, 2 * size)
         while self._chunk_bytes > CACHE_BYTES:
-            _, dropped = self._chunks.popitem(last=False)
-            self._chunk_bytes -= _weight(dropped)
-        return chunk
+            self._drop_chunk(next(iter(self._chunks)))
+        return messages, cut
 
-    async def _read(self, type: str, command: Command) -> list[Message]:
+    def _drop_chunk(self, key: Hashable) -> None:
+        self._chunk_bytes -= _weight(self._chunks.pop(key, []))
+        self._cut.discard(key)
+
+    async def _read_page(
+        self, type: str, command: bytes, start: bytes, end: bytes, limit: int, most: int
+    ) -> tuple[list[Message], bool]:
+        """Messages in the order of `command`, and whether there are more up to `end`.
+
+        At most `limit`, and no more once there are `most` bytes of them.
+        """
+        arguments = (stream_key(type), command, start, end, limit, most)
         try:
-            (reply,) = await self._backplane.ask([command])
+            ((more, *entries),) = await self._backplane.ask([(b"EVAL", PAGE.source, 1, *arguments)])
         except FAILURES as error:
             raise unavailable(error, "The history cannot be read now") from error
-        messages = (to_message(type, entry, self._largest) for entry in reply)
-        return [message for message in messages if message is not None]
+        messages = (to_message(type, entry, self._largest) for entry in entries)
+        return [message for message in messages if message is not None], bool(more)
 
 
 def _weight(chunk: Iterable[Message]) -> int:

@@ -128,6 +128,36 @@ return {epoch, base, newest, oldest}
     ).encode()
 )
 
+PAGE = Script(
+    b"""
+-- KEYS: stream. ARGV: XRANGE or XREVRANGE, the two ends, most entries, most bytes.
+-- Returns 1 if there are more entries between the ends, else 0, and then the entries: the first
+-- one however long it is, and no others that would make them longer than ARGV[5].
+local command, from, to = ARGV[1], ARGV[2], ARGV[3]
+local limit, most = tonumber(ARGV[4]), tonumber(ARGV[5])
+local page, count, size, step = {0}, 0, 0, 1
+while true do
+  local rows = redis.call(command, KEYS[1], from, to, 'COUNT', step)
+  for _, row in ipairs(rows) do
+    local length = 0
+    for _, field in ipairs(row[2]) do length = length + #field end
+    if count == limit or (count > 0 and size + length > most) then
+      page[1] = 1
+      return page
+    end
+    count, size = count + 1, size + length
+    page[count + 1] = row
+  end
+  if #rows < step then return page end
+  from = '(' .. rows[#rows][1]
+  -- As many as fit if the others are as long as these, and few as long as little is known.
+  local fit = math.floor((most - size) * count / math.max(size, 1)) + 1
+  step = math.max(1, math.min(fit, 4 * count, limit - count + 1))
+end
+"""
+)
+"""A stretch of a stream that is bounded in bytes, read once."""
+
 PUBLISH = Script(
     (
         _EPOCH

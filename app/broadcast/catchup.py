@@ -57,7 +57,7 @@ class CatchUp:
 
     def start(self, subscriber: Subscriber) -> None:
         """Bring a subscriber up to date; harmless when that is under way."""
-        if subscriber.state != OPEN or subscriber.held or subscriber in self._tasks:
+        if subscriber.state != OPEN or subscriber.is_held() or subscriber in self._tasks:
             return
         if subscriber.track is None:
             return
@@ -97,6 +97,8 @@ class CatchUp:
             if wanted is None:
                 return False
             missing += wanted
+        if sum(len(item.body) for item in missing if isinstance(item, Message)) > HIGH_WATER:
+            return False
         if missing:
             data = subscriber.codec.flush(missing, batch=subscriber.group.batch)
             if len(data) > HIGH_WATER or subscriber.pending is not None:
@@ -115,6 +117,9 @@ class CatchUp:
             while subscriber.state == OPEN and subscriber.track is not None:
                 if subscriber.pending is not None and subscriber.pending.size > HIGH_WATER:
                     # `on_drained` starts again.
+                    return
+                if subscriber.is_held():
+                    # Its history comes first, and starts this again.
                     return
                 type = self._next_type(subscriber)
                 if type is None:
@@ -147,6 +152,8 @@ class CatchUp:
         # Anything may have happened meanwhile: a close, other subscriptions, another flush.
         track = subscriber.track
         if subscriber.state != OPEN or not track or track.get(type) is not position:
+            return True
+        if subscriber.is_held():
             return True
         live = self._fanout.positions[type]
         wanted = self._select(type, position, live, items)

@@ -40,6 +40,10 @@ class Subscriber(Connection):
     held: bool
     """Nothing of the default subscriptions is written yet; see PROTOCOL.md, Actions."""
 
+    def is_held(self) -> bool:
+        """Whether nothing of its subscriptions may be written yet."""
+        return self.held
+
     def offset(self, positions: Mapping[str, Position]) -> bytes:
         """What ends a write after which the subscriber stands at `positions`."""
         return self.codec.offset(self.group.types, positions, self.group.batch)

@@ -47,6 +47,25 @@ def build_frame(opcode: int, payload: bytes) -> bytes:
     return b"%c%c%b%b" % (_FIN | opcode, 127, size.to_bytes(8, "big"), payload)
 
 
+def frame_end(data: bytes, offset: int) -> int:
+    """Where the frame ends that byte `offset` of finished frames belongs to.
+
+    Args:
+        data: unmasked frames, behind the answer to an upgrade request or not.
+        offset: at most the length of `data`; where a frame begins, it is the result.
+    """
+    place = data.find(b"\r\n\r\n") + 4 if data.startswith(b"HTTP/") else 0
+    while place < offset:
+        size = data[place + 1]
+        if size < 126:
+            place += 2 + size
+        elif size == 126:
+            place += 4 + int.from_bytes(data[place + 2 : place + 4], "big")
+        else:
+            place += 10 + int.from_bytes(data[place + 2 : place + 10], "big")
+    return place
+
+
 def build_close(code: int, reason: str = "") -> bytes:
     """A close frame; the reason is cut at 123 bytes, the most that fits (RFC 6455, 5.5)."""
     return build_frame(CLOSE, close_payload(code, reason))

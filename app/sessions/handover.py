@@ -93,7 +93,7 @@ def load(realtime: Realtime, fd: int, state: State) -> Session:
     if state["reader"] is not None:
         session.reader = FrameReader.load(realtime.hub.max_message, state["reader"])
     if state["unsent"] is not None:
-        session.pending = Pending(_decode(state["unsent"]), 0)
+        session.pending = Pending(_decode(state["unsent"]), 0, realtime.hub.output, headless=True)
     if isinstance(session, SocketIOSession):
         _load_socketio(session, state["socketio"])
     if state["wishes"] is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.backplane.history import History
@@ -14,12 +14,14 @@ from app.protocol import requests
 from app.protocol.envelope import body, envelope
 from app.protocol.requests import Request, Subscribe
 from app.sessions.realtime import Realtime
-from app.sessions.session import Session, Work
+from app.sessions.session import Page, Session, Work
 from app.transport.connection import OPEN
 from app.types import Gap, Message, Position
 
 AHEAD_SECONDS = 2.0
 """How long a recovery waits for this worker to reach what the client saw on a faster one."""
+ROOM_SECONDS = 0.05
+"""Between two looks whether there is room for the answers that wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,9 @@ class Router:
         self._history = history
         self._presence = presence
         self._known = frozenset(realtime.settings.message_types)
+        self._waiting: dict[Session, None] = {}
+        """Sessions with answers that wait for room in the output account."""
+        self._looked_at = 0.0
         self._actions: dict[str, Callable[[Session, Request], Work | None]] = {
             "subscribe": self._subscribe,
             "unsubscribe": self._unsubscribe,
@@ -99,19 +104,17 @@ class Router:
         starts = {
             type: await self.find_start(type, position) for type, position in wanted.recover.items()
         }
-        past: dict[str, tuple[list[Message], bool]] = {}
-        # What is stored while the history is read must not fall between it and live messages.
-        before = self._fanout.positions
+        ends: dict[str, Position] = {}
         if wanted.history is not None:
-            for type in sorted(wanted.types):
-                past[type] = await self._history.newest(type, wanted.history, None)
-        if session.state != OPEN:
-            return
-        flowing = frozenset() if session.held else session.group.types
-        for type, (messages, _) in past.items():
-            if type not in flowing and type not in starts:
-                starts[type] = Start(_end_of(messages, before[type]), recovered=False)
-        self._begin(session, request, wanted, starts, past)
+            # What is stored meanwhile must not fall between the history and live messages.
+            before = self._fanout.positions
+            new = wanted.types - starts.keys()
+            if not session.held:
+                new -= session.group.types
+            ends = {type: await self._end_of_history(type, before[type]) for type in sorted(new)}
+            starts |= {type: Start(end, recovered=False) for type, end in ends.items()}
+        if session.state == OPEN:
+            self._begin(session, request, wanted, starts, ends)
 
     def _begin(
         self,
@@ -119,7 +122,7 @@ class Router:
         request: Request,
         wanted: Subscribe,
         starts: dict[str, Start],
-        past: dict[str, tuple[list[Message], bool]],
+        ends: dict[str, Position],
     ) -> None:
         batch = session.group.batch if wanted.batch is None else wanted.batch
         positions = {type: start.position for type, start in starts.items()}
@@ -137,33 +140,65 @@ class Router:
         }
         data = {"types": types, "batch": batch}
         session.reply(request, "subscribed", self._answer("config", "subscribed", data, request))
-        for type, (messages, more) in past.items():
-            session.send_event("history_data", self._history_data(type, messages, more, request.id))
         for start in starts.values():
             if start.gap is not None:
                 self._realtime.metrics.gaps[start.gap.reason].inc()
                 session.send(session.codec.gap(start.gap))
         session.tell_offset()
+        if wanted.history is not None:
+            self._plan_pages(session, wanted.types, wanted.history, ends, request.id)
         self._realtime.catchup.start(session)
 
+    def _plan_pages(
+        self,
+        session: Session,
+        types: Iterable[str],
+        limit: int,
+        ends: dict[str, Position],
+        reply_to: str | int | None,
+    ) -> None:
+        """Let the newest messages of types come before what flows; see `start_page`.
+
+        Args:
+            session: which gets them, as events.
+            types: of which.
+            limit: messages of each.
+            ends: where the history of a type ends, if not at its newest message.
+            reply_to: the request's id.
+        """
+        request = Request("", None, reply_to)
+        session.need_extra().pages.extend(
+            Page(type, limit, ends[type].seq + 1 if type in ends else None, request, is_one=False)
+            for type in sorted(types)
+        )
+
     async def send_past(self, session: Session, limit: int) -> None:
-        """Send the newest messages of each type that a session is subscribed to, then live ones.
+        """Plan the newest messages of each type that a session is subscribed to, then live ones.
 
         The session is held, and is released even where the history cannot be read.
         """
         try:
-            for type in sorted(session.group.types):
-                messages, more = await self._history.newest(type, limit, None)
-                if session.state != OPEN or session.track is None:
-                    return
-                session.send_event("history_data", self._history_data(type, messages, more, None))
-                session.track = {
-                    **session.track,
-                    type: _end_of(messages, session.track[type]),
-                }
+            assert session.track is not None
+            track = session.track
+            ends = {type: await self._end_of_history(type, track[type]) for type in sorted(track)}
+            if session.state == OPEN and session.track is track:
+                types = session.group.types
+                session.track = {type: ends[type] for type in types}
+                self._plan_pages(session, types, limit, ends, None)
         finally:
             if session.held and session.state == OPEN:
                 session.release()
+
+    async def _end_of_history(self, type: str, otherwise: Position) -> Position:
+        """The newest message of a type, or `otherwise` where it has none of that epoch.
+
+        Raises:
+            BackplaneUnavailable: the stream cannot be read.
+        """
+        messages, _ = await self._history.newest(type, 1, None)
+        if not messages or messages[-1].epoch != otherwise.epoch:
+            return otherwise
+        return Position(otherwise.epoch, max(otherwise.seq, messages[-1].seq))
 
     async def find_start(self, type: str, position: Position) -> Start:
         """Where a client that has seen `position` goes on."""
@@ -231,26 +266,115 @@ class Router:
 
     # History.
 
-    def _get_history(self, session: Session, request: Request) -> Work:
+    def _get_history(self, session: Session, request: Request) -> None:
         wanted = requests.parse_get_history(
             request.payload, self._known, self._realtime.settings.default_history_limit
         )
+        asked = Request(request.action, None, request.id, request.ack)
+        page = Page(wanted.type, wanted.limit, wanted.before, asked, is_one=True)
+        session.need_extra().pages.append(page)
 
-        async def answer() -> None:
-            messages, more = await self._history.newest(wanted.type, wanted.limit, wanted.before)
-            data = self._history_data(wanted.type, messages, more, request.id)
-            session.reply(request, "history_data", data)
+    def start_page(self, session: Session) -> bool:
+        """Begin with the next answer of `pages`, if its client and the memory have room for it.
 
-        return answer()
+        Otherwise the session goes on when it has drained, or when there is room.
+        """
+        if queued := session.hub.take_queued(session):
+            session.write(queued)
+        if session.state != OPEN or session.pending is not None:
+            return False
+        output = session.hub.output
+        if self._waiting or not output.has_room(output.page):
+            self._wait_for_room(session)
+            return False
+        self._build_page(session)
+        return True
+
+    def _build_page(self, session: Session) -> None:
+        output = session.hub.output
+        size = output.page
+        output.reserved += size
+
+        async def send() -> None:
+            try:
+                await self._send_page(session)
+            finally:
+                output.reserved -= size
+
+        session.start_task(send(), is_frame=False)
+
+    async def _send_page(self, session: Session) -> None:
+        pages = session.need_extra().pages
+        page = pages[0]
+        request = page.request
+        error = None
+        messages: Sequence[Message] = ()
+        more = False
+        try:
+            messages, more = await self._history.newest(page.type, page.limit, page.before)
+        except ClientError as failure:
+            error = failure
+        if not pages or pages[0] is not page or session.state != OPEN:
+            return
+        pages.popleft()
+        if error is not None:
+            session.send_error(error, request)
+        else:
+            left = page.limit - len(messages)
+            follows = not page.is_one and more and left > 0
+            data = self._history_data(page.type, messages, more, follows, request.id)
+            if follows:
+                pages.appendleft(replace(page, limit=left, before=messages[0].seq))
+            if page.is_one:
+                session.reply(request, "history_data", data)
+            else:
+                session.send_event("history_data", data)
+        if not pages:
+            self._realtime.catchup.start(session)
+
+    def _wait_for_room(self, session: Session) -> None:
+        if not self._waiting:
+            self._looked_at = time.monotonic()
+            asyncio.get_running_loop().call_later(ROOM_SECONDS, self._look_for_room)
+        self._waiting[session] = None
+
+    def _look_for_room(self) -> None:
+        """Let those go on that wait for room; where there is none, make some."""
+        output = self._realtime.hub.output
+        while self._waiting and output.has_room(output.page):
+            session = next(iter(self._waiting))
+            del self._waiting[session]
+            extra = session.extra
+            if (
+                session.state == OPEN
+                and session.pending is None
+                and extra is not None
+                and extra.pages
+                and extra.task is None
+            ):
+                self._build_page(session)
+        if not self._waiting:
+            return
+        if time.monotonic() - self._looked_at >= 1.0:
+            self._looked_at = time.monotonic()
+            self._realtime.hub.close_stalled()
+        asyncio.get_running_loop().call_later(ROOM_SECONDS, self._look_for_room)
 
     def _history_data(
-        self, type: str, messages: Sequence[Message], more: bool, reply_to: str | int | None
+        self,
+        type: str,
+        messages: Sequence[Message],
+        more: bool,
+        follows: bool,
+        reply_to: str | int | None,
     ) -> bytes:
         # The envelopes are JSON already: they take the place of the data, `null`.
         head = body(type, "history_data", None)[: -len(b"null")]
         joined = b",".join(message.envelope for message in messages)
         tail = b"" if reply_to is None else b',"replyTo":' + requests.encode_id(reply_to)
         more_json = b"true" if more else b"false"
+        if follows:
+            more_json += b',"follows":true'
         return b'%b{"messages":[%b],"more":%b}%b}' % (head, joined, more_json, tail)
 
     # The others.
@@ -289,10 +413,3 @@ class Router:
 
     def _answer(self, type: str, event: str, data: Any, request: Request) -> bytes:
         return envelope(type, event, data, reply_to=request.id)
-
-
-def _end_of(messages: Sequence[Message], otherwise: Position) -> Position:
-    """Where a type goes on after messages that were sent as its history."""
-    if not messages or messages[-1].epoch != otherwise.epoch:
-        return otherwise
-    return Position(otherwise.epoch, max(otherwise.seq, messages[-1].seq))

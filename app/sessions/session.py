@@ -15,6 +15,7 @@ from app.protocol.requests import Request
 from app.sessions.auth import Identity
 from app.sessions.rates import metered
 from app.transport.connection import OPEN
+from app.transport.hub import PAUSE_INBOX
 from app.types import Gap, Position
 
 if TYPE_CHECKING:
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("realtime.session")
 
-INBOX_BYTES = 4 * 1024 * 1024
-"""Characters that may wait behind a request that is being worked on."""
-INBOX_MESSAGES = 1000
-
+INBOX_BYTES = 256 * 1024
+"""Bytes of messages behind a request that is being worked on, past which nothing more is read."""
+INBOX_MESSAGES = 100
+"""The same in messages."""
 
 Work = Coroutine[Any, Any, None]
 """What remains to be awaited of a request."""
@@ -58,6 +59,21 @@ class Recovery:
     """What it keeps as its `pid`; None when it has missed something and begins anew."""
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An answer with history that waits until its client has read what came before."""
+
+    type: str
+    limit: int
+    """Messages that may still be sent."""
+    before: int | None
+    """Only messages with a lower `seq`."""
+    request: Request
+    """What it answers, without the payload."""
+    is_one: bool
+    """The request has this one answer; otherwise pages follow until there are `limit`."""
+
+
 class Extra:
     """What few connections have, made at first use so that idle ones stay small."""
 
@@ -70,6 +86,7 @@ class Extra:
         "inbox",
         "inbox_size",
         "namespaces",
+        "pages",
         "recovery",
         "rooms",
         "session",
@@ -80,6 +97,8 @@ class Extra:
     def __init__(self) -> None:
         self.inbox: deque[str | bytes] = deque()
         self.inbox_size = 0
+        self.pages: deque[Page] = deque()
+        """Answers that come before anything else; later messages wait in the inbox."""
         self.task: asyncio.Task[None] | None = None
         """Works on a request; later ones wait in the inbox."""
         self.expiry: asyncio.TimerHandle | None = None
@@ -206,13 +225,18 @@ class Session(Subscriber):
             self.send_error(over_rate, self.request_of(message))
             return
         extra = self.extra
-        if extra is not None and extra.task is not None:
-            extra.inbox.append(message)
-            extra.inbox_size += len(message)
-            if len(extra.inbox) > INBOX_MESSAGES or extra.inbox_size > INBOX_BYTES:
-                self.end(CloseCode.FLOOD, "too many requests at once")
+        if extra is not None and (extra.task is not None or extra.pages):
+            self._put_aside(extra, message)
             return
         self._handle_now(message)
+        if self.extra is not None and self.extra.pages:
+            self.go_on()
+
+    def _put_aside(self, extra: Extra, message: str | bytes) -> None:
+        extra.inbox.append(message)
+        extra.inbox_size += len(message)
+        if len(extra.inbox) >= INBOX_MESSAGES or extra.inbox_size >= INBOX_BYTES:
+            self.hub.pause(self, PAUSE_INBOX)
 
     def _handle_now(self, message: str | bytes) -> None:
         was_welcomed = self.welcomed
@@ -259,14 +283,24 @@ class Session(Subscriber):
             extra.task = None
         if is_frame:
             self._frame_handled(was_welcomed)
-        self._go_on(extra)
+        self.go_on()
 
-    def _go_on(self, extra: Extra) -> None:
-        """Handle what waited, up to the next message that must be awaited."""
-        while extra.inbox and extra.task is None and self.state == OPEN:
-            message = extra.inbox.popleft()
-            extra.inbox_size -= len(message)
-            self._handle_now(message)
+    def go_on(self) -> None:
+        """Do what waited, up to the next thing that must be awaited."""
+        extra = self.extra
+        if extra is None:
+            return
+        while extra.task is None and self.state == OPEN:
+            if extra.pages:
+                if not self.realtime.router.start_page(self):
+                    return
+            elif extra.inbox:
+                message = extra.inbox.popleft()
+                extra.inbox_size -= len(message)
+                self._handle_now(message)
+            else:
+                self.hub.resume(self, PAUSE_INBOX)
+                return
 
     def _spent(self, seconds: float) -> None:
         self.realtime.charge(self, seconds)
@@ -304,13 +338,21 @@ class Session(Subscriber):
         self.held = False
         self.realtime.catchup.start(self)
 
+    def is_held(self) -> bool:
+        """Whether nothing of its subscriptions may be written yet."""
+        return self.held or (self.extra is not None and bool(self.extra.pages))
+
     def on_drained(self) -> None:
-        """Catch up on what was not written meanwhile."""
-        if self.track is not None and self.welcomed:
+        """Go on with answers, or catch up on what was not written meanwhile."""
+        if self.extra is not None and self.extra.pages:
+            self.go_on()
+        elif self.track is not None and self.welcomed:
             self.realtime.catchup.start(self)
 
     def heartbeat_missed(self) -> None:
         """Nothing came for the whole timeout."""
+        if self.hub.spare(self):
+            return
         self.send_error(
             ClientError(
                 ErrorCode.HEARTBEAT_TIMEOUT, "Nothing was received within the heartbeat timeout."
@@ -326,6 +368,7 @@ class Session(Subscriber):
         realtime.catchup.discard(self)
         extra = self.extra
         if extra is not None:
+            extra.pages.clear()
             extra.inbox.clear()
             extra.inbox_size = 0
             if extra.expiry is not None:

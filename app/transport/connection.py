@@ -1,7 +1,8 @@
 """Detached WebSocket connections: one object and one descriptor each, no task and no queue.
 
 Writes go straight to the socket; what the kernel does not take waits in `Pending`, as references
-to the bytes that all receivers share. So the unsent bytes of a connection are always known.
+to the bytes that all receivers share. So the unsent bytes of a connection are always known, and
+those of all connections are counted in the hub's `OutputAccount`.
 
 Closing: `Connection.close` sends a close frame, ends the sending side and goes on reading, so
 that the peer gets the frame rather than a reset; the descriptor is closed when the peer closes
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 from app.errors import CloseCode
 from app.protocol import frames
 from app.protocol.frames import FrameReader
+from app.transport.output import OutputAccount
 
 if TYPE_CHECKING:
     from app.transport.hub import Hub
@@ -32,7 +34,10 @@ HIGH_WATER = 64 * 1024
 INPUT_PAUSE = 256 * 1024
 """Unsent bytes past which nothing more is read from a connection, so it can ask for no more."""
 OUTPUT_LIMIT = 4 * 1024 * 1024
-"""Unsent bytes past which a connection is given up."""
+"""Unsent bytes behind the frame that is being sent, past which a connection is given up; see
+`Hub.output_limit`."""
+KEPT_REST = 64 * 1024
+"""Most bytes of a frame that are still sent to make room for a close frame behind it."""
 FRAMES_AT_ONCE = 32
 """Frames of a connection that are handled before it is looked how long that has taken."""
 CLOSE_TIMEOUT = 5.0
@@ -46,24 +51,65 @@ MOVING = 3
 
 
 class Pending:
-    """Bytes that the kernel did not take, as the chunks they were written in."""
+    """Bytes that the kernel did not take, as the chunks they were written in.
 
-    __slots__ = ("chunks", "offset", "size")
+    Args:
+        data: the first chunk.
+        sent: bytes of it that are sent already.
+        account: where the chunks are counted until they are sent or `clear` is called.
+        tick: of the hub's wheel, now.
+        headless: the first chunk is the rest of a frame.
+    """
 
-    def __init__(self, data: bytes, sent: int) -> None:
+    __slots__ = ("account", "chunks", "headless", "moved", "offset", "size")
+
+    def __init__(
+        self,
+        data: bytes,
+        sent: int,
+        account: OutputAccount,
+        *,
+        tick: int = 0,
+        headless: bool = False,
+    ) -> None:
+        self.account = account
         self.chunks = deque((data,))
         self.offset = sent
         """Bytes of the first chunk that are sent already."""
         self.size = len(data) - sent
+        self.moved = tick
+        """Tick at which the socket last took something."""
+        self.headless = headless
+        account.hold(data)
+
+    @property
+    def behind(self) -> int:
+        """Bytes that wait behind the chunk which is being sent."""
+        return self.size - len(self.chunks[0]) + self.offset
+
+    @property
+    def cost(self) -> float:
+        """Bytes of memory that would be free without this connection, shared ones in part."""
+        return sum(map(self.account.share, self.chunks))
 
     def append(self, data: bytes) -> None:
         """Add a chunk behind the others."""
         self.chunks.append(data)
         self.size += len(data)
+        self.account.hold(data)
+
+    def parts(self) -> list[bytes]:
+        """All unsent bytes in their chunks, the first one cut; see `starts_inside`."""
+        first, *rest = self.chunks
+        return [first[self.offset :] if self.offset else first, *rest]
 
     def content(self) -> bytes:
         """All unsent bytes."""
-        return b"".join(self.chunks)[self.offset :]
+        return b"".join(self.parts())
+
+    def starts_inside(self) -> bool:
+        """Whether the unsent bytes begin within a frame."""
+        return self.headless or self._frame_end() != self.offset
 
     def write_to(self, fd: int) -> bool:
         """Write what fits; whether all is gone. Raises OSError when the socket is dead."""
@@ -79,9 +125,41 @@ class Pending:
             self.offset += sent
             if self.offset < len(chunk):
                 return False
-            chunks.popleft()
-            self.offset = 0
+            self._pop()
         return True
+
+    def cut(self) -> bool:
+        """Throw away what comes behind the frame that is being sent, to make room.
+
+        Returns False when the rest of that frame is too long to be kept.
+        """
+        end = self._frame_end()
+        if end - self.offset > KEPT_REST:
+            return False
+        rest = self.chunks[0][self.offset : end]
+        self.clear()
+        if rest:
+            self.append(rest)
+        self.headless = bool(rest)
+        return True
+
+    def clear(self) -> None:
+        """Throw everything away."""
+        for chunk in self.chunks:
+            self.account.give_back(chunk)
+        self.chunks.clear()
+        self.offset = 0
+        self.size = 0
+
+    def _frame_end(self) -> int:
+        """Where in the first chunk the frame ends that is being sent."""
+        chunk = self.chunks[0]
+        return len(chunk) if self.headless else frames.frame_end(chunk, self.offset)
+
+    def _pop(self) -> None:
+        self.account.give_back(self.chunks.popleft())
+        self.offset = 0
+        self.headless = False
 
 
 class Connection:
@@ -146,6 +224,8 @@ class Connection:
 
     def heartbeat_missed(self) -> None:
         """The peer was silent for the whole timeout."""
+        if self.hub.spare(self):
+            return
         self.close(CloseCode.HEARTBEAT_TIMEOUT, "heartbeat timeout")
 
     # Sending.
@@ -161,11 +241,12 @@ class Connection:
         hub = self.hub
         hub.bytes_sent += len(data)
         if pending is not None:
+            if pending.behind > hub.output_limit:
+                self.give_up("too many bytes that the client does not read")
+                return
             pending.append(data)
             if pending.size > INPUT_PAUSE:
                 hub.watch(self)
-                if pending.size > OUTPUT_LIMIT and self.state == OPEN:
-                    self.drop("too many bytes that the client does not read", CloseCode.FLOOD)
             return
         try:
             sent = os.write(self.fd, data)
@@ -175,19 +256,22 @@ class Connection:
             self.drop("transport close")
             return
         if sent < len(data):
-            self.pending = Pending(data, sent)
-            hub.watch(self)
+            hub.back_up(self, data, sent)
 
     def writable(self) -> None:
         """The kernel takes bytes again."""
         pending = self.pending
         if pending is None:
             return
+        before = pending.size
         try:
             drained = pending.write_to(self.fd)
         except OSError:
             self.drop("transport close")
             return
+        if pending.size < before:
+            # Its answer to a ping may be far behind: taking bytes is a sign of life as well.
+            self.seen = pending.moved = self.hub.wheel.now
         if drained:
             self.pending = None
             self.hub.watch(self)
@@ -200,6 +284,22 @@ class Connection:
                 self._end_sending()
         elif pending.size <= INPUT_PAUSE:
             self.hub.watch(self)
+
+    def give_up(self, reason: str) -> None:
+        """Close for what the peer does not read: that is thrown away, and 4413 sent if it can be.
+
+        It cannot be where the socket takes nothing, or is in the middle of a long frame.
+        """
+        self.hub.log_given_up(self, reason)
+        pending = self.pending
+        if self.state == OPEN and pending is not None and pending.cut():
+            self.hub.take_queued(self)
+            if not pending.size:
+                self.pending = None
+            self.hub.watch(self)
+            self.close(CloseCode.NOT_READING, reason)
+            return
+        self.drop(reason, CloseCode.NOT_READING)
 
     # Receiving.
 
@@ -303,7 +403,9 @@ class Connection:
         # Its number will soon be somebody else's.
         self.fd = -1
         self.reader = None
-        self.pending = None
+        if self.pending is not None:
+            self.pending.clear()
+            self.pending = None
         self.on_detached()
 
     def _leave(self, code: int, reason: str, frame: bytes) -> None:

@@ -12,9 +12,13 @@ nothing more is read from it, and it goes on in the next pass. What each connect
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import select
+import socket
+import struct
+import termios
 import time
 from collections import deque
 from typing import Protocol, TypeVar
@@ -26,9 +30,11 @@ from app.transport.connection import (
     CLOSING,
     INPUT_PAUSE,
     OPEN,
+    OUTPUT_LIMIT,
     Connection,
     Pending,
 )
+from app.transport.output import OutputAccount
 from app.transport.timer_wheel import TimerWheel
 
 logger = logging.getLogger("realtime.connection")
@@ -45,10 +51,23 @@ FLOOD_SECONDS = 1.0
 
 PAUSE_MOVE = 1
 """Reading is paused since the connection is to be handed over."""
+PAUSE_INBOX = 2
+"""Reading is paused since too much waits behind a request that is being worked on."""
 PAUSE_RATE = 4
 """Reading is paused since the connection has used its share for now."""
 PAUSE_BACKLOG = 8
 """Reading is paused since what was read before is still being handled."""
+MAX_OUTGOING = 64 * 1024 * 1024
+"""Bytes of the output account where no other limit is given."""
+STALL_SECONDS = 10.0
+"""Seconds in which a socket takes nothing after which its connection makes room for others."""
+LOOK_SECONDS = 5.0
+"""Most seconds between two looks at a connection that may only be reading slowly."""
+LOG_SECONDS = 1.0
+"""Between two log lines about connections that are given up."""
+
+_BYTES_ACKED = slice(120, 128)
+"""Place of `tcpi_bytes_acked` in the kernel's `struct tcp_info`."""
 
 _READ = select.EPOLLIN
 
@@ -80,6 +99,7 @@ class Hub:
         heartbeat_timeout: seconds of silence before a connection is given up.
         max_message: largest incoming message in bytes, inclusive.
         max_incoming: bytes of unfinished incoming messages over all connections.
+        max_outgoing: bytes over all connections that the sockets have not yet taken.
     """
 
     def __init__(
@@ -89,9 +109,13 @@ class Hub:
         heartbeat_timeout: float,
         max_message: int,
         max_incoming: int,
+        max_outgoing: int = MAX_OUTGOING,
     ) -> None:
         self.max_message = max_message
         self.max_incoming = max_incoming
+        self.output = OutputAccount(max_outgoing, self._plan_relief)
+        self.output_limit = max(OUTPUT_LIMIT, 4 * max_message)
+        """Unsent bytes that one connection may have behind the frame that is being sent."""
         self.wheel = TimerWheel(heartbeat_interval, heartbeat_timeout)
         self.bytes_sent = 0
         self.bytes_received = 0
@@ -116,6 +140,10 @@ class Hub:
         self._held: dict[Connection, int] = {}
         self._holds: dict[int, list[Connection]] = {}
         self._hold_timer: asyncio.TimerHandle | None = None
+        self._looks: dict[Connection, tuple[int, int]] = {}
+        self._relief_planned = False
+        self._logged_at = -LOG_SECONDS
+        self._unlogged = 0
         self._unfinished: dict[Connection, None] = {}
         self._outbox: dict[Connection, list[bytes]] = {}
         self._flush_planned = False
@@ -135,6 +163,10 @@ class Hub:
     def unsent(self) -> int:
         """Bytes written that the sockets have not yet taken."""
         return sum(c.pending.size for c in self._backed_up if c.pending is not None)
+
+    def outgoing(self) -> int:
+        """Bytes held for peers: the output account, and what leaves with the next flush."""
+        return self.output.total + sum(len(f) for q in self._outbox.values() for f in q)
 
     def stop(self) -> None:
         """Close every descriptor at once and stop watching."""
@@ -193,6 +225,7 @@ class Hub:
         self._backlog.pop(connection, None)
         self._held.pop(connection, None)
         self.owed_pongs.pop(connection, None)
+        self._looks.pop(connection, None)
         self.note_unfinished(connection, 0)
         # The registration would outlive the descriptor if a duplicate of it were open elsewhere.
         self._epoll.unregister(fd)
@@ -234,6 +267,11 @@ class Hub:
         else:
             del self._paused[connection]
             self.watch(connection)
+
+    def back_up(self, connection: Connection, data: bytes, sent: int) -> None:
+        """Keep what a socket did not take."""
+        connection.pending = Pending(data, sent, self.output, tick=self.wheel.now)
+        self.watch(connection)
 
     def send_soon(self, connection: Connection, frame: bytes) -> None:
         """Queue a frame; all of one pass of the loop leave in one write."""
@@ -283,8 +321,7 @@ class Hub:
                 connection.drop("transport close")
                 continue
             if sent < size:
-                connection.pending = Pending(data, sent)
-                self.watch(connection)
+                self.back_up(connection, data, sent)
         self.bytes_sent += (count - len(others)) * size
         return others
 
@@ -294,6 +331,97 @@ class Hub:
         outbox, self._outbox = self._outbox, {}
         for connection, queued in outbox.items():
             connection.write(queued[0] if len(queued) == 1 else b"".join(queued))
+
+    # Those that do not read.
+
+    def spare(self, connection: Connection) -> bool:
+        """Go on with a connection that is silent, if that is since it reads slowly.
+
+        Its socket may have been taking bytes all the time, with the ping that it did not answer
+        behind them. Or nothing was read from it.
+        """
+        wheel = self.wheel
+        if connection in self._paused and _ioctl(connection.fd, termios.FIONREAD):
+            wheel.add(connection)
+            return True
+        look = min(LOOK_SECONDS, wheel.timeout / 4)
+        before = self._looks.get(connection)
+        if before is None and not _ioctl(connection.fd, termios.TIOCOUTQ):
+            return False
+        if (
+            not self._has_moved(connection)
+            and before is not None
+            and (wheel.now - before[0]) * wheel.tick_length >= look
+        ):
+            return False
+        wheel.resume(connection, wheel.timeout - look, look)
+        return True
+
+    def close_stalled(self) -> bool:
+        """Make room: close the largest of those whose sockets have taken nothing for a while.
+
+        To be called about once a second while somebody waits for room. Returns whether one was
+        closed.
+        """
+        patience = STALL_SECONDS / self.wheel.tick_length
+        stalled = [
+            connection
+            for connection in self._backed_up
+            if not self._has_moved(connection)
+            and self.wheel.now - self._looks[connection][0] >= patience
+        ]
+        if not stalled:
+            return False
+        largest = max(stalled, key=_cost)
+        largest.give_up("others wait for the memory of what this client does not read")
+        return True
+
+    def log_given_up(self, connection: Connection, reason: str) -> None:
+        """Log, at most once in `LOG_SECONDS`, that a connection is closed for not reading."""
+        now = self._loop.time()
+        if now - self._logged_at < LOG_SECONDS:
+            self._unlogged += 1
+            return
+        pending = connection.pending
+        logger.warning(
+            "closing a connection that does not read: %s",
+            reason,
+            extra={
+                "connection": connection.id,
+                "code": int(CloseCode.NOT_READING),
+                "unsent": pending.size if pending is not None else 0,
+                "total": self.output.total,
+                "closed_since": self._unlogged,
+            },
+        )
+        self._logged_at, self._unlogged = now, 0
+
+    def _has_moved(self, connection: Connection) -> bool:
+        """Whether the peer has taken anything since the last look that saw it do so."""
+        acked = _acked(connection.fd)
+        before = self._looks.get(connection)
+        pending = connection.pending
+        moved = pending.moved if pending is not None else 0
+        if before is not None and acked <= before[1] and moved <= before[0]:
+            return False
+        self._looks[connection] = self.wheel.now, acked
+        return True
+
+    def _plan_relief(self) -> None:
+        if not self._relief_planned:
+            self._relief_planned = True
+            self._loop.call_soon(self._relieve)
+
+    def _relieve(self) -> None:
+        """Close the largest holders of unsent bytes until all fit under the limit."""
+        self._relief_planned = False
+        account = self.output
+        if account.total <= account.limit:
+            return
+        for connection in sorted(self._backed_up, key=_cost, reverse=True):
+            connection.give_up("the server holds too many bytes that its clients do not read")
+            if account.total <= account.limit:
+                break
 
     def close_later(self, connection: Connection) -> None:
         """Close the descriptor if the peer does not within `CLOSE_TIMEOUT`."""
@@ -456,3 +584,28 @@ class Hub:
         now = self._loop.time()
         while self._closing and self._closing[0][0] <= now:
             self._closing.popleft()[1].drop("no answer to the close frame")
+
+
+def _cost(connection: Connection) -> float:
+    return connection.pending.cost if connection.pending is not None else 0.0
+
+
+def _ioctl(fd: int, request: int) -> int:
+    """A count of bytes that the kernel holds for a socket; 0 when it does not say."""
+    try:
+        answer = fcntl.ioctl(fd, request, bytes(4))
+    except OSError:
+        return 0
+    return int(struct.unpack("i", answer)[0])
+
+
+def _acked(fd: int) -> int:
+    """A number that rises whenever the peer of a socket takes bytes."""
+    borrowed = socket.socket(fileno=fd)
+    try:
+        info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
+        return int.from_bytes(info[_BYTES_ACKED], "little")
+    except OSError:  # a Unix socket
+        return -_ioctl(fd, termios.TIOCOUTQ)
+    finally:
+        borrowed.detach()

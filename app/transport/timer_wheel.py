@@ -36,6 +36,8 @@ class TimerWheel:
     def __init__(self, interval: float, timeout: float) -> None:
         self.tick_length = min(1.0, interval / 10)
         """Seconds between two calls of `advance`."""
+        self.timeout = timeout
+        """Seconds of silence after which a connection is given up."""
         self.now = 0
         """Ticks since the start."""
         self._interval = max(1, round(interval / self.tick_length))

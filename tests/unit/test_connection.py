@@ -28,6 +28,7 @@ from app.transport.connection import (
     Pending,
 )
 from app.transport.hub import Hub
+from app.transport.output import CHUNK_COST, OutputAccount
 
 MAX_MESSAGE = 100_000
 MAX_INCOMING = 250_000
@@ -389,11 +390,13 @@ async def test_unsent_bytes_are_what_no_write_has_taken() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        pending = Pending(b"abcdef", 2)
+        account = OutputAccount(1000, lambda: None)
+        pending = Pending(b"abcdef", 2, account)
         pending.append(b"gh")
         assert (pending.size, pending.content()) == (6, b"cdefgh")
         assert pending.write_to(ours.fileno())
         assert pending.size == 0
+        assert account.total == 0
         assert theirs.recv(100) == b"cdefgh"
 
 
@@ -451,20 +454,150 @@ async def test_a_single_large_write_stops_the_reading_too(connect: Connect) -> N
     assert server.got == ["unread"]
 
 
-async def test_too_much_unsent_ends_it(hub: Hub, connect: Connect) -> None:
-    server, _ = connect(small=True)
-    chunk = b"x" * (OUTPUT_LIMIT // 8)
-    for _ in range(8):
+async def test_too_much_unsent_ends_it(
+    hub: Hub, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, _client = connect(small=True)
+    chunk = build_frame(BINARY, b"x" * (OUTPUT_LIMIT // 8))
+    for _ in range(9):
         server.write(chunk)
     assert server.state == OPEN
     server.write(chunk)
     assert server.state == CLOSED
+    # The frame that is being sent is too long to be kept, so there is no close frame.
     assert server.events == [
-        (4429, "too many bytes that the client does not read"),
+        (4413, "too many bytes that the client does not read"),
         "detached",
     ]
-    assert hub.closed == {4429: 1}
+    assert hub.closed == {4413: 1}
+    assert hub.output.total == 0
     assert traces(hub) == NO_TRACES
+    assert [getattr(record, "connection", None) for record in caplog.records] == [server.id]
+
+
+async def test_a_close_frame_is_sent_behind_the_frame_that_is_on_its_way(
+    hub: Hub, connect: Connect
+) -> None:
+    server, client = connect(small=True)
+    small = build_frame(BINARY, b"y" * 3000)
+    server.write(small * 200)
+    while server.state == OPEN:
+        server.write(build_frame(BINARY, b"x" * (OUTPUT_LIMIT // 2)))
+    assert server.state == CLOSING
+    assert hub.output.total < 10_000
+    got = [await client.frame()]
+    while got[-1][0] != CLOSE:
+        got.append(await client.frame())
+    assert set(got[:-1]) == {(BINARY, b"y" * 3000)}
+    assert got[-1] == closing(4413, "too many bytes that the client does not read")
+
+
+async def test_one_frame_of_any_size_leaves_room_for_small_ones(hub: Hub, connect: Connect) -> None:
+    server, client = connect(small=True)
+    large = build_frame(BINARY, b"x" * (2 * OUTPUT_LIMIT))
+    server.write(large)
+    for _ in range(20):
+        server.write(build_frame(TEXT, b"small"))
+    assert server.state == OPEN
+    assert await client.frame() == (BINARY, b"x" * (2 * OUTPUT_LIMIT))
+    for _ in range(20):
+        assert await client.frame() == (TEXT, b"small")
+    await until(lambda: server.pending is None)
+    assert hub.output.total == 0
+
+
+async def test_bytes_that_many_hold_count_once(hub: Hub, connect: Connect) -> None:
+    shared = build_frame(BINARY, b"x" * 1_000_000)
+    pairs = [connect(small=True) for _ in range(20)]
+    hub.broadcast({server: server.fd for server, _ in pairs}, shared, 20)
+    assert all(server.pending is not None for server, _ in pairs)
+    assert hub.output.total == len(shared) + CHUNK_COST
+    for server, _ in pairs[1:]:
+        server.drop("gone")
+    assert hub.output.total == len(shared) + CHUNK_COST
+    assert await pairs[0][1].frame() == (BINARY, b"x" * 1_000_000)
+    await until(lambda: pairs[0][0].pending is None)
+    assert hub.output.total == 0
+
+
+async def test_past_the_account_the_largest_holder_is_closed(
+    hub: Hub, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.output.limit = 3_000_000
+    shared = build_frame(BINARY, b"x" * 1_200_000)
+    sharing = [connect(small=True)[0] for _ in range(10)]
+    hub.broadcast({server: server.fd for server in sharing}, shared, 10)
+    (small, _), (large, _) = connect(small=True), connect(small=True)
+    small.write(build_frame(BINARY, b"a" * 600_000))
+    large.write(build_frame(BINARY, b"b" * 1_000_000))
+    await turn()
+    assert large.state == OPEN
+    small.write(build_frame(BINARY, b"c" * 300_000))
+    await turn()
+    assert (large.state, small.state) == (CLOSED, OPEN)
+    assert {server.state for server in sharing} == {OPEN}
+    assert hub.closed == {4413: 1}
+    assert hub.output.total <= hub.output.limit
+    assert [getattr(record, "code", None) for record in caplog.records] == [4413]
+
+
+async def test_a_socket_that_takes_bytes_is_alive(hub: Hub, connect: Connect) -> None:
+    """Its answer to the ping is far behind what it has still to read."""
+    server, client = connect(small=True)
+    server.write(build_frame(BINARY, b"x" * 2_000_000))
+    loop = asyncio.get_running_loop()
+    read = 0
+    for _ in range(10):
+        for _ in range(59):
+            hub.wheel.advance()
+        assert server.state == OPEN
+        before = hub.output.total and server.pending and server.pending.size
+        while server.pending is not None and server.pending.size == before:
+            read += len(await loop.sock_recv(client.sock, 20_000))
+            await turn(2)
+    assert server.seen == hub.wheel.now
+    for _ in range(66):
+        hub.wheel.advance()
+    # Nothing is taken any more.
+    assert server.state != OPEN
+    assert hub.closed == {4408: 1}
+
+
+async def test_bytes_that_the_kernel_holds_for_a_slow_reader_count_as_well(
+    hub: Hub, connect: Connect
+) -> None:
+    server, client = connect()
+    for _ in range(60):
+        server.write(build_frame(BINARY, b"x" * 1000))
+    assert server.pending is None
+    loop = asyncio.get_running_loop()
+    for _ in range(63):
+        hub.wheel.advance()
+    assert server.state == OPEN
+    for _ in range(4):
+        await loop.sock_recv(client.sock, 10_000)
+        for _ in range(5):
+            hub.wheel.advance()
+        assert server.state == OPEN
+    for _ in range(12):
+        hub.wheel.advance()
+    assert server.state != OPEN
+
+
+async def test_room_is_made_by_those_that_have_stalled(hub: Hub, connect: Connect) -> None:
+    (slow, reading), (stalled, _), (smaller, _) = (connect(small=True) for _ in range(3))
+    slow.write(build_frame(BINARY, b"x" * 900_000))
+    stalled.write(build_frame(BINARY, b"x" * 800_000))
+    smaller.write(build_frame(BINARY, b"x" * 700_000))
+    loop = asyncio.get_running_loop()
+    for _ in range(10):
+        assert not hub.close_stalled()
+        hub.wheel.advance()
+        for _ in range(8):
+            await loop.sock_recv(reading.sock, 5000)
+        await turn(2)
+    assert hub.close_stalled()
+    assert (slow.state, stalled.state, smaller.state) == (OPEN, CLOSED, OPEN)
 
 
 async def test_writing_to_a_peer_that_has_gone(hub: Hub, connect: Connect) -> None:
@@ -798,7 +931,7 @@ async def test_another_hub_goes_on_where_one_was(hub: Hub, connect: Connect) -> 
     try:
         assert old.pending is not None
         heir = Server(heir_hub, old.fd)
-        heir.pending = Pending(old.pending.content(), 0)
+        heir.pending = Pending(old.pending.content(), 0, heir_hub.output, headless=True)
         heir.reader = old.reader
         heir_hub.attach(heir, times)
         assert heir_hub.incoming == 10

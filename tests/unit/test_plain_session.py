@@ -183,19 +183,23 @@ async def test_requests_behind_a_slow_one_wait_their_turn(worker: Worker) -> Non
     assert [(await client.event())["replyTo"] for _ in range(4)] == [1, 2, 3, 4]
 
 
-async def test_too_many_requests_behind_a_slow_one_end_it() -> None:
+async def test_nothing_more_is_read_behind_a_slow_request() -> None:
     worker = Worker(rate_limit=0)
     client = worker.client()
     await client.event()
-    client.ask("get_history", {"type": "status"})
-    for _ in range(INBOX_MESSAGES + 1):
-        client.ask("ping")
+    client.ask("get_history", {"type": "status"}, "slow")
+    for number in range(3 * INBOX_MESSAGES):
+        client.ask("ping", None, number)
         await asyncio.sleep(0)
-    assert await client.close_code() == 4429
-    assert client.session.extra is not None
-    assert not client.session.extra.inbox
-    worker.history.open.set()
     await turn()
+    extra = client.session.extra
+    assert extra is not None
+    assert len(extra.inbox) == INBOX_MESSAGES
+    assert client.session.state == OPEN
+    worker.history.open.set()
+    answers = [(await client.event())["replyTo"] for _ in range(3 * INBOX_MESSAGES + 1)]
+    assert answers == ["slow", *range(3 * INBOX_MESSAGES)]
+    assert not extra.inbox
     worker.close()
 
 

@@ -1,0 +1,173 @@
+"""What is held for a client is in a sum with a bound: answers, backlogs, requests, handoffs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.integration.harness import Service, until
+from tests.integration.wsclient import TEXT, PlainClient, RawClient, encode, text
+
+pytestmark = pytest.mark.timeout(180)
+
+MB = 2**20
+TYPES = ("config", "health", "stats", "status", "system")
+
+
+async def metric(service: Service, name: str) -> float:
+    """The sum of a metric over its labels."""
+    page = (await service.get("/metrics")).body
+    return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))
+
+
+async def fill(service: Service, type: str, messages: int, size: int) -> None:
+    """Publish messages that are so many bytes long."""
+    for number in range(messages):
+        await service.publish(type, "bulk", [number, "x" * size])
+
+
+def resident(service: Service) -> int:
+    """Bytes that the workers have in memory."""
+    return sum(psutil.Process(pid).memory_info().rss for pid in service.worker_pids())
+
+
+async def history(client: RawClient) -> dict[str, Any]:
+    """The next page that a client gets."""
+    answer: dict[str, Any] = await client.envelope("history_data")
+    return answer
+
+
+async def test_two_long_answers_to_one_segment_both_arrive() -> None:
+    async with Service(WORKERS=1) as service:
+        await fill(service, "status", 60, 256 * 1024)
+        client = await RawClient.open(service, "/ws/realtime?types=", receive_buffer=4096)
+        asked = [text("get_history", {"type": "status", "limit": 50}, id=id) for id in (1, 2)]
+        await client.write(b"".join(encode(TEXT, one) for one in asked))
+        for id in (1, 2):
+            answer = await history(client)
+            assert answer["replyTo"] == id
+            assert answer["data"]["more"] is True
+            numbers = [message["data"][0] for message in answer["data"]["messages"]]
+            assert numbers == list(range(60 - len(numbers), 60))
+            assert 1 <= len(numbers) <= 4
+        await client.abort()
+
+
+async def test_history_is_read_to_its_end_in_pages() -> None:
+    async with Service(WORKERS=1) as service:
+        await fill(service, "status", 10, 300_000)
+        client = await PlainClient.open(service, types="")
+        numbers: list[int] = []
+        query: dict[str, Any] = {"type": "status", "limit": 100}
+        while True:
+            page = (await client.request("get_history", query))["data"]
+            assert sum(len(json.dumps(message)) for message in page["messages"]) < 1.1 * MB
+            numbers = [message["data"][0] for message in page["messages"]] + numbers
+            if not page["more"]:
+                break
+            query["before"] = page["messages"][0]["seq"]
+        assert numbers == list(range(10))
+        # Over HTTP it is cut in the same way.
+        answer = await service.get("/history", type="status", limit=100)
+        assert len(answer.body["messages"]) == 3
+        assert answer.body["more"] is True
+        await client.close()
+
+
+async def test_history_of_a_subscription_follows_page_by_page() -> None:
+    async with Service(WORKERS=1) as service:
+        for type in ("status", "system"):
+            await fill(service, type, 8, 400_000)
+        client = await RawClient.open(service, "/ws/realtime?types=", receive_buffer=4096)
+        await client.ask("subscribe", {"types": ["status", "system"], "history": 5}, id="s")
+        await client.ask("ping", None, id="p")
+        for type in ("status", "system"):
+            numbers: list[int] = []
+            while True:
+                page = await history(client)
+                assert (page["type"], page["replyTo"]) == (type, "s")
+                assert len(page["data"]["messages"]) <= 2
+                numbers = [message["data"][0] for message in page["data"]["messages"]] + numbers
+                if "follows" not in page["data"]:
+                    break
+            assert numbers == [3, 4, 5, 6, 7]
+        assert (await client.envelope("pong"))["replyTo"] == "p"
+        live = await service.publish("status", "now")
+        assert (await client.envelope("now"))["seq"] == live["seq"] == 9
+        await client.abort()
+
+
+async def test_clients_that_ask_for_all_history_and_do_not_read() -> None:
+    """80 MB for each of thirty clients, of which a page or two are in memory."""
+    async with Service(WORKERS=1, MAX_OUTGOING_BYTES="16MB", HISTORY_BYTES="16MB") as service:
+        for type in TYPES:
+            await fill(service, type, 14, 1_000_000)
+        witness = await PlainClient.open(service, types="")
+        await witness.barrier()
+        before = resident(service)
+        clients = [
+            await RawClient.open(service, "/ws/realtime?types=", receive_buffer=4096)
+            for _ in range(30)
+        ]
+        for client in clients:
+            await client.ask("subscribe", {"types": ["all"], "history": 100})
+
+        async def counted() -> float:
+            return await metric(service, "realtime_outgoing_bytes")
+
+        held = await until(counted, "pages that are not read are counted")
+        peak = 0
+        for _ in range(30):
+            await witness.barrier()
+            peak = max(peak, resident(service))
+            held = max(held, await counted())
+            await asyncio.sleep(0.1)
+        assert 5 * MB < held <= 16 * MB
+        assert peak - before < 80 * MB, f"{(peak - before) / MB:.0f} MB"
+        # A reader gets its turn: those that take nothing make room.
+        reader = await PlainClient.open(service, types="")
+        await reader.request("subscribe", {"types": ["all"], "history": 100})
+        await until(
+            lambda: (
+                sum(len(page["data"]["messages"]) for page in reader.events("history_data")) == 70
+            ),
+            "all pages of the one that reads",
+            60,
+        )
+        assert "closing a connection that does not read" in service.log
+        assert await metric(service, 'realtime_connections_closed_total{code="4413"}') >= 1
+        for one in clients:
+            await one.abort()
+        await witness.close()
+        await reader.close()
+
+
+async def test_a_slow_reader_is_kept_past_the_heartbeat() -> None:
+    """It takes seconds for what it reads while it answers no ping, and is alive all the time."""
+    async with Service(WORKERS=1, HEARTBEAT_INTERVAL="500ms", HEARTBEAT_TIMEOUT="1s") as service:
+        await fill(service, "status", 12, 400_000)
+        client = await RawClient.open(service, "/ws/realtime?types=", receive_buffer=4096)
+        await client.ask("subscribe", {"types": ["status"], "history": 100})
+        received = bytearray()
+        numbers: list[int] = []
+        while len(numbers) < 12:
+            received += await client.reader.read(40_000)
+            await asyncio.sleep(0.05)
+            numbers = [n for n in range(12) if b'"data":[%d,' % n in received]
+        assert b"HEARTBEAT_TIMEOUT" not in received
+        await client.abort()
+
+
+async def test_a_client_that_reads_nothing_ends_with_the_heartbeat() -> None:
+    async with Service(WORKERS=1, HEARTBEAT_INTERVAL="300ms", HEARTBEAT_TIMEOUT="1s") as service:
+        await fill(service, "status", 8, 1_000_000)
+        client = await RawClient.open(service, "/ws/realtime?types=", receive_buffer=4096)
+        await client.ask("subscribe", {"types": ["status"], "history": 100})
+        await service.wait_connections(0)
+        with contextlib.suppress(OSError):
+            await client.abort()
