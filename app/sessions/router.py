@@ -178,12 +178,11 @@ class Router:
         The session is held, and is released even where the history cannot be read.
         """
         try:
-            assert session.track is not None
-            track = session.track
-            ends = {type: await self._end_of_history(type, track[type]) for type in sorted(track)}
+            track, types = session.track, session.group.types
+            assert track is not None
+            ends = {type: await self._end_of_history(type, track[type]) for type in sorted(types)}
             if session.state == OPEN and session.track is track:
-                types = session.group.types
-                session.track = {type: ends[type] for type in types}
+                session.track = ends
                 self._plan_pages(session, types, limit, ends, None)
         finally:
             if session.held and session.state == OPEN:
