@@ -239,8 +239,26 @@ class Settings:
     allowed_origins: tuple[str, ...] = _setting(
         "",
         values.origins,
-        "Origins of other sites' pages that may connect, `scheme://host[:port]` between commas,"
-        " or `*`; without it: the same origin, and clients that send none.",
+        "Origins of other sites' pages that may connect, `scheme://host[:port]` between commas:"
+        " `https://*.example.org` for subdomains, `http://localhost:*` for every port, `null`, or"
+        " `*` for all. The service's own origin, and clients that send none, always may.",
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        "",
+        values.hosts,
+        "Host names that are served, between commas, besides those of the loopback and whatever"
+        " `TRUSTED_PROXIES` ask for; `*.example.org`: subdomains, `*`: all. Without it a `BIND` on"
+        " the loopback serves no others, and any other `BIND` serves all.",
+    )
+    max_connections_per_address: int = _integer(
+        0,
+        0,
+        1_000_000,
+        "WebSocket connections of one client address (IPv6: of a /64) at each worker.",
+        zero="no limit",
+    )
+    max_connects_per_address: int = _integer(
+        0, 0, 1_000_000, "The same for handshakes.", "per second", "no limit"
     )
     trusted_proxies: tuple[Network, ...] = _setting(
         "",

@@ -21,7 +21,7 @@ from app.errors import BackplaneUnavailable, SettingsError
 from app.http.admission import Admission
 from app.http.clients import Clients
 from app.http.context import HttpContext
-from app.http.cors import Origins
+from app.http.cors import Hosts, Origins
 from app.http.metrics_page import MetricsPage
 from app.http.routes import add_routes
 from app.http.upgrade import Upgrade
@@ -149,6 +149,7 @@ def _add_http(
         is_serving=lambda: worker.accepting and not worker.canary.is_deaf,
         has_memory=has_memory,
         count_refused=lambda reason: worker.metrics.refused[reason].inc(),
+        addresses=worker.realtime.addresses,
     )
     guard = app[GUARD] = Guard(worker.realtime.refusals.note)
     Upgrade(worker.realtime, admission, guard.most_upgraded).add_routes(app)
@@ -170,6 +171,8 @@ def _add_http(
         backplane_available=lambda: worker.backplane.available,
         warnings=worker.backplane.warnings,
         count_request=worker.metrics.count_request,
+        hosts=Hosts(settings, clients),
+        note_refused=worker.realtime.refusals.note,
         started_at=min((row.started for row in slots.rows()), default=time.time()),
         version=__version__,
         backplane_fault=lambda: fault.words if (fault := worker.figures.fault()) else None,

@@ -30,7 +30,14 @@ _BYTES = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d)?", re.ASCII)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:(b)|([kmg])(?:i?b)?)?", re.ASCII | re.IGNORECASE)
 _TYPE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
-_ORIGIN_PORTS = {"http": 80, "https": 443}
+_HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?", re.ASCII)
+ORIGIN = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[^\[\]/:@?#\s]+)(:(?P<port>\d{1,5}|\*))?",
+    re.ASCII,
+)
+"""An origin in lower case; only in a setting may its port be `*`."""
+ORIGIN_PORTS = {"http": "80", "https": "443"}
+"""Ports that browsers leave out of an origin."""
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
@@ -200,27 +207,49 @@ def message_types(text: str) -> tuple[str, ...]:
 
 
 def origins(text: str) -> tuple[str, ...]:
-    """Origins as browsers send them: lower case, no default port; or `*`."""
-    return tuple(_origin(word) for word in names(text))
+    """Origins as browsers send them: lower case, no default port, no slash at the end.
+
+    A host may begin with `*.`, a port may be `*`; `null` and `*` stand alone.
+    """
+    return tuple(dict.fromkeys(_origin(word) for word in names(text)))
 
 
 def _origin(word: str) -> str:
-    if word == "*":
+    if word in {"*", "null"}:
         return word
-    wrong = ValueError(f"{word!r} must be scheme://host[:port] without a path, or *")
-    try:
-        url = urlsplit(word)
-        host, port = url.hostname, url.port
-    except ValueError:
-        raise wrong from None
-    if not url.scheme or not host or url.path or url.query or url.fragment or "@" in url.netloc:
+    wrong = ValueError(
+        f"{word!r} must be scheme://host[:port] without a path, null or *;"
+        " a host may begin with '*.', a port may be *"
+    )
+    match = ORIGIN.fullmatch(word.lower().removesuffix("/"))
+    if match is None:
         raise wrong
-    if not re.fullmatch(r"[a-z0-9.:_-]+", host, re.ASCII):
+    scheme, host, port = match["scheme"], match["host"], match["port"]
+    if not is_host(host.removeprefix("*.")) or (port not in {None, "*"} and int(port) > 65535):
         raise wrong
-    if ":" in host:
-        host = f"[{host}]"
-    suffix = "" if port in {None, _ORIGIN_PORTS.get(url.scheme)} else f":{port}"
-    return f"{url.scheme}://{host}{suffix}"
+    suffix = "" if port in {None, ORIGIN_PORTS.get(scheme)} else f":{port}"
+    return f"{scheme}://{host}{suffix}"
+
+
+def is_host(text: str) -> bool:
+    """Whether a text is a name of a host, an IPv4 address, or an IPv6 address in brackets."""
+    if text.startswith("["):
+        try:
+            ipaddress.IPv6Address(text[1:-1])
+        except ValueError:
+            return False
+        return text.endswith("]")
+    return _HOST.fullmatch(text) is not None
+
+
+def hosts(text: str) -> tuple[str, ...]:
+    """Names of hosts in lower case; one may begin with `*.`, and `*` is every name."""
+    found = []
+    for word in names(text.lower()):
+        if word != "*" and not is_host(word.removeprefix("*.")):
+            raise ValueError(f"{word!r} must be a host without scheme and port, *.host or *")
+        found.append(word.removesuffix("."))
+    return tuple(dict.fromkeys(found))
 
 
 def networks(text: str) -> tuple[Network, ...]:

@@ -17,15 +17,41 @@ from typing import Any
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _HIDDEN = "***"
+# A value in quotes, which may be escaped as a whole, as in JSON within JSON.
+_QUOTED = r"""(?P<e{0}>\\*) (?P<q{0}>["']) (?: (?! (?<!\\) (?P=e{0}) (?P=q{0}) ) . )*"""
 _SECRETS = re.compile(
-    r"""
-      (?<=://) [^\s/@]* : [^\s/@]+ (?=@)            # the password of a URL
-    | (?<=[?&]token=) [^\s&\#"']+                   # the query of an upgrade
-    | (?<=[Bb]earer[ ]) [^\s"']+                    # the Authorization header
-    | \b eyJ[\w-]{5,} \. [\w-]+ \. [\w-]*           # a JWT anywhere
+    rf"""
+      (?<=://) [^\s/@]* : [^\s/@]+ (?=@)                     # the password of a URL
+    | (?P<header>                                            # a header, to the end of its value
+        \b (?: (?:proxy-)?authorization | (?:set-)?cookie | x-publish-token )
+        \\*["']? \s* [:=,] \s* (?: b (?=["']) )? )
+      (?: {_QUOTED.format(1)} | (?: bearer | basic ) \s+ [^\s"',;]+ | .+ )
+    | (?P<field>                                             # a field of a query, of JSON, of a repr
+        (?: \b | (?<=_) ) (?: token | resume | pid | password | secret )
+        \\*["']? \s* (?: [:=] | %3[ad] ) \s* )
+      (?! \d+ (?: [\s,;)}}\]] | $ ) | must\b )               # pids of processes, settings
+      (?: {_QUOTED.format(2)} | [^\s&,;"'}})\]\\\#]+ )
+    | (?P<scheme> \b (?: bearer (?: [\s.] | %20 )+ | basic \s+ ) ) [^\s"',;&]+
+    | \b eyJ[\w-]{{5,}} \. [\w-]+ \. [\w-]*                # a JWT anywhere
+    | \b [0-9a-f-]{{36}} (?: \|[^\s"']* )? \. [0-9a-f]{{24}} \b   # a resume or pid anywhere
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.IGNORECASE,
 )
+
+
+def _hide(match: re.Match[str]) -> str:
+    kept = match["header"] or match["field"] or match["scheme"] or ""
+    return kept + _HIDDEN
+
+
+def _quoted(value: object) -> str:
+    """A value of a field; in quotes where it could pass for more than one field."""
+    text = str(value)
+    # Control characters are escaped later.
+    odd = (char in "=\"'" or (char.isspace() and ord(char) not in _CONTROLS) for char in text)
+    if text and not any(odd):
+        return text
+    return json.dumps(text, ensure_ascii=False)
 
 
 class LineFormatter(logging.Formatter):
@@ -41,7 +67,7 @@ class LineFormatter(logging.Formatter):
         """The text without passwords and tokens."""
         for secret in self.hidden:
             text = text.replace(secret, _HIDDEN)
-        return _SECRETS.sub(_HIDDEN, text)
+        return _SECRETS.sub(_hide, text)
 
     def fields(self, record: logging.LogRecord) -> dict[str, Any]:
         """What came through `extra`, and the number of this worker."""
@@ -62,13 +88,13 @@ class LineFormatter(logging.Formatter):
 class TextFormatter(LineFormatter):
     """`<time> <level> [<pid>] <logger>: <message> <field>=<value> ...`, then a traceback.
 
-    Control characters are escaped and tracebacks are indented, so that no client's text can pass
-    for a line of its own.
+    Control characters are escaped, tracebacks are indented, and values that hold blanks, `=` or
+    quotes stand in quotes, so that no client's text can pass for a line or a field of its own.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and the indented lines of the traceback."""
-        fields = "".join(f" {name}={value}" for name, value in self.fields(record).items())
+        fields = "".join(f" {name}={_quoted(value)}" for name, value in self.fields(record).items())
         line = (
             f"{_timestamp(record.created)} {record.levelname:7} [{record.process}]"
             f" {record.name}: {record.getMessage()}{fields}"

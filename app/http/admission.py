@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import binascii
 import random
+import re
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qsl
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, hdrs, web
+from multidict import CIMultiDictProxy
 
 from app.config import Settings
-from app.errors import ClientError, ErrorCode
+from app.errors import ClientError, CloseCode, ErrorCode
 from app.http.clients import Clients
 from app.http.cors import Origins
 from app.http.errors import HttpError
 from app.ports import Slots
 from app.protocol.requests import First, parse_first
-from app.sessions.auth import Identity, TokenVerifier, is_user_name
+from app.sessions.addresses import Addresses, TooMany
+from app.sessions.auth import NAME_RULE, Identity, TokenVerifier, user_name
 
 RETRY_AFTER = (1, 5)
 """Seconds after which a refused client may come back, drawn evenly so that they do not come
@@ -31,6 +34,7 @@ Protocol = Literal["plain", "socketio"]
 
 _MAX_QUERY_FIELDS = 32
 _SOCKETIO_QUERY = "EIO=4&transport=websocket"
+_SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _NO_WISHES = First()
 
 
@@ -44,6 +48,8 @@ class Refused(HttpError):
         reason: one word for the metric of refused connections.
         retry_after: seconds after which the client may come back.
         headers: more headers of the answer.
+        close_code: with which a browser's connection is closed instead, whose pages do not see
+            HTTP answers to a handshake; None: it gets the HTTP answer too.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class Refused(HttpError):
         reason: str,
         retry_after: int | None = None,
         headers: Mapping[str, str] | None = None,
+        close_code: CloseCode | None = None,
     ) -> None:
         headers = dict(headers or {})
         if retry_after is not None:
@@ -61,6 +68,9 @@ class Refused(HttpError):
         super().__init__(status, code, message, headers=headers, close=True)
         self.reason = reason
         self.retry_after = retry_after
+        self.close_code = close_code
+        self.protocol: Protocol = "plain"
+        """What the client speaks, for one with a `close_code`."""
 
 
 class Admitted(NamedTuple):
@@ -94,6 +104,7 @@ class Admission:
         is_serving: whether this worker takes new connections.
         has_memory: whether there is memory for more connections.
         count_refused: called with the reason of each refusal.
+        addresses: limits per address; None: there are none.
     """
 
     def __init__(
@@ -107,6 +118,7 @@ class Admission:
         is_serving: Callable[[], bool],
         has_memory: Callable[[], bool],
         count_refused: Callable[[str], object],
+        addresses: Addresses | None = None,
     ) -> None:
         self._types = settings.message_types
         self._cap = settings.max_total_connections
@@ -117,6 +129,7 @@ class Admission:
         self._is_serving = is_serving
         self._has_memory = has_memory
         self._count_refused = count_refused
+        self._addresses = addresses
 
     def check(self, request: web.Request) -> Admitted:
         """Let a request in, and reserve its connection: the caller releases it.
@@ -140,13 +153,28 @@ class Admission:
         key = _check_handshake(request)
         if not self._origins.allows(request):
             raise Refused(403, "FORBIDDEN", "This page's origin may not connect here.", "origin")
+        try:
+            return self._check_wishes(request, query, protocol, key)
+        except Refused as refused:
+            refused.protocol = protocol
+            raise
+
+    def _check_wishes(
+        self, request: web.Request, query: Mapping[str, str], protocol: Protocol, key: str
+    ) -> Admitted:
+        """Check what a right handshake asks for."""
+        address = self._clients.address(request)
+        if self._addresses is not None:
+            self._check_address(self._addresses, address)
         identity = self._check_token(request, query)
         if self._verifier.enabled:
             user = identity.user if identity else None
         else:
             user = query.get("user") or None
-            if user is not None and not is_user_name(user):
-                raise _invalid("'user' must have at most 128 printable characters.", "user")
+            if user is not None:
+                user = user_name(user)
+                if user is None:
+                    raise _invalid(f"'user' {NAME_RULE}.", "user", CloseCode.POLICY_VIOLATION)
         first, resume = _NO_WISHES, None
         if query and protocol == "plain":
             first = self._check_first(query)
@@ -154,7 +182,7 @@ class Admission:
         admitted = Admitted(
             protocol,
             key,
-            self._clients.address(request),
+            address,
             identity,
             user,
             first.types,
@@ -165,6 +193,19 @@ class Admission:
         self._reserve()
         return admitted
 
+    def _check_address(self, addresses: Addresses, address: str) -> None:
+        try:
+            addresses.check(address)
+        except TooMany as error:
+            raise Refused(
+                429,
+                ErrorCode.MAX_CONNECTIONS_EXCEEDED,
+                str(error),
+                error.reason,
+                _draw_delay(),
+                close_code=CloseCode.TRY_AGAIN_LATER,
+            ) from None
+
     def _check_token(self, request: web.Request, query: Mapping[str, str]) -> Identity | None:
         """The token's holder; without a token it may come in the first message."""
         if not self._verifier.enabled:
@@ -173,39 +214,53 @@ class Admission:
         if not token:
             scheme, _, token = request.headers.get("Authorization", "").partition(" ")
             if scheme.lower() != "bearer":
-                return None
+                token = _offered_token(request)
+                if token is None:
+                    return None
         try:
             return self._verifier.verify(token.strip())
         except ClientError as error:
-            headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
-            raise Refused(401, error.code, error.message, "token", headers=headers) from None
+            raise Refused(
+                401,
+                error.code,
+                error.message,
+                "token",
+                headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
+                close_code=CloseCode.UNAUTHORIZED,
+            ) from None
 
     def _check_first(self, query: Mapping[str, str]) -> First:
         try:
             return parse_first(query, self._types)
         except ClientError as error:
             reason = "query" if error.code is ErrorCode.INVALID_PAYLOAD else "types"
-            raise Refused(400, error.code, error.message, reason) from None
+            raise Refused(
+                400, error.code, error.message, reason, close_code=CloseCode.POLICY_VIOLATION
+            ) from None
 
     def _reserve(self) -> None:
-        unavailable = "SERVICE_UNAVAILABLE"
         if not self._is_serving():
             message = "This worker takes no connections now; try again."
-            raise Refused(503, unavailable, message, "not_ready", retry_after=1)
+            raise _unavailable("SERVICE_UNAVAILABLE", message, "not_ready", 1)
         if not self._has_memory():
             message = "The service is short of memory; try again later."
-            raise Refused(503, unavailable, message, "memory", _draw_delay())
+            raise _unavailable("SERVICE_UNAVAILABLE", message, "memory", _draw_delay())
         if not self._slots.reserve_connection():
             message = f"All {self._cap} connections are taken; try again later."
             code = ErrorCode.MAX_CONNECTIONS_EXCEEDED
-            raise Refused(503, code, message, "cap", _draw_delay())
+            raise _unavailable(code, message, "cap", _draw_delay())
 
 
 def _parse_query(raw: str) -> dict[str, str]:
     if not raw:
         return {}
     try:
-        pairs = parse_qsl(raw, keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
+        raw.encode()
+        pairs = parse_qsl(
+            raw, keep_blank_values=True, errors="strict", max_num_fields=_MAX_QUERY_FIELDS
+        )
+    except UnicodeError:
+        raise _invalid("The query must be UTF-8.", "query") from None
     except ValueError:
         raise _invalid("The query has too many fields.", "query") from None
     return dict(pairs)
@@ -241,8 +296,8 @@ def _check_handshake(request: web.Request) -> str:
         raise Refused(405, "METHOD_NOT_ALLOWED", message, "handshake", headers=allowed)
     headers = request.headers
     if (
-        not _has_token(headers.get("Upgrade", ""), "websocket")
-        or not _has_token(headers.get("Connection", ""), "upgrade")
+        not _has_token(headers, "Upgrade", "websocket")
+        or not _has_token(headers, "Connection", "upgrade")
         or request.version < HttpVersion11
     ):
         message = (
@@ -265,9 +320,44 @@ def _check_handshake(request: web.Request) -> str:
     return key
 
 
-def _has_token(header: str, token: str) -> bool:
-    header = header.lower()
-    return header == token or token in [part.strip() for part in header.split(",")]
+def _has_token(headers: CIMultiDictProxy[str], name: str, token: str) -> bool:
+    """Whether a header, on however many lines, lists a token; case does not matter."""
+    value = headers.get(name, "").lower()
+    if value == token:
+        return True
+    return any(token == part.strip().lower() for part in _listed(headers, name))
+
+
+def _listed(headers: CIMultiDictProxy[str], name: str) -> list[str]:
+    """The parts between commas of a header, over all of its lines."""
+    return ",".join(headers.getall(name, ())).split(",")
+
+
+def choose_subprotocol(request: web.Request) -> str | None:
+    """The subprotocol to answer with: the first offered one, those with a token last.
+
+    A browser fails a connection for which it has offered some and none is chosen.
+    """
+    if hdrs.SEC_WEBSOCKET_PROTOCOL not in request.headers:
+        return None
+    offered = _offered(request)
+    return next((name for name in offered if not _is_bearer(name)), offered[0] if offered else None)
+
+
+def _offered_token(request: web.Request) -> str | None:
+    """The token in an offered subprotocol `bearer.TOKEN`, a browser's way beside the URL."""
+    if hdrs.SEC_WEBSOCKET_PROTOCOL not in request.headers:
+        return None
+    return next((name.partition(".")[2] for name in _offered(request) if _is_bearer(name)), None)
+
+
+def _offered(request: web.Request) -> list[str]:
+    names = (part.strip() for part in _listed(request.headers, hdrs.SEC_WEBSOCKET_PROTOCOL))
+    return [name for name in names if _SUBPROTOCOL.fullmatch(name)]
+
+
+def _is_bearer(name: str) -> bool:
+    return name[:7].lower() == "bearer."
 
 
 def _is_key(key: str) -> bool:
@@ -277,8 +367,12 @@ def _is_key(key: str) -> bool:
         return False
 
 
-def _invalid(message: str, reason: str) -> Refused:
-    return Refused(400, ErrorCode.INVALID_PAYLOAD, message, reason)
+def _invalid(message: str, reason: str, close_code: CloseCode | None = None) -> Refused:
+    return Refused(400, ErrorCode.INVALID_PAYLOAD, message, reason, close_code=close_code)
+
+
+def _unavailable(code: str, message: str, reason: str, retry_after: int) -> Refused:
+    return Refused(503, code, message, reason, retry_after, close_code=CloseCode.TRY_AGAIN_LATER)
 
 
 def _draw_delay() -> int:

@@ -50,31 +50,34 @@ class Clients:
                 break
         return address
 
+    def is_behind_proxy(self, request: web.Request) -> bool:
+        """Whether the peer is a proxy whose headers are believed."""
+        return bool(self._trusted) and self._is_trusted(request.remote or "unix")
+
     def is_same_origin(self, request: web.Request, origin: str) -> bool:
-        """Whether a browser's Origin header names the host that the request was sent to.
+        """Whether an origin, as `normal_origin` gives it, is the host that a request was sent to.
 
         The scheme is compared only where it is known: on the word of a trusted proxy, which
         may also name the host. A proxy that says nothing may have taken TLS off.
         """
-        scheme, separator, origin_host = origin.lower().partition("://")
+        scheme, separator, origin_host = origin.partition("://")
         if not separator:
             return False
         host = request.headers.get("Host", "")
-        if self._trusted and self._is_trusted(request.remote or "unix"):
+        if self.is_behind_proxy(request):
             host = _nearest(request, "X-Forwarded-Host") or host
             forwarded_scheme = _nearest(request, "X-Forwarded-Proto").lower()
             if forwarded_scheme and _web_scheme(forwarded_scheme) != scheme:
                 return False
         port = _DEFAULT_PORTS.get(scheme)
-        return bool(host) and _without_port(origin_host, port) == _without_port(host.lower(), port)
+        return bool(host) and _without_port(host.lower(), port) == origin_host
 
     def request_id(self, request: web.Request) -> str:
         """The id of a request: a trusted proxy's X-Request-ID, or a new one."""
         known = request.get(_REQUEST_ID)
         if known is None:
             known = request.headers.get("X-Request-ID", "")
-            believed = bool(self._trusted) and self._is_trusted(request.remote or "unix")
-            if not believed or not _REQUEST_ID_FORM.fullmatch(known):
+            if not self.is_behind_proxy(request) or not _REQUEST_ID_FORM.fullmatch(known):
                 known = new_id()
             request[_REQUEST_ID] = known
         return known

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from app.config import Settings
 from app.http.clients import Clients
-from app.http.cors import Origins
+from app.http.cors import Hosts, Origins
 from app.http.errors import HttpError
 from app.ports import Slots
 from app.presence import Presence
@@ -65,6 +65,10 @@ class HttpContext:
     """Samples of all machines in a range, as JSON; app/backplane/series.py."""
     machine_status: Callable[[], Mapping[str, object]] = dict
     """The newest figures of this machine, as in `status_update`; empty where none are collected."""
+    hosts: Hosts | None = None
+    """Which names are served; None: all."""
+    note_refused: Callable[[str, str | None], object] | None = None
+    """Counts and logs a refusal by reason and origin."""
     now: Callable[[], float] = time.time
     """Unix time in seconds."""
     backplane_fault: Callable[[], str | None] = lambda: None

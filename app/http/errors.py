@@ -12,7 +12,7 @@ from aiohttp.typedefs import Middleware
 
 from app.errors import ClientError, ErrorCode
 from app.http.clients import Clients
-from app.http.cors import Origins
+from app.http.cors import Hosts, Origins
 from app.protocol.envelope import encode_json
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,11 @@ def raw_json_response(body: bytes, status: int = 200) -> web.Response:
 
 
 def error_middleware(
-    clients: Clients, origins: Origins, count: Callable[[str, str, int], None]
+    clients: Clients,
+    origins: Origins,
+    count: Callable[[str, str, int], None],
+    hosts: Hosts | None = None,
+    note_refused: Callable[[str, str | None], object] | None = None,
 ) -> Middleware:
     """The middleware that answers errors, and OPTIONS for every route.
 
@@ -102,6 +106,9 @@ def error_middleware(
         clients: gives requests their ids.
         origins: answers preflights.
         count: called with route, method and status of each answer.
+        hosts: which names are served; None: all.
+        note_refused: called with a reason and the Origin header of each request that is refused
+            for its host.
     """
 
     @web.middleware
@@ -109,6 +116,10 @@ def error_middleware(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         try:
+            if hosts is not None and not hosts.allows(request):
+                if note_refused is not None:
+                    note_refused("host", request.headers.get("Origin"))
+                raise HttpError(403, "FORBIDDEN", "This host is not served here.", close=True)
             response = await handler(request)
         except HttpError as error:
             response = _respond(error)
@@ -126,19 +137,24 @@ def error_middleware(
             response = _respond(_explain(error, _describe(error, request)))
         except Exception:
             id = clients.request_id(request)
-            log.exception("%s %s failed", request.method, request.path, extra={"request": id})
+            log.exception("%s %s failed", request.method, _path(request), extra={"request": id})
             message = f"Something went wrong here; the log has more under {id}."
             response = _respond(HttpError(500, ErrorCode.INTERNAL_ERROR, message))
         if log.isEnabledFor(logging.DEBUG):
             id = clients.request_id(request)
             log.debug(
-                "%s %s: %d", request.method, request.path, response.status, extra={"request": id}
+                "%s %s: %d", request.method, _path(request), response.status, extra={"request": id}
             )
         resource = request.match_info.route.resource
         count(resource.canonical if resource else "none", request.method, response.status)
         return response
 
     return answer_errors
+
+
+def _path(request: web.Request) -> str:
+    """The path as it was sent, without the query: it has no blanks, and no secrets."""
+    return request.raw_path.partition("?")[0]
 
 
 def _respond(error: HttpError) -> web.Response:

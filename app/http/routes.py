@@ -54,7 +54,13 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
             app.router.add_route(method, path, bound)
     if context.settings.page:
         Page().add_routes(app, context.version)
-    answer_errors = error_middleware(context.clients, context.origins, context.count_request)
+    answer_errors = error_middleware(
+        context.clients,
+        context.origins,
+        context.count_request,
+        context.hosts,
+        context.note_refused,
+    )
     app.middlewares.insert(0, answer_errors)
 
     async def add_headers(request: web.Request, response: web.StreamResponse) -> None:

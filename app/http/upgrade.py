@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from aiohttp import web
 
-from app.errors import ErrorCode
-from app.http.admission import Admission, Admitted, Refused
+from app.errors import CloseCode, ErrorCode
+from app.http.admission import Admission, Admitted, Refused, choose_subprotocol
 from app.protocol.envelope import new_id
 from app.sessions.plain import PlainSession
 from app.sessions.realtime import Realtime
+from app.sessions.refused import Refuser, retry_reason
 from app.sessions.session import Wishes
 from app.sessions.sio_session import SocketIOSession
 from app.transport.takeover import DetachedResponse, detach, handshake_response
@@ -34,6 +36,7 @@ class Upgrade:
         self._realtime = realtime
         self._admission = admission
         self._most = most
+        self._refuser = Refuser(realtime)
 
     def add_routes(self, app: web.Application) -> None:
         """Serve the path with and without a trailing slash; other methods get an error."""
@@ -46,7 +49,14 @@ class Upgrade:
         Raises:
             Refused: with the status and the reason.
         """
-        admitted = self._admission.check(request)
+        try:
+            admitted = self._admission.check(request)
+        except Refused as refused:
+            origin = request.headers.get("Origin")
+            self._realtime.refusals.log(refused.reason, origin, refused.message)
+            if origin is None or refused.close_code is None:
+                raise
+            return self._refuse(request, refused, refused.close_code)
         slots = self._realtime.slots
         try:
             fd, received = detach(request, self._most)
@@ -66,6 +76,34 @@ class Upgrade:
         self._begin(request, admitted, fd, received)
         return DetachedResponse(status=101)
 
+    def _refuse(
+        self, request: web.Request, refused: Refused, code: CloseCode
+    ) -> web.StreamResponse:
+        """Let a page see why it is refused, unless there are too many at once.
+
+        Raises:
+            Refused: there are.
+        """
+        if not self._refuser.has_room(asyncio.get_running_loop().time()):
+            raise refused
+        try:
+            fd, _ = detach(request, self._most)
+        except ConnectionResetError:
+            return DetachedResponse(status=499)
+        except OSError:
+            raise refused from None
+        retry = refused.retry_after
+        reason = refused.message if retry is None else retry_reason(retry)
+        key = request.headers["Sec-WebSocket-Key"].strip()
+        self._refuser.refuse(
+            fd,
+            handshake_response(key, choose_subprotocol(request)),
+            refused.protocol,
+            (code, reason),
+            (refused.code, refused.message),
+        )
+        return DetachedResponse(status=101)
+
     def _begin(self, request: web.Request, admitted: Admitted, fd: int, received: bytes) -> None:
         realtime = self._realtime
         wishes = Wishes(admitted.types, admitted.batch, admitted.resume, admitted.history)
@@ -77,7 +115,9 @@ class Upgrade:
             if realtime.keeps_environ:
                 session.need_extra().environ = make_environ(request, admitted.address)
         realtime.hub.attach(session)
-        session.send(handshake_response(admitted.key))
+        session.send(handshake_response(admitted.key, choose_subprotocol(request)))
+        if realtime.addresses is not None:
+            realtime.addresses.hold(session, admitted.address)
         if isinstance(session, PlainSession):
             session.begin(admitted.identity, wishes)
         else:

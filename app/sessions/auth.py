@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import jwt
 
@@ -27,6 +28,15 @@ MAX_USER_LENGTH = 128
 
 MAX_TOKEN_LENGTH = 8192
 """Characters of a token; more would not fit into a request line either."""
+
+NAME_RULE = f"must have 1 to {MAX_USER_LENGTH} characters that can be printed"
+
+_FORMATTING = frozenset(
+    "\u200c\u200d"  # joiners: Persian and Indic words, emoji sequences
+    "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
+    "\u180e"
+)
+"""Characters of the category Cf that belong to words; tags (U+E0020 to U+E007F) belong to flags."""
 
 LEEWAY = 10.0
 """Seconds that the clocks of issuer and service may differ."""
@@ -43,9 +53,35 @@ _PROBLEMS: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
-def is_user_name(value: object) -> TypeGuard[str]:
-    """Whether a value can name a user: 1 to 128 printable characters."""
-    return isinstance(value, str) and 0 < len(value) <= MAX_USER_LENGTH and value.isprintable()
+def user_name(value: object) -> str | None:
+    """The name of a user in the form that names are compared in (NFC); None for what is no name.
+
+    What people are called comes in, with joiners, no-break spaces and emoji sequences. Controls,
+    what changes the direction of text around it, and other characters that cannot be seen do not.
+    """
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_USER_LENGTH:
+        return None
+    if value.isascii():
+        return value if value.isprintable() else None
+    name = unicodedata.normalize("NFC", value)
+    if len(name) > MAX_USER_LENGTH or not all(map(_is_allowed, name)):
+        return None
+    return name if any(unicodedata.category(char)[0] in "LNPSM" for char in name) else None
+
+
+def is_user_name(value: object) -> bool:
+    """Whether a value can name a user."""
+    return user_name(value) is not None
+
+
+def _is_allowed(char: str) -> bool:
+    category = unicodedata.category(char)
+    if category == "Cf":
+        return char in _FORMATTING or 0xE0020 <= ord(char) <= 0xE007F
+    if category == "Cn":
+        # An emoji that is newer than this Python's tables; the noncharacters never mean anything.
+        return not (ord(char) & 0xFFFE == 0xFFFE or 0xFDD0 <= ord(char) <= 0xFDEF)
+    return category not in {"Cc", "Cs", "Co", "Zl", "Zp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +127,15 @@ class TokenVerifier:
                 options=_OPTIONS,
                 leeway=LEEWAY,
             )
-            user = claims["sub"]
+            subject = claims["sub"]
             expires = claims.get("exp")
-            identity = Identity(user, None if expires is None else float(expires))
+            expires = None if expires is None else float(expires)
         except (jwt.PyJWTError, ArithmeticError, TypeError, ValueError) as error:
             raise _unauthorized(_problem(error)) from None
-        if not is_user_name(user):
-            raise _unauthorized(
-                f"The token's 'sub' claim must have 1 to {MAX_USER_LENGTH} printable characters."
-            )
-        return identity
+        user = user_name(subject)
+        if user is None:
+            raise _unauthorized(f"The token's 'sub' claim {NAME_RULE}.")
+        return Identity(user, expires)
 
     def _key(self, algorithm: object, key_id: object) -> Any:
         if algorithm == "HS256" and self._secret:

@@ -105,6 +105,8 @@ def load(realtime: Realtime, fd: int, state: State) -> Session:
         realtime.await_token(session)
     if isinstance(session, SocketIOSession) and not session.is_entering:
         realtime.await_connect(session)
+    if realtime.addresses is not None and state.get("address"):
+        realtime.addresses.hold(session, state["address"])
     silent, due = state["times"]
     realtime.hub.attach(session, (silent, due))
     if state["held"]:

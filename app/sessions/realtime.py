@@ -26,6 +26,7 @@ from app.protocol.codecs import PLAIN, SOCKETIO
 from app.protocol.frames import TEXT, build_frame
 from app.protocol.offsets import Offset, decode_offset, encode_offset
 from app.refusals import Refusals
+from app.sessions.addresses import Addresses
 from app.sessions.auth import TokenVerifier
 from app.sessions.rates import Limits, Rates, Verdict
 from app.sessions.session import Session, Wishes, Work
@@ -155,6 +156,9 @@ class Realtime:
             )
         )
         hub.meter = self.rates.spend
+        most, connects = settings.max_connections_per_address, settings.max_connects_per_address
+        self.addresses = Addresses(most, connects) if most or connects else None
+        """Limits per client address, where there are any."""
         self.refusals = Refusals(lambda reason: metrics.refused[reason].inc())
         self._homeless: dict[Session, float] = {}
         """Socket.IO clients that are in no namespace, by deadline, the earliest first."""
@@ -480,6 +484,8 @@ class Realtime:
     def start_second(self) -> None:
         """Begin to count anew what connections use."""
         self.rates.start_second()
+        if self.addresses is not None:
+            self.addresses.start_second()
 
     def error_envelope(self, error: ClientError, reply_to: str | int | None) -> bytes:
         """The envelope of an `error` event."""

@@ -389,3 +389,5 @@ class Session(Subscriber):
     def on_detached(self) -> None:
         """Give the place in the cap back."""
         self.realtime.slots.release_connection()
+        if self.realtime.addresses is not None:
+            self.realtime.addresses.release(self)

@@ -22,7 +22,7 @@ from app.protocol.requests import (
     check_cost,
     parse_first,
 )
-from app.sessions.auth import is_user_name
+from app.sessions.auth import NAME_RULE, user_name
 from app.sessions.realtime import REPLACE_SECONDS, Pid
 from app.sessions.session import Recovery, Session, Wishes, Work
 from app.sessions.sio_engine import message_frame
@@ -238,11 +238,10 @@ class SocketIOSession(Session):
         if realtime.verifier.enabled:
             self.authenticate(data, anew=True)
         elif "user" in auth:
-            if not is_user_name(auth["user"]):
-                raise ClientError(
-                    ErrorCode.INVALID_PAYLOAD, "auth.user has 1 to 128 printable characters."
-                )
-            self.user = auth["user"]
+            name = user_name(auth["user"])
+            if name is None:
+                raise ClientError(ErrorCode.INVALID_PAYLOAD, f"auth.user {NAME_RULE}.")
+            self.user = name
         first = parse_first(auth, realtime.known_types)
         if first != _NO_WISHES:
             self.need_extra().wishes = Wishes(first.types, first.batch, None, first.history)

@@ -35,12 +35,15 @@ class DetachedResponse(web.StreamResponse):
         """Write nothing."""
 
 
-def handshake_response(key: str) -> bytes:
+def handshake_response(key: str, subprotocol: str | None = None) -> bytes:
     """The answer to an upgrade request with this `Sec-WebSocket-Key` (RFC 6455, 4.2.2)."""
     digest = hashlib.sha1(key.encode() + _WEBSOCKET_GUID, usedforsecurity=False).digest()
     return (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n"
+        b"Sec-WebSocket-Accept: "
+        + base64.b64encode(digest)
+        + (b"\r\nSec-WebSocket-Protocol: " + subprotocol.encode() if subprotocol else b"")
+        + b"\r\n\r\n"
     )
 
 

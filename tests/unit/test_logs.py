@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from workers.logs import JsonFormatter, LineFormatter, TextFormatter, enter_worker, logconfig
 
@@ -165,3 +167,86 @@ assert "app" not in sys.modules
 
 def test_levels() -> None:
     assert logconfig("DEBUG", "text")["root"]["level"] == "DEBUG"
+
+
+# Secrets in whatever a library or a client may say
+
+SECRET = "hunter2"
+PLACES = [
+    "Authorization: {}",
+    "authorization: bearer {}",
+    "AUTHORIZATION: BEARER {}",
+    "Authorization: Basic {}==",
+    "proxy: basic {}=",
+    "Bearer  {}",
+    "Sec-WebSocket-Protocol: json, bearer.{}",
+    "Cookie: a=b; sid={}",
+    'Cookie: a="b"; sid={}; c=d',
+    "{{'Host': 'x', 'Cookie': 'sid=\"{}\"', 'Accept': '*/*'}}",
+    "(b'Cookie', b'sid={}')",
+    "(b'X-Publish-Token', b'{}')",
+    "x-publish-token: {}",
+    "Set-Cookie: sid={}; HttpOnly",
+    "GET /ws/realtime?user=a&TOKEN={}&types=b HTTP/1.1",
+    "GET /ws/realtime?resume={}",
+    "token%3D{}",
+    '40{{"token":"{}"}}',
+    '40{{"pid":"a|b|\\"{}\\".0","offset":"x"}}',
+    "{{'resume': '{}', 'user': 'a'}}",
+    '"{{\\"token\\": \\"{}\\"}}"',
+    "auth: {{token: '{}'}}",
+    "access_token={}",
+    "redis://:{}@host",
+]
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS)
+@settings(max_examples=60, deadline=None)
+@given(
+    places=st.lists(st.sampled_from(PLACES), min_size=1, max_size=4),
+    noise=st.text(alphabet="ab =\"'\\&?;,{}:\n", max_size=6),
+    around=st.sampled_from(["message", "argument", "field", "nested", "exception", "repr"]),
+)
+def test_no_secret_in_any_line(
+    formatter: type[LineFormatter], places: list[str], noise: str, around: str
+) -> None:
+    said = " ".join(place.format(SECRET) for place in places) + noise
+    if around == "message":
+        made = record(said)
+    elif around == "argument":
+        made = record("got %s", said)
+    elif around == "repr":
+        made = record("got %r", said)
+    elif around == "field":
+        made = record("got", detail=said)
+    elif around == "nested":
+        made = record("got", detail={"headers": [said]})
+    else:
+        try:
+            raise ValueError(said)
+        except ValueError:
+            made = record("failed", exc_info=sys.exc_info())
+    assert SECRET not in formatter().format(made)
+
+
+def test_process_ids_and_settings_stay() -> None:
+    text = TextFormatter().format(record("PUBLISH_TOKEN: must be printable", pid=123, worker=1))
+    assert text.endswith("PUBLISH_TOKEN: must be printable pid=123 worker=1")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("bob worker=9", '"bob worker=9"'),
+        ("a=b", '"a=b"'),
+        ('a"b', '"a\\"b"'),
+        ("it's", '"it\'s"'),
+        ("a\u00a0b", '"a\u00a0b"'),
+        ("", '""'),
+        ("汉字", "汉字"),
+        (7, "7"),
+        (None, "None"),
+    ],
+)
+def test_no_value_can_pass_for_another_field(value: object, shown: str) -> None:
+    assert TextFormatter().format(record("m", user=value)).endswith(f"m user={shown}")

@@ -1,0 +1,108 @@
+"""Refusals that a page can see: a connection that is made only to be closed with a code.
+
+Browsers tell their pages nothing of an HTTP answer to a handshake; the page sees 1006 and tries
+for ever. So it gets the upgrade, the error, and a close frame. The connection has no place in the
+cap and no session, and few exist at a time: the others are refused over HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from socketio import packet as sio_packet
+
+from app.errors import CloseCode
+from app.protocol.codecs import PLAIN
+from app.protocol.envelope import encode_json, envelope, new_id
+from app.sessions.realtime import Realtime
+from app.sessions.sio_engine import message_frame
+from app.transport.connection import Connection
+from app.transport.hub import Hub
+
+MAX_AT_ONCE = 64
+"""Refused connections of one worker that wait for the answer to their close frame."""
+MAX_A_SECOND = 100
+
+
+class RefusedConnection(Connection):
+    """A connection that is closed as soon as it is there."""
+
+    __slots__ = ("_on_gone",)
+
+    def __init__(self, hub: Hub, fd: int, on_gone: Callable[[], None]) -> None:
+        super().__init__(hub, fd, new_id())
+        self._on_gone = on_gone
+
+    def on_detached(self) -> None:
+        """Make room for the next one."""
+        self._on_gone()
+
+
+class Refuser:
+    """Closes connections of browsers with a code.
+
+    Args:
+        realtime: the parts of this worker.
+    """
+
+    def __init__(self, realtime: Realtime) -> None:
+        self._realtime = realtime
+        self._open = 0
+        self._second = 0.0
+        self._count = 0
+
+    def has_room(self, now: float) -> bool:
+        """Whether one more may be told; counts it.
+
+        Args:
+            now: monotonic seconds.
+        """
+        if now - self._second >= 1.0:
+            self._second, self._count = now, 0
+        if self._open >= MAX_AT_ONCE or self._count >= MAX_A_SECOND:
+            return False
+        self._count += 1
+        return True
+
+    def refuse(
+        self,
+        fd: int,
+        handshake: bytes,
+        protocol: str,
+        close: tuple[CloseCode, str],
+        error: tuple[str, str],
+    ) -> None:
+        """Complete a handshake and close.
+
+        Args:
+            fd: of the connection, which is this object's from now on.
+            handshake: the answer to the upgrade request.
+            protocol: what the client speaks.
+            close: code and reason of the close frame.
+            error: code and message of the error.
+        """
+        hub = self._realtime.hub
+        connection = RefusedConnection(hub, fd, self._gone)
+        self._open += 1
+        hub.attach(connection)
+        connection.send(handshake)
+        code, message = error
+        if protocol == "plain":
+            data = {"code": code, "message": message}
+            connection.send(PLAIN.event("error", envelope("error", "error", data)))
+        else:
+            connection.send(self._realtime.open_packet(connection.id))
+            if close[0].is_final:
+                # With it a client does not come back by itself.
+                reason = encode_json({"message": message, "data": {"code": code}}).decode()
+                connection.send(message_frame(f"{sio_packet.CONNECT_ERROR}{reason}"))
+        connection.close(*close)
+
+    def _gone(self) -> None:
+        self._open -= 1
+
+
+def retry_reason(seconds: int) -> str:
+    """Reason of close code 1013: when to come back, in milliseconds."""
+    return json.dumps({"retryAfter": seconds * 1000})
