@@ -58,7 +58,9 @@ class Origins:
     def __init__(self, settings: Settings, clients: Clients) -> None:
         self._allowed = frozenset(settings.allowed_origins)
         self._any = "*" in self._allowed
-        self._patterns = [_pattern(origin) for origin in settings.allowed_origins if "*" in origin]
+        self._patterns = [
+            _pattern(origin) for origin in settings.allowed_origins if "*" in origin[1:]
+        ]
         self._clients = clients
 
     def allows(self, request: web.Request) -> bool:
@@ -114,11 +116,9 @@ class Origins:
 
 
 def _pattern(origin: str) -> _Pattern:
-    scheme, _, rest = origin.partition("://")
-    host, colon, port = rest.rpartition(":") if not rest.endswith("]") else (rest, "", "")
-    if not colon:
-        host = rest
-    return _Pattern(scheme, host.removeprefix("*"), port or None)
+    match = ORIGIN.fullmatch(origin)
+    assert match is not None, "the settings are checked"
+    return _Pattern(match["scheme"], match["host"].removeprefix("*"), match["port"])
 
 
 class Hosts:

@@ -66,7 +66,8 @@ def user_name(value: object) -> str | None:
     name = unicodedata.normalize("NFC", value)
     if len(name) > MAX_USER_LENGTH or not all(map(_is_allowed, name)):
         return None
-    return name if any(unicodedata.category(char)[0] in "LNPSM" for char in name) else None
+    is_seen = any(unicodedata.category(char) not in {"Zs", "Cf"} for char in name)
+    return name if is_seen else None
 
 
 def is_user_name(value: object) -> bool:

@@ -11,10 +11,12 @@ from collections.abc import Awaitable, Callable
 import jwt
 import psutil
 import pytest
+from websockets.asyncio.client import connect
 
-from tests.integration.harness import Service, until
+from tests.integration.conftest import Opener
+from tests.integration.harness import DEADLINE, Service, free_port, until
 from tests.integration.sioclient import raw_socketio
-from tests.integration.wsclient import BINARY, CLOSE, TEXT, RawClient
+from tests.integration.wsclient import BINARY, CLOSE, TEXT, RawClient, encode
 
 SECRET = "integration-secret-of-at-least-32-bytes"
 LIMIT = 14.0
@@ -179,3 +181,168 @@ async def test_silent_sockets_do_not_take_the_last_descriptors() -> None:
         for client in clients:
             await client.abort()
         await service.wait_connections(0)
+
+
+# Refusals that a page can see
+
+
+async def _told(service: Service, path: str, **headers: str) -> tuple[int, list[bytes], int, str]:
+    """Status, text frames, close code and reason of a refused connection; 0 without a close."""
+    async with await RawClient.open(service, path, headers=headers) as client:
+        if client.status != 101:
+            return client.status, [], 0, ""
+        before, close = await client.until_frame(CLOSE)
+        texts = [frame.payload for frame in before if frame.opcode == TEXT]
+        await client.write(encode(CLOSE, close.payload[:2]))
+        await client.to_end()
+        return 101, texts, close.close_code, close.payload[2:].decode()
+
+
+async def test_pages_see_why_they_are_refused() -> None:
+    own = f"http://127.0.0.1:{free_port()}"
+    async with Service(AUTH_SECRET=SECRET, MAX_TOTAL_CONNECTIONS=1, ALLOWED_ORIGINS=own) as service:
+        path = "/ws/realtime"
+        status, texts, code, _ = await _told(service, f"{path}?token=x", Origin=own)
+        assert (status, code) == (101, 4401)
+        error = json.loads(texts[0])
+        assert error["event"] == "error"
+        assert error["data"]["code"] == "UNAUTHORIZED"
+        status, texts, code, _ = await _told(service, f"{path}?EIO=4&token=x", Origin=own)
+        assert (status, code) == (101, 4401)
+        assert texts[0].startswith(b"0{")
+        assert texts[1].startswith(b"44{")
+        assert json.loads(texts[1][2:])["data"]["code"] == "UNAUTHORIZED"
+        status, texts, code, _ = await _told(service, f"{path}?types=nope", Origin=own)
+        assert (status, code, json.loads(texts[0])["data"]["code"]) == (101, 1008, "INVALID_TYPE")
+        # They are not counted, and what is no browser gets HTTP as ever.
+        assert await service.total_connections() == 0
+        assert (await _told(service, f"{path}?token=x"))[0] == 401
+        assert (await _told(service, f"{path}?token=x", Origin="https://evil.example"))[0] == 403
+        async with await RawClient.open(service):
+            await service.wait_connections(1)
+            status, texts, code, reason = await _told(service, path, Origin=own)
+            assert (status, code) == (101, 1013)
+            assert json.loads(texts[0])["data"]["code"] == "MAX_CONNECTIONS_EXCEEDED"
+            assert 0 < json.loads(reason)["retryAfter"] <= 5000
+            status, texts, code, reason = await _told(service, f"{path}?EIO=4", Origin=own)
+            # No CONNECT_ERROR: it would keep socket.io-client from coming back by itself.
+            assert (status, len(texts), code) == (101, 1, 1013)
+            assert (await _told(service, path))[0] == 503
+            assert await service.total_connections() == 1
+        lines = [line for line in service.log.splitlines() if "realtime.refused" in line]
+        for reason_, count in (("token", 2), ("origin", 1), ("cap", 2), ("types", 1)):
+            found = [line for line in lines if f"reason={reason_}" in line]
+            assert 1 <= len(found) <= 2 * count, found
+        assert any("ALLOWED_ORIGINS" in line and "evil.example" in line for line in lines)
+        assert "token=x" not in service.log
+
+
+async def test_a_flood_of_refused_pages_is_cheap() -> None:
+    """Past some at a time, which do not answer the close frame, the answer is HTTP again."""
+    async with Service(AUTH_SECRET=SECRET, WORKERS=1) as service:
+        own = {"Origin": service.base}
+        clients = [
+            await RawClient.open(service, "/ws/realtime?token=x", headers=own) for _ in range(70)
+        ]
+        statuses = [client.status for client in clients]
+        assert statuses[:64] == [101] * 64
+        assert statuses[64:] == [401] * 6
+        for client in clients:
+            await client.abort()
+        assert len([line for line in service.log.splitlines() if "reason=token" in line]) == 1
+
+
+# Host and Origin
+
+
+@pytest.mark.parametrize("path", ["/history?type=status", "/ws/stats", "/metrics", "/status"])
+async def test_a_rebound_name_is_not_served(service: Service, path: str) -> None:
+    name = {"Host": f"evil.example:{service.port}"}
+    answer = await service.request("GET", path, headers=name)
+    assert (answer.status, answer.body["code"]) == (403, "FORBIDDEN")
+
+
+async def test_a_rebound_name_opens_no_socket(service: Service) -> None:
+    host = f"evil.example:{service.port}"
+    same = {"Host": host, "Origin": f"http://{host}"}
+    assert (await _told(service, "/ws/realtime?user=ann", **same))[0] == 403
+    async with await RawClient.open(service, headers={"Origin": service.base}) as client:
+        assert client.status == 101
+
+
+# Handshakes of odd but right clients
+
+
+async def _handshake(service: Service, lines: str, early: bytes = b"") -> bytes:
+    """Upgrade with these lines and early bytes; what comes up to the first message."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    head = (
+        f"GET /ws/realtime?types= HTTP/1.1\r\nHost: 127.0.0.1:{service.port}\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+    )
+    writer.write(f"{head}{lines}\r\n".encode() + early)
+    async with asyncio.timeout(DEADLINE):
+        answer = b""
+        wanted = b'"pong"' if early else b'"connected"'
+        while wanted not in answer and (chunk := await reader.read(65536)):
+            answer += chunk
+    writer.transport.abort()
+    return answer
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "Connection: keep-alive\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n",
+        "Connection: keep-alive, Upgrade\r\nUpgrade: websocket, h2c\r\n",
+        "Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n",
+        "connection: UPGRADE\r\nupgrade: WEBSOCKET\r\n",
+    ],
+)
+async def test_odd_upgrades(service: Service, lines: str) -> None:
+    assert (await _handshake(service, lines)).startswith(b"HTTP/1.1 101 ")
+    early = encode(TEXT, b'{"action":"ping"}')
+    assert b'"pong"' in await _handshake(service, lines, early)
+
+
+async def test_subprotocols(service: Service) -> None:
+    lines = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: json, other\r\n"
+    assert b"\r\nSec-WebSocket-Protocol: json\r\n" in await _handshake(service, lines)
+    async with Service(AUTH_SECRET=SECRET) as guarded:
+        offered = [f"bearer.{token('sue')}"]
+        async with connect(
+            f"ws://127.0.0.1:{guarded.port}/ws/realtime", subprotocols=offered, proxy=None
+        ) as client:
+            assert json.loads(await client.recv())["data"]["user"] == "sue"
+
+
+@pytest.mark.parametrize("name", ["می\u200cخواهم", "👩\u200d💻", "Anna\u00a0Maria"])
+async def test_names_of_people(plain: Opener, name: str) -> None:
+    client = await plain(user=name)
+    assert (await client.expect("connected"))["data"]["user"] == name
+
+
+async def test_noise_is_one_line_without_its_bytes(service: Service) -> None:
+    async def say(noise: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        writer.write(noise)
+        try:
+            async with asyncio.timeout(DEADLINE):
+                return await reader.read()
+        finally:
+            writer.transport.abort()
+
+    noises = [
+        b"\x16\x03\x01\x00\xee\x01 hunter2 \r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\nCookie: hunter2\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nCookie : hunter2\r\n\r\n",
+        b"hunter2 / HTTP/1.1\r\nHost: a\r\nAuthorization: Basic hunter2\r\n\r\n\x00",
+    ]
+    before = service.log.count("\n")
+    for noise in noises * 5:
+        answer = await say(noise)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert b" 400 " in head.split(b"\r\n")[0]
+        assert json.loads(body)["code"] == "BAD_REQUEST"
+    assert service.log.count("\n") - before <= service.workers
+    assert "hunter2" not in service.log

@@ -14,7 +14,7 @@ from app.config import Settings, load
 from app.errors import BackplaneUnavailable, QueueOverflow
 from app.http.clients import Clients
 from app.http.context import HttpContext
-from app.http.cors import Origins
+from app.http.cors import Hosts, Origins
 from app.http.routes import add_routes
 from app.presence import Presence
 from app.sessions.auth import TokenVerifier
@@ -185,6 +185,7 @@ class HttpSide:
         self.streams = MemoryStreams()
         self.fields = MemoryFields()
         self.requests: list[tuple[str, str, int]] = []
+        self.refused: list[tuple[str, str | None]] = []
         self.backplane = True
         self.warnings: list[str] = []
         self.fault: str | None = None
@@ -206,6 +207,8 @@ class HttpSide:
             backplane_available=lambda: self.backplane,
             warnings=lambda: self.warnings,
             count_request=lambda *request: self.requests.append(request),
+            hosts=Hosts(settings, clients),
+            note_refused=lambda reason, origin: self.refused.append((reason, origin)),
             started_at=1_700_000_000.0,
             version="1.2.3",
             now=lambda: self.seconds,

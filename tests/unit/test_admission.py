@@ -10,13 +10,15 @@ import jwt
 import pytest
 from aiohttp import HttpVersion10
 from aiohttp.test_utils import make_mocked_request
+from multidict import CIMultiDict
 
 from app.config import Settings
 from app.config import load as load_settings
 from app.errors import ErrorCode
-from app.http.admission import RETRY_AFTER, Admission, Admitted, Refused
+from app.http.admission import RETRY_AFTER, Admission, Admitted, Refused, choose_subprotocol
 from app.http.clients import Clients
 from app.http.cors import Origins
+from app.sessions.addresses import Addresses, TooMany
 from app.sessions.auth import TokenVerifier
 from tests.unit.http_support import MemorySlots
 
@@ -40,6 +42,8 @@ class Door:
         self.serving = True
         self.memory = True
         clients = Clients(settings.trusted_proxies)
+        most, connects = settings.max_connections_per_address, settings.max_connects_per_address
+        self.addresses = Addresses(most, connects) if most or connects else None
         self.admission = Admission(
             settings,
             self.slots,
@@ -49,6 +53,7 @@ class Door:
             is_serving=lambda: self.serving,
             has_memory=lambda: self.memory,
             count_refused=self.reasons.append,
+            addresses=self.addresses,
         )
 
     def check(
@@ -236,13 +241,114 @@ def test_by_default_only_the_same_origin_connects(
         assert (refused.status, refused.reason) == (403, "origin")
 
 
-def test_listed_origins_stand_in_place_of_the_same() -> None:
+def test_listed_origins_come_in_beside_the_same() -> None:
     door = Door(ALLOWED_ORIGINS="https://lab.yujian.team")
     assert door.check(Origin="https://lab.yujian.team")
     assert door.check(Origin=None)
-    door.refuse(Origin="https://presence.example")
+    assert door.check(Origin="https://presence.example")
+    assert door.check(Origin="HTTPS://Lab.Yujian.Team:443/")
     door.refuse(Origin="http://lab.yujian.team")
     assert Door(ALLOWED_ORIGINS="*").check(Origin="null")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "origin", "comes_in"),
+    [
+        ("https://*.example.org", "https://a.example.org", True),
+        ("https://*.example.org", "https://a.b.example.org:443", True),
+        ("https://*.example.org", "https://example.org", False),
+        ("https://*.example.org", "https://aexample.org", False),
+        ("https://*.example.org", "https://a.example.org:8443", False),
+        ("https://*.example.org", "http://a.example.org", False),
+        ("https://*.example.org", "https://a.example.org.evil.example", False),
+        ("https://*.example.org", "https://evil.example/.example.org", False),
+        ("https://*.example.org", "https://evil.example#.example.org", False),
+        ("https://*.example.org:*", "https://a.example.org:8443", True),
+        ("http://localhost:*", "http://localhost", True),
+        ("http://localhost:*", "http://localhost:5173", True),
+        ("http://localhost:*", "http://localhost.evil.example:5173", False),
+        ("http://localhost:*", "http://localhost:5173@evil.example", False),
+        ("http://[::1]:*", "http://[::1]:5173", True),
+        ("http://localhost", "http://localhost:80", True),
+        ("null", "null", True),
+        ("https://lab.example", "null", False),
+        ("https://*.example.org", "https://" + "a" * 400 + ".example.org", False),
+    ],
+)
+def test_origins_with_wildcards(allowed: str, origin: str, comes_in: bool) -> None:
+    door = Door(ALLOWED_ORIGINS=allowed)
+    if comes_in:
+        assert door.check(Origin=origin)
+    else:
+        assert door.refuse(Origin=origin).reason == "origin"
+
+
+def test_connection_and_upgrade_on_several_lines(door: Door) -> None:
+    headers = CIMultiDict(
+        [(name, value) for name, value in UPGRADE.items() if name not in {"Connection", "Upgrade"}]
+        + [("Connection", "keep-alive"), ("Connection", "Upgrade")]
+        + [("Upgrade", "h2c"), ("Upgrade", "WebSocket")]
+    )
+    request = make_mocked_request("GET", "/ws/realtime", headers=headers)
+    assert door.admission.check(request.clone(remote="127.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        (None, None),
+        ("json", "json"),
+        ("json, msgpack", "json"),
+        ("bearer.abc, json", "json"),
+        ("bearer.abc", "bearer.abc"),
+        ("a b, json", "json"),
+        ("", None),
+    ],
+)
+def test_the_first_offered_subprotocol_is_chosen(offered: str | None, chosen: str | None) -> None:
+    headers = {} if offered is None else {"Sec-WebSocket-Protocol": offered}
+    assert choose_subprotocol(make_mocked_request("GET", "/", headers=headers)) == chosen
+
+
+def test_a_subprotocol_may_show_the_token() -> None:
+    door = Door(AUTH_SECRET=SECRET)
+    assert door.check(Sec_WebSocket_Protocol=f"json, bearer.{signed()}").user == "ada"
+    refused = door.refuse(Sec_WebSocket_Protocol=f"bearer.{signed(exp=1)}")
+    assert (refused.status, refused.close_code) == (401, 4401)
+
+
+@pytest.mark.parametrize("query", ["user=%ff", "user=a%c3", "x=%80&user=a", "user=a%ed%a0%80"])
+def test_a_byte_that_is_no_utf_8_is_refused(door: Door, query: str) -> None:
+    assert door.refuse(query).code == ErrorCode.INVALID_PAYLOAD
+
+
+def test_names_are_compared_in_nfc(door: Door) -> None:
+    assert door.check("user=e%CC%81").user == door.check("user=%C3%A9").user == "é"
+
+
+def test_limits_per_address() -> None:
+    door = Door(MAX_CONNECTS_PER_ADDRESS="2", TRUSTED_PROXIES="127.0.0.1")
+    for address in ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2"):
+        door.check(X_Forwarded_For=address)
+    refused = door.refuse(X_Forwarded_For="2001:db8:0:1::3")
+    assert (refused.status, refused.reason, refused.close_code) == (429, "address_rate", 1013)
+    door.check(X_Forwarded_For="2001:db8:0:2::1")
+    assert door.addresses is not None
+    door.addresses.start_second()
+    door.check(X_Forwarded_For="2001:db8:0:1::3")
+
+
+def test_connections_per_address_are_counted_until_they_end() -> None:
+    addresses = Addresses(connections=1, connects=0)
+    one: Any = object()
+    addresses.check("1.2.3.4")
+    addresses.hold(one, "1.2.3.4")
+    with pytest.raises(TooMany):
+        addresses.check("::ffff:1.2.3.4")
+    addresses.check("1.2.3.5")
+    addresses.release(one)
+    addresses.release(one)
+    addresses.check("1.2.3.4")
 
 
 def test_only_a_trusted_proxy_names_host_and_scheme() -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from app.config import Settings
 from app.errors import ClientError, ErrorCode, SettingsError
-from app.sessions.auth import LEEWAY, Identity, TokenVerifier, is_user_name
+from app.sessions.auth import LEEWAY, Identity, TokenVerifier, is_user_name, user_name
 
 SECRET = "s" * 32
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -106,6 +107,58 @@ def test_time_is_respected_with_some_leeway(verifier: TokenVerifier) -> None:
 def test_the_user_must_be_a_usable_name(verifier: TokenVerifier, sub: str) -> None:
     assert "128" in refusal(verifier, hs256({"sub": sub}))
     assert not is_user_name(sub)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "می\u200cخواهم",
+        "👩\u200d💻",
+        "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+        "❤️",
+        "1️⃣",
+        "Anna\u00a0Maria",
+        "क्\u200dष",
+        "Ann O'Neil",
+        "汉字",
+        "\U0001fae8",
+    ],
+)
+def test_what_people_are_called(name: str) -> None:
+    assert user_name(name) == unicodedata.normalize("NFC", name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "a\u202eb",
+        "a\u2066b",
+        "a\u200eb",
+        "a\u061cb",
+        "a\x00b",
+        "a\x7f",
+        "a\x85b",
+        "a\u2028b",
+        "a\u200bb",
+        "\ufeffa",
+        "a\ud800",
+        "a\uffff",
+        "a\ue000",
+        "\u200d",
+        "\u00a0\u00a0",
+        "a" * 129,
+        7,
+        None,
+        b"a",
+    ],
+)
+def test_what_is_no_name(name: object) -> None:
+    assert user_name(name) is None
+
+
+def test_names_are_compared_in_one_form(verifier: TokenVerifier) -> None:
+    assert verifier.verify(hs256({"sub": "e\u0301"})).user == "\u00e9"
 
 
 def test_names_are_counted_in_characters() -> None:

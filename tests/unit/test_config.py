@@ -201,8 +201,12 @@ def test_origins(text: str, origins: tuple[str, ...]) -> None:
     [
         "lab.yujian.team",
         "https://",
-        "https://a/",
         "https://a/b",
+        "https://a//",
+        "https://*a",
+        "https://a.*",
+        "https://a:99999",
+        "https://[::g]",
         "https://a:x",
         "//a",
         "https://u@a",
@@ -210,6 +214,27 @@ def test_origins(text: str, origins: tuple[str, ...]) -> None:
 )
 def test_wrong_origins(text: str) -> None:
     assert "must be scheme://host[:port]" in wrong("ALLOWED_ORIGINS", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        ("https://lab.yujian.team/", ("https://lab.yujian.team",)),
+        ("HTTPS://Lab.Yujian.Team:443/", ("https://lab.yujian.team",)),
+        ("https://*.yujian.team", ("https://*.yujian.team",)),
+        ("http://localhost:*", ("http://localhost:*",)),
+        ("null, http://[::1]:3000", ("null", "http://[::1]:3000")),
+    ],
+)
+def test_origins_as_operators_write_them(text: str, origins: tuple[str, ...]) -> None:
+    assert load({"ALLOWED_ORIGINS": text}).allowed_origins == origins
+
+
+def test_hosts() -> None:
+    allowed = load({"ALLOWED_HOSTS": "API.example, *.lab.example, [::1], 10.0.0.1"}).allowed_hosts
+    assert allowed == ("api.example", "*.lab.example", "[::1]", "10.0.0.1")
+    for text in ("https://a", "a:80", "a/b", "*a", "a b"):
+        assert "must be a host" in wrong("ALLOWED_HOSTS", text)
 
 
 def test_trusted_proxies() -> None:

@@ -484,7 +484,7 @@ async def exchange(side: HttpSide, rest: bytes) -> bytes:
     """Send the rest of a request to publish, and no more; read the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", side.client.port)
     writer.write(
-        b"POST /ws/broadcast HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n%b"
+        b"POST /ws/broadcast HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %b\r\n%b"
         % (TOKEN.encode(), rest)
     )
     answer = await asyncio.wait_for(reader.readuntil(b"}"), 5)
@@ -510,7 +510,7 @@ async def test_a_body_that_ends_early_is_no_failure_of_ours(
     await site.start()
     _, writer = await asyncio.open_connection(*runner.addresses[0][:2])
     writer.write(
-        b"POST /ws/broadcast HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n"
+        b"POST /ws/broadcast HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n"
         b"Authorization: Bearer %b\r\n\r\n[" % TOKEN.encode()
     )
     writer.close()
