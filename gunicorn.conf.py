@@ -63,11 +63,13 @@ proc_name = "yujian-presence"
 def on_starting(_: Any) -> None:
     _master.lock.share()  # once more, in case gunicorn has become a daemon since
     _master.record()
+    _master.allow_open_files()
 
 
 def when_ready(server: Any) -> None:
     _master.guard_configuration(server)
     _master.guard_addresses(server)
+    _master.watch_over(server)
     _limit_send_buffers(server)
     # What exists now is shared with the workers as long as their collector leaves it alone.
     gc.collect()
@@ -76,6 +78,7 @@ def when_ready(server: Any) -> None:
 
 def on_reload(server: Any) -> None:
     _limit_send_buffers(server)
+    _master.allow_open_files()
     _master.note_reload(server)
 
 

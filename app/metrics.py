@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import bisect
 import functools
+import mmap
 import os
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+from prometheus_client.mmap_dict import MmapedDict
 
 from app.backplane.faults import CAUSES
 from app.errors import CloseCode, ErrorCode
@@ -320,6 +322,57 @@ def process_identity(pid: int | None = None) -> str | None:
     return None if state in "ZX" else f"{pid or os.getpid()}-{start}"
 
 
+_mmaped_dict: Any = MmapedDict  # the library leaves it untyped
+
+
+class _KeptDict(_mmaped_dict):  # type: ignore[misc]
+    """A file of figures that can be put back when it was removed."""
+
+    opened: ClassVar[list[_KeptDict]] = []
+    _f: Any
+    _m: Any
+    _fname: str
+    _capacity: int
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        super().__init__(filename, read_mode)
+        if not read_mode:
+            self.opened.append(self)
+
+    def close(self) -> None:
+        """Close the file."""
+        super().close()
+        if self in self.opened:
+            self.opened.remove(self)
+
+    def restore(self) -> bool:
+        """Write the file anew with all figures, if it is gone."""
+        path = Path(self._fname)
+        if path.exists():
+            return False
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = path.with_suffix(".new")
+        file = temporary.open("w+b")
+        file.truncate(self._capacity)
+        shown = mmap.mmap(file.fileno(), self._capacity)
+        shown[:] = self._m[:]
+        temporary.replace(path)
+        self._m.close()
+        self._f.close()
+        self._f, self._m = file, shown
+        return True
+
+
+def files_are_there() -> bool:
+    """Whether the files of this process are where a scrape looks for them."""
+    return all(Path(kept._fname).exists() for kept in _KeptDict.opened)
+
+
+def restore_files() -> bool:
+    """Put back files of this process that were removed; False when there were none."""
+    return sum(kept.restore() for kept in _KeptDict.opened) > 0
+
+
 class _ProcessName:
     """`process_identity` of this process, looked up once after each fork.
 
@@ -346,4 +399,5 @@ def _use_process_files() -> None:
     away again: the figures of a dead worker must not become those of a stranger.
     """
     library: Any = values
+    library.MmapedDict = _KeptDict
     library.ValueClass = library.MultiProcessValue(_ProcessName())

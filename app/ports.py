@@ -68,6 +68,9 @@ class Slots(Protocol):
     def workers_died(self) -> tuple[int, int]:
         """Workers that ended untold since the service runs: while starting, while serving."""
 
+    def files_restored(self) -> int:
+        """Shared files that something removed and that were put back, since the service runs."""
+
     def since_death(self) -> float:
         """Seconds since a worker ended without being told to; infinite when none has."""
 

@@ -34,6 +34,9 @@ ACCEPTS = 4
 _PAUSE_AFTER_FAILURE = 1.0
 """Seconds: the master replaces a worker that failed at once, over and over."""
 
+_SLOTS_WAIT = 10.0
+"""Seconds to wait for other processes to put the slot table back where it was removed."""
+
 _LONGEST_REASON = 4000
 """Characters of a reason for a failed start that are kept for `make reload`: the last ones."""
 
@@ -85,11 +88,13 @@ class RealtimeWorker(GunicornWebWorker):
         global _current  # noqa: PLW0603 (one worker per process)
         assert master.current is not None
         _current = self
-        self.slots = master.current.slots  # read only, until this process has opened its own
+        self.slots = master.current.slots  # until this process has opened its own
         try:
+            self.slots.restore()  # or this worker would not know of the others
             self.slots = SlotTable(
                 paths.slots_file(master.current.data_dir),
                 master.current.settings["max_total_connections"],
+                wait=_SLOTS_WAIT,
             )
             self.row = self.slots.claim_row(master=self.ppid)
             self.loop = uvloop.new_event_loop()

@@ -224,7 +224,22 @@ class Heir:
         self._take = take
         self._is_alive = is_alive
         self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def listening(self) -> bool:
+        """Whether this worker takes connections over."""
+        return self._listener is not None
+
+    def listen_anew(self) -> None:
+        """Listen on a new socket in place of one that was removed; talks go on."""
+        old, accepting = self._listener, self._accepting
+        if old is not None and accepting is not None:
+            # Not before: its number would be the new one's, which the loop then forgets with it.
+            accepting.add_done_callback(lambda _: old.close())
+            accepting.cancel()
+        self.start()
 
     def start(self) -> None:
         """Listen from now on."""
@@ -235,7 +250,7 @@ class Heir:
         listener.listen(128)
         listener.setblocking(False)
         self._listener = listener
-        self._begin(self._accept(listener))
+        self._accepting = self._begin(self._accept(listener))
 
     async def stop(self) -> None:
         """Take nothing more; a conversation under way is ended."""
@@ -247,10 +262,11 @@ class Heir:
             self._listener = None
             self._path.unlink(missing_ok=True)
 
-    def _begin(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _begin(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

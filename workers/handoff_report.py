@@ -59,6 +59,8 @@ class Handoff:
 
     def save(self, data_dir: Path) -> None:
         """Leave it for `make reload`; reports that nobody has fetched are removed."""
+        with contextlib.suppress(OSError):
+            paths.make_private(paths.runtime_dir(data_dir))  # it may be removed
         for old in paths.left_file(data_dir, 0).parent.glob("left-*.json"):
             with contextlib.suppress(OSError):
                 if time.time() - old.stat().st_mtime > _KEPT_SECONDS:

@@ -14,8 +14,12 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from workers.shared_file import is_at
+
 Duty = Callable[[], Coroutine[Any, Any, None]]
 
+_LOOK_INTERVAL = 1.0
+"""Seconds between two looks whether the file of the lock is still there."""
 _FIRST_BACKOFF = 1.0
 _LONGEST_BACKOFF = 30.0
 
@@ -60,22 +64,55 @@ class Leader:
             await asyncio.wait({task})
 
     async def _run(self) -> None:
-        fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        opened: list[int] = []
         try:
-            while not _try_lock(fd):  # noqa: ASYNC110 (no event: the kernel does not tell)
-                await asyncio.sleep(self._interval)
-            log.info("This worker leads now")
-            self.leading = True
-            for duty in self._duties:
-                self._begin(duty)
-            await asyncio.get_running_loop().create_future()  # until cancelled
+            while True:
+                await self._acquire(opened)
+                log.info("This worker leads now")
+                self.leading = True
+                for duty in self._duties:
+                    self._begin(duty)
+                await self._hold(opened)
+                log.warning("Another worker leads: %s was removed, and is another file", self._lock)
+                await self._end_duties()
         finally:
-            self.leading = False
-            for task in self._running:
-                task.cancel()
-            if self._running:
-                await asyncio.wait(self._running)
-            os.close(fd)
+            await self._end_duties()
+            for fd in opened:
+                os.close(fd)
+
+    async def _acquire(self, opened: list[int]) -> None:
+        """Wait for the lock of the file that is there now; its descriptor is the last one."""
+        while True:
+            if not opened or not is_at(self._lock, opened[-1]):
+                if opened:  # removed: the leader, if there is one, is to lock the new one first
+                    await asyncio.sleep(2 * _LOOK_INTERVAL)
+                opened.append(self._open())
+            if _try_lock(opened[-1]):
+                return
+            await asyncio.sleep(self._interval)
+
+    async def _hold(self, opened: list[int]) -> None:
+        """Return when the file was removed and another process has locked the one in its place."""
+        while True:
+            await asyncio.sleep(_LOOK_INTERVAL)
+            if is_at(self._lock, opened[-1]):
+                continue
+            # The locks of the removed ones are kept as well, for those who still look at them.
+            opened.append(self._open())
+            if not _try_lock(opened[-1]):
+                return
+            log.warning("%s was removed; it is there again", self._lock)
+
+    def _open(self) -> int:
+        return os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    async def _end_duties(self) -> None:
+        self.leading = False
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
 
     def _begin(self, duty: Duty) -> None:
         task = asyncio.create_task(_keep(duty))

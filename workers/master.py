@@ -12,9 +12,12 @@ import io
 import json
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,20 @@ from dotenv import dotenv_values
 from workers import fingerprint, paths
 from workers.masters import MastersLock
 from workers.processes import start_time
+from workers.shared_file import write_whole
 from workers.shared_slots import SlotTable
 
 log = logging.getLogger("gunicorn.error")
 
 SUCCESSOR = "SUCCESSOR_OF"
 """Environment variable of a master that was started beside another one: the pid of that."""
+_SLOTS_WAIT = 5.0
+"""Seconds to wait for other processes to put the slot table back."""
+_SLEPT = 5.0
+"""Seconds between two looks of the master's loop, which looks each second, that mean that it was
+stopped meanwhile."""
+_SPARE_FILES = 256
+"""Descriptors that a worker needs beside those of its clients."""
 
 
 class WrongSettings(Exception):
@@ -40,13 +51,15 @@ class Master:
 
     Args:
         root: directory of the code and of `.env`.
+        monotonic: seconds.
 
     Raises:
         WrongSettings: there are no good settings yet.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._root = root
+        self._monotonic = monotonic
         self.settings, self.dotenv = _read(root)
         self.data_dir = Path(self.settings["data_dir"])
         # One that exists may be shared with others: its mode is not ours to change.
@@ -56,9 +69,7 @@ class Master:
         self.lock = MastersLock(paths.masters_lock(self.data_dir))
         self.lock.share()  # waits for a last master that is about to clean up
         alone = self.lock.is_alone()
-        self.slots = SlotTable(
-            paths.slots_file(self.data_dir), self.settings["max_total_connections"]
-        )
+        self.slots = self._open_slots(alone)
         self.slots.sweep()
         if alone:
             # In a new container the pid in a file left behind is likely to be in use.
@@ -114,6 +125,17 @@ class Master:
 
         arbiter.stop = guarded
 
+    def _open_slots(self, alone: bool) -> SlotTable:
+        """Open the slot table; one that was removed is for the processes that run to put back."""
+        path, connections = (
+            paths.slots_file(self.data_dir),
+            self.settings["max_total_connections"],
+        )
+        if not alone:
+            with contextlib.suppress(FileNotFoundError):
+                return SlotTable(path, connections, wait=_SLOTS_WAIT)
+        return SlotTable(path, connections)
+
     def record(self) -> None:
         """Write down what this process is made of, for `workers.reload`."""
         fingerprint.record(self._root, self.data_dir)
@@ -135,6 +157,83 @@ class Master:
                 application.cfg = good
 
         application.reload = reload
+
+    def watch_over(self, arbiter: Any) -> None:
+        """Extend what the master does once a second, in place of killing silent workers alone.
+
+        It puts shared files back. And when it was stopped itself, as a frozen container is, it
+        gives its workers, which were stopped as well, another `timeout` before it kills any.
+        """
+        murder, looked_at = arbiter.murder_workers, [self._monotonic()]
+
+        def look() -> None:
+            self.keep_files(arbiter)
+            now = self._monotonic()
+            passed, looked_at[0] = now - looked_at[0], now
+            if passed > _SLEPT:
+                self._forgive(arbiter, now, passed)
+            murder()
+
+        arbiter.murder_workers = look
+
+    def _forgive(self, arbiter: Any, now: float, passed: float) -> None:
+        """Let workers that have been silent count as heard of just now."""
+        forgiven = []
+        for pid, worker in list(arbiter.WORKERS.items()):
+            with contextlib.suppress(OSError, ValueError):
+                if now - worker.tmp.last_update() > _SLEPT:
+                    worker.tmp.notify()
+                    forgiven.append(str(pid))
+        if forgiven:
+            log.warning(
+                "This process was stopped for %.0f s: workers that were silent meanwhile (%s) are"
+                " given time anew",
+                passed,
+                ", ".join(forgiven),
+            )
+
+    def keep_files(self, arbiter: Any) -> None:
+        """Put back shared files that something has removed; raises nothing."""
+        try:
+            if self.slots.restore():
+                log.error("Something removed the slot table; it is there again")
+            if self.lock.restore():
+                log.error("Something removed the lock of the masters; it is there again")
+            paths.make_private(self.metrics_dir)
+            paths.make_private(paths.runtime_dir(self.data_dir))
+            if arbiter.pidfile is not None:
+                self._keep_pid_file(arbiter.pidfile)
+        except Exception as error:  # noqa: BLE001 (a master that ends takes all with it)
+            log.error("Shared files cannot be put back: %s", error)
+
+    def _keep_pid_file(self, pidfile: Any) -> None:
+        if any(_pid_in(path) == os.getpid() for path in self._pid_files):
+            return
+        path = self.pid_file
+        if path.exists():
+            return  # of another master
+        log.error("Something removed %s; it is there again", path)
+        write_whole(path, f"{os.getpid()}\n".encode())
+        path.chmod(0o644)
+        pidfile.fname, pidfile.pid = str(path), os.getpid()
+
+    def allow_open_files(self) -> None:
+        """Raise the limit of open files as far as this process may; workers inherit it."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+                soft = hard
+            except (OSError, ValueError) as error:
+                log.warning("The limit of open files stays at %d: %s", soft, error)
+        cap = self.settings["max_total_connections"]
+        if soft != resource.RLIM_INFINITY and soft < cap + _SPARE_FILES:
+            log.warning(
+                "MAX_TOTAL_CONNECTIONS=%d: a worker may open %d files only; raise the limit"
+                " (LimitNOFILE, ulimit -Hn) or lower the setting",
+                cap,
+                soft,
+            )
 
     def note_reload(self, arbiter: Any) -> None:
         """Remember which workers are the old ones; before the new ones are started.

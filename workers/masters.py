@@ -10,6 +10,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from workers.shared_file import is_at
+
 
 class MastersLock:
     """The lock file, opened by this process.
@@ -19,7 +21,18 @@ class MastersLock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._path = path
+        self._fd = self._open()
+
+    def restore(self) -> bool:
+        """Lock the file anew where it was removed; True when it was."""
+        if is_at(self._path, self._fd):
+            return False
+        fd = self._open()
+        os.dup2(fd, self._fd, inheritable=False)
+        os.close(fd)
+        self.share()
+        return True
 
     def share(self) -> None:
         """Count this process among the living masters until it ends."""
@@ -32,3 +45,6 @@ class MastersLock:
         except (BlockingIOError, PermissionError):
             return False
         return True
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -89,6 +89,7 @@ class MetricsFiles:
         apart, and falls with the process.
         """
         deadline = time.monotonic() + LOCK_WAIT
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may be removed
         descriptor = os.open(
             self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode=0o600
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 from workers import paths
 from workers.handoff_report import Handoff
-from workers.processes import start_time
+from workers.processes import command_line, start_time
 from workers.shared_slots import READY, STARTING, Row, SlotTable
 
 START_SECONDS = 60.0
@@ -24,6 +24,8 @@ _INTERVAL = 0.05
 _SETTLED = 1.5
 """Seconds for which nothing moves after a failure: the master replaces a dead worker in one."""
 _FIGURES_SECONDS = 5.0
+_SLOTS_SECONDS = 5.0
+"""Time for the service to put a slot table back that was removed."""
 _LINES = 6
 
 
@@ -58,8 +60,11 @@ class Watch:
         self._data_dir = data_dir
         self._master = master
         self._born = start_time(master)
-        self._slots = SlotTable(paths.slots_file(data_dir), 1)
-        rows = self._slots.rows()
+        try:
+            self._slots = SlotTable(paths.slots_file(data_dir), 1, wait=_SLOTS_SECONDS)
+        except FileNotFoundError:
+            raise Failed("the slot table was removed and nobody puts it back") from None
+        rows = self._await_rows()
         self._newest = max((row.generation for row in rows), default=0)
         self._old = {row.pid: row for row in rows}
         self._old_count = len(rows)
@@ -68,6 +73,19 @@ class Watch:
         self._began = time.time()
         self._failed_before = self._slots.failed_starts
         self._drain = float(settings["graceful_timeout"])
+
+    def _await_rows(self) -> list[Row]:
+        """The rows of the workers that run, once each has one: by these all is counted."""
+        deadline = time.monotonic() + _SLOTS_SECONDS
+        while True:
+            rows = self._slots.rows()
+            missing = _workers_of(self._master) - {row.pid for row in rows}
+            if not missing:
+                return rows
+            if time.monotonic() > deadline:
+                listed = ", ".join(map(str, sorted(missing)))
+                raise Failed(f"the slot table does not know the workers that run: {listed}")
+            time.sleep(_INTERVAL)
 
     # The two ways.
 
@@ -204,6 +222,7 @@ class Watch:
 
     def _look(self) -> bool:
         """Note what old workers have come to; True when all are gone."""
+        self._slots.restore()
         self._slots.sweep()
         rows = {row.pid: row for row in self._slots.rows()}
         for pid in list(self._old):
@@ -280,6 +299,12 @@ def _read_pid(path: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError):
         return int(path.read_text())
     return None
+
+
+def _workers_of(master: int) -> set[int]:
+    """Children of a master that run what it runs: a Valkey that it was left with does not."""
+    command = command_line(master)
+    return {pid for pid in _children(master) if command and command_line(pid) == command}
 
 
 def _children(pid: int) -> set[int]:

@@ -10,17 +10,20 @@ import logging
 import os
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from aiohttp import web
 
 from app import config, main
 from app.config import Settings
 from app.errors import BackplaneUnavailable, SettingsError
+from app.metrics import files_are_there, restore_files
 from app.sessions.passing import Passing
 from app.transport.http_connection import HttpRunner
 from workers import gunicorn_worker, log_level, logs, master, paths, valkey
 from workers.collector import Collector
 from workers.departure import Departure
+from workers.guard import Guard, Part
 from workers.gunicorn_worker import CannotServe, RealtimeWorker
 from workers.host import Headroom, HostSampler
 from workers.http_handoff import HttpHandoff
@@ -56,6 +59,11 @@ async def create() -> web.AppRunner:
         backplane_url = f"unix://{paths.valkey_socket(settings.data_dir)}"
         leader.add(Valkey(settings.data_dir, settings.backplane_fsync).run)
 
+    shared: dict[str, Part] = {"the slot table": worker.slots, "the metrics": _MetricsPart()}
+    if not settings.backplane_url:
+        shared["the socket of Valkey"] = _ValkeySocket(settings.data_dir)
+    guard = Guard(shared, worker.slots.count_restored)
+
     async def give_up_leadership(_: web.Application) -> None:
         await leader.stop()
 
@@ -65,6 +73,7 @@ async def create() -> web.AppRunner:
         )
         works = (
             _sweep(worker.slots),
+            guard.run(),
             replacement.run(),
             log_level.follow(settings.data_dir, settings.log_level),
         )
@@ -89,6 +98,7 @@ async def create() -> web.AppRunner:
             other_processes=lambda: _other_processes(settings),
             has_memory=Headroom(HostSampler(settings.data_dir)),
             max_outgoing=_max_outgoing(settings),
+            local_faults=guard.faults,
         )
         parts = application[main.WORKER]
         if settings.collector:
@@ -127,6 +137,7 @@ async def create() -> web.AppRunner:
         worker.listeners,
     )
     succession.start()
+    shared["the socket for handoffs"] = succession
 
     async def stop_taking(_: web.Application) -> None:
         await succession.stop()
@@ -137,6 +148,29 @@ async def create() -> web.AppRunner:
     ).run
     parts.is_hurried = lambda: worker.hurried
     return runner
+
+
+class _MetricsPart:
+    """The files in which this process counts."""
+
+    def is_there(self) -> bool:
+        return files_are_there()
+
+    def restore(self) -> bool:
+        return restore_files()
+
+
+class _ValkeySocket:
+    """The socket of the private Valkey; the leader's `Valkey` puts it back."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._path = paths.valkey_socket(data_dir)
+
+    def is_there(self) -> bool:
+        return self._path.exists()
+
+    def restore(self) -> bool:
+        return False
 
 
 def _settings() -> Settings:

@@ -8,8 +8,14 @@ so a process opens the file once. Threads of one process do not exclude each oth
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 from pathlib import Path
+
+_PIECE = 64 * 1024
+"""Bytes that are copied at once."""
+_MAP_FIXED = 0x10
+"""mmap(2), on every architecture but MIPS-like ones; Python does not name it."""
 
 
 class FileLock:
@@ -35,7 +41,7 @@ class FileLock:
         fcntl.lockf(self._fd, fcntl.LOCK_UN, 1)
 
 
-def open_shared(path: Path, header: bytes, *, random: int, size: int) -> int:
+def open_shared(path: Path, header: bytes, *, random: int, size: int, create: bool = True) -> int:
     """Open a shared file, and make it when it is missing or begins with another header.
 
     A file with another header is not changed but replaced: processes of another version keep
@@ -45,12 +51,15 @@ def open_shared(path: Path, header: bytes, *, random: int, size: int) -> int:
         header: how a file of this layout begins, never zeros alone.
         random: how many random bytes follow it in a new file; the rest is zero.
         size: of a new file, in bytes.
+        create: whether a missing file is made.
 
     Raises:
         PermissionError: the file belongs to another user.
+        FileNotFoundError: it is missing and not to be made.
     """
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if create else 0)
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, flags, 0o600)
         status = os.fstat(fd)
         if status.st_uid != os.geteuid():
             os.close(fd)
@@ -72,7 +81,56 @@ def open_shared(path: Path, header: bytes, *, random: int, size: int) -> int:
                 return fd
             if current:
                 path.unlink()
+                flags |= os.O_CREAT
         os.close(fd)
+
+
+def is_at(path: Path, fd: int) -> bool:
+    """Whether an open file is the one that others find under a path."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(fd)
+    return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+def make_copy(fd: int, path: Path) -> Path:
+    """Copy an open file to a new one beside `path`, which may take its place; returns where."""
+    copied = path.with_name(f".{path.name}.{os.getpid()}")
+    copied.unlink(missing_ok=True)
+    copy = os.open(copied, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        size = os.fstat(fd).st_size
+        os.ftruncate(copy, size)
+        for at in range(0, size, _PIECE):
+            piece = os.pread(fd, _PIECE, at)
+            if piece.strip(b"\0"):  # what is empty takes no memory in the copy either
+                os.pwrite(copy, piece, at)
+    except OSError:
+        copied.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(copy)
+    return copied
+
+
+def show_file(shown: mmap.mmap, fd: int, offset: int = 0) -> None:
+    """Let a map show another file at the same address: all that refers to it goes on."""
+    # Not before: it takes a megabyte, and is needed by almost no process.
+    import ctypes  # noqa: PLC0415
+
+    address = ctypes.addressof(ctypes.c_char.from_buffer(shown))
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = (
+        *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
+        *(ctypes.c_int, ctypes.c_int, ctypes.c_long),
+    )
+    flags = mmap.MAP_SHARED | _MAP_FIXED
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    if library.mmap(address, len(shown), protection, flags, fd, offset) != address:
+        raise OSError(ctypes.get_errno(), "mmap")
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -12,6 +12,11 @@ the rows, and a row is in use from the moment its pid is written, which is last,
 cleared, which is last too. What must never be counted low (connections of living workers) is
 never derived from two stores.
 
+The file may be removed while processes use it (systemd's RemoveIPC does that when a user logs
+out). Then one of them puts a copy in its place under the lock of the old file, and marks that as
+moved; whoever takes the lock of a file that has moved goes over to the copy. So no count is lost,
+and a process that starts finds the same table (`restore`).
+
 The file has no settings: callers bring the caps, so that workers before and after a reload
 may differ. The master imports this module, so it imports nothing of `app`.
 """
@@ -25,12 +30,12 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from workers.processes import start_time
-from workers.shared_file import FileLock, open_shared
+from workers.shared_file import FileLock, is_at, make_copy, open_shared, show_file
 from workers.shared_users import UsersTable
 
 ROWS = 128
@@ -80,6 +85,9 @@ _DIED = _USERS + UsersTable.HEADER_WORDS
 _DIED_AT = _DIED + 1
 """Words of the header: workers that died while they served, and when one last died, be it at its
 start (microseconds of the monotonic clock, which all processes share; 0: never)."""
+_MOVED, _RESTORED = _DIED_AT + 1, _DIED_AT + 2
+"""Words of the header: 1 when this file was removed and a copy has taken its place; how many
+shared files of the service were removed and put back."""
 _USERS_BY_TYPE = 64
 """First word of the header that counts users by type: further on, since a worker of an older
 version that shares the file may use none of these words."""
@@ -89,6 +97,35 @@ _REMOVED_AT_ONCE = 8
 _TABLE_AT = mmap.PAGESIZE
 _STATS_AT = _TABLE_AT + _COLUMNS * ROWS * _WORD
 _USERS_AT = -(-(_STATS_AT + ROWS * STATS_SIZE) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+_PATIENCE = 3.0
+"""Seconds to wait for another process to put the file back."""
+_INTERVAL = 0.02
+
+
+class _TableLock(FileLock):
+    """The lock of the file, or of the copy that has taken its place.
+
+    Args:
+        fd: of the file.
+        header: of the table.
+        follow: goes over to the copy; the descriptor keeps its number.
+    """
+
+    __slots__ = ("_follow", "_header")
+
+    def __init__(self, fd: int, header: memoryview, follow: Callable[[], None]) -> None:
+        super().__init__(fd)
+        self._header = header
+        self._follow = follow
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        while self._header[_MOVED]:
+            self.__exit__()
+            self._follow()
+            super().__enter__()
 
 
 class Row(NamedTuple):
@@ -116,17 +153,21 @@ class SlotTable:
     Args:
         path: the file; made when it is missing or was laid out by another version.
         connections: how many connections the users' table must have room for.
+        wait: seconds to wait for a file that is missing, because processes that run will put it
+            back; None: it is made.
 
     Raises:
         PermissionError: the file belongs to another user of this machine.
+        FileNotFoundError: it is missing and was not put back in time.
     """
 
-    def __init__(self, path: Path, connections: int = 10_000) -> None:
-        self._fd = open_shared(path, _GEOMETRY, random=_KEY.stop - _KEY.start, size=_USERS_AT)
-        self._lock = FileLock(self._fd)
+    def __init__(self, path: Path, connections: int = 10_000, *, wait: float | None = None) -> None:
+        self._path = path
+        self._fd = _open(path) if wait is None else _open_existing(path, wait)
         self._map = mmap.mmap(self._fd, _USERS_AT)
         words = memoryview(self._map).cast("Q")
         self._header = words[: _TABLE_AT // _WORD]
+        self._lock = _TableLock(self._fd, self._header, self._follow)
         table = words[_TABLE_AT // _WORD : _STATS_AT // _WORD]
         self._columns = [table[n * ROWS : (n + 1) * ROWS] for n in range(_COLUMNS)]
         self._hash_key = bytes(self._map[_KEY])
@@ -136,6 +177,93 @@ class SlotTable:
         self._words = words[_TABLE_AT // _WORD : _STATS_AT // _WORD]
         with self._lock:
             self._users.make_room(connections)
+
+    # The file.
+
+    def is_there(self) -> bool:
+        """Whether processes that start will find this table, as far as it is for them."""
+        if self._header[_MOVED] and self._path.exists():
+            with self._lock:  # goes over to the copy, for those who read without the lock
+                pass
+        return is_at(self._path, self._fd) or (self._path.exists() and not self._is_rival())
+
+    def restore(self) -> bool:
+        """Put the file back when it was removed; True when this call did it.
+
+        Another file in its place gives way, unless it is laid out otherwise, as that of another
+        version is, or a worker that runs has a row in it.
+        """
+        if self.is_there():
+            return False
+        with self._lock:  # of the copy, if another process was faster
+            if self.is_there():
+                return False
+            if self._path.exists():
+                if not self._supersede():
+                    return False
+            else:
+                self._move()
+        self.count_restored()
+        return True
+
+    def _move(self) -> None:
+        copy = make_copy(self._fd, self._path)
+        # Marked first, since from then on it is the copy that processes change. Should this one
+        # be killed in between, the others wait for the copy in vain and start again.
+        self._header[_MOVED] = 1
+        copy.replace(self._path)
+
+    @property
+    def restored(self) -> int:
+        """Shared files of the service that were removed and put back, since the table exists."""
+        return int(self._header[_RESTORED])
+
+    def count_restored(self) -> None:
+        """Count another file of the service that was put back."""
+        with self._lock:
+            self._header[_RESTORED] += 1
+
+    def _is_rival(self) -> bool:
+        """Whether the file in the place of this one is laid out alike, or not laid out yet."""
+        try:
+            found = _head(self._path)
+        except OSError:
+            return True
+        return found == _GEOMETRY or not found.strip(b"\0")
+
+    def _supersede(self) -> bool:
+        """Send the users of a rival file to the copy that takes its place; False: it has workers."""
+        rival = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            lock = FileLock(rival)
+            if not lock.try_enter():
+                return False
+            table = _split(
+                os.pread(rival, _STATS_AT - _TABLE_AT, _TABLE_AT).ljust(
+                    _STATS_AT - _TABLE_AT, b"\0"
+                )
+            )
+            for pid, born in zip(table[_PID].tolist(), table[_BORN].tolist(), strict=True):
+                if pid and start_time(pid) == born:
+                    return False
+            self._move()
+            os.pwrite(rival, (1).to_bytes(_WORD, "little"), _MOVED * _WORD)
+            return True
+        finally:
+            os.close(rival)
+
+    def _follow(self) -> None:
+        """Go over to the file that has taken the place of this one."""
+        try:
+            fd = _open_existing(self._path, _PATIENCE)
+        except FileNotFoundError:
+            # Removed again before any process that lives went over: this one is the newest.
+            self._header[_MOVED] = 0
+            return
+        os.dup2(fd, self._fd, inheritable=False)
+        os.close(fd)
+        show_file(self._map, self._fd)
+        self._users.show_file()
 
     # Rows.
 
@@ -211,8 +339,8 @@ class SlotTable:
 
     def rows(self) -> list[Row]:
         """Every row of a worker that runs, or of which no call of `sweep` has seen that it ended."""
-        high = self._header[_HIGH]
         with self._lock:
+            high = self._header[_HIGH]
             words = self._words.tobytes()
         columns = [column[:high].tolist() for column in _split(words)]
         used = [n for n in range(high) if columns[_PID][n] and columns[_STATE][n] != GONE]
@@ -470,6 +598,32 @@ class SlotTable:
     def _hash(self, user: str) -> int:
         digest = hashlib.blake2b(user.encode(), digest_size=_WORD, key=self._hash_key)
         return int.from_bytes(digest.digest(), "little")
+
+
+def _open(path: Path, *, create: bool = True) -> int:
+    random = _KEY.stop - _KEY.start
+    return open_shared(path, _GEOMETRY, random=random, size=_USERS_AT, create=create)
+
+
+def _open_existing(path: Path, wait: float) -> int:
+    """Open the file, when it is there, or another process has put it back.
+
+    Raises:
+        FileNotFoundError: it has not been within `wait` seconds.
+    """
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            return _open(path, create=False)
+        except FileNotFoundError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_INTERVAL)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(_GEOMETRY))
 
 
 def _split(words: bytes) -> list[memoryview]:

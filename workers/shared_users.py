@@ -23,6 +23,8 @@ import mmap
 import os
 from collections.abc import Container, Iterator
 
+from workers.shared_file import show_file
+
 _EMPTY = 0
 _ERASED = 1
 """An entry was here: a search goes on past it, a new entry may take its place."""
@@ -245,6 +247,11 @@ class UsersTable:
                 yield found
                 if area != self._area:
                     break  # this process has mapped another table while it removed those
+
+    def show_file(self) -> None:
+        """Show what the descriptor leads to now, a copy of the file of before."""
+        if self._map is not None:
+            show_file(self._map, self._fd, _place(self._area)[0])
 
     def tidy(self) -> None:
         """Let go of old tables. Call it without the lock.

@@ -83,6 +83,9 @@ class RowSlots(Slots):
     def workers_died(self) -> tuple[int, int]:
         return self._table.failed_starts, self._table.deaths
 
+    def files_restored(self) -> int:
+        return self._table.restored
+
     def since_death(self) -> float:
         return self._table.since_death()
 

@@ -109,6 +109,18 @@ class Succession:
                 stale.unlink(missing_ok=True)
         self._heir.start()
 
+    def is_there(self) -> bool:
+        """Whether others find the socket on which this worker takes connections over."""
+        return not self._heir.listening or socket_path(self._data_dir, os.getpid()).exists()
+
+    def restore(self) -> bool:
+        """Listen anew where the socket was removed; False when it was not."""
+        if self.is_there():
+            return False
+        paths.make_private(paths.runtime_dir(self._data_dir))
+        self._heir.listen_anew()
+        return True
+
     async def stop(self) -> None:
         """Take no more."""
         await self._heir.stop()

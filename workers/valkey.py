@@ -41,6 +41,9 @@ _SHORT_LIFE = 10.0
 
 _STOP_GRACE = 10.0
 
+_SOCKET_TRIES = 30
+"""Tries, ten a second, to find the socket of a server that runs; it makes it when it starts."""
+
 
 _children: list[subprocess.Popen[bytes]] = []
 """Servers that this process has started, whether or not it still watches over them."""
@@ -49,6 +52,8 @@ _children: list[subprocess.Popen[bytes]] = []
 class _End(enum.Enum):
     GONE = enum.auto()
     SILENT = enum.auto()
+    UNREACHABLE = enum.auto()
+    """It runs, but its socket was removed: those who are connected notice nothing."""
 
 
 class CannotStart(Exception):
@@ -142,9 +147,13 @@ class Valkey:
                 log.info("Valkey started (pid %d)", pid)
             else:
                 log.info("Valkey is running already (pid %d)", pid)
-            if await self._watch(pid) is _End.SILENT and find(self._data_dir) == pid:
+            end = await self._watch(pid)
+            if end is _End.SILENT and find(self._data_dir) == pid:
                 log.error("Valkey (pid %d) was silent for %d s: killed", pid, self._silence)
                 os.kill(pid, signal.SIGKILL)
+            elif end is _End.UNREACHABLE and find(self._data_dir) == pid:
+                log.error("Something removed the socket of Valkey (pid %d): restarted", pid)
+                await asyncio.to_thread(stop, self._data_dir)
             await self._gone(pid)
             log.warning("Valkey (pid %d) has ended or closed our connection", pid)
             failures = failures + 1 if time.monotonic() - began < _SHORT_LIFE else 0
@@ -220,13 +229,17 @@ class Valkey:
         Seconds of silence are counted one by one, so that a pause of our own process counts
         as one, whatever the clock says.
         """
+        missing = 0
         for _ in range(self._silence * 10):
             try:
                 reader, writer = await asyncio.open_unix_connection(self._socket)
                 break
-            except OSError:  # not there yet, or a stopped server with a full backlog
+            except OSError as error:  # not there yet, or a stopped server with a full backlog
                 if start_time(pid) is None:
                     return _End.GONE
+                missing += isinstance(error, FileNotFoundError)
+                if missing >= _SOCKET_TRIES:
+                    return _End.UNREACHABLE
                 await asyncio.sleep(0.1)
         else:
             return _End.SILENT
@@ -250,6 +263,8 @@ class Valkey:
                     return _End.GONE
                 answer.cancel()
                 await asyncio.wait({answer})
+                if not self._socket.exists():
+                    return _End.UNREACHABLE
         except OSError:
             return _End.GONE
         finally:

@@ -140,8 +140,6 @@ class StreamPublisher:
             faults = self._take(types, answers, left, done)
             if not left:
                 break
-            if last is None:
-                logger.warning("publishing failed, trying again: %s", faults[0].words)
             last = faults[0]
             if not (last.elsewhere and not link.connected):
                 await asyncio.sleep(min(pauses.take(), max(0.0, deadline - loop.time())))
@@ -176,8 +174,7 @@ class StreamPublisher:
             if not isinstance(answer, Exception):
                 done[type] = answer
                 del left[type]
-                self._faults.pop(type, None)
-                self._faults.pop("", None)
+                self._forget(type)
                 continue
             fault = explain(answer)
             self._note(type, fault)
@@ -193,7 +190,14 @@ class StreamPublisher:
         known = self._faults.get(place)
         self._faults[place] = fault, self._monotonic()
         if known is None or known[0].cause != fault.cause:
-            logger.error("publishing to %s fails: %s", type, fault.words)
+            level = logging.WARNING if fault.passes else logging.ERROR
+            logger.log(level, "publishing to %s fails: %s", type, fault.words)
+
+    def _forget(self, type: str) -> None:
+        """Something was stored: the server takes messages, and so does this type."""
+        for place in ("", type) if self._faults else ():
+            if self._faults.pop(place, None) is not None:
+                logger.info("publishing to %s works again", place or "all types")
 
     def _call(self, type: str, drafts: Sequence[Draft]) -> tuple[Script, Sequence[Argument]]:
         settings = self._backplane.settings

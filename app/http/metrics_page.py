@@ -81,6 +81,7 @@ class MetricsPage:
             queue=self._slots.queue_totals(),
             died=self._slots.workers_died(),
             expected_workers=self._expected_workers,
+            restored=self._slots.files_restored(),
             rows=rows,
         )
         pids = {f"worker-{row.index}": row.pid for row in rows} | dict(self._processes())
@@ -115,6 +116,7 @@ class _Table:
     queue: tuple[int, int]
     died: tuple[int, int]
     expected_workers: int
+    restored: int
     rows: list[WorkerRow]
 
     def families(self) -> Iterator[Metric]:
@@ -148,6 +150,8 @@ class _Table:
         for state, count in zip(("starting", "ready"), self.died, strict=True):
             died.add_metric([state], count)
         yield died
+        help = "Shared files of the service that something removed and that were put back."
+        yield CounterMetricFamily("realtime_shared_files_restored", help, value=self.restored)
 
 
 def _gauge(name: str, help: str, value: float) -> Metric:

@@ -78,6 +78,9 @@ class MemorySlots:
     def workers_died(self) -> tuple[int, int]:
         return 0, 0
 
+    def files_restored(self) -> int:
+        return 0
+
     def since_death(self) -> float:
         return math.inf
 

@@ -500,3 +500,121 @@ def test_users_of_a_type_are_counted_once(table: SlotTable) -> None:
     assert table.users_of_type(0) == 0
     table.release_user(one, "ann")
     assert [table.users_of_type(n) for n in (0, 1, 31)] == [0, 0, 1]
+
+
+# A file that something removes
+
+
+def test_a_removed_file_is_put_back_with_all_counts(path: Path, table: SlotTable) -> None:
+    """Processes that have it open go over to it, and those that start find the same."""
+    row = table.claim_row(master=1)
+    other = run(hold, path, ["ann", "ann", "bob"], 3)
+    try:
+        until(lambda: any(r.state == READY for r in table.rows()))
+        assert all(table.reserve_connection(row, 20) for _ in range(6))
+        table.set_stats(row, {"plain": 6})
+        assert table.is_there()
+        path.unlink()
+        assert not table.is_there()
+        assert table.reserve_connection(row, 20)  # counted before it is back
+        assert table.restore()
+        assert not table.restore()
+        assert table.is_there()
+        late = SlotTable(path, wait=0)
+        assert late.total_connections() == table.total_connections() == 10
+        assert [r.stats for r in late.rows()] == [r.stats for r in table.rows()]
+        assert late.unique_users() == 2
+        assert late.claim_user(row, "ann", 3)
+        assert not table.claim_user(row, "ann", 3)
+        assert late.reserve_connection(row, 11)
+        assert not table.reserve_connection(row, 11)
+        assert (late.restored, table.restored) == (1, 1)
+    finally:
+        kill(other)
+    table.sweep()
+    assert late.unique_users() == 1
+    assert len(late.rows()) == 1
+
+
+def test_the_caps_hold_while_the_file_is_removed_again_and_again(
+    path: Path, table: SlotTable
+) -> None:
+    """Processes count up and down all the time, some are killed, and any of them puts it back."""
+    processes = [run(hammer_and_restore, path, seed) for seed in range(3)]
+    try:
+        until(lambda: len(table.rows()) == 3)
+        for turn in range(40):
+            path.unlink(missing_ok=True)
+            if turn % 3 == 0:
+                kill(processes[0])
+                processes[0] = run(hammer_and_restore, path, turn + 10)
+            until(lambda: table.restore() or table.is_there())
+            table.sweep()
+            assert table.total_connections() <= CAP
+        assert table.restored >= 20
+    finally:
+        for process in processes:
+            kill(process)
+    table.restore()
+    table.sweep()
+    assert table.rows() == []
+    assert table.total_connections() == 0
+    assert table.unique_users() == 0
+
+
+def hammer_and_restore(path: Path, seed: int) -> None:
+    """As `hammer`, and puts the file back where it is missing."""
+    chance = random.Random(seed)
+    table = SlotTable(path, wait=10)
+    row = table.claim_row(master=1)
+    held: list[str] = []
+    while True:
+        table.restore()
+        user = f"user-{chance.randrange(8)}"
+        if chance.random() < 0.5 and table.reserve_connection(row, CAP):
+            if table.claim_user(row, user, USER_CAP):
+                held.append(user)
+            else:
+                table.release_connection(row)
+        elif held:
+            table.release_user(row, held.pop())
+            table.release_connection(row)
+        assert SlotTable.total_connections(table) <= CAP
+
+
+def test_an_empty_rival_gives_way(path: Path, table: SlotTable) -> None:
+    row = table.claim_row(master=1)
+    table.reserve_connection(row, 10)
+    path.unlink()
+    rival = SlotTable(path)  # as a process of an older version makes it
+    assert rival.total_connections() == 0
+    assert table.restore()
+    assert rival.rows()[0].connections == 1
+    assert rival.reserve_connection(row, 10)
+    assert table.total_connections() == 2
+
+
+def test_a_rival_with_workers_and_another_layout_are_left_alone(
+    path: Path, table: SlotTable
+) -> None:
+    path.unlink()
+    other = run(hold, path, ["ann"], 3)
+    try:
+        until(lambda: path.exists() and any(r.state == READY for r in SlotTable(path).rows()))
+        assert not table.restore()
+        assert not table.is_there()
+    finally:
+        kill(other)
+    path.write_bytes(b"YJ-SLOTS of a later layout" * 100)
+    assert table.is_there()
+    assert not table.restore()
+    assert path.read_bytes().startswith(b"YJ-SLOTS of a later layout")
+
+
+def test_a_missing_file_is_waited_for(path: Path, table: SlotTable) -> None:
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        SlotTable(path, wait=0.05)
+    assert not path.exists()
+    table.restore()
+    assert SlotTable(path, wait=10).rows() == []

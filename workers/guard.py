@@ -1,0 +1,66 @@
+"""Puts back what other programs remove from under the service while it runs.
+
+systemd removes the shared memory of a user who logs out (RemoveIPC), cleaners empty /tmp. What the
+processes have open goes on working, but those that start find nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+INTERVAL = 1.0
+"""Seconds between two looks."""
+
+log = logging.getLogger(__name__)
+
+
+class Part(Protocol):
+    """Something in the file system that the processes share."""
+
+    def is_there(self) -> bool:
+        """Whether processes that start will find it."""
+
+    def restore(self) -> bool:
+        """Put it back; False when that is not for this process to do, or not needed."""
+
+
+class Guard:
+    """Looks once a second whether the parts are there.
+
+    Args:
+        parts: by name, such as 'the slot table'.
+        count: called for each part that was put back.
+    """
+
+    def __init__(self, parts: Mapping[str, Part], count: Callable[[], None]) -> None:
+        self._parts = parts
+        self._count = count
+        self._failing: set[str] = set()
+
+    def faults(self) -> list[str]:
+        """What is missing now, for `GET /status`."""
+        missing = (name for name, part in self._parts.items() if not part.is_there())
+        return [f"shared files: {name} is gone" for name in missing]
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            await asyncio.sleep(INTERVAL)
+            self.look()
+
+    def look(self) -> None:
+        """Put back what is missing; raises nothing."""
+        for name, part in self._parts.items():
+            try:
+                if part.restore():
+                    log.error("Something removed %s; it is there again", name)
+                    self._count()
+            except Exception:
+                if name not in self._failing:
+                    log.exception("%s cannot be put back; it is tried again", name)
+                self._failing.add(name)
+            else:
+                self._failing.discard(name)
