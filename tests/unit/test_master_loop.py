@@ -1,0 +1,175 @@
+"""What the master does once a second beside gunicorn's own: with a clock that the test moves."""
+
+from __future__ import annotations
+
+import logging
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from workers import master as master_module
+from workers import paths
+from workers.master import Master
+from workers.masters import MastersLock
+from workers.shared_slots import SlotTable
+
+TIMEOUT = 30.0
+
+
+class Worker:
+    """As gunicorn keeps one: when it was last heard of."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+        self.heard_at = now
+        self.tmp = self
+
+    def last_update(self) -> float:
+        return self.heard_at
+
+    def notify(self) -> None:
+        self.heard_at = self.clock.now  # type: ignore[attr-defined]
+
+
+class Arbiter:
+    """gunicorn's, as far as silent workers go."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.killed: list[int] = []
+        self.WORKERS = {pid: Worker(self.now) for pid in (11, 12)}
+        for worker in self.WORKERS.values():
+            worker.clock = self  # type: ignore[attr-defined]
+        self.pidfile: Any = None
+        self.pid = 1
+
+    def murder_workers(self) -> None:
+        for pid, worker in self.WORKERS.items():
+            if self.now - worker.last_update() > TIMEOUT:
+                self.killed.append(pid)
+
+    def run(self, seconds: int, silent: tuple[int, ...] = ()) -> None:
+        for _ in range(seconds):
+            self.now += 1
+            for pid, worker in self.WORKERS.items():
+                if pid not in silent:
+                    worker.heard_at = self.now
+            self.murder_workers()
+
+
+@pytest.fixture
+def arbiter() -> Arbiter:
+    arbiter = Arbiter()
+    master: Any = Master.__new__(Master)
+    master._monotonic = lambda: arbiter.now
+    master.keep_files = lambda _: None
+    master.watch_over(arbiter)
+    return arbiter
+
+
+def test_a_worker_that_hangs_alone_is_killed(arbiter: Arbiter) -> None:
+    arbiter.run(29, silent=(11,))
+    assert arbiter.killed == []
+    arbiter.run(3, silent=(11,))
+    assert set(arbiter.killed) == {11}
+
+
+@pytest.mark.parametrize("seconds", [90, 3600])
+def test_nobody_is_killed_for_a_time_in_which_the_master_stood_still(
+    arbiter: Arbiter, seconds: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    arbiter.run(5)
+    arbiter.now += seconds
+    arbiter.murder_workers()
+    assert arbiter.killed == []
+    assert f"stopped for {seconds} s" in caplog.text
+    # They have their time anew, and no more.
+    arbiter.run(29, silent=(12,))
+    assert arbiter.killed == []
+    arbiter.run(3, silent=(12,))
+    assert set(arbiter.killed) == {12}
+
+
+def test_a_reload_that_takes_long_is_no_pause(
+    arbiter: Arbiter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop of the master stands still meanwhile, but its workers do not."""
+    arbiter.run(25, silent=(11,))
+    arbiter.now += 20
+    arbiter.WORKERS[12].heard_at = arbiter.now
+    arbiter.murder_workers()
+    assert "12" not in caplog.text
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Any]:
+    """A master with its files."""
+    master: Any = Master.__new__(Master)
+    master.data_dir = tmp_path
+    master.metrics_dir = paths.metrics_dir(tmp_path)
+    master.slots = SlotTable(paths.slots_file(tmp_path))
+    master.lock = MastersLock(paths.masters_lock(tmp_path))
+    master.lock.share()
+    master.settings = {"max_total_connections": 10_000}
+    yield master
+    paths.slots_file(tmp_path).unlink(missing_ok=True)
+    if master.metrics_dir.exists():
+        master.metrics_dir.rmdir()
+
+
+def test_files_that_are_gone_are_put_back(home: Any, caplog: pytest.LogCaptureFixture) -> None:
+    written = []
+
+    def create(pid: int) -> None:
+        written.append(pid)
+
+    pidfile = SimpleNamespace(fname=str(home.data_dir / "gunicorn.pid"), create=create)
+    arbiter = SimpleNamespace(pidfile=pidfile, pid=7)
+    home.keep_files(arbiter)
+    assert written == [7]
+    Path(pidfile.fname).write_text("7")
+    paths.slots_file(home.data_dir).unlink()
+    paths.masters_lock(home.data_dir).unlink()
+    home.metrics_dir.rmdir()
+    home.keep_files(arbiter)
+    assert written == [7]
+    assert paths.slots_file(home.data_dir).exists()
+    assert home.metrics_dir.is_dir()
+    assert paths.masters_lock(home.data_dir).exists()
+    assert "the slot table" in caplog.text
+    assert "the lock of the masters" in caplog.text
+    caplog.clear()
+    home.keep_files(arbiter)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "cap", "set_to", "warned"),
+    [
+        ((1024, 20_000), 10_000, (20_000, 20_000), False),
+        ((1024, 4096), 10_000, (4096, 4096), True),
+        ((20_000, 20_000), 10_000, None, False),
+        ((1024, resource.RLIM_INFINITY), 10_000, (resource.RLIM_INFINITY,) * 2, False),
+    ],
+)
+def test_the_limit_of_open_files_is_raised(
+    home: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    limits: tuple[int, int],
+    cap: int,
+    set_to: tuple[int, int] | None,
+    warned: bool,
+) -> None:
+    done: list[tuple[int, int]] = []
+    monkeypatch.setattr(master_module.resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(master_module.resource, "setrlimit", lambda _, to: done.append(to))
+    home.settings["max_total_connections"] = cap
+    home.allow_open_files()
+    assert done == ([set_to] if set_to else [])
+    assert [r.levelno for r in caplog.records] == [logging.WARNING] * warned
+    assert ("MAX_TOTAL_CONNECTIONS=10000" in caplog.text) is warned
