@@ -111,7 +111,7 @@ class Succession:
 
     def is_there(self) -> bool:
         """Whether others find the socket on which this worker takes connections over."""
-        return not self._heir.listening or socket_path(self._data_dir, os.getpid()).exists()
+        return not self._heir.listening or paths.heir_socket(self._data_dir, os.getpid()).exists()
 
     def restore(self) -> bool:
         """Listen anew where the socket was removed; False when it was not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,21 +123,15 @@ def home(tmp_path: Path) -> Iterator[Any]:
 
 
 def test_files_that_are_gone_are_put_back(home: Any, caplog: pytest.LogCaptureFixture) -> None:
-    written = []
-
-    def create(pid: int) -> None:
-        written.append(pid)
-
-    pidfile = SimpleNamespace(fname=str(home.data_dir / "gunicorn.pid"), create=create)
-    arbiter = SimpleNamespace(pidfile=pidfile, pid=7)
+    pid_file = home.data_dir / "gunicorn.pid"
+    arbiter = SimpleNamespace(pidfile=SimpleNamespace(fname=str(pid_file), pid=os.getpid()))
     home.keep_files(arbiter)
-    assert written == [7]
-    Path(pidfile.fname).write_text("7")
-    paths.slots_file(home.data_dir).unlink()
-    paths.masters_lock(home.data_dir).unlink()
+    assert pid_file.read_text() == f"{os.getpid()}\n"
+    for path in (pid_file, paths.slots_file(home.data_dir), paths.masters_lock(home.data_dir)):
+        path.unlink()
     home.metrics_dir.rmdir()
     home.keep_files(arbiter)
-    assert written == [7]
+    assert pid_file.read_text() == f"{os.getpid()}\n"
     assert paths.slots_file(home.data_dir).exists()
     assert home.metrics_dir.is_dir()
     assert paths.masters_lock(home.data_dir).exists()
@@ -145,6 +140,13 @@ def test_files_that_are_gone_are_put_back(home: Any, caplog: pytest.LogCaptureFi
     caplog.clear()
     home.keep_files(arbiter)
     assert caplog.records == []
+
+
+def test_the_pid_file_of_another_master_is_left_alone(home: Any) -> None:
+    pid_file = home.data_dir / "gunicorn.pid"
+    pid_file.write_text("1\n")
+    home.keep_files(SimpleNamespace(pidfile=SimpleNamespace(fname=str(pid_file), pid=2)))
+    assert pid_file.read_text() == "1\n"
 
 
 @pytest.mark.parametrize(
