@@ -19,6 +19,7 @@ from app.backplane.reader import StreamReader
 from app.config import Settings
 from app.errors import BackplaneUnavailable, SettingsError
 from app.http.admission import Admission
+from app.http.bodies import Bodies
 from app.http.clients import Clients
 from app.http.context import HttpContext
 from app.http.cors import Hosts, Origins
@@ -159,6 +160,7 @@ def _add_http(
     }
     page = MetricsPage(slots, collect_metrics, other_processes, limits, settings.workers)
     app.router.add_get("/metrics", page.metrics)
+    bodies = Bodies(worker.hub.output, worker.hub.close_stalled)
     context = HttpContext(
         settings=settings,
         slots=slots,
@@ -179,11 +181,13 @@ def _add_http(
         backplane_writable=worker.figures.writable,
         expected_workers=lambda: settings.workers,
         since_death=slots.since_death,
+        room=bodies.room,
         local_faults=local_faults,
         series=worker.series.read,
         machine_status=MachineStatus(settings.data_dir).read if settings.collector else dict,
     )
     add_routes(app, context)
+    app.middlewares.insert(0, bodies.middleware())
 
     async def end_keep_alive(_: web.Request, response: web.StreamResponse) -> None:
         if worker.closing:

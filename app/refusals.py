@@ -38,6 +38,7 @@ HINTS = {
     "token": "A token is not valid (AUTH_SECRET, AUTH_JWKS_FILE)",
     "transport": "A client asks for long polling or for an old protocol: see its 'transports' option",
     "types": "A client asks for types that are not served (MESSAGE_TYPES)",
+    "unread": "A client does not read the answer to its HTTP request",
     "user": "A user's name is wrong, or has too many connections (MAX_CONNECTIONS_PER_USER)",
 }
 """What the log says, by reason."""

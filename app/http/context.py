@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -79,5 +80,7 @@ class HttpContext:
     """Workers that should be ready; 0: any number will do."""
     since_death: Callable[[], float] = lambda: math.inf
     """Seconds since a worker of this machine ended without being told to."""
+    room: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+    """Waits for the memory of an answer with history, which is then made within."""
     local_faults: Callable[[], Sequence[str]] = tuple
     """What is wrong on this machine beside, such as a shared file that is gone."""

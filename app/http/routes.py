@@ -126,20 +126,21 @@ async def get_series(request: web.Request, context: HttpContext) -> web.Response
 
 
 async def get_history(request: web.Request, context: HttpContext) -> web.Response:
-    """`GET /history?type=&limit=&before=`: messages of one type, newest last."""
+    """`GET /history?type=&limit=&before=`: messages of one type, newest last, at most 1 MB."""
     _require_reader(request, context)
     settings, query = context.settings, request.query
     type = query.get("type", "")
     check_type(type, settings.message_types)
     limit = _number(query, "limit", MAX_HISTORY)
     before = _number(query, "before", 2**63 - 1)
-    messages, more = await context.history.newest(
-        type, settings.default_history_limit if limit is None else limit, before
-    )
-    listed = b",".join(message.envelope for message in messages)
-    return raw_json_response(
-        b'{"messages":[%b],"more":%b}' % (listed, b"true" if more else b"false")
-    )
+    async with context.room():
+        messages, more = await context.history.newest(
+            type, settings.default_history_limit if limit is None else limit, before
+        )
+        listed = b",".join(message.envelope for message in messages)
+        return raw_json_response(
+            b'{"messages":[%b],"more":%b}' % (listed, b"true" if more else b"false")
+        )
 
 
 async def get_connections(_request: web.Request, context: HttpContext) -> web.Response:

@@ -23,6 +23,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from app.errors import ErrorCode
 from app.protocol.envelope import encode_json
+from app.transport import kernel
 
 logger = logging.getLogger("realtime.http")
 
@@ -35,6 +36,8 @@ MAX_HEAD = 64 * 1024
 LINGER_SECONDS = 2.0
 """Time in which a body that was answered before its end is read and dropped, so that the client
 sees the answer rather than a reset."""
+WRITE_SECONDS = 20.0
+"""Time in which a client that is written to must take something of it."""
 SWEEP_SECONDS = 0.25
 MOST_RESERVED = 64
 LEAST_RESERVED = 8
@@ -86,6 +89,8 @@ class Guard:
         """Any other connection's is below this one."""
         self._waiting: dict[GuardedConnection, float] = {}
         """By deadline, the earliest first, since every wait is equally long."""
+        self._unread: dict[GuardedConnection, tuple[float, int]] = {}
+        """Connections that take less than is written: when and how much they took at last."""
 
     @property
     def waiting(self) -> int:
@@ -100,6 +105,14 @@ class Guard:
     def heard(self, connection: GuardedConnection) -> None:
         """The head is complete, or the connection is gone."""
         self._waiting.pop(connection, None)
+
+    def watch_writing(self, connection: GuardedConnection) -> None:
+        """Expect it to take something of what is written within each `WRITE_SECONDS`."""
+        self._unread.setdefault(connection, (self.now(), -1))
+
+    def has_written(self, connection: GuardedConnection) -> None:
+        """It takes what is written, or is gone."""
+        self._unread.pop(connection, None)
 
     def has_room(self, connection: GuardedConnection, fd: int) -> bool:
         """Whether a connection with this descriptor may stay.
@@ -118,6 +131,16 @@ class Guard:
     def sweep(self) -> None:
         """End the connections whose time is over."""
         now = self.now()
+        for connection, (since, taken) in list(self._unread.items()):
+            if now - since < WRITE_SECONDS / 4:
+                continue
+            now_taken = connection.taken()
+            if now_taken != taken:
+                self._unread[connection] = now, now_taken
+            elif now - since >= WRITE_SECONDS:
+                del self._unread[connection]
+                self.note_refused("unread")
+                connection.abort()
         while self._waiting:
             connection, due = next(iter(self._waiting.items()))
             if due > now:
@@ -157,7 +180,24 @@ class GuardedConnection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget it."""
         self._guard.heard(self)
+        self._guard.has_written(self)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client takes less than is written."""
+        super().pause_writing()
+        self._guard.watch_writing(self)
+
+    def resume_writing(self) -> None:
+        """It has taken most of it."""
+        self._guard.has_written(self)
+        super().resume_writing()
+
+    def taken(self) -> int:
+        """A number that changes when the client takes something of what is written."""
+        transport = self.transport
+        stream = None if transport is None else transport.get_extra_info("socket")
+        return 0 if stream is None or stream.fileno() < 0 else kernel.progress(stream.fileno())
 
     def data_received(self, data: bytes) -> None:
         """Let aiohttp parse, and follow where a head begins and ends."""

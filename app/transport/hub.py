@@ -12,18 +12,15 @@ nothing more is read from it, and it goes on in the next pass. What each connect
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import select
-import socket
-import struct
-import termios
 import time
 from collections import deque
 from typing import Protocol, TypeVar
 
 from app.errors import CloseCode
+from app.transport import kernel
 from app.transport.connection import (
     CLOSE_TIMEOUT,
     CLOSED,
@@ -65,9 +62,6 @@ LOOK_SECONDS = 5.0
 """Most seconds between two looks at a connection that may only be reading slowly."""
 LOG_SECONDS = 1.0
 """Between two log lines about connections that are given up."""
-
-_BYTES_ACKED = slice(120, 128)
-"""Place of `tcpi_bytes_acked` in the kernel's `struct tcp_info`."""
 
 _READ = select.EPOLLIN
 
@@ -341,12 +335,12 @@ class Hub:
         behind them. Or nothing was read from it.
         """
         wheel = self.wheel
-        if connection in self._paused and _ioctl(connection.fd, termios.FIONREAD):
+        if connection in self._paused and kernel.count_unread(connection.fd):
             wheel.add(connection)
             return True
         look = min(LOOK_SECONDS, wheel.timeout / 4)
         before = self._looks.get(connection)
-        if before is None and not _ioctl(connection.fd, termios.TIOCOUTQ):
+        if before is None and not kernel.count_unsent(connection.fd):
             return False
         if (
             not self._has_moved(connection)
@@ -398,7 +392,7 @@ class Hub:
 
     def _has_moved(self, connection: Connection) -> bool:
         """Whether the peer has taken anything since the last look that saw it do so."""
-        acked = _acked(connection.fd)
+        acked = kernel.progress(connection.fd)
         before = self._looks.get(connection)
         pending = connection.pending
         moved = pending.moved if pending is not None else 0
@@ -588,24 +582,3 @@ class Hub:
 
 def _cost(connection: Connection) -> float:
     return connection.pending.cost if connection.pending is not None else 0.0
-
-
-def _ioctl(fd: int, request: int) -> int:
-    """A count of bytes that the kernel holds for a socket; 0 when it does not say."""
-    try:
-        answer = fcntl.ioctl(fd, request, bytes(4))
-    except OSError:
-        return 0
-    return int(struct.unpack("i", answer)[0])
-
-
-def _acked(fd: int) -> int:
-    """A number that rises whenever the peer of a socket takes bytes."""
-    borrowed = socket.socket(fileno=fd)
-    try:
-        info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
-        return int.from_bytes(info[_BYTES_ACKED], "little")
-    except OSError:  # a Unix socket
-        return -_ioctl(fd, termios.TIOCOUTQ)
-    finally:
-        borrowed.detach()

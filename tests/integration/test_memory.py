@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from typing import Any
 
 import psutil
@@ -171,3 +172,37 @@ async def test_a_client_that_reads_nothing_ends_with_the_heartbeat() -> None:
         await service.wait_connections(0)
         with contextlib.suppress(OSError):
             await client.abort()
+
+
+async def ask_and_leave(service: Service, type: str) -> asyncio.StreamWriter:
+    """A connection on which history is asked for over HTTP and nothing is read."""
+    ours = socket.socket()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    ours.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(ours, ("127.0.0.1", service.port))
+    _, writer = await asyncio.open_connection(sock=ours)
+    host = f"Host: 127.0.0.1:{service.port}"
+    writer.write(f"GET /history?type={type}&limit=100 HTTP/1.1\r\n{host}\r\n\r\n".encode())
+    return writer
+
+
+async def test_http_answers_that_nobody_reads_leave_nothing() -> None:
+    async with Service(WORKERS=1, MAX_OUTGOING_BYTES="16MB") as service:
+        await fill(service, "status", 14, 1_000_000)
+        before = resident(service)
+        for _ in range(8):
+            writers = [await ask_and_leave(service, "status") for _ in range(20)]
+
+            async def is_held() -> bool:
+                return await metric(service, "realtime_outgoing_bytes") > 5 * MB
+
+            await until(is_held, "the bodies are counted")
+            assert await metric(service, "realtime_outgoing_bytes") <= 16 * MB
+            for writer in writers:
+                writer.transport.abort()
+
+        async def is_given_back() -> bool:
+            held = await metric(service, "realtime_outgoing_bytes")
+            return held < MB and resident(service) - before < 64 * MB
+
+        await until(is_given_back, "the memory is given back")

@@ -1,0 +1,91 @@
+"""Long bodies of answers: counted while their clients have not read them, and gone afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from app.errors import ClientError, ErrorCode
+from app.transport.output import OutputAccount
+
+LONG = 32 * 1024
+"""Bytes from which on a body is counted; what is shorter fits into the socket as a rule."""
+ROOM_SECONDS = 5.0
+"""How long a request waits for the memory that its answer needs."""
+ROOM_PAUSE = 0.05
+
+
+class Bodies:
+    """The bodies of one worker's HTTP answers.
+
+    Args:
+        output: where they are counted.
+        close_stalled: closes a connection that keeps others waiting, if there is one.
+    """
+
+    def __init__(self, output: OutputAccount, close_stalled: Callable[[], object]) -> None:
+        self._output = output
+        self._close_stalled = close_stalled
+
+    @asynccontextmanager
+    async def room(self) -> AsyncIterator[None]:
+        """Wait until there is room for an answer with history, which is made within.
+
+        Raises:
+            ClientError: RATE_LIMITED, there was none in `ROOM_SECONDS`.
+        """
+        output = self._output
+        loop = asyncio.get_running_loop()
+        until, look_at = loop.time() + ROOM_SECONDS, loop.time() + 1.0
+        while not output.has_room(output.page):
+            now = loop.time()
+            if now >= until:
+                raise ClientError(
+                    ErrorCode.RATE_LIMITED,
+                    "The server holds too much that its clients have not read; try again later.",
+                )
+            if now >= look_at:
+                look_at = now + 1.0
+                self._close_stalled()
+            await asyncio.sleep(ROOM_PAUSE)
+        output.reserved += output.page
+        try:
+            yield
+        finally:
+            output.reserved -= output.page
+
+    def middleware(self) -> Middleware:
+        """Sends every answer with a long body, which must be the outermost thing to be done."""
+
+        @web.middleware
+        async def send_body(
+            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+        ) -> web.StreamResponse:
+            response = await handler(request)
+            body = response.body if isinstance(response, web.Response) else None
+            is_long = isinstance(body, bytes) and len(body) >= LONG
+            del body
+            if is_long and isinstance(response, web.Response):
+                await self._send(request, response)
+            return response
+
+        return send_body
+
+    async def _send(self, request: web.Request, response: web.Response) -> None:
+        body = response.body
+        assert isinstance(body, bytes)
+        self._output.hold(body)
+        try:
+            await response.prepare(request)
+            await response.write_eof()
+        except ConnectionError as error:
+            # Its traceback leads through frames that hold the body, and is kept for a while.
+            error.__traceback__ = None
+        finally:
+            self._output.give_back(body)
+            del body
+            response.body = None
