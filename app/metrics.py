@@ -47,6 +47,18 @@ LATENCY_BUCKETS = (
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLOSE_CODES = frozenset({*(int(code) for code in CloseCode), 1003, 1005, 1006, 1010, 1011, 1013})
 _ACTIONS = ("subscribe", "unsubscribe", "get_history", "ping", "ack", "presence", "auth")
+LOOPS = (
+    "delivery",
+    "tick",
+    "canary",
+    "queue",
+    "claims",
+    "sweep",
+    "guard",
+    "replacement",
+    "log level",
+)
+"""Endless loops of a worker, as `app/supervisor.py` knows them."""
 _OTHER = "other"
 
 
@@ -270,6 +282,14 @@ class Metrics:
         self.open_descriptors = self._gauge(
             "open_descriptors", "Files and sockets that the workers have open.", "livesum"
         )
+        self.loop_failures: Children[str, Counter] = self._counters(
+            "loop_failures",
+            "Failures of a worker's endless loops: each was begun again, or has skipped an item.",
+            ["loop"],
+            LOOPS,
+        )
+        for name in LOOPS:
+            self.loop_failures[name].inc(0)
         self.loop_delay = self._gauge(
             "loop_delay_seconds", "How late the event loop runs; the worst worker.", "livemax"
         )

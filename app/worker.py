@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from app import delivery
 from app.backplane.claims import UserClaims
 from app.backplane.client import Backplane
 from app.backplane.history import History
@@ -35,6 +36,7 @@ from app.sessions.realtime import Realtime
 from app.sessions.router import Router
 from app.sessions.sio_manager import StreamManager
 from app.sessions.sio_server import RealtimeServer
+from app.supervisor import Supervisor
 from app.transport.hub import MAX_OUTGOING, Hub
 from app.types import Draft, Gap, Message, Position
 
@@ -80,6 +82,9 @@ class Worker:
         self.accepting = True
         """Whether this worker takes new connections."""
         self.metrics = Metrics(settings.message_types)
+        self.supervisor = Supervisor(
+            lambda name: self.metrics.loop_failures[name].inc(), self._give_up
+        )
         self.hub = Hub(
             heartbeat_interval=settings.heartbeat_interval,
             heartbeat_timeout=settings.heartbeat_timeout,
@@ -89,7 +94,11 @@ class Worker:
         )
         self.history = History(backplane, reader.positions, self.hub.output.page)
         self.fanout = FanOut(
-            self.hub, reader.positions, settings.broadcast_batch_size, self._on_flush
+            self.hub,
+            reader.positions,
+            settings.broadcast_batch_size,
+            self._on_flush,
+            lambda error: self.supervisor.note(delivery.NAME, error),
         )
         self.catchup = CatchUp(self.fanout, self.history, settings.latest_only_types)
         self.publisher = StreamPublisher(backplane, reader.positions)
@@ -140,6 +149,15 @@ class Worker:
             canary=self.canary,
         )
         self.realtime.router = Router(self.realtime, self.history, self.figures.subscribers)
+        self.delivery = delivery.Delivery(
+            reader,
+            self.history,
+            self.fanout,
+            self.manager,
+            self.canary,
+            self.supervisor,
+            settings.broadcast_flush_interval,
+        )
         self._settled_at = 0
         self._last_count = 0
 
@@ -170,30 +188,6 @@ class Worker:
         await self.queue.send_control(envelope.encode_json(message))
 
     # Delivering.
-
-    async def _deliver(self) -> None:
-        """Read the streams and write to the clients, one flush after the other."""
-        while True:
-            batch = await self.reader.read()
-            began = time.monotonic()
-            if batch.messages:
-                self.history.remember(batch.messages)
-                await self.fanout.deliver(batch.messages)
-            if batch.control_lost:
-                logger.warning("messages between workers were lost with the backplane's data")
-            if batch.control:
-                self.history.remember(batch.control)
-            for message in batch.control:
-                if message.body == PROBE:
-                    self.canary.hear()
-                await self.manager.handle_control(message)
-            self.manager.position = self.reader.positions[CONTROL]
-            # After a long flush the next one waits as long, to find more messages to join: so
-            # writing takes half of the time at most, and new connections get their turn.
-            spent = time.monotonic() - began
-            pause = min(self.settings.broadcast_flush_interval, spent)
-            if pause > 0.002:
-                await asyncio.sleep(pause)
 
     def _on_flush(
         self, items: Sequence[Message | Gap], receivers: Mapping[str, int], began: float
@@ -231,19 +225,19 @@ class Worker:
 
     def start(self) -> None:
         """Begin to store, to deliver and to count."""
-        self.queue.start()
+        self.queue.start(self.supervisor)
         if self.claims is not None:
-            self.claims.start()
-        for work in (self._deliver(), self._tick(), self.canary.run()):
-            task = asyncio.get_running_loop().create_task(work)
-            task.add_done_callback(self._on_task_done)
-            self._tasks.append(task)
+            self.claims.start(self.supervisor)
+        self._tasks = [
+            self.supervisor.start(delivery.NAME, self.delivery.run),
+            self.supervisor.start("tick", self._tick),
+            self.supervisor.start("canary", self.canary.run),
+        ]
 
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # Without it clients would wait for ever; on another worker they recover.
-            logger.critical("this worker cannot go on", exc_info=error)
-            os.kill(os.getpid(), signal.SIGTERM)
+    def _give_up(self, name: str, error: Exception) -> None:
+        """Leave: clients would wait for ever, and recover on another worker."""
+        logger.critical("this worker cannot go on: %s keeps failing", name, exc_info=error)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     async def drain(self) -> None:
         """Close what nobody has taken over, in even steps, so that clients do not return at once.

@@ -273,7 +273,7 @@ class Heir:
         while True:
             try:
                 connection, _ = await loop.sock_accept(listener)
-            except OSError as error:  # too many open files, as a rule
+            except Exception as error:  # noqa: BLE001 (too many open files, as a rule)
                 log.error("No conversation about a handoff: %s", error)
                 await asyncio.sleep(ACCEPT_PAUSE)
                 continue

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from app.supervisor import Supervisor
 from workers.shared_file import is_at
 
 Duty = Callable[[], Coroutine[Any, Any, None]]
@@ -54,7 +55,7 @@ class Leader:
     async def start(self) -> None:
         """Begin to try; does not wait for the lock. Nothing happens when it is running."""
         if self._task is None:
-            self._task = asyncio.create_task(self._run())
+            self._task = Supervisor().start("leader", self._run, vital=False)
 
     async def stop(self) -> None:
         """Give leadership up, when the duties have ended, and try no more."""

@@ -71,13 +71,17 @@ async def create() -> web.AppRunner:
         replacement = Replacement(
             worker.slots, worker.row, lambda: parts.canary.is_deaf, worker.ppid
         )
-        works = (
-            _sweep(worker.slots),
-            guard.run(),
-            replacement.run(),
-            log_level.follow(settings.data_dir, settings.log_level),
-        )
-        tasks = [asyncio.create_task(work) for work in works]
+        keep = parts.supervisor.start
+        tasks = [
+            keep("sweep", lambda: _sweep(worker.slots), vital=False),
+            keep("guard", guard.run, vital=False),
+            keep("replacement", replacement.run, vital=False),
+            keep(
+                "log level",
+                lambda: log_level.follow(settings.data_dir, settings.log_level),
+                vital=False,
+            ),
+        ]
         yield
         for task in tasks:
             task.cancel()

@@ -12,12 +12,16 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
+
+from redis.exceptions import RedisError
 
 from app.backplane.client import FAILURES, Argument, Backplane, Command
 from app.backplane.faults import explain
+from app.backplane.mending import log_mended, mend_keys
 from app.backplane.scripts import Script
 from app.ports import Slots
+from app.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +53,10 @@ for i = 5, #ARGV, 2 do
   if action == 'try' then
     local count = 0
     for _, worker in ipairs(all) do
-      count = count + tonumber(redis.call('HGET', prefix .. worker, user) or '0')
+      local held = redis.pcall('HGET', prefix .. worker, user)
+      if type(held) == 'string' and #held < 10 and string.find(held, '^%d+$') then
+        count = count + tonumber(held)
+      end
     end
     if count >= tonumber(ARGV[3]) then done = 0 end
   end
@@ -92,9 +99,9 @@ class UserClaims:
         self._stale = False  # the backplane has something else than `_held` and `_steps` say
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to send claims and to renew the lease."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="user claims")
+    def start(self, supervisor: Supervisor | None = None) -> None:
+        """Begin to send claims and to renew the lease; the supervisor begins again what fails."""
+        self._task = (supervisor or Supervisor()).start("claims", self._run)
 
     async def close(self) -> None:
         """Stop, and give the claims back on the backplane (not in the slots)."""
@@ -176,6 +183,7 @@ class UserClaims:
         try:
             if self._stale:
                 steps = [step for step in steps if step[0] == "try"]  # `_held` has the others
+                await self._mend()
                 await self._upload()
             results = await self._send(steps)
         except FAILURES as error:
@@ -210,8 +218,18 @@ class UserClaims:
         arguments += [int(LEASE * 1000), self._most, self._told]
         for action, user, _ in steps:
             arguments += (action, user)
-        reply: list[int] | None = await self._backplane.run(CLAIM, arguments)
-        return reply
+        reply: Any = await self._backplane.run(CLAIM, arguments)
+        if reply is not None and (
+            len(reply) != len(steps) or any(done not in (0, 1) for done in reply)
+        ):
+            raise RedisError("the answer to claims makes no sense")
+        results: list[int] | None = reply
+        return results
+
+    async def _mend(self) -> None:
+        """Make the keys usable again if another program has written to them."""
+        keys = {_WORKERS: b"zset", self._mine: b"hash"}
+        log_mended([await self._backplane.run(*mend_keys(keys))])
 
     async def _upload(self) -> None:
         held = dict(self._held)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from app.broadcast.encoding import encode_items
 from app.broadcast.fanout import FanOut
 from app.broadcast.subscriber import Subscriber
 from app.errors import BackplaneUnavailable
@@ -50,6 +51,7 @@ class CatchUp:
         self._latest_only = latest_only
         self._tasks: dict[Subscriber, asyncio.Task[None]] = {}
         fanout.on_behind = self._on_behind
+        fanout.on_missed = self.start
         self.replayed = 0
         """Messages written to subscribers that were behind."""
         self.slow: dict[Subscriber, None] = {}
@@ -61,7 +63,14 @@ class CatchUp:
             return
         if subscriber.track is None:
             return
-        if not self._try_now(subscriber):
+        try:
+            done = self._try_now(subscriber)
+        except Exception:
+            # Its client connects anew and recovers; whoever started this goes on.
+            logger.exception("catching up failed", extra={"connection": subscriber.id})
+            subscriber.drop("catching up failed")
+            return
+        if not done:
             task = asyncio.get_running_loop().create_task(self._run(subscriber))
             self._tasks[subscriber] = task
 
@@ -100,7 +109,7 @@ class CatchUp:
         if sum(len(item.body) for item in missing if isinstance(item, Message)) > HIGH_WATER:
             return False
         if missing:
-            data = subscriber.codec.flush(missing, batch=subscriber.group.batch)
+            data = self._encode(subscriber, missing)
             if len(data) > HIGH_WATER or subscriber.pending is not None:
                 return False
             self._write(subscriber, data + subscriber.offset(live))
@@ -168,7 +177,7 @@ class CatchUp:
         self.replayed += len(wanted)
         last = wanted[-1]
         track[type] = Position(last.epoch, last.seq if isinstance(last, Message) else last.last)
-        data = subscriber.codec.flush(wanted, batch=subscriber.group.batch)
+        data = self._encode(subscriber, wanted)
         self._write(subscriber, data + subscriber.offset(track))
         return True
 
@@ -206,6 +215,11 @@ class CatchUp:
             return [newest]
         skipped = Gap(type, live.epoch, position.seq + 1, newest.seq - 1, "latest")
         return [skipped, newest]
+
+    def _encode(self, subscriber: Subscriber, items: Sequence[Message | Gap]) -> bytes:
+        return encode_items(
+            subscriber.codec, items, batch=subscriber.group.batch, failed=self._fanout.failed
+        )
 
     def _write(self, subscriber: Subscriber, data: bytes) -> None:
         subscriber.write(subscriber.hub.take_queued(subscriber) + data)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from app.broadcast.encoding import Failed, encode_items
 from app.broadcast.subscriber import Group, Subscriber
 from app.protocol.codecs import Codec
 from app.transport.connection import HIGH_WATER
@@ -39,6 +40,8 @@ class _Job:
     positions: Mapping[str, Position]
     """Where the members stand when they have it."""
     waiting: dict[Subscriber, int]
+    failed: Failed
+    """Told of what cannot be encoded."""
     made: bytes | None = None
 
     @property
@@ -47,7 +50,7 @@ class _Job:
         if self.made is None:
             group, items = self.group, self.items
             wanted = [item for item in items if item.type in group.types]
-            data = group.codec.flush(wanted, batch=group.batch)
+            data = encode_items(group.codec, wanted, batch=group.batch, failed=self.failed)
             self.made = data + group.codec.offset(group.types, self.positions, group.batch)
         return self.made
 
@@ -61,6 +64,7 @@ class FanOut:
         batch_size: messages per flush.
         on_flush: called after each flush with its items, its receivers per type, and when it
             began (monotonic seconds).
+        failed: told of errors that cost a message or a flush, but nothing else.
     """
 
     def __init__(
@@ -69,11 +73,15 @@ class FanOut:
         positions: Mapping[str, Position],
         batch_size: int,
         on_flush: Callable[[Sequence[Message | Gap], Mapping[str, int], float], None],
+        failed: Failed = lambda _error: None,
     ) -> None:
         self.positions: dict[str, Position] = dict(positions)
         """What live subscribers have been written; replaced, never changed, by each flush."""
         self.on_behind: Callable[[Subscriber], None] = lambda _subscriber: None
         """Called when a live subscriber does not take its bytes and falls behind."""
+        self.on_missed: Callable[[Subscriber], None] = lambda _subscriber: None
+        """Called when a live subscriber was not written and must catch up."""
+        self.failed = failed
         self._hub = hub
         self._batch_size = batch_size
         self._on_flush = on_flush
@@ -172,25 +180,46 @@ class FanOut:
                     count = max(1, min(left, len(job.waiting)))
                     self._write_slice(job, count)
                     left -= count
+        except Exception as error:  # noqa: BLE001 (nobody may lose a message for it)
+            self.failed(error)
+            self._let_catch_up()
         finally:
             self._jobs = {}
         self._on_flush(items, receivers, began)
+
+    def _let_catch_up(self) -> None:
+        """Put all that the flush has not written back to where they stood before it."""
+        missed = [one for job in self._jobs.values() for one in job.waiting]
+        for subscriber in missed:
+            subscriber.track = {type: self._before[type] for type in subscriber.group.types}
+            self.discard(subscriber)
+        for subscriber in missed:
+            self.on_missed(subscriber)
 
     def _plan(self, items: Sequence[Message | Gap], types: set[str]) -> None:
         self._drop_unused()
         for group in self._groups.values():
             if not types.isdisjoint(group.types):
-                self._jobs[group] = _Job(group, items, self.positions, group.members.copy())
+                self._jobs[group] = _Job(
+                    group, items, self.positions, group.members.copy(), self.failed
+                )
 
     def _write_slice(self, job: _Job, count: int) -> None:
         for subscriber in self._hub.broadcast(job.waiting, job.data, count):
-            pending = subscriber.pending
-            if pending is not None and pending.size > HIGH_WATER:
-                subscriber.track = {type: self._before[type] for type in subscriber.group.types}
-                self.discard(subscriber)
-                self.on_behind(subscriber)
-            else:
-                subscriber.write(self._hub.take_queued(subscriber) + job.data)
+            try:
+                self._write_one(subscriber, job)
+            except Exception as error:  # noqa: BLE001 (the others must get theirs)
+                self.failed(error)
+                subscriber.drop("internal error")
+
+    def _write_one(self, subscriber: Subscriber, job: _Job) -> None:
+        pending = subscriber.pending
+        if pending is not None and pending.size > HIGH_WATER:
+            subscriber.track = {type: self._before[type] for type in subscriber.group.types}
+            self.discard(subscriber)
+            self.on_behind(subscriber)
+        else:
+            subscriber.write(self._hub.take_queued(subscriber) + job.data)
 
 
 def _size(job: _Job) -> int:

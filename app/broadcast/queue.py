@@ -14,6 +14,7 @@ from typing import Protocol
 from app.backplane.scripts import CONTROL
 from app.errors import BackplaneUnavailable, QueueOverflow
 from app.ports import Slots
+from app.supervisor import Supervisor
 from app.types import Draft, Position, Priority
 
 logger = logging.getLogger(__name__)
@@ -95,9 +96,9 @@ class BroadcastQueue:
         self._shown = [0] * len(_RANKS)
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to store messages."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="broadcast queue")
+    def start(self, supervisor: Supervisor | None = None) -> None:
+        """Begin to store messages; the supervisor begins again what fails."""
+        self._task = (supervisor or Supervisor()).start("queue", self._run)
 
     async def close(self, timeout: float = MAX_WAIT) -> None:
         """Store what waits, for at most `timeout` seconds, and stop; the rest fails."""
@@ -258,6 +259,7 @@ class BroadcastQueue:
     def _tick(self) -> None:
         """Every 20 ms while anything is here: expiry, room, and the other workers' wishes."""
         loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(POLL_INTERVAL, self._tick)  # also if this one fails
         now = loop.time()
         for entries in self._waiting:
             while entries and entries[0].deadline <= now:
@@ -275,8 +277,9 @@ class BroadcastQueue:
             self._admit_newcomers(now)
         self._show()
         self._stored.set()
-        busy = self._flying or self._newcomers or any(self._waiting)
-        self._timer = loop.call_later(POLL_INTERVAL, self._tick) if busy else None
+        if not (self._flying or self._newcomers or any(self._waiting)):
+            self._timer.cancel()
+            self._timer = None
 
     def _show(self) -> None:
         counts = self.per_priority()
@@ -296,9 +299,11 @@ class BroadcastQueue:
             try:
                 await self._store(self._flying)
             finally:
-                self._release(self._flying)
-                self._flying = []
+                for entry in self._flying:
+                    entry.fail(BackplaneUnavailable())  # if nothing else came of it
+                flying, self._flying = self._flying, []
                 self._stored.set()
+                self._release(flying)
 
     async def _store(self, batch: Sequence[_Entry]) -> None:
         drafts = [entry.draft for entry in batch]

@@ -324,7 +324,11 @@ class Realtime:
         while held and (held[0][0] <= now or not held[0][1].held):
             session = held.popleft()[1]
             if session.held and session.state == OPEN and not self._is_busy(session):
-                session.release()
+                try:
+                    session.release()
+                except Exception:
+                    logger.exception("a session cannot go on", extra={"connection": session.id})
+                    session.drop("internal error")
         self._release_planned = bool(held)
         if held:
             self._loop.call_later(max(0.01, held[0][0] - now), self._release_held)

@@ -312,12 +312,20 @@ class Hub:
             except BlockingIOError:
                 sent = 0
             except OSError:
-                connection.drop("transport close")
+                self._lose(connection)
                 continue
             if sent < size:
                 self.back_up(connection, data, sent)
         self.bytes_sent += (count - len(others)) * size
         return others
+
+    @staticmethod
+    def _lose(connection: Connection) -> None:
+        """Drop a connection in the middle of others that must be served all the same."""
+        try:
+            connection.drop("transport close")
+        except Exception:
+            logger.exception("connection failed", extra={"connection": connection.id})
 
     def flush(self) -> None:
         """Write what is queued."""

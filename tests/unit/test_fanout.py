@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from app.broadcast import fanout as fanout_module
-from app.protocol.codecs import PLAIN
+from app.protocol.codecs import PLAIN, Codec
 from app.protocol.frames import TEXT, build_frame
 from app.transport.connection import CLOSED, HIGH_WATER
-from app.types import Gap, Position
+from app.types import Gap, Message, Position
 from tests.unit.delivery_support import Bench, Sub, message, messages, turn, words
 
 
@@ -323,3 +324,77 @@ async def test_small_groups_do_not_delay_large_ones(bench: Bench) -> None:
     assert small[-1].received() == []
     await task
     assert all(sub.received() == ["status 1"] for sub in small)
+
+
+class Poison(Codec):
+    """A codec that cannot encode some messages, nor a whole flush that holds one."""
+
+    def __init__(self, *seqs: int) -> None:
+        self.seqs = seqs
+
+    def message(self, message: Message) -> bytes:
+        if message.seq in self.seqs:
+            raise RuntimeError("poison")
+        return super().message(message)
+
+
+async def test_a_message_that_cannot_be_encoded_is_a_gap_and_takes_no_other(bench: Bench) -> None:
+    errors: list[Exception] = []
+    bench.fanout.failed = errors.append
+    poisoned, other = bench.live("status"), bench.live("status", "stats")
+    poisoned.group.codec = Poison(2)
+    await bench.fanout.deliver(messages(1, 4))
+    assert poisoned.received() == ["status 1", "gap status 2-2 e1 history", "status 3", "status 4"]
+    assert other.received() == words(1, 4)
+    assert len(errors) == 1
+    assert poisoned.track is None
+
+
+async def test_who_is_not_written_for_a_bug_catches_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[Exception] = []
+    bench.fanout.failed = errors.append
+    missed: list[object] = []
+    bench.fanout.on_missed = missed.append
+    subs = [bench.live() for _ in range(4)]
+    await bench.fanout.deliver(messages(1, 1))
+    broadcast = bench.hub.broadcast
+
+    def fail_after_one(connections: dict[Any, int], data: bytes, most: int) -> Any:
+        broadcast(connections, data, 1)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(bench.hub, "broadcast", fail_after_one)
+    await bench.fanout.deliver(messages(2, 2))
+    monkeypatch.undo()
+    assert len(errors) == 1
+    assert len(missed) == 3
+    for sub in subs:
+        if sub in missed:
+            assert sub.track == {"status": Position("e1", 1)}
+            assert sub.received() == words(1, 1)
+        else:
+            assert sub.received() == words(1, 2)
+    await bench.fanout.deliver(messages(3, 3))
+    assert sum(sub.received() == words(1, 3) for sub in subs) == 1
+
+
+async def test_a_connection_that_fails_takes_no_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[Exception] = []
+    bench.fanout.failed = errors.append
+    bad, good = bench.live(), bench.live()
+    for sub in (bad, good):
+        bench.hub.send_soon(sub, build_frame(TEXT, b'{"type":"a","event":"b","data":1,"seq":0}'))
+
+    def fail(self: Sub, data: bytes) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Sub, "write", lambda self, data: fail(self, data) if self is bad else None)
+    await bench.fanout.deliver(messages(1, 1))
+    assert len(errors) == 1
+    assert bad.state == CLOSED
+    assert good.state != CLOSED
+    assert good in good.group.members

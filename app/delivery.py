@@ -1,0 +1,97 @@
+"""From the streams to the clients of this worker: read, write, carry out, one batch at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from app.backplane.history import History
+from app.backplane.reader import Batch, StreamReader
+from app.backplane.scripts import CONTROL
+from app.broadcast.fanout import FanOut
+from app.canary import PROBE, Canary
+from app.sessions.sio_manager import StreamManager
+from app.supervisor import Supervisor
+from app.types import Message
+
+logger = logging.getLogger("realtime.worker")
+
+NAME = "delivery"
+_SHORTEST_PAUSE = 0.002
+
+
+class Delivery:
+    """Delivers what the reader reads.
+
+    What cannot be delivered is skipped and counted; everything else arrives in its order.
+
+    Args:
+        reader: started.
+        history: remembers what was read.
+        fanout: writes messages to subscribers.
+        manager: carries out what workers say to each other.
+        canary: hears the probes among it.
+        supervisor: notes what was skipped.
+        flush_interval: seconds to wait at most after a long flush.
+    """
+
+    def __init__(
+        self,
+        reader: StreamReader,
+        history: History,
+        fanout: FanOut,
+        manager: StreamManager,
+        canary: Canary,
+        supervisor: Supervisor,
+        flush_interval: float,
+    ) -> None:
+        self._reader = reader
+        self._history = history
+        self._fanout = fanout
+        self._manager = manager
+        self._canary = canary
+        self._supervisor = supervisor
+        self._flush_interval = flush_interval
+
+    async def run(self) -> None:
+        """Deliver for ever, one flush after the other."""
+        while True:
+            batch = await self._reader.read()
+            began = time.monotonic()
+            await self._deliver(batch)
+            # After a long flush the next one waits as long, to find more messages to join: so
+            # writing takes half of the time at most, and new connections get their turn.
+            pause = min(self._flush_interval, time.monotonic() - began)
+            if pause > _SHORTEST_PAUSE:
+                await asyncio.sleep(pause)
+
+    async def _deliver(self, batch: Batch) -> None:
+        """Deliver a batch. Raises nothing but cancellation."""
+        if batch.messages:
+            try:
+                self._history.remember(batch.messages)
+            except Exception as error:  # noqa: BLE001 (it can be read again from the stream)
+                self._supervisor.note(NAME, error)
+            try:
+                await self._fanout.deliver(batch.messages)
+            except Exception as error:  # noqa: BLE001 (the fan-out lets everybody catch up then)
+                self._supervisor.note(NAME, error)
+        if batch.control_lost:
+            logger.warning("messages between workers were lost with the backplane's data")
+        if batch.control:
+            try:
+                self._history.remember(batch.control)
+            except Exception as error:  # noqa: BLE001 (it can be read again from the stream)
+                self._supervisor.note(NAME, error)
+        for message in batch.control:
+            await self._carry_out(message)
+        self._manager.position = self._reader.positions[CONTROL]
+
+    async def _carry_out(self, message: Message) -> None:
+        try:
+            if message.body == PROBE:
+                self._canary.hear()
+            await self._manager.handle_control(message)
+        except Exception as error:  # noqa: BLE001 (the next messages do not depend on it)
+            self._supervisor.note(NAME, error)

@@ -1,0 +1,89 @@
+"""Delivery skips what fails, and only that."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from app.backplane.reader import Batch
+from app.canary import PROBE
+from app.delivery import Delivery
+from app.supervisor import Supervisor
+from app.types import Gap, Message, Position
+
+
+def message(seq: int, type: str = "status", body: bytes = b"{}") -> Message:
+    return Message(type, "e", seq, "x", body, 0.0)
+
+
+class Parts:
+    """Everything that delivery talks to."""
+
+    def __init__(self, *batches: Batch) -> None:
+        self.batches = list(batches)
+        self.positions = {"control": Position("e", 9)}
+        self.done: list[Any] = []
+        self.bad: set[int] = set()
+        self.noted: list[str] = []
+        self.position = Position("", 0)
+
+    async def read(self) -> Batch:
+        if self.batches:
+            return self.batches.pop(0)
+        return await asyncio.get_running_loop().create_future()
+
+    def remember(self, items: list[Message]) -> None:
+        if 0 in self.bad:
+            raise RuntimeError("remember")
+
+    async def deliver(self, items: list[Message | Gap]) -> None:
+        if -1 in self.bad:
+            raise RuntimeError("deliver")
+        self.done += [item.seq for item in items if isinstance(item, Message)]
+
+    async def handle_control(self, item: Message) -> None:
+        if item.seq in self.bad:
+            raise RuntimeError("control")
+        self.done.append(f"control {item.seq}")
+
+    def hear(self) -> None:
+        self.done.append("heard")
+
+    async def run(self) -> None:
+        supervisor = Supervisor(self.noted.append)
+        parts: Any = self
+        delivery = Delivery(parts, parts, parts, parts, parts, supervisor, 0.0)
+        task = asyncio.create_task(delivery.run())
+        async with asyncio.timeout(5):
+            while self.batches or self.position.seq != 9:
+                await asyncio.sleep(0)
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_all_is_delivered_in_order() -> None:
+    control = [message(1, "control"), message(2, "control", PROBE), message(3, "control")]
+    parts = Parts(Batch([message(1), message(2)], control), Batch([message(3)]))
+    await parts.run()
+    assert parts.done == [1, 2, "control 1", "heard", "control 2", "control 3", 3]
+
+
+@pytest.mark.parametrize(
+    ("bad", "skipped"),
+    [(2, "control 2"), (0, None), (-1, None)],
+    ids=["a control message", "the memory", "the fan-out"],
+)
+async def test_what_fails_is_skipped(bad: int, skipped: str | None) -> None:
+    control = [message(n, "control") for n in (1, 2, 3)]
+    parts = Parts(Batch([message(1)], control), Batch([message(2)]))
+    parts.bad = {bad}
+    await parts.run()
+    expected: list[Any] = [1, "control 1", "control 2", "control 3", 2]
+    if bad == -1:
+        expected = [item for item in expected if isinstance(item, str)]
+    assert parts.done == [item for item in expected if item != skipped]
+    assert set(parts.noted) == {"delivery"}
