@@ -157,6 +157,10 @@ export class Realtime {
   private wake = () => {
     if (this.state.name === 'waiting') this.open();
   };
+  /** A browser that knows of no network is right; waiting for the heartbeat would only hide it. */
+  private cut = () => {
+    if (this.socket) this.lost(this.socket, 1006, '');
+  };
 
   constructor(
     url: string,
@@ -167,6 +171,7 @@ export class Realtime {
     if (full.pathname === '/') full.pathname = '/ws/realtime';
     this.url = full.href;
     globalThis.addEventListener?.('online', this.wake);
+    globalThis.addEventListener?.('offline', this.cut);
     this.open();
   }
 
@@ -254,6 +259,7 @@ export class Realtime {
   /** Leave for good. */
   close(): void {
     globalThis.removeEventListener?.('online', this.wake);
+    globalThis.removeEventListener?.('offline', this.cut);
     this.end(1000, 'left', false);
   }
 

@@ -1,0 +1,170 @@
+"""A real Chromium, driven by playwright-core in a Node process (driver.mjs)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Self
+
+from tests.integration.harness import REPO
+
+_OPEN_TIMEOUT = 60.0
+_ANSWER_TIMEOUT = 40.0
+
+
+def chromium() -> str:
+    """The browser of this machine. A missing one fails the tests: the page would go untested."""
+    found = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    assert found, "Chromium is missing: apt-get install chromium"
+    return found
+
+
+class Browser:
+    """One browser; each `Tab` has a profile of its own.
+
+    Args:
+        shots: directory for screenshots.
+    """
+
+    def __init__(self, shots: Path) -> None:
+        self.shots = shots
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._process = await asyncio.create_subprocess_exec(
+            "node",
+            str(Path(__file__).with_name("driver.mjs")),
+            cwd=REPO,
+            env=dict(os.environ) | {"CHROMIUM": chromium()},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=2**24,
+        )
+        self._reader = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._reader is not None
+        self._process.stdin.close()  # it closes the browser, then ends
+        try:
+            async with asyncio.timeout(20):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        await self._reader
+
+    async def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            answer = json.loads(line)
+            future = self._answers.pop(answer["id"], None)
+            if future is not None and not future.done():
+                future.set_result(answer)
+        for future in self._answers.values():
+            future.set_exception(AssertionError("the driver of the browser has ended"))
+
+    async def call(self, op: str, timeout: float = _ANSWER_TIMEOUT, **arguments: object) -> Any:
+        """Carry out an operation of the driver, and return its value."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        number = next(self._numbers)
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._answers[number] = future
+        line = json.dumps({"id": number, "op": op, **arguments}) + "\n"
+        self._process.stdin.write(line.encode())
+        async with asyncio.timeout(timeout):
+            answer = await future
+        assert "error" not in answer, f"{op} {arguments}: {answer['error']}"
+        return answer["value"]
+
+    async def open(self, url: str, **options: object) -> Tab:
+        """Open an address in a new profile.
+
+        Args:
+            url: the address.
+            options: width, height, lang, dark, init (a script that runs first).
+        """
+        tab = Tab(self, f"p{next(self._numbers)}")
+        await self.call("open", _OPEN_TIMEOUT, page=tab.name, url=url, **options)
+        return tab
+
+
+class Tab:
+    """One page in the browser."""
+
+    def __init__(self, browser: Browser, name: str) -> None:
+        self.browser = browser
+        self.name = name
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with contextlib.suppress(AssertionError, TimeoutError):
+            await self.do("close")
+
+    async def do(self, op: str, **arguments: object) -> Any:
+        """An operation of the driver on this page."""
+        return await self.browser.call(op, page=self.name, **arguments)
+
+    async def wait(self, expression: str, seconds: float = 20.0) -> Any:
+        """Wait until an expression is true in the page."""
+        return await self.do("wait", expression=expression, timeout=seconds * 1000)
+
+    async def value(self, expression: str) -> Any:
+        """Value of an expression in the page."""
+        return await self.do("value", expression=expression)
+
+    async def text(self, name: str) -> str:
+        """What an element with this `data-testid` shows."""
+        return str(await self.do("text", selector=f"[data-testid={name}]"))
+
+    async def shows(self, name: str, text: str, seconds: float = 20.0) -> None:
+        """Wait until an element with this `data-testid` shows a text."""
+        selector = json.dumps(f"[data-testid={name}]")
+        await self.wait(
+            f"document.querySelector({selector})?.innerText.includes({json.dumps(text)})", seconds
+        )
+
+    async def live(self) -> None:
+        """Wait until the page is connected and shows figures."""
+        await self.wait(
+            "document.querySelector('[data-testid=link]')?.dataset.link === 'open'"
+            " && /\\d/.test(document.querySelector('[data-testid=cpu] .figure')?.innerText)"
+        )
+
+    async def click(self, selector: str) -> None:
+        """Click an element."""
+        await self.do("click", selector=selector)
+
+    async def fill(self, selector: str, text: str) -> None:
+        """Type a text into a field."""
+        await self.do("fill", selector=selector, text=text)
+
+    async def shot(self, name: str, *, whole: bool = True) -> None:
+        """Take a screenshot of the whole page, or of what is visible."""
+        await self.do("shot", path=str(self.browser.shots / f"{name}.png"), whole=whole)
+
+    async def assert_accessible(self) -> None:
+        """Assert that axe finds nothing serious, and that nothing is wider than the screen."""
+        found = await self.do("axe")
+        assert [one for one in found if one["impact"] in {"serious", "critical"}] == []
+        assert await self.value("document.documentElement.scrollWidth <= innerWidth")
+
+    async def assert_no_problems(self) -> None:
+        """Assert that the console has no error and no warning so far."""
+        assert await self.do("problems") == []

@@ -1,0 +1,49 @@
+"""Fixtures of the page's tests: packages of Node, a browser, a service with a collector."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.integration.conftest import no_leftovers, pytest_runtest_makereport, pytest_unconfigure
+from tests.integration.harness import REPO, Service
+from tests.page.browser import Browser
+
+__all__ = ["no_leftovers", "pytest_runtest_makereport", "pytest_unconfigure"]
+
+
+@pytest.fixture(scope="session")
+def packages() -> Path:
+    """The repository, with the packages of its workspaces installed."""
+    if not (REPO / "node_modules/playwright-core").is_dir():
+        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=REPO, check=True)
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots go: PAGE_SHOTS, or a temporary directory."""
+    chosen = os.environ.get("PAGE_SHOTS")
+    directory = Path(chosen) if chosen else tmp_path_factory.mktemp("shots")
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+@pytest_asyncio.fixture
+async def browser(packages: Path, shots: Path) -> AsyncIterator[Browser]:
+    """A browser for one test."""
+    async with Browser(shots) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    """A service that publishes its own figures; its CPU and memory raise no alarm."""
+    running = Service(COLLECTOR=1, ALERT_CPU=100, ALERT_MEMORY=100, ALERT_DISK=100).start()
+    yield running
+    running.stop()
