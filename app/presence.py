@@ -6,9 +6,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, get_args
 
+from app.backplane.client import PRESENCE_SILENCE
 from app.errors import ClientError, ErrorCode
 
 log = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 State = Literal["idle", "working", "offline"]
 STATES: Final[tuple[State, ...]] = get_args(State)
 
-SILENCE = 600.0
+SILENCE = PRESENCE_SILENCE
 """Seconds without an update after which the state is `offline`."""
 
 MAX_TASK_LENGTH = 500
@@ -38,6 +39,9 @@ class PresenceState:
     updated_at: int | None
     """Unix time in milliseconds; None: nobody has said anything yet."""
 
+    since: int | None = field(default=None, compare=False)
+    """Unix time in milliseconds from which on state and task have been these."""
+
     def to_json(self) -> dict[str, object]:
         """The state as it stands in HTTP answers and messages."""
         return {"state": self.state, "task": self.task, "updatedAt": self.updated_at}
@@ -46,7 +50,9 @@ class PresenceState:
         """The state as it is to be shown at Unix time `now`, in seconds."""
         if self.updated_at is not None and now - self.updated_at / 1000 <= SILENCE:
             return self
-        return PresenceState("offline", None, self.updated_at)
+        silent = self.updated_at
+        since = None if silent is None else silent + round(SILENCE * 1000)
+        return PresenceState("offline", None, silent, since)
 
 
 class Presence:
@@ -56,7 +62,8 @@ class Presence:
 
     Args:
         get: reads the fields that `set` has stored last; empty before that.
-        set: stores fields.
+        set: stores fields. Where state and task stay as they are it keeps the `since` that is
+            stored: another worker may have set it.
         now: Unix time in seconds.
         monotonic: seconds of a clock that never jumps.
     """
@@ -84,7 +91,12 @@ class Presence:
         Raises:
             ClientError: INVALID_PAYLOAD, or BACKPLANE_UNAVAILABLE.
         """
-        new = PresenceState(_check_state(state), _check_task(task), round(self._now() * 1000))
+        checked = _check_state(state), _check_task(task)
+        old = self._known.at(self._now())
+        now = round(self._now() * 1000)
+        new = PresenceState(*checked, now, now)
+        if (old.state, old.task) == (new.state, new.task) and old.since is not None:
+            new = replace(new, since=old.since)
         await self._set(_to_fields(new))
         self._updates += 1
         self._learn(new)
@@ -151,6 +163,7 @@ def _to_fields(state: PresenceState) -> dict[str, str]:
         "state": state.state,
         "task": state.task or "",
         "updatedAt": str(state.updated_at),
+        "since": str(state.since),
     }
 
 
@@ -161,6 +174,7 @@ def _from_fields(fields: Mapping[str, str]) -> PresenceState:
             _check_state(fields["state"]),
             _check_task(fields.get("task")),
             int(fields["updatedAt"]),
+            int(fields.get("since") or fields["updatedAt"]),
         )
     except (ClientError, KeyError, ValueError):
         return PresenceState("offline", None, None)

@@ -222,6 +222,7 @@ class Collector:
             "workers": sum(row.state == "ready" for row in rows),
             "queue": self._slots.queue_totals()[0],
             "presence": self._presence_state.to_json(),
+            "since": self._presence_state.since,
         }
 
     async def _publish_stats(self) -> None:

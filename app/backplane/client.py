@@ -43,6 +43,9 @@ RECHECK = 1.0
 """Seconds for which a connection is kept although another might lead to a server that can: a
 failover is noticed that soon, and a replica is not asked for more connections than that."""
 
+PRESENCE_SILENCE = 600.0
+"""Seconds without an update after which a presence state has ended."""
+
 Argument = bytes | str | int
 Command = tuple[Argument, ...]
 
@@ -319,9 +322,14 @@ class Backplane:
         return dict(zip(words[::2], words[1::2], strict=True))
 
     async def set_presence(self, fields: Mapping[str, str]) -> None:
-        """Replace fields of the presence state."""
-        pairs = [word for pair in fields.items() for word in pair]
+        """Replace fields of the presence state; `since` stays where nothing else changes."""
+        names = ("state", "task", "since", "updatedAt")
         try:
+            (reply,) = await self.ask([(b"HMGET", b"rt:presence", *names)])
+            old = dict(zip(names, (word and word.decode() for word in reply), strict=True))
+            if old["since"] and _goes_on(old, fields):
+                fields = {**fields, "since": old["since"]}
+            pairs = [word for pair in fields.items() for word in pair]
             await self.ask([(b"HSET", b"rt:presence", *pairs)])
         except FAILURES as error:
             raise unavailable(error, "The presence cannot be stored now") from error
@@ -354,6 +362,17 @@ class Backplane:
             self._misled = misled
             self.reading.renew()
             self._asking.renew()
+
+
+def _goes_on(old: Mapping[str, str | None], new: Mapping[str, str]) -> bool:
+    """Whether a presence state says the same as the one before it, without a silence between."""
+    if (old["state"], old["task"]) != (new.get("state"), new.get("task")):
+        return False
+    try:
+        silence = int(new["updatedAt"]) - int(old["updatedAt"] or "")
+    except (KeyError, ValueError):
+        return False
+    return silence <= PRESENCE_SILENCE * 1000
 
 
 def _risks(info: str, config: Mapping[str, str]) -> list[str]:

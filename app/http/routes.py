@@ -98,9 +98,11 @@ async def post_status(request: web.Request, context: HttpContext) -> web.Respons
     if not isinstance(value, Mapping):
         message = "Send an object with 'state' and, if you like, 'task'."
         raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
-    presence = (await context.presence.update(value.get("state"), value.get("task"))).to_json()
+    state = await context.presence.update(value.get("state"), value.get("task"))
+    presence = state.to_json()
     # Every status_update has the same shape: what the machine does stays in it.
-    data = {**context.machine_status(), "presence": presence}
+    figures = context.machine_status()
+    data = {**figures, "presence": presence} | ({"since": state.since} if figures else {})
     update = {"type": "status", "event": "status_update", "data": data}
     draft = make_draft(update, context.settings, context.now())
     return json_response(presence | {"message": await publish(draft, context)})

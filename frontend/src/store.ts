@@ -63,6 +63,8 @@ export interface Snapshot {
   rtt: number | undefined;
   openSince: number | undefined;
   presence: Presence | undefined;
+  /** Unix time in milliseconds from which on the lab does this, where that is known. */
+  since: number | undefined;
   hosts: Record<string, HostStatus>;
   statusAt: Record<string, number>;
   host: string;
@@ -134,6 +136,7 @@ export class Store {
       rtt: undefined,
       openSince: undefined,
       presence: undefined,
+      since: undefined,
       hosts: {},
       statusAt: {},
       host: '',
@@ -279,9 +282,12 @@ export class Store {
 
   private takeStatus(message: Message): Partial<Snapshot> {
     const { snapshot } = this;
-    const data = message.data as { presence?: unknown } | null;
+    const data = message.data as { presence?: unknown; since?: unknown } | null;
     const change: Partial<Snapshot> = {};
-    if (isPresence(data?.presence)) change.presence = data.presence;
+    if (isPresence(data?.presence)) {
+      change.presence = data.presence;
+      change.since = isNumber(data.since) ? data.since : undefined;
+    }
     if (isHostStatus(data)) {
       const { host } = data;
       if (message.timestamp < (snapshot.statusAt[host] ?? 0)) return change;

@@ -9,6 +9,7 @@ import pytest
 
 from app.errors import BackplaneUnavailable, ClientError, ErrorCode
 from app.presence import MAX_TASK_LENGTH, SILENCE, STALENESS, Presence, PresenceState
+from tests.unit.backplane_support import MakeNode
 from tests.unit.http_support import MemoryFields
 
 
@@ -169,3 +170,44 @@ async def test_what_cannot_be_read_is_nothing(
 ) -> None:
     fields.fields = stored
     assert await presence.read() == (PresenceState("offline", None, None), True)
+
+
+async def test_since_when_state_and_task_are_these(
+    presence: Presence, fields: MemoryFields, clock: Clock
+) -> None:
+    began = round(clock.seconds * 1000)
+    assert (await presence.update("working", "a")).since == began
+    clock.seconds += 60
+    assert (await presence.update("working", "a")).since == began
+    clock.seconds += 60
+    assert (await presence.update("working", "b")).since == began + 120_000
+    clock.seconds += SILENCE + 1
+    silent, _ = await presence.read()
+    assert (silent.state, silent.since) == ("offline", began + 120_000 + SILENCE * 1000)
+    assert (await presence.update("working", "b")).since == round(clock.seconds * 1000)
+
+
+async def test_since_of_a_version_that_did_not_store_it(
+    presence: Presence, fields: MemoryFields, clock: Clock
+) -> None:
+    fields.fields = {"state": "idle", "task": "", "updatedAt": "1700000000000"}
+    assert (await presence.read())[0].since == 1_700_000_000_000
+
+
+async def test_workers_agree_on_since(make_node: MakeNode, clock: Clock) -> None:
+    began = round(clock.seconds * 1000)
+    workers = [
+        Presence(node.backplane.get_presence, node.backplane.set_presence, clock, clock)
+        for node in [await make_node(), await make_node()]
+    ]
+    await workers[0].update("working", "a")
+    for _ in range(2):
+        clock.seconds += 500
+        await workers[1].update("working", "a")
+    clock.seconds += STALENESS
+    assert (await workers[1].read())[0].since == began
+    clock.seconds += SILENCE + 1
+    later = round(clock.seconds * 1000)
+    await workers[1].update("working", "a")
+    clock.seconds += STALENESS
+    assert (await workers[0].read())[0].since == later

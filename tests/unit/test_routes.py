@@ -9,13 +9,14 @@ import logging
 import uuid
 import zlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import jwt
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import make_mocked_request
+from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 from multidict import CIMultiDict
 
 from app.config import Settings, load
@@ -23,6 +24,8 @@ from app.errors import ClientError, ErrorCode
 from app.http.clients import Clients
 from app.http.errors import HttpError
 from app.http.publishing import MAX_MESSAGES
+from app.http.routes import add_routes
+from app.machine import MachineStatus
 from app.types import Priority
 from tests.unit.http_support import HttpSide, http_side, worker_row
 
@@ -180,6 +183,25 @@ async def test_presence_is_set_shown_and_broadcast(side: HttpSide) -> None:
     (sent,) = side.streams.messages["status"]
     envelope = json.loads(sent.envelope)
     assert (envelope["event"], envelope["data"]) == ("status_update", {"presence": said})
+
+
+async def test_what_the_lab_does_leaves_the_figures_of_the_machine(tmp_path: Path) -> None:
+    status = MachineStatus(tmp_path, lambda: 1_700_000_100.0)
+    status.write({"host": "a", "cpu": 5, "presence": {"state": "idle"}, "since": 1})
+    async with http_side(PUBLISH_TOKEN=TOKEN) as side:
+        context = dataclasses.replace(side.context, machine_status=status.read)
+        app = web.Application()
+        add_routes(app, context)
+        async with TestClient(TestServer(app)) as client:
+            body = {"state": "working", "task": None}
+            assert (await client.post("/status", json=body, headers=AUTH)).status == 200
+        (sent,) = side.streams.messages["status"]
+        assert json.loads(sent.envelope)["data"] == {
+            "host": "a",
+            "cpu": 5,
+            "presence": body | {"updatedAt": 1_700_000_100_000},
+            "since": 1_700_000_100_000,
+        }
 
 
 @pytest.mark.parametrize("body", [[], "working", {}, {"state": "flying"}, {"state": "idle", "task": 1}])  # fmt: skip

@@ -87,6 +87,8 @@ export declare class Realtime {
     private listeners;
     private handlers;
     private positions;
+    /** The newest message of each type that flows, for listeners that come later. */
+    private newest;
     private liveFrom;
     /** Types that flow or were asked for on this connection. */
     private flowing;
@@ -100,6 +102,8 @@ export declare class Realtime {
     private retry;
     private pings;
     private wake;
+    /** A browser that knows of no network is right; waiting for the heartbeat would only hide it. */
+    private cut;
     constructor(url: string, options?: Options);
     /**
      * Listen to messages of one or more types; `all` stands for every one.
@@ -123,7 +127,7 @@ export declare class Realtime {
         users: number;
     }>;
     /** Round trip in milliseconds. */
-    ping(): Promise<number>;
+    ping(now?: boolean): Promise<number>;
     /** Come back now, also after what is final: with another token, say. */
     reconnect(options?: Partial<Options>): void;
     /** Leave for good. */

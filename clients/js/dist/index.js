@@ -39,6 +39,7 @@ var a = class {
 	listeners = [];
 	handlers = /* @__PURE__ */ new Map();
 	positions = /* @__PURE__ */ new Map();
+	newest = /* @__PURE__ */ new Map();
 	liveFrom = /* @__PURE__ */ new Map();
 	flowing = /* @__PURE__ */ new Set();
 	pending = /* @__PURE__ */ new Map();
@@ -53,10 +54,13 @@ var a = class {
 	wake = () => {
 		this.state.name === "waiting" && this.open();
 	};
+	cut = () => {
+		this.socket && this.lost(this.socket, 1006, "");
+	};
 	constructor(e, t = {}) {
 		this.options = t;
 		let n = e || globalThis.location?.origin || "", r = new URL(n.replace(/^http/, "ws"));
-		r.pathname === "/" && (r.pathname = "/ws/realtime"), this.url = r.href, globalThis.addEventListener?.("online", this.wake), this.open();
+		r.pathname === "/" && (r.pathname = "/ws/realtime"), this.url = r.href, globalThis.addEventListener?.("online", this.wake), globalThis.addEventListener?.("offline", this.cut), this.open();
 	}
 	subscribe(e, t, { history: n } = {}) {
 		let r = {
@@ -64,10 +68,14 @@ var a = class {
 			history: n,
 			call: t
 		};
-		return this.listeners.push(r), this.ready && this.follow(), () => {
+		this.listeners.push(r);
+		let i = [...this.newest.values()].filter(({ type: e }) => o(r.types, e));
+		return i.length && queueMicrotask(() => {
+			if (this.listeners.includes(r)) for (let e of i) r.call(e, "history");
+		}), this.ready && this.follow(), () => {
 			this.listeners = this.listeners.filter((e) => e !== r);
 			let e = this.wanted(), t = [...this.flowing].filter((t) => !e.has(t));
-			for (let e of t) this.flowing.delete(e), this.positions.delete(e);
+			for (let e of t) this.flowing.delete(e), this.positions.delete(e), this.newest.delete(e);
 			this.ready && t.length && this.request("unsubscribe", { types: t }).catch(() => {});
 		};
 	}
@@ -92,15 +100,15 @@ var a = class {
 	async presence(e) {
 		return (await this.request("presence", { type: e })).data;
 	}
-	async ping() {
-		let e = performance.now();
-		return await this.request("ping"), this.rtt = performance.now() - e, this.emit("rtt", this.rtt), this.rtt;
+	async ping(e = this.ready) {
+		let t = performance.now();
+		return await this.ask("ping", {}, e), this.rtt = performance.now() - t, this.emit("rtt", this.rtt), this.rtt;
 	}
 	reconnect(e = {}) {
 		Object.assign(this.options, e), this.tokenTried = !1, this.failures = 0, this.socket && this.end(1e3, "left", !0), this.open();
 	}
 	close() {
-		globalThis.removeEventListener?.("online", this.wake), this.end(1e3, "left", !1);
+		globalThis.removeEventListener?.("online", this.wake), globalThis.removeEventListener?.("offline", this.cut), this.end(1e3, "left", !1);
 	}
 	emit(e, t) {
 		for (let n of this.handlers.get(e) ?? []) n(t);
@@ -130,7 +138,10 @@ var a = class {
 	}
 	async authenticate(t) {
 		let { token: n } = this.options;
-		if (n !== void 0) try {
+		if (n === void 0) this.ping(!0).catch((e) => {
+			t === this.socket && e.code === "UNAUTHORIZED" && (this.lastError = e, this.lost(t, 4401, ""));
+		});
+		else try {
 			let e = typeof n == "function" ? await n() : n;
 			t === this.socket && await this.ask("auth", { token: e }, !0);
 		} catch (n) {
@@ -177,7 +188,7 @@ var a = class {
 		}
 		let a = /* @__PURE__ */ new Map();
 		for (let e of r) {
-			let t = this.listeners.filter((t) => t.types.includes(e) || t.types.includes("all")).map((e) => e.history ?? this.options.history ?? 1), n = Math.max(...t);
+			let t = this.listeners.filter((t) => o(t.types, e)).map((e) => e.history ?? this.options.history ?? 1), n = Math.max(...t);
 			a.set(n, [...a.get(n) ?? [], e]);
 		}
 		for (let [e, t] of a) i.push(e ? {
@@ -194,7 +205,6 @@ var a = class {
 			case "connected":
 				this.connected = n, this.clockOffset = Number(n.serverTime) - Date.now(), this.ready = !0, this.failures = 0, this.tokenTried = !1, this.flowing.clear(), this.become({ name: "open" }), this.follow();
 				for (let { frame: e } of this.queue.splice(0)) this.socket?.send(e);
-				this.ping().catch(() => {});
 				break;
 			case "subscribed":
 				for (let [e, t] of Object.entries(n.types)) this.liveFrom.set(e, t.seq), this.positions.has(e) || this.positions.set(e, {
@@ -236,17 +246,17 @@ var a = class {
 	}
 	take(e, t) {
 		let { type: n, seq: r = 0, epoch: i = "" } = e, a = this.positions.get(n);
-		(!a || a.epoch !== i || r > a.seq) && this.positions.set(n, {
+		(!a || a.epoch !== i || r >= a.seq) && (this.positions.set(n, {
 			epoch: i,
 			seq: r
-		}), t === "recovered" && this.counts.reconnects && this.counts.recovered++, t !== "history" && this.counts.received++, this.emit("message", e);
-		for (let { types: r, call: i } of [...this.listeners]) (r.includes(n) || r.includes("all")) && i(e, t);
+		}), this.newest.set(n, e)), t === "recovered" && this.counts.reconnects && this.counts.recovered++, t !== "history" && this.counts.received++, this.emit("message", e);
+		for (let { types: r, call: i } of [...this.listeners]) o(r, n) && i(e, t);
 	}
 	lost(e, n, r) {
 		if (e !== this.socket) return;
-		let i = this.lastError, [a, s] = t[n] ?? ["network", !0];
-		if (i?.code === "MAX_CONNECTIONS_EXCEEDED" && n === 1013 && (a = "full"), a === "token" && typeof this.options.token == "function" && !this.tokenTried && (this.tokenTried = s = !0), this.end(n, a, s, i?.message), !s) return;
-		let [c, l] = this.options.pause ?? [500, 15e3], u = Math.min(l, c * 2 ** Math.min(this.failures++, 10)), d = o(r) ?? (n === 4429 ? l : u) * (.5 + Math.random());
+		let i = this.lastError, [a, o] = t[n] ?? ["network", !0];
+		if (i?.code === "MAX_CONNECTIONS_EXCEEDED" && n === 1013 && (a = "full"), a === "token" && typeof this.options.token == "function" && !this.tokenTried && (this.tokenTried = o = !0), this.end(n, a, o, i?.message), !o) return;
+		let [c, l] = this.options.pause ?? [500, 15e3], u = Math.min(l, c * 2 ** Math.min(this.failures++, 10)), d = s(r) ?? (n === 4429 ? l : u) * (.5 + Math.random());
 		this.become({
 			...this.state,
 			name: "waiting",
@@ -271,8 +281,8 @@ var a = class {
 		};
 		i && (s.message = i), r ? this.state = s : this.become(s);
 	}
-};
-function o(e) {
+}, o = (e, t) => e.includes(t) || e.includes("all");
+function s(e) {
 	try {
 		let t = JSON.parse(e).retryAfter;
 		return typeof t == "number" && t >= 0 ? Math.min(t, 6e4) : void 0;

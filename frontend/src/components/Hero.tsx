@@ -21,7 +21,8 @@ export function Hero({ store, data }: { store: Store; data: Snapshot }) {
   }
   const { state, task, updatedAt } = presence;
   const words = lang === 'zh' ? [t.lab, t.state[state]] : [`${t.lab} `, t.state[state]];
-  const told = updatedAt === null ? undefined : ([formatTime(updatedAt, now, lang), formatAgo(updatedAt, now, lang)] as const);
+  const at = state === 'offline' ? updatedAt : (data.since ?? updatedAt);
+  const told = at === null ? undefined : ([formatTime(at, now, lang), formatAgo(at, now, lang)] as const);
   return (
     <section className="hero" data-state={state} data-testid="presence">
       <h1>
