@@ -24,6 +24,7 @@ from app.broadcast.catchup import CatchUp
 from app.broadcast.fanout import FanOut
 from app.broadcast.queue import BroadcastQueue
 from app.canary import PROBE, Canary
+from app.clock import steady_time
 from app.config import Settings
 from app.errors import CloseCode
 from app.figures import Figures
@@ -192,7 +193,7 @@ class Worker:
     def _on_flush(
         self, items: Sequence[Message | Gap], receivers: Mapping[str, int], began: float
     ) -> None:
-        self.figures.count_flush(items, receivers, time.monotonic() - began, time.time())
+        self.figures.count_flush(items, receivers, time.monotonic() - began, steady_time())
 
     async def _tick(self) -> None:
         """Once a second: rates, figures, and rest for the garbage collector."""

@@ -44,9 +44,15 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local workers, mine = KEYS[1], KEYS[2]
 if (redis.call('HGET', mine, '') or '0') ~= ARGV[4] then return false end
 redis.call('ZREMRANGEBYSCORE', workers, '-inf', now)
+-- A lease never ends later than in one lease: the clock was set back, and it begins anew.
+local longest = now + ARGV[2]
+local prefix = string.sub(mine, 1, -1 - #ARGV[1])
+for _, worker in ipairs(redis.call('ZRANGEBYSCORE', workers, '(' .. longest, '+inf')) do
+  redis.call('ZADD', workers, longest, worker)
+  redis.call('PEXPIRE', prefix .. worker, ARGV[2])
+end
 redis.call('ZADD', workers, now + ARGV[2], ARGV[1])
 local all = redis.call('ZRANGE', workers, 0, -1)
-local prefix = string.sub(mine, 1, -1 - #ARGV[1])
 local results = {}
 for i = 5, #ARGV, 2 do
   local action, user, done = ARGV[i], 'u' .. ARGV[i + 1], 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from app.backplane.scripts import (
     once_keys,
     stream_key,
 )
+from app.clock import running_time
 from app.errors import BackplaneUnavailable
 from app.types import Draft, Position
 
@@ -35,7 +37,15 @@ ATTEMPT_TIMEOUT = 2.0
 FAULT_MEMORY = 60.0
 """Seconds for which a fault of one type is remembered when nothing more is published to it."""
 
+_ANCHORED = 3600.0
+"""Seconds for which a stream's time that was read once tells what it should be."""
+_OLDEST = 60_000_000
+"""Microseconds: no message waits longer to be stored. What looks older is a step of our own clock."""
+
 NOWHERE = Position("", 0)
+
+Reply = tuple[bytes, bytes]
+"""What `scripts.PUBLISH` returns."""
 
 _UNPUBLISHED = "Publishing does not work now"
 
@@ -50,21 +60,25 @@ class StreamPublisher:
     Args:
         seen: the newest messages that this worker's reader knows. A stream that has fallen back
             below them gets its new epoch before anything is added to it.
-        clock: Unix time in seconds, for the age of history and of chosen ids.
+        clock: Unix time in seconds, for the age of history and of chosen ids; None: the server's.
         monotonic: seconds, for how long a fault is remembered.
+        running: seconds of a clock that makes no steps, by which steps of the server's are seen.
     """
 
     def __init__(
         self,
         backplane: Backplane,
         seen: Mapping[str, Position],
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        running: Callable[[], float] = running_time,
     ) -> None:
         self._backplane = backplane
         self._seen = seen
         self._clock = clock
         self._monotonic = monotonic
+        self._running = running
+        self._anchors: dict[str, tuple[int, float]] = {}  # a stream's time, and `running` then
         self._faults: dict[str, tuple[Fault, float]] = {}  # by type; '' for those of the server
         self._stored: dict[str, Position] = {}
         self._number = 0
@@ -107,7 +121,10 @@ class StreamPublisher:
                 for place in order:
                     outcomes[place] = reply
                 continue
-            positions = parse_result(reply)
+            result, stream_time = reply
+            if stream_time:
+                self._anchors[type] = int(stream_time), self._running()
+            positions = parse_result(result)
             for place, position in zip(order, positions, strict=True):
                 outcomes[place] = position
             self._stored[type] = positions[-1]
@@ -115,12 +132,12 @@ class StreamPublisher:
 
     async def _deliver(
         self, calls: Mapping[str, tuple[Script, Sequence[Argument]]], deadline: float
-    ) -> dict[str, bytes | BackplaneUnavailable]:
+    ) -> dict[str, Reply | BackplaneUnavailable]:
         """The reply of each type, or its error."""
         loop = asyncio.get_running_loop()
         pauses = Pauses()
         left = dict(calls)
-        done: dict[str, bytes | BackplaneUnavailable] = {}
+        done: dict[str, Reply | BackplaneUnavailable] = {}
         last: Fault | None = None
         mended: set[str] = set()
         while left and (seconds := deadline - loop.time()) > 0:
@@ -164,7 +181,7 @@ class StreamPublisher:
         types: Sequence[str],
         answers: Sequence[Any],
         left: dict[str, Any],
-        done: dict[str, bytes | BackplaneUnavailable],
+        done: dict[str, Reply | BackplaneUnavailable],
     ) -> list[Fault]:
         """Move what is answered for good from `left` to `done`; the faults of what stays."""
         # A link that was closed leads to another server next time; one that was kept is new.
@@ -202,6 +219,7 @@ class StreamPublisher:
     def _call(self, type: str, drafts: Sequence[Draft]) -> tuple[Script, Sequence[Argument]]:
         settings = self._backplane.settings
         known = self._known(type)
+        now = None if self._clock is None else int(self._clock() * 1e6)
         arguments: list[Argument] = [
             5,
             stream_key(type),
@@ -209,7 +227,7 @@ class StreamPublisher:
             batch_key(type, self._backplane.worker_id),
             *once_keys(type),
             self._number,
-            int(self._clock() * 1e6),
+            b"" if now is None else now,
             new_epoch(),
             known.epoch,
             known.seq,
@@ -218,16 +236,23 @@ class StreamPublisher:
             settings.history_bytes,
             int(ONCE_WINDOW * 1e6),
             ONCE_MAX,
+            self._expected(type),
         ]
         for draft in drafts:
             arguments += (
                 draft.event,
-                int(draft.accepted * 1e6),
+                _age(draft, now),
                 body_name(draft.body),
                 draft.body,
                 draft.id if draft.once else b"",
             )
         return PUBLISH, arguments
+
+    def _expected(self, type: str) -> Argument:
+        """What the time of a stream should be, in us; empty where that is not known."""
+        stream_time, then = self._anchors.get(type, (0, -math.inf))
+        passed = self._running() - then
+        return stream_time + int(passed * 1e6) if passed < _ANCHORED else b""
 
     def _known(self, type: str) -> Position:
         seen = self._seen.get(type, NOWHERE)
@@ -235,6 +260,14 @@ class StreamPublisher:
         if stored.epoch == seen.epoch and stored.seq > seen.seq:
             return stored
         return seen
+
+
+def _age(draft: Draft, now: int | None) -> int:
+    """Microseconds since a message was accepted, at the time `now`; None: by our own clock."""
+    accepted = int(draft.accepted * 1e6)
+    if now is not None:
+        return now - accepted
+    return min(max(0, int(time.time() * 1e6) - accepted), _OLDEST)
 
 
 def _damaged(types: Sequence[str], answers: Sequence[Any]) -> set[str]:

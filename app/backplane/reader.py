@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import zlib
 from collections import Counter, deque
@@ -16,6 +17,7 @@ from app.backplane.entries import OVERHEAD, entry_id, seq_of, to_message, with_g
 from app.backplane.faults import explain
 from app.backplane.mending import is_damage, log_mended, mend_type
 from app.backplane.scripts import CONTROL, LOCATE, meta_key, new_epoch, stream_key
+from app.clock import steady_time
 from app.log_limit import LogLimit
 from app.types import Gap, Message, Position
 
@@ -25,8 +27,12 @@ BLOCK = 1.0
 """Seconds that one XREAD waits for news."""
 BLOCK_TIMEOUT = BLOCK + 1.5
 """Seconds after which a silent connection is given up."""
+CLOCK_NOISE = 0.25
+"""Seconds by which two clocks may differ and count as the same."""
 CHECK_INTERVAL = 1.0
 """Seconds between two looks at the epochs: a stream that starts anew answers no XREAD."""
+
+_SHIFT = re.compile(rb"-?\d{1,17}")
 
 
 @dataclass(slots=True)
@@ -51,10 +57,11 @@ class StreamReader:
     """One XREAD over the streams of all types and of the workers' own.
 
     Args:
-        clock: Unix time in seconds, for `lag`.
+        clock: Unix time in seconds, without steps: messages are given the time at which they were
+            accepted by this clock, however the server's or another machine's goes.
     """
 
-    def __init__(self, backplane: Backplane, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, backplane: Backplane, clock: Callable[[], float] = steady_time) -> None:
         self.positions: dict[str, Position] = {}
         """Per type the last message that `read` returned; always the same dict."""
         self.reconnects = 0
@@ -73,6 +80,7 @@ class StreamReader:
         # Of the entry at `_read`: by its content a stream is known again after an outage, even
         # when others have added to it since it fell back.
         self._prints: dict[str, tuple[bytes, int] | None] = {}
+        self._ahead: dict[str, float] = {}  # seconds that a stream's clock is ahead of `clock`
         self._checked = 0.0
         self._answered = time.monotonic()
         self._is_lost = False  # the connection is new, and nothing was compared since
@@ -196,6 +204,9 @@ class StreamReader:
 
     def _add_messages(self, type: str, messages: Sequence[Message], last: Any) -> None:
         if messages:
+            if ahead := self._ahead.get(type):
+                for message in messages:
+                    message.accepted -= ahead
             at = self._read[type]
             self._pending.extend(with_gaps(type, at.epoch, at.seq, messages))
             self._read[type] = Position(at.epoch, messages[-1].seq)
@@ -220,17 +231,27 @@ class StreamReader:
 
     async def _check(self) -> None:
         """Compare all epochs and ends with what was read."""
-        replies = await self._link.call(
-            [(b"HMGET", meta_key(type), b"p", b"n") for type in self._types], ANSWER_TIMEOUT
-        )
+        commands: list[Command] = [
+            (b"HMGET", meta_key(type), b"p", b"n", b"k") for type in self._types
+        ]
+        *replies, server_time = await self._link.call([*commands, (b"TIME",)], ANSWER_TIMEOUT)
+        ahead = int(server_time[0]) + int(server_time[1]) / 1e6 - self._clock()
         doubtful = []
-        for type, (epoch, newest) in zip(self._types, replies, strict=True):
+        for type, (epoch, newest, shift) in zip(self._types, replies, strict=True):
+            self._note_clock(type, ahead, shift)
             at = self._read[type]
             behind = newest is None or not newest.isdigit() or int(newest[:20]) < at.seq
             if epoch != at.epoch.encode() or behind:
                 doubtful.append(type)
         await self._follow_all(doubtful)
         self._checked = time.monotonic()
+
+    def _note_clock(self, type: str, ahead: float, shift: bytes | None) -> None:
+        """Note how far a stream's clock is ahead: the server's, and what takes out its steps."""
+        if shift is not None and _SHIFT.fullmatch(shift):
+            ahead += int(shift) / 1e6
+        # The time that an answer takes makes no difference between clocks.
+        self._ahead[type] = ahead if abs(ahead) > CLOCK_NOISE else 0.0
 
     async def _resume(self) -> None:
         """On a new connection: besides what `_check` does, are these the same streams?"""

@@ -6,6 +6,11 @@ retried batch is recognised, and a stream that fell back gets a new epoch by com
 Per type `T` the meta hash `{rt:T}:m` holds `p` the epoch, `b` the seq after which the epoch
 began, `n` the newest seq, `z` the bytes of the history, `h` the time of its oldest entry as
 last seen and `o` the time at which the newer of the two tables of known ids was begun.
+
+All times are the stream's own: the server's clock plus `k`, which takes out its steps (after a
+correction, or when another server takes over). A publisher says what time it expects, by a clock
+of its own that makes no steps; where the server is far from that, `k` changes. `c` is the stream's
+time at the last publish: it never falls.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ def meta_key(type: str) -> bytes:
 
 
 def batch_key(type: str, publisher: str) -> bytes:
-    """The result of the last batch that `publisher` stored; kept for five minutes."""
+    """The result of the last batch that `publisher` stored; kept for two hours."""
     return b"{rt:%b}:w:%b" % (type.encode(), publisher.encode())
 
 
@@ -72,6 +77,25 @@ end
 # The epoch changes when there is none, when the stream has vanished under its meta hash, and
 # when the caller knows a newer message of this epoch than the stream does (or knows otherwise
 # that it is not the stream it was). A caller that knows another epoch changes nothing.
+_TIME = """
+local STEP, FUTURE = 10000000, 10000000
+
+-- The stream's time now (us), and what to keep as `k`.
+local function stream_time(meta, expected)
+  local time, m = redis.call('TIME'), redis.call('HMGET', meta, 'k', 'c')
+  local shift, last = count(string.match(m[1] or '', '^%-?(%d+)$')) or 0, count(m[2]) or 0
+  if string.sub(m[1] or '', 1, 1) == '-' then shift = -shift end
+  local plain = time[1] * 1000000 + time[2]
+  local now = plain + shift
+  -- A publisher that is behind what others have reached was stopped: it knows nothing of steps.
+  if expected and math.abs(now - expected) > STEP and expected > last - STEP then
+    now = expected
+  end
+  now = math.max(now, last)
+  return now, now - plain
+end
+"""
+
 _EPOCH = (
     _COUNT
     + """
@@ -161,19 +185,22 @@ end
 PUBLISH = Script(
     (
         _EPOCH
+        + _TIME
         + """
 -- KEYS: stream, meta, batch record, newer and older table of known ids.
--- ARGV: batch number, now (us), candidate epoch, known epoch, known seq, history size,
---   recovery window (us), history bytes, once window (us), most known ids,
---   then per message: event, accepted (us), name of the body's field, body, chosen id or ''.
--- Returns 'epoch first count', or, when ids were known, 'epoch seq,seq:epoch,...'.
+-- ARGV: batch number, the time to go by (us) or '' for the server's, candidate epoch, known epoch,
+--   known seq, history size, recovery window (us), history bytes, once window (us), most known ids,
+--   expected time (us) or '',
+--   then per message: event, age (us), name of the body's field, body, chosen id or ''.
+-- Returns 'epoch first count', or, when ids were known, 'epoch seq,seq:epoch,...', and the
+-- stream's time (us) or '' when the batch was stored before.
 local stream, meta, record, once, older = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local batch, now = tonumber(ARGV[1]), tonumber(ARGV[2])
+local batch = tonumber(ARGV[1])
 local stored = redis.call('GET', record)
 if stored then
   local number, result = string.match(stored, '^(%d+) (.*)$')
   number = count(number) or 0
-  if number == batch then return result end
+  if number == batch then return {result, ''} end
   -- A connection that was given up may deliver its commands late.
   if number > batch then return redis.error_reply('STALE batch') end
 end
@@ -183,12 +210,16 @@ local epoch, base, newest, bytes, head, since =
 local keep, window, most = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local once_window, once_most = tonumber(ARGV[9]), tonumber(ARGV[10])
 local OVERHEAD, MAX_SEQ = 32, 9007199254740990
+local now, shift = tonumber(ARGV[2]), 0
+if not now then now, shift = stream_time(meta, tonumber(ARGV[11])) end
+local stamp = string.format('%d', now)
 
 local function known(id)
   local value = redis.call('HGET', once, id) or redis.call('HGET', older, id)
   if value then
     local at, seq, its_epoch = string.match(value, '^(%d+) (%d+) ([%w_-]+)$')
-    if count(at) and count(seq) and now - count(at) < once_window then
+    local age = count(at) and now - count(at)
+    if age and count(seq) and age < once_window and age > -FUTURE then
       if its_epoch == epoch then return seq end
       return seq .. ':' .. its_epoch
     end
@@ -196,24 +227,26 @@ local function known(id)
 end
 
 local function turn_tables()
-  if now - since < once_window and redis.call('HLEN', once) < once_most then return end
+  local age = now - since
+  if age < once_window and age > -FUTURE and redis.call('HLEN', once) < once_most then return end
   if redis.call('EXISTS', once) == 1 then
     redis.call('UNLINK', older)
     redis.call('RENAME', once, older)
   end
   since = now
-  redis.call('HSET', meta, 'o', ARGV[2])
+  redis.call('HSET', meta, 'o', stamp)
 end
 
 local seqs, repeated, chosen, added = {}, false, false, 0
-for i = 11, #ARGV, 5 do
+for i = 12, #ARGV, 5 do
   local id = ARGV[i + 4]
   local seq = id ~= '' and known(id)
   if seq then
     repeated = true
   else
     local entry = redis.call('XADD', stream, '0-*',
-      'p', epoch, 'e', ARGV[i], 't', ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+      'p', epoch, 'e', ARGV[i], 't', string.format('%d', now - ARGV[i + 1]),
+      ARGV[i + 2], ARGV[i + 3])
     seq = string.sub(entry, 3)
     newest = count(seq)
     if not newest or newest > MAX_SEQ then return redis.error_reply('UNUSABLE stream') end
@@ -222,25 +255,26 @@ for i = 11, #ARGV, 5 do
     if id ~= '' then
       chosen = true
       turn_tables()
-      redis.call('HSET', once, id, ARGV[2] .. ' ' .. seq .. ' ' .. epoch)
+      redis.call('HSET', once, id, stamp .. ' ' .. seq .. ' ' .. epoch)
     end
   end
   seqs[#seqs + 1] = seq
 end
-if chosen then redis.call('PEXPIRE', once, math.ceil(once_window / 500)) end
+-- Long enough to outlive a step of the clock; the age of each id is looked at in any case.
+if chosen then redis.call('PEXPIRE', once, math.ceil(once_window / 500) + 7200000) end
 
 -- A few entries of the head are looked at per batch, so that no publish pays for a long burst;
 -- the limit in bytes alone is kept at once.
 local length = added > 0 and redis.call('XLEN', stream) or 0
-local cutoff = now - window
-if length > 1 and (bytes > most or (length > keep and head <= cutoff)) then
+local function is_old() return head <= now - window or head > now + FUTURE end
+if length > 1 and (bytes > most or (length > keep and is_old())) then
   local from, ask, left, cut, removed = '-', 1, 64 + 2 * added, nil, 0
   repeat
     local rows = redis.call('XRANGE', stream, from, '+', 'COUNT', ask)
     for _, row in ipairs(rows) do
       local f = row[2]
       head = count(f[6]) or 0
-      if length <= 1 or not (bytes > most or (length > keep and head <= cutoff and left > 0)) then
+      if length <= 1 or not (bytes > most or (length > keep and is_old() and left > 0)) then
         cut = row[1]
         break
       end
@@ -256,7 +290,8 @@ if length > 1 and (bytes > most or (length > keep and head <= cutoff)) then
 end
 if length == 1 then bytes = #ARGV[#ARGV - 4] + #ARGV[#ARGV - 1] + OVERHEAD end
 if added > 0 then
-  redis.call('HSET', meta, 'n', newest, 'z', math.max(bytes, 0), 'h', string.format('%d', head))
+  redis.call('HSET', meta, 'n', newest, 'z', math.max(bytes, 0), 'h', string.format('%d', head),
+    'c', stamp, 'k', string.format('%d', shift))
 end
 
 local result
@@ -265,8 +300,8 @@ if repeated then
 else
   result = epoch .. ' ' .. seqs[1] .. ' ' .. #seqs
 end
-redis.call('SET', record, ARGV[1] .. ' ' .. result, 'PX', 300000)
-return result
+redis.call('SET', record, ARGV[1] .. ' ' .. result, 'PX', 7500000)
+return {result, stamp}
 """
     ).encode()
 )

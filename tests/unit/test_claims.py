@@ -184,3 +184,26 @@ async def test_leaving_gives_everything_back(valkey: ValkeyProcess, machine: Mak
     await leaving.close()
     assert await held(valkey, leaving) == {}
     assert await other.claim("ann")
+
+
+async def test_a_lease_from_before_the_clock_was_set_back_ends_in_time(
+    valkey: ValkeyProcess, machine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that died an hour ahead of the server's time holds its users for one lease."""
+    monkeypatch.setattr(claims_module, "LEASE", 0.5)
+    seconds, _ = await valkey.command("TIME")
+    ahead = (int(seconds) + 3600) * 1000
+    dead = claims_module._WORKERS + b":dead"
+    await valkey.command("ZADD", claims_module._WORKERS, ahead, "dead")
+    await valkey.command("HSET", dead, "", 3, "uann", 3)
+    await valkey.command("PEXPIREAT", dead, ahead)
+    living = await machine()
+    assert await living.claim("bob")
+
+    async def is_free() -> bool:
+        return await living.claim("ann")
+
+    async with asyncio.timeout(10):
+        while not await is_free():
+            await asyncio.sleep(0.05)
+    assert await valkey.command("EXISTS", dead) == 0

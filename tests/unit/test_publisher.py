@@ -16,10 +16,10 @@ from app.backplane import client as client_module
 from app.backplane import publisher as publisher_module
 from app.backplane.client import FAILURES, FailedCalls, Link
 from app.backplane.entries import body_name
-from app.backplane.publisher import parse_result
-from app.backplane.scripts import ONCE_WINDOW
+from app.backplane.publisher import StreamPublisher, parse_result
+from app.backplane.scripts import ONCE_WINDOW, PUBLISH, Script
 from app.errors import BackplaneFull, BackplaneUnavailable
-from app.types import Position
+from app.types import Draft, Position
 from tests.unit.backplane_support import MakeNode, Node, ValkeyProcess, draft
 
 
@@ -429,3 +429,140 @@ async def test_junk_in_the_record_of_the_last_batch(
     await valkey.command("DEL", f"{{rt:status}}:w:{node.backplane.worker_id}")
     (position,) = await node.publish(draft())
     assert position.seq in (2, 3)
+
+
+# Clocks
+
+
+class Clocks:
+    """A server whose clock a test sets, and publishers that go by it; all in seconds."""
+
+    def __init__(self, valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._valkey = valkey
+        self.server = 1_700_000_000.0
+        self.running = 500.0
+        source = PUBLISH.source.replace(
+            b"redis.call('TIME')",
+            b"{redis.call('HGET', 'test', 's'), redis.call('HGET', 'test', 'u')}",
+        )
+        assert source != PUBLISH.source
+        monkeypatch.setattr(publisher_module, "PUBLISH", Script(source))
+
+    def publisher(self, node: Node) -> StreamPublisher:
+        return StreamPublisher(node.backplane, node.reader.positions, running=lambda: self.running)
+
+    async def publish(self, publisher: StreamPublisher, *drafts: Draft) -> list[Any]:
+        whole = int(self.server)
+        micro = round((self.server - whole) * 1e6)
+        await self._valkey.command("HSET", "test", "s", whole, "u", micro)
+        return await publisher.store(drafts, asyncio.get_running_loop().time() + 60)
+
+    def pass_time(self, seconds: float) -> None:
+        self.server += seconds
+        self.running += seconds
+
+
+@pytest.fixture
+def clocks(valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    return Clocks(valkey, monkeypatch)
+
+
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize("wrong_by", [-HOUR, 0.0, HOUR])
+async def test_the_clock_of_a_worker_decides_nothing(
+    valkey: ValkeyProcess, make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, wrong_by: float
+) -> None:
+    """Neither what is kept of the others' messages, nor which ids are known."""
+    right, wrong = await make_node(history_size=3), await make_node(history_size=3)
+    one = StreamPublisher(right.backplane, right.reader.positions)
+    other = StreamPublisher(wrong.backplane, wrong.reader.positions)
+
+    async def store(publisher: StreamPublisher, *drafts: Draft) -> list[Any]:
+        return await publisher.store(drafts, asyncio.get_running_loop().time() + 60)
+
+    await store(one, draft(id="a"), *[draft() for _ in range(9)])
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda now=time.time: now() + wrong_by)
+        assert [p.seq for p in await store(other, draft(id="b"))] == [11]
+        assert [p.seq for p in await store(other, draft(id="a"))] == [1]
+    assert [p.seq for p in await store(one, draft(id="b"), draft())] == [11, 12]
+    assert await held(valkey) == 12  # all are younger than the window
+    entries = await valkey.command("XRANGE", "{rt:status}:s", "-", "+")
+    times = [int(fields[5]) / 1e6 for _, fields in entries]
+    assert max(times) - min(times) < 61
+    assert abs(times[0] - time.time()) < 61
+
+
+@pytest.mark.parametrize("step", [-HOUR, HOUR])
+async def test_a_step_of_the_servers_clock_changes_nothing(
+    valkey: ValkeyProcess, make_node: MakeNode, clocks: Clocks, step: float
+) -> None:
+    """Seen by what the publishers expect: ids stay known for their window, and no longer."""
+    node = await make_node(history_size=3, recovery_window=60.0)
+    one, other = clocks.publisher(node), clocks.publisher(await make_node())
+    await clocks.publish(one, draft(id="a"), *[draft() for _ in range(9)])
+    clocks.pass_time(200)
+    assert [p.seq for p in await clocks.publish(other, draft(id="b"))] == [11]
+    clocks.server += step
+    clocks.pass_time(20)
+    assert [p.seq for p in await clocks.publish(one, draft(id="a"))] == [1]
+    assert [p.seq for p in await clocks.publish(other, draft(id="b"), draft())] == [11, 12]
+    clocks.pass_time(90)  # 310 s after the first
+    assert [p.seq for p in await clocks.publish(other, draft(id="a"))] == [13]
+    assert [p.seq for p in await clocks.publish(one, draft(id="b"))] == [11]
+    # Trimming goes on by the window.
+    for _ in range(3):
+        clocks.pass_time(61)
+        await clocks.publish(one, draft())
+    assert await held(valkey) == 3
+
+
+async def test_a_publisher_that_was_stopped_moves_no_clock(
+    valkey: ValkeyProcess, make_node: MakeNode, clocks: Clocks
+) -> None:
+    stopped, running = clocks.publisher(await make_node()), clocks.publisher(await make_node())
+    stopped._running = lambda: 500.0  # its own clock stands still as well
+    await clocks.publish(stopped, draft(id="a"))
+    for _ in range(7):
+        clocks.pass_time(50)
+        await clocks.publish(running, draft())
+    assert [p.seq for p in await clocks.publish(stopped, draft(id="a"))] == [9]
+    assert [p.seq for p in await clocks.publish(running, draft(id="a"))] == [9]
+    assert int(await valkey.command("HGET", "{rt:status}:m", "k")) == 0
+
+
+@pytest.mark.parametrize("step", [-HOUR, HOUR])
+async def test_without_anybody_who_remembers_a_step_hides_nothing_for_an_hour(
+    valkey: ValkeyProcess, make_node: MakeNode, clocks: Clocks, step: float
+) -> None:
+    """All workers were started anew: after the window an id is new again, and trimming goes on."""
+    node = await make_node(history_size=3, recovery_window=60.0)
+    await clocks.publish(clocks.publisher(node), draft(id="a"), *[draft() for _ in range(9)])
+    clocks.server += step
+    fresh = clocks.publisher(await make_node(history_size=3, recovery_window=60.0))
+    await clocks.publish(fresh, draft())
+    clocks.pass_time(301)
+    assert [p.seq for p in await clocks.publish(fresh, draft(id="a"))] == [12]
+    clocks.pass_time(61)
+    await clocks.publish(fresh, draft())
+    assert await held(valkey) == 3
+
+
+async def test_ids_and_times_from_the_future_are_not_known(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    """As a version whose clock was an hour ahead has left them."""
+    now = time.time()
+    node = await make_node(clock=lambda: now, history_size=3, recovery_window=60.0)
+    await node.publish(draft(accepted=now + HOUR))
+    epoch = (await valkey.command("HGET", "{rt:status}:m", "p")).decode()
+    ahead = int((now + HOUR) * 1e6)
+    await valkey.command("HSET", "{rt:status}:o", "a", f"{ahead} 1 {epoch}")
+    await valkey.command("HSET", "{rt:status}:m", "h", ahead, "o", ahead)
+    assert [p.seq for p in await node.publish(draft(id="a", accepted=now + HOUR))] == [2]
+    assert [p.seq for p in await node.publish(draft(id="a", accepted=now + HOUR))] == [2]
+    for _ in range(5):
+        await node.publish(draft(accepted=now + HOUR))
+    assert await held(valkey) == 3

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 
+from app.backplane.publisher import StreamPublisher
 from app.types import Gap, Message, Position
 from tests.unit.backplane_support import MakeNode, Node, ValkeyProcess, draft, until
 
@@ -394,3 +396,22 @@ async def test_junk_in_the_meta_hash(
     assert (message.epoch == first.epoch) == (field in "zho")
     late = await make_node()
     assert late.reader.positions["status"].epoch == message.epoch
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
+async def test_clocks_that_differ_make_no_message_late(make_node: MakeNode, ahead: float) -> None:
+    """The server's clock is an hour from this machine's: accepted is told by this machine's."""
+    node = await make_node()
+    publisher = StreamPublisher(node.backplane, node.reader.positions)
+
+    def now() -> float:
+        return time.time() - ahead
+
+    node.reader._clock = now
+    await node.reader._check()
+    deadline = asyncio.get_running_loop().time() + 10
+    await publisher.store([draft(accepted=time.time())], deadline)
+    (message,) = await node.read(1)
+    assert isinstance(message, Message)
+    assert abs(now() - message.accepted) < 60
+    assert node.reader.lag() < 60
