@@ -160,8 +160,8 @@ class Settings:
         "32MB",
         _KB,
         16 * _GB,
-        "Unfinished messages that one worker holds, at least `MAX_MESSAGE_SIZE`; past it the"
-        " largest holder is closed with 1009.",
+        "Input that one worker holds, at least `MAX_MESSAGE_SIZE`: unfinished messages, requests that"
+        " wait, what handlers work on; past it the largest holder is closed with 1009.",
     )
     max_outgoing_bytes: int = _setting(
         "auto",

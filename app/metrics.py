@@ -256,7 +256,10 @@ class Metrics:
 
     def _define_process(self) -> None:
         self.incoming_bytes = self._gauge(
-            "incoming_bytes", "Bytes of unfinished messages from clients.", "livesum"
+            "incoming_bytes",
+            "Bytes of clients' input that is held: unfinished messages, requests that wait, what"
+            " handlers work on.",
+            "livesum",
         )
         self.outgoing_bytes = self._gauge(
             "outgoing_bytes",

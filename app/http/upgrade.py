@@ -113,7 +113,7 @@ class Upgrade:
         else:
             session = SocketIOSession(realtime, fd, new_id(), admitted.user)
             if realtime.keeps_environ:
-                session.need_extra().environ = make_environ(request, admitted.address)
+                session.keep_environ(make_environ(request, admitted.address))
         realtime.hub.attach(session)
         session.send(handshake_response(admitted.key, choose_subprotocol(request)))
         if realtime.addresses is not None:

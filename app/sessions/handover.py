@@ -7,6 +7,7 @@ state says, refuses that session and the worker that has it drains it.
 from __future__ import annotations
 
 import base64
+from sys import getsizeof
 from typing import Any
 
 from app.errors import ClientError
@@ -32,7 +33,7 @@ class CannotPass(Exception):
 def is_at_rest(session: Session) -> bool:
     """Whether nothing is being done for a session that its state could not tell."""
     extra = session.extra
-    return extra is None or (extra.task is None and not extra.handlers and not extra.inbox)
+    return extra is None or not (extra.task or extra.handlers or extra.inbox or extra.pages)
 
 
 def dump(session: Session, times: tuple[float, float], exported_at: float) -> State:
@@ -176,7 +177,8 @@ def _load_socketio(session: SocketIOSession, state: State) -> None:
     extra = session.need_extra() if _needs_extra(state) else None
     if extra is not None:
         extra.session = state["session"]
-        extra.environ = state["environ"]
+        if state["environ"] is not None:
+            session.keep_environ(state["environ"])
         for namespace, room in state["rooms"]:
             manager.join_room(session, namespace, room)
     packet = state["packet"]
@@ -187,6 +189,9 @@ def _load_socketio(session: SocketIOSession, state: State) -> None:
         made.attachment_count = packet["count"]
         made.attachments = [_decode(part) for part in packet["attachments"]]
         server._binary_packet[session] = made
+        extra = session.need_extra()
+        extra.packet_size = getsizeof(made.data) + sum(map(len, made.attachments))
+        session.hub.keep(session, extra.packet_size)
 
 
 def _needs_extra(state: State) -> bool:

@@ -141,6 +141,9 @@ class Passing:
         for session in sessions:
             session.state = CLOSED
             os.close(session.fd)
+            self._realtime.hub.forget_kept(session)
+            if session.pending is not None:
+                session.pending.clear()
             if session.extra is not None and session.extra.expiry is not None:
                 session.extra.expiry.cancel()
             self._realtime.sessions.pop(session.id, None)
@@ -160,6 +163,7 @@ class Passing:
                 if stay:
                     self.stay[session] = None
                 self._realtime.hub.attach(session, times)
+                session.go_on()
                 if session.held:
                     self._realtime.hold(session)
                 self._realtime.catchup.start(session)

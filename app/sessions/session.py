@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Collection, Coroutine
 from dataclasses import dataclass
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any
 
 from app.broadcast.subscriber import Subscriber
@@ -27,6 +28,17 @@ INBOX_BYTES = 256 * 1024
 """Bytes of messages behind a request that is being worked on, past which nothing more is read."""
 INBOX_MESSAGES = 100
 """The same in messages."""
+
+MAX_HANDLERS = 100
+"""Handlers of the application that run for one connection at a time; later events wait."""
+FREE_ENVIRON = 4096
+"""Bytes of the request that a connection began with, which are not counted as input."""
+_ACK = "43"
+"""How an answer to a handler begins, which some handler may be waiting for."""
+_VALUE_COST = 80
+"""Bytes of memory that a container in JSON takes once it is decoded, beside its text."""
+_ITEM_COST = 40
+"""The same for a value in a container."""
 
 Work = Coroutine[Any, Any, None]
 """What remains to be awaited of a request."""
@@ -86,6 +98,7 @@ class Extra:
         "inbox",
         "inbox_size",
         "namespaces",
+        "packet_size",
         "pages",
         "recovery",
         "rooms",
@@ -97,6 +110,8 @@ class Extra:
     def __init__(self) -> None:
         self.inbox: deque[str | bytes] = deque()
         self.inbox_size = 0
+        self.packet_size = 0
+        """Bytes of the Socket.IO packet that waits for its attachments, with those it has."""
         self.pages: deque[Page] = deque()
         """Answers that come before anything else; later messages wait in the inbox."""
         self.task: asyncio.Task[None] | None = None
@@ -120,6 +135,26 @@ class Extra:
         """Socket.IO rooms that are not subscriptions: (namespace, room)."""
         self.held_frames: dict[str, list[bytes]] | None = None
         """What handlers emitted before the CONNECT packet of a namespace."""
+
+    def is_busy(self, message: str | bytes) -> bool:
+        """Whether a message must wait until something before it is done."""
+        if self.task is not None or self.pages:
+            return True
+        # A handler may wait for what the client answers.
+        return self.handlers >= MAX_HANDLERS and message[:2] != _ACK
+
+
+def weigh(message: str | bytes) -> int:
+    """About the bytes that a message takes in memory, decoded or not."""
+    if isinstance(message, bytes):
+        return getsizeof(message)
+    containers = message.count("[") + message.count("{")
+    return getsizeof(message) + _VALUE_COST * containers + _ITEM_COST * message.count(",")
+
+
+def environ_cost(environ: dict[str, Any]) -> int:
+    """Bytes by which a connection's environ is longer than what every connection may have."""
+    return max(0, sum(len(str(value)) for value in environ.values()) - FREE_ENVIRON)
 
 
 class Session(Subscriber):
@@ -225,7 +260,7 @@ class Session(Subscriber):
             self.send_error(over_rate, self.request_of(message))
             return
         extra = self.extra
-        if extra is not None and (extra.task is not None or extra.pages):
+        if extra is not None and extra.is_busy(message):
             self._put_aside(extra, message)
             return
         self._handle_now(message)
@@ -233,8 +268,10 @@ class Session(Subscriber):
             self.go_on()
 
     def _put_aside(self, extra: Extra, message: str | bytes) -> None:
+        size = getsizeof(message)
         extra.inbox.append(message)
-        extra.inbox_size += len(message)
+        extra.inbox_size += size
+        self.hub.keep(self, size)
         if len(extra.inbox) >= INBOX_MESSAGES or extra.inbox_size >= INBOX_BYTES:
             self.hub.pause(self, PAUSE_INBOX)
 
@@ -248,7 +285,7 @@ class Session(Subscriber):
         except Exception as error:  # noqa: BLE001 (logged and told)
             self._failed(error)
         if work is not None:
-            self.start_task(work, was_welcomed)
+            self.start_task(work, was_welcomed, size=weigh(message))
         else:
             self._frame_handled(was_welcomed)
 
@@ -257,7 +294,9 @@ class Session(Subscriber):
         if self.held and self.welcomed and (was_welcomed or not self.connects_by_frame):
             self.release()
 
-    def start_task(self, work: Work, was_welcomed: bool = False, *, is_frame: bool = True) -> None:
+    def start_task(
+        self, work: Work, was_welcomed: bool = False, *, is_frame: bool = True, size: int = 0
+    ) -> None:
         """Run something that the client's next messages must wait for.
 
         Args:
@@ -265,13 +304,16 @@ class Session(Subscriber):
             was_welcomed: whether `connected` had been sent before it began.
             is_frame: whether it comes from a frame of the client, which lets default
                 subscriptions flow when it is handled.
+            size: bytes of the client's input that it keeps.
         """
         extra = self.need_extra()
+        if size:
+            self.hub.keep(self, size)
         extra.task = asyncio.get_running_loop().create_task(
-            self._work(work, was_welcomed, is_frame)
+            self._work(work, was_welcomed, is_frame, size)
         )
 
-    async def _work(self, work: Work, was_welcomed: bool, is_frame: bool) -> None:
+    async def _work(self, work: Work, was_welcomed: bool, is_frame: bool, size: int) -> None:
         extra = self.need_extra()
         try:
             await metered(work, self._spent)
@@ -281,6 +323,8 @@ class Session(Subscriber):
             self._failed(error)
         finally:
             extra.task = None
+            if size:
+                self.hub.keep(self, -size)
         if is_frame:
             self._frame_handled(was_welcomed)
         self.go_on()
@@ -295,8 +339,12 @@ class Session(Subscriber):
                 if not self.realtime.router.start_page(self):
                     return
             elif extra.inbox:
+                if extra.is_busy(extra.inbox[0]):
+                    return
                 message = extra.inbox.popleft()
-                extra.inbox_size -= len(message)
+                size = getsizeof(message)
+                extra.inbox_size -= size
+                self.hub.keep(self, -size)
                 self._handle_now(message)
             else:
                 self.hub.resume(self, PAUSE_INBOX)
@@ -310,6 +358,11 @@ class Session(Subscriber):
         self.send_error(
             ClientError(ErrorCode.INTERNAL_ERROR, "The server failed to do this; it is logged.")
         )
+
+    def keep_environ(self, environ: dict[str, Any]) -> None:
+        """Keep the request that the connection began with, for handlers; a long one counts."""
+        self.need_extra().environ = environ
+        self.hub.keep(self, environ_cost(environ))
 
     def need_extra(self) -> Extra:
         """The rare part, made if it is not there."""
@@ -370,7 +423,10 @@ class Session(Subscriber):
         if extra is not None:
             extra.pages.clear()
             extra.inbox.clear()
+            self.hub.keep(self, -extra.inbox_size)
             extra.inbox_size = 0
+            if extra.environ is not None:
+                self.hub.keep(self, -environ_cost(extra.environ))
             if extra.expiry is not None:
                 extra.expiry.cancel()
                 extra.expiry = None

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("realtime.socketio")
 
 MAIN = "/"
+MAX_ROOMS = 1000
+"""Rooms of one client beside its subscriptions."""
+MAX_ROOM_NAME = 1024
+"""Characters in the name of a room."""
 MAX_AWAITED_ACKS = 10_000
 """Clients, here and elsewhere, whose acknowledgements are awaited; then the oldest is forgotten."""
 
@@ -167,7 +171,8 @@ class RoomManager(AsyncManager):
         """Add a client to a room, or subscribe it.
 
         Raises:
-            ValueError: the client is not connected, or the room is another client's own.
+            ValueError: the client is not connected, the room is another client's own, or the
+                client is in too many rooms or the name is too long.
         """
         session = self._find(sid, namespace)
         if session is None:
@@ -179,6 +184,11 @@ class RoomManager(AsyncManager):
         if self._is_subscription(namespace, room):
             session.subscribe(room)
             return
+        held = session.extra.rooms if session.extra is not None else {}
+        if len(held) >= MAX_ROOMS and (namespace, room) not in held:
+            raise ValueError(f"a client can be in {MAX_ROOMS} rooms at most")
+        if len(str(room)) > MAX_ROOM_NAME:
+            raise ValueError(f"the name of a room has {MAX_ROOM_NAME} characters at most")
         self.join_room(session, namespace, room)
 
     def join_room(self, session: SocketIOSession, namespace: str, room: str) -> None:
@@ -307,10 +317,7 @@ class RoomManager(AsyncManager):
         sid = self.sid_from_eio_sid(session, namespace)
         if sid is not None and self.is_pre_connected(sid, namespace):
             # Nothing may come before the CONNECT packet: `accepted` sends these after it.
-            extra = session.need_extra()
-            if extra.held_frames is None:
-                extra.held_frames = {}
-            extra.held_frames.setdefault(namespace, []).append(frames)
+            session.hold_frames(namespace, frames)
         else:
             session.send(frames)
 

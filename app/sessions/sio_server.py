@@ -209,8 +209,7 @@ class RealtimeServer(socketio.AsyncServer):
                 extra={"connection": session.id},
             )
             self._send_now(session, sio_packet.CONNECT_ERROR, namespace, REJECTED)
-        if session.extra is not None and session.extra.held_frames is not None:
-            session.extra.held_frames.pop(namespace, None)
+        session.take_held(namespace)
         self.manager.basic_disconnect(sid, namespace)
 
     def _send_now(self, session: SocketIOSession, kind: int, namespace: str, data: Any) -> None:
@@ -218,8 +217,14 @@ class RealtimeServer(socketio.AsyncServer):
 
     # Messages.
 
-    def dispatch(self, session: SocketIOSession, packet: Any) -> Work | None:
-        """Carry out a whole packet; returns what the next ones must wait for."""
+    def dispatch(self, session: SocketIOSession, packet: Any, size: int) -> Work | None:
+        """Carry out a whole packet; returns what the next ones must wait for.
+
+        Args:
+            session: it came from.
+            packet: with its attachments.
+            size: bytes of memory that it takes until its handler is done.
+        """
         kind, namespace = packet.packet_type, packet.namespace or MAIN
         if kind == sio_packet.CONNECT:
             return self.connect(session, namespace, packet.data)
@@ -241,9 +246,10 @@ class RealtimeServer(socketio.AsyncServer):
                 )
             extra = session.need_extra()
             extra.handlers += 1
+            session.hub.keep(session, size)
             self.start_task(
                 self._handle_event_internal(self, sid, session, packet.data, namespace, packet.id)
-            ).add_done_callback(lambda _: _count_down(extra))
+            ).add_done_callback(lambda _: _handler_done(session, extra, size))
             return None
         if kind in (sio_packet.ACK, sio_packet.BINARY_ACK):
             work = self._handle_ack(session, namespace, packet.id, packet.data)
@@ -295,7 +301,7 @@ class RealtimeServer(socketio.AsyncServer):
             self._leave_all(session, reason)
 
     def _leave_all(self, session: SocketIOSession, reason: str) -> None:
-        self._binary_packet.pop(session, None)
+        session.drop_packet()
         namespaces = [MAIN] if session.main else []
         if session.extra is not None:
             namespaces += session.extra.namespaces
@@ -330,8 +336,11 @@ class RealtimeServer(socketio.AsyncServer):
             self.manager.basic_disconnect(sid, namespace)
 
 
-def _count_down(extra: Extra) -> None:
+def _handler_done(session: SocketIOSession, extra: Extra, size: int) -> None:
     extra.handlers -= 1
+    session.hub.keep(session, -size)
+    if extra.inbox:
+        session.go_on()
 
 
 def _told(error: ClientError) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from socketio import packet as sio_packet
@@ -24,10 +25,10 @@ from app.protocol.requests import (
 )
 from app.sessions.auth import NAME_RULE, user_name
 from app.sessions.realtime import REPLACE_SECONDS, Pid
-from app.sessions.session import Recovery, Session, Wishes, Work
+from app.sessions.session import Recovery, Session, Wishes, Work, weigh
 from app.sessions.sio_engine import message_frame
 from app.sessions.sio_rooms import MAIN
-from app.transport.connection import OPEN
+from app.transport.connection import OPEN, OUTPUT_LIMIT
 
 if TYPE_CHECKING:
     from app.sessions.realtime import Realtime
@@ -36,6 +37,7 @@ MAX_ATTACHMENTS = 100
 """Binary attachments of one packet."""
 
 _NO_WISHES = First()
+_UNFIT = "The placeholders do not fit the attachments."
 _CONNECT = str(sio_packet.CONNECT)
 """To the main namespace without `auth`: what most clients of a storm begin with."""
 _PING = build_frame(TEXT, b"2")
@@ -148,7 +150,7 @@ class SocketIOSession(Session):
 
     def _packet(self, text: str) -> Work | None:
         server = self.realtime.sio
-        if server._binary_packet.pop(self, None) is not None:
+        if self.drop_packet():
             message = "The packet before is dropped: its attachments are missing."
             self.send_error(ClientError(ErrorCode.PARSE_ERROR, message))
         if text == _CONNECT:
@@ -176,13 +178,19 @@ class SocketIOSession(Session):
                 raise ClientError(
                     ErrorCode.INVALID_ACTION, "Connect to the namespace before the first event."
                 )
+            numbers = list(_placeholders(packet.data))
+            if any(not _is_place(number, packet.attachment_count) for number in numbers):
+                raise ClientError(ErrorCode.PARSE_ERROR, _UNFIT)
             server._binary_packet[self] = packet
+            extra = self.need_extra()
+            extra.packet_size = weigh(text)
+            self.hub.keep(self, extra.packet_size)
             return None
         if self.welcomed and _is_action(packet):
             payload = packet.data[1] if len(packet.data) > 1 else None
             request = Request(packet.data[0], payload, None, packet.id)
             return self.realtime.router.handle(self, request)
-        return self._dispatch(packet)
+        return self._dispatch(packet, weigh(text))
 
     def _decode(self, text: str) -> Any:
         try:
@@ -197,25 +205,44 @@ class SocketIOSession(Session):
         packet = server._binary_packet.get(self)
         if packet is None:
             raise ClientError(ErrorCode.PARSE_ERROR, "No packet waits for this attachment.")
-        if sum(map(len, packet.attachments)) + len(data) > self.hub.max_message:
-            del server._binary_packet[self]
+        if self._result_size(packet, data) > self.hub.max_message:
+            self.drop_packet()
             raise self._too_large()
         try:
             complete = packet.add_attachment(data)
         except (ValueError, IndexError, TypeError, KeyError):
-            del server._binary_packet[self]
-            raise ClientError(
-                ErrorCode.PARSE_ERROR, "The placeholders do not fit the attachments."
-            ) from None
+            self.drop_packet()
+            raise ClientError(ErrorCode.PARSE_ERROR, _UNFIT) from None
+        extra = self.need_extra()
         if not complete:
+            extra.packet_size += len(data)
+            self.hub.keep(self, len(data))
             return None
-        del server._binary_packet[self]
-        return self._dispatch(packet)
+        size = extra.packet_size + len(data)
+        self.drop_packet()
+        return self._dispatch(packet, size)
 
-    def _dispatch(self, packet: Any) -> Work | None:
+    def _result_size(self, packet: Any, data: bytes) -> int:
+        """Bytes of a packet's attachments with the next one, each as often as it is used."""
+        sizes: list[int] = [*map(len, packet.attachments), len(data)]
+        result = 0
+        if len(sizes) == packet.attachment_count:
+            result = sum(sizes[number] for number in _placeholders(packet.data))
+        return max(sum(sizes), result)
+
+    def drop_packet(self) -> bool:
+        """Forget the packet that waits for its attachments; whether there was one."""
+        if self.realtime.sio._binary_packet.pop(self, None) is None:
+            return False
+        extra = self.need_extra()
+        self.hub.keep(self, -extra.packet_size)
+        extra.packet_size = 0
+        return True
+
+    def _dispatch(self, packet: Any, size: int) -> Work | None:
         """Hand a packet to python-socketio; an error answers its ack, if it asks for one."""
         try:
-            return self.realtime.sio.dispatch(self, packet)
+            return self.realtime.sio.dispatch(self, packet, size)
         except ClientError as error:
             if packet.packet_type not in _EVENTS:
                 raise
@@ -339,10 +366,30 @@ class SocketIOSession(Session):
                     self.send(self.codec.gap(gap))
                 self.tell_offset()
                 self.realtime.catchup.start(self)
-        if extra is not None and extra.held_frames is not None:
-            for frames in extra.held_frames.pop(namespace, ()):
-                self.send(frames)
+        for frames in self.take_held(namespace):
+            self.send(frames)
         return past
+
+    def hold_frames(self, namespace: str, frames: bytes) -> None:
+        """Keep what is emitted before the CONNECT packet of a namespace, up to a limit."""
+        extra = self.need_extra()
+        if extra.held_frames is None:
+            extra.held_frames = {}
+        if sum(len(one) for held in extra.held_frames.values() for one in held) > OUTPUT_LIMIT:
+            self.give_up("too many bytes are emitted before it is connected")
+            return
+        extra.held_frames.setdefault(namespace, []).append(frames)
+        self.hub.output.hold(frames)
+
+    def take_held(self, namespace: str) -> list[bytes]:
+        """What was kept for a namespace, which is kept no more."""
+        extra = self.extra
+        if extra is None or extra.held_frames is None:
+            return []
+        held = extra.held_frames.pop(namespace, [])
+        for frames in held:
+            self.hub.output.give_back(frames)
+        return held
 
     @property
     def is_entering(self) -> bool:
@@ -418,6 +465,24 @@ class SocketIOSession(Session):
         """Be found until the disconnect handlers are done."""
         if self.main == 0:
             super().forget()
+
+
+def _placeholders(data: Any) -> Iterator[Any]:
+    """The numbers of attachments in a packet's data, as often as they are used."""
+    rest = [data]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, list):
+            rest += value
+        elif isinstance(value, dict):
+            if value.get("_placeholder") and "num" in value:
+                yield value["num"]
+            else:
+                rest += value.values()
+
+
+def _is_place(number: object, count: int) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < count
 
 
 def _is_action(packet: Any) -> bool:

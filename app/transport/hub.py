@@ -92,7 +92,7 @@ class Hub:
         heartbeat_interval: seconds between pings.
         heartbeat_timeout: seconds of silence before a connection is given up.
         max_message: largest incoming message in bytes, inclusive.
-        max_incoming: bytes of unfinished incoming messages over all connections.
+        max_incoming: bytes of incoming messages that are held over all connections.
         max_outgoing: bytes over all connections that the sockets have not yet taken.
     """
 
@@ -114,7 +114,7 @@ class Hub:
         self.bytes_sent = 0
         self.bytes_received = 0
         self.incoming = 0
-        """Bytes of unfinished messages held now."""
+        """Bytes of the peers' input held now: unfinished messages, and what `keep` counts."""
         self.meter: Meter | None = None
         self.slice_ends = 0.0
         """Monotonic time at which the connection that is being read is to be put off."""
@@ -136,9 +136,11 @@ class Hub:
         self._hold_timer: asyncio.TimerHandle | None = None
         self._looks: dict[Connection, tuple[int, int]] = {}
         self._relief_planned = False
+        self._drop_planned = False
         self._logged_at = -LOG_SECONDS
         self._unlogged = 0
         self._unfinished: dict[Connection, None] = {}
+        self._kept: dict[Connection, int] = {}
         self._outbox: dict[Connection, list[bytes]] = {}
         self._flush_planned = False
         self._closing: deque[tuple[float, Connection]] = deque()
@@ -445,19 +447,52 @@ class Hub:
             if reader is not None:
                 self.incoming -= reader.held
 
-    def _drop_largest(self) -> None:
-        def held(connection: Connection) -> int:
-            return connection.reader.held if connection.reader is not None else 0
+    def keep(self, connection: Connection, change: int) -> None:
+        """Count bytes of a peer's input that are kept beside unfinished messages, or given back.
 
-        largest = max(self._unfinished, key=held)
-        logger.warning(
-            "too many bytes of unfinished messages: closing the largest holder",
-            extra={"connection": largest.id, "held": held(largest), "total": self.incoming},
-        )
-        if largest.state == OPEN:
-            largest.close(CloseCode.TOO_BIG, "the server holds too many unfinished messages")
+        A connection that is closed may still have some: of what its messages have begun.
+        """
+        self.incoming += change
+        kept = self._kept.get(connection, 0) + change
+        if kept:
+            self._kept[connection] = kept
         else:
-            largest.drop("too many bytes behind the close frame")
+            self._kept.pop(connection, None)
+        if change > 0 and self.incoming > self.max_incoming and not self._drop_planned:
+            self._drop_planned = True
+            self._loop.call_soon(self._drop_largest)
+
+    def forget_kept(self, connection: Connection) -> None:
+        """Another worker keeps its input now."""
+        self.incoming -= self._kept.pop(connection, 0)
+
+    def _drop_largest(self) -> None:
+        """Close the largest holders of input until the others fit under the limit."""
+        self._drop_planned = False
+
+        def held(connection: Connection) -> int:
+            reader = connection.reader
+            unfinished = reader.held if reader is not None else 0
+            return unfinished + self._kept.get(connection, 0)
+
+        while self.incoming > self.max_incoming:
+            holders = [c for c in {**self._unfinished, **self._kept} if c.state in (OPEN, CLOSING)]
+            if not holders:
+                return
+            largest = max(holders, key=held)
+            logger.warning(
+                "too much input is held: closing the largest holder",
+                extra={
+                    "connection": largest.id,
+                    "code": int(CloseCode.TOO_BIG),
+                    "held": held(largest),
+                    "total": self.incoming,
+                },
+            )
+            if largest.state == OPEN:
+                largest.close(CloseCode.TOO_BIG, "the server holds too much of your input")
+            else:
+                largest.drop("too many bytes behind the close frame")
 
     # What clients send, in turn.
 

@@ -5,6 +5,7 @@ They are ordinary python-socketio handlers; clients drive the server with them.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
@@ -44,6 +45,11 @@ def _register(sio: AsyncServer, namespace: str) -> None:
     @sio.on("echo", namespace=namespace)
     async def echo(sid: str, *args: Any) -> tuple[Any, ...]:
         return args
+
+    @sio.on("nap", namespace=namespace)
+    async def nap(sid: str, seconds: float, *rest: Any) -> float:
+        await asyncio.sleep(seconds)
+        return seconds
 
     @sio.on("rename", namespace=namespace)
     async def rename(sid: str, name: str) -> None:

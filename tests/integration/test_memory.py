@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from tests.integration.harness import Service, until
-from tests.integration.wsclient import TEXT, PlainClient, RawClient, encode, text
+from tests.integration.sioclient import packet, raw_socketio
+from tests.integration.wsclient import BINARY, CLOSE, TEXT, PlainClient, RawClient, encode, text
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -206,3 +207,117 @@ async def test_http_answers_that_nobody_reads_leave_nothing() -> None:
             return held < MB and resident(service) - before < 64 * MB
 
         await until(is_given_back, "the memory is given back")
+
+
+async def input_is(service: Service, least: int, most: int) -> bool:
+    """Whether so much input is held, as the metrics of a second say."""
+    return least <= await metric(service, "realtime_incoming_bytes") <= most
+
+
+async def socketio(service: Service) -> RawClient:
+    """A Socket.IO client that is connected to the main namespace."""
+    client = await raw_socketio(service)
+    await client.send(TEXT, b"40")
+    while not (await client.frame()).payload.startswith(b"42"):
+        pass
+    return client
+
+
+async def answer(client: RawClient) -> tuple[str, Any]:
+    """The next acknowledgement or error."""
+    while True:
+        kind, value = packet((await client.frame()).payload)
+        if kind == "43" or (kind == "42" and value[0] == "error"):
+            return kind, value
+
+
+async def test_what_placeholders_make_of_an_attachment_counts() -> None:
+    async with Service(WORKERS=1) as service:
+        client = await socketio(service)
+        before = resident(service)
+        many = ",".join(['{"_placeholder":true,"num":0}'] * 2000)
+        for deep in (many, f"[[{many}]]", f'{{"a":[{many}]}}'):
+            await client.send(TEXT, f'451-1["echo",{deep}]'.encode())
+            await client.send(BINARY, bytes(900_000))
+            kind, value = await answer(client)
+            assert (kind, value[-1]["data"]["code"]) == ("42", "MESSAGE_TOO_LARGE")
+        for number in ("1", "-1", "true", '"0"', "null", "0.0"):
+            await client.send(TEXT, f'451-["echo",{{"_placeholder":true,"num":{number}}}]'.encode())
+            kind, value = await answer(client)
+            assert (kind, value[-1]["data"]["code"]) == ("42", "PARSE_ERROR")
+            await client.send(BINARY, b"x")
+            assert (await answer(client))[1][-1]["data"]["code"] == "PARSE_ERROR"
+        assert resident(service) - before < 64 * MB
+        await until(lambda: input_is(service, 0, 0), "nothing is held")
+        # One that is used twice is taken, within the size of a message.
+        await client.send(
+            TEXT, b'451-7["echo",[0,0]]'.replace(b"0", b'{"_placeholder":true,"num":0}')
+        )
+        await client.send(BINARY, b"abc")
+        assert (await client.frame()).payload.startswith(b"462-7[")
+        await client.abort()
+
+
+async def test_input_behind_a_recovery_is_counted_and_bounded() -> None:
+    async with Service(WORKERS=1, RATE_LIMIT_BYTES="64MB") as service:
+        last = await service.publish("status", "first")
+        clients = [await RawClient.open(service, "/ws/realtime?types=") for _ in range(20)]
+        ahead = {"status": {"epoch": last["epoch"], "seq": last["seq"] + 100}}
+
+        async def ask(client: RawClient) -> None:
+            await client.ask("subscribe", {"types": ["status"], "recover": ahead})
+            for number in range(500):
+                await client.ask("ping", "x" * 3900, id=number)
+
+        asking = [asyncio.create_task(ask(client)) for client in clients]
+
+        bounds = 20 * 200_000, 20 * 500_000
+        await until(lambda: input_is(service, *bounds), "what waits is counted and bounded")
+        for client in clients:
+            for number in range(500):
+                assert (await client.envelope("pong"))["replyTo"] == number
+        await asyncio.gather(*asking)
+        await until(lambda: input_is(service, 0, 0), "nothing is held")
+        for client in clients:
+            await client.abort()
+
+
+async def test_what_handlers_work_on_is_counted() -> None:
+    async with Service(
+        WORKERS=1,
+        MAX_INCOMING_BYTES="3MB",
+        MAX_EVENT_SIZE="1MB",
+        RATE_LIMIT_BYTES="64MB",
+        RATE_LIMIT_TIME="0",
+    ) as service:
+        modest, greedy = await socketio(service), await socketio(service)
+        event = b'42["nap",4,"%s"]' % (b"x" * 400_000)
+        await modest.send(TEXT, event)
+        for _ in range(8):
+            with contextlib.suppress(OSError):
+                await greedy.send(TEXT, event)
+        _, frame = await greedy.until_frame(CLOSE)
+        assert frame.close_code == 1009
+        assert "too much input is held" in service.log
+        await until(lambda: input_is(service, 2 * MB, 4 * MB), "the handlers still run")
+        await until(lambda: input_is(service, 0, 0), "given back when they are done")
+        await modest.send(TEXT, b'427["nap",0]')
+        while not (await modest.frame()).payload.startswith(b"437"):
+            pass
+        await modest.abort()
+        await greedy.abort()
+
+
+async def test_handlers_of_one_connection_are_bounded_and_none_is_lost() -> None:
+    async with Service(WORKERS=1, RATE_LIMIT_TIME="0") as service:
+        client = await socketio(service)
+        for number in range(350):
+            await client.send(TEXT, b'42%d["nap",0.3]' % number)
+        started = await metric(service, "realtime_tasks")
+        assert started < 200
+        answered = set()
+        while len(answered) < 350:
+            payload = (await client.frame()).payload
+            if payload.startswith(b"43"):
+                answered.add(payload)
+        await client.abort()
