@@ -1,0 +1,398 @@
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { connect, type Gap, type Message, type Options, type Realtime, RealtimeError } from '../src/index.js';
+
+/** The other end of a connection, as the test plays it. */
+class FakeSocket {
+  static all: FakeSocket[] = [];
+  readyState = 0;
+  closed = false;
+  sent: { id: string; action: string; payload: Record<string, unknown> }[] = [];
+  onopen: (() => void) | null = null;
+  onmessage: ((event: { data: string }) => void) | null = null;
+  onclose: ((event: { code: number; reason: string }) => void) | null = null;
+  onerror: (() => void) | null = null;
+
+  constructor(readonly url: string) {
+    FakeSocket.all.push(this);
+  }
+
+  send(text: string): void {
+    this.sent.push(JSON.parse(text));
+  }
+
+  close(): void {
+    this.closed = true;
+  }
+
+  say(message: object): void {
+    this.onmessage?.({ data: JSON.stringify(message) });
+  }
+
+  reply(action: string, event: string, data: object, type = 'config'): void {
+    const request = [...this.sent].reverse().find((one) => one.action === action);
+    this.say({ event, type, data, replyTo: request?.id });
+  }
+
+  /** Open, and greet as the service does. */
+  greet(): void {
+    this.onopen?.();
+    this.say({
+      event: 'connected',
+      type: 'system',
+      data: { resume: 'r.1', serverTime: Date.now() + 5000, supportedTypes: ['status', 'stats', 'health'] },
+    });
+  }
+
+  fail(code: number, reason = ''): void {
+    this.onclose?.({ code, reason });
+  }
+
+  of(action: string) {
+    return this.sent.filter((one) => one.action === action).map((one) => one.payload);
+  }
+}
+
+const socket = (): FakeSocket => {
+  const last = FakeSocket.all[FakeSocket.all.length - 1];
+  if (!last) throw new Error('no connection');
+  return last;
+};
+const message = (seq: number, type = 'status', epoch = 'e1'): Message => ({
+  id: `m${seq}`,
+  type,
+  event: 'tick',
+  timestamp: 1,
+  data: seq,
+  seq,
+  epoch,
+});
+const subscribed = (seq: number, from = seq + 1, epoch = 'e1') => ({
+  types: { status: { epoch, seq, from, recovered: true } },
+});
+
+let client: Realtime;
+const start = (options: Options = {}): Realtime => {
+  client = connect('http://lab.example', { WebSocket: FakeSocket, ...options });
+  return client;
+};
+
+beforeEach(() => {
+  vi.useFakeTimers();
+  vi.spyOn(Math, 'random').mockReturnValue(0.5);
+  FakeSocket.all = [];
+});
+afterEach(() => {
+  client.close();
+  vi.useRealTimers();
+  vi.restoreAllMocks();
+});
+
+describe('connecting', () => {
+  it('asks for no default subscriptions and turns http into ws', () => {
+    start({ user: 'ann' });
+    expect(socket().url).toBe('ws://lab.example/ws/realtime?types=&user=ann');
+  });
+
+  it('keeps a path that was given', () => {
+    client = connect('wss://lab.example/deep/socket', { WebSocket: FakeSocket });
+    expect(socket().url).toBe('wss://lab.example/deep/socket?types=');
+  });
+
+  it('tells its state and the offset of the clock', () => {
+    start();
+    const states: string[] = [];
+    client.on('state', ({ name }) => states.push(name));
+    expect(client.state.name).toBe('connecting');
+    socket().greet();
+    expect(states).toEqual(['open']);
+    expect(client.clockOffset).toBe(5000);
+  });
+
+  it('says what is missing where there is no WebSocket', () => {
+    vi.stubGlobal('WebSocket', undefined);
+    expect(() => connect('ws://lab.example')).toThrow(/option WebSocket/);
+    vi.unstubAllGlobals();
+    start();
+  });
+});
+
+describe('messages', () => {
+  it('come with the newest state first, then live, each once and in order', () => {
+    const got: [number | undefined, string][] = [];
+    start().subscribe('status', ({ seq }, origin) => got.push([seq, origin]));
+    socket().greet();
+    expect(socket().of('subscribe')).toEqual([{ types: ['status'], history: 1 }]);
+    socket().reply('subscribe', 'subscribed', subscribed(4));
+    socket().say({ event: 'history_data', type: 'status', data: { messages: [message(4)], more: true } });
+    socket().say(message(5));
+    socket().say(message(5));
+    socket().say({ event: 'batch_update', type: 'system', data: { messages: [message(6), message(7)] } });
+    expect(got).toEqual([[4, 'history'], [5, 'live'], [6, 'live'], [7, 'live']]);
+    expect(client.counts).toMatchObject({ received: 3, recovered: 0, missed: 0 });
+  });
+
+  it('of all types are asked for when it is known which there are', () => {
+    start({ history: 0 }).subscribe('all', () => {});
+    socket().greet();
+    expect(socket().of('subscribe')).toEqual([{ types: ['status', 'stats', 'health'] }]);
+  });
+
+  it('take the largest history that a listener wants of a type', () => {
+    start().subscribe('all', () => {}, { history: 5 });
+    client.subscribe('health', () => {}, { history: 100 });
+    socket().greet();
+    expect(socket().of('subscribe')).toEqual([
+      { types: ['status', 'stats'], history: 5 },
+      { types: ['health'], history: 100 },
+    ]);
+  });
+
+  it('are known to a listener that comes later', async () => {
+    start().subscribe('status', () => {});
+    socket().greet();
+    socket().reply('subscribe', 'subscribed', subscribed(0));
+    socket().say(message(1));
+    const late = vi.fn();
+    client.subscribe('status', late);
+    await vi.advanceTimersByTimeAsync(0);
+    expect(late).toHaveBeenCalledWith(expect.objectContaining({ seq: 1 }), 'history');
+    expect(socket().of('subscribe')).toHaveLength(1);
+  });
+
+  it('stop with the last listener', () => {
+    const listener = vi.fn();
+    const stop = start().subscribe('status', listener);
+    const other = client.subscribe('status', () => {});
+    socket().greet();
+    socket().reply('subscribe', 'subscribed', subscribed(0));
+    stop();
+    expect(socket().of('unsubscribe')).toEqual([]);
+    other();
+    expect(socket().of('unsubscribe')).toEqual([{ types: ['status'] }]);
+    socket().say(message(1));
+    expect(listener).not.toHaveBeenCalled();
+  });
+});
+
+describe('recovery', () => {
+  it('says where each type stood, and counts what it got', () => {
+    const got: [number | undefined, string][] = [];
+    start().subscribe('status', ({ seq }, origin) => got.push([seq, origin]));
+    socket().greet();
+    socket().reply('subscribe', 'subscribed', subscribed(0));
+    socket().say(message(1));
+    socket().fail(1006);
+    expect(client.state).toMatchObject({ name: 'waiting', cause: 'network', code: 1006 });
+    vi.advanceTimersByTime(500);
+    expect(socket().url).toContain('resume=r.1');
+    socket().greet();
+    expect(socket().of('subscribe')).toEqual([{ types: ['status'], recover: { status: { epoch: 'e1', seq: 1 } } }]);
+    socket().reply('subscribe', 'subscribed', subscribed(3, 2));
+    for (const seq of [2, 3, 4]) socket().say(message(seq));
+    expect(got).toEqual([[1, 'live'], [2, 'recovered'], [3, 'recovered'], [4, 'live']]);
+    expect(client.counts).toEqual({ received: 4, recovered: 2, reconnects: 1, gaps: 0, missed: 0 });
+  });
+
+  it('works for a type of which nothing has come yet', () => {
+    start().subscribe('status', () => {});
+    socket().greet();
+    socket().reply('subscribe', 'subscribed', subscribed(8));
+    socket().fail(1001);
+    vi.advanceTimersByTime(500);
+    socket().greet();
+    expect(socket().of('subscribe')[0]).toMatchObject({ recover: { status: { epoch: 'e1', seq: 8 } } });
+  });
+
+  it('goes on after a gap, and tells what is lost', () => {
+    const gaps: Gap[] = [];
+    start().subscribe('status', () => {});
+    client.on('gap', (gap) => gaps.push(gap));
+    socket().greet();
+    socket().reply('subscribe', 'subscribed', subscribed(0));
+    const gap = (first: number, last: number, reason: string, epoch = 'e1') =>
+      socket().say({ event: 'gap', type: 'status', data: { first, last, epoch, reason } });
+    gap(1, 10, 'history');
+    gap(11, 12, 'latest');
+    gap(1, 2, 'epoch', 'e2');
+    socket().say(message(3, 'status', 'e2'));
+    expect(gaps.map(({ reason, type }) => [reason, type])).toEqual([
+      ['history', 'status'],
+      ['latest', 'status'],
+      ['epoch', 'status'],
+    ]);
+    expect(client.counts).toMatchObject({ gaps: 2, missed: 10, received: 1 });
+  });
+});
+
+describe('coming back', () => {
+  it('waits longer each time, up to the longest pause, and anew after a success', () => {
+    start({ pause: [100, 800] });
+    const waits: number[] = [];
+    for (let n = 0; n < 6; n++) {
+      const before = Date.now();
+      socket().fail(1006);
+      waits.push((client.state.retryAt ?? 0) - before);
+      vi.advanceTimersByTime(2000);
+    }
+    expect(waits).toEqual([100, 200, 400, 800, 800, 800]);
+    socket().greet();
+    socket().fail(1006);
+    expect((client.state.retryAt ?? 0) - Date.now()).toBe(100);
+  });
+
+  it('does so as late as the service asks', () => {
+    start();
+    socket().greet();
+    socket().fail(1012, '{"retryAfter": 4321}');
+    expect(client.state).toMatchObject({ name: 'waiting', cause: 'restart' });
+    vi.advanceTimersByTime(4320);
+    expect(FakeSocket.all).toHaveLength(1);
+    vi.advanceTimersByTime(1);
+    expect(FakeSocket.all).toHaveLength(2);
+  });
+
+  it.each([
+    [1001, 'restart'],
+    [1012, 'restart'],
+    [1013, 'full'],
+    [4408, 'silent'],
+    [4429, 'flood'],
+    [1006, 'network'],
+    [1011, 'network'],
+  ])('happens after %i: %s', (code, cause) => {
+    start();
+    socket().fail(code);
+    expect(client.state).toMatchObject({ name: 'waiting', cause, code });
+  });
+
+  it.each([
+    [1008, 'user-limit'],
+    [4401, 'token'],
+    [4403, 'origin'],
+    [4409, 'replaced'],
+  ])('does not happen after %i: %s', (code, cause) => {
+    start();
+    socket().greet();
+    socket().say({ event: 'error', type: 'error', data: { code: 'X', message: 'Why.' } });
+    socket().fail(code);
+    expect(client.state).toMatchObject({ name: 'closed', cause, code, message: 'Why.' });
+    vi.advanceTimersByTime(600_000);
+    expect(FakeSocket.all).toHaveLength(1);
+    client.reconnect();
+    expect(FakeSocket.all).toHaveLength(2);
+  });
+
+  it('happens when nothing is heard for two pings', () => {
+    start({ ping: 1000 });
+    socket().greet();
+    vi.advanceTimersByTime(3000);
+    expect(client.state).toMatchObject({ name: 'waiting', code: 1006 });
+    expect(FakeSocket.all[0]?.closed).toBe(true);
+  });
+
+  it('does not happen after close', () => {
+    start();
+    socket().greet();
+    client.close();
+    expect(client.state).toMatchObject({ name: 'closed', cause: 'left' });
+    vi.advanceTimersByTime(60_000);
+    expect(FakeSocket.all).toHaveLength(1);
+  });
+});
+
+describe('requests', () => {
+  it('resolve with the answer', async () => {
+    start();
+    socket().greet();
+    const asked = client.history('status', 2, 9);
+    expect(socket().of('get_history')).toEqual([{ type: 'status', limit: 2, before: 9 }]);
+    socket().reply('get_history', 'history_data', { messages: [message(7), message(8)], more: true }, 'status');
+    await expect(asked).resolves.toMatchObject({ more: true });
+  });
+
+  it('reject with the code of an error', async () => {
+    start();
+    socket().greet();
+    const asked = client.presence('nope');
+    socket().reply('presence', 'error', { code: 'INVALID_TYPE', message: 'There is no such type.' });
+    await expect(asked).rejects.toMatchObject({ name: 'RealtimeError', code: 'INVALID_TYPE' });
+  });
+
+  it('wait for a connection, also over a reconnect', async () => {
+    start();
+    const asked = client.presence('status');
+    socket().fail(1006);
+    vi.advanceTimersByTime(1000);
+    socket().greet();
+    socket().reply('presence', 'presence_data', { connections: 3, users: 2 });
+    await expect(asked).resolves.toEqual({ connections: 3, users: 2 });
+  });
+
+  it('reject when their connection ends, and at once when there is none any more', async () => {
+    start();
+    socket().greet();
+    const asked = client.presence('status');
+    socket().fail(1006);
+    await expect(asked).rejects.toMatchObject({ code: 'CLOSED' });
+    client.close();
+    await expect(client.request('ping')).rejects.toBeInstanceOf(RealtimeError);
+  });
+
+  it('reject when no answer comes', async () => {
+    start({ ping: 60_000 });
+    socket().greet();
+    const asked = expect(client.presence('status')).rejects.toMatchObject({ code: 'TIMEOUT' });
+    await vi.advanceTimersByTimeAsync(15_000);
+    await asked;
+  });
+});
+
+describe('tokens', () => {
+  it('are shown in the first frame, never in the address', async () => {
+    start({ token: 'secret' });
+    socket().onopen?.();
+    await vi.advanceTimersByTimeAsync(0);
+    expect(socket().url).not.toContain('secret');
+    expect(socket().sent.map(({ action, payload }) => [action, payload])).toEqual([['auth', { token: 'secret' }]]);
+  });
+
+  it('are asked for again before they expire', async () => {
+    const token = vi.fn(async () => `t${token.mock.calls.length}`);
+    start({ token });
+    socket().greet();
+    await vi.advanceTimersByTimeAsync(0);
+    socket().reply('auth', 'authenticated', { user: 'ann', expiresAt: 1 });
+    socket().say({ event: 'token_expiring', type: 'system', data: { expiresAt: 1 } });
+    await vi.advanceTimersByTimeAsync(0);
+    expect(socket().of('auth')).toEqual([{ token: 't1' }, { token: 't2' }]);
+  });
+
+  it('that are refused have one more try where they come from a function', async () => {
+    start({ token: () => 'old' });
+    for (let n = 0; n < 2; n++) {
+      socket().onopen?.();
+      await vi.advanceTimersByTimeAsync(0);
+      socket().reply('auth', 'error', { code: 'UNAUTHORIZED', message: 'The token has expired.' });
+      await vi.advanceTimersByTimeAsync(1000);
+    }
+    expect(FakeSocket.all).toHaveLength(2);
+    expect(client.state).toMatchObject({ name: 'closed', cause: 'token', message: 'The token has expired.' });
+    client.reconnect({ token: 'new' });
+    expect(FakeSocket.all).toHaveLength(3);
+  });
+
+  it('that are missing are noticed at once', async () => {
+    start();
+    socket().onopen?.();
+    socket().reply('ping', 'error', { code: 'UNAUTHORIZED', message: 'Authenticate first.' });
+    await vi.advanceTimersByTimeAsync(0);
+    expect(client.state).toMatchObject({ name: 'closed', cause: 'token', code: 4401 });
+  });
+
+  it('that cannot be had are tried again later', async () => {
+    start({ token: () => Promise.reject(new Error('no answer')) });
+    socket().onopen?.();
+    await vi.advanceTimersByTimeAsync(0);
+    expect(client.state).toMatchObject({ name: 'waiting', message: 'Error: no answer' });
+  });
+});

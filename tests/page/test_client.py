@@ -1,0 +1,167 @@
+"""`@yujian/realtime` under Node against the real service: recovery, reloads, gaps, tokens, drains."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import jwt
+import pytest
+
+from tests.integration.harness import REPO, Service, until
+from tests.integration.test_node_client import Node, script
+
+pytestmark = pytest.mark.timeout(120)
+
+LIVE = REPO / "clients/js/test/live.mjs"
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+@asynccontextmanager
+async def client(base: str, **environ: str) -> AsyncIterator[Node]:
+    async with script(LIVE, BASE=base, **environ) as node:
+        yield node
+
+
+async def until_open(node: Node) -> None:
+    await node.until("state", "open")
+
+
+async def collect(node: Node, last: int) -> list[dict[str, Any]]:
+    """Lines up to the message whose data is `last`."""
+    lines = []
+    while True:
+        lines.append(await node.line())
+        if lines[-1].get("event") == "tick" and lines[-1]["data"] == last:
+            return lines
+
+
+def ticks(lines: list[dict[str, Any]]) -> list[int]:
+    return [line["data"] for line in lines if line.get("event") == "tick"]
+
+
+async def test_the_newest_state_comes_first(packages: Path, service: Service) -> None:
+    for number in range(3):
+        await service.publish("config", "tick", number)
+    async with client(service.base, TYPES="config") as node:
+        await until_open(node)
+        first = await node.until("event", "tick")
+        assert (first["data"], first["origin"]) == (2, "history")
+        await service.publish("config", "tick", 3)
+        assert (await node.until("event", "tick"))["origin"] == "live"
+        await node.tell(action="presence", payload={"type": "config"})
+        assert set((await node.until("answer", "presence_data"))["data"]) == {
+            "connections",
+            "users",
+        }
+        await node.tell(action="get_history", payload={"type": "nope"})
+        await node.until("refused", "INVALID_TYPE")
+
+
+async def test_kill_9_loses_nothing_and_repeats_nothing(packages: Path, service: Service) -> None:
+    async with client(service.base, TYPES="config") as node:
+        await until_open(node)
+        await service.publish("config", "tick", 100)
+        await node.until("event", "tick")
+        for victim in service.worker_pids():
+            service.kill_worker(victim)
+        for number in range(101, 110):
+            await until(lambda n=number: _published(service, n), "published")  # type: ignore[misc]
+        lines = await collect(node, 109)
+        assert ticks(lines) == list(range(101, 110))
+        assert [line["cause"] for line in lines if line.get("state") == "waiting"]
+    await until(lambda: len(service.worker_pids()) == service.workers, "all workers again")
+
+
+async def _published(service: Service, number: int) -> bool:
+    """Publish once the service answers; an id makes repeating harmless."""
+    body = {"type": "config", "event": "tick", "data": number, "id": f"t{number}"}
+    try:
+        return (await service.post("/ws/broadcast", body)).status == 200
+    except (OSError, aiohttp.ClientError):
+        return False
+
+
+async def test_a_reload_is_not_noticed(packages: Path, service: Service) -> None:
+    async with client(service.base, TYPES="config") as node:
+        await until_open(node)
+        await service.hup()
+        await service.publish("config", "tick", 200)
+        lines = await collect(node, 200)
+        assert [line for line in lines if "state" in line] == []
+
+
+async def test_a_gap_is_told(packages: Path) -> None:
+    async with (
+        Service(HISTORY_SIZE=5, RECOVERY_WINDOW=0, WORKERS=1) as service,
+        client(service.base, TYPES="config") as node,
+    ):
+        await until_open(node)
+        await service.publish("config", "tick", 0)
+        await node.until("event", "tick")
+        os.kill(node.process.pid, signal.SIGSTOP)
+        victim = service.kill_worker()
+        await service.replaced(victim)
+        for number in range(1, 21):
+            await service.publish("config", "tick", number)
+        # What a worker still has in memory it would replay.
+        victim = service.kill_worker()
+        await service.replaced(victim)
+        os.kill(node.process.pid, signal.SIGCONT)
+        lines = await collect(node, 20)
+        (gap,) = [line["gap"] for line in lines if "gap" in line]
+        assert gap["reason"] == "history"
+        assert ticks(lines) == list(range(1 + gap["last"] - gap["first"] + 1, 21))
+        await node.tell(counts=True)
+        counts = (await node.line())["counts"]
+        assert counts["missed"] == gap["last"] - gap["first"] + 1
+        assert counts["reconnects"] >= 1
+
+
+async def test_tokens_are_renewed(packages: Path) -> None:
+    def token(seconds: float) -> str:
+        return jwt.encode({"sub": "ann", "exp": time.time() + seconds}, SECRET)
+
+    async with Service(AUTH_SECRET=SECRET) as service:
+        # The first is refused, the second ends within the minute of the warning.
+        tokens = json.dumps([token(-60), token(55), token(600)])
+        async with client(service.base, TYPES="config", TOKENS=tokens) as node:
+            await until_open(node)
+            while (await node.line()).get("token") != 1:
+                pass
+            await service.publish("config", "tick", 1)
+            await collect(node, 1)
+            states = [line["state"] for line in node.lines if "state" in line]
+            assert states == ["waiting", "connecting", "open"]
+
+
+async def test_a_drain_says_when_to_come_back(packages: Path) -> None:
+    first = Service(DRAIN_SECONDS=1)
+    await first.__aenter__()
+    data = first.data_dir
+    async with client(first.base, TYPES="config") as node:
+        await until_open(node)
+        await first.publish("config", "tick", 1)
+        await node.until("event", "tick")
+        kept = data.parent.parent / f"{data.parent.name}-kept"
+        first_port = first.port
+        assert first.process is not None
+        first.process.terminate()
+        waiting = await node.until("state", "waiting")
+        assert (waiting["code"], waiting["cause"]) == (1012, "restart")
+        first.process.wait(30)
+        data.rename(kept)
+        await first.__aexit__(None, None, None)
+        second = Service(data_dir=kept, BIND=f"127.0.0.1:{first_port}")
+        second.port = first_port
+        async with second:
+            await second.publish("config", "tick", 2)
+            lines = await collect(node, 2)
+            assert ticks(lines) == [2]
