@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run listen reload logs log-level check test lint format bench regression clean
+.PHONY: help run listen reload logs log-level check test page lint format bench regression clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -34,6 +34,10 @@ test: lint ## lint, types, all tests, coverage
 	$(BIN)/pytest -n 4 tests/architecture tests/unit $(COVERED)
 	$(BIN)/pytest -n 3 --dist loadfile tests/integration $(COVERED)
 	$(BIN)/pytest --ignore=tests/architecture --ignore=tests/unit --ignore=tests/integration --cov --cov-append
+
+page: ## build the page at / and the client library into the files that are committed
+	npm ci
+	npm run build
 
 lint: $(VENV)/installed-dev ## lint and types
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ export interface Gap {
     reason: 'history' | 'latest' | 'epoch';
 }
 /** Why there is no connection, in one word. */
-export type Cause = 'network' | 'restart' | 'full' | 'silent' | 'flood' | 'protocol' | 'token' | 'origin' | 'user-limit' | 'replaced' | 'left';
+export type Cause = 'network' | 'restart' | 'full' | 'silent' | 'slow' | 'flood' | 'protocol' | 'token' | 'origin' | 'user-limit' | 'replaced' | 'left';
 export interface State {
     name: 'connecting' | 'open' | 'waiting' | 'closed';
     cause?: Cause;

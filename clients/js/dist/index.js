@@ -16,6 +16,7 @@ var e = class extends Error {
 	4403: ["origin", !1],
 	4408: ["silent", !0],
 	4409: ["replaced", !1],
+	4413: ["slow", !0],
 	4429: ["flood", !0]
 }, n = 15e3, r = 0;
 function i(e = "", t = {}) {
@@ -255,7 +256,7 @@ var a = class {
 	lost(e, n, r) {
 		if (e !== this.socket) return;
 		let i = this.lastError, [a, o] = t[n] ?? ["network", !0];
-		if (i?.code === "MAX_CONNECTIONS_EXCEEDED" && n === 1013 && (a = "full"), a === "token" && typeof this.options.token == "function" && !this.tokenTried && (this.tokenTried = o = !0), this.end(n, a, o, i?.message), !o) return;
+		if (n === 1013 && i?.code === "SERVICE_UNAVAILABLE" && (a = "restart"), n === 1008 && i && i.code !== "MAX_CONNECTIONS_EXCEEDED" && (a = "protocol"), a === "token" && typeof this.options.token == "function" && !this.tokenTried && (this.tokenTried = o = !0), this.end(n, a, o, i?.message), !o) return;
 		let [c, l] = this.options.pause ?? [500, 15e3], u = Math.min(l, c * 2 ** Math.min(this.failures++, 10)), d = s(r) ?? (n === 4429 ? l : u) * (.5 + Math.random());
 		this.become({
 			...this.state,

@@ -32,6 +32,7 @@ export type Cause =
   | 'restart'
   | 'full'
   | 'silent'
+  | 'slow'
   | 'flood'
   | 'protocol'
   | 'token'
@@ -113,6 +114,7 @@ const CAUSES: Record<number, [Cause, boolean]> = {
   4403: ['origin', false],
   4408: ['silent', true],
   4409: ['replaced', false],
+  4413: ['slow', true],
   4429: ['flood', true],
 };
 const REQUEST_TIMEOUT = 15_000;
@@ -463,7 +465,8 @@ export class Realtime {
     if (socket !== this.socket) return;
     const told = this.lastError;
     let [cause, back] = CAUSES[code] ?? (['network', true] as [Cause, boolean]);
-    if (told?.code === 'MAX_CONNECTIONS_EXCEEDED' && code === 1013) cause = 'full';
+    if (code === 1013 && told?.code === 'SERVICE_UNAVAILABLE') cause = 'restart';
+    if (code === 1008 && told && told.code !== 'MAX_CONNECTIONS_EXCEEDED') cause = 'protocol';
     // A token that the service refuses may be old: one that is got anew has another chance.
     if (cause === 'token' && typeof this.options.token === 'function' && !this.tokenTried) {
       this.tokenTried = back = true;

@@ -257,6 +257,7 @@ describe('coming back', () => {
     [1013, 'full'],
     [4408, 'silent'],
     [4429, 'flood'],
+    [4413, 'slow'],
     [1006, 'network'],
     [1011, 'network'],
   ])('happens after %i: %s', (code, cause) => {
@@ -273,13 +274,25 @@ describe('coming back', () => {
   ])('does not happen after %i: %s', (code, cause) => {
     start();
     socket().greet();
-    socket().say({ event: 'error', type: 'error', data: { code: 'X', message: 'Why.' } });
+    const told = code === 1008 ? 'MAX_CONNECTIONS_EXCEEDED' : 'X';
+    socket().say({ event: 'error', type: 'error', data: { code: told, message: 'Why.' } });
     socket().fail(code);
     expect(client.state).toMatchObject({ name: 'closed', cause, code, message: 'Why.' });
     vi.advanceTimersByTime(600_000);
     expect(FakeSocket.all).toHaveLength(1);
     client.reconnect();
     expect(FakeSocket.all).toHaveLength(2);
+  });
+
+  it.each([
+    [1013, 'SERVICE_UNAVAILABLE', 'waiting', 'restart'],
+    [1013, 'MAX_CONNECTIONS_EXCEEDED', 'waiting', 'full'],
+    [1008, 'INVALID_TYPE', 'closed', 'protocol'],
+  ])('after %i with %s it is %s: %s', (code, told, name, cause) => {
+    start();
+    socket().say({ event: 'error', type: 'error', data: { code: told, message: 'Why.' } });
+    socket().fail(code);
+    expect(client.state).toMatchObject({ name, cause });
   });
 
   it('happens when nothing is heard for two pings', () => {
