@@ -26,6 +26,9 @@ MAX_TASK_LENGTH = 500
 STALENESS = 1.0
 """Seconds for which a state that was read is good enough."""
 
+_LATEST = 2**53
+"""Milliseconds; clients count in doubles."""
+
 PATIENCE = 0.5
 """Seconds that a reader waits for the backplane before it gets the last known state."""
 
@@ -173,8 +176,15 @@ def _from_fields(fields: Mapping[str, str]) -> PresenceState:
         return PresenceState(
             _check_state(fields["state"]),
             _check_task(fields.get("task")),
-            int(fields["updatedAt"]),
-            int(fields.get("since") or fields["updatedAt"]),
+            _time(fields["updatedAt"]),
+            _time(fields.get("since") or fields["updatedAt"]),
         )
     except (ClientError, KeyError, ValueError):
         return PresenceState("offline", None, None)
+
+
+def _time(text: str) -> int:
+    milliseconds = int(text)
+    if not 0 <= milliseconds < _LATEST:
+        raise ValueError("not a time")
+    return milliseconds

@@ -14,6 +14,8 @@ MARGIN = 5.0
 Half the threshold is enough where that is less.
 """
 
+_LATEST = 1e11  # Unix seconds; a time in milliseconds is no such time
+
 
 class Alarm:
     """Watches one percentage.
@@ -92,11 +94,13 @@ class Alarm:
         """Go on where another left off.
 
         Raises:
-            ValueError: it was not made by `dump`.
+            ValueError: it was not made by `dump`; nothing has changed then.
         """
         try:
             since = float(dumped["since"])
-            self._raised, self._told = bool(dumped["raised"]), bool(dumped["told"])
-        except (KeyError, TypeError) as error:
+            raised, told = dumped["raised"], dumped["told"]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"the alarm is damaged: {error!r}") from error
-        self._since = since
+        if not (isinstance(raised, bool) and isinstance(told, bool) and 0 <= since < _LATEST):
+            raise ValueError("the alarm is damaged: a field has a wrong value")
+        self._raised, self._told, self._since = raised, told, since

@@ -50,6 +50,8 @@ STATS_EVERY = {"1m": 10.0, "5m": 30.0, "15m": 60.0, "1h": 300.0, "24h": 900.0}
 
 _TOTALS_EVERY = 5.0
 _SAVE_EVERY = 60.0
+_LARGEST_FILE = 16 * 1024 * 1024
+"""Bytes of `collector.json`; a day of figures takes some 200 KB."""
 
 _NOTICEABLE = {"cpu": 2.0, "memory": 2.0, "disk": 2.0}
 """Points by which a percentage must differ from the one last published."""
@@ -261,10 +263,18 @@ class Collector:
         with self._part(f"reading {self._file}"):
             if not self._file.exists():
                 return
-            kept = json.loads(self._file.read_bytes())
-            self._periods.load(kept["periods"])
+            with self._file.open("rb") as file:
+                text = file.read(_LARGEST_FILE + 1)
+            if len(text) > _LARGEST_FILE:
+                raise ValueError(f"it has more than {_LARGEST_FILE} bytes")
+            kept = json.loads(text)
+            if not isinstance(kept, dict) or not isinstance(kept.get("alarms"), dict):
+                raise ValueError("it was not written by this service")
+            # Each part for itself: what is damaged takes nothing else with it.
             for alarm in self._alarms:
-                alarm.load(kept["alarms"][alarm.metric])
+                with self._part(f"reading the alarm of {alarm.metric} from {self._file}"):
+                    alarm.load(kept["alarms"].get(alarm.metric))
+            self._periods.load(kept.get("periods"))
 
     def _save(self) -> None:
         with self._part(f"writing {self._file}"):

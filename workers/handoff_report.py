@@ -8,9 +8,9 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from workers import paths
 from workers.processes import start_time
@@ -77,12 +77,30 @@ class Handoff:
         path = paths.left_file(data_dir, pid)
         try:
             found = json.loads(path.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
-        if found.pop("born") != born:
+        if not isinstance(found, dict) or found.pop("born", None) != born:
             return None
         path.unlink(missing_ok=True)
-        return cls(**found)
+        return cls(**found) if _is_report(found) else None
+
+
+def _is_report(found: dict[str, Any]) -> bool:
+    """Whether a file holds the fields of a report, and counts and seconds in them."""
+    names = {field.name for field in fields(Handoff)}
+    pauses = found.get("pauses", [])
+    return (
+        found.keys() <= names
+        and names - {"pauses"} <= found.keys()
+        and all(isinstance(found[name], int | float) for name in names - {"pauses"})
+        and isinstance(pauses, list)
+        and all(
+            isinstance(pause, list)
+            and len(pause) == 2
+            and all(isinstance(value, int | float) for value in pause)
+            for pause in pauses
+        )
+    )
 
 
 def percentiles(pauses: Sequence[tuple[float, int]]) -> tuple[float, float, float]:

@@ -32,6 +32,10 @@ _LATENCY = len(_COUNTED)
 _BUCKETS = _LATENCY + 1
 _WIDTH = _BUCKETS + len(LATENCY_BUCKETS) + 1
 _VERSION = 1
+_LARGEST = 2**53
+"""No count of a service is as large; sums of such numbers stay within 8 bytes."""
+_MOST_ROWS = 4_000
+"""Rows of one step that are kept at most, with room to spare."""
 
 _SOURCES = {
     "realtime_http_requests_total": 0,
@@ -184,11 +188,11 @@ class Periods:
         try:
             if dumped["version"] != _VERSION or dumped["bounds"] != list(LATENCY_BUCKETS):
                 raise ValueError("the figures are those of another version")
-            seen = None if dumped["seen"] is None else _checked(dumped["seen"])
-            total = _checked(dumped["sum"])
+            seen = None if dumped["seen"] is None else _row(dumped["seen"])
+            total = _row(dumped["sum"])
             fine = _rows(dumped["fine"])
             coarse = _rows(dumped["coarse"])
-        except (KeyError, TypeError, OverflowError, IndexError) as error:
+        except (AttributeError, KeyError, TypeError, OverflowError, IndexError) as error:
             raise ValueError(f"the figures are damaged: {error!r}") from error
         self._seen, self._sum = seen, total
         self._fine.rows, self._coarse.rows = fine, coarse
@@ -241,16 +245,31 @@ def _differences(rows: list[tuple[float, array[int]]]) -> list[list[int]]:
 
 
 def _rows(differences: list[list[int]]) -> list[tuple[float, array[int]]]:
-    rows = []
+    rows: list[tuple[float, array[int]]] = []
+    if len(differences) > _MOST_ROWS:
+        raise ValueError("the figures are damaged: there are too many")
     last = [0] * (_WIDTH + 1)
     for difference in differences:
         last = [old + new for old, new in zip(last, difference, strict=True)]
-        rows.append((last[0] / 1000, array("q", last[1:])))
+        at = _checked(last)[0] / 1000
+        if rows and at <= rows[-1][0]:
+            raise ValueError("the figures are damaged: their times do not rise")
+        rows.append((at, array("q", last[1:])))
     return rows
 
 
 def _checked(numbers: list[int]) -> array[int]:
-    row = array("q", numbers)
-    if len(row) != _WIDTH:
+    """The numbers of a row, with or without its time.
+
+    Raises:
+        ValueError: one is not a count, or there are not as many as there should be.
+    """
+    if any(type(number) is not int or not 0 <= number < _LARGEST for number in numbers):
+        raise ValueError("the figures are damaged: a number is no count")
+    return array("q", numbers)
+
+
+def _row(numbers: list[int]) -> array[int]:
+    if len(numbers) != _WIDTH:
         raise ValueError("the figures are damaged: a row has the wrong length")
-    return row
+    return _checked(numbers)

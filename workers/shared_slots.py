@@ -44,6 +44,9 @@ ROWS = 128
 STATS_SIZE = 4000
 """Most bytes of a worker's figures, as JSON."""
 
+_LARGEST_FIGURE = 2**53
+"""Larger numbers are no figures: clients count in doubles."""
+
 STARTING, READY, LEAVING, GONE = 1, 2, 3, 4
 """States of a row; GONE: its process has ended and its users are being taken out of their table."""
 STATE_NAMES: dict[int, Literal["starting", "ready", "leaving"]] = {
@@ -299,7 +302,7 @@ class SlotTable:
 
     def free(self, pid: int) -> bool:
         """Free the row of a process that is about to end; False when it has none."""
-        for index in range(self._header[_HIGH]):
+        for index in range(self._high()):
             if self._columns[_PID][index] == pid:
                 self._free_row(index)
                 return True
@@ -324,7 +327,7 @@ class SlotTable:
         try:
             gone = [
                 (index, pids[index], born[index])
-                for index in range(self._header[_HIGH])
+                for index in range(self._high())
                 if pids[index] and start_time(pids[index]) != born[index]
             ]
         except OSError:  # no descriptor to look with: another process or a later call will
@@ -340,7 +343,7 @@ class SlotTable:
     def rows(self) -> list[Row]:
         """Every row of a worker that runs, or of which no call of `sweep` has seen that it ended."""
         with self._lock:
-            high = self._header[_HIGH]
+            high = self._high()
             words = self._words.tobytes()
         columns = [column[:high].tolist() for column in _split(words)]
         used = [n for n in range(high) if columns[_PID][n] and columns[_STATE][n] != GONE]
@@ -450,7 +453,7 @@ class SlotTable:
         """Count one message into the queue of a row; False when all queues together are full."""
         messages, sizes = self._columns[_QUEUE_MESSAGES], self._columns[_QUEUE_BYTES]
         with self._lock:
-            high = self._header[_HIGH]
+            high = self._high()
             if sum(messages[:high]) >= messages_cap or sum(sizes[:high]) + size > bytes_cap:
                 return False
             messages[index] += 1
@@ -467,7 +470,7 @@ class SlotTable:
     def queue_totals(self) -> tuple[int, int]:
         """Messages and bytes in the queues of all rows."""
         with self._lock:
-            high = self._header[_HIGH]
+            high = self._high()
             return (
                 sum(self._columns[_QUEUE_MESSAGES][:high]),
                 sum(self._columns[_QUEUE_BYTES][:high]),
@@ -487,7 +490,7 @@ class SlotTable:
         The lowest rank is asked first. Returns False when no other row holds such a message
         that nobody has asked for yet.
         """
-        high = self._header[_HIGH]
+        high = self._high()
         pids = self._columns[_PID][:high].tolist()
         waiting = [self._columns[column][:high].tolist() for column in _WAITING]
         evictions = self._columns[_EVICTIONS]
@@ -537,10 +540,14 @@ class SlotTable:
     def _gone_rows(self) -> Sequence[int]:
         """Rows of dead workers; almost always none."""
         states = self._columns[_STATE]
-        high = self._header[_HIGH]
+        high = self._high()
         if GONE not in states[:high].tolist():
             return ()
         return [n for n in range(high) if states[n] == GONE]
+
+    def _high(self) -> int:
+        """Rows that were ever in use."""
+        return min(int(self._header[_HIGH]), ROWS)
 
     def _free_row(self, index: int) -> None:
         pid, birth = self._columns[_PID][index], self._columns[_BORN][index]
@@ -593,7 +600,7 @@ class SlotTable:
     def _read_stats(self, index: int) -> bytes:
         start = _STATS_AT + index * STATS_SIZE
         with self._lock:
-            return self._map[start : start + self._columns[_STATS_LENGTH][index]]
+            return self._map[start : start + min(self._columns[_STATS_LENGTH][index], STATS_SIZE)]
 
     def _hash(self, user: str) -> int:
         digest = hashlib.blake2b(user.encode(), digest_size=_WORD, key=self._hash_key)
@@ -633,10 +640,6 @@ def _split(words: bytes) -> list[memoryview]:
 
 
 def _row(index: int, values: Sequence[int], stats: bytes) -> Row:
-    try:
-        figures = json.loads(stats) if stats else {}
-    except ValueError:  # its worker was killed while it wrote
-        figures = {}
     return Row(
         number=index,
         pid=values[_PID],
@@ -648,8 +651,29 @@ def _row(index: int, values: Sequence[int], stats: bytes) -> Row:
         queue_messages=values[_QUEUE_MESSAGES],
         queue_bytes=values[_QUEUE_BYTES],
         updated=values[_UPDATED] / 1e6,
-        stats=figures,
+        stats=_figures(stats),
     )
+
+
+def _figures(stats: bytes) -> dict[str, Any]:
+    """What a worker shows of itself, without what no version of this service would show."""
+    try:
+        value = json.loads(stats) if stats else {}
+    except (ValueError, RecursionError):  # its worker was killed while it wrote
+        return {}
+    if not isinstance(value, dict):
+        return {}
+    return {name: item for name, item in value.items() if _is_shown(item)}
+
+
+def _is_shown(item: object) -> bool:
+    if isinstance(item, dict):
+        return all(map(_is_number, item.values()))
+    return isinstance(item, str) or _is_number(item)
+
+
+def _is_number(item: object) -> bool:
+    return isinstance(item, int | float) and abs(item) < _LARGEST_FIGURE  # not NaN either
 
 
 def _now() -> int:

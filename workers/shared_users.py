@@ -30,6 +30,8 @@ _ERASED = 1
 """An entry was here: a search goes on past it, a new entry may take its place."""
 _FIRST_HASH = 2
 
+_LARGEST = (1 << 64) - 1
+_MOST_BITS = 28  # of the number of a place
 _COUNT = 0xFF_FFFF
 _ROW = 0xFF
 _ROW_SHIFT = 24
@@ -121,7 +123,10 @@ class UsersTable:
         entries, mask = self._entries, self._mask
         total, own, place, known = 0, -1, -1, False
         at = key & mask
-        while (found := entries[2 * at]) != _EMPTY:
+        for _ in range(buckets):
+            found = entries[2 * at]
+            if found == _EMPTY:
+                break
             if found == key:
                 known = True
                 value = entries[2 * at + 1]
@@ -132,19 +137,23 @@ class UsersTable:
             elif found == _ERASED and place < 0:
                 place = at
             at = (at + 1) & mask
+        else:  # no place is empty: something else has written to the table
+            self._rebuild(2 * buckets)
+            return self.claim(key, row, cap, gone)
         if total >= cap:
             return False
         if own >= 0:
-            entries[2 * own + 1] += 1
+            if entries[2 * own + 1] & _COUNT < _COUNT:
+                entries[2 * own + 1] += 1
             return True
         settled = self._begin_step()
         if place < 0:
             place = at
-            self._header[_FILLED] += 1
+            self._step(_FILLED, 1)
         entries[2 * place + 1] = row << _ROW_SHIFT | 1
         entries[2 * place] = key
         if not known:
-            self._header[_DISTINCT] += 1
+            self._step(_DISTINCT, 1)
         self._by_type[_SETTLED] = settled
         return True
 
@@ -171,7 +180,10 @@ class UsersTable:
         entries, mask = self._entries, self._mask
         own, others, types = -1, False, 0
         at = key & mask
-        while (found := entries[2 * at]) != _EMPTY:
+        for _ in range(mask + 1):
+            found = entries[2 * at]
+            if found == _EMPTY:
+                break
             if found == key:
                 value = entries[2 * at + 1]
                 if _row(value) == row:
@@ -187,7 +199,7 @@ class UsersTable:
         settled = self._begin_step()
         self._erase(at)
         if not others:
-            self._header[_DISTINCT] -= 1
+            self._step(_DISTINCT, -1)
         self._count_types(types | types_of_others, types_of_others)
         self._by_type[_SETTLED] = settled
 
@@ -211,12 +223,16 @@ class UsersTable:
         self._by_type[_SETTLED] = 0
         return settled
 
+    def _step(self, word: int, change: int) -> None:
+        """Change a count of the header by one, within what a word can hold."""
+        self._header[word] = min(max(self._header[word] + change, 0), _LARGEST)
+
     def _count_types(self, before: int, after: int) -> None:
         changed, number = before ^ after, 0
         while changed:
             if changed & 1:
                 step = 1 if after >> number & 1 else -1
-                self._by_type[number] = max(0, self._by_type[number] + step)
+                self._by_type[number] = min(max(0, self._by_type[number] + step), _LARGEST)
             changed >>= 1
             number += 1
 
@@ -269,7 +285,7 @@ class UsersTable:
         # No search goes on past this place, so it and erased ones before it can be empty.
         while entries[2 * at] == _ERASED:
             entries[2 * at] = _EMPTY
-            self._header[_FILLED] -= 1
+            self._step(_FILLED, -1)
             at = (at - 1) & mask
 
     def _live(self) -> list[tuple[int, int]]:
@@ -283,10 +299,21 @@ class UsersTable:
         """Map the table where it lies now, and return its size."""
         area = self._header[_AREA]
         if area != self._area:
+            if not self._is_place(area):  # something else has written to the header
+                self._header[_AREA] = self._area
+                if not self._area:
+                    self._rebuild(_FEWEST)
+                return self._mask + 1
             offset, buckets = _place(area)
             self._map_area(offset, buckets)
             self._area = area
         return self._mask + 1
+
+    def _is_place(self, area: int) -> bool:
+        """Whether a table can lie there."""
+        offset, buckets = _place(area)
+        end = offset + buckets * _ENTRY_SIZE
+        return offset >= self._base and end <= os.fstat(self._fd).st_size
 
     def _map_area(self, offset: int, buckets: int) -> mmap.mmap:
         self._entries.release()
@@ -306,6 +333,8 @@ class UsersTable:
             self._refresh()
             old_map = self._map
             live = self._live()
+            while len(live) * 2 > buckets:
+                buckets *= 2
             old_offset, old_buckets = _place(old_area)
             if offset + buckets * _ENTRY_SIZE > old_offset:
                 offset = old_offset + old_buckets * _ENTRY_SIZE
@@ -335,4 +364,4 @@ def _row(value: int) -> int:
 def _place(area: int) -> tuple[int, int]:
     """Offset and number of entries: offsets are whole pages, which leaves low bits free."""
     low = mmap.PAGESIZE - 1
-    return area & ~low, 1 << (area & low)
+    return area & ~low, 1 << min(area & low, _MOST_BITS)

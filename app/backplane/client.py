@@ -25,7 +25,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
 
 from app.backplane.faults import Fault, explain, unavailable
-from app.backplane.scripts import Script
+from app.backplane.mending import is_damage, log_mended, mend_keys
+from app.backplane.scripts import SHARE_KEY, Script
 from app.config import Settings
 from app.errors import BackplaneUnavailable
 
@@ -45,6 +46,8 @@ failover is noticed that soon, and a replica is not asked for more connections t
 
 PRESENCE_SILENCE = 600.0
 """Seconds without an update after which a presence state has ended."""
+
+_KEY_BYTES = 32
 
 Argument = bytes | str | int
 Command = tuple[Argument, ...]
@@ -303,10 +306,11 @@ class Backplane:
     async def shared_key(self) -> bytes:
         """32 random bytes that all workers share; a backplane that lost them gets them back."""
         try:
-            (stored,) = await self.ask([(b"GET", b"rt:key")])
-            if stored is None:  # so that a worker can start while nothing can be written
-                key = self._key or secrets.token_bytes(32)
-                _, stored = await self.ask([(b"SET", b"rt:key", key, b"NX"), (b"GET", b"rt:key")])
+            (stored,) = await self._ask_mended(b"rt:key", b"string", (b"GET", b"rt:key"))
+            # Only then, so that a worker can start while nothing can be written.
+            if stored is None or len(stored) != _KEY_BYTES:
+                key = self._key or secrets.token_bytes(_KEY_BYTES)
+                stored = await self.run(SHARE_KEY, (1, b"rt:key", key))
         except FAILURES as error:
             raise unavailable(error, "The key of the workers cannot be read") from error
         self._key = bytes(stored)
@@ -315,24 +319,37 @@ class Backplane:
     async def get_presence(self) -> dict[str, str]:
         """The presence state as it was last set; empty before that."""
         try:
-            (reply,) = await self.ask([(b"HGETALL", b"rt:presence")])
+            (reply,) = await self._ask_mended(b"rt:presence", b"hash", (b"HGETALL", b"rt:presence"))
         except FAILURES as error:
             raise unavailable(error, "The presence cannot be read now") from error
-        words = [word.decode() for word in reply]
+        words = [word.decode(errors="replace") for word in reply]
         return dict(zip(words[::2], words[1::2], strict=True))
 
     async def set_presence(self, fields: Mapping[str, str]) -> None:
         """Replace fields of the presence state; `since` stays where nothing else changes."""
         names = ("state", "task", "since", "updatedAt")
         try:
-            (reply,) = await self.ask([(b"HMGET", b"rt:presence", *names)])
-            old = dict(zip(names, (word and word.decode() for word in reply), strict=True))
+            (reply,) = await self._ask_mended(
+                b"rt:presence", b"hash", (b"HMGET", b"rt:presence", *names)
+            )
+            words = (word and word.decode(errors="replace") for word in reply)
+            old = dict(zip(names, words, strict=True))
             if old["since"] and _goes_on(old, fields):
                 fields = {**fields, "since": old["since"]}
             pairs = [word for pair in fields.items() for word in pair]
             await self.ask([(b"HSET", b"rt:presence", *pairs)])
         except FAILURES as error:
             raise unavailable(error, "The presence cannot be stored now") from error
+
+    async def _ask_mended(self, key: bytes, type: bytes, command: Command) -> list[Any]:
+        """As `ask`, with one command about one key, which is made usable if it is of another type."""
+        try:
+            return await self.ask([command])
+        except FAILURES as error:
+            if not is_damage(error):
+                raise
+        log_mended([await self.run(*mend_keys({key: type}))])
+        return await self.ask([command])
 
     async def _config(self) -> dict[str, str]:
         try:

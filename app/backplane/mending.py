@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from app.backplane.client import Argument
 from app.backplane.scripts import MEND, Script, batch_key, meta_key, once_keys, stream_key
 
 logger = logging.getLogger(__name__)
+
+Call = tuple[Script, Sequence[bytes | str | int]]
+"""A script and what follows its name."""
 
 _SIGNS = ("WRONGTYPE", "UNUSABLE", "ID specified in XADD", "last possible ID")
 
@@ -24,7 +26,7 @@ def is_damage(error: Exception) -> bool:
     return any(sign in text for sign in _SIGNS)
 
 
-def mend_type(type: str, publisher: str) -> tuple[Script, Sequence[Argument]]:
+def mend_type(type: str, publisher: str) -> Call:
     """The call that mends all keys of a message type.
 
     Args:
@@ -43,7 +45,7 @@ def mend_type(type: str, publisher: str) -> tuple[Script, Sequence[Argument]]:
     )
 
 
-def mend_keys(keys: dict[bytes, bytes]) -> tuple[Script, Sequence[Argument]]:
+def mend_keys(keys: dict[bytes, bytes]) -> Call:
     """The call that mends keys of one slot, each with the type that it should have."""
     return MEND, (len(keys), *keys, *keys.values())
 

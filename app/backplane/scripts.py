@@ -366,3 +366,15 @@ return changed
 """
     ).encode()
 )
+
+
+SHARE_KEY = Script(
+    b"""
+-- KEYS: the key that workers share. ARGV: 32 random bytes.
+-- Returns what is held; what cannot be such a key is replaced.
+local held = redis.call('GET', KEYS[1])
+if held and #held == 32 then return held end
+redis.call('SET', KEYS[1], ARGV[1])
+return ARGV[1]
+"""
+)
