@@ -503,7 +503,7 @@ class SlotTable:
                     continue
                 with self._lock:
                     held = sum(self._columns[column][other] for column in _WAITING[rank:])
-                    if self._columns[_PID][other] and held > evictions[other]:
+                    if self._columns[_PID][other] and held > evictions[other] < _LARGEST_FIGURE:
                         evictions[other] += 1
                         return True
         return False

@@ -332,7 +332,8 @@ class UsersTable:
         if old_area:
             self._refresh()
             old_map = self._map
-            live = self._live()
+            # One of each user and row: many of one hash would take for ever to be put in their places.
+            live = list({(key, _row(value)): (key, value) for key, value in self._live()}.values())
             while len(live) * 2 > buckets:
                 buckets *= 2
             old_offset, old_buckets = _place(old_area)

@@ -365,6 +365,65 @@ async def test_a_damaged_file_starts_anew(
     json.loads((world.settings.data_dir / "collector.json").read_text())
 
 
+def damaged(kept: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A copy of what the collector keeps with something else in one place."""
+    copy = json.loads(json.dumps(kept))
+    place = copy
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    return copy
+
+
+ODD: list[Any] = [None, True, -1, 1.5, 2**62, 10**400, float("nan"), "x", [], {}, [[1]]]
+PLACES: list[tuple[Any, ...]] = [
+    ("periods",),
+    ("periods", "version"),
+    ("periods", "bounds"),
+    ("periods", "seen"),
+    ("periods", "sum"),
+    ("periods", "sum", 0),
+    ("periods", "fine"),
+    ("periods", "fine", 0),
+    ("periods", "fine", 0, 0),
+    ("periods", "coarse", 0, 3),
+    ("alarms",),
+    ("alarms", "cpu"),
+    ("alarms", "cpu", "since"),
+    ("alarms", "cpu", "raised"),
+    ("alarms", "disk", "told"),
+]
+
+
+@pytest.mark.parametrize("path", PLACES, ids=lambda path: "-".join(map(str, path)))
+async def test_whatever_the_file_holds_the_collector_goes_on(
+    world: World, path: tuple[Any, ...]
+) -> None:
+    world.change(cpu_percent=99.0)
+    await world.tick(10)
+    world.collector._save()
+    file = world.settings.data_dir / "collector.json"
+    kept = json.loads(file.read_text())
+    for value in ODD:
+        file.write_text(json.dumps(damaged(kept, path, value)))
+        world.collector = world.make()
+        world.collector._load()
+        world.change(cpu_percent=10.0)
+        told = await world.tick(5)
+        assert {"status", "stats"} <= {type for type, _, _ in told}, value
+        assert "adding up the metrics" not in world.collector._failing
+        json.dumps([data for _, _, data in told], allow_nan=False)
+        figures = next(data for type, _, data in told if type == "stats")
+        assert abs(figures["periods"]["24h"]["published"]) < 2**53
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "9" * 10_000, "x" * (17 * 1024 * 1024)])
+async def test_a_file_that_cannot_be_parsed(world: World, content: str) -> None:
+    (world.settings.data_dir / "collector.json").write_text(content)
+    world.collector._load()
+    assert {"status", "stats"} <= {type for type, _, _ in await world.tick(5)}
+
+
 async def test_what_may_block_runs_in_threads(world: World) -> None:
     sampler = HostSampler(world.settings.data_dir)
     families = world.metrics.registry.collect

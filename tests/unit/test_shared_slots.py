@@ -618,3 +618,80 @@ def test_a_missing_file_is_waited_for(path: Path, table: SlotTable) -> None:
     assert not path.exists()
     table.restore()
     assert SlotTable(path, wait=10).rows() == []
+
+
+ODD_STATS = [
+    b"",
+    b"null",
+    b"[]",
+    b"5",
+    b'"x"',
+    b"\xff\xfe",
+    b"{",
+    b"[" * 3900,
+    b'{"plain":' + b"9" * 3000 + b"}",
+    b'{"plain":NaN,"lag":Infinity,"slow":1e308,"queued":1e400}',
+    b'{"subscriptions":5,"unnamed":[1],"queued":{"high":"x"},"dropped":{"high":{}}}',
+    b'{"plain":{},"deaf":[],"hears":{},"lag":"long","fault":{"a":1}}',
+]
+
+
+@pytest.mark.parametrize("stats", ODD_STATS)
+def test_odd_figures_of_another_worker(table: SlotTable, stats: bytes) -> None:
+    row = table.claim_row(1)
+    table.set_state(row, READY)
+    start = shared_slots._STATS_AT + row * shared_slots.STATS_SIZE
+    table._map[start : start + len(stats)] = stats
+    table._columns[shared_slots._STATS_LENGTH][row] = len(stats)
+    (found,) = table.rows()
+    for value in found.stats.values():
+        assert isinstance(value, bool | int | float | str | dict)
+        for number in value.values() if isinstance(value, dict) else [value]:
+            assert isinstance(number, str) or abs(number) < 2**53
+
+
+def test_odd_words_in_a_row(table: SlotTable) -> None:
+    row = table.claim_row(1)
+    table.set_state(row, READY)
+    odd = table.claim_row(1)
+    for number, column in enumerate(table._columns):
+        if number != shared_slots._PID:
+            column[odd] = 2**64 - 1
+    table._header[shared_slots._HIGH] = 2**40
+    assert {found.number for found in table.rows()} == {row, odd}
+    assert not table.reserve_connection(row, 10)  # the other row seems to have more than the cap
+    table.set_stats(row, {"plain": 1})
+    table.queue_totals()
+    table.ask_to_evict(row, 0)
+    table.take_evictions(odd)
+    table.sweep()
+    assert table.free(os.getpid())
+
+
+def test_odd_words_in_the_table_of_users(path: Path) -> None:
+    table = SlotTable(path)
+    row = table.claim_row(1)
+    users = table._users
+    assert table.claim_user(row, "ann", 5)
+    # Every place taken by something else.
+    for at in range(2 * (users._mask + 1)):
+        users._entries[at] = 2**64 - 1
+    assert table.claim_user(row, "ann", 5)
+    table.release_user(row, "ann")
+    table.release_user(row, "nobody")
+    table.set_user_types(row, "ann", 1)
+    for word in (0, 2**64 - 1):
+        for name in (shared_users._DISTINCT, shared_users._FILLED):
+            users._header[name] = word
+        assert table.claim_user(row, f"bob {word}", 5)
+        table.release_user(row, f"bob {word}")
+    area = users._header[shared_users._AREA]
+    for word in (1, 4096, 2**63, 2**64 - 1, area + 2**40):
+        users._header[shared_users._AREA] = word
+        assert table.claim_user(row, f"carl {word}", 5)
+    fresh = SlotTable(path)
+    users._header[shared_users._AREA] = 2**63
+    fresh._users._area = 0
+    assert fresh.claim_user(row, "dora", 5)
+    table.unique_users()
+    table.users_of_type(0)

@@ -1,0 +1,51 @@
+"""Reports of workers that left, as `make reload` finds them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers import paths
+from workers.handoff_report import Handoff
+
+GOOD = {"pid": 7, "passed": 3, "left": 1, "heirs": 2, "seconds": 0.5, "pauses": [[0.1, 3]]}
+
+
+def fetch(data_dir: Path, text: str | bytes) -> Handoff | None:
+    path = paths.left_file(data_dir, 7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return Handoff.fetch(data_dir, 7, 11)
+
+
+def test_a_report_is_found_once(tmp_path: Path) -> None:
+    found = fetch(tmp_path, json.dumps(GOOD | {"born": 11}))
+    assert found is not None
+    assert "3 connections" in str(found)
+    assert Handoff.fetch(tmp_path, 7, 11) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "5", "{}", "[" * 50_000, b"\\xff", "{"])
+def test_a_file_that_is_no_report(tmp_path: Path, text: str | bytes) -> None:
+    assert fetch(tmp_path, text) is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"born": 12},
+        {"born": None},
+        {"passed": "many"},
+        {"passed": None},
+        {"other": 1},
+        {"pauses": 5},
+        {"pauses": [1]},
+        {"pauses": [[1]]},
+        {"pauses": [["a", "b"]]},
+    ],
+)
+def test_odd_values_in_a_report(tmp_path: Path, odd: dict[str, Any]) -> None:
+    assert fetch(tmp_path, json.dumps(GOOD | {"born": 11} | odd)) is None
