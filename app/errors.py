@@ -5,6 +5,7 @@ The tree::
     PresenceError
     ├── SettingsError           a setting is wrong: the start stops with one line
     └── ClientError             told to the client that caused it, as {code, message}
+        ├── NoRoomNow           its user's places may be held by connections that are dead
         ├── QueueOverflow       its message was pushed out of the full broadcast queue
         └── BackplaneUnavailable  its message may or may not have reached the stream
             └── BackplaneFull   the backplane's memory is full: the message is not stored
@@ -80,6 +81,20 @@ class ClientError(PresenceError):
         super().__init__(message)
         self.code = code
         self.message = message
+
+
+class NoRoomNow(ClientError):
+    """There is no place now, which time will mend.
+
+    Args:
+        message: what to do about it, for people.
+        retry_after: milliseconds after which to come back.
+    """
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(ErrorCode.MAX_CONNECTIONS_EXCEEDED, message)
+        self.close_reason = f'{{"retryAfter": {retry_after}}}'
+        """Reason of the close frame."""
 
 
 class QueueOverflow(ClientError):

@@ -125,6 +125,7 @@ class Worker:
             metrics=self.metrics,
             key=key,
             replace_elsewhere=self.manager.replace_elsewhere,
+            probe_users=self.manager.prober.count_answering,
         )
         self.manager.realtime = self.realtime
         self.manager.position = reader.positions[CONTROL]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -97,7 +96,7 @@ async def create() -> web.AppRunner:
             settings,
             slots,
             backplane_url,
-            uuid.uuid4().hex,
+            slots.worker_name(),
             collect_metrics=metrics_files.collect,
             other_processes=lambda: _other_processes(settings),
             has_memory=Headroom(HostSampler(settings.data_dir)),

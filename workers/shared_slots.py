@@ -373,6 +373,11 @@ class SlotTable:
             self._header[_HALTED] = name
             return True
 
+    @property
+    def identity(self) -> str:
+        """A name of this table that no other has, on whatever machine."""
+        return hashlib.blake2b(self._hash_key, digest_size=_WORD).hexdigest()
+
     # Connections and users.
 
     def reserve_connection(self, index: int, cap: int) -> bool:

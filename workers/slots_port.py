@@ -27,6 +27,11 @@ class RowSlots(Slots):
         self._queue_cap = settings.max_queue_size
         self._queue_bytes_cap = settings.max_queue_bytes
 
+    def worker_name(self) -> str:
+        """Names this worker among all of all machines, ever: machine, row and generation."""
+        row = next(row for row in self._table.rows() if row.number == self.index)
+        return f"{self._table.identity}-{row.number}-{row.generation}"
+
     def reserve_connection(self) -> bool:
         return self._table.reserve_connection(self.index, self._connections_cap)
 

@@ -28,7 +28,11 @@ logger = logging.getLogger(__name__)
 LEASE = 10.0
 """Seconds for which a worker's claims stand without renewal."""
 RENEWAL_INTERVAL = 3.0
+CHECK_INTERVAL = 1.0
+"""Seconds between two looks for workers of this machine that have died."""
 RETRY_INTERVAL = 1.0
+_NAME_PARTS = 4
+"""Names of workers: machine, row, generation, and a number drawn at random."""
 _CHUNK = 1000  # users per command when all claims are written anew
 
 _WORKERS = b"{rt:users}"
@@ -104,6 +108,9 @@ class UserClaims:
         self._away = False
         self._stale = False  # the backplane has something else than `_held` and `_steps` say
         self._task: asyncio.Task[None] | None = None
+        self._renewed = 0.0
+        self._rows: set[tuple[int, int]] = set()
+        """Workers of this machine when claims of dead ones were last looked for."""
 
     def start(self, supervisor: Supervisor | None = None) -> None:
         """Begin to send claims and to renew the lease; the supervisor begins again what fails."""
@@ -172,15 +179,48 @@ class UserClaims:
         self._wake.set()
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             if self._away:
                 await asyncio.sleep(RETRY_INTERVAL)
             elif not self._stale:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(RENEWAL_INTERVAL):
+                    async with asyncio.timeout(min(CHECK_INTERVAL, RENEWAL_INTERVAL)):
                         await self._wake.wait()
-            self._wake.clear()
-            await self._exchange()
+            is_due = loop.time() - self._renewed >= RENEWAL_INTERVAL
+            if self._wake.is_set() or self._away or self._stale or is_due:
+                self._wake.clear()
+                await self._exchange()
+                self._renewed = loop.time()
+            await self._free_dead()
+
+    async def _free_dead(self) -> None:
+        """Give back what workers of this machine held whose rows are gone: they were killed.
+
+        Their leases would keep their users out for up to `LEASE` seconds more.
+        """
+        parts = self._backplane.worker_id.split("-")
+        if self._away or len(parts) != _NAME_PARTS or self._living() == self._rows:
+            return
+        try:
+            (names,) = await self._backplane.ask([(b"ZRANGE", _WORKERS, 0, -1)])
+            # Looked at after the names: who has one had a row before.
+            rows = self._living()
+            if _row(self._backplane.worker_id.encode()) not in rows:
+                return  # the table is not the one that this worker is named after
+            machine = parts[0].encode() + b"-"
+            dead = [name for name in names if name.startswith(machine) and _row(name) not in rows]
+            for name in dead:
+                logger.info("freed the places of users that a dead worker held: %s", name.decode())
+                await self._backplane.ask(
+                    [(b"DEL", _WORKERS + b":" + name), (b"ZREM", _WORKERS, name)]
+                )
+        except FAILURES:
+            return
+        self._rows = rows
+
+    def _living(self) -> set[tuple[int, int]]:
+        return {(row.index, row.generation) for row in self._slots.rows()}
 
     async def _exchange(self) -> None:
         """Tell the backplane what changed, and renew the lease."""
@@ -249,3 +289,11 @@ class UserClaims:
         commands.append((b"PEXPIRE", self._mine, int(LEASE * 1000)))
         await self._backplane.ask(commands)
         self._told = told
+
+
+def _row(name: bytes) -> tuple[int, int]:
+    """Row and generation in the name of a worker; none that is in use for another name."""
+    parts = name.split(b"-")
+    if len(parts) != _NAME_PARTS or not (parts[1].isdigit() and parts[2].isdigit()):
+        return -1, -1
+    return int(parts[1]), int(parts[2])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import re
 from typing import NamedTuple
 
 from aiohttp import web
@@ -22,6 +23,7 @@ MAX_AGE = 600
 
 _MAX_ORIGIN = 300
 """Characters of an origin that is looked at: a name has at most 253."""
+_SHORT_HOST = re.compile(r"[A-Za-z0-9_-]+(:\d{1,5})?", re.ASCII)
 _ALLOWED_HEADERS = "Authorization, Content-Type, X-Publish-Token, X-Request-ID"
 _EXPOSED_HEADERS = "Retry-After, X-Request-ID"
 
@@ -146,8 +148,8 @@ class Hosts:
             return True
         if self._clients.is_behind_proxy(request):
             return True
-        # Probes of load balancers name anything; no site of the internet has a name without dots.
-        return request.path == "/status" and "." not in host
+        # Probes and scripts name anything; no site of the internet has a name without dots.
+        return "Origin" not in request.headers and _SHORT_HOST.fullmatch(host) is not None
 
     def _look_up(self, host: str) -> bool:
         name = _host_name(host.lower())

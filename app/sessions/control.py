@@ -134,6 +134,13 @@ def parse(body: bytes) -> Control:
             check(message[name])
         if message["method"] == "emit":
             _check_emit(message)
+        elif message["method"] == "replace":
+            _optional(message, "ask", _number)
+            _optional(message, "late", _number)
+            if message.get("ask") is not None:
+                check_sid(message["host_id"])
+        elif message["method"] == "alive":
+            _optional(message, "users", _counts)
     except KeyError as error:
         raise Unreadable(f"{message['method']!r} lacks the field {error}.") from None
     except ValueError as error:
@@ -182,6 +189,13 @@ def _sids(value: Any) -> None:
         check_sid(sid)
 
 
+def _counts(value: Any) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"an object is needed, not {_kind(value)}")
+    for count in value.values():
+        _number(count)
+
+
 def _number(value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= _LARGEST_NUMBER:
         raise ValueError("a whole number is needed")
@@ -193,6 +207,9 @@ _METHODS: dict[str, Iterable[tuple[str, Callable[[Any], object]]]] = {
     "leave_room": (("sid", check_sid), ("namespace", check_namespace), ("room", check_room)),
     "close_room": (("room", check_room), ("namespace", check_namespace)),
     "replace": (("sids", _sids),),
+    "probe": (("users", _strings), ("host_id", check_sid), ("ask", _number)),
+    "held": (("to", check_sid), ("ask", _number), ("sids", _sids)),
+    "alive": (("to", check_sid), ("ask", _number), ("sids", _sids), ("alive", _sids)),
     "callback": (
         ("host_id", check_sid),
         ("sid", check_room),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.errors import ClientError, CloseCode, ErrorCode
+from app.errors import ClientError, CloseCode, ErrorCode, NoRoomNow
 from app.protocol.codecs import PLAIN
 from app.protocol.requests import Request, check_cost, parse_request, peek_id
 from app.sessions.auth import Identity
@@ -85,7 +85,9 @@ class PlainSession(Session):
 
     def _refuse(self, error: ClientError) -> None:
         self.send_error(error)
-        if error.code is ErrorCode.MAX_CONNECTIONS_EXCEEDED:
+        if isinstance(error, NoRoomNow):
+            self.end(CloseCode.TRY_AGAIN_LATER, error.close_reason)
+        elif error.code is ErrorCode.MAX_CONNECTIONS_EXCEEDED:
             self.end(CloseCode.POLICY_VIOLATION, "too many connections of this user")
         else:
             self.end(CloseCode.RESTART, self.realtime.retry_hint())

@@ -9,16 +9,16 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.backplane.claims import LEASE, UserClaims
 from app.broadcast.catchup import CatchUp
 from app.broadcast.fanout import FanOut
 from app.broadcast.subscriber import Group
 from app.config import Settings
-from app.errors import ClientError, CloseCode, ErrorCode
+from app.errors import ClientError, CloseCode, ErrorCode, NoRoomNow
 from app.metrics import Metrics
 from app.ports import Slots
 from app.protocol import envelope
@@ -30,7 +30,7 @@ from app.sessions.addresses import Addresses
 from app.sessions.auth import TokenVerifier
 from app.sessions.rates import Limits, Rates, Verdict
 from app.sessions.session import Session, Wishes, Work
-from app.transport.connection import OPEN
+from app.transport.connection import MOVING, OPEN
 from app.transport.hub import Hub
 from app.types import Position
 
@@ -53,7 +53,14 @@ REPLACE_SECONDS = 2.0
 """How long a connection waits for the one that it replaces to go away on another worker."""
 REPLACE_SHARED_SECONDS = LEASE + REPLACE_SECONDS
 """The same where machines share users: the other one's machine may be dead, and its lease not."""
-FIRST_CLAIM_PAUSE, LONGEST_CLAIM_PAUSE = 0.05, 1.0
+PROBE_SECONDS = 1.0
+"""How long a client may take to answer a ping that decides whether it keeps its place."""
+PROBE_STEP = 0.02
+FULL_SECONDS = 5.0
+"""How long a user whose holders have all answered is refused without asking them again."""
+MAX_FULL = 10_000
+"""Such users that are remembered."""
+FIRST_CLAIM_PAUSE, LONGEST_CLAIM_PAUSE = 0.05, 0.25
 """Seconds between two tries meanwhile: twice the last, within these."""
 FLOOD_FACTOR = 10
 """A client that sends this many times RATE_LIMIT in a second is closed."""
@@ -118,7 +125,8 @@ class Realtime:
         verifier: TokenVerifier,
         metrics: Metrics,
         key: bytes,
-        replace_elsewhere: Callable[[str], Work],
+        replace_elsewhere: Callable[[str], Coroutine[Any, Any, bool | None]],
+        probe_users: Callable[[str], Coroutine[Any, Any, int]] | None = None,
     ) -> None:
         self.settings = settings
         self.hub = hub
@@ -163,17 +171,23 @@ class Realtime:
         self._homeless: dict[Session, float] = {}
         """Socket.IO clients that are in no namespace, by deadline, the earliest first."""
         self._homeless_planned = False
+        self.probe_users = probe_users
+        self._full: dict[str, float] = {}
+        """Users at their cap, all of whose connections answer, and until when that is believed."""
         self._loop = asyncio.get_running_loop()
 
     # The beginning.
 
-    def claim(self, session: Session, resume: str | None = None) -> Work | None:
+    def claim(
+        self, session: Session, resume: str | None = None, patience: float = 0.0
+    ) -> Work | None:
         """Claim a place for the session's user, if it has one.
 
         Args:
             session: connected and, if the service takes tokens, authenticated; one that has ended
                 claims nothing.
-            resume: token of a connection that this one takes the place of.
+            resume: token of a connection that this one takes the place of, if that is silent.
+            patience: seconds for which a place may take to become free.
 
         Returns:
             What remains to be awaited, if it cannot be done at once.
@@ -185,42 +199,96 @@ class Realtime:
         if session.state != OPEN:
             # It ended before its turn came: what it claims now would never be given back.
             return None
-        replaced = self.read_resume(resume) if resume else None
-        old = self.sessions.get(replaced) if replaced else None
-        if old is not None and old is not session:
-            self.replace(old)
-            replaced = None
+        replacing = self.replace_owner(session, resume) if resume else None
         user = session.user
-        if user is None and replaced is None:
+        if replacing is not None:
+            return self._claim_slowly(session, replacing, patience)
+        if user is None:
             return None
-        if user is not None and self.claims is None and replaced is None:
-            if not self.slots.claim_user(user):
-                raise self._too_many()
-            session.claimed = True
-            return None
-        return self._claim_slowly(session, replaced)
+        if self.claims is None:
+            if self.slots.claim_user(user):
+                session.claimed = True
+                return None
+            if self._is_surely_full(user):
+                raise self._too_many(user, self.settings.max_connections_per_user)
+        return self._claim_slowly(session, None, patience)
 
-    async def _claim_slowly(self, session: Session, replaced: str | None) -> None:
-        if replaced is not None:
-            # Carried out here as well by then, where this session may take the id over.
-            await self.replace_elsewhere(replaced)
-        patience = REPLACE_SECONDS if self.claims is None else REPLACE_SHARED_SECONDS
-        deadline = self._loop.time() + (patience if replaced is not None else 0.0)
+    def replace_owner(self, session: Session, token: str) -> asyncio.Task[bool] | None:
+        """Close the connection that a `resume` or `pid` is of, unless it answers a ping.
+
+        Returns what tells whether it does; None when the token is not one of ours, or another
+        user's.
+        """
+        owner = self.read_owner(token, session.user)
+        if owner is None or owner == session.id:
+            return None
+        task = self._loop.create_task(self._replace_unless_alive(owner))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
+
+    async def _replace_unless_alive(self, id: str) -> bool:
+        old = self.sessions.get(id)
+        if old is None or old.state == MOVING:
+            return bool(await self.replace_elsewhere(id))
+        if await self.answers(old):
+            return True
+        self.replace(old)
+        return False
+
+    async def answers(self, session: Session) -> bool:
+        """Whether anything comes from a client within `PROBE_SECONDS` after a ping."""
+        if session.state != OPEN:
+            return False
+        # What it sent before does not count; ticks are as long as a second.
+        mark = session.seen = min(session.seen, self.hub.wheel.now - 1)
+        session.ping()
+        until = self._loop.time() + PROBE_SECONDS
+        while session.state == OPEN and session.seen <= mark and self._loop.time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(PROBE_STEP)
+        return session.state == OPEN and session.seen > mark
+
+    async def _claim_slowly(
+        self, session: Session, replacing: asyncio.Task[bool] | None, patience: float
+    ) -> None:
+        if replacing is not None and not await asyncio.shield(replacing):
+            patience = self.replace_patience
+        until = self._loop.time() + patience
         user = session.user
         if user is None:
             return
+        probe: asyncio.Task[int] | None = None
         pause = FIRST_CLAIM_PAUSE
         while not await self._claim(user):
             if session.state != OPEN:
                 return
-            if self._loop.time() >= deadline:
-                raise self._too_many()
+            if self._loop.time() >= until:
+                if self._is_surely_full(user):
+                    raise self._too_many(user, self.settings.max_connections_per_user)
+                if probe is not None and probe.done():
+                    raise self._too_many(user, probe.result())
+            if probe is None:
+                probe = self._loop.create_task(self._count_answering(user))
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_CLAIM_PAUSE)
         if session.state == OPEN:
             session.claimed = True
         else:
             self._release(user)
+
+    @property
+    def replace_patience(self) -> float:
+        """Seconds for which a connection waits for the place of the one that it replaces."""
+        return REPLACE_SECONDS if self.claims is None else REPLACE_SHARED_SECONDS
+
+    async def _count_answering(self, user: str) -> int:
+        if self.probe_users is None:
+            return self.settings.max_connections_per_user
+        return await self.probe_users(user)
+
+    def _is_surely_full(self, user: str) -> bool:
+        """Whether all holders of a user's places have answered a ping a moment ago."""
+        until = self._full.get(user)
+        return until is not None and self._loop.time() < until
 
     async def _claim(self, user: str) -> bool:
         if self.claims is not None:
@@ -240,12 +308,27 @@ class Realtime:
         else:
             self.slots.release_user(user)
 
-    def _too_many(self) -> ClientError:
-        self.metrics.refused["user"].inc()
+    def _too_many(self, user: str, answering: int) -> ClientError:
+        """What to tell a client whose user has no place left.
+
+        Args:
+            user: at the cap.
+            answering: how many connections of it have answered a ping.
+        """
+        most = self.settings.max_connections_per_user
+        self.refusals.note("user")
+        if answering < most:
+            return NoRoomNow(
+                f"All {most} places of this user are taken, some of them by connections that do"
+                " not answer; come back later.",
+                random.randint(*RETRY_AFTER_MS),  # noqa: S311
+            )
+        if len(self._full) >= MAX_FULL:
+            self._full.clear()
+        self._full[user] = self._loop.time() + FULL_SECONDS
         return ClientError(
             ErrorCode.MAX_CONNECTIONS_EXCEEDED,
-            f"A user may have {self.settings.max_connections_per_user} connections;"
-            " close another one first.",
+            f"A user may have {most} connections; close another one first.",
         )
 
     def greet(
@@ -312,7 +395,7 @@ class Realtime:
             envelope.new_id().encode(),
             now,
             session.id.encode(),
-            self.resume_token(session.id).encode(),
+            self.resume_token(session.id, session.user).encode(),
             b"null" if session.user is None else envelope.encode_json(session.user),
             now,
             rest,
@@ -387,8 +470,10 @@ class Realtime:
     # Tokens of our own.
 
     def _sign(self, text: str) -> str:
-        proof = hmac.digest(self._key, text.encode(errors="replace"), "sha256")[:12].hex()
-        return f"{text}.{proof}"
+        return f"{text}.{self._proof(text)}"
+
+    def _proof(self, text: str) -> str:
+        return hmac.digest(self._key, text.encode(errors="replace"), "sha256")[:12].hex()
 
     def _check_signature(self, token: str) -> str | None:
         text = token.rpartition(".")[0]
@@ -398,9 +483,9 @@ class Realtime:
         )
         return text if genuine else None
 
-    def resume_token(self, id: str) -> str:
-        """What proves that somebody was connection `id`."""
-        return self._sign(id)
+    def resume_token(self, id: str, user: str | None = None) -> str:
+        """What proves that somebody was connection `id`, of this user."""
+        return f"{id}.{self._proof(id if user is None else f'resume|{id}|{user}')}"
 
     def pid(self, session: Session, wishes: Wishes) -> str:
         """What proves who a Socket.IO client is, and where it stands as it connects."""
@@ -414,6 +499,15 @@ class Realtime:
         """The connection id in a `resume` or `pid`; None when it is not one of ours."""
         text = self._check_signature(token)
         return None if text is None else text.partition("|")[0]
+
+    def read_owner(self, token: str, user: str | None) -> str | None:
+        """The connection id in a `resume` or `pid`; None when it is not ours, or another user's."""
+        pid = self.read_pid(token)
+        if pid is not None:
+            return pid.sid if pid.user == user else None
+        id = token.rpartition(".")[0]
+        expected = self.resume_token(id, user).encode(errors="replace")
+        return id if hmac.compare_digest(token.encode(errors="replace"), expected) else None
 
     def read_pid(self, token: str) -> Pid | None:
         """What a `pid` says; None when it is not one of ours."""

@@ -34,6 +34,7 @@ from app.sessions.control import (
     check_skipped,
     count_placeholders,
 )
+from app.sessions.probing import Prober
 from app.sessions.sio_rooms import MAIN, RoomManager
 from app.transport.connection import OPEN
 from app.types import Message, Position
@@ -71,7 +72,9 @@ class StreamManager(AsyncPubSubManager, RoomManager):
         self._publish_message = publish
         self._numbers = itertools.count()
         self._unread: dict[int, asyncio.Future[None]] = {}
-        self._replacing: asyncio.Task[None] | None = None
+        self._replacing: asyncio.Task[set[str]] | None = None
+        self._sending: asyncio.Future[None] | None = None
+        self.prober = Prober(self)
         self._to_replace: list[str] = []
         self.position = Position("", 0)
         """The last message of the control stream that was carried out."""
@@ -343,8 +346,11 @@ class StreamManager(AsyncPubSubManager, RoomManager):
             elif method == "close_room" and message.get("host_id") != self.host_id:
                 await self._handle_close_room(message)
             elif method == "replace":
-                for sid in message["sids"]:
-                    self._replace(sid)
+                self._replace(message)
+            elif method == "probe" and message["host_id"] != self.host_id:
+                self.prober.on_probe(message)
+            elif method in {"held", "alive"}:
+                self.prober.on_answer(message)
             elif method == "callback":
                 # These run handlers of the application, which may emit and so wait for us.
                 self.server.start_task(self._handle_callback(message))
@@ -358,30 +364,47 @@ class StreamManager(AsyncPubSubManager, RoomManager):
             if self._log_limit.allows(method):
                 logger.exception("control message failed: %s", method)
 
-    async def replace_elsewhere(self, id: str) -> None:
+    async def replace_elsewhere(self, id: str) -> bool:
         """End a session on whatever worker has it; its client has a newer connection here.
 
+        One that answers a ping stays: then this is another client. Returns whether it does.
         Thousands of clients may come back at once, so those of one moment share a message.
 
         Raises:
             BackplaneUnavailable, QueueOverflow: it may hang on.
         """
         if self._replacing is None or not self._to_replace:
-            self._replacing = asyncio.create_task(self._send_replacements(self._replacing))
+            self._replacing = asyncio.create_task(self._send_replacements(self._sending))
         self._to_replace.append(id)
-        await asyncio.shield(self._replacing)
+        return id in await asyncio.shield(self._replacing)
 
-    async def _send_replacements(self, before: asyncio.Task[None] | None) -> None:
+    async def _send_replacements(self, before: asyncio.Future[None] | None) -> set[str]:
+        self._sending = sent = asyncio.get_running_loop().create_future()
         if before is not None:
-            await asyncio.wait({before})
+            await before
         ids, self._to_replace = self._to_replace, []
-        await self.send_and_read_back({"method": "replace", "sids": ids})
+        # The next ones need not wait for the answers to these.
+        sent.set_result(None)
+        return await self.prober.replace(ids)
 
-    def _replace(self, sid: str) -> None:
-        session: Any = self.realtime.sessions.get(sid)
-        # One that came from a worker which was ahead of this one is the replacement itself.
-        if session is not None and self.position.seq > self._ahead.get(session, 0):
-            self.realtime.replace(session)
+    async def send_to_all(self, message: dict[str, Any]) -> None:
+        """Store a message for all workers.
+
+        Raises:
+            BackplaneUnavailable, QueueOverflow: it may not have been stored.
+        """
+        await self._send_control(message)
+
+    def _replace(self, message: dict[str, Any]) -> None:
+        if message.get("ask") is not None and message["host_id"] == self.host_id:
+            return  # it has looked at its own before it asked the others
+        sessions = []
+        for sid in message["sids"]:
+            session: Any = self.realtime.sessions.get(sid)
+            # One that came from a worker which was ahead of this one is the replacement itself.
+            if session is not None and self.position.seq > self._ahead.get(session, 0):
+                sessions.append(session)
+        self.prober.on_replace(message, sessions)
 
     # Acknowledgements that cross workers.
 

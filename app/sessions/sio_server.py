@@ -16,7 +16,7 @@ import socketio
 from socketio import exceptions
 from socketio import packet as sio_packet
 
-from app.errors import ClientError, ErrorCode
+from app.errors import ClientError, CloseCode, ErrorCode, NoRoomNow
 from app.protocol.envelope import RESERVED_ON_WIRE, decode_json, encode_ascii
 from app.protocol.requests import Request
 from app.sessions.session import Extra, Work
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("realtime.socketio")
 
+_TEMPORARY = {ErrorCode.BACKPLANE_UNAVAILABLE, ErrorCode.QUEUE_OVERFLOW}
 UNABLE = "Unable to connect"
 REJECTED = {"message": "Connection rejected by server"}
 CATCH_ALL = "*"
@@ -153,6 +154,11 @@ class RealtimeServer(socketio.AsyncServer):
             accepted = await self._call_connect_handler(session, sid, namespace, data)
         except ClientError as error:
             accepted, reason = False, _told(error)
+            # A CONNECT_ERROR would keep the client away for good.
+            if isinstance(error, NoRoomNow):
+                session.end(CloseCode.TRY_AGAIN_LATER, error.close_reason)
+            elif error.code in _TEMPORARY:
+                session.end(CloseCode.RESTART, session.realtime.retry_hint())
         except exceptions.ConnectionRefusedError as error:
             accepted, reason = False, error.error_args
         except ConnectionRefusedError:

@@ -300,10 +300,15 @@ class SocketIOSession(Session):
             raise ClientError(ErrorCode.UNAUTHORIZED, "Connect with a token: auth: {token: '…'}.")
 
     async def _recover(self, text: str, pid: Pid, offset: Offset) -> None:
-        """Take the place of the connection that a client had, and find what it missed."""
+        """Take the place of the connection that a client had, and find what it missed.
+
+        Where that one still answers, this is another client: a duplicated tab.
+        """
         realtime = self.realtime
         old = realtime.sessions.get(pid.sid)
-        work = realtime.claim(self, text)
+        replacing = realtime.replace_owner(self, text)
+        replaced = replacing is not None and not await asyncio.shield(replacing)
+        work = realtime.claim(self, patience=realtime.replace_patience if replaced else 0.0)
         if work is not None:
             await work
         starts = {
@@ -311,12 +316,12 @@ class SocketIOSession(Session):
             for type, position in offset.positions.items()
             if type in realtime.known_types
         }
-        deadline = time.monotonic() + REPLACE_SECONDS
+        until = time.monotonic() + (REPLACE_SECONDS if replaced and old else 0.0)
         # The disconnect handlers of the old connection still know it by the id.
-        while old and realtime.sessions.get(pid.sid) is old and time.monotonic() < deadline:  # noqa: ASYNC110
+        while realtime.sessions.get(pid.sid) is old and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         recovered = (
-            pid.user == self.user
+            replaced
             and starts.keys() == offset.positions.keys()
             and all(start.recovered for start in starts.values())
             and pid.sid not in realtime.sessions

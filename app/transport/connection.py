@@ -222,6 +222,10 @@ class Connection:
         """Send a ping."""
         self.send(_PING_FRAME)
 
+    def ping(self) -> None:
+        """Send a ping of WebSocket's own, which every client answers by itself."""
+        self.send(_PING_FRAME)
+
     def heartbeat_missed(self) -> None:
         """The peer was silent for the whole timeout."""
         if self.hub.spare(self):

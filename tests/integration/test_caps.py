@@ -12,7 +12,7 @@ import socketio.exceptions
 import websockets
 
 from tests.integration.harness import Service, until
-from tests.integration.sioclient import SioClient
+from tests.integration.sioclient import SioClient, raw_socketio
 from tests.integration.wsclient import CLOSE, TEXT, PlainClient, RawClient, encode, spread
 
 
@@ -227,3 +227,44 @@ async def test_users_come_back_after_a_kill() -> None:
             await asyncio.gather(*(client.close() for client in back))
             await service.replaced(victim)
             await service.wait_connections(0)
+
+
+# Users at their cap
+
+
+async def _dead(service: Service, user: str) -> RawClient:
+    """A connection of a user that answers nothing."""
+    client = await RawClient.open(service, f"/ws/realtime?types=&user={user}")
+    await client.envelope("connected")
+    return client
+
+
+async def test_dead_connections_give_their_places_up() -> None:
+    """The one that has been silent for the longest, on whatever worker; those that answer stay."""
+    async with Service() as service:
+        dead = [await _dead(service, "ann") for _ in range(2)]
+        alive = await PlainClient.open(service, user="ann")
+        await alive.barrier()
+        fourth = await PlainClient.open(service, user="ann")
+        await fourth.expect("connected", timeout=5)
+        fifth = await PlainClient.open(service, user="ann")
+        await fifth.expect("connected", timeout=5)
+        for one in dead:
+            _, close = await one.until_frame(CLOSE)
+            assert close.close_code == 4408
+        # Now all of them answer: waiting cannot help.
+        sixth = await PlainClient.open(service, user="ann")
+        assert await sixth.wait_closed() == 1008
+        await alive.barrier()
+        for one in (alive, fourth, fifth):
+            await one.close()
+
+
+async def test_a_dead_socketio_client_gives_its_place_up() -> None:
+    async with Service(MAX_CONNECTIONS_PER_USER=1) as service, await raw_socketio(service) as dead:
+        await dead.send(TEXT, b'40{"user":"ann"}')
+        await dead.packet('40{"sid"')
+        live = await SioClient().connect(service, {"user": "ann"})
+        _, close = await dead.until_frame(CLOSE)
+        assert close.close_code == 4408
+        await live.close()

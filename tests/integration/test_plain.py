@@ -7,12 +7,14 @@ import time
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
 from tests.integration.conftest import Opener
 from tests.integration.harness import Service, until
 from tests.integration.wsclient import (
+    CLOSE,
     TEXT,
     Envelope,
     PlainClient,
@@ -461,34 +463,68 @@ async def test_batch_update_only_for_who_asked(service: Service, plain: Opener, 
 # resume
 
 
+async def _hanging(service: Service, **query: str) -> tuple[RawClient, str]:
+    """A client that answers no ping, and its `resume`."""
+    path = f"/ws/realtime?{urlencode(query)}"
+    client = await RawClient.open(service, path)
+    return client, (await client.envelope("connected"))["data"]["resume"]
+
+
 async def test_resume_replaces_the_hanging_connection(service: Service) -> None:
     """The old one is closed with 4409, and the cap per user is applied after it."""
-    clients = [await PlainClient.open(service, user="rita") for _ in range(3)]
-    resume = (await clients[0].expect("connected"))["data"]["resume"]
+    hanging, resume = await _hanging(service, user="rita")
+    others = [await PlainClient.open(service, user="rita") for _ in range(2)]
     back = await PlainClient.open(service, user="rita", resume=resume)
     await back.barrier()
-    assert await clients[0].wait_closed() == 4409
-    await asyncio.gather(clients[1].barrier(), clients[2].barrier())
-    for client in [*clients[1:], back]:
+    _, close = await hanging.until_frame(CLOSE)
+    assert close.close_code == 4409
+    await asyncio.gather(*(client.barrier() for client in others))
+    for client in [*others, back]:
         await client.close()
 
 
 async def test_resume_reaches_a_connection_of_another_worker(service: Service) -> None:
     """Connections come back until one has met the other worker; each replaces the last."""
-    hanging = await PlainClient.open(service)
-    for _ in range(100):
-        resume = (await hanging.expect("connected"))["data"]["resume"]
+    for _ in range(30):
+        hanging, resume = await _hanging(service)
         holder = service.worker_of(hanging.port)
         back = await PlainClient.open(service, resume=resume)
         await back.barrier()
         heir = service.worker_of(back.port)
-        assert await hanging.wait_closed() == 4409
-        hanging = back
+        _, close = await hanging.until_frame(CLOSE)
+        assert close.close_code == 4409
+        await back.close()
         if heir != holder:
             break
     else:
-        pytest.fail("100 connections met only one worker")
-    await hanging.close()
+        pytest.fail("30 connections met only one worker")
+
+
+async def test_a_duplicated_tab_leaves_the_first_one_alone(service: Service) -> None:
+    """On its own worker and on another one."""
+    first = await PlainClient.open(service, user="dora")
+    connected = (await first.expect("connected"))["data"]
+    holder, met = service.worker_of(first.port), set()
+    for _ in range(30):
+        second = await PlainClient.open(service, user="dora", resume=connected["resume"])
+        data = (await second.expect("connected"))["data"]
+        assert data["connectionId"] != connected["connectionId"]
+        met.add(service.worker_of(second.port) == holder)
+        await first.barrier()
+        await second.close()
+        if len(met) == 2:
+            break
+    assert len(met) == 2, "30 connections met only one worker"
+    await first.close()
+
+
+async def test_resume_of_another_user_replaces_nobody(service: Service) -> None:
+    hanging, resume = await _hanging(service, user="olga")
+    async with await PlainClient.open(service, user="eve", resume=resume) as other:
+        await other.barrier()
+    await hanging.ask("ping", 1)
+    assert (await hanging.envelope("pong"))["data"]["payload"] == 1
+    await hanging.abort()
 
 
 async def test_a_forged_resume_replaces_nobody(service: Service, plain: Opener) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -207,3 +208,38 @@ async def test_a_lease_from_before_the_clock_was_set_back_ends_in_time(
         while not await is_free():
             await asyncio.sleep(0.05)
     assert await valkey.command("EXISTS", dead) == 0
+
+
+async def test_a_dead_workers_places_are_free_at_once(
+    valkey: ValkeyProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of its own machine free them, long before the lease ends."""
+    monkeypatch.setattr(claims_module, "RENEWAL_INTERVAL", 0.1)
+    tables = [SlotTable(tmp_path / "slots") for _ in range(2)]
+    backplanes, workers = [], []
+    for table in tables:
+        slots = RowSlots(table, table.claim_row(1), Settings())
+        backplanes.append(Backplane(valkey.url, Settings(), slots.worker_name()))
+        workers.append(UserClaims(backplanes[-1], slots, 2))
+        workers[-1].start()
+    dying, living = workers
+    assert await dying.claim("ann")
+    assert await dying.claim("ann")
+    assert await held(valkey, dying) == {"ann": 2}
+    assert not await living.claim("ann")
+    # As after SIGKILL: the row is swept, and nothing is given back to the backplane.
+    assert dying._task is not None
+    dying._task.cancel()
+    assert tables[1].free(os.getpid())  # the first row, which is the dying one's
+
+    async def comes_in() -> bool:
+        return await living.claim("ann")
+
+    async with asyncio.timeout(5):  # of a lease of ten seconds
+        while not await comes_in():
+            await asyncio.sleep(0.05)
+    assert await held(valkey, dying) == {}
+    assert await held(valkey, living) == {"ann": 1}, "those of the living stay"
+    await living.close()
+    for backplane in backplanes:
+        await backplane.close()

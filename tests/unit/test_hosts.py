@@ -11,10 +11,11 @@ from app.http.cors import Hosts
 from tests.unit.http_support import http_side
 
 
-def allows(host: str | None, path: str = "/history", **environ: str) -> bool:
+def allows(host: str | None, Origin: str = "", **environ: str) -> bool:  # noqa: N803
     settings = load(environ)
-    headers = {} if host is None else {"Host": host}
-    request = make_mocked_request("GET", path, headers=headers).clone(remote="127.0.0.1")
+    headers = {"Origin": Origin} if Origin else {}
+    headers |= {} if host is None else {"Host": host}
+    request = make_mocked_request("GET", "/history", headers=headers).clone(remote="127.0.0.1")
     return Hosts(settings, Clients(settings.trusted_proxies)).allows(request)
 
 
@@ -31,7 +32,7 @@ def test_a_loopback_bind_serves_the_loopback(host: str | None) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example:3001", "localhost.evil.example", "127.0.0.1.evil.example", "evillocalhost", "x",
+    ["evil.example:3001", "localhost.evil.example", "127.0.0.1.evil.example", "evil.localhost.example",
      "0.0.0.0:3001", "10.0.0.1", "127.0.0.1@evil.example", "localhost:3001:1", "[::2]", "", "a b",
      "localhost\x00", "127.0.0.1:x", "x" * 400 + ".localhost"],
 )  # fmt: skip
@@ -53,9 +54,11 @@ def test_listed_hosts() -> None:
         assert not allows("evil.example", BIND=bind, **listed)
 
 
-def test_probes_name_anything_without_a_dot() -> None:
-    assert allows("x", "/status")
-    assert not allows("evil.example", "/status")
+def test_programs_may_name_anything_without_a_dot() -> None:
+    assert allows("x")
+    assert allows("backend:3001")
+    assert not allows("x", Origin="http://x")
+    assert not allows("[::2]")
 
 
 async def test_every_route_looks_at_the_host() -> None:

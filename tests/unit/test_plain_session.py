@@ -272,13 +272,44 @@ async def test_resume_tokens(worker: Worker) -> None:
         assert realtime.read_resume(wrong) is None
 
 
-async def test_a_newer_connection_takes_the_place_of_the_old_one(worker: Worker) -> None:
+async def test_a_newer_connection_takes_the_place_of_a_silent_one(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.sessions.realtime.PROBE_SECONDS", 0.1)
     old = worker.client()
     token = (await old.event())["data"]["resume"]
     new = worker.client("c2")
-    worker.realtime.claim(new.session, token)
+    work = worker.realtime.claim(new.session, token)
+    assert work is not None
+    await work
     assert await old.close_code() == 4409
     assert worker.realtime.sessions.keys() == {"c2"}
+
+
+async def test_who_answers_keeps_its_place(worker: Worker) -> None:
+    """A duplicated tab brings the token of the first one."""
+    old = worker.client()
+    token = (await old.event())["data"]["resume"]
+    new = worker.client("c2")
+    work = worker.realtime.claim(new.session, token)
+    assert work is not None
+    waiting = asyncio.create_task(work)
+    await turn()
+    old.sock.send(bytes([0x8A, 0x80, 0, 0, 0, 0]))  # an empty pong
+    await waiting
+    assert worker.realtime.sessions.keys() == {"c1", "c2"}
+    assert old.session.state == new.session.state == OPEN
+
+
+async def test_a_token_of_ours_belongs_to_its_user(worker: Worker) -> None:
+    realtime = worker.realtime
+    token = realtime.resume_token("c1", "ann")
+    assert realtime.read_owner(token, "ann") == "c1"
+    assert realtime.read_owner(realtime.resume_token("c1"), None) == "c1"
+    for user in ("bob", None, "ann|", ""):
+        assert realtime.read_owner(token, user) is None
+    assert realtime.read_owner(realtime.resume_token("c1"), "ann") is None
+    assert realtime.read_owner("c1.x", None) is None
 
 
 def seqs(envelope: dict[str, Any]) -> list[int]:

@@ -1,0 +1,261 @@
+"""Whether the clients that hold something still answer, asked of every worker.
+
+Two questions go through the control stream. *Who has these sessions?* is asked for a client that
+comes back with the token of an older connection: one that answers a ping lives on, and the
+newcomer is somebody else (a duplicated tab); one that is silent is closed for its client's new
+connection. *Do the holders of these users' places answer?* is asked for a user at the cap: of the
+silent ones each worker closes the one that has been silent for the longest.
+
+A worker that has a session says so at once, then whether it answers. Where there are few workers
+and none on other machines, the others say that they have none; else no answer in time means that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from app.errors import ClientError, CloseCode
+from app.transport.connection import OPEN
+
+if TYPE_CHECKING:
+    from app.sessions.session import Session
+    from app.sessions.sio_manager import StreamManager
+
+logger = logging.getLogger("realtime.session")
+
+FEW_WORKERS = 8
+"""With no more others than this on the only machine each of them answers."""
+ALL_ANSWER_SECONDS = 1.0
+"""How long their answers are awaited."""
+GRACE_SECONDS = 0.3
+"""How long an answer is awaited where only those who have a session give one."""
+LATE_SHARE = 0.8
+"""Who reads a question after this share of that time replaces without a probe: its answer would
+come too late."""
+VERDICT_SECONDS = 1.5
+"""How long it takes at most from a question to the last answer about pings."""
+GATHER_SECONDS = 0.02
+"""Users at their cap that come within this time share a question."""
+MAX_USERS = 1000
+"""Users of one question."""
+
+
+class _Question:
+    """What has been answered so far."""
+
+    def __init__(self) -> None:
+        self.answers = 0
+        """Workers that have said what they have."""
+        self.held: set[str] = set()
+        self.settled: set[str] = set()
+        self.alive: set[str] = set()
+        self.users: Counter[str] = Counter()
+        self.news = asyncio.Event()
+
+
+class Prober:
+    """Asks and answers for one worker.
+
+    Args:
+        manager: its way to the other workers.
+    """
+
+    def __init__(self, manager: StreamManager) -> None:
+        self._manager = manager
+        self._numbers = itertools.count()
+        self._questions: dict[int, _Question] = {}
+        self._users: dict[str, asyncio.Future[int]] = {}
+
+    # Asking.
+
+    async def replace(self, ids: list[str]) -> set[str]:
+        """Close the sessions with these ids on whatever workers have them; those that live stay.
+
+        Returns the ids of those.
+
+        Raises:
+            BackplaneUnavailable, QueueOverflow: they may hang on.
+        """
+        others = self._others()
+        grace = GRACE_SECONDS if others is None else ALL_ANSWER_SECONDS
+        number, question = self._begin()
+        try:
+            asked = time.time()
+            await self._manager.send_and_read_back(
+                {
+                    "method": "replace",
+                    "sids": ids,
+                    "ask": number,
+                    "all": others is not None,
+                    "late": round((asked + grace * LATE_SHARE) * 1000),
+                }
+            )
+            if others != 0:
+                await self._until(
+                    question,
+                    grace,
+                    lambda: others is not None and question.answers >= others,
+                )
+            await self._until(question, VERDICT_SECONDS, lambda: question.held <= question.settled)
+        finally:
+            del self._questions[number]
+        return question.alive
+
+    async def count_answering(self, user: str) -> int:
+        """How many connections of a user answer a ping, on all workers; silent ones are closed.
+
+        At most one of them on each worker.
+        """
+        future = self._users.get(user)
+        if future is None:
+            loop = asyncio.get_running_loop()
+            if not self._users:
+                loop.call_later(GATHER_SECONDS, self._ask_for_users)
+            future = self._users[user] = loop.create_future()
+        return await asyncio.shield(future)
+
+    def _ask_for_users(self) -> None:
+        users, self._users = self._users, {}
+        names = list(users)
+        for start in range(0, len(names), MAX_USERS):
+            chunk = {name: users[name] for name in names[start : start + MAX_USERS]}
+            self._manager.server.start_task(self._probe_users(chunk))
+
+    async def _probe_users(self, users: dict[str, asyncio.Future[int]]) -> None:
+        number, question = self._begin()
+        until = asyncio.get_running_loop().time() + VERDICT_SECONDS
+        try:
+            others = self._others()
+            if others != 0:
+                await self._manager.send_and_read_back(
+                    {"method": "probe", "users": list(users), "ask": number}
+                )
+            question.users.update(await self._probe(users))
+            if others != 0:
+                left = until - asyncio.get_running_loop().time()
+                await self._until(
+                    question, left, lambda: others is not None and question.answers >= others
+                )
+        except ClientError:
+            pass  # the backplane is away: what is known here must do
+        finally:
+            del self._questions[number]
+            for user, future in users.items():
+                if not future.done():
+                    future.set_result(question.users[user])
+
+    def _begin(self) -> tuple[int, _Question]:
+        number, question = next(self._numbers), _Question()
+        self._questions[number] = question
+        return number, question
+
+    @staticmethod
+    async def _until(question: _Question, seconds: float, condition: Any) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    question.news.clear()
+                    await question.news.wait()
+        except TimeoutError:
+            pass
+
+    def _others(self) -> int | None:
+        """How many other workers there are; None where they are many or unknown."""
+        realtime = self._manager.realtime
+        if realtime.settings.backplane_url:
+            return None
+        rows = realtime.slots.rows()
+        count = sum(
+            row.index != realtime.slots.index
+            and row.state in {"ready", "leaving"}
+            and not row.stats.get("deaf")
+            for row in rows
+        )
+        return count if count <= FEW_WORKERS else None
+
+    # Answering.
+
+    def on_replace(self, message: dict[str, Any], sessions: list[Session]) -> None:
+        """Another worker has connections that would take the place of these sessions."""
+        realtime = self._manager.realtime
+        if message.get("ask") is None or time.time() * 1000 > message.get("late", 0):
+            for session in sessions:
+                realtime.replace(session)
+            sessions = []
+        if message.get("ask") is None or not (sessions or message.get("all")):
+            return
+        self._manager.server.start_task(self._settle(message, sessions))
+
+    async def _settle(self, message: dict[str, Any], sessions: list[Session]) -> None:
+        held = [session.id for session in sessions]
+        try:
+            await self._answer("held", message, {"sids": held})
+            if not held:
+                return
+            alive = await self._answering(sessions)
+            for session in sessions:
+                if session not in alive:
+                    self._manager.realtime.replace(session)
+            await self._answer(
+                "alive", message, {"sids": held, "alive": [session.id for session in alive]}
+            )
+        except ClientError as error:
+            logger.info("an answer about pings is lost: %s", error.code)
+
+    def on_probe(self, message: dict[str, Any]) -> None:
+        """Another worker asks whether the holders of these users' places answer."""
+        self._manager.server.start_task(self._count(message))
+
+    async def _count(self, message: dict[str, Any]) -> None:
+        try:
+            users = await self._probe(message["users"])
+            await self._answer("alive", message, {"sids": [], "alive": [], "users": users})
+        except ClientError as error:
+            logger.info("an answer about pings is lost: %s", error.code)
+
+    async def _probe(self, users: Iterable[str]) -> dict[str, int]:
+        """Connections here that answer, by user; the one of each that is silent longest ends."""
+        wanted = frozenset(users)
+        holders: defaultdict[str, list[Session]] = defaultdict(list)
+        for session in self._manager.realtime.sessions.values():
+            if session.user in wanted and session.claimed and session.state == OPEN:
+                holders[session.user].append(session)
+        alive = await self._answering([one for held in holders.values() for one in held])
+        counts = {}
+        for user, held in holders.items():
+            counts[user] = sum(session in alive for session in held)
+            silent = [one for one in held if one not in alive and one.state == OPEN]
+            if silent:
+                oldest = min(silent, key=lambda session: session.seen)
+                oldest.end(CloseCode.HEARTBEAT_TIMEOUT, "silent, and its user is at the cap")
+        return counts
+
+    async def _answering(self, sessions: list[Session]) -> set[Session]:
+        answers = await asyncio.gather(*(self._manager.realtime.answers(one) for one in sessions))
+        return {one for one, answered in zip(sessions, answers, strict=True) if answered}
+
+    async def _answer(self, method: str, message: dict[str, Any], what: dict[str, Any]) -> None:
+        reply = {"method": method, "to": message["host_id"], "ask": message["ask"], **what}
+        await self._manager.send_to_all(reply)
+
+    def on_answer(self, message: dict[str, Any]) -> None:
+        """Another worker has answered a question of this one."""
+        question = self._questions.get(message["ask"])
+        if question is None or message["to"] != self._manager.host_id:
+            return
+        if message["method"] == "held":
+            question.answers += 1
+            question.held.update(message["sids"])
+        else:
+            question.settled.update(message["sids"])
+            question.alive.update(message["alive"])
+            if "users" in message:
+                question.answers += 1
+                question.users.update(message["users"])
+        question.news.set()
