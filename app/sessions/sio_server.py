@@ -142,6 +142,10 @@ class RealtimeServer(socketio.AsyncServer):
             return self._accept(session, sid, namespace)
         return self._connect_slowly(session, sid, namespace, data, work)
 
+    def refuse_connect(self, session: SocketIOSession, error: ClientError) -> None:
+        """Answer a CONNECT to the main namespace that is not even parsed."""
+        self._send_now(session, sio_packet.CONNECT_ERROR, MAIN, _told(error))
+
     async def _connect_slowly(
         self, session: SocketIOSession, sid: str, namespace: str, data: Any, work: Work | None
     ) -> None:

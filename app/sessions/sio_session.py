@@ -40,6 +40,8 @@ _NO_WISHES = First()
 _UNFIT = "The placeholders do not fit the attachments."
 _CONNECT = str(sio_packet.CONNECT)
 """To the main namespace without `auth`: what most clients of a storm begin with."""
+_LONGEST_CONNECT = 64 * 1024
+"""Characters of a CONNECT packet: tokens and what applications add."""
 _PING = build_frame(TEXT, b"2")
 _HEAD = 512
 """Characters of a packet that is not parsed in which its kind, ack and event are looked for."""
@@ -112,7 +114,10 @@ class SocketIOSession(Session):
             try:
                 self._check_cost(message)
             except ClientError as error:
-                self.send_error(error, self.request_of(message))
+                if message[1:3] == f"{_CONNECT}{{":
+                    self.realtime.sio.refuse_connect(self, error)
+                else:
+                    self.send_error(error, self.request_of(message))
                 return None
             return self._packet(message[1:])
         if kind == "2":
@@ -131,6 +136,9 @@ class SocketIOSession(Session):
             ClientError: MESSAGE_TOO_LARGE.
         """
         if len(message) <= MAX_VALUES:
+            return
+        if message[1:2] == _CONNECT:
+            check_cost(message, _LONGEST_CONNECT)
             return
         settings = self.realtime.settings
         found = _EVENT_HEAD.match(message[:_HEAD])
