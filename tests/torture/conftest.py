@@ -1,0 +1,21 @@
+"""Fixtures of the torture tests: those of the integration tests, and of handoffs in one process."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from tests.integration.conftest import no_leftovers, pytest_configure, pytest_unconfigure
+from tests.unit.conftest import make_node, valkey
+from tests.unit.test_handover import make
+
+__all__ = ["make", "make_node", "no_leftovers", "pytest_configure", "pytest_unconfigure", "valkey"]
+
+
+@pytest.fixture(autouse=True)
+def descriptors() -> None:
+    """As many files as this process may open."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 20_000 if hard == resource.RLIM_INFINITY else min(20_000, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
