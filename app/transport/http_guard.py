@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -316,6 +316,20 @@ def _error(status: int, code: str, message: str) -> web.Response:
     return answer
 
 
+def _with_known_expectations(
+    handler: Callable[[Any], Awaitable[web.StreamResponse]],
+) -> Callable[[Any], Awaitable[web.StreamResponse]]:
+    """Refuse every `Expect` but 100-continue: aiohttp quotes it, and fails if it is not UTF-8."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        expected = request.headers.get("Expect")
+        if expected is not None and expected.lower() != "100-continue":
+            return _error(417, "EXPECTATION_FAILED", "Only 'Expect: 100-continue' is known here.")
+        return await handler(request)
+
+    return handle
+
+
 class GuardedServer(web.Server):
     """Makes guarded connections.
 
@@ -328,7 +342,7 @@ class GuardedServer(web.Server):
 
     def __init__(self, made: web.Server, guard: Guard) -> None:
         super().__init__(
-            made.request_handler,
+            _with_known_expectations(made.request_handler),
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
             loop=made._loop,

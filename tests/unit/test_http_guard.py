@@ -199,6 +199,18 @@ async def test_what_cannot_be_parsed_is_answered_in_json(
     assert served.reasons == ["malformed" if status == 400 else "head"]
 
 
+@pytest.mark.parametrize("path", [b"/", b"/nothing"])
+@pytest.mark.parametrize("expected", [b"200-ok", b"\xff", b""])
+async def test_expectations_that_are_not_known_are_refused(
+    served: Served, caplog: pytest.LogCaptureFixture, expected: bytes, path: bytes
+) -> None:
+    reader, writer = await served.open()
+    writer.write(b"GET %b HTTP/1.1\r\nHost: x\r\nExpect: %b\r\n\r\n" % (path, expected))
+    assert error(await read(reader)) == (417, "EXPECTATION_FAILED")
+    writer.close()
+    assert not caplog.records
+
+
 async def test_a_body_that_is_not_as_its_header_says_is_no_failure_of_the_server(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
