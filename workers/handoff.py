@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import socket
+import stat
 import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -123,6 +124,13 @@ def close_all(descriptors: Sequence[int]) -> None:
     for descriptor in descriptors:
         with contextlib.suppress(OSError):
             os.close(descriptor)
+
+
+def _is_socket(descriptor: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
 
 
 async def _in_thread(work: Callable[..., T], *args: Any) -> T:
@@ -287,7 +295,7 @@ class Heir:
                 await self._consider(connection, offer, descriptors)
         except EOFError:
             pass
-        except OSError as error:
+        except (OSError, ValueError) as error:
             log.warning("A handoff broke off: %s", error)
         except Exception:
             log.exception("A handoff broke off")
@@ -297,40 +305,46 @@ class Heir:
             connection.close()
 
     async def _consider(
-        self, connection: socket.socket, offer: Offer, descriptors: list[int]
+        self, connection: socket.socket, offer: Any, descriptors: list[int]
     ) -> None:
-        request = self._requests.get(offer.get("kind", ""))
-        if request is not None:
-            close_all(descriptors)
-            descriptors = request()
-            try:
-                await _in_thread(send, connection, len(descriptors), descriptors)
-            finally:
-                close_all(descriptors)
-            return
+        mine = descriptors
         try:
-            states = offer["states"]
-            complete = len(descriptors) == len(states)
-            if not complete:
-                log.error("No descriptors left for connections of another worker")
-            answer = self._judge(offer) if complete else [False] * len(states)
-        except BaseException:
-            close_all(descriptors)
-            raise
-        kept = [fd for fd, taken in zip(descriptors, answer, strict=False) if taken]
-        close_all([fd for fd in descriptors if fd not in kept])
-        accepted = [state for state, taken in zip(states, answer, strict=True) if taken]
-        try:
-            await _in_thread(send, connection, answer)
-            word, _ = await _in_thread(receive, connection)
-            if word != "commit":
-                close_all(kept)
+            if not isinstance(offer, dict) or not isinstance(offer.get("kind", ""), str):
+                raise ValueError("an offer is a JSON object")
+            request = self._requests.get(offer.get("kind", ""))
+            if request is not None:
+                close_all(mine)
+                mine = []
+                mine = request()
+                await _in_thread(send, connection, len(mine), mine)
                 return
-        except (OSError, EOFError):
-            if await self._lives_on(offer):
-                close_all(kept)
-                raise
-        await self._take(offer, accepted, kept)
+            states = offer.get("states")
+            if not isinstance(states, list):
+                raise ValueError("an offer has a list of states")
+            if len(states) != len(mine):
+                log.error("No descriptors left for connections of another worker")
+                answer = [False] * len(states)
+            elif not all(map(_is_socket, mine)):
+                raise ValueError("an offer has descriptors of sockets only")
+            else:
+                answer = self._judge(offer)
+            refused = mine
+            mine = [fd for fd, taken in zip(mine, answer, strict=False) if taken]
+            close_all([fd for fd in refused if fd not in mine])
+            accepted = [state for state, taken in zip(states, answer, strict=True) if taken]
+            try:
+                await _in_thread(send, connection, answer)
+                word, strays = await _in_thread(receive, connection)
+                close_all(strays)
+                if word != "commit":
+                    return
+            except (OSError, EOFError):
+                if await self._lives_on(offer):
+                    raise
+            taken, mine = mine, []
+        finally:
+            close_all(mine)
+        await self._take(offer, accepted, taken)
         with contextlib.suppress(OSError):
             await _in_thread(send, connection, "done")
 

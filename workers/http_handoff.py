@@ -16,6 +16,7 @@ from typing import Any
 
 from aiohttp import web
 
+from app.sessions.handover_shape import is_count
 from app.transport.http_connection import HttpConnection, HttpServer
 from workers.handoff import close_all
 
@@ -101,7 +102,13 @@ class HttpHandoff:
     def judge(self, states: Sequence[Any]) -> list[bool]:
         """Which of these connections this worker can take."""
         serves = self._server is not None
-        return [serves and state.get("version") == VERSION for state in states]
+        return [
+            serves
+            and isinstance(state, dict)
+            and state.get("version") == VERSION
+            and is_count(state.get("requests"))
+            for state in states
+        ]
 
     async def take(self, states: Sequence[Any], descriptors: Sequence[int]) -> None:
         """Serve connections that their giver has let go."""

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.sessions import handover_shape
 from app.sessions.passing import Parcel, Passing
 from app.types import Position
 from workers import http_handoff, paths
 from workers.handoff import BATCH, DEATH_SECONDS, LISTENERS, Broken, Giver, Heir
 from workers.http_handoff import HttpHandoff, HttpParcel
 from workers.processes import start_time
-from workers.shared_slots import READY, STARTING, Row, SlotTable
+from workers.shared_slots import READY, ROWS, STARTING, Row, SlotTable
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,18 @@ class Outcome:
         self.heirs = max(self.heirs, later.heirs)
         self.seconds += later.seconds
         self.pauses += later.pauses
+
+
+def _is_offer(offer: dict[str, Any]) -> bool:
+    """Whether an offer has what its taker needs besides states."""
+    giver, control = offer.get("giver"), offer.get("control")
+    if not isinstance(giver, dict) or not handover_shape.is_number(giver.get("born")):
+        return False
+    if not all(handover_shape.is_count(giver.get(name)) for name in ("row", "generation", "pid")):
+        return False
+    if giver["row"] >= ROWS:
+        return False
+    return offer.get("kind") == http_handoff.KIND or handover_shape.is_position(control)
 
 
 class Succession:
@@ -129,6 +142,8 @@ class Succession:
 
     def _judge(self, offer: dict[str, Any]) -> list[bool]:
         states = offer["states"]
+        if not _is_offer(offer):
+            raise ValueError("an offer names its giver and the position of its control stream")
         mine = self._own_row()
         if mine is None or mine.state != READY:
             return [False] * len(states)
@@ -139,6 +154,8 @@ class Succession:
     async def _take(
         self, offer: dict[str, Any], states: Sequence[Any], descriptors: Sequence[int]
     ) -> None:
+        if not states:
+            return  # what is refused need not name its giver
         if offer.get("kind") == http_handoff.KIND:
             await self.http.take(states, descriptors)
             return

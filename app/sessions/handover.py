@@ -13,6 +13,7 @@ from typing import Any
 from app.errors import ClientError
 from app.protocol.envelope import decode_json, encode_json
 from app.protocol.frames import FrameReader
+from app.sessions import handover_shape
 from app.sessions.plain import PlainSession
 from app.sessions.realtime import Realtime
 from app.sessions.session import Session, Wishes
@@ -115,14 +116,18 @@ def load(realtime: Realtime, fd: int, state: State) -> Session:
     return session
 
 
-def check(realtime: Realtime, state: State) -> None:
+def check(realtime: Realtime, state: Any) -> None:
     """Make sure that this worker can take a session.
 
     Raises:
-        CannotPass: it is of another version, or has what this worker does not know.
+        CannotPass: it is of another version, malformed, or has what this worker does not know.
     """
-    if state.get("version") != VERSION:
-        raise CannotPass(f"state of version {state.get('version')}, not {VERSION}")
+    version = state.get("version") if isinstance(state, dict) else None
+    if version != VERSION:
+        raise CannotPass(f"state of version {version!r}, not {VERSION}")
+    fault = handover_shape.fault(state)
+    if fault is not None:
+        raise CannotPass(f"the state is malformed: {fault}")
     unknown = set(state["positions"]) - realtime.known_types
     if unknown:
         raise CannotPass(f"subscribed to types that are no more: {', '.join(sorted(unknown))}")

@@ -171,15 +171,16 @@ class Passing:
 
     # The taker.
 
-    def judge(self, states: Sequence[State]) -> list[bool]:
+    def judge(self, states: Sequence[Any]) -> list[bool]:
         """Which of these sessions this worker can take."""
         return [self._can_take(state) for state in states]
 
-    def _can_take(self, state: State) -> bool:
+    def _can_take(self, state: Any) -> bool:
         try:
             handover.check(self._realtime, state)
         except CannotPass as error:
-            logger.info("not taken over: %s", error, extra={"connection": state.get("id")})
+            id = state.get("id") if isinstance(state, dict) else None
+            logger.info("not taken over: %s", error, extra={"connection": id})
             return False
         return True
 

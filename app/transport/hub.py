@@ -180,8 +180,12 @@ class Hub:
         Args:
             connection: open.
             times: `TimerWheel.times` of a connection that comes from another hub.
+
+        Raises:
+            OSError: the descriptor is of something that cannot be watched; nothing is kept.
         """
         fd = connection.fd
+        self._epoll.register(fd, _READ)
         table = self._connections
         if fd >= len(table):
             table.extend([None] * (fd + 64 - len(table)))
@@ -191,7 +195,6 @@ class Hub:
             self.wheel.add(connection)
         else:
             self.wheel.resume(connection, *times)
-        self._epoll.register(fd, _READ)
         if connection.pending is not None:
             self.watch(connection)
         if connection.reader is not None:

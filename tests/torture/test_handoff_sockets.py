@@ -87,7 +87,7 @@ async def record_offer(make: MakeBench, directory: Path) -> Recorded:
     kept = asyncio.create_task(asyncio.to_thread(keep))
     giver = Giver(path)
     offer = {
-        "giver": {"row": 0, "generation": 1, "pid": 1, "born": 1},
+        "giver": {"row": 100, "generation": 1_000_000, "pid": 1, "born": 1},
         "control": [parcel.control.epoch, parcel.control.seq],
         "states": parcel.states,
     }

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import random
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,6 +29,7 @@ from app.sessions.session import Session, Wishes
 from app.sessions.sio_session import SocketIOSession
 from app.transport.connection import MOVING, OPEN
 from app.worker import Worker
+from tests.torture.mutations import spoil_value
 from tests.unit.backplane_support import MakeNode, ValkeyProcess, until
 from workers.shared_slots import SlotTable
 from workers.slots_port import RowSlots
@@ -676,8 +678,47 @@ async def test_a_type_that_is_no_more(make: MakeBench) -> None:
     assert [session.state for session in parcel.sessions] == [OPEN, OPEN]
 
 
+async def test_a_malformed_state_is_refused_before_anything_is_made_of_it(make: MakeBench) -> None:
+    bench = await make()
+    client = bench.connect(user="ann", wishes=Wishes(types=("status",)))
+    await client.event("connected")
+    client.sock.sendall(client.frame("x" * 300)[:150])
+    sio = await bench.socketio("/app", auth={"user": "bob"})
+    sio.say('451-["echo",{"_placeholder":true,"num":0}]')
+    await until(lambda: len(bench.giver.worker.sio._binary_packet) == 1)
+    await until(lambda: any(s.reader for s in bench.giver.worker.realtime.sessions.values()))
+    parcel = await bench.pack()
+    taker = bench.taker
+    states = json.loads(json.dumps(parcel.states))
+    assert taker.passing.judge(states) == [True, True]
+    for state in states:
+        for name in state:
+            lacking = {key: value for key, value in state.items() if key != name}
+            assert taker.passing.judge([lacking, 5, None, [state]]) == [False] * 4, name
+        for name, wrong in {
+            "id": 5,
+            "claimed": 1,
+            "positions": {"status": ["e", -1]},
+            "times": [1, float("nan")],
+            "reader": {"buffer": "!"},
+            "unsent": 5,
+            "wishes": {"types": "all"},
+            "user": None,
+        }.items():
+            assert taker.passing.judge([{**state, name: wrong}]) == [False], name
+    rng = random.Random(1)
+    for _ in range(2000):
+        spoilt = spoil_value(rng, rng.choice(states))
+        [taken] = taker.passing.judge([spoilt])
+        if not taken:
+            with pytest.raises(CannotPass):
+                handover.load(taker.worker.realtime, -1, spoilt)
+    assert not taker.worker.realtime.sessions
+    await bench.giver.passing.take_back(parcel, parcel.sessions, stay=True)
+
+
 async def test_a_state_that_cannot_be_loaded(
-    make: MakeBench, caplog: pytest.LogCaptureFixture
+    make: MakeBench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its connection ends, is counted no more, and the others of the batch are served."""
     bench = await make()
@@ -685,7 +726,15 @@ async def test_a_state_that_cannot_be_loaded(
     for client in clients:
         await client.event("connected")
     parcel = await bench.pack()
-    parcel.states[1]["unsent"] = 5
+    hub = bench.taker.worker.hub
+    attach = hub.attach
+
+    def fail(session: Session, times: tuple[float, float] | None = None) -> None:
+        if session.id == parcel.states[1]["id"]:
+            raise OSError("it cannot be watched")
+        attach(session, times)
+
+    monkeypatch.setattr(hub, "attach", fail)
     taken = await bench.deliver(parcel)
     assert len(taken) == 2
     assert bench.counts() == [0, 2]

@@ -1,0 +1,167 @@
+"""The shape of a session's state: whether it is as `handover.dump` of this version writes it.
+
+A state may come from another version of this service, or be cut short. What does not have the
+right shape is refused before anything is made of it, so that the worker which has the session
+drains it.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from app.protocol.frames import FrameReader
+
+Check = Callable[[Any], bool]
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is a string."""
+    return isinstance(value, str)
+
+
+def is_flag(value: Any) -> bool:
+    """Whether it is true or false."""
+    return isinstance(value, bool)
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number that may count or name something."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number of seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and abs(value) < 2**40
+
+
+def is_base64(value: Any) -> bool:
+    """Whether it stands for bytes."""
+    try:
+        base64.b64decode(value, validate=True)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def is_position(value: Any) -> bool:
+    """Whether it is an epoch and a `seq`."""
+    return list_of(lambda _: True, 2)(value) and is_text(value[0]) and is_count(value[1])
+
+
+def none_or(check: Check) -> Check:
+    """Also null."""
+    return lambda value: value is None or check(value)
+
+
+def list_of(check: Check, length: int | None = None) -> Check:
+    """A list, of this length if one is given; a tuple becomes one on its way."""
+    return lambda value: (
+        isinstance(value, list | tuple)
+        and (length is None or len(value) == length)
+        and all(map(check, value))
+    )
+
+
+def dict_of(check: Check) -> Check:
+    """An object whose values pass."""
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
+def fields(checks: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
+    """An object with these fields; others are not looked at."""
+
+    def check(value: Any) -> bool:
+        return (
+            isinstance(value, dict)
+            and all(name in value and one(value[name]) for name, one in checks.items())
+            and all(one(value[name]) for name, one in (optional or {}).items() if name in value)
+        )
+
+    return check
+
+
+def _is_home(value: Any) -> bool:
+    """Whether it names an awaited acknowledgement: host, sid, namespace, number."""
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(map(is_text, value[:3]))
+        and is_count(value[3])
+    )
+
+
+def _are_homes(value: Any) -> bool:
+    return dict_of(_is_home)(value) and all(name.isdecimal() for name in value)
+
+
+_ACKS = fields({"next": is_count, "homes": _are_homes})
+_PACKET = fields(
+    {
+        "type": is_count,
+        "namespace": none_or(is_text),
+        "id": none_or(is_count),
+        "data": lambda value: isinstance(value, list),
+        "count": is_count,
+        "attachments": list_of(is_base64),
+    }
+)
+_SOCKETIO = fields(
+    {
+        "namespaces": dict_of(is_text),
+        "rooms": list_of(list_of(is_text, 2)),
+        "session": lambda value: isinstance(value, dict),
+        "environ": none_or(lambda value: isinstance(value, dict)),
+        "acks": dict_of(none_or(_ACKS)),
+        "packet": none_or(_PACKET),
+    }
+)
+_WISHES = fields(
+    {"types": none_or(list_of(is_text)), "batch": is_flag, "resume": none_or(is_text)},
+    {"history": none_or(is_count)},
+)
+_STATE: dict[str, Check] = {
+    "protocol": lambda value: value in ("plain", "socketio"),
+    "id": lambda value: is_text(value) and 0 < len(value) <= 128,
+    "user": none_or(is_text),
+    "claimed": is_flag,
+    "welcomed": is_flag,
+    "held": is_flag,
+    "positions": dict_of(is_position),
+    "batch": is_flag,
+    "times": list_of(is_number, 2),
+    "exported_at": is_number,
+    "reader": none_or(lambda value: isinstance(value, dict)),
+    "unsent": none_or(is_base64),
+    "expires_at": none_or(is_number),
+    "wishes": none_or(_WISHES),
+}
+
+
+def fault(state: Any) -> str | None:
+    """What is wrong with the shape of a state; None if nothing is."""
+    if not isinstance(state, dict):
+        return "it is no object"
+    for name, check in _STATE.items():
+        if name not in state:
+            return f"it has no {name}"
+        if not check(state[name]):
+            return f"its {name} is not as this version writes it"
+    if state["claimed"] and state["user"] is None:
+        return "it has claimed a place for no user"
+    if state["reader"] is not None:
+        try:
+            FrameReader.load(0, state["reader"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return "its reader is not as this version writes it"
+    if state["protocol"] == "socketio":
+        socketio: Any = state.get("socketio")
+        if not _SOCKETIO(socketio) or not set(socketio["namespaces"].values()) <= set(
+            socketio["acks"]
+        ):
+            return "its socketio is not as this version writes it"
+    return None
