@@ -200,6 +200,15 @@ class Settings:
         values.fsync,
         "`appendfsync` of the private Valkey: `no`, `everysec` or `always` (survives a power cut).",
     )
+    backplane_memory: int = _setting(
+        "auto",
+        values.size_or_auto(8 * _MB, 1024 * _GB),
+        "Most memory of the private Valkey; past it publishing is refused with `BACKPLANE_FULL`. At"
+        " least what full histories take: 1.1 times `HISTORY_BYTES` for each type and one more, and"
+        " 32 MB. `auto`: that, but no more than two fifths of the memory that the service may use.",
+        unit="bytes",
+        zero="not allowed",
+    )
     data_dir: Path = _setting(
         "data", values.directory, "Directory of the private Valkey's file and of the lock files."
     )
@@ -340,6 +349,15 @@ def load(environ: Mapping[str, str], dotenv_path: Path | None = None) -> Setting
     return settings
 
 
+def full_backplane(settings: Settings) -> int:
+    """Bytes that a Valkey takes when the histories of all types and of the workers' own are full.
+
+    An entry takes up to a tenth more than its content; the rest is for known ids and connections.
+    """
+    streams = len(settings.message_types) + 1
+    return streams * settings.history_bytes * 11 // 10 + 32 * _MB
+
+
 def unknown(dotenv_path: Path) -> list[str]:
     """One warning for each name in the file that is no setting."""
     warnings = []
@@ -401,6 +419,17 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
         if value < settings.max_message_size and (value or name != "MAX_OUTGOING_BYTES"):
             limit = values.show_size(settings.max_message_size)
             yield name, f"must be at least MAX_MESSAGE_SIZE ({limit})"
+    full = full_backplane(settings)
+    if 0 < settings.backplane_memory < full and not settings.backplane_url:
+        size, history = values.show_size(full), values.show_size(settings.history_bytes)
+        yield (
+            "BACKPLANE_MEMORY",
+            (
+                f"must be at least {size}: HISTORY_BYTES ({history}) for each of the"
+                f" {len(settings.message_types)} types and one more; lower HISTORY_BYTES, or have"
+                " fewer MESSAGE_TYPES"
+            ),
+        )
     for name in ("DEFAULT_SUBSCRIPTIONS", "LATEST_ONLY_TYPES"):
         for word in sorted(getattr(settings, name.lower())):
             if word not in settings.message_types:

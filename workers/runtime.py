@@ -36,6 +36,8 @@ from workers.succession import Succession
 from workers.valkey import Valkey
 
 _SWEEP_INTERVAL = 1.0
+_VALKEY_SHARE = 2, 5
+"""The part of the memory that the private Valkey may take; a rewrite of its file needs more."""
 LEAST_OUTGOING = 8 * 2**20
 """Bytes of the output account where the service may use little memory."""
 
@@ -56,7 +58,8 @@ async def create() -> web.AppRunner:
     backplane_url = settings.backplane_url
     if not backplane_url:
         backplane_url = f"unix://{paths.valkey_socket(settings.data_dir)}"
-        leader.add(Valkey(settings.data_dir, settings.backplane_fsync).run)
+        maxmemory = _backplane_memory(settings)
+        leader.add(Valkey(settings.data_dir, settings.backplane_fsync, maxmemory=maxmemory).run)
 
     shared: dict[str, Part] = {"the slot table": worker.slots, "the metrics": _MetricsPart()}
     if not settings.backplane_url:
@@ -192,6 +195,21 @@ def _max_outgoing(settings: Settings) -> int:
         memory = HostSampler(settings.data_dir).memory_total()
         chosen = max(memory // 8 // settings.workers, LEAST_OUTGOING, 2 * settings.max_message_size)
     log.info("Each worker holds at most %d MB for clients that do not read", chosen // 2**20)
+    return chosen
+
+
+def _backplane_memory(settings: Settings) -> int:
+    """Most bytes of the private Valkey: what full histories take, within its part of the memory."""
+    full, total = config.full_backplane(settings), HostSampler(settings.data_dir).memory_total()
+    share = total * _VALKEY_SHARE[0] // _VALKEY_SHARE[1]
+    chosen = settings.backplane_memory or min(full, share)
+    if chosen > share:
+        log.warning(
+            "BACKPLANE_MEMORY: the private Valkey may take %d MB of the %d MB that there are: the"
+            " kernel may kill it before it refuses messages; lower HISTORY_BYTES",
+            chosen // 2**20,
+            total // 2**20,
+        )
     return chosen
 
 

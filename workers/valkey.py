@@ -119,14 +119,18 @@ class Valkey:
     Args:
         appendfsync: `no`, `everysec` or `always`; given to a running server too.
         silence: seconds without an answer after which the server is killed.
+        maxmemory: bytes past which it refuses to store more, 0 for no limit; likewise.
     """
 
-    def __init__(self, data_dir: Path, appendfsync: str, silence: int = _SILENCE) -> None:
+    def __init__(
+        self, data_dir: Path, appendfsync: str, silence: int = _SILENCE, *, maxmemory: int = 0
+    ) -> None:
         self._data_dir = data_dir
         self._directory = paths.valkey_dir(data_dir)
         self._socket = paths.valkey_socket(data_dir)
         self._log_file = self._directory / "valkey.log"
         self._appendfsync = appendfsync
+        self._maxmemory = maxmemory
         self._silence = silence
 
     async def run(self) -> None:
@@ -207,7 +211,7 @@ class Valkey:
             "appendonly": "yes",
             "appendfsync": self._appendfsync,
             "aof-load-truncated": "yes",
-            "maxmemory": "0",
+            "maxmemory": str(self._maxmemory),
             "maxmemory-policy": "noeviction",
         }
         return [word for name, value in options.items() for word in (f"--{name}", value)]
@@ -243,7 +247,8 @@ class Valkey:
                 await asyncio.sleep(0.1)
         else:
             return _End.SILENT
-        command = b"CONFIG SET appendfsync %b\r\n" % self._appendfsync.encode()
+        wanted = f"CONFIG SET appendfsync {self._appendfsync} maxmemory {self._maxmemory}\r\n"
+        command = wanted.encode()
         answer: asyncio.Task[bytes] | None = None
         try:
             while True:

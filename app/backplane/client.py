@@ -27,7 +27,7 @@ from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
 from app.backplane.faults import Fault, explain, unavailable
 from app.backplane.mending import is_damage, log_mended, mend_keys
 from app.backplane.scripts import SHARE_KEY, Script
-from app.config import Settings
+from app.config import Settings, full_backplane
 from app.errors import BackplaneUnavailable
 
 logger = logging.getLogger(__name__)
@@ -266,7 +266,9 @@ class Backplane:
                     words = explain(error).words
                     raise BackplaneUnavailable(f"The backplane cannot be used: {words}.") from error
                 await asyncio.sleep(pause)
-        self._warnings = _risks(info.decode(errors="replace"), await self._config())
+        self._warnings = _risks(
+            info.decode(errors="replace"), await self._config(), full_backplane(self.settings)
+        )
 
     async def close(self) -> None:
         """Close every connection."""
@@ -392,8 +394,12 @@ def _goes_on(old: Mapping[str, str | None], new: Mapping[str, str]) -> bool:
     return silence <= PRESENCE_SILENCE * 1000
 
 
-def _risks(info: str, config: Mapping[str, str]) -> list[str]:
-    """What in a server's INFO and CONFIG can lose messages or cannot work."""
+def _risks(info: str, config: Mapping[str, str], full: int) -> list[str]:
+    """What in a server's INFO and CONFIG can lose messages or cannot work.
+
+    Args:
+        full: bytes that it needs when all histories are full.
+    """
     facts = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
     risks = []
     if facts.get("cluster_enabled") == "1":
@@ -407,4 +413,10 @@ def _risks(info: str, config: Mapping[str, str]) -> list[str]:
     policy = config.get("maxmemory-policy", facts.get("maxmemory_policy", "noeviction"))
     if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
         risks.append(f"maxmemory-policy {policy}: a full backplane drops messages unannounced")
+    limit = facts.get("maxmemory", "0").strip()
+    if limit.isdigit() and 0 < int(limit) < full:
+        risks.append(
+            f"maxmemory {int(limit) / 2**20:.0f} MB: full histories take {full / 2**20:.0f} MB"
+            " (HISTORY_BYTES for each of MESSAGE_TYPES), and publishing is refused before that"
+        )
     return risks

@@ -237,37 +237,14 @@ local function turn_tables()
   redis.call('HSET', meta, 'o', stamp)
 end
 
-local seqs, repeated, chosen, added = {}, false, false, 0
-for i = 12, #ARGV, 5 do
-  local id = ARGV[i + 4]
-  local seq = id ~= '' and known(id)
-  if seq then
-    repeated = true
-  else
-    local entry = redis.call('XADD', stream, '0-*',
-      'p', epoch, 'e', ARGV[i], 't', string.format('%d', now - ARGV[i + 1]),
-      ARGV[i + 2], ARGV[i + 3])
-    seq = string.sub(entry, 3)
-    newest = count(seq)
-    if not newest or newest > MAX_SEQ then return redis.error_reply('UNUSABLE stream') end
-    added = added + 1
-    bytes = bytes + #ARGV[i] + #ARGV[i + 3] + OVERHEAD
-    if id ~= '' then
-      chosen = true
-      turn_tables()
-      redis.call('HSET', once, id, stamp .. ' ' .. seq .. ' ' .. epoch)
-    end
-  end
-  seqs[#seqs + 1] = seq
-end
--- Long enough to outlive a step of the clock; the age of each id is looked at in any case.
-if chosen then redis.call('PEXPIRE', once, math.ceil(once_window / 500) + 7200000) end
-
 -- A few entries of the head are looked at per batch, so that no publish pays for a long burst;
 -- the limit in bytes alone is kept at once.
-local length = added > 0 and redis.call('XLEN', stream) or 0
+local length = 0
 local function is_old() return head <= now - window or head > now + FUTURE end
-if length > 1 and (bytes > most or (length > keep and is_old())) then
+
+local function trim(added)
+  length = redis.call('XLEN', stream)
+  if length <= 1 or not (bytes > most or (length > keep and is_old())) then return 0 end
   local from, ask, left, cut, removed = '-', 1, 64 + 2 * added, nil, 0
   repeat
     local rows = redis.call('XRANGE', stream, from, '+', 'COUNT', ask)
@@ -286,13 +263,51 @@ if length > 1 and (bytes > most or (length > keep and is_old())) then
       ask = math.min(ask * 2, 64)
     end
   until cut or #rows == 0
-  if cut and removed > 0 then redis.call('XTRIM', stream, 'MINID', cut) end
+  if not cut or removed == 0 then return 0 end
+  redis.call('XTRIM', stream, 'MINID', cut)
+  return removed
 end
-if length == 1 then bytes = #ARGV[#ARGV - 4] + #ARGV[#ARGV - 1] + OVERHEAD end
-if added > 0 then
+
+local function keep_meta()
   redis.call('HSET', meta, 'n', newest, 'z', math.max(bytes, 0), 'h', string.format('%d', head),
     'c', stamp, 'k', string.format('%d', shift))
 end
+
+local seqs, repeated, chosen, added = {}, false, false, 0
+for i = 12, #ARGV, 5 do
+  local id = ARGV[i + 4]
+  local seq = id ~= '' and known(id)
+  if seq then
+    repeated = true
+  else
+    local entry = redis.pcall('XADD', stream, '0-*',
+      'p', epoch, 'e', ARGV[i], 't', string.format('%d', now - ARGV[i + 1]),
+      ARGV[i + 2], ARGV[i + 3])
+    if type(entry) ~= 'string' then
+      -- With its memory full the server still lets go of what is beyond the limits, which may have
+      -- been lowered for that; the next try may then find room.
+      if added == 0 and string.find(entry.err, 'OOM', 1, true) and trim(64) > 0 then keep_meta() end
+      return entry
+    end
+    seq = string.sub(entry, 3)
+    newest = count(seq)
+    if not newest or newest > MAX_SEQ then return redis.error_reply('UNUSABLE stream') end
+    added = added + 1
+    bytes = bytes + #ARGV[i] + #ARGV[i + 3] + OVERHEAD
+    if id ~= '' then
+      chosen = true
+      turn_tables()
+      redis.call('HSET', once, id, stamp .. ' ' .. seq .. ' ' .. epoch)
+    end
+  end
+  seqs[#seqs + 1] = seq
+end
+-- Long enough to outlive a step of the clock; the age of each id is looked at in any case.
+if chosen then redis.call('PEXPIRE', once, math.ceil(once_window / 500) + 7200000) end
+
+if added > 0 then trim(added) end
+if length == 1 then bytes = #ARGV[#ARGV - 4] + #ARGV[#ARGV - 1] + OVERHEAD end
+if added > 0 then keep_meta() end
 
 local result
 if repeated then

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app import config
-from app.config import TABLE, Settings, load
+from app.config import TABLE, Settings, full_backplane, load
 from app.errors import SettingsError
 
 ROOT = Path(__file__).parents[2]
@@ -420,3 +420,21 @@ def test_every_number_says_what_zero_means() -> None:
     for name, row in TABLE.items():
         value = getattr(settings, name.lower())
         assert bool(row.zero) == isinstance(value, int | float) or name == "BIND", name
+
+
+def test_the_memory_of_the_backplane_must_hold_the_histories() -> None:
+    assert load({}).backplane_memory == 0
+    assert load({"BACKPLANE_MEMORY": "auto"}).backplane_memory == 0
+    full = full_backplane(load({}))
+    assert 6 * 16 * 2**20 < full < 160 * 2**20  # so that the defaults fit into 512 MB
+    assert load({"BACKPLANE_MEMORY": str(full)}).backplane_memory == full
+    with pytest.raises(SettingsError, match=r"BACKPLANE_MEMORY.*HISTORY_BYTES \(16MB\).*5 types"):
+        load({"BACKPLANE_MEMORY": str(full - 1)})
+    assert load({"BACKPLANE_MEMORY": "64MB", "HISTORY_BYTES": "2MB"})
+    # It is the memory of a server of our own.
+    assert load({"BACKPLANE_MEMORY": "64MB", "BACKPLANE_URL": "redis://valkey"})
+
+
+def test_more_types_need_more_memory() -> None:
+    names = ",".join(f"type-{n}" for n in range(27))
+    assert full_backplane(load({"MESSAGE_TYPES": names})) > 33 * 16 * 2**20

@@ -431,6 +431,29 @@ async def test_junk_in_the_record_of_the_last_batch(
     assert position.seq in (2, 3)
 
 
+async def test_a_full_backplane_lets_go_of_what_is_beyond_lowered_limits(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    """The memory is full, and HISTORY_BYTES was lowered for that: publishing gets going again."""
+    before = await make_node(history_bytes=16_000_000)
+    for _ in range(12):
+        await fill(before, 1, time.time(), size=1_000_000)
+    used = dict(
+        line.split(":")
+        for line in (await valkey.command("INFO", "memory")).decode().split()
+        if ":" in line
+    )["used_memory"]
+    await valkey.command("CONFIG", "SET", "maxmemory", int(used) - 1_000_000)
+    with pytest.raises(BackplaneFull, match="OOM"):
+        await before.publish(draft(), within=600)
+    assert await held(valkey) == 12
+    after = await make_node(history_bytes=4_000_000)
+    with pytest.raises(BackplaneFull):
+        await after.publish(draft(), within=600)
+    assert await held(valkey) == 3
+    assert [p.seq for p in await after.publish(draft(), within=600)] == [13]
+
+
 # Clocks
 
 

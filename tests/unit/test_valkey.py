@@ -202,3 +202,22 @@ async def test_pid_of_somebody_else_is_not_signalled(data_dir: Path) -> None:
     (paths.valkey_dir(data_dir) / "valkey.pid").write_text(f"{os.getpid()}\n")
     assert valkey.find(data_dir) is None
     assert not valkey.stop(data_dir)
+
+
+async def test_the_memory_is_limited_from_the_start_and_anew(data_dir: Path) -> None:
+    limits = [64 * 2**20, 96 * 2**20]
+    for limit in limits:
+        async with supervised(Valkey(data_dir, "no", maxmemory=limit)):
+            await running(data_dir)
+            await until(lambda wanted=limit: str(wanted) in call(data_dir, "CONFIG GET maxmemory"))
+    assert "noeviction" in call(data_dir, "CONFIG", "GET", "maxmemory-policy")
+
+
+async def test_a_server_whose_socket_was_removed_is_restarted(data_dir: Path) -> None:
+    """With everything that it has acknowledged, long before it counts as silent."""
+    async with supervised(Valkey(data_dir, "no")):
+        first = await running(data_dir)
+        assert call(data_dir, "SET", "a", "1") == "+OK\r\n"
+        paths.valkey_socket(data_dir).unlink()
+        await running(data_dir, other_than=first)
+        assert call(data_dir, "GET", "a") == "$1\r\n1\r\n"
