@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib
 import logging
 import time
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from aiohttp import hdrs, web
 from prometheus_client.metrics_core import Metric
 
-from app import __version__
+from app import __version__, memory
 from app.backplane.client import FAILURES, Backplane
 from app.backplane.faults import explain
 from app.backplane.reader import StreamReader
@@ -98,9 +97,7 @@ async def build(
 
     app.on_shutdown.append(stop)
     worker.start()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    memory.prepare()
     return app
 
 

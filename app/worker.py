@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -28,6 +27,7 @@ from app.clock import steady_time
 from app.config import Settings
 from app.errors import CloseCode
 from app.figures import Figures
+from app.memory import Memory
 from app.metrics import Metrics
 from app.ports import Slots
 from app.presence import Presence
@@ -47,8 +47,6 @@ LEAVE_SECONDS = 2.0
 """How long a worker that stops waits for its clients to answer the close frame."""
 DRAIN_RATE = 100
 """Connections a second that a drain closes at least, if that takes less than DRAIN_SECONDS."""
-SETTLED_CHANGE = 500
-"""Connections by which the number must have changed for the garbage collector to be told."""
 
 
 class Worker:
@@ -160,8 +158,7 @@ class Worker:
             self.supervisor,
             settings.broadcast_flush_interval,
         )
-        self._settled_at = 0
-        self._last_count = 0
+        self.memory = Memory()
 
     # Publishing.
 
@@ -197,7 +194,7 @@ class Worker:
         self.figures.count_flush(items, receivers, time.monotonic() - began, steady_time())
 
     async def _tick(self) -> None:
-        """Once a second: rates, figures, and rest for the garbage collector."""
+        """Once a second: rates, figures, and a look at the memory."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + 1.0
@@ -209,19 +206,7 @@ class Worker:
                 self.figures.export()
             except Exception:
                 logger.exception("figures of this second are lost")
-            self._settle_garbage()
-
-    def _settle_garbage(self) -> None:
-        """Take long-lived connections out of the collector's sight after a storm of connects.
-
-        A full collection over ten thousand connections stops the loop for 50 ms.
-        """
-        count = len(self.hub)
-        if abs(count - self._settled_at) >= SETTLED_CHANGE and count == self._last_count:
-            self._settled_at = count
-            gc.collect()
-            gc.freeze()
-        self._last_count = count
+            self.memory.look(len(self.hub))
 
     # Beginning and end.
 
