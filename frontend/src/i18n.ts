@@ -85,7 +85,7 @@ const en = {
 
   alerts: 'Alerts',
   noAlerts: 'All quiet. No alert is open.',
-  noPast: 'No earlier alerts.',
+  unknown: 'Not known before the page is connected.',
   open: 'Open',
   over: 'Over',
   level: { critical: 'Critical', warning: 'Warning', info: 'Info' } as Record<string, string>,
@@ -222,7 +222,7 @@ const zh: Words = {
 
   alerts: '告警',
   noAlerts: '一切正常，没有未解除的告警。',
-  noPast: '没有更早的告警。',
+  unknown: '连接之前无从得知。',
   open: '进行中',
   over: '已解除',
   level: { critical: '严重', warning: '警告', info: '提示' },

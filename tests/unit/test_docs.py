@@ -14,19 +14,17 @@ from app.protocol.requests import ACTIONS
 ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md",
+    "README.zh-CN.md",
+    "clients/js/README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "SCALING.md",
-    "docs/DEPLOYMENT.md",
     "CONTRIBUTING.md",
-    "docs/PROTOCOL.md",
-    "docs/RELEASING.md",
-    "docs/SETTINGS.md",
-    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs/design").glob("*.md")),
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 ]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/PROTOCOL.md"])
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md", "docs/PROTOCOL.md"])
 def test_every_code_is_explained(page: str) -> None:
     text = (ROOT / page).read_text()
     assert [code for code in ErrorCode if f"`{code}`" not in text] == []
@@ -39,7 +37,12 @@ def test_every_code_is_explained(page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "mark"), [("README.md", "| `{}` |"), ("docs/PROTOCOL.md", "### {}\n")]
+    ("page", "mark"),
+    [
+        ("README.md", "| `{}` |"),
+        ("README.zh-CN.md", "| `{}` |"),
+        ("docs/PROTOCOL.md", "### {}\n"),
+    ],
 )
 def test_every_action_is_explained(page: str, mark: str) -> None:
     text = (ROOT / page).read_text()
@@ -80,3 +83,39 @@ def test_the_changelog_ends_with_this_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text()
     released = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", text, re.MULTILINE)
     assert released[0] == __version__
+
+
+def test_both_readmes_have_the_same_commands_and_links() -> None:
+    english, chinese = ((ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md"))
+
+    def blocks(text: str) -> list[str]:
+        return re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL)
+
+    def targets(text: str) -> list[str]:
+        found = re.findall(r"\]\(([^)\s]+)\)", text)
+        return [target for target in found if not target.startswith("README")]
+
+    assert len(blocks(english)) == 4
+    assert blocks(english) == blocks(chinese)
+    assert targets(english) == targets(chinese)
+    assert max(text.count("\n") for text in (english, chinese)) <= 120
+
+
+def test_every_page_of_docs_can_be_found() -> None:
+    """From the README, or from a page that it links to."""
+    linked: set[str] = set()
+    for page in PAGES:
+        path = ROOT / page
+        for target in re.findall(r"\]\(([^)\s#]+)", path.read_text()):
+            if "://" not in target:
+                linked.add(str((path.parent / target).resolve().relative_to(ROOT)))
+    pages = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")}
+    assert pages - linked == set()
+
+
+def test_every_source_of_the_comparison_is_named_and_used() -> None:
+    text = (ROOT / "docs/COMPARISON.md").read_text()
+    table, _, sources = text.partition("## Sources")
+    used = {int(number) for number in re.findall(r"\[(\d+)\]", table)}
+    named = {int(number) for number in re.findall(r"^(\d+)\. .*<https://", sources, re.MULTILINE)}
+    assert used == named

@@ -28,7 +28,8 @@ export function Alerts({ store, data }: { store: Store; data: Snapshot }) {
           </ul>
         )}
       </div>
-      {open.length === 0 && (
+      {open.length === 0 && data.openSince === undefined && <p className="hint">{t.unknown}</p>}
+      {open.length === 0 && data.openSince !== undefined && (
         <p className="quiet">
           <svg viewBox="0 0 16 16" className="mark" aria-hidden="true">
             <path d="m3 8.5 3.2 3.2L13 5" fill="none" stroke="currentColor" strokeWidth="2" strokeLinecap="round" strokeLinejoin="round" />

@@ -41,7 +41,7 @@ export function Connections({ data }: { data: Snapshot }) {
           />
         </div>
       ) : (
-        <p className="hint">{t.noFigures}</p>
+        <p className="hint">{data.openSince === undefined ? t.unknown : t.noFigures}</p>
       )}
     </section>
   );

@@ -29,10 +29,8 @@ export function Hero({ store, data }: { store: Store; data: Snapshot }) {
         {words[0]}
         <em>{words[1]}</em>
       </h1>
-      <p className="task">{task ?? t.noTask[state]}</p>
-      <p className="since">
-        {!told ? t.never : state === 'offline' ? t.lastNews(...told) : t.since(...told)}
-      </p>
+      <p className="task">{task ?? (told ? t.noTask[state] : t.never)}</p>
+      <p className="since">{told && (state === 'offline' ? t.lastNews(...told) : t.since(...told))}</p>
       <Pulse data={data} />
     </section>
   );

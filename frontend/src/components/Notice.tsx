@@ -10,6 +10,7 @@ export function Notice({ store, data }: { store: Store; data: Snapshot }) {
   const { t } = useWords();
   const now = useNow();
   const [token, setToken] = useState('');
+  const [tried, setTried] = useState(false);
   const [shown, setShown] = useState(false);
   const { link, lastRecovered } = data;
 
@@ -39,6 +40,7 @@ export function Notice({ store, data }: { store: Store; data: Snapshot }) {
 
   function submit(event: FormEvent) {
     event.preventDefault();
+    setTried(true);
     store.useToken(token.trim());
   }
 
@@ -48,7 +50,7 @@ export function Notice({ store, data }: { store: Store; data: Snapshot }) {
         <div>
           <h2>{title}</h2>
           <p>{text}</p>
-          {cause === 'token' && link.message && <p className="said">{link.message}</p>}
+          {cause === 'token' && tried && link.message && <p className="said">{link.message}</p>}
         </div>
         {cause === 'token' ? (
           <form onSubmit={submit} className="row">

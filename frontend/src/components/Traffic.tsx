@@ -43,7 +43,7 @@ export function Traffic({ data }: { data: Snapshot }) {
           </tbody>
         </table>
       ) : (
-        <p className="hint">{t.noFigures}</p>
+        <p className="hint">{data.openSince === undefined ? t.unknown : t.noFigures}</p>
       )}
     </section>
   );

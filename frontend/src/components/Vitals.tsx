@@ -59,8 +59,14 @@ export function Vitals({ store, data }: { store: Store; data: Snapshot }) {
             <article key={metric} className="vital" data-metric={metric} data-testid={metric}>
               <h3>{t[metric]}</h3>
               <p className="figure">
-                {value === undefined ? '–' : formatPercent(value)}
-                <small>%</small>
+                {value === undefined ? (
+                  '–'
+                ) : (
+                  <>
+                    {formatPercent(value)}
+                    <small>%</small>
+                  </>
+                )}
               </p>
               <p className="aside">{status ? detail(metric, status) : '\u00a0'}</p>
               <Chart name={t[metric]} metric={metric} points={held} from={now - spanOf(range)} to={now} hole={hole} />
