@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run listen reload logs log-level check test page lint format bench regression clean
+.PHONY: help run listen reload logs log-level check test torture page lint format bench regression clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -33,7 +33,11 @@ test: lint ## lint, types, all tests, coverage
 	rm -f .coverage .coverage.*
 	$(BIN)/pytest -n 4 tests/architecture tests/unit $(COVERED)
 	$(BIN)/pytest -n 3 --dist loadfile tests/integration $(COVERED)
-	$(BIN)/pytest --ignore=tests/architecture --ignore=tests/unit --ignore=tests/integration --cov --cov-append
+	$(BIN)/pytest tests/torture
+	$(BIN)/pytest tests/deploy tests/monitoring --cov --cov-append
+
+torture: $(VENV)/installed-dev ## fuzzing, the Autobahn suite, storms and a soak, at full length (TORTURE_SEED=n repeats a run)
+	TORTURE=1 $(BIN)/pytest -s tests/torture
 
 page: ## build the page at / and the client library into the files that are committed
 	npm ci

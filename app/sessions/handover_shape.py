@@ -8,7 +8,6 @@ drains it.
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,9 +33,7 @@ def is_count(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether it is a number of seconds."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return math.isfinite(value) and abs(value) < 2**40
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**40
 
 
 def is_base64(value: Any) -> bool:
