@@ -245,22 +245,27 @@ class Collector:
             self._stats_due[name] = now + STATS_EVERY[name]
 
     @contextlib.contextmanager
-    def _part(self, name: str) -> Iterator[None]:
-        """Keep the errors of one part of the work from the others; log the first of a row."""
+    def _part(self, name: str, *expected: type[Exception]) -> Iterator[None]:
+        """Keep the errors of one part of the work from the others; log the first of a row.
+
+        Those that are expected need no traceback; nor do those of clients and files.
+        """
         try:
             yield
         except Exception as error:
             if name not in self._failing:
                 self._failing.add(name)
-                expected = isinstance(error, ClientError | OSError)  # timeouts are OSErrors
-                log.warning("Collector: %s fails: %s", name, error, exc_info=not expected)
+                # Timeouts are OSErrors.
+                is_expected = isinstance(error, (ClientError, OSError, *expected))
+                log.warning("Collector: %s fails: %s", name, error, exc_info=not is_expected)
         else:
             if name in self._failing:
                 self._failing.remove(name)
                 log.info("Collector: %s works again", name)
 
     def _load(self) -> None:
-        with self._part(f"reading {self._file}"):
+        damage = ValueError, RecursionError
+        with self._part(f"reading {self._file}", *damage):
             if not self._file.exists():
                 return
             with self._file.open("rb") as file:
@@ -272,7 +277,8 @@ class Collector:
                 raise ValueError("it was not written by this service")
             # Each part for itself: what is damaged takes nothing else with it.
             for alarm in self._alarms:
-                with self._part(f"reading the alarm of {alarm.metric} from {self._file}"):
+                name = f"reading the alarm of {alarm.metric} from {self._file}"
+                with self._part(name, *damage):
                     alarm.load(kept["alarms"].get(alarm.metric))
             self._periods.load(kept.get("periods"))
 

@@ -26,6 +26,7 @@ LARGEST = 64 * 1024 * 1024 + 4096
 OVERHEAD = 4096
 """Bytes of an envelope around the data of a message, generously."""
 
+_ENVELOPE = {"id", "type", "timestamp", "direction", "event", "data"}
 _NAMES = [b"p", b"e", b"t"]
 _FIELDS = 2 * len(_NAMES) + 2
 _EPOCH = re.compile(rb"[A-Za-z0-9_-]{1,64}")
@@ -85,7 +86,11 @@ def _is_sound(message: Message, name: bytes, largest: int) -> bool:
         value = decode_json(body + b"}")
     except ClientError:
         return False
-    return isinstance(value, dict) and bool(value)
+    return (
+        isinstance(value, dict)
+        and value.keys() >= _ENVELOPE
+        and (value["type"], value["event"]) == (message.type, message.event)
+    )
 
 
 def with_gaps(

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,9 @@ _ANCHORED = 3600.0
 """Seconds for which a stream's time that was read once tells what it should be."""
 _OLDEST = 60_000_000
 """Microseconds: no message waits longer to be stored. What looks older is a step of our own clock."""
+
+MOST_MENDED = 3
+"""Times that the keys of a type are mended for one batch."""
 
 NOWHERE = Position("", 0)
 
@@ -139,7 +143,7 @@ class StreamPublisher:
         left = dict(calls)
         done: dict[str, Reply | BackplaneUnavailable] = {}
         last: Fault | None = None
-        mended: set[str] = set()
+        mended: Counter[str] = Counter()
         while left and (seconds := deadline - loop.time()) > 0:
             link, types = self._backplane.publishing, list(left)
             try:
@@ -148,10 +152,10 @@ class StreamPublisher:
                 answers = error.answers
             except FAILURES as error:
                 answers = [error] * len(types)
-            damaged = _damaged(types, answers) - mended
-            if damaged:
+            damaged = _damaged(types, answers)
+            if damaged and all(mended[type] < MOST_MENDED for type in damaged):
                 # Done as soon as the keys are mended; the others are answered then, too.
-                mended |= damaged
+                mended.update(damaged)
                 await self._mend(damaged)
                 continue
             faults = self._take(types, answers, left, done)

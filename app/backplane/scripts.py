@@ -340,7 +340,7 @@ local function mend_stream(key, meta)
       seq = count(string.match(info[i + 1], '^0%-(%d+)$'))
     end
   end
-  if seq and seq < 9007199254740991 then return false end
+  if seq and seq < 9007199254740990 then return false end
   -- To delete the entries would not do: ids below a deleted one cannot be given any more.
   local copy, from, last = key .. ':mended', '-', 0
   redis.call('DEL', copy)

@@ -8,7 +8,10 @@ import pytest
 
 from app.backplane.entries import LARGEST, MAX_SEQ, body_name, seq_of, to_message
 
-BODY = b'{"id":"x","data":1'
+BODY = (
+    b'{"id":"x","type":"status","timestamp":1,"direction":"server-to-client",'
+    b'"event":"tick","data":1'
+)
 
 
 def entry(
@@ -24,7 +27,7 @@ def entry(
 
 
 def test_an_entry_of_this_service() -> None:
-    message = to_message("status", entry(event="é".encode()))
+    message = to_message("status", entry(event="é".encode(), body=BODY))
     assert message is not None
     assert (message.type, message.epoch, message.seq) == ("status", "k3f9-_aZ", 7)
     assert (message.event, message.body, message.accepted) == ("é", BODY, 1700000000.25)
@@ -69,6 +72,11 @@ def test_what_is_no_message(wrong: Any) -> None:
         b"{",
         b"{}",
         b"[1",
+        b'{"id":"x"',
+        BODY.replace(b"tick", b"tock"),
+        BODY.replace(b"status", b"stats"),
+        BODY.replace(b"direction", b"bearing"),
+        BODY[:-9],
         b'{"id":"x","data":',
         b'{"id":"x","data":1,',
         b'{"id":"x","data":1}',
