@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from aiohttp import hdrs, web
@@ -43,13 +45,29 @@ def load_handlers(name: str, sio: RealtimeServer) -> None:
     """Let an application register its handlers.
 
     Raises:
-        SettingsError: there is no such module, or it has no `register`.
+        SettingsError: there is no such module, it has no `register`, or either fails.
     """
     try:
-        register = importlib.import_module(name).register
-    except (ImportError, AttributeError) as error:
-        raise SettingsError(f"HANDLERS={name}: {error}") from error
-    register(sio)
+        register = getattr(importlib.import_module(name), "register", None)
+        if not callable(register):
+            raise SettingsError(f"HANDLERS={name}: the module has no function register(sio)")
+        result = register(sio)
+    except SettingsError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        words = " ".join(str(error).split())
+        raise SettingsError(
+            f"HANDLERS={name}: {type(error).__name__}: {words} ({frame.filename}, line"
+            f" {frame.lineno})"
+        ) from error
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise SettingsError(
+            f"HANDLERS={name}: register(sio) must be a plain function, not 'async def': it runs"
+            " before the worker serves"
+        )
 
 
 async def build(

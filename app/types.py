@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 GapReason = Literal["history", "latest", "epoch"]
@@ -23,6 +23,8 @@ class Position:
 
     epoch: str
     seq: int
+    maybe_known: bool = field(default=False, compare=False)
+    """Of a message that was published with an id: it may have been stored by an earlier call."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,5 +291,5 @@ def parse_result(reply: bytes) -> list[Position]:
     positions = []
     for word in rest[0].split(","):
         seq, _, other = word.partition(":")
-        positions.append(Position(other or epoch, int(seq)))
+        positions.append(Position(other or epoch, int(seq), maybe_known=True))
     return positions

@@ -32,6 +32,7 @@ BODY_RATE = 64 * 1024
 _LARGEST_ARRAY = 4
 """How many messages of the largest size fit into one call."""
 
+_FIELDS = ("type", "event", "data", "priority", "id")
 _EVENT = re.compile(r"[A-Za-z][A-Za-z0-9_.:/-]{0,63}", re.ASCII)
 _PRIORITIES = {priority.name.lower(): priority for priority in Priority}
 _FORMS = (
@@ -136,6 +137,9 @@ def make_draft(
     """
     if not isinstance(message, Mapping):
         raise _invalid("A message must be an object with 'type', 'event' and 'data'.")
+    for name in message:
+        if name not in _FIELDS:
+            raise _invalid(f"Unknown field {name[:64]!r}: a message has {', '.join(_FIELDS)}.")
     type, event, id = message.get("type"), message.get("event"), message.get("id")
     if id is not None and not _is_id(id):
         raise _invalid(f"'id' must have 1 to {MAX_ID_LENGTH} printable characters.")
@@ -188,7 +192,10 @@ async def broadcast(request: web.Request, context: HttpContext) -> web.Response:
     # All are queued before the first is awaited: they share batches and keep their order.
     submitted = [_submit(message, context, now, known_size) for message in value]
     await _settle(item for item in submitted if isinstance(item, _Submitted))
-    answers = [_outcome(message, item) for message, item in zip(value, submitted, strict=True)]
+    answers = [
+        await _outcome(message, item, context)
+        for message, item in zip(value, submitted, strict=True)
+    ]
     complete = not any("error" in answer for answer in answers)
     return json_response(answers, 200 if complete else 207)
 
@@ -198,10 +205,13 @@ async def publish(draft: Draft, context: HttpContext) -> dict[str, object]:
 
     Raises:
         ClientError: QUEUE_OVERFLOW or BACKPLANE_UNAVAILABLE.
+        Conflict: its id stands for another message.
     """
     submitted = _Submitted(draft, context.publisher.submit(draft))
     await _settle([submitted])
-    return submitted.answer()
+    answer = submitted.answer()
+    await _check_known(submitted, context)
+    return answer
 
 
 class _Submitted(NamedTuple):
@@ -211,6 +221,47 @@ class _Submitted(NamedTuple):
     def answer(self) -> dict[str, object]:
         draft, position = self.draft, self.future.result()
         return {"id": draft.id, "type": draft.type, "seq": position.seq, "epoch": position.epoch}
+
+
+class Conflict(HttpError):
+    """An id was used again, for other data; what it stands for is in the stream, the new is not.
+
+    Args:
+        answer: where the stored message stands.
+    """
+
+    def __init__(self, answer: Mapping[str, object]) -> None:
+        super().__init__(
+            409,
+            "CONFLICT",
+            f"The id {answer['id']!r} stands for another message, seq {answer['seq']} of"
+            f" {answer['type']!r}; this one is not stored. Give it an id of its own.",
+        )
+        self.answer = dict(answer)
+
+
+async def _check_known(submitted: _Submitted, context: HttpContext) -> None:
+    """Compare a message whose id was known with the one that is stored.
+
+    Raises:
+        Conflict: event or data differ.
+    """
+    draft, position = submitted.draft, submitted.future.result()
+    if not (draft.once and position.maybe_known):
+        return
+    try:
+        messages, _ = await context.history.newest(draft.type, 1, position.seq + 1)
+    except ClientError:
+        return
+    for stored in messages:
+        if (stored.epoch, stored.seq) != (position.epoch, position.seq):
+            continue  # no longer kept, or of an older epoch
+        try:
+            kept, new = decode_json(stored.body + b"}"), decode_json(draft.body + b"}")
+        except ClientError:
+            return
+        if (kept.get("event"), kept.get("data")) != (new.get("event"), new.get("data")):
+            raise Conflict(submitted.answer())
 
 
 async def _settle(submitted: Iterable[_Submitted]) -> None:
@@ -231,11 +282,17 @@ def _submit(
         return error
 
 
-def _outcome(message: Any, submitted: _Submitted | ClientError) -> dict[str, object]:
+async def _outcome(
+    message: Any, submitted: _Submitted | ClientError, context: HttpContext
+) -> dict[str, object]:
     try:
         if isinstance(submitted, ClientError):
             raise submitted
-        return submitted.answer()
+        answer = submitted.answer()
+        await _check_known(submitted, context)
+        return answer
+    except Conflict as conflict:
+        return conflict.answer | {"error": conflict.message, "code": conflict.code}
     except ClientError as error:
         chosen = message.get("id") if isinstance(message, Mapping) else None
         id = chosen if _is_id(chosen) else None

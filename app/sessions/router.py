@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -87,12 +88,10 @@ class Router:
     def _subscribe(self, session: Session, request: Request) -> Work | None:
         wanted = requests.parse_subscribe(request.payload, self._known)
         flowing = frozenset() if session.held else session.group.types
-        for type in wanted.recover:
-            if type in flowing:
-                raise ClientError(
-                    ErrorCode.SUBSCRIPTION_INVALID,
-                    f"{type!r} flows already; recover in the first request of a connection.",
-                )
+        if not flowing.isdisjoint(wanted.recover):
+            # A client that repeats its request, since it has not got the answer.
+            recover = {t: at for t, at in wanted.recover.items() if t not in flowing}
+            wanted = dataclasses.replace(wanted, recover=recover)
         if wanted.recover or wanted.history is not None:
             return self._subscribe_with_past(session, request, wanted)
         self._begin(session, request, wanted, {}, {})

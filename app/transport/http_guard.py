@@ -45,7 +45,7 @@ LEAST_RESERVED = 8
 
 _END_OF_HEAD = b"\r\n\r\n"
 _PRIVATE_NAMES = {
-    "_current_request",
+    "_manager",
     "_message_tail",
     "_messages",
     "_request_count",
@@ -159,23 +159,26 @@ class GuardedConnection(RequestHandler):
 
     __slots__ = ("_edge", "_guard", "_head")
 
-    def __init__(self, manager: GuardedServer, **options: Any) -> None:
-        super().__init__(manager, **options)
-        self._guard = manager.guard
-        self._head = 0
-        """Bytes of a head that is not complete."""
-        self._edge = b""
-        """The last three of them, since the end of the head may be cut anywhere."""
+    _guard: Guard
+    _head: int
+    """Bytes of a head that is not complete."""
+    _edge: bytes
+    """The last three of them, since the end of the head may be cut anywhere."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serve it, unless descriptors are short."""
+        # Set here, not in a constructor, which would be called for every client of a storm.
+        self._guard = guard = self._manager.guard  # type: ignore[union-attr]
+        self._head = 0
+        self._edge = b""
         super().connection_made(transport)
-        guard = self._guard
         if self._request_count == 0:
             guard.wait(self)
         stream = transport.get_extra_info("socket")
-        if stream is not None and not guard.has_room(self, stream.fileno()):
-            self.abort()
+        if stream is not None:
+            fd = stream.fileno()
+            if fd >= guard.most_upgraded and not guard.has_room(self, fd):
+                self.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget it."""
@@ -208,8 +211,9 @@ class GuardedConnection(RequestHandler):
             self._guard.heard(self)
             if not self._upgraded and self._messages:
                 self._keep_tail(data, arrived)
-            self._head = 0
-            self._edge = b""
+            if self._head:
+                self._head = 0
+                self._edge = b""
         elif data and (before == 0 or (self._waiter is not None and not self._waiter.done())):
             self._head += len(data)
             self._edge = (self._edge + data)[-3:]

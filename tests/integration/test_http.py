@@ -353,3 +353,13 @@ async def test_a_keep_alive_connection_serves_many_calls(service: Service) -> No
     await client.wait_seq("health", last["seq"])
     assert len(walk(client.received, "health").seqs) == 50
     await client.close()
+
+
+async def test_the_same_id_with_other_data_is_a_conflict(service: Service) -> None:
+    first = await service.publish("status", "tick", 1, id="conflict-1")
+    assert await service.publish("status", "tick", 1, id="conflict-1") == first
+    answer = await service.post(
+        "/ws/broadcast", {"type": "status", "event": "tick", "data": 2, "id": "conflict-1"}
+    )
+    assert (answer.status, answer.body["code"]) == (409, "CONFLICT")
+    assert str(first["seq"]) in answer.body["error"]

@@ -143,7 +143,8 @@ class MemoryStreams:
         if known is None:
             known = self.ids[draft.id] = len(stream) + 1
             stream.append(Message(draft.type, "e1", known, draft.event, draft.body, draft.accepted))
-        return Position("e1", known)
+            return Position("e1", known)
+        return Position("e1", known, maybe_known=True)
 
     async def newest(self, type: str, limit: int, before: int | None) -> tuple[list[Message], bool]:
         if self.away:

@@ -365,7 +365,7 @@ async def test_one_message(side: HttpSide) -> None:
 
 
 async def test_options_of_a_message(side: HttpSide) -> None:
-    message = MESSAGE | {"id": "order 66 ✓", "priority": "high", "unknown": 1}
+    message = MESSAGE | {"id": "order 66 ✓", "priority": "high"}
     assert (await read(await publish(side, message)))["id"] == "order 66 ✓"
     assert (await read(await publish(side, message)))["seq"] == 1
     assert {(draft.priority, draft.once) for draft in side.streams.drafts} == {
@@ -672,6 +672,45 @@ async def test_only_a_trusted_proxy_names_requests(side: HttpSide) -> None:
         assert answer.headers["X-Request-ID"] == "abc-1"
         answer = await behind.client.get("/status", headers={"X-Request-ID": "a b"})
         assert answer.headers["X-Request-ID"] != "a b"
+
+
+# The same id again
+
+
+async def test_the_same_id_with_other_data_is_told(side: HttpSide) -> None:
+    async def publish(data: Any, event: str = "e") -> tuple[int, Any]:
+        body = {"type": "status", "event": event, "data": data, "id": "one"}
+        answer = await side.client.post("/ws/broadcast", json=body, headers=AUTH)
+        return answer.status, await answer.json()
+
+    status, first = await publish({"a": 1, "b": 2})
+    assert (status, await publish({"b": 2, "a": 1})) == (200, (200, first))
+    for other in (publish({"a": 2}), publish({"a": 1, "b": 2}, "other")):
+        status, told = await other
+        assert (status, told["code"]) == (409, "CONFLICT")
+    assert len(side.streams.messages["status"]) == 1
+
+
+async def test_the_same_id_in_an_array(side: HttpSide) -> None:
+    items = [
+        {"type": "status", "event": "e", "data": data, "id": id}
+        for data, id in ((1, "a"), (2, "a"), (1, "a"), (3, "b"))
+    ]
+    answer = await side.client.post("/ws/broadcast", json=items, headers=AUTH)
+    assert answer.status == 207
+    first, second, third, fourth = await answer.json()
+    assert third == first
+    assert second["code"] == "CONFLICT"
+    assert (second["id"], second["seq"]) == ("a", first["seq"])
+    assert fourth["seq"] == first["seq"] + 1
+
+
+async def test_an_unknown_field_is_named(side: HttpSide) -> None:
+    body = {"type": "status", "event": "e", "data": 1, "prioritiy": "high"}
+    answer = await side.client.post("/ws/broadcast", json=body, headers=AUTH)
+    told = await answer.json()
+    assert (answer.status, told["code"]) == (400, "INVALID_PAYLOAD")
+    assert "'prioritiy'" in told["error"]
 
 
 # Addresses behind proxies
