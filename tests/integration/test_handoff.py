@@ -201,6 +201,10 @@ async def test_heartbeats_go_on() -> None:
 # What is under way goes on.
 
 
+LONG_PING = 2_500
+"""Letters of two bytes, six each in JSON, that a request has room for."""
+
+
 @pytest.mark.parametrize("socketio", [False, True])
 async def test_half_a_frame(service: Service, socketio: bool) -> None:
     """The second half is sent to another worker than the first, at every kind of place."""
@@ -209,7 +213,7 @@ async def test_half_a_frame(service: Service, socketio: bool) -> None:
         streams = [stream for stream in fleet.streams if stream.socketio is socketio]
         halves = []
         for number, stream in enumerate(streams):
-            text = stream.request(number, "ä" * (70 if number % 2 else 40_000)).encode()
+            text = stream.request(number, "ä" * (70 if number % 2 else LONG_PING)).encode()
             if number % 3:
                 frame = encode(TEXT, text)
                 cut = (1, 3, 7, len(frame) // 2, len(frame) - 1)[number % 5]
@@ -229,7 +233,7 @@ async def test_half_a_frame(service: Service, socketio: bool) -> None:
         for number, stream in enumerate(streams):
             [(got, envelope)] = stream.replies
             assert got == number
-            assert envelope["data"]["payload"] == "ä" * (70 if number % 2 else 40_000)
+            assert envelope["data"]["payload"] == "ä" * (70 if number % 2 else LONG_PING)
         fleet.check_untouched()
     await service.wait_connections(0)
 
