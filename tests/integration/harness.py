@@ -240,7 +240,9 @@ class Service:
         try:
             connection = socket.create_connection(("127.0.0.1", self.port), 1)
             connection.settimeout(5)
-            connection.sendall(b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            connection.sendall(
+                b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            )
             answer = b""
             while chunk := connection.recv(65536):
                 answer += chunk

@@ -105,14 +105,14 @@ class Kept:
 def post(number: int, *, chunked: bool = False) -> bytes:
     """A request that publishes, as bytes."""
     body = json.dumps({"type": "status", "event": "tick", "data": {"n": number}}).encode()
-    head = f"POST /ws/broadcast HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    head = f"POST /ws/broadcast HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
     if chunked:
         head += "Transfer-Encoding: chunked\r\n\r\n"
         return head.encode() + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-STATUS = b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n"
+STATUS = b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class Case:
@@ -140,7 +140,7 @@ CASES = {
     "half of the second": Case([post(7), post(1)[:30]], 1, post(1)[30:]),
     "pipelined": Case([STATUS + post(1)[:30]], 1, post(1)[30:]),
     "pipelined behind a body": Case([post(7) + post(1)[:30]], 1, post(1)[30:]),
-    "after an error": Case([b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n"], 1, post(1)),
+    "after an error": Case([b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n"], 1, post(1)),
 }
 
 
@@ -179,7 +179,7 @@ async def test_what_has_begun_before_a_reload_is_answered_after_it(service: Serv
 async def test_an_upgrade_that_has_begun_before_a_reload(service: Service) -> None:
     key = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     head = (
-        b"GET /ws/realtime?types=status HTTP/1.1\r\nHost: x\r\n"
+        b"GET /ws/realtime?types=status HTTP/1.1\r\nHost: localhost\r\n"
         b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
     )
     begun, silent = Kept(service), Kept(service)
@@ -228,7 +228,7 @@ async def test_a_stop_answers_what_has_begun_and_says_that_it_ends() -> None:
         await asyncio.to_thread(kept.answer)
         service.process.terminate()
         await until(lambda: any(one.socket.close_code for one in clients), "the drain began")
-        kept.send(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
+        kept.send(b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
         status, head, _ = await asyncio.to_thread(kept.answer)
         assert (status, b"connection: close" in head.lower()) == (404, True), head
         half.send(post(1)[-5:])
