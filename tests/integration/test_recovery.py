@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from app.backplane.history import TAIL_MESSAGES
 from tests.integration.harness import Service, until
 from tests.integration.sioclient import packet, raw_socketio, sio_clients
 from tests.integration.streams import Fleet, Stream, spread_of
@@ -127,8 +128,9 @@ async def test_node_is_told_when_it_cannot_recover(node: Path) -> None:
         await peer.tell(cut=True)
 
         async def is_lost() -> bool:
+            # More than a worker keeps in memory: what it holds is recovered, trimmed or not.
             await service.publish_all(
-                {"type": "status", "event": "bulk", "data": n} for n in range(100)
+                {"type": "status", "event": "bulk", "data": n} for n in range(TAIL_MESSAGES + 1)
             )
             return not await service.history("status", before=sent["seq"] + 2)
 
