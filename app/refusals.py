@@ -52,18 +52,15 @@ class Refusals:
 
     Args:
         count: called with the reason of each.
-        may_log: whether a line with this key is due on any worker; None: this one decides alone.
         now: monotonic seconds.
     """
 
     def __init__(
         self,
         count: Callable[[str], object],
-        may_log: Callable[[str], bool] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._count = count
-        self._may_log = may_log
         self._now = now
         self._last: dict[str, float] = {}
         self._unlogged: dict[str, int] = {}
@@ -95,8 +92,7 @@ class Refusals:
                 return
         self._last[key] = now
         unlogged = self._unlogged.pop(key, 0)
-        if self._may_log is None or self._may_log(key):
-            self._log(reason, origin, detail, unlogged)
+        self._log(reason, origin, detail, unlogged)
 
     def _count_unlogged(self, reason: str, now: float, detail: str) -> None:
         """Too many origins to tell them apart: log by reason alone."""

@@ -62,8 +62,8 @@ class Addresses:
             raise TooMany("address", f"An address may have {self._most} connections.")
 
     def hold(self, connection: Connection, address: str) -> None:
-        """Count a connection until `release`."""
-        network = network_of(address)
+        """Count a connection until `release`; the address may be what `of` has returned."""
+        network = address if "/" in address else network_of(address)
         self._of[connection] = network
         self._held[network] += 1
 

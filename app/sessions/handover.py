@@ -70,6 +70,9 @@ def dump(session: Session, times: tuple[float, float], exported_at: float) -> St
         "expires_at": extra.expires_at if extra is not None else None,
         "wishes": _dump_wishes(extra.wishes) if extra is not None and extra.wishes else None,
     }
+    addresses = session.realtime.addresses
+    if addresses is not None:
+        state["address"] = addresses.of(session)
     if isinstance(session, SocketIOSession):
         state["socketio"] = _dump_socketio(session)
     return state
@@ -107,8 +110,9 @@ def load(realtime: Realtime, fd: int, state: State) -> Session:
         realtime.await_token(session)
     if isinstance(session, SocketIOSession) and not session.is_entering:
         realtime.await_connect(session)
-    if realtime.addresses is not None and state.get("address"):
-        realtime.addresses.hold(session, state["address"])
+    address = state.get("address")
+    if realtime.addresses is not None and isinstance(address, str):
+        realtime.addresses.hold(session, address)
     silent, due = state["times"]
     realtime.hub.attach(session, (silent, due))
     if state["held"]:

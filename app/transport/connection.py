@@ -19,6 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from app.errors import CloseCode
+from app.log_limit import LogLimit
 from app.protocol import frames
 from app.protocol.frames import FrameReader
 from app.transport.output import OutputAccount
@@ -376,9 +377,12 @@ class Connection:
             elif opcode == frames.VIOLATION:
                 code = int.from_bytes(payload[:2], "big")
                 reason = payload[2:].decode()
-                logger.info(
-                    "protocol violation: %s", reason, extra={"connection": self.id, "code": code}
-                )
+                if _violations.allows(reason):
+                    logger.info(
+                        "protocol violation: %s",
+                        reason,
+                        extra={"connection": self.id, "code": code},
+                    )
                 if code == CloseCode.TOO_BIG:
                     self.on_unusable()
                 self.close(code, reason)
@@ -447,3 +451,4 @@ class Connection:
 
 
 _PING_FRAME = frames.build_frame(frames.PING, b"")
+_violations = LogLimit(60.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ import websockets
 from tests.integration.harness import Service, until
 from tests.integration.sioclient import sio_clients
 from tests.integration.valkeys import Starter, valkeys
-from tests.integration.wsclient import PlainClient, walk
+from tests.integration.wsclient import TEXT, PlainClient, RawClient, walk
 
 
 @pytest.fixture
@@ -82,6 +83,43 @@ async def test_a_machine_killed_gives_its_users_back(valkey: Starter) -> None:
                 await client.wait_closed()
             # Killed on purpose: nothing of it shall be asserted at its end.
             raise_nothing(two)
+
+
+async def is_gone(client: RawClient) -> bool:
+    """Whether the other side has ended the connection; nothing comes on one that lives."""
+    try:
+        async with asyncio.timeout(0.3):
+            while await client.reader.read(65536):
+                pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+async def test_no_user_is_sent_away_after_the_death_of_a_worker(valkey: Starter) -> None:
+    """Its places are free long before its lease ends, and 1008 would keep clients away."""
+    url = valkey("--appendonly", "yes", "--appendfsync", "always")
+    path = "/ws/realtime?EIO=4&transport=websocket"
+    async with Service(
+        WORKERS=2, BACKPLANE_URL=url, MAX_CONNECTIONS_PER_USER=1, allow_traceback=True
+    ) as service:
+
+        async def connect(user: str) -> RawClient:
+            client = await RawClient.open(service, path)
+            await client.send(TEXT, b'40{"user":"%b"}' % user.encode())
+            await client.packet('40{"sid"')
+            return client
+
+        users = {f"user{n}": await connect(f"user{n}") for n in range(30)}
+        victim = service.kill_worker()
+        gone = [user for user, one in users.items() if await is_gone(one)]
+        assert gone
+        back = await asyncio.gather(*(connect(user) for user in gone))
+        await service.replaced(victim)
+        for client in [*back, *users.values()]:
+            await client.abort()
 
 
 def raise_nothing(service: Service) -> None:
