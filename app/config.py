@@ -284,6 +284,23 @@ class Settings:
     rate_limit: int = _integer(
         100, 0, 1_000_000, "Messages that a connection may send.", "per second", "no limit"
     )
+    http_rate_limit: int = _integer(
+        100,
+        0,
+        1_000_000,
+        "Requests over HTTP of one client address (IPv6: of a /64) at each worker, ten times as many"
+        " at once; those with `PUBLISH_TOKEN` and WebSocket upgrades do not count.",
+        "per second",
+        "no limit",
+    )
+    http_rate_time: float = _duration(
+        "100ms",
+        "ms",
+        0,
+        1,
+        "Time of a worker per second that these requests may take, likewise.",
+        "no limit",
+    )
     page: bool = _setting(
         "1", values.boolean, "Whether the page is served at `/`.", zero="`/` is not found"
     )

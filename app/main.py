@@ -21,6 +21,7 @@ from app.config import Settings
 from app.errors import BackplaneUnavailable, SettingsError
 from app.http.admission import Admission
 from app.http.bodies import Bodies
+from app.http.budgets import Budgets
 from app.http.clients import Clients
 from app.http.context import HttpContext
 from app.http.cors import Hosts, Origins
@@ -173,7 +174,9 @@ def _add_http(
         "max_total_connections": settings.max_total_connections,
         "max_queue_size": settings.max_queue_size,
     }
-    page = MetricsPage(slots, collect_metrics, other_processes, limits, settings.workers)
+    page = MetricsPage(
+        slots, collect_metrics, other_processes, limits, settings.workers, shared_for=1.0
+    )
     app.router.add_get("/metrics", page.metrics)
     bodies = Bodies(worker.hub.output, worker.hub.close_stalled)
     context = HttpContext(
@@ -197,6 +200,7 @@ def _add_http(
         expected_workers=lambda: settings.workers,
         since_death=slots.since_death,
         room=bodies.room,
+        budgets=Budgets(settings.http_rate_limit, settings.http_rate_time),
         local_faults=local_faults,
         series=worker.series.read,
         machine_status=MachineStatus(settings.data_dir).read if settings.collector else dict,

@@ -29,6 +29,7 @@ HINTS = {
     "handshake": "Not a WebSocket handshake: a proxy must pass Connection and Upgrade on",
     "head": "The head of an HTTP request is too large",
     "host": "This Host is not served: see ALLOWED_HOSTS and TRUSTED_PROXIES",
+    "http_rate": "An address asks for too much over HTTP (HTTP_RATE_LIMIT, HTTP_RATE_TIME)",
     "malformed": "Not an HTTP/1.1 request",
     "memory": "Memory is short: raise the memory limit of the service",
     "not_ready": "This worker takes no connections now",

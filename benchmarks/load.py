@@ -140,6 +140,46 @@ class Load:
             "latency_ms": self._percentiles(),
         }
 
+    def stream(
+        self, headers: dict[str, str], seconds: float, interval: float, pad: int = 60
+    ) -> dict[str, Any]:
+        """POST a message every `interval` over one connection, whether or not the clients follow.
+
+        A message that has to wait for the answer to the one before counts from when it was due.
+        """
+        self._latency.clear()
+        before = self._counts.copy()
+        readers = len(self._clients)
+        publisher = socket.create_connection(self._address, timeout=30)
+        self._publisher, self._answer = publisher, b"\n"
+        self._poll.register(publisher.fileno(), select.EPOLLIN)
+        sent, failed = 0, 0
+        begin = due = time.monotonic()
+        while (now := time.monotonic()) < begin + seconds:
+            if now < due or not self._answer.endswith(b"\n"):
+                self._step(max(0.0, min(due - now, 0.05)) if now < due else 0.05)
+                continue
+            failed += self._answer.startswith(b"HTTP") and b" 200 " not in self._answer[:13]
+            self._answer = b""
+            publisher.sendall(self._request_of(due, 1, headers, pad, "keep-alive"))
+            sent += 1
+            due += interval
+        deadline = time.monotonic() + 10
+        wanted = before["received"] + sent * readers
+        while self._counts["received"] < wanted and time.monotonic() < deadline:
+            self._step(0.05)
+        self._poll.unregister(publisher.fileno())
+        publisher.close()
+        self._publisher = None
+        names = ("received", "missing", "repeated", "lost")
+        return {
+            "expected": sent * readers,
+            "due": round(seconds / interval),
+            **{name: self._counts[name] - before[name] for name in names},
+            "failed": failed,
+            "latency_ms": self._percentiles(),
+        }
+
     def wait(self, received: int, seconds: float) -> dict[str, Any]:
         """Read until each client has `received` messages, or `seconds` have passed."""
         deadline = time.monotonic() + seconds
@@ -320,7 +360,16 @@ class Load:
 
     def _post(self, size: int, headers: dict[str, str], pad: int) -> None:
         publisher = socket.create_connection(self._address, timeout=30)
-        first, now = len(self._sent), time.monotonic()
+        publisher.sendall(self._request_of(time.monotonic(), size, headers, pad, "close"))
+        self._answer = b""
+        self._publisher = publisher
+        self._poll.register(publisher.fileno(), select.EPOLLIN)
+
+    def _request_of(
+        self, now: float, size: int, headers: dict[str, str], pad: int, connection: str
+    ) -> bytes:
+        """A request with messages that count as sent at `now`."""
+        first = len(self._sent)
         self._sent.extend([now] * size)
         messages = [
             {
@@ -332,14 +381,11 @@ class Load:
         ]
         body = json.dumps(messages if size > 1 else messages[0], separators=(",", ":")).encode()
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        publisher.sendall(
-            b"POST /ws/broadcast HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nConnection: close\r\n"
+        return (
+            b"POST /ws/broadcast HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nConnection: %b\r\n"
             b"Content-Type: application/json\r\nContent-Length: %d\r\n%b\r\n%b"
-            % (self._address[1], len(body), head.encode(), body)
+            % (self._address[1], connection.encode(), len(body), head.encode(), body)
         )
-        self._answer = b""
-        self._publisher = publisher
-        self._poll.register(publisher.fileno(), select.EPOLLIN)
 
     def _read_answer(self) -> None:
         if self._publisher is None:
@@ -361,6 +407,7 @@ def main() -> None:
     commands: dict[str, Callable[..., dict[str, Any]]] = {
         "connect": load.connect,
         "publish": load.publish,
+        "stream": load.stream,
         "wait": load.wait,
         "stall": load.stall,
         "resume": load.resume,

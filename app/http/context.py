@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.config import Settings
+from app.http.budgets import Budgets
 from app.http.clients import Clients
 from app.http.cors import Hosts, Origins
 from app.http.errors import HttpError
@@ -70,6 +71,8 @@ class HttpContext:
     """Which names are served; None: all."""
     note_refused: Callable[[str, str | None], object] | None = None
     """Counts and logs a refusal by reason and origin."""
+    budgets: Budgets | None = None
+    """What each address may ask for; None: all that it likes."""
     now: Callable[[], float] = time.time
     """Unix time in seconds."""
     backplane_fault: Callable[[], str | None] = lambda: None

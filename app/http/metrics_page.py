@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,9 @@ from app.http.errors import HttpError
 from app.ports import Slots
 from app.types import WorkerRow
 
+BUSY_PAGES, BUSY_SECONDS = 4, 15.0
+"""So many pages within so many seconds are more than a few Prometheus servers ask for."""
+BUSY_FACTOR = 5
 _PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -38,6 +43,10 @@ class MetricsPage:
         processes: more processes of the service whose memory is shown: their pids by name.
         limits: settings that figures are compared with, by the names of their gauges.
         expected_workers: workers that should be ready.
+        shared_for: seconds for which a page is given to all who ask. Making one holds up deliveries
+            for some 20 ms, so while pages are asked for without a pause it is `BUSY_FACTOR` times
+            as long.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -47,6 +56,8 @@ class MetricsPage:
         processes: Callable[[], Mapping[str, int]] = dict,
         limits: Mapping[str, float] = MappingProxyType({}),
         expected_workers: int = 0,
+        shared_for: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._slots = slots
         self._collect = collect
@@ -54,6 +65,9 @@ class MetricsPage:
         self._limits = limits
         self._expected_workers = expected_workers
         self._building: asyncio.Task[bytes] | None = None
+        self._shared_for = shared_for
+        self._clock = clock
+        self._made: deque[float] = deque(maxlen=BUSY_PAGES)
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """Answer a scrape; those that come while a page is being made share it.
@@ -61,8 +75,10 @@ class MetricsPage:
         Raises:
             HttpError: 503, the metrics of the other processes could not be read in time.
         """
-        if self._building is None or self._building.done():
+        if self._is_due():
+            self._made.append(self._clock())
             self._building = asyncio.create_task(self._build())
+        assert self._building is not None
         try:
             page = await asyncio.shield(self._building)
         except TimeoutError as error:
@@ -71,6 +87,19 @@ class MetricsPage:
                 503, "SERVICE_UNAVAILABLE", message, headers={"Retry-After": "1"}
             ) from None
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    def _is_due(self) -> bool:
+        """Whether the last page is too old, or there is none."""
+        building = self._building
+        if building is None:
+            return True
+        if not building.done():
+            return False
+        if building.cancelled() or building.exception() is not None or not self._shared_for:
+            return True
+        now = self._clock()
+        busy = len(self._made) == BUSY_PAGES and now - self._made[0] < BUSY_SECONDS
+        return now - self._made[-1] >= self._shared_for * (BUSY_FACTOR if busy else 1)
 
     async def _build(self) -> bytes:
         # The slot table is read on the loop: its lock keeps processes apart, not threads.

@@ -13,6 +13,7 @@ from app.http.alert_hook import post_alerts
 from app.http.context import HttpContext
 from app.http.errors import HttpError, error_middleware, json_response, raw_json_response
 from app.http.health import Health
+from app.http.limiter import Limiter
 from app.http.page import Page
 from app.http.publishing import (
     broadcast,
@@ -54,6 +55,9 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
             app.router.add_route(method, path, bound)
     if context.settings.page:
         Page().add_routes(app, context.version)
+    if context.budgets is not None:
+        limiter = Limiter(context.settings, context.clients, context.budgets, context.note_refused)
+        app.middlewares.insert(0, limiter.middleware())
     answer_errors = error_middleware(
         context.clients,
         context.origins,

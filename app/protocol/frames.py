@@ -160,10 +160,10 @@ class FrameReader:
 
     @property
     def held(self) -> int:
-        """Bytes kept in memory for what is unfinished."""
+        """Bytes kept in memory for what is unfinished; not those of a `cut`, which go on soon."""
         message = self._message
         unfinished = 0 if message is None else len(self._head) + len(message)
-        return len(self._buffer) + unfinished
+        return (0 if self.cut else len(self._buffer)) + unfinished
 
     @property
     def idle(self) -> bool:

@@ -17,16 +17,16 @@ from __future__ import annotations
 import enum
 import time
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from app.transport.connection import Connection
 from app.transport.hub import FLOOD
 
 MAX_EXTRA_FRAMES = 1000
 """Control frames and fragments a second that close a connection."""
-MAX_PAUSE = 2.0
+MAX_PAUSE = 5.0
 """Seconds that a connection waits at once, at most: it must not seem dead."""
 REFUSE_SECONDS = 5.0
 """A connection that has waited again and again for so long gets its messages refused."""
@@ -34,12 +34,15 @@ CLOSE_SECONDS = 15.0
 """The same until it is closed; also for messages that were refused in each of so many seconds."""
 CALM_SECONDS = 1.0
 """Without a wait for so long, a connection is as good as any."""
-INPUT_SHARE = 0.5
+INPUT_SHARE = 0.25
 """Part of its time that a worker uses for what clients send, before some of them wait."""
 LEAST_SHARE = 0.0005
 """Seconds a second that a connection may always use: some ten requests."""
-_HEADSTART = 0.1
+_HEADSTART = 0.03
 """Seconds of a share that can be used at the beginning of a second."""
+
+
+T = TypeVar("T")
 
 
 class Verdict(enum.Enum):
@@ -100,11 +103,15 @@ class Rates:
         self._seconds = limits.seconds or float("inf")
         self._used: dict[Connection, _Usage] = {}
         self._total = 0.0
+        self._shared = 0.0
+        """Part of the total that no connection was charged with: writing answers."""
         self._began = clock()
         self._waits: dict[Connection, _Episode] = {}
         self._refused: dict[Connection, float] = {}
         """Since when messages of a connection have been refused in every second."""
         self._refused_now: set[Connection] = set()
+        self.is_busy = False
+        """All connections together use more than their share."""
         self.held_back = 0
         """Waits so far."""
 
@@ -156,18 +163,25 @@ class Rates:
             if pause > 0:
                 return self._wait(connection, pause, now)
         elapsed = now - self._began + _HEADSTART
-        if self._total > INPUT_SHARE * elapsed:
-            share = max(INPUT_SHARE / len(self._used), LEAST_SHARE)
+        self.is_busy = self._total > INPUT_SHARE * elapsed
+        if self.is_busy:
+            own = (self._total - self._shared) / self._total
+            share = max(INPUT_SHARE * own / len(self._used), LEAST_SHARE)
             pause = min(usage.seconds / share - elapsed, MAX_PAUSE)
             if pause > 0:
                 self.held_back += 1
                 return pause
         return 0.0
 
+    def spend_shared(self, seconds: float) -> None:
+        """Count what writing the answers of many connections has cost."""
+        self._total += seconds
+        self._shared += seconds
+
     def start_second(self) -> None:
         """Forget what was used in the second that is over."""
         self._used = {}
-        self._total = 0.0
+        self._total = self._shared = 0.0
         self._began = now = self._clock()
         if self._waits:
             self._waits = {c: e for c, e in self._waits.items() if e.until + CALM_SECONDS > now}
@@ -193,10 +207,10 @@ class Rates:
 
 @types.coroutine
 def metered(
-    work: Coroutine[Any, Any, None],
+    work: Awaitable[T],
     spent: Callable[[float], None],
     clock: Callable[[], float] = time.monotonic,
-) -> Generator[Any, Any, None]:
+) -> Generator[Any, Any, T]:
     """Await something, and tell the seconds that its steps took, without those of waiting.
 
     Args:
@@ -204,22 +218,24 @@ def metered(
         spent: called after each step with its seconds.
         clock: monotonic seconds.
     """
-    step: Callable[[Any], Any] = work.send
+    steps: Any = work.__await__()
+    step: Callable[[Any], Any] = steps.send
     value: Any = None
     try:
         while True:
             began = clock()
             try:
                 awaited = step(value)
-            except StopIteration:
-                return
+            except StopIteration as end:
+                result: T = end.value
+                return result
             finally:
                 spent(clock() - began)
             try:
                 value = yield awaited
-                step = work.send
+                step = steps.send
             except BaseException as error:  # noqa: BLE001 (it belongs to the work)
                 value = error
-                step = work.throw
+                step = steps.throw
     finally:
-        work.close()
+        steps.close()

@@ -163,7 +163,7 @@ class Realtime:
                 seconds=settings.rate_limit_time,
             )
         )
-        hub.meter = self.rates.spend
+        hub.meter = self.rates
         most, connects = settings.max_connections_per_address, settings.max_connects_per_address
         self.addresses = Addresses(most, connects) if most or connects else None
         """Limits per client address, where there are any."""

@@ -19,6 +19,10 @@ from app.sessions.session import Page, Session, Work
 from app.transport.connection import OPEN
 from app.types import Gap, Message, Position
 
+READ_SECONDS = 0.002
+"""What a read of history counts as beside the time of the session: Valkey and its answer are others'."""
+FIRST_AHEAD_PAUSE = 0.02
+"""Seconds before a recovery looks again whether this worker has caught up; then twice the last."""
 AHEAD_SECONDS = 2.0
 """How long a recovery waits for this worker to reach what the client saw on a faster one."""
 ROOM_SECONDS = 0.05
@@ -100,6 +104,7 @@ class Router:
     async def _subscribe_with_past(
         self, session: Session, request: Request, wanted: Subscribe
     ) -> None:
+        self._realtime.charge(session, READ_SECONDS * len(wanted.recover))
         starts = {
             type: await self.find_start(type, position) for type, position in wanted.recover.items()
         }
@@ -110,6 +115,7 @@ class Router:
             new = wanted.types - starts.keys()
             if not session.held:
                 new -= session.group.types
+            self._realtime.charge(session, READ_SECONDS * len(new))
             ends = {type: await self._end_of_history(type, before[type]) for type in sorted(new)}
             starts |= {type: Start(end, recovered=False) for type, end in ends.items()}
         if session.state == OPEN:
@@ -201,8 +207,10 @@ class Router:
     async def find_start(self, type: str, position: Position) -> Start:
         """Where a client that has seen `position` goes on."""
         deadline = time.monotonic() + AHEAD_SECONDS
-        while self._is_ahead(type, position) and time.monotonic() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+        pause = FIRST_AHEAD_PAUSE
+        while self._is_ahead(type, position) and time.monotonic() < deadline:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.5)
         live = self._fanout.positions[type]
         same_epoch = position.epoch == live.epoch
         if position == live:
@@ -309,6 +317,7 @@ class Router:
         messages: Sequence[Message] = ()
         more = False
         try:
+            self._realtime.charge(session, READ_SECONDS)
             messages, more = await self._history.newest(page.type, page.limit, page.before)
         except ClientError as failure:
             error = failure

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("realtime.connection")
 
-READ_SIZE = 64 * 1024
+READ_SIZE = 16 * 1024
 HIGH_WATER = 64 * 1024
 """Unsent bytes past which a connection gets no more stream messages until it has drained."""
 INPUT_PAUSE = 256 * 1024
@@ -39,7 +39,7 @@ OUTPUT_LIMIT = 4 * 1024 * 1024
 `Hub.output_limit`."""
 KEPT_REST = 64 * 1024
 """Most bytes of a frame that are still sent to make room for a close frame behind it."""
-FRAMES_AT_ONCE = 32
+FRAMES_AT_ONCE = 4
 """Frames of a connection that are handled before it is looked how long that has taken."""
 CLOSE_TIMEOUT = 5.0
 """Seconds that a peer has to answer a close frame."""

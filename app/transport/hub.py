@@ -39,6 +39,9 @@ logger = logging.getLogger("realtime.connection")
 EVENTS_PER_CALL = 256
 INPUT_SLICE = 0.0005
 """Seconds of a pass of the loop in which input is handled."""
+BUSY_INPUT_SLICE = 0.0001
+"""The same while there is more input than there should be: a message passes the loop several times
+on its way to the clients, and waits for such a slice each time."""
 HOLD_TICK = 0.05
 """Seconds to which the times are rounded for which connections are held back."""
 FLOOD = -1.0
@@ -71,7 +74,10 @@ ConnectionT = TypeVar("ConnectionT", bound=Connection)
 class Meter(Protocol):
     """Told what each connection costs; see app/sessions/rates.py."""
 
-    def __call__(
+    is_busy: bool
+    """All connections together use more than their share of the loop's time."""
+
+    def spend(
         self, connection: Connection, seconds: float, size: int, extras: int, now: float, /
     ) -> float:
         """Seconds for which nothing is to be read from a connection; 0.0: go on; or FLOOD.
@@ -83,6 +89,9 @@ class Meter(Protocol):
             extras: frames that were no message.
             now: monotonic seconds.
         """
+
+    def spend_shared(self, seconds: float, /) -> None:
+        """Count time that was spent on answers to many connections."""
 
 
 class Hub:
@@ -336,8 +345,11 @@ class Hub:
         """Write what is queued."""
         self._flush_planned = False
         outbox, self._outbox = self._outbox, {}
+        began = time.monotonic()
         for connection, queued in outbox.items():
             connection.write(queued[0] if len(queued) == 1 else b"".join(queued))
+        if self.meter is not None:
+            self.meter.spend_shared(time.monotonic() - began)
 
     # Those that do not read.
 
@@ -501,11 +513,11 @@ class Hub:
 
     def _on_events(self) -> None:
         table, ready = self._connections, self._ready
+        now = time.monotonic()
         # Those that the last pass had no time for come first: epoll would begin with the others.
         if not ready:
             ready.extend(self._epoll.poll(0, EVENTS_PER_CALL))
-        now = time.monotonic()
-        self.slice_ends = now + INPUT_SLICE
+        self.slice_ends = now + self._slice()
         while ready and now < self.slice_ends:
             fd, event = ready.popleft()
             connection = table[fd]
@@ -522,11 +534,15 @@ class Hub:
                 connection.drop("internal error")
             now = self._charge(connection, now, size, extras)
 
+    def _slice(self) -> float:
+        is_busy = self.meter is not None and self.meter.is_busy
+        return BUSY_INPUT_SLICE if is_busy else INPUT_SLICE
+
     def _charge(self, connection: Connection, began: float, size: int, extras: int) -> float:
         """Tell the meter what a connection has just cost; returns the time."""
         now = time.monotonic()
         if self.meter is not None:
-            pause = self.meter(
+            pause = self.meter.spend(
                 connection,
                 now - began,
                 self.bytes_received - size,
@@ -553,7 +569,7 @@ class Hub:
         self._backlog_planned = False
         waiting, self._backlog = self._backlog, {}
         now = time.monotonic()
-        ends = now + INPUT_SLICE
+        ends = now + self._slice()
         for connection in list(waiting):
             if now >= ends:
                 break

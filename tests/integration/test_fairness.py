@@ -170,3 +170,33 @@ async def test_bytes_beyond_the_share_are_read_slowly() -> None:
             sent = await service.publish("status", "meanwhile")
             await witness.wait_seq("status", sent["seq"])
         await witness.close()
+
+
+# HTTP
+
+
+async def test_an_address_that_asks_for_too_much_is_refused_and_publishers_are_not() -> None:
+    async with Service(WORKERS=1, HTTP_RATE_LIMIT=2) as service:
+        answers = await asyncio.gather(*(service.get("/ws/stats") for _ in range(60)))
+        assert {answer.status for answer in answers} == {200, 429}
+        refused = next(answer for answer in answers if answer.status == 429)
+        assert refused.body["code"] == "RATE_LIMITED"
+        assert int(refused.headers["Retry-After"]) > 0
+        sent = await service.publish("status", "still")
+        assert sent["seq"] > 0
+        client = await PlainClient.open(service)
+        await client.barrier()
+        await client.close()
+
+
+async def test_wrong_publish_tokens_are_refused_after_some() -> None:
+    async with Service(WORKERS=1) as service:
+
+        async def guess(number: int) -> int:
+            return (await service.post("/ws/broadcast", {}, token=f"wrong{number}")).status
+
+        codes = await asyncio.gather(*(guess(number) for number in range(40)))
+        assert set(codes) == {401, 429}
+        assert codes.count(401) <= 25
+        sent = await service.publish("status", "still")
+        assert sent["seq"] > 0

@@ -1,0 +1,127 @@
+"""What one address may ask for over HTTP: requests, time of the loop, and wrong tokens.
+
+Each is a bucket that empties at a steady rate: it may be filled by a burst, such as the loading of a
+page by many users behind one proxy, and then as fast as it empties. All addresses together may use
+`HTTP_SHARE` of the loop's time; beyond that those are refused that used more than an even part of it.
+IPv6 addresses count by their /64, which is what one customer has.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+BURST = 10.0
+"""Seconds of its share that an address may use at once."""
+WRONG_TOKENS = 20.0
+"""Wrong tokens after which those of an address are refused."""
+WRONG_TOKENS_RATE = 0.5
+"""Wrong tokens that are forgotten, a second."""
+HTTP_SHARE = 0.3
+"""Part of its time that a worker uses for requests over HTTP, before some of them are refused."""
+MAX_ADDRESSES = 10_000
+"""Addresses that are known at once; the one that asked last longest ago is forgotten."""
+RETRY_SECONDS = 2
+"""What a refused client is told to wait at least."""
+_LEAST_SHARE = 0.01
+
+
+class Account:
+    """What one address has used and what of it counts still."""
+
+    __slots__ = ("at", "requests", "seconds", "waiting", "wrong")
+
+    def __init__(self, now: float) -> None:
+        self.at = now
+        self.requests = 0.0
+        self.seconds = 0.0
+        self.wrong = 0.0
+        self.waiting = 0
+        """Refusals that are being held back."""
+
+
+class Budgets:
+    """The accounts of all addresses.
+
+    Args:
+        requests: a second, of one address; 0: no limit.
+        seconds: of the loop's time a second, of one address; 0: no limit.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, requests: float, seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._requests = requests or float("inf")
+        self._seconds = seconds or float("inf")
+        self._clock = clock
+        self._accounts: OrderedDict[str, Account] = OrderedDict()
+        self._second = clock()
+        self._total = 0.0
+        self._active: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    def account(self, address: str) -> Account:
+        """The account of an address, brought up to date."""
+        key = key_of(address)
+        now = self._clock()
+        account = self._accounts.get(key)
+        if account is None:
+            if len(self._accounts) >= MAX_ADDRESSES:
+                self._accounts.popitem(last=False)
+            account = self._accounts[key] = Account(now)
+        else:
+            self._accounts.move_to_end(key)
+            elapsed, account.at = now - account.at, now
+            account.requests = max(0.0, account.requests - elapsed * self._requests)
+            account.seconds = max(0.0, account.seconds - elapsed * self._seconds)
+            account.wrong = max(0.0, account.wrong - elapsed * WRONG_TOKENS_RATE)
+        if now - self._second >= 1.0:
+            self._second, self._total = now, 0.0
+            self._active.clear()
+        self._active.add(key)
+        return account
+
+    def admits(self, account: Account) -> bool:
+        """Count a request; False when it is one too many."""
+        if account.requests >= self._requests * BURST or account.seconds >= self._seconds * BURST:
+            return False
+        elapsed = self._clock() - self._second + 0.1
+        if self._total > HTTP_SHARE * elapsed:
+            share = max(HTTP_SHARE / len(self._active), _LEAST_SHARE)
+            if account.seconds > share * elapsed:
+                return False
+        account.requests += 1
+        return True
+
+    def spend(self, account: Account, seconds: float) -> None:
+        """Count time of the loop."""
+        account.seconds += seconds
+        self._total += seconds
+
+    def wrong_token(self, account: Account) -> float:
+        """Count a wrong token; returns the seconds for which the answer is to be held back."""
+        account.wrong += 1
+        return min(1.0, account.wrong / WRONG_TOKENS)
+
+    @staticmethod
+    def refuses_tokens(account: Account) -> bool:
+        """Whether an address has tried so many wrong tokens that no other is looked at."""
+        return account.wrong >= WRONG_TOKENS
+
+
+def key_of(address: str) -> str:
+    """What an address counts as: itself, or its IPv6 network."""
+    if ":" not in address:
+        return address
+    try:
+        ip = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(ip) >> 64 << 64, 64)))

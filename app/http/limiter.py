@@ -1,0 +1,131 @@
+"""Refuses requests over HTTP beyond what their address may ask for, before anything is done for them.
+
+A refusal is answered late, and its connection is not read meanwhile: clients that ask again at once
+cost one answer a second and connection. Requests with PUBLISH_TOKEN are never refused here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from app.config import Settings
+from app.errors import ClientError, ErrorCode
+from app.http.budgets import RETRY_SECONDS, Account, Budgets
+from app.http.clients import Clients
+from app.http.errors import HttpError
+from app.http.publishing import is_publisher
+from app.sessions.rates import metered
+
+ANSWER_SECONDS = 0.0001
+"""What parsing a request and writing its answer costs beside its handler."""
+BYTE_SECONDS = 2e-9
+"""What a byte of an answer costs."""
+HOLD_SECONDS = 1.0
+"""How long a refusal is held back."""
+MAX_HELD_BACK, MAX_HELD_BACK_PER_ADDRESS = 1000, 100
+"""Refusals that are held back at once; others are sent at once, and end their connections."""
+NOT_LIMITED = ("/ws/realtime", "/ws/realtime/")
+"""Upgrades have limits of their own; see app/http/admission.py."""
+
+
+class Limiter:
+    """The middleware and what it knows.
+
+    Args:
+        settings: of the service.
+        clients: tells addresses.
+        budgets: of the addresses.
+        note_refused: called with the reason `http_rate` of each refusal.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        clients: Clients,
+        budgets: Budgets,
+        note_refused: Callable[[str, str | None], object] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._clients = clients
+        self._budgets = budgets
+        self._note_refused = note_refused
+        self._held_back = 0
+
+    def middleware(self) -> Middleware:
+        """The middleware, to be put inside of that which answers errors."""
+
+        @web.middleware
+        async def limit(
+            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+        ) -> web.StreamResponse:
+            if request.path in NOT_LIMITED or is_publisher(request, self._settings):
+                return await handler(request)
+            return await self._answer(request, handler)
+
+        return limit
+
+    async def _answer(
+        self,
+        request: web.Request,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    ) -> web.StreamResponse:
+        budgets = self._budgets
+        account = budgets.account(self._clients.address(request))
+        budgets.spend(account, ANSWER_SECONDS)
+        if not budgets.admits(account):
+            await self._refuse(request, account, "This address asks for too much")
+        try:
+            response = await metered(
+                handler(request), lambda seconds: budgets.spend(account, seconds)
+            )
+        except (ClientError, HttpError) as error:
+            if error.code == ErrorCode.UNAUTHORIZED:
+                await self._slow_down(request, account)
+            raise
+        if isinstance(response, web.Response) and response.body is not None:
+            budgets.spend(account, (response.content_length or 0) * BYTE_SECONDS)
+        return response
+
+    async def _slow_down(self, request: web.Request, account: Account) -> None:
+        """Hold the answer to a wrong token back; after many of them it is another answer."""
+        seconds = self._budgets.wrong_token(account)
+        if self._budgets.refuses_tokens(account):
+            await self._refuse(request, account, "This address has sent too many wrong tokens")
+        await self._hold_back(request, account, seconds)
+
+    async def _refuse(self, request: web.Request, account: Account, why: str) -> None:
+        if self._note_refused is not None:
+            self._note_refused("http_rate", None)
+        held_back = await self._hold_back(request, account, HOLD_SECONDS)
+        raise HttpError(
+            429,
+            ErrorCode.RATE_LIMITED,
+            f"{why}; try again later.",
+            headers={"Retry-After": str(RETRY_SECONDS)},
+            close=not held_back,
+        )
+
+    async def _hold_back(self, request: web.Request, account: Account, seconds: float) -> bool:
+        """Wait, without reading from the client; False where too many wait already."""
+        if self._held_back >= MAX_HELD_BACK or account.waiting >= MAX_HELD_BACK_PER_ADDRESS:
+            return False
+        self._held_back += 1
+        account.waiting += 1
+        transport = request.transport
+        try:
+            if transport is not None:
+                with contextlib.suppress(RuntimeError):
+                    transport.pause_reading()
+            await asyncio.sleep(seconds)
+        finally:
+            self._held_back -= 1
+            account.waiting -= 1
+            if transport is not None:
+                with contextlib.suppress(RuntimeError):
+                    transport.resume_reading()
+        return True

@@ -1,0 +1,186 @@
+"""What an address may ask for over HTTP, with a clock that a test turns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+
+from app.config import Settings
+from app.errors import ClientError, ErrorCode
+from app.http import budgets as module
+from app.http import limiter as limiter_module
+from app.http.budgets import Budgets, key_of
+from app.http.clients import Clients
+from app.http.errors import HttpError
+from app.http.limiter import Limiter
+
+TOKEN = "t" * 32
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_an_address_may_ask_ten_seconds_ahead(clock: Clock) -> None:
+    budgets = Budgets(5, 0, clock)
+    asked = [budgets.admits(budgets.account("192.0.2.1")) for _ in range(51)]
+    assert asked == [True] * 50 + [False]
+    assert budgets.admits(budgets.account("192.0.2.2"))
+    clock.now += 1
+    again = [budgets.admits(budgets.account("192.0.2.1")) for _ in range(6)]
+    assert again == [True] * 5 + [False]
+
+
+def test_time_is_counted_as_well(clock: Clock) -> None:
+    budgets = Budgets(0, 0.1, clock)
+    budgets.spend(budgets.account("192.0.2.1"), 1.05)
+    clock.now += 0.4
+    assert not budgets.admits(budgets.account("192.0.2.1"))
+    clock.now += 0.8
+    assert budgets.admits(budgets.account("192.0.2.1"))
+
+
+def test_many_addresses_share_a_part_of_the_loop(clock: Clock) -> None:
+    """Each is within its own budget; those that used more than an even part are refused."""
+    budgets = Budgets(1000, 1.0, clock)
+    clock.now += 0.5
+    for number in range(20):
+        budgets.spend(budgets.account(f"192.0.2.{number}"), 0.02)
+    assert not budgets.admits(budgets.account("192.0.2.1"))
+    assert budgets.admits(budgets.account("198.51.100.1"))
+    clock.now += 1.0
+    assert budgets.admits(budgets.account("192.0.2.1"))
+
+
+def test_the_table_of_addresses_is_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ADDRESSES", 3)
+    budgets = Budgets(1, 0, clock)
+    for number in range(10):
+        budgets.account(f"192.0.2.{number}")
+        budgets.account("192.0.2.0")
+    assert len(budgets) == 3
+
+
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("unix", "unix"),
+        ("not:an:address", "not:an:address"),
+    ],
+)
+def test_what_an_address_counts_as(address: str, key: str) -> None:
+    assert key_of(address) == key
+
+
+class Side:
+    """The middleware around a handler."""
+
+    def __init__(self, clock: Clock, **settings: Any) -> None:
+        self.settings = dataclasses.replace(Settings(), publish_token=TOKEN, **settings)
+        self.budgets = Budgets(self.settings.http_rate_limit, self.settings.http_rate_time, clock)
+        self.noted: list[str] = []
+        self.slept: list[float] = []
+        self.limiter = Limiter(
+            self.settings, Clients(()), self.budgets, lambda reason, _: self.noted.append(reason)
+        )
+
+    async def ask(
+        self,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None,
+        path: str = "/history",
+        **headers: str,
+    ) -> int:
+        request = make_mocked_request("GET", path, headers=headers)
+        middleware = self.limiter.middleware()
+        try:
+            response = await middleware(request, handler or ok)
+        except HttpError as error:
+            wanted = ("RATE_LIMITED", {"Retry-After": "2"})
+            return error.status if (error.code, error.headers) == wanted else 0
+        except ClientError as error:
+            return HttpError.of(error).status
+        return response.status
+
+
+async def ok(_: web.Request) -> web.Response:
+    return web.Response(body=b"{}")
+
+
+@pytest.fixture
+def side(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Side:
+    side = Side(clock, http_rate_limit=1, http_rate_time=0.0)
+
+    async def sleep(seconds: float) -> None:
+        side.slept.append(seconds)
+
+    monkeypatch.setattr(limiter_module.asyncio, "sleep", sleep)
+    return side
+
+
+async def test_requests_beyond_the_budget_are_answered_late(side: Side) -> None:
+    assert [await side.ask() for _ in range(12)] == [200] * 10 + [429] * 2
+    assert side.slept == [limiter_module.HOLD_SECONDS] * 2
+    assert side.noted == ["http_rate"] * 2
+
+
+async def test_publishers_and_upgrades_are_not_limited(side: Side) -> None:
+    for _ in range(15):
+        assert await side.ask(Authorization=f"Bearer {TOKEN}") == 200
+        assert await side.ask(path="/ws/realtime?EIO=4") == 200
+    assert await side.ask() == 200
+
+
+async def test_wrong_tokens_are_slowed_down_and_then_refused(clock: Clock, side: Side) -> None:
+    side.budgets = side.limiter._budgets = Budgets(1000, 0, clock)
+
+    async def wrong(_: web.Request) -> web.Response:
+        raise ClientError(ErrorCode.UNAUTHORIZED, "The token's signature is wrong.")
+
+    answers = [await side.ask(wrong) for _ in range(25)]
+    assert answers == [401] * 19 + [429] * 6
+    assert side.slept[:2] == [0.05, 0.1]
+    assert sorted(side.slept) == side.slept
+    assert await side.ask() == 200, "a right token from the same address is taken"
+    clock.now += 20
+    assert await side.ask(wrong) == 401
+
+
+async def test_only_so_many_refusals_wait(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limiter_module, "MAX_HELD_BACK", 0)
+    for _ in range(10):
+        await side.ask()
+    request = make_mocked_request("GET", "/history")
+    with pytest.raises(HttpError) as refused:
+        await side.limiter.middleware()(request, ok)
+    assert refused.value.close
+    assert side.slept == []
+
+
+async def test_the_time_of_handlers_is_counted(clock: Clock, side: Side) -> None:
+    side.budgets = side.limiter._budgets = Budgets(0, 0.1, clock)
+
+    async def slow(_: web.Request) -> web.Response:
+        return web.Response(body=b"x" * 200_000_000)
+
+    assert await side.ask(slow) == 200
+    (account,) = side.budgets._accounts.values()
+    assert account.seconds >= 0.4
