@@ -8,13 +8,14 @@ RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --only-binary :all: \
         --requirement /tmp/requirements.txt \
     && /opt/venv/bin/pip uninstall --quiet --yes setuptools pip \
-    && find /opt/venv -type d -name tests -prune -exec rm -rf {} +
+    && find /opt/venv -type d -name tests -prune -exec rm -rf {} + \
+    && /opt/venv/bin/python -m compileall -q -j 0 /opt/venv
 COPY gunicorn.conf.py /srv/yujian/
 COPY app /srv/yujian/app
 COPY workers /srv/yujian/workers
 COPY scripts /srv/yujian/scripts
 # The service may not write there, so Python cannot compile at the start.
-RUN /opt/venv/bin/python -m compileall -q -j 0 /opt/venv /srv/yujian
+RUN /opt/venv/bin/python -m compileall -q -j 0 /srv/yujian
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="Yujian Presence" \
@@ -32,6 +33,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     BIND=0.0.0.0:3001 \
     DATA_DIR=/data \
+    MASTER_PID_FILE=/tmp/master.pid \
     LOG_FORMAT=json
 WORKDIR /srv/yujian
 USER 10001:10001
@@ -41,4 +43,5 @@ EXPOSE 3001
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=10s --start-period=20s --retries=3 \
     CMD ["python", "-m", "scripts.healthy"]
-CMD ["python", "-m", "gunicorn", "-c", "gunicorn.conf.py"]
+# Beside a container that runs with the same /data, network, /dev/shm and process ids: as its successor.
+CMD ["python", "-m", "workers.start"]

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run listen reload logs log-level check test torture page lint format bench regression clean
+.PHONY: help run listen reload logs log-level check test torture containers page lint format bench regression clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -38,6 +38,9 @@ test: lint ## lint, types, all tests, coverage
 
 torture: $(VENV)/installed-dev ## fuzzing, the Autobahn suite, storms and a soak, at full length (TORTURE_SEED=n repeats a run)
 	TORTURE=1 $(BIN)/pytest -s tests/torture
+
+containers: $(VENV)/installed-dev ## tests with a real Docker engine, which root installs into ENGINE_DIR where it is missing
+	$(BIN)/pytest tests/containers
 
 page: ## build the page at / and the client library into the files that are committed
 	npm ci

@@ -13,8 +13,9 @@ Eight steps:
   3 build         the new image, or the new requirements and an import of the new code
   4 preflight     ports, disk space, the Compose file
   5 deploy        on a host: `make reload`, live sockets are handed over; or the first start.
-                  In containers: a new one is started, then the old one drains over DRAIN_SECONDS
-                  while its clients come back to the new; the cap holds over both
+                  In containers: a new one starts beside the old one, takes its sockets over, and
+                  the old one is removed. What has changed around it (net, Valkey, the pages,
+                  Caddy) is renewed each in its own step, and the report says who noticed
   6 health        /status is well
   7 websocket     handshake, subscription, a message received
   8 report        what happened, and how many clients noticed: backups/NAME/report.json
@@ -41,6 +42,7 @@ exit codes:
   0   deployed
   11  environment, 12 backup, 13 build, 14 preflight, 15 deploy, 16 health, 17 websocket:
       the step that failed; what ran before runs on, or was put back
+  15  also: interrupted (^C), and what ran before runs on
   20  a step failed, and putting back failed too: look at the service
   64  wrong usage
   69  there is no Python with the service's requirements
@@ -90,7 +92,7 @@ directory=$backups/$stamp
 last_good=$backups/last-good.tar.gz
 image=yujian-presence-backend
 
-step='' began=$SECONDS how='nothing' noticed=0 handed_over=0 steps=() tried='' put_back=false
+step='' began=$SECONDS how='nothing' noticed=0 handed_over=0 steps=() tried='' put_back=false nothing_before=''
 
 # How a step ends: note STATE DETAIL
 note() {
@@ -117,8 +119,12 @@ fail() {
   if ((code >= 13)) && [[ -n $rollback && -z $dry_run ]]; then
     step=rollback
     if put_back; then
-      put_back=true
-      note ok "what ran before serves"
+      if [[ -n $nothing_before ]]; then
+        note skipped "nothing ran before"
+      else
+        put_back=true
+        note ok "what ran before serves"
+      fi
     else
       code=20
       note failed "look at the service"
@@ -126,6 +132,15 @@ fail() {
   fi
   report "$code"
   exit "$code"
+}
+
+# ^C, or a terminal that is closed: end as a failed step does, with what ran before.
+interrupted() {
+  trap '' INT TERM HUP
+  case $step in
+    backup | preflight | environment) rollback='' ;;
+  esac
+  fail 15 "interrupted in the step $step"
 }
 
 is_well() {
@@ -262,10 +277,26 @@ put_back_host() {
 
 build_docker() {
   docker build --quiet --tag "$image:next" . > /dev/null &&
-    docker run --rm --network none "$image:next" python -c 'import app.main, workers.runtime'
+    docker run --rm --network none "$image:next" python -c 'import app.main, workers.runtime, workers.start'
 }
 
-backend_ids() { docker compose ps --quiet backend; }
+image_of() { docker inspect --format '{{.Image}}' "$1"; }
+image_id() { docker image inspect --format '{{.Id}}' "$1" 2> /dev/null; }
+
+# Containers of a service that run, the oldest first.
+running() {
+  local one
+  for one in $(docker compose ps --quiet --status running "$1"); do
+    printf '%s %s\n' "$(docker inspect --format '{{.Created}}' "$one")" "$one"
+  done | sort | cut -d ' ' -f 2
+}
+
+# Whether a container shares the network that the service `net` owns now.
+is_live() {
+  local net
+  net=$(docker compose ps --quiet --status running net) && [[ -n $net ]] &&
+    [[ $(docker inspect --format '{{.HostConfig.NetworkMode}}' "$1") == "container:$net" ]]
+}
 
 count_of() { docker exec "$1" python -m scripts.hold_connections --count 2> /dev/null; }
 
@@ -280,67 +311,192 @@ pass_on() { # OLD NEW
 
 wait_healthy() {
   local limit=$((SECONDS + timeout)) state=''
-  while [[ $state != healthy ]]; do
+  while [[ $state != 'running healthy' ]]; do
     ((SECONDS < limit)) || return 1
-    sleep 1
-    state=$(docker inspect --format '{{.State.Health.Status}}' "$1") || return 1
+    sleep 0.3
+    state=$(docker inspect --format '{{.State.Status}} {{.State.Health.Status}}' "$1") || return 1
+    [[ $state == running* ]] || return 1
   done
+}
+
+# The services whose containers are not as docker-compose.yml and the images want them.
+changed_services() {
+  local service wanted found
+  while read -r service wanted; do
+    [[ $service != backend ]] || continue
+    found=$(docker compose ps --quiet --status running "$service")
+    [[ -n $found ]] || { echo "$service"; continue; }
+    [[ $(docker inspect --format '{{index .Config.Labels "com.docker.compose.config-hash"}}' "$found") == "$wanted" ]] &&
+      [[ $(image_of "$found") == "$(image_id "$(docker inspect --format '{{.Config.Image}}' "$found")")" ]] ||
+      echo "$service"
+  done < <(docker compose config --hash '*')
+}
+
+# Renew what stands around the backend, each in its own way; the report says who noticed.
+renew_surroundings() {
+  local service changed one count
+  changed=$(changed_services)
+  for service in $changed; do
+    case $service in
+      net)
+        # Every connection is in its network: they drain, and come back to the new one.
+        if [[ -n $(docker compose ps --quiet net) ]]; then
+          for one in $(running backend); do
+            count=$(count_of "$one" || echo 0)
+            noticed=$((noticed + count))
+            docker stop "$one" > /dev/null && docker rm "$one" > /dev/null || return 1
+          done
+          renewed+=" net ($count clients closed)"
+        fi
+        docker compose up --detach --no-deps net || return 1
+        ;;
+      valkey)
+        # The sockets of the clients stay; publishing is answered 503 for seconds.
+        renewed+=' valkey (publishing paused)'
+        docker compose up --detach --no-deps --wait --wait-timeout "$timeout" valkey || return 1
+        ;;
+      caddy) ;; # last of all: the others must be there
+      *)
+        renewed+=" $service"
+        docker compose up --detach --no-deps "$service" || return 1
+        ;;
+    esac
+  done
+  caddy_changed=''
+  [[ " ${changed//$'\n'/ } " != *' caddy '* ]] || caddy_changed=1
+}
+
+renew_caddy() {
+  local one count=0
+  if [[ -n $caddy_changed ]]; then
+    for one in $(running backend); do count=$(count_of "$one" || echo 0); done
+    renewed+=" caddy ($count clients closed)"
+    noticed=$((noticed + count))
+    docker compose up --detach --no-deps --wait --wait-timeout "$timeout" caddy
+  else
+    # By force: what the file takes from the environment or from other files may have changed.
+    docker compose exec -T caddy caddy reload --config /etc/caddy/Caddyfile --adapter caddyfile --force
+  fi
 }
 
 deploy_docker() {
-  local old new one holder
-  mapfile -t old < <(backend_ids)
-  if ((${#old[@]})); then
-    docker tag "$(docker inspect --format '{{.Image}}' "${old[0]}")" "$image:previous" || return 1
-  fi
+  local old
+  # What an aborted deployment has left: Compose would start it again rather than make a new one.
+  docker compose rm --force backend > /dev/null || return 1
+  mapfile -t old < <(running backend)
+  remember_previous "${old[@]}" || return 1
   docker tag "$image:next" "$image:latest" || return 1
   tried=1
-  if ((${#old[@]} == 0)); then
+  if ((${#old[@]} == 0)) && [[ -z $(docker compose ps --quiet) ]]; then
     how='started for the first time'
-    docker compose up --detach --wait --wait-timeout "$timeout"
-    return
-  fi
-  replace_containers "${old[@]}" || return 1
-  docker compose up --detach --no-recreate || return 1
-  # Its mounted file may be the one that was here before.
-  docker compose exec -T caddy caddy reload --config - --adapter caddyfile < Caddyfile
-}
-
-# One at a time: start one more, wait until it is well, then let an old one drain.
-replace_containers() {
-  local count=$# one new holder drained
-  for one; do
-    docker compose up --detach --no-deps --no-recreate --scale "backend=$((count + 1))" backend || return 1
-    new=$(backend_ids | grep -vxF "$(printf '%s\n' "$@" "${fresh[@]-}")")
-    if ! wait_healthy "$new"; then
-      docker rm --force "$new" > /dev/null
+    if ! said=$(docker compose up --detach --wait --wait-timeout "$timeout" 2>&1); then
+      say "$said"
+      how="$(tail -n 1 <<< "$said"); $(last_words "$(docker compose ps --all --quiet backend | head -n 1)")"
       return 1
     fi
-    fresh+=("$new")
-    drained=$(count_of "$one" || echo 0)
-    noticed=$((noticed + drained))
-    pass_on "$one" "$new" > /dev/null 9>&- &
-    holder=$!
-    # TERM: it takes no one any more, and drains over DRAIN_SECONDS.
-    docker stop "$one" > /dev/null && docker rm "$one" > /dev/null || return 1
-    wait "$holder" || true
-  done
-  how='a new container took over; the old one was drained and its clients came back'
+    return 0
+  fi
+  renew_surroundings || { how="cannot renew:${renewed:- what stands around the backend}"; return 1; }
+  replace_containers || return 1
+  renew_caddy || { how='Caddy does not take its configuration'; return 1; }
+  if [[ -n $renewed ]]; then how+="; renewed:$renewed"; fi
 }
-fresh=()
+renewed='' caddy_changed='' fresh=''
+
+# The image to go back to: the last one that was found good, or that which runs.
+remember_previous() { # CONTAINER...
+  local good one
+  if good=$(image_id "$image:good"); then
+    docker tag "$good" "$image:previous"
+    return
+  fi
+  for one; do
+    docker tag "$(image_of "$one")" "$image:previous"
+    return
+  done
+}
+
+last_words() { # CONTAINER: why it does not serve, in one line
+  local log='' words=''
+  [[ -z $1 ]] || log=$(docker logs --tail 200 "$1" 2>&1)
+  words=$(grep 'cannot serve' <<< "$log" | tail -n 1) || words=$(grep -i error <<< "$log" | tail -n 1) || true
+  # The end of a traceback says what is wrong.
+  if ((${#words} > 400)); then words="...${words: -400}"; fi
+  printf '%s' "${words:-it says nothing}"
+}
+
+# Start one container of the newest image, wait until it is well, then end the others.
+replace_containers() {
+  local old one holder drained live=1 words
+  mapfile -t old < <(running backend)
+  docker compose up --detach --no-deps --no-recreate --scale "backend=$((${#old[@]} + 1))" backend || {
+    how='the new container does not start'
+    docker compose rm --force backend > /dev/null
+    return 1
+  }
+  fresh=$(running backend | grep -vxF "$(printf '%s\n' "${old[@]-}")" || true)
+  if [[ -z $fresh ]] || ! wait_healthy "$fresh"; then
+    [[ -n $fresh ]] || fresh=$(docker compose ps --all --quiet --status exited --status restarting backend | head -n 1)
+    how="the new container is not well: $(last_words "$fresh")"
+    [[ -z $fresh ]] || docker rm --force "$fresh" > /dev/null
+    fresh=''
+    return 1
+  fi
+  for one in "${old[@]}"; do
+    if is_live "$one"; then
+      # TERM: its workers hand their sockets over to those of the new container.
+      docker stop "$one" > /dev/null || return 1
+      words=$(docker logs "$one" 2>&1 | grep -oE 'Handed [0-9]+ connections over to [0-9]+ workers in [0-9.]+ s; [0-9]+ are drained')
+      handed_over=$((handed_over + $(awk '{ sum += $2 } END { print sum + 0 }' <<< "$words")))
+      noticed=$((noticed + $(awk '{ sum += $(NF - 2) } END { print sum + 0 }' <<< "$words")))
+    else
+      # Another network, as before there was a service `net`: it takes no one any more, and drains
+      # over DRAIN_SECONDS.
+      live=''
+      drained=$(count_of "$one" || echo 0)
+      noticed=$((noticed + drained))
+      pass_on "$one" "$fresh" > /dev/null 9>&- &
+      holder=$!
+      docker stop "$one" > /dev/null || return 1
+      wait "$holder" || true
+    fi
+    docker rm "$one" > /dev/null || return 1
+  done
+  if [[ -n $live ]]; then
+    how='live sockets were handed over to a new container'
+  else
+    how='a new container took over; the old one was drained and its clients came back'
+  fi
+}
 
 put_back_docker() {
-  local now
+  local bad=() one good
+  if [[ -f $last_good ]]; then
+    mkdir -p "$directory"
+    "$python" -m scripts.release restore "$last_good" "$directory/failed" || return 1
+  fi
   [[ -n $tried ]] || return 0
-  docker image inspect "$image:previous" > /dev/null 2>&1 || return 1
-  docker tag "$image:previous" "$image:latest" || return 1
-  # Those of the failed image that replaced others; the others still run.
-  mapfile -t now < <(for one in $(backend_ids); do
-    [[ $(docker inspect --format '{{.Image}}' "$one") == $(docker inspect --format '{{.Id}}' "$image:latest") ]] ||
-      echo "$one"
-  done)
-  fresh=()
-  ((${#now[@]} == 0)) || replace_containers "${now[@]}"
+  good=$(image_id "$image:previous") || {
+    say "There was no deployment before this one: the containers stay as they are."
+    nothing_before=1
+    return 0
+  }
+  docker tag "$good" "$image:latest" || return 1
+  docker compose rm --force backend > /dev/null || return 1
+  for one in $(running backend); do
+    [[ $(image_of "$one") == "$good" ]] || bad+=("$one")
+  done
+  if ((${#bad[@]})) || [[ -z $(running backend) ]]; then
+    # Those of the failed image that have replaced others, or were about to.
+    if running backend | grep -qvxF "$(printf '%s\n' "${bad[@]-}")"; then
+      docker stop "${bad[@]}" > /dev/null && docker rm "${bad[@]}" > /dev/null || return 1
+    else
+      replace_containers || return 1
+    fi
+  fi
+  # Its files are those of before.
+  docker compose exec -T caddy caddy reload --config /etc/caddy/Caddyfile --adapter caddyfile --force || true
+  wait_until_well > /dev/null
 }
 
 build() { if [[ $mode == docker ]]; then build_docker; else build_host; fi; }
@@ -350,11 +506,16 @@ put_back() { if [[ $mode == docker ]]; then put_back_docker; else put_back_host;
 make_backup() {
   local rdb=() result=0
   if [[ $mode == docker && -n $(docker compose ps -q valkey 2> /dev/null) ]]; then
-    # A replica's copy: whole, and nothing that is being written.
-    docker compose exec -T valkey valkey-cli --rdb - > "$backups/.$stamp.rdb" || return 1
+    # A replica's copy: whole, and nothing that is being written. Into a file: to standard output
+    # `valkey-cli` writes the mark that ends a replication as well, and no Valkey loads that.
+    # shellcheck disable=SC2016  # expanded in the container
+    docker compose exec -T valkey sh -c '
+      f=/data/.backup.rdb
+      valkey-cli --rdb "$f" >&2 && cat "$f"; result=$?
+      rm -f "$f"; exit "$result"' > "$backups/.$stamp.rdb" || result=$?
     rdb=(--rdb "$backups/.$stamp.rdb")
   fi
-  "$python" -m scripts.backup create "$directory" --release "$last_good" "${rdb[@]}" || result=$?
+  ((result)) || "$python" -m scripts.backup create "$directory" --release "$last_good" "${rdb[@]}" || result=$?
   rm -f "$backups/.$stamp.rdb"
   # Their names sort by age.
   ((result)) || find "$backups" -mindepth 1 -maxdepth 1 -type d -name '2*_*' | sort -r |
@@ -362,9 +523,14 @@ make_backup() {
   return "$result"
 }
 
-preflight() {
-  local place free bind pid
-  for place in "$backups" "$(setting data_dir)"; do
+# Before anything is written: what the backup, the image and the messages will need.
+check_space() {
+  local place places=("$backups" "$(setting data_dir)")
+  if [[ $mode == docker ]]; then
+    # Images and volumes, where the engine is on this machine.
+    places=("$backups" "$(docker info --format '{{.DockerRootDir}}')")
+  fi
+  for place in "${places[@]}"; do
     while [[ ! -d $place ]]; do place=$(dirname "$place"); done
     free=$(($(df --output=avail --block-size=1M "$place" | tail -n 1)))
     if ((free < min_free)); then
@@ -372,8 +538,31 @@ preflight() {
       return 1
     fi
   done
+}
+
+preflight_docker() {
+  local engine said
+  docker compose config --quiet || return 1
+  engine=$(docker version --format '{{.Server.Version}}')
+  if ((${engine%%.*} < 25)); then
+    echo "Docker engine $engine is too old for start_interval in docker-compose.yml: 25 or newer is needed"
+    return 1
+  fi
+  local files
+  files=$(compose_setting NOFILE 65536)
+  # shellcheck disable=SC2016  # no expression of the shell
+  if ! said=$(docker run --rm --network none --ulimit "nofile=$files:$files" "$image:next" true 2>&1); then
+    echo "the engine gives no container $files open files: set NOFILE in .env to less ($(tail -n 1 <<< "$said"))"
+    return 1
+  fi
+  echo "$free MB free, docker-compose.yml is good, engine $engine"
+}
+
+preflight() {
+  local bind pid free
+  check_space || return 1
   if [[ $mode == docker ]]; then
-    docker compose config --quiet && echo "$free MB free, docker-compose.yml is good"
+    preflight_docker
     return
   fi
   if pid=$(master_pid); then
@@ -398,7 +587,7 @@ step=environment
 said=$("$python" -m app.config 2>&1 > /dev/null) || fail 11 "$said"
 if [[ -z $base ]]; then
   if [[ $mode == docker ]]; then
-    base=https://${API_DOMAIN:-api.yujian.team}
+    base=$(public_base)
   else
     base=$(local_base) || fail 11 "the service listens on a Unix socket: say --base-url"
   fi
@@ -419,6 +608,13 @@ if [[ -n $dry_run ]]; then
   for step in backup build deploy health websocket; do note dry "would be done"; done
   report 0
   exit 0
+fi
+
+step=preflight
+trap interrupted INT TERM HUP
+if ! said=$(check_space); then
+  rollback='' # nothing has changed
+  fail 14 "$said"
 fi
 
 step=backup
@@ -451,6 +647,12 @@ said=$("$python" -m scripts.probe socket "$base" --connect "$connect" --ca "$ca"
 note ok "$said"
 
 step=report
+trap '' INT TERM HUP
 "$python" -m scripts.release pack "$last_good"
+if [[ $mode == docker ]]; then
+  docker tag "$image:latest" "$image:good"
+  # Images that have lost their name: those of deployments before the last.
+  docker image prune --force --filter 'label=org.opencontainers.image.title=Yujian Presence' > /dev/null || true
+fi
 note ok "$handed_over clients were handed over, $noticed noticed, $((SECONDS - began)) s"
 report 0

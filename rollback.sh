@@ -19,6 +19,8 @@ options:
   --data-only       what was stored, not configuration and code
   --release-only    configuration and code, not what was stored
   --no-reload       leave the running processes as they are
+  --base-url URL, --connect ADDRESS, --ca FILE
+                    where to look at the service, as of verify-deployment.sh
   --list            list the backups, and whether they are whole
   --json            one JSON object at the end
   --dry-run         check the backup, and say what would be done
@@ -43,12 +45,19 @@ called_from=$PWD
 # shellcheck source=scripts/common.sh
 source "$here/scripts/common.sh"
 
-backup='' what=() reload=1 list='' as_json='' dry_run=''
+backup='' what=() reload=1 list='' as_json='' dry_run='' looking=() as_seen=() base=''
+need() { [[ $# -ge 2 && -n $2 ]] || die 64 "$1 needs a value"; }
 while (($#)); do
   case $1 in
     --data-only) what=(--data) ;;
     --release-only) what=(--release) ;;
     --no-reload) reload='' ;;
+    --base-url | --connect | --ca)
+      need "$@"
+      looking+=("$1" "$2")
+      if [[ $1 == --base-url ]]; then base=${2%/}; else as_seen+=("$1" "$2"); fi
+      shift
+      ;;
     --list) list=1 ;;
     --json) as_json=1 ;;
     --dry-run) dry_run=1 ;;
@@ -105,24 +114,33 @@ fi
 
 # Valkey's volume gets the snapshot while its container is stopped: seconds in which publishing
 # is answered 503; the sockets of the clients stay. Through a pipe, since its user may not read
-# the backup.
+# the backup. When Valkey does not start from it, what was there before is put back.
 restore_container() {
-  local result=0
   docker compose stop valkey || return 1
   # shellcheck disable=SC2016  # expanded in the container
-  tar --create --directory "$directory/data" appendonlydir |
-    docker compose run --rm --no-deps -T --entrypoint sh valkey -c '
-      set -e
-      cd /data
+  if tar --create --directory "$directory/data" appendonlydir |
+    in_volume '
       rm -rf .fresh appendonlydir.replaced
       mkdir .fresh
       tar -xf - -C .fresh
       [ ! -e appendonlydir ] || mv appendonlydir appendonlydir.replaced
       mv .fresh/appendonlydir appendonlydir
-      rmdir .fresh' || result=$?
-  # Also when that failed: what was there before is served again.
-  docker compose up --detach --no-deps --wait valkey && return "$result"
+      rmdir .fresh' && start_valkey; then
+    return 0
+  fi
+  say "Valkey does not start from the backup: what it had before is put back."
+  docker compose stop valkey || return 1
+  # shellcheck disable=SC2016  # expanded in the container
+  in_volume '
+    rm -rf .fresh
+    [ ! -e appendonlydir.replaced ] || { rm -rf appendonlydir; mv appendonlydir.replaced appendonlydir; }' < /dev/null
+  start_valkey || say "Valkey does not start: docker compose logs valkey"
+  return 1
 }
+
+in_volume() { docker compose run --rm --no-deps -T --entrypoint sh valkey -c "set -e; cd /data; $1"; }
+
+start_valkey() { docker compose up --detach --no-deps --wait --wait-timeout 60 valkey; }
 
 if runs_in_docker; then
   if [[ -n $has_data ]]; then
@@ -131,7 +149,7 @@ if runs_in_docker; then
   if [[ ${what[*]-} != --data ]]; then
     "$python" -m scripts.backup restore "$directory" --release >&2 ||
       finish 4 "configuration and code could not be restored"
-    [[ -z $reload ]] || exec ./deploy-websocket.sh --no-rollback --no-backup ${as_json:+--json}
+    [[ -z $reload ]] || exec ./deploy-websocket.sh --docker --no-rollback --no-backup ${as_json:+--json} "${looking[@]}"
   fi
   finish 0 "Restored from $directory"
 fi
@@ -152,10 +170,10 @@ if [[ -n $reload && ${what[*]-} != --data ]]; then
     *) finish 5 "restored, but the service does not take it" ;;
   esac
 fi
-if [[ -n $reload ]] && master_pid > /dev/null && base=$(local_base); then
+if [[ -n $reload ]] && master_pid > /dev/null && base=${base:-$(local_base)} && [[ -n $base ]]; then
   healthy=''
   for _ in {1..60}; do
-    if said=$("$python" -m scripts.probe http "$base"); then healthy=1; break; fi
+    if said=$("$python" -m scripts.probe http "$base" "${as_seen[@]}"); then healthy=1; break; fi
     sleep 0.5
   done
   [[ -n $healthy ]] || finish 5 "restored, but the service is not well: $said"

@@ -71,7 +71,7 @@ while (($#)); do
   esac
   shift
 done
-base=${base:-https://${API_DOMAIN:-api.yujian.team}}
+base=${base:-$(public_base)}
 base=${base%/}
 [[ $base =~ ^https?://[^/]+$ ]] || die 64 "the base URL must be http:// or https:// and a host"
 [[ $days =~ ^[0-9]+$ ]] || die 64 "--days must be a whole number"

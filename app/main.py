@@ -197,6 +197,7 @@ def _add_http(
         version=__version__,
         backplane_fault=lambda: fault.words if (fault := worker.figures.fault()) else None,
         backplane_writable=worker.figures.writable,
+        accepting=lambda: worker.accepting and not worker.canary.is_deaf,
         expected_workers=lambda: settings.workers,
         since_death=slots.since_death,
         room=bodies.room,

@@ -101,5 +101,23 @@ master_pid() {
 
 has_docker() { command -v docker > /dev/null && docker compose version > /dev/null 2>&1; }
 
-# Whether the service runs as a container of this project.
-runs_in_docker() { has_docker && [[ -n $(docker compose ps -q backend 2> /dev/null) ]]; }
+# Whether this project has containers, also when they have stopped: then one needs to know.
+runs_in_docker() { has_docker && [[ -n $(docker compose ps --all --quiet 2> /dev/null) ]]; }
+
+# compose_setting NAME DEFAULT: a variable as docker-compose.yml gets it, from the environment or .env.
+compose_setting() {
+  local value=${!1-}
+  if [[ -z $value && -r .env ]]; then
+    value=$(sed -n "s/^$1=//p" .env | tail -n 1 | tr -d "\r\"'")
+  fi
+  printf '%s' "${value:-$2}"
+}
+
+# The address of the service for its clients, behind Caddy.
+public_base() {
+  local publish
+  publish=$(compose_setting HTTPS_PUBLISH 443)
+  publish=${publish##*:}
+  printf 'https://%s%s' "$(compose_setting API_DOMAIN api.yujian.team)" \
+    "$([[ $publish == 443 ]] || printf ':%s' "$publish")"
+}

@@ -18,8 +18,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-RELEASE = ("app", "workers", "gunicorn.conf.py", "requirements.txt")
-CONFIGURATION = (".env", "Caddyfile", "docker-compose.yml")
+RELEASE = (
+    "app",
+    "workers",
+    "scripts",
+    "frontend",
+    "gunicorn.conf.py",
+    "requirements.txt",
+    "Dockerfile",
+    ".dockerignore",
+    "deploy-websocket.sh",
+    "rollback.sh",
+    "verify-deployment.sh",
+)
+CONFIGURATION = (".env", "Caddyfile", "caddy", "docker-compose.yml", "monitoring")
 
 
 def pack(file: Path) -> None:

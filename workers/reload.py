@@ -128,10 +128,18 @@ def choose(data_dir: Path, master: int) -> tuple[signal.Signals, str]:
         needs, why = signal.SIGUSR2, f"the master itself must change: {listed}"
     else:
         return signal.SIGHUP, "only what the workers import may have changed"
-    if master == 1:
-        why += "; but it is the first process of its container, which would end with it:"
+    if master == 1 or _is_in_container(master):
+        why += "; but it is the main process of its container, which would end with it:"
         return signal.SIGHUP, f"{why} only the workers are renewed, start the container anew"
     return needs, why
+
+
+def _is_in_container(master: int) -> bool:
+    """Whether a master is the main process of a container, though it may not be its first."""
+    try:
+        return "MASTER_PID_FILE" in environment_of(master)
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -79,6 +79,8 @@ class HttpContext:
     """What is wrong with the backplane as this worker sees it; None: nothing."""
     backplane_writable: Callable[[], bool] = lambda: True
     """Whether this worker can publish."""
+    accepting: Callable[[], bool] = lambda: False
+    """Whether this worker takes new clients, though it may have been told to leave."""
     expected_workers: Callable[[], int] = lambda: 0
     """Workers that should be ready; 0: any number will do."""
     since_death: Callable[[], float] = lambda: math.inf

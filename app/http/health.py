@@ -37,7 +37,8 @@ class Health:
         """Judge."""
         ready = [row for row in rows if row.state == "ready"]
         deaf = sum(bool(row.stats.get("deaf")) for row in ready)
-        serving = deaf < len(ready)
+        # Before new workers are ready those that leave serve as before: no proxy may turn away.
+        serving = deaf < len(ready) or (not ready and context.accepting())
         backplane = _backplane(rows, context)
         causes = _workers(rows, context)
         if deaf:

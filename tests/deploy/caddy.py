@@ -103,13 +103,18 @@ class Caddy:
                 stderr=log,
             )
         try:
-            until_now(
-                lambda: self._serves(API) and self._serves(SITE), f"Caddy: {self.log[-2000:]}"
-            )
-        except BaseException:
+            until_now(self._is_up, "Caddy has certificates for both sites")
+            assert self.process.poll() is None, f"Caddy has ended: {self.log[-2000:]}"
+        except BaseException as error:
+            error.add_note(f"Caddy's log:\n{self.log[-4000:]}")
             self.stop()
             raise
         return self
+
+    def _is_up(self) -> bool:
+        """Whether both sites serve, or Caddy has ended."""
+        assert self.process is not None
+        return self.process.poll() is not None or (self._serves(API) and self._serves(SITE))
 
     def _serves(self, name: str) -> bool:
         with (

@@ -25,6 +25,7 @@ _COPIED = (
     "gunicorn.conf.py",
     "requirements.txt",
     "Caddyfile",
+    "caddy",
     "docker-compose.yml",
     "deploy-websocket.sh",
     "rollback.sh",

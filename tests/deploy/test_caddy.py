@@ -117,9 +117,44 @@ def test_the_socket_route_is_made_for_long_lived_connections() -> None:
     proxy = proxies[0]
     assert proxy["stream_buffer_size"] <= 8192
     assert proxy["flush_interval"] == -1
-    assert proxy["stream_close_delay"] >= 3600 * 10**9
+    # All that are left are closed at one moment, so this must not come.
+    assert proxy["stream_close_delay"] >= 30 * 24 * 3600 * 10**9
     assert proxy["transport"]["compression"] is False
     assert proxy["health_checks"]["active"]["uri"] == "/status"
+
+
+def test_connections_to_the_service_end_here_first_and_are_given_up_in_time() -> None:
+    """Against the service's own keep-alive, and against what Caddy itself waits for another."""
+    found = re.search(r"^keepalive = (\d+)", (REPO / "gunicorn.conf.py").read_text(), re.MULTILINE)
+    assert found is not None
+    second = 10**9
+    checking = Caddy("127.0.0.1:1")
+    try:
+        done = checking.command("adapt", "--config", "Caddyfile", "--adapter", "caddyfile")
+    finally:
+        checking.stop()
+    proxies = [one for one in _objects(json.loads(done.stdout)) if "health_checks" in one]
+    assert len(proxies) == 2
+    for proxy in proxies:
+        transport = proxy["transport"]
+        assert 0 < transport["keep_alive"]["idle_timeout"] < int(found[1]) * second
+        assert 2 * transport["dial_timeout"] < proxy["load_balancing"]["try_duration"]
+        passive = proxy["health_checks"]["passive"]
+        assert passive["max_fails"] > 1, "one cut request must not take a backend away"
+        assert passive["fail_duration"] < proxy["load_balancing"]["try_duration"]
+        assert proxy["health_checks"]["active"]["fails"] > 1
+
+
+async def test_caddys_own_metrics() -> None:
+    with Caddy("127.0.0.1:1") as caddy:
+        await get(caddy, f"{caddy.api}/ws/stats")
+        url = f"http://{caddy.environ['CADDY_ADMIN']}/metrics"
+        async with aiohttp.ClientSession() as http, http.get(url) as answer:
+            assert "caddy_http_requests_total" in await answer.text()
+        port = caddy.command(
+            "adapt", "--config", "Caddyfile", "--adapter", "caddyfile", METRICS="port"
+        )
+        assert '":2020"' in port.stdout
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:

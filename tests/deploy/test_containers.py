@@ -66,8 +66,7 @@ def test_limits_of_the_report() -> None:
     found = services()["services"]
     assert int(found["backend"]["deploy"]["resources"]["limits"]["memory"]) == 512 * 2**20
     assert int(found["frontend"]["deploy"]["resources"]["limits"]["memory"]) == 128 * 2**20
-    limits = found["caddy"].get("deploy", {}).get("resources", {}).get("limits") or {}
-    assert "memory" not in limits
+    assert int(found["caddy"]["deploy"]["resources"]["limits"]["memory"]) == 2**30
 
 
 def test_the_backend_has_time_to_drain_and_descriptors_for_all() -> None:

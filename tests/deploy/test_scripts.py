@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,17 +87,6 @@ def test_the_log_of_a_host(tmp_path: Path) -> None:
     (tmp_path / "service.log").write_text("one\ntwo\nthree\n")
     done = logs("--lines", "2", DATA_DIR=str(tmp_path))
     assert (done.returncode, done.stdout) == (0, "two\nthree\n")
-
-
-def test_the_log_of_a_container(tmp_path: Path) -> None:
-    docker = tmp_path / "docker"
-    docker.write_text(
-        '#!/bin/sh\n[ "$2" = ps ] && echo 1234\n[ "$2" = logs ] && echo "$@"\nexit 0\n'
-    )
-    docker.chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    assert logs(PATH=path).stdout == "compose logs --tail 100 backend\n"
-    assert logs("-n", "5", "caddy", PATH=path).stdout == "compose logs --tail 5 caddy\n"
 
 
 def test_wrong_usage_of_logs() -> None:
@@ -265,19 +253,31 @@ async def test_a_deployment_hands_clients_over_and_a_bad_one_is_put_back(
     ("options", "environ", "code"),
     [
         ([], {"MAX_TOTAL_CONNECTIONS": "many"}, 11),
-        (["--docker"], {"PATH": "/bin:/usr/bin"}, 11),
+        (["--docker"], {"PATH": "without docker"}, 11),
         ([], {"BACKUPS": "/proc/nowhere"}, 12),
         (["--no-backup", "--no-rollback", "--min-free", "999999999"], {}, 14),
         (["--keep", "few"], {}, 64),
     ],
 )
 def test_a_deployment_ends_where_a_step_fails(
-    installed: Installed, options: list[str], environ: dict[str, str], code: int
+    installed: Installed, tmp_path: Path, options: list[str], environ: dict[str, str], code: int
 ) -> None:
     before = installed.worker_pids()
+    if "PATH" in environ:
+        environ = {"PATH": str(_programs_without_docker(tmp_path))}
     done = installed.run("deploy-websocket.sh", *options, **environ)
     assert done.code == code, done
     assert installed.worker_pids() == before
+
+
+def _programs_without_docker(place: Path) -> Path:
+    """A directory for PATH with what this machine has, except for Docker."""
+    for directory in ("/usr/local/bin", "/usr/bin", "/bin"):
+        for program in Path(directory).glob("*"):
+            link = place / program.name
+            if "docker" not in program.name and not link.is_symlink():
+                link.symlink_to(program)
+    return place
 
 
 def test_a_dry_run_changes_nothing(installed: Installed) -> None:
@@ -369,9 +369,10 @@ async def test_a_backup_brings_the_messages_back(installed: Installed) -> None:
         await client.close()
 
 
-def _create(installed: Installed, name: str) -> None:
+def _create(installed: Installed, name: str, *options: str) -> None:
+    target = str(installed.backups / name)
     subprocess.run(
-        [sys.executable, "-m", "scripts.backup", "create", str(installed.backups / name)],
+        [sys.executable, "-m", "scripts.backup", "create", target, *options],
         cwd=installed.root,
         env=installed.environ,
         check=True,
@@ -400,129 +401,38 @@ async def test_a_backup_of_a_stopped_service_brings_its_messages_back() -> None:
         service.destroy()
 
 
-# Containers. There is no Docker here: a program in its place notes what it is told.
+# What a backup needs to be good
 
 
-@pytest.fixture
-def docker(tmp_path: Path) -> Path:
-    program = tmp_path / "docker"
-    program.write_text(
-        """#!/usr/bin/env bash
-echo "$*" >> "$0.log"
-state=$0.state
-mkdir -p "$state"
-case "$*" in
-  "compose ps -q backend" | "compose ps --quiet backend") ls "$state" ;;
-  *"--scale backend=2 backend") touch "$state/new" ;;
-  "rm --force new") rm "$state/new" ;;
-  "rm old") rm "$state/old" ;;
-  *"inspect --format {{.State.Health.Status}}"*) cat "$0.health" ;;
-  *"hold_connections --count") [[ -e $state/old ]] || exit 1; echo 7 ;;
-  *"hold_connections") cat >> "$0.held" ;;
-  "compose ps -q valkey") echo v ;;
-  *"{{.Image}} old" | *"{{.Id}}"*) echo sha256:old ;;
-  *"{{.Image}} new") echo sha256:new ;;
-  *"--rdb -") cat "$0.rdb" ;;
-  "compose run "*" valkey -c"*) cat > "$0.snapshot" ;;
-  "build"*) exit "$(cat "$0.build" 2> /dev/null || echo 0)" ;;
-  "stop old") sleep 1 ;;
-esac
-exit 0
-"""
-    )
-    program.chmod(0o755)
-    state = tmp_path / "docker.state"
-    state.mkdir()
-    (state / "old").touch()
-    (tmp_path / "docker.health").write_text("healthy")
-    return program
-
-
-def _deploy_containers(installed: Installed, docker: Path) -> tuple[int, list[str], str]:
-    base = next(iter((installed.backups / "20250101_000000").rglob("*.base.rdb")), None)
-    if base is None:
-        _create(installed, "20250101_000000")
-        base = next((installed.backups / "20250101_000000").rglob("*.base.rdb"))
-    docker.with_name("docker.rdb").write_bytes(base.read_bytes())
-    done = installed.run(
-        "deploy-websocket.sh",
-        *("--base-url", installed.base, "--json", "--timeout", "2"),
-        PATH=f"{docker.parent}:{os.environ['PATH']}",
-    )
-    log = docker.with_name("docker.log").read_text().splitlines()
-    assert not [line for line in log if " down" in line], "never down"
-    return done.code, log, done.out + done.err
-
-
-def test_containers_are_replaced_one_by_one(installed: Installed, docker: Path) -> None:
-    code, log, said = _deploy_containers(installed, docker)
-    assert code == 0, said
-    order = [
-        next(number for number, line in enumerate(log) if text in line)
-        for text in (
-            "--rdb -",
-            "build ",
-            "tag sha256:old yujian-presence-backend:previous",
-            "--no-recreate --scale backend=2",
-            "{{.State.Health.Status}} new",
-            "exec --interactive new python -m scripts.hold_connections",
-            "stop old",
-            "rm old",
-            "caddy reload",
-        )
-    ]
-    # Counting goes on while the old container drains, so these two may come either way.
-    assert order[:5] == sorted(order[:5]), log
-    assert order[4] < min(order[5], order[6])
-    assert order[6] < order[7] < order[8]
-    assert '"noticed":7' in said
-    held = docker.with_name("docker.held").read_text().split()
-    assert held
-    assert set(held) == {"7"}
-
-
-def test_a_container_that_is_not_well_is_removed_and_the_old_one_stays(
-    installed: Installed, docker: Path
+def test_a_snapshot_with_the_mark_of_a_replication_can_be_restored(
+    installed: Installed, tmp_path: Path
 ) -> None:
-    docker.with_name("docker.health").write_text("unhealthy")
-    code, log, said = _deploy_containers(installed, docker)
-    assert code == 15, said
-    assert "rm --force new" in log
-    assert "stop old" not in log
-    assert "tag yujian-presence-backend:previous yujian-presence-backend:latest" in log
+    """As `valkey-cli --rdb -` writes it: the checker takes it, and no server loads it."""
+    _create(installed, "20250101_000000")
+    base = next((installed.backups / "20250101_000000").rglob("*.base.rdb")).read_bytes()
+    marked = tmp_path / "marked.rdb"
+    marked.write_bytes(base + b"0123456789abcdef" * 2 + b"01234567")
+    _create(installed, "20250101_000001", "--rdb", str(marked))
+    made = next((installed.backups / "20250101_000001").rglob("*.base.rdb"))
+    assert made.read_bytes() == base
 
 
-def test_an_image_that_cannot_be_built_touches_no_container(
-    installed: Installed, docker: Path
-) -> None:
-    docker.with_name("docker.build").write_text("1")
-    code, log, said = _deploy_containers(installed, docker)
-    assert code == 13, said
-    assert not [line for line in log if line.startswith(("stop", "rm", "tag", "compose up"))]
-
-
-def test_a_rollback_in_containers_gives_valkey_the_snapshot(
-    installed: Installed, docker: Path
-) -> None:
-    _create(installed, "20250102_000000")
-    done = installed.run(
-        *("rollback.sh", "20250102_000000", "--data-only"),
-        PATH=f"{docker.parent}:{os.environ['PATH']}",
+def test_a_snapshot_that_no_valkey_loads_is_no_backup(installed: Installed, tmp_path: Path) -> None:
+    _create(installed, "20250101_000002")
+    base = next((installed.backups / "20250101_000002").rglob("*.base.rdb")).read_bytes()
+    odd = tmp_path / "odd.rdb"
+    odd.write_bytes(base + b"something behind it")
+    target = str(installed.backups / "20250101_000003")
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.backup", "create", target, "--rdb", str(odd)],
+        cwd=installed.root,
+        env=installed.environ,
+        capture_output=True,
+        text=True,
     )
-    assert done.code == 0, done
-    log = docker.with_name("docker.log").read_text()
-    assert " down" not in log
-    order = [
-        log.index(text)
-        for text in (
-            "compose stop valkey",
-            "compose run --rm --no-deps -T --entrypoint sh valkey",
-            "compose up --detach --no-deps --wait valkey",
-        )
-    ]
-    assert order == sorted(order)
-    with tarfile.open(docker.with_name("docker.snapshot")) as snapshot:
-        assert "appendonlydir/appendonly.aof.manifest" in snapshot.getnames()
+    assert done.returncode == 3, done
+    assert "does not start from it" in done.stderr
+    assert not (installed.backups / "20250101_000003").exists()
 
 
 # What the containers use

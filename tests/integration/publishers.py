@@ -178,6 +178,16 @@ class Curl(Publisher):
         raise NotImplementedError
 
 
+class Scraper(Publisher):
+    """Reads a page that must be well, as health checks of proxies do."""
+
+    def opened(self) -> Callable[[bytes], int]:
+        session = requests.Session()
+        session.trust_env = False
+        self.close = session.close  # type: ignore[method-assign]
+        return lambda _: session.get(self.url, timeout=TIMEOUT).status_code
+
+
 class ThroughCaddy(Publisher):
     """urllib3 over TLS through a Caddy, which keeps connections to the service.
 

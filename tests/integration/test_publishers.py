@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from tests.deploy.caddy import Caddy, address, behind_caddy
 from tests.integration.harness import TOKEN, Service, free_port, until
-from tests.integration.publishers import CLIENTS, Curl, Publisher, ThroughCaddy
+from tests.integration.publishers import CLIENTS, Curl, Publisher, Scraper, ThroughCaddy
 from tests.integration.wsclient import PlainClient
 
 pytestmark = pytest.mark.timeout(120)
@@ -39,17 +39,19 @@ async def test_publishers_do_not_notice_ten_reloads() -> None:
                 ThroughCaddy(f"{caddy.api}/ws/broadcast", rate, caddy.root_certificate)
                 for rate in RATES
             ]
+            scrapers = [Scraper(f"{service.base}{path}", 10) for path in ("/status", "/metrics")]
             reader = await PlainClient.open(service, types="status")
-            for publisher in publishers:
-                publisher.start()
+            everybody = [*publishers, *scrapers]
+            for one in everybody:
+                one.start()
             try:
                 for _ in range(RELOADS):
                     await service.hup()
             finally:
-                for publisher in publishers:
-                    publisher.enough.set()
-                await asyncio.to_thread(lambda: [publisher.join(30) for publisher in publishers])
-            errors = {one.name: one.errors for one in publishers if one.errors}
+                for one in everybody:
+                    one.enough.set()
+                await asyncio.to_thread(lambda: [one.join(30) for one in everybody])
+            errors = {one.name: one.errors for one in everybody if one.errors}
             assert errors == {}
             stored = sum(one.stored for one in publishers)
             last = await service.publish("status", data={"by": "test", "n": 0})

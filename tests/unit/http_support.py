@@ -194,6 +194,7 @@ class HttpSide:
         self.warnings: list[str] = []
         self.fault: str | None = None
         self.writable = True
+        self.accepting = False
         self.expected_workers = 0
         self.since_death = math.inf
         self.local_faults: list[str] = []
@@ -218,6 +219,7 @@ class HttpSide:
             now=lambda: self.seconds,
             backplane_fault=lambda: self.fault,
             backplane_writable=lambda: self.writable,
+            accepting=lambda: self.accepting,
             expected_workers=lambda: self.expected_workers,
             since_death=lambda: self.since_death,
             local_faults=lambda: self.local_faults,

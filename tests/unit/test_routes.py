@@ -169,6 +169,17 @@ async def test_status_without_a_ready_worker_is_503(side: HttpSide, states: list
     assert (await side.client.head("/status")).status == 503
 
 
+@pytest.mark.parametrize("states", [["leaving"], ["leaving", "starting"]])
+async def test_status_while_old_workers_wait_for_new_ones(
+    side: HttpSide, states: list[str]
+) -> None:
+    """They serve as before; a proxy that asks must not turn away."""
+    side.accepting = True
+    side.expected_workers = 1
+    side.slots.all_rows = [worker_row(n, state=state) for n, state in enumerate(states)]
+    assert (await read(await side.client.get("/status")))["status"] == "ok"
+
+
 async def test_presence_is_set_shown_and_broadcast(side: HttpSide) -> None:
     said = {"state": "working", "task": "测试", "updatedAt": 1_700_000_100_000}
     answer = await side.client.post(

