@@ -57,7 +57,7 @@ def seconds(text: str) -> float:
 
 
 def test_the_small_set_starts_alone() -> None:
-    assert services()["services"].keys() == {"backend", "valkey", "frontend", "caddy"}
+    assert services()["services"].keys() == {"net", "backend", "valkey", "frontend", "caddy"}
     more = services("monitoring")["services"].keys() - services()["services"].keys()
     assert {"prometheus", "alertmanager", "grafana"} <= more
 
@@ -83,7 +83,7 @@ def test_the_backend_has_time_to_drain_and_descriptors_for_all() -> None:
 @pytest.mark.parametrize("name", sorted(services("monitoring")["services"]))
 def test_every_container(name: str) -> None:
     service = services("monitoring")["services"][name]
-    assert service["restart"] == "unless-stopped"
+    assert service["restart"] == ("always" if name == "net" else "unless-stopped")
     assert service["logging"]["options"]["max-size"]
     assert int(service["logging"]["options"]["max-file"]) > 1
     assert service["cap_drop"] == ["ALL"]
@@ -104,11 +104,27 @@ def test_every_container(name: str) -> None:
 
 def test_only_caddy_is_public_and_valkey_is_reached_by_the_backend_alone() -> None:
     whole = services("monitoring")
-    reached = {name for name, one in whole["services"].items() if "back" in one["networks"]}
-    assert reached == {"backend", "valkey"}
+    reached = {n for n, one in whole["services"].items() if "back" in one.get("networks", ())}
+    assert reached == {"net", "valkey"}
     assert whole["networks"]["back"]["internal"] is True
     assert whole["services"]["valkey"]["networks"].keys() == {"back"}
-    assert not whole["services"]["backend"].get("ports")
+    for name in ("net", "backend"):
+        assert not whole["services"][name].get("ports")
+
+
+def test_a_second_backend_finds_what_the_first_one_has() -> None:
+    found = services()["services"]
+    backend, net = found["backend"], found["net"]
+    assert {backend[name] for name in ("network_mode", "ipc", "pid")} == {"service:net"}
+    assert net["ipc"] == "shareable"
+    assert net["init"] is True
+    assert net["command"] == ["sleep", "infinity"]
+    # By this name Caddy and Prometheus ask for it.
+    assert "backend" in net["networks"]["front"]["aliases"]
+    [shared] = backend["volumes"]
+    assert (shared["type"], shared["target"]) == ("volume", "/data")
+    # Signals and files of the other one: of the same user.
+    assert net["user"].partition(":")[0] == "10001"
 
 
 def test_messages_outlive_the_containers() -> None:

@@ -16,7 +16,7 @@ from tests.integration.harness import TOKEN, Service, free_port, until
 from tests.integration.publishers import CLIENTS, Curl, Publisher, Scraper, ThroughCaddy
 from tests.integration.wsclient import PlainClient
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 RELOADS = 10
 RATES = (1, 5, 20)

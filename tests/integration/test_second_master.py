@@ -21,7 +21,7 @@ from tests.integration.publishers import Aiohttp, HttpClient, Publisher, Request
 from tests.integration.wsclient import PlainClient
 from workers.processes import start_time
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 CLIENTS = 30
 
