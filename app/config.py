@@ -245,6 +245,22 @@ class Settings:
         values.readable_file,
         "File with the public keys (JWKS) of the clients' tokens, likewise.",
     )
+    auth_audience: tuple[str, ...] = _setting(
+        "",
+        values.names,
+        "Audiences between commas, one of which the `aud` claim of a client's token must name.",
+    )
+    auth_issuer: tuple[str, ...] = _setting(
+        "",
+        values.names,
+        "Issuers between commas, one of which the `iss` claim of a client's token must be.",
+    )
+    auth_require_exp: bool = _setting(
+        "0",
+        values.boolean,
+        "Whether a client's token must have an end (`exp`).",
+        zero="it may last for ever",
+    )
     allowed_origins: tuple[str, ...] = _setting(
         "",
         values.origins,

@@ -38,17 +38,27 @@ _FORMATTING = frozenset(
 )
 """Characters of the category Cf that belong to words; tags (U+E0020 to U+E007F) belong to flags."""
 
+MAX_KEYS = 4
+"""Keys of one name that are tried."""
+
 LEEWAY = 10.0
 """Seconds that the clocks of issuer and service may differ."""
 
 _KEY_TYPES = {"RS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
-_OPTIONS: Any = {"require": ["sub"], "verify_aud": False}
+_ACCESS_TYPES = {"jwt", "at+jwt", "bearer"}
+"""Media types (`typ`) of access tokens; a token may also have none."""
+_OTHER_USES = {"id", "id_token", "refresh", "refresh_token", "offline", "logout"}
+"""What providers write into a claim about a token that is no access token."""
+_USE_CLAIMS = ("typ", "token_use", "token_type")
+_OTHER_CLAIMS = ("at_hash", "c_hash", "events")
+"""Claims that only ID tokens and logout tokens have (OpenID Connect)."""
 _PROBLEMS: tuple[tuple[type[Exception], str], ...] = (
     (jwt.ExpiredSignatureError, "The token has expired."),
     (jwt.ImmatureSignatureError, "The token is not valid yet."),
     (jwt.InvalidIssuedAtError, "The token has a wrong 'iat' claim."),
     (jwt.InvalidSignatureError, "The token's signature is wrong."),
-    (jwt.MissingRequiredClaimError, "The token has no 'sub' claim."),
+    (jwt.InvalidAudienceError, "The token is for another audience ('aud')."),
+    (jwt.InvalidIssuerError, "The token is of another issuer ('iss')."),
     (jwt.exceptions.InvalidSubjectError, "The token's 'sub' claim is not a string."),
 )
 
@@ -104,6 +114,13 @@ class TokenVerifier:
     def __init__(self, settings: Settings) -> None:
         self._secret = settings.auth_secret
         self._keys = _KeyFile(Path(settings.auth_jwks_file)) if settings.auth_jwks_file else None
+        self._audience = list(settings.auth_audience) or None
+        self._issuer = list(settings.auth_issuer) or None
+        required = ["sub"]
+        required += ["aud"] if self._audience else []
+        required += ["iss"] if self._issuer else []
+        required += ["exp"] if settings.auth_require_exp else []
+        self._options: Any = {"require": required, "verify_aud": self._audience is not None}
 
     @property
     def enabled(self) -> bool:
@@ -120,27 +137,52 @@ class TokenVerifier:
             raise _unauthorized("The token is empty or too long.")
         try:
             header = jwt.get_unverified_header(token)
-            algorithm = header.get("alg")
-            claims = jwt.decode(
-                token,
-                self._key(algorithm, header.get("kid")),
-                algorithms=[str(algorithm)],
-                options=_OPTIONS,
-                leeway=LEEWAY,
-            )
+            claims = self._decode(token, header)
             subject = claims["sub"]
             expires = claims.get("exp")
             expires = None if expires is None else float(expires)
         except (jwt.PyJWTError, ArithmeticError, TypeError, ValueError) as error:
             raise _unauthorized(_problem(error)) from None
+        if not _is_access_token(header, claims):
+            raise _unauthorized(
+                "The token is for something else: an access token is needed, no ID, refresh,"
+                " logout or DPoP token, and none that is bound to a key."
+            )
         user = user_name(subject)
         if user is None:
             raise _unauthorized(f"The token's 'sub' claim {NAME_RULE}.")
         return Identity(user, expires)
 
-    def _key(self, algorithm: object, key_id: object) -> Any:
+    def _decode(self, token: str, header: Mapping[str, Any]) -> dict[str, Any]:
+        """The claims of a token, by whichever key of its name fits.
+
+        Raises:
+            ClientError, jwt.PyJWTError, ArithmeticError, TypeError, ValueError: none does, or a
+                claim is wrong.
+        """
+        algorithm = header.get("alg")
+        keys = self._keys_for(algorithm, header.get("kid"))
+        for number, key in enumerate(keys, 1):
+            try:
+                claims: dict[str, Any] = jwt.decode(
+                    token,
+                    key,
+                    algorithms=[str(algorithm)],
+                    audience=self._audience,
+                    issuer=self._issuer,
+                    options=self._options,
+                    leeway=LEEWAY,
+                )
+            except jwt.InvalidSignatureError:
+                if number == len(keys):
+                    raise
+            else:
+                return claims
+        raise _unauthorized("The token is signed with a key that is not known.")
+
+    def _keys_for(self, algorithm: object, key_id: object) -> list[Any]:
         if algorithm == "HS256" and self._secret:
-            return self._secret
+            return [self._secret]
         if algorithm in _KEY_TYPES and self._keys is not None:
             return self._keys.find(str(algorithm), key_id)
         raise _unauthorized("The token is signed with an algorithm that is not accepted.")
@@ -157,8 +199,8 @@ class _KeyFile:
         except (OSError, ValueError) as error:
             raise SettingsError(f"AUTH_JWKS_FILE={str(path)!r}: {error}") from None
 
-    def find(self, algorithm: str, key_id: object) -> Any:
-        """The public key that a token's header names."""
+    def find(self, algorithm: str, key_id: object) -> list[Any]:
+        """The public keys that a token's header names; several may have one name."""
         self._refresh()
         fitting = [key for key in self._keys if key.algorithm_name == algorithm]
         if key_id is not None:
@@ -167,7 +209,7 @@ class _KeyFile:
             raise _unauthorized("The token must name its key ('kid').")
         if not fitting:
             raise _unauthorized("The token is signed with a key that is not known.")
-        return fitting[0].key
+        return [key.key for key in fitting[:MAX_KEYS]]
 
     def _refresh(self) -> None:
         try:
@@ -211,7 +253,24 @@ def _read_keys(path: Path) -> list[jwt.PyJWK]:
     return keys
 
 
+def _is_access_token(header: Mapping[str, Any], claims: Mapping[str, Any]) -> bool:
+    kind = header.get("typ")
+    if kind is not None:
+        if not isinstance(kind, str):
+            return False
+        if kind.lower().removeprefix("application/") not in _ACCESS_TYPES:
+            return False
+    uses = (claims.get(name) for name in _USE_CLAIMS)
+    if any(isinstance(use, str) and use.lower() in _OTHER_USES for use in uses):
+        return False
+    confirmation = claims.get("cnf")
+    is_bound = isinstance(confirmation, Mapping) and bool({"jkt", "x5t#S256"} & confirmation.keys())
+    return not is_bound and not any(name in claims for name in _OTHER_CLAIMS)
+
+
 def _problem(error: Exception) -> str:
+    if isinstance(error, jwt.MissingRequiredClaimError):
+        return f"The token has no {error.claim!r} claim."
     for kind, problem in _PROBLEMS:
         if isinstance(error, kind):
             return problem

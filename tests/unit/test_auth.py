@@ -260,3 +260,80 @@ def test_keys_for_encryption_do_not_sign(write: Write) -> None:
     verifier = TokenVerifier(Settings(auth_jwks_file=str(path)))
     signed = jwt.encode({"sub": "a"}, RSA_KEY, algorithm="RS256", headers={"kid": "1"})
     assert "not known" in refusal(verifier, signed)
+
+
+# What a token is for
+
+
+def verifier_of(**settings: Any) -> TokenVerifier:
+    return TokenVerifier(Settings(auth_secret=SECRET, **settings))
+
+
+@pytest.mark.parametrize("aud", ["presence", ["other", "presence"], "second"])
+def test_a_token_for_one_of_the_audiences(aud: Any) -> None:
+    verifier = verifier_of(auth_audience=("presence", "second"))
+    assert verifier.verify(hs256({"sub": "a", "aud": aud})).user == "a"
+
+
+@pytest.mark.parametrize("aud", ["other", ["other"], [], "", 7, ["presence", 7]])
+def test_a_token_for_another_audience(aud: Any) -> None:
+    refusal(verifier_of(auth_audience=("presence",)), hs256({"sub": "a", "aud": aud}))
+
+
+def test_a_token_of_one_of_the_issuers() -> None:
+    verifier = verifier_of(auth_issuer=("https://id.example", "https://id2.example"))
+    assert verifier.verify(hs256({"sub": "a", "iss": "https://id2.example"})).user == "a"
+    assert "issuer" in refusal(verifier, hs256({"sub": "a", "iss": "https://evil.example"}))
+    assert "issuer" in refusal(verifier, hs256({"sub": "a", "iss": "https://id.example/"}))
+
+
+def test_what_is_set_is_required() -> None:
+    for settings, claim in (
+        ({"auth_audience": ("a",)}, "aud"),
+        ({"auth_issuer": ("a",)}, "iss"),
+        ({"auth_require_exp": True}, "exp"),
+    ):
+        assert f"'{claim}'" in refusal(verifier_of(**settings), hs256({"sub": "a"}))
+    assert "'sub'" in refusal(verifier_of(), hs256({"aud": "a"}))
+
+
+@pytest.mark.parametrize("typ", [None, "JWT", "jwt", "at+jwt", "application/at+jwt"])
+def test_types_of_access_tokens(verifier: TokenVerifier, typ: str | None) -> None:
+    token = jwt.encode({"sub": "a"}, SECRET, "HS256", headers={"typ": typ})
+    assert verifier.verify(token).user == "a"
+
+
+@pytest.mark.parametrize(
+    ("header", "claims"),
+    [
+        ({"typ": "dpop+jwt"}, {}),
+        ({"typ": "logout+jwt"}, {}),
+        ({"typ": "application/secevent+jwt"}, {}),
+        ({"typ": "refresh"}, {}),
+        ({}, {"typ": "ID"}),
+        ({}, {"typ": "Refresh"}),
+        ({}, {"typ": "Offline"}),
+        ({}, {"token_use": "id"}),
+        ({}, {"token_type": "refresh_token"}),
+        ({}, {"at_hash": "x"}),
+        ({}, {"events": {"http://schemas.openid.net/event/backchannel-logout": {}}}),
+        ({}, {"cnf": {"jkt": "x"}}),
+    ],
+)
+def test_tokens_for_something_else(
+    verifier: TokenVerifier, header: dict[str, Any], claims: dict[str, Any]
+) -> None:
+    token = jwt.encode({"sub": "a"} | claims, SECRET, "HS256", headers=header)
+    assert "for something else" in refusal(verifier, token)
+
+
+def test_several_keys_of_one_name(write: Write) -> None:
+    other = ed25519.Ed25519PrivateKey.generate()
+    path = write(jwk("k", other), jwk("k", ED_KEY))
+    verifier = TokenVerifier(Settings(auth_jwks_file=str(path)))
+    for key in (other, ED_KEY):
+        token = jwt.encode({"sub": "a"}, key, "EdDSA", headers={"kid": "k"})
+        assert verifier.verify(token).user == "a"
+    stranger = ed25519.Ed25519PrivateKey.generate()
+    token = jwt.encode({"sub": "a"}, stranger, "EdDSA", headers={"kid": "k"})
+    assert "signature" in refusal(verifier, token)
