@@ -22,7 +22,7 @@ from app.http.clients import Clients
 from app.http.cors import Origins
 from app.http.errors import HttpError
 from app.ports import Slots
-from app.protocol.requests import First, parse_first
+from app.protocol.requests import DEFAULT_FIRST, First, parse_first
 from app.sessions.addresses import Addresses, TooMany
 from app.sessions.auth import NAME_RULE, Identity, TokenVerifier, user_name
 
@@ -35,7 +35,6 @@ Protocol = Literal["plain", "socketio"]
 _MAX_QUERY_FIELDS = 32
 _SOCKETIO_QUERY = "EIO=4&transport=websocket"
 _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
-_NO_WISHES = First()
 
 
 class Refused(HttpError):
@@ -175,7 +174,7 @@ class Admission:
                 user = user_name(user)
                 if user is None:
                     raise _invalid(f"'user' {NAME_RULE}.", "user", CloseCode.POLICY_VIOLATION)
-        first, resume = _NO_WISHES, None
+        first, resume = DEFAULT_FIRST, None
         if query and protocol == "plain":
             first = self._check_first(query)
             resume = query.get("resume") or None

@@ -65,6 +65,10 @@ class First:
     """Newest messages of each type that it gets at once."""
 
 
+DEFAULT_FIRST = First()
+"""Of a client that asks for nothing, as most do."""
+
+
 @dataclass(frozen=True, slots=True)
 class GetHistory:
     """Payload of `get_history`; only messages older than `before`, if given."""
@@ -175,6 +179,8 @@ def parse_first(fields: Mapping[str, Any], known: Collection[str]) -> First:
         ClientError: INVALID_PAYLOAD, INVALID_TYPE or SUBSCRIPTION_INVALID.
     """
     types, batch, history = fields.get("types"), fields.get("batch"), fields.get("history")
+    if types is None and batch is None and history is None:
+        return DEFAULT_FIRST
     if isinstance(types, str):
         types = [name for name in map(str.strip, types.split(",")) if name]
     if isinstance(batch, str):

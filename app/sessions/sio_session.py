@@ -17,8 +17,8 @@ from app.protocol.frames import TEXT, build_close, build_frame
 from app.protocol.offsets import Offset, decode_offset
 from app.protocol.requests import (
     ACTIONS,
+    DEFAULT_FIRST,
     MAX_VALUES,
-    First,
     Request,
     check_cost,
     parse_first,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 MAX_ATTACHMENTS = 100
 """Binary attachments of one packet."""
 
-_NO_WISHES = First()
 _UNFIT = "The placeholders do not fit the attachments."
 _CONNECT = str(sio_packet.CONNECT)
 """To the main namespace without `auth`: what most clients of a storm begin with."""
@@ -277,8 +276,8 @@ class SocketIOSession(Session):
             if name is None:
                 raise ClientError(ErrorCode.INVALID_PAYLOAD, f"auth.user {NAME_RULE}.")
             self.user = name
-        first = parse_first(auth, realtime.known_types)
-        if first != _NO_WISHES:
+        first = parse_first(auth, realtime.known_types) if auth else DEFAULT_FIRST
+        if first is not DEFAULT_FIRST:
             self.need_extra().wishes = Wishes(first.types, first.batch, None, first.history)
         text = auth.get("pid")
         pid = realtime.read_pid(text) if isinstance(text, str) else None
