@@ -7,22 +7,30 @@ from collections.abc import Callable, Hashable
 
 
 class LogLimit:
-    """Lets one line of each kind through in an interval.
+    """Lets some lines of each kind through in an interval.
 
     Args:
-        interval: seconds between two lines of one kind.
+        interval: in seconds; it begins with the first line of a kind.
+        most: lines of one kind in an interval.
         clock: monotonic seconds.
     """
 
-    def __init__(self, interval: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        interval: float = 10.0,
+        most: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._interval = interval
+        self._most = most
         self._clock = clock
-        self._last: dict[Hashable, float] = {}
+        self._seen: dict[Hashable, tuple[float, int]] = {}
 
     def allows(self, kind: Hashable) -> bool:
         """Whether a line may be written now. The kinds must be few and not chosen by others."""
         now = self._clock()
-        if now - self._last.get(kind, -self._interval) < self._interval:
-            return False
-        self._last[kind] = now
-        return True
+        since, count = self._seen.get(kind, (now, 0))
+        if now - since >= self._interval:
+            since, count = now, 0
+        self._seen[kind] = since, count + 1
+        return count < self._most

@@ -38,6 +38,9 @@ _SOURCES = "realtime_folded_files"
 
 _mmaped_dict: Any = MmapedDict  # the library leaves it untyped
 
+_DAMAGE = (RuntimeError, ValueError, KeyError, TypeError, IndexError, struct.error)
+"""What reading a file may raise that no process of this service has written so."""
+
 log = logging.getLogger(__name__)
 
 
@@ -78,8 +81,10 @@ class MetricsFiles:
             self._fold()
             # A new process makes its files empty and gives them their size a moment later.
             files = [str(path) for path in self._directory.glob("*.db") if path.stat().st_size]
-            merge: Callable[[list[str]], Iterable[Metric]] = MultiProcessCollector.merge
-            return [metric for metric in merge(files) if metric.name != _SOURCES]
+            try:
+                return _merge(files)
+            except _DAMAGE:
+                return _merge([file for file in files if _is_sound(Path(file))])
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -114,7 +119,10 @@ class MetricsFiles:
             if process != _FOLDED and kind in dead and not self._alive(process):
                 dead[kind].append(path)
         for kind in ("counter", "histogram"):
-            self._fold_kind(kind, dead[kind])
+            try:
+                self._fold_kind(kind, dead[kind])
+            except _DAMAGE as error:
+                _put_aside(self._directory / f"{kind}_{_FOLDED}.db", error)
         for path in dead["gauge"]:
             path.unlink()
         return sum(map(len, dead.values()))
@@ -146,13 +154,34 @@ class MetricsFiles:
             path.unlink()
 
 
+def _merge(files: list[str]) -> list[Metric]:
+    merge: Callable[[list[str]], Iterable[Metric]] = MultiProcessCollector.merge
+    return [metric for metric in merge(files) if metric.name != _SOURCES]
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether a file can be read; one that is damaged is put aside, with what it has counted."""
+    try:
+        _merge([str(path)])
+    except _DAMAGE as error:
+        _put_aside(path, error)
+        return False
+    return True
+
+
+def _put_aside(path: Path, error: Exception) -> None:
+    log.error("The metrics in %s are damaged and not counted: %r", path, error)
+    with contextlib.suppress(OSError):
+        path.replace(path.with_suffix(".damaged"))
+
+
 def _read(path: Path) -> list[tuple[str, float]]:
     if path.stat().st_size == 0:
         return []
     try:
         values = _mmaped_dict.read_all_values_from_file(str(path))
         return [(key, value) for key, value, _, _ in values]
-    except (RuntimeError, ValueError, struct.error) as error:
+    except _DAMAGE as error:
         log.warning("The metrics in %s are damaged and not counted: %s", path, error)
         return []
 

@@ -27,10 +27,12 @@ OVERHEAD = 4096
 """Bytes of an envelope around the data of a message, generously."""
 
 _ENVELOPE = {"id", "type", "timestamp", "direction", "event", "data"}
-_NAMES = [b"p", b"e", b"t"]
+_NAMES = (b"p", b"e", b"t")
 _FIELDS = 2 * len(_NAMES) + 2
 _EPOCH = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _TIME_DIGITS = 18
+_MOST_EPOCHS = 256
+_epochs: dict[bytes, str] = {}
 _SEED = 0x79756A69  # so that an empty body has no seal of zeros
 
 
@@ -59,20 +61,34 @@ def to_message(type: str, entry: Any, largest: int = LARGEST) -> Message | None:
         entry: as Valkey replies it.
         largest: bytes of the largest body that clients take.
     """
-    fields = entry[1]
-    if fields is None or len(fields) != _FIELDS or fields[:6:2] != _NAMES:
+    id, fields = entry
+    if fields is None or len(fields) != _FIELDS:
         return None
-    _, epoch, _, event, _, accepted, name, body = fields
-    seq = seq_of(entry)
-    if seq is None or not _EPOCH.fullmatch(epoch) or len(accepted) > _TIME_DIGITS:
+    p, epoch_bytes, e, event, t, accepted, name, body = fields
+    if (p, e, t) != _NAMES or id[:2] != b"0-" or len(accepted) > _TIME_DIGITS:
+        return None
+    epoch = _epochs.get(epoch_bytes) or _read_epoch(epoch_bytes)
+    if epoch is None:
         return None
     try:
-        message = Message(type, epoch.decode(), seq, event.decode(), body, int(accepted) / 1e6)
+        message = Message(type, epoch, int(id[2:]), event.decode(), body, int(accepted) / 1e6)
     except ValueError:
         return None
-    if name != b"d%08x" % zlib.crc32(body, _SEED) and not _is_sound(message, name, largest):
+    if message.seq > MAX_SEQ or (
+        name != b"d%08x" % zlib.crc32(body, _SEED) and not _is_sound(message, name, largest)
+    ):
         return None
     return message
+
+
+def _read_epoch(text: bytes) -> str | None:
+    """The epoch as all messages of it share it; None when it is none."""
+    if not _EPOCH.fullmatch(text):
+        return None
+    if len(_epochs) >= _MOST_EPOCHS:
+        _epochs.clear()
+    epoch = _epochs[text] = text.decode()
+    return epoch
 
 
 def _is_sound(message: Message, name: bytes, largest: int) -> bool:

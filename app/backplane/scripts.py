@@ -331,7 +331,7 @@ MEND = Script(
 -- Makes keys usable again that another program has written to. A key of another type is renamed;
 -- entries of a stream after which it cannot go on are left out.
 -- Returns the names of the keys that were changed.
-local LAST = '0-9007199254740990'
+local LAST, END = 9007199254740989, '0-9007199254740990'
 
 local function mend_stream(key, meta)
   local info, seq = redis.call('XINFO', 'STREAM', key), nil
@@ -340,29 +340,33 @@ local function mend_stream(key, meta)
       seq = count(string.match(info[i + 1], '^0%-(%d+)$'))
     end
   end
-  if seq and seq < 9007199254740990 then return false end
+  if seq and seq <= LAST then return false end
   -- To delete the entries would not do: ids below a deleted one cannot be given any more.
   local copy, from, last = key .. ':mended', '-', 0
   redis.call('DEL', copy)
   repeat
-    local rows = redis.call('XRANGE', key, from, LAST, 'COUNT', 500)
+    local rows = redis.call('XRANGE', key, from, '0-' .. string.format('%d', LAST), 'COUNT', 500)
     for _, row in ipairs(rows) do
-      if #row[2] == 8 then
+      if #row[2] <= 64 then
         redis.call('XADD', copy, row[1], unpack(row[2]))
-        last = count(string.sub(row[1], 3))
+      else
+        redis.call('XADD', copy, row[1], 'x', '')  -- no message either; readers have passed it
       end
+      last = count(string.sub(row[1], 3))
       from = '(' .. row[1]
     end
   until #rows == 0
+  -- Workers that have read up to the very last number cannot go on in this epoch.
+  local ended = #redis.call('XRANGE', key, END, END) > 0
   redis.call('DEL', key)
-  if last > 0 and last < 9007199254740990 then
-    redis.call('RENAME', copy, key)
-  else
-    redis.call('DEL', copy)
-  end
-  -- Where more than its end is gone a new epoch begins.
-  if redis.call('TYPE', meta).ok == 'hash' and count(redis.call('HGET', meta, 'n')) ~= last then
-    redis.call('DEL', meta)
+  if last > 0 then redis.call('RENAME', copy, key) end
+  if redis.call('TYPE', meta).ok == 'hash' then
+    local newest = count(redis.call('HGET', meta, 'n'))
+    if last > 0 and newest and newest <= last and not ended then
+      redis.call('HSET', meta, 'n', last)
+    else
+      redis.call('DEL', meta)
+    end
   end
   return true
 end

@@ -17,6 +17,7 @@ from socketio import exceptions
 from socketio import packet as sio_packet
 
 from app.errors import ClientError, CloseCode, ErrorCode, NoRoomNow
+from app.log_limit import LogLimit
 from app.protocol.envelope import RESERVED_ON_WIRE, decode_json, encode_ascii
 from app.protocol.requests import Request
 from app.sessions.session import Extra, Work
@@ -84,6 +85,8 @@ class RealtimeServer(socketio.AsyncServer):
         self.environ = EnvironView()
         self.manager_initialized = True
         self._tasks: set[asyncio.Task[Any]] = set()
+        # A client can make a handler fail as often as it likes.
+        self._log_limit = LogLimit(most=20)
 
     def _engineio_server_class(self) -> type[engineio.AsyncServer]:
         return DetachedEngine
@@ -104,7 +107,8 @@ class RealtimeServer(socketio.AsyncServer):
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and self._log_limit.allows(type(error).__name__):
             logger.error("handler failed", exc_info=error)
 
     def instrument(self, *args: Any, **kwargs: Any) -> Any:
@@ -213,11 +217,12 @@ class RealtimeServer(socketio.AsyncServer):
         try:
             self._send_now(session, sio_packet.CONNECT_ERROR, namespace, reason)
         except (ValueError, TypeError, RecursionError) as error:
-            logger.error(
-                "The reason for which a connect handler refuses a client cannot be sent: %s",
-                error,
-                extra={"connection": session.id},
-            )
+            if self._log_limit.allows("refusal"):
+                logger.error(
+                    "The reason for which a connect handler refuses a client cannot be sent: %s",
+                    error,
+                    extra={"connection": session.id},
+                )
             self._send_now(session, sio_packet.CONNECT_ERROR, namespace, REJECTED)
         session.take_held(namespace)
         self.manager.basic_disconnect(sid, namespace)
@@ -285,12 +290,13 @@ class RealtimeServer(socketio.AsyncServer):
             packet = self.packet_class(sio_packet.ACK, namespace=namespace, id=id, data=answer)
             encoded = packet.encode()
         except (ValueError, TypeError, RecursionError) as error:
-            logger.error(
-                "What the handler of the event %r returns cannot be sent: %s",
-                data[0][:64],
-                error,
-                extra={"connection": eio_sid.id},
-            )
+            if self._log_limit.allows("acknowledgement"):
+                logger.error(
+                    "What the handler of the event %r returns cannot be sent: %s",
+                    data[0][:64],
+                    error,
+                    extra={"connection": eio_sid.id},
+                )
             if namespace == MAIN:
                 failed = "The server failed to acknowledge this; it is logged."
                 eio_sid.send_error(

@@ -239,3 +239,30 @@ def test_one_at_a_time_even_between_threads(
     leave.set()
     slow.join()
     assert value(files, DELIVERED, type="status") == 3
+
+
+@pytest.mark.parametrize(
+    "content", [b"junk", b"\xff" * 5000, b"\x20\x00\x00\x00\x00\x00\x00\x00" + b"\xff" * 24]
+)
+@pytest.mark.parametrize(
+    "name", ["counter_1-1.db", "counter_folded.db", "histogram_x.db", "x_y.db"]
+)
+def test_files_that_no_process_wrote_so_cost_nothing_else(
+    directory: Path, fork: Callable[[Callable[[], None]], int], content: bytes, name: str
+) -> None:
+    count_and_exit(fork)
+    (directory / name).write_bytes(content)
+    files = MetricsFiles(directory)
+    for _ in range(2):
+        found = {
+            sample.name: sample.value for family in files.collect() for sample in family.samples
+        }
+    assert found.get("realtime_messages_delivered_total", 0) in (0, 3)
+    count_and_exit(fork)
+    total = sum(
+        sample.value
+        for family in files.collect()
+        for sample in family.samples
+        if sample.name == "realtime_messages_delivered_total"
+    )
+    assert total >= 3
