@@ -68,7 +68,11 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
     app.middlewares.insert(0, answer_errors)
 
     async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-        response.headers["X-Request-ID"] = context.clients.request_id(request)
+        headers = response.headers
+        headers["X-Request-ID"] = context.clients.request_id(request)
+        headers.setdefault("X-Content-Type-Options", "nosniff")
+        # aiohttp's own names its version and Python's.
+        headers.pop("Server", None)
         context.origins.add_headers(request, response)
 
     app.on_response_prepare.append(add_headers)

@@ -314,6 +314,8 @@ def _error(status: int, code: str, message: str) -> web.Response:
             "Cache-Control": "no-store",
             # aiohttp leaves it out in answers to what it could not parse.
             "Connection": "close",
+            # In place of aiohttp's own, which names its version and Python's.
+            "Server": "yujian-presence",
         },
     )
     answer.force_close()

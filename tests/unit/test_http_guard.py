@@ -91,6 +91,7 @@ def error(answer: bytes) -> tuple[int, str]:
     status, headers, body = parse(answer)
     assert headers["content-type"].startswith("application/json")
     assert headers["connection"] == "close"
+    assert headers.get("server", "yujian-presence") == "yujian-presence"
     value = json.loads(body)
     assert set(value) == {"error", "code"}
     return status, value["code"]

@@ -724,6 +724,13 @@ async def test_an_unknown_field_is_named(side: HttpSide) -> None:
     assert "'prioritiy'" in told["error"]
 
 
+async def test_no_answer_names_versions(side: HttpSide) -> None:
+    for path in ("/status", "/history?type=status", "/nothing", "/fail"):
+        answer = await side.client.get(path)
+        assert "Server" not in answer.headers
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
 # Addresses behind proxies
 
 
