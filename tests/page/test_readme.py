@@ -27,16 +27,19 @@ def block(page: str, language: str, service: Service) -> str:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/CLIENTS.md"])
 async def test_python(service: Service, page: str) -> None:
-    await service.publish("status", "greeting", {"hello": page})
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-u", "-c", block(page, "python", service)),
         stdout=asyncio.subprocess.PIPE,
+        limit=2**22,
     )
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(30):
-            lines = []
-            while not any("history_data" in line and page in line for line in lines):
+        async with asyncio.timeout(60):
+            lines: list[str] = []
+            while not any(line.startswith("history_data") for line in lines):
+                lines.append((await process.stdout.readline()).decode())
+            await service.publish("status", "greeting", {"hello": page})
+            while not (lines[-1].startswith("greeting") and page in lines[-1]):
                 lines.append((await process.stdout.readline()).decode())
     finally:
         process.kill()
