@@ -93,7 +93,7 @@ class Settings:
     workers: int = _setting(
         "auto",
         values.workers,
-        "Worker processes, 1 to 64; `auto`: one per core, at least 2.",
+        "Worker processes, 1 to 64; `auto`: one per core that the container's quota and memory limit allow, at least 2.",
         zero="not allowed",
     )
     heartbeat_interval: float = _duration(

@@ -7,6 +7,7 @@ the name of the setting and what it had.
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import re
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
+
+from app import cgroups
 
 TimeUnit = Literal["ms", "s"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -24,6 +27,9 @@ BUILT_IN_TYPES = ("status", "stats", "health", "config", "system")
 RESERVED_TYPES = frozenset({"all", "control", "error", "none"})
 MAX_TYPES = 32
 MAX_WORKERS = 64
+LEAST_WORKERS = 2
+WORKER_MEMORY = 96 * 2**20
+"""Bytes that a worker needs with its share of the connections, the Valkey beside it included."""
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
@@ -151,10 +157,35 @@ def log_level(text: str) -> str:
     return text.upper()
 
 
+def worker_count(root: Path = Path("/"), cores: int | None = None) -> tuple[int, str]:
+    """How many workers this machine or container is for, and what decides it.
+
+    One per core, or fraction of a core, that may be used; not more than the memory is for; at
+    least two, so that one can stand in for another.
+
+    Args:
+        root: where `proc` and `sys` are.
+        cores: of the machine; None: those that this process may run on.
+    """
+    if cores is None:
+        cores = len(os.sched_getaffinity(0))
+    count, reason = cores, f"{cores} cores"
+    quota = cgroups.cpu_quota(root)
+    if quota is not None and math.ceil(quota) < count:
+        count, reason = math.ceil(quota), f"a quota of {quota:g} cores"
+    memory = cgroups.memory_limit(root)
+    if memory is not None and memory // WORKER_MEMORY < count:
+        count, reason = memory // WORKER_MEMORY, f"a memory limit of {memory // 2**20} MB"
+    if count < LEAST_WORKERS:
+        return LEAST_WORKERS, f"{reason}, and at least {LEAST_WORKERS}"
+    return min(count, MAX_WORKERS), reason
+
+
 def workers(text: str) -> int:
-    """A number of processes; `auto` is one per core, at least two so that one can stand in."""
+    """A number of processes; `auto`: as many as `worker_count` says."""
     if text == "auto":
-        return min(max(2, len(os.sched_getaffinity(0))), MAX_WORKERS)
+        count, _ = worker_count()
+        return count
     try:
         return integer(1, MAX_WORKERS)(text)
     except ValueError:

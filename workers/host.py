@@ -1,8 +1,8 @@
 """What this machine, or the container that the service runs in, has and uses.
 
-A container with a limit (cgroup v2) is measured against its limit, since that is where it will
-be throttled or killed: CPU against `cpu.max`, memory against `memory.max`. Limits may stand on
-any group above the process' own; the tightest counts. Without limits it is the whole machine.
+A container with a limit is measured against its limit, since that is where it will be throttled
+or killed (`app/cgroups.py`). Limits may stand on any group above the process' own; the tightest
+counts. Without limits it is the machine itself.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from app import cgroups
+from app.cgroups import CpuGroup
 
 _INIT = 1
 
@@ -66,7 +69,8 @@ class HostSampler:
     ) -> None:
         self._data_dir = data_dir
         self._clock = clock
-        self._groups = _groups(root)
+        self._cpu_groups = cgroups.cpu_groups(root)
+        self._memory_groups = cgroups.memory_groups(root)
         self._last = self._cpu_time()
         self._cpu_percent = 0.0
 
@@ -110,16 +114,16 @@ class HostSampler:
 
     def _cpu_time(self) -> _CpuTime:
         cores = float(os.cpu_count() or 1)
-        tightest: tuple[float, Path] | None = None
-        for group in self._groups:
-            limit = _cpu_limit(group)
+        tightest: tuple[float, CpuGroup] | None = None
+        for group in self._cpu_groups:
+            limit = group.limit()
             if limit is not None and limit < (tightest[0] if tightest else cores):
                 tightest = limit, group
         if tightest is not None:
             limit, group = tightest
-            usage = _keyed(group / "cpu.stat").get("usage_usec")
-            if usage is not None:
-                return _CpuTime(usage / 1e6, self._clock(), limit)
+            used = group.used()
+            if used is not None:
+                return _CpuTime(used, self._clock(), limit)
         times = psutil.cpu_times()
         # The kernel counts guests' time as user time as well; waiting for a disk is idling.
         spent = times.user + times.nice + times.system + times.irq + times.softirq
@@ -128,14 +132,10 @@ class HostSampler:
     def _memory(self) -> tuple[int, int]:
         machine = psutil.virtual_memory()
         found = machine.total - machine.available, machine.total
-        for group in self._groups:
-            limit = _number(group / "memory.max")
-            used = _number(group / "memory.current")
-            if limit is None or used is None or limit >= found[1]:
-                continue
-            # The kernel takes pages of files that nobody uses back before it kills anybody.
-            reclaimable = _keyed(group / "memory.stat").get("inactive_file", 0)
-            found = max(used - reclaimable, 0), limit
+        for group in self._memory_groups:
+            limit, used = group.limit(), group.used()
+            if limit is not None and used is not None and limit < found[1]:
+                found = used, limit
         return found
 
 
@@ -169,56 +169,6 @@ class Headroom:
             with contextlib.suppress(OSError):
                 self._enough = self._sampler.memory_percent() < self._limit
         return self._enough
-
-
-def _groups(root: Path) -> list[Path]:
-    """The cgroups (v2) of this process, its own first, up to the topmost that it can see."""
-    mount = root / "sys/fs/cgroup"
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    own = next((line[3:] for line in lines if line.startswith("0::")), None)
-    if own is None or not (mount / "cgroup.controllers").exists():
-        return []
-    # Without a namespace of its own the container sees a path of the host here, which leads
-    # nowhere under its own mount: then it is the mount itself that has the limits.
-    return list(_upwards(mount / own.lstrip("/"), mount))
-
-
-def _upwards(group: Path, top: Path) -> Iterator[Path]:
-    while True:
-        yield group
-        if group in (top, group.parent):
-            return
-        group = group.parent
-
-
-def _cpu_limit(group: Path) -> float | None:
-    """Cores that `cpu.max` grants: quota and period in microseconds, or `max`."""
-    try:
-        quota, period = (group / "cpu.max").read_text().split()
-        return int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
-
-
-def _number(path: Path) -> int | None:
-    """A file of one number; None when it is missing or says `max`."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _keyed(path: Path) -> dict[str, int]:
-    """A file of lines `key number`; empty when it is missing."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return {}
-    pairs = (line.split() for line in lines)
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
 
 
 def _uptime() -> float:

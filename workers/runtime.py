@@ -18,6 +18,7 @@ from app.config import Settings
 from app.errors import BackplaneUnavailable, SettingsError
 from app.metrics import files_are_there, restore_files
 from app.sessions.passing import Passing
+from app.setting_values import worker_count
 from app.transport.http_connection import HttpRunner
 from workers import gunicorn_worker, log_level, logs, master, paths, valkey
 from workers.collector import Collector
@@ -53,6 +54,7 @@ async def create() -> web.AppRunner:
     worker = gunicorn_worker.current()
     settings = _settings()
     logs.enter_worker(worker.row, (settings.publish_token, settings.auth_secret))
+    _log_workers(worker.row)
     _fold_metrics(settings)
     leader = Leader(paths.leader_lock(settings.data_dir))
     backplane_url = settings.backplane_url
@@ -211,6 +213,15 @@ def _backplane_memory(settings: Settings) -> int:
             total // 2**20,
         )
     return chosen
+
+
+def _log_workers(row: int) -> None:
+    """Log why there are as many workers as there are; the first one does."""
+    assert master.current is not None
+    wanted = os.environ.get("WORKERS") or master.current.dotenv.get("WORKERS") or "auto"
+    if wanted == "auto" and row == 0:
+        count, reason = worker_count()
+        log.info("WORKERS=auto: %d workers, for %s", count, reason)
 
 
 def _fold_metrics(settings: Settings) -> None:

@@ -43,7 +43,8 @@ FORBIDDEN = {
 LEAVES = {
     "app.errors": set[str](),
     "app.types": set[str](),
-    "app.setting_values": set[str](),
+    "app.cgroups": set[str](),
+    "app.setting_values": {"app.cgroups"},
     "app.ports": {"app.types"},
     "app.config": {"app.errors", "app.setting_values"},
 }

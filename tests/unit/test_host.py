@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from app.setting_values import worker_count
 from workers.host import Headroom, HostSampler
 
 MB = 2**20
@@ -171,6 +172,88 @@ def test_a_limit_that_changes_gives_no_nonsense(container: Container) -> None:
 def test_more_reclaimable_than_used_is_nothing_used(container: Container) -> None:
     container.hold(10 * MB, str(100 * MB), inactive=20 * MB)
     assert container.sampler().sample().memory_used == 0
+
+
+def test_pages_of_files_are_not_in_use(container: Container) -> None:
+    """Whether they were used lately or not: the kernel takes them back."""
+    container.hold(500 * MB, str(512 * MB))
+    stat = f"anon 1\nactive_file {395 * MB}\ninactive_file {5 * MB}\n"
+    (container.group / "memory.stat").write_text(stat)
+    assert container.sampler().sample().memory_used == 100 * MB
+
+
+class LegacyContainer:
+    """A container with cgroup v1: a tree for each controller."""
+
+    def __init__(self, root: Path, own: str = "/docker/0123") -> None:
+        self.root = root
+        self.now = 1000.0
+        (root / "proc/self").mkdir(parents=True)
+        lines = [
+            f"{n}:{name}:{own}\n" for n, name in enumerate(("cpuset", "memory", "cpu,cpuacct"))
+        ]
+        (root / "proc/self/cgroup").write_text("".join([*lines, "0::/\n"]))
+        self.group = {}
+        for name in ("memory", "cpu", "cpuacct"):
+            # A namespace of its own, or not: the limits are at the mount then.
+            self.group[name] = root / "sys/fs/cgroup" / name
+            self.group[name].mkdir(parents=True)
+
+    def write(self, controller: str, **values: object) -> None:
+        for name, value in values.items():
+            (self.group[controller] / name.replace("__", ".")).write_text(f"{value}\n")
+
+    def sampler(self) -> HostSampler:
+        return HostSampler(self.root, self.root, lambda: self.now)
+
+
+def test_limits_of_cgroup_v1(tmp_path: Path) -> None:
+    container = LegacyContainer(tmp_path)
+    container.write(
+        "memory",
+        memory__limit_in_bytes=512 * MB,
+        memory__usage_in_bytes=400 * MB,
+        memory__stat=f"total_active_file {100 * MB}\ntotal_inactive_file {44 * MB}",
+    )
+    container.write("cpu", cpu__cfs_quota_us=50_000, cpu__cfs_period_us=100_000)
+    container.write("cpuacct", cpuacct__usage=10 * 10**9)
+    sampler = container.sampler()
+    container.write("cpuacct", cpuacct__usage=10 * 10**9 + 250_000_000)
+    container.now += 2
+    sample = sampler.sample()
+    assert (sample.cpus, sample.cpu_percent) == (0.5, 25.0)
+    assert (sample.memory_used, sample.memory_total) == (256 * MB, 512 * MB)
+
+
+def test_cgroup_v1_without_limits_is_the_machine(tmp_path: Path) -> None:
+    container = LegacyContainer(tmp_path)
+    container.write("memory", memory__limit_in_bytes=2**63 - 4096, memory__usage_in_bytes=MB)
+    container.write("cpu", cpu__cfs_quota_us=-1, cpu__cfs_period_us=100_000)
+    sample = container.sampler().sample()
+    assert sample.cpus == psutil.cpu_count()
+    assert sample.memory_total == psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    ("cores", "quota", "memory", "count", "reason"),
+    [
+        (8, None, None, 8, "8 cores"),
+        (1, None, None, 2, "1 cores, and at least 2"),
+        (64, "100000 100000", None, 2, "a quota of 1 cores, and at least 2"),
+        (64, "250000 100000", None, 3, "a quota of 2.5 cores"),
+        (64, "max 100000", 512 * MB, 5, "a memory limit of 512 MB"),
+        (64, "400000 100000", 512 * MB, 4, "a quota of 4 cores"),
+        (128, None, None, 64, "128 cores"),
+    ],
+)
+def test_workers_for_a_machine(
+    container: Container, cores: int, quota: str | None, memory: int | None, count: int, reason: str
+) -> None:
+    if quota is not None:
+        container.limit_cpu(quota)
+    if memory is not None:
+        container.hold(0, str(memory))
+    assert worker_count(container.root, cores) == (count, reason)
 
 
 def test_headroom_looks_once_a_second(container: Container) -> None:
