@@ -146,7 +146,7 @@ class Row(NamedTuple):
     queue_messages: int
     queue_bytes: int
     updated: float
-    """Unix time in seconds at which it last wrote its figures; 0 before that."""
+    """Unix time in seconds at which it last wrote its figures, or got ready; 0 before that."""
     stats: dict[str, Any]
 
 
@@ -339,6 +339,8 @@ class SlotTable:
         """Say that a worker is `STARTING`, `READY` or `LEAVING`."""
         with self._lock:
             self._columns[_STATE][index] = state
+            if state == READY and not self._columns[_UPDATED][index]:
+                self._columns[_UPDATED][index] = _now()  # from now on its silence counts
 
     def rows(self) -> list[Row]:
         """Every row of a worker that runs, or of which no call of `sweep` has seen that it ended."""

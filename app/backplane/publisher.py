@@ -148,6 +148,10 @@ class StreamPublisher:
             link, types = self._backplane.publishing, list(left)
             try:
                 answers = await link.run(list(left.values()), min(seconds, ATTEMPT_TIMEOUT))
+                if not self._faults:
+                    done.update(zip(types, answers, strict=True))
+                    left.clear()
+                    break
             except FailedCalls as error:
                 answers = error.answers
             except FAILURES as error:
@@ -224,6 +228,7 @@ class StreamPublisher:
         settings = self._backplane.settings
         known = self._known(type)
         now = None if self._clock is None else int(self._clock() * 1e6)
+        wall = int(time.time() * 1e6)
         arguments: list[Argument] = [
             5,
             stream_key(type),
@@ -245,7 +250,7 @@ class StreamPublisher:
         for draft in drafts:
             arguments += (
                 draft.event,
-                _age(draft, now),
+                _age(draft, now or wall, bounded=now is None),
                 body_name(draft.body),
                 draft.body,
                 draft.id if draft.once else b"",
@@ -266,12 +271,10 @@ class StreamPublisher:
         return seen
 
 
-def _age(draft: Draft, now: int | None) -> int:
-    """Microseconds since a message was accepted, at the time `now`; None: by our own clock."""
-    accepted = int(draft.accepted * 1e6)
-    if now is not None:
-        return now - accepted
-    return min(max(0, int(time.time() * 1e6) - accepted), _OLDEST)
+def _age(draft: Draft, now: int, *, bounded: bool) -> int:
+    """Microseconds since a message was accepted; `bounded`: where our own clock may make steps."""
+    age = now - int(draft.accepted * 1e6)
+    return min(max(0, age), _OLDEST) if bounded else age
 
 
 def _damaged(types: Sequence[str], answers: Sequence[Any]) -> set[str]:

@@ -81,10 +81,12 @@ _TIME = """
 local STEP, FUTURE = 10000000, 10000000
 
 -- The stream's time now (us), and what to keep as `k`.
-local function stream_time(meta, expected)
-  local time, m = redis.call('TIME'), redis.call('HMGET', meta, 'k', 'c')
-  local shift, last = count(string.match(m[1] or '', '^%-?(%d+)$')) or 0, count(m[2]) or 0
-  if string.sub(m[1] or '', 1, 1) == '-' then shift = -shift end
+local function stream_time(k, c, expected)
+  local time, shift, last = redis.call('TIME'), 0, count(c) or 0
+  if k and k ~= '0' then
+    shift = count(string.match(k, '^%-?(%d+)$')) or 0
+    if string.sub(k, 1, 1) == '-' then shift = -shift end
+  end
   local plain = time[1] * 1000000 + time[2]
   local now = plain + shift
   -- A publisher that is behind what others have reached was stopped: it knows nothing of steps.
@@ -109,7 +111,7 @@ local function last_seq(stream)
 end
 
 local function locate(stream, meta, candidate, known_epoch, known_seq, force)
-  local m = redis.call('HMGET', meta, 'p', 'b', 'n', 'z', 'h', 'o')
+  local m = redis.call('HMGET', meta, 'p', 'b', 'n', 'z', 'h', 'o', 'k', 'c')
   local epoch, base, newest = m[1], count(m[2] or '0'), count(m[3] or '0')
   local bytes, head, since = count(m[4]) or 0, count(m[5]) or 0, count(m[6]) or 0
   if not (epoch and base and newest and #epoch <= 64 and string.find(epoch, '^[%w_-]+$')) then
@@ -131,7 +133,7 @@ local function locate(stream, meta, candidate, known_epoch, known_seq, force)
     base = newest
     redis.call('HSET', meta, 'p', epoch, 'b', base, 'n', newest, 'z', bytes, 'h', head)
   end
-  return epoch, base, newest, bytes, head, since
+  return epoch, base, newest, bytes, head, since, m[7], m[8]
 end
 """
 )
@@ -205,13 +207,13 @@ if stored then
   if number > batch then return redis.error_reply('STALE batch') end
 end
 
-local epoch, base, newest, bytes, head, since =
+local epoch, base, newest, bytes, head, since, k, c =
   locate(stream, meta, ARGV[3], ARGV[4], tonumber(ARGV[5]), false)
 local keep, window, most = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local once_window, once_most = tonumber(ARGV[9]), tonumber(ARGV[10])
 local OVERHEAD, MAX_SEQ = 32, 9007199254740990
 local now, shift = tonumber(ARGV[2]), 0
-if not now then now, shift = stream_time(meta, tonumber(ARGV[11])) end
+if not now then now, shift = stream_time(k, c, tonumber(ARGV[11])) end
 local stamp = string.format('%d', now)
 
 local function known(id)
@@ -274,19 +276,25 @@ local function keep_meta()
 end
 
 local seqs, repeated, chosen, added = {}, false, false, 0
+local age, accepted
 for i = 12, #ARGV, 5 do
   local id = ARGV[i + 4]
   local seq = id ~= '' and known(id)
   if seq then
     repeated = true
   else
-    local entry = redis.pcall('XADD', stream, '0-*',
-      'p', epoch, 'e', ARGV[i], 't', string.format('%d', now - ARGV[i + 1]),
-      ARGV[i + 2], ARGV[i + 3])
-    if type(entry) ~= 'string' then
+    if ARGV[i + 1] ~= age then
+      age = ARGV[i + 1]
+      accepted = string.format('%d', now - age)
+    end
+    -- What was added first makes sure that the others are.
+    local add = added == 0 and redis.pcall or redis.call
+    local entry = add('XADD', stream, '0-*',
+      'p', epoch, 'e', ARGV[i], 't', accepted, ARGV[i + 2], ARGV[i + 3])
+    if added == 0 and type(entry) ~= 'string' then
       -- With its memory full the server still lets go of what is beyond the limits, which may have
       -- been lowered for that; the next try may then find room.
-      if added == 0 and string.find(entry.err, 'OOM', 1, true) and trim(64) > 0 then keep_meta() end
+      if string.find(entry.err, 'OOM', 1, true) and trim(64) > 0 then keep_meta() end
       return entry
     end
     seq = string.sub(entry, 3)
