@@ -19,25 +19,30 @@ WRONG_TOKENS = 20.0
 """Wrong tokens after which those of an address are refused."""
 WRONG_TOKENS_RATE = 0.5
 """Wrong tokens that are forgotten, a second."""
-HTTP_SHARE = 0.3
+HTTP_SHARE = 0.2
 """Part of its time that a worker uses for requests over HTTP, before some of them are refused."""
 MAX_ADDRESSES = 10_000
 """Addresses that are known at once; the one that asked last longest ago is forgotten."""
 RETRY_SECONDS = 2
 """What a refused client is told to wait at least."""
-_LEAST_SHARE = 0.01
+_LEAST_SHARE = 0.002
+"""Seconds a second that an address may always use: some ten requests."""
 
 
 class Account:
     """What one address has used and what of it counts still."""
 
-    __slots__ = ("at", "requests", "seconds", "waiting", "wrong")
+    __slots__ = ("at", "requests", "second", "seconds", "used", "waiting", "wrong")
 
     def __init__(self, now: float) -> None:
         self.at = now
         self.requests = 0.0
         self.seconds = 0.0
         self.wrong = 0.0
+        self.second = 0.0
+        """When the second began that `used` belongs to."""
+        self.used = 0.0
+        """Time of the loop in that second."""
         self.waiting = 0
         """Refusals that are being held back."""
 
@@ -84,6 +89,8 @@ class Budgets:
             self._second, self._total = now, 0.0
             self._active.clear()
         self._active.add(key)
+        if account.second != self._second:
+            account.second, account.used = self._second, 0.0
         return account
 
     def admits(self, account: Account) -> bool:
@@ -93,7 +100,7 @@ class Budgets:
         elapsed = self._clock() - self._second + 0.1
         if self._total > HTTP_SHARE * elapsed:
             share = max(HTTP_SHARE / len(self._active), _LEAST_SHARE)
-            if account.seconds > share * elapsed:
+            if account.used > share * elapsed:
                 return False
         account.requests += 1
         return True
@@ -101,6 +108,7 @@ class Budgets:
     def spend(self, account: Account, seconds: float) -> None:
         """Count time of the loop."""
         account.seconds += seconds
+        account.used += seconds
         self._total += seconds
 
     def wrong_token(self, account: Account) -> float:
