@@ -311,6 +311,8 @@ class Router:
 
     async def _send_page(self, session: Session) -> None:
         pages = session.need_extra().pages
+        if not pages:
+            return  # the session has ended before this began
         page = pages[0]
         request = page.request
         error = None

@@ -393,7 +393,8 @@ class Session(Subscriber):
 
     def is_held(self) -> bool:
         """Whether nothing of its subscriptions may be written yet."""
-        return self.held or (self.extra is not None and bool(self.extra.pages))
+        # One that another worker has given back or over before it was welcome has a `track` too.
+        return self.held or not self.welcomed or (self.extra is not None and bool(self.extra.pages))
 
     def on_drained(self) -> None:
         """Go on with answers, or catch up on what was not written meanwhile."""

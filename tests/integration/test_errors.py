@@ -456,3 +456,16 @@ async def test_flood_is_closed() -> None:
             assert code == 4429
         await other.barrier()
         await other.close()
+
+
+async def test_a_client_that_asks_and_leaves_at_once_is_no_failure(service: Service) -> None:
+    """Its answer is given up before the work on it has begun."""
+    await service.publish()
+    before = service.log.count("request failed")
+    async with await RawClient.open(service) as client:
+        ask = encode(TEXT, text("get_history", {"type": "status"}))
+        await client.write(ask + encode(CLOSE, b"\x03\xe8"))
+        await client.to_end()
+    async with await PlainClient.open(service) as witness:
+        await witness.barrier()
+    assert service.log.count("request failed") == before

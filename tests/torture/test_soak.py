@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import aiohttp
 import pytest
 import websockets
 from websockets.asyncio.client import connect
@@ -38,6 +39,7 @@ LIVES = 40
 MEMORY_SLACK = 80 * 2**20
 """Bytes by which all workers together may have grown; half of it is what Python keeps of a storm."""
 _LOST = (OSError, EOFError, TimeoutError, AssertionError, websockets.WebSocketException)
+_UNANSWERED = (OSError, TimeoutError, aiohttp.ClientError)
 """What may happen to a client whose worker is killed."""
 
 
@@ -154,6 +156,7 @@ class Publisher:
 
     async def stop(self) -> None:
         """Publish no more."""
+        assert not self._task.done(), self._task.exception()
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -164,14 +167,14 @@ class Publisher:
             number += 1
             body = {"type": "status", "event": "tick", "data": {"n": number}, "id": f"tick{number}"}
             while True:
-                with contextlib.suppress(OSError, TimeoutError):
+                with contextlib.suppress(*_UNANSWERED):
                     answer = await self.service.post("/ws/broadcast", body)
                     if answer.status == 200:
                         self.stored.append((answer.body["epoch"], answer.body["seq"]))
                         break
                 self.failures += 1
                 await asyncio.sleep(0.1)
-            with contextlib.suppress(OSError, TimeoutError):
+            with contextlib.suppress(*_UNANSWERED):
                 bulk = {"type": "stats", "event": "bulk", "data": "x" * 20_000, "priority": "low"}
                 await self.service.post("/ws/broadcast", bulk)
             await asyncio.sleep(0.03)
@@ -181,7 +184,7 @@ async def serves(service: Service) -> None:
     """Wait until a message can be published."""
 
     async def works() -> bool:
-        with contextlib.suppress(OSError, TimeoutError):
+        with contextlib.suppress(*_UNANSWERED):
             body = {"type": "config", "event": "probe", "data": None}
             return (await service.post("/ws/broadcast", body)).status == 200
         return False
@@ -222,6 +225,7 @@ async def test_two_hours_in_minutes(tmp_path: Path) -> None:
         await load.stop()
         took = time.monotonic() - began
         await watch.back_at_rest(service, before)
+        assert not [line for line in watch.errors_in(service.log) if "realtime.session" in line]
         await publisher.stop()
         epoch, seq = publisher.stored[-1]
         for follower in followers:

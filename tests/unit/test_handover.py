@@ -678,6 +678,33 @@ async def test_a_type_that_is_no_more(make: MakeBench) -> None:
     assert [session.state for session in parcel.sessions] == [OPEN, OPEN]
 
 
+@pytest.mark.parametrize("gives", [True, False], ids=["taken", "given back"])
+async def test_one_that_is_not_welcome_yet_joins_no_group(make: MakeBench, gives: bool) -> None:
+    """It would stay there, beside the group of its subscriptions, when it is gone."""
+    bench = await make()
+    client = bench.connect(socketio=True)
+    await until(client.read)
+    assert client.texts[0].startswith("0{")
+    parcel = await bench.pack()
+    if gives:
+        await bench.deliver(parcel)
+    else:
+        await bench.giver.passing.take_back(parcel, parcel.sessions, stay=False)
+    place = bench.taker if gives else bench.giver
+    fanout = place.worker.fanout
+    assert not [group for group in fanout.groups() if group.members]
+    client.say("40")
+    await client.event("connected")
+    client.say('421["ping"]')
+    await client.wait(reply("431"))
+    await bench.tick()
+    await until(lambda: client.seqs() == [1])
+    assert [len(group.members) for group in fanout.groups() if group.members] == [1]
+    client.sock.close()
+    await until(lambda: not place.worker.realtime.sessions)
+    assert not [group for group in fanout.groups() if group.members]
+
+
 async def test_a_malformed_state_is_refused_before_anything_is_made_of_it(make: MakeBench) -> None:
     bench = await make()
     client = bench.connect(user="ann", wishes=Wishes(types=("status",)))
