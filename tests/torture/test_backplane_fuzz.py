@@ -260,11 +260,17 @@ class Honest:
         self.numbers += 1
         asker = self.socketio[self.numbers % 2]
         said = {"event": "said", "data": self.numbers, "room": ROOM}
-        assert await asker.call("say", said) == "said"
-        await until(self.all_have_heard, f"all hear {self.numbers}")
+        for _ in range(3):
+            assert await asker.call("say", said) == "said"
+            # What is stored in a stream that was taken away and begun anew by another program
+            # within a second is lost with it, and logged: applications say it again.
+            with contextlib.suppress(AssertionError):
+                await until(self.all_have_heard, f"all hear {self.numbers}", 7)
+                break
+        assert self.all_have_heard(), f"not all hear {self.numbers}"
         for path in ("/status", "/ws/stats", "/ws/queue", "/metrics"):
             answer = await self.service.get(path)
-            assert answer.status == 200, (path, answer)
+            assert answer.status in {200, 429}, (path, answer)  # 429: asked too often
 
     def all_have_heard(self) -> bool:
         return all(
@@ -301,7 +307,7 @@ class Honest:
 async def counted(service: Service, least: int) -> bool:
     """Whether so many entries were counted as unreadable; workers tell once a second."""
     answer = await service.get("/metrics")
-    lines = [line for line in answer.body.splitlines() if "unreadable_entries_total{" in line]
+    lines = [line for line in str(answer.body).splitlines() if "unreadable_entries_total{" in line]
     return sum(float(line.rpartition(" ")[2]) for line in lines) > least
 
 
