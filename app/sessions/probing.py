@@ -38,8 +38,9 @@ GRACE_SECONDS = 0.3
 LATE_SHARE = 0.8
 """Who reads a question after this share of that time replaces without a probe: its answer would
 come too late."""
-VERDICT_SECONDS = 1.5
-"""How long it takes at most from a question to the last answer about pings."""
+VERDICT_SECONDS = 2.5
+"""How long the answers about pings are awaited; who has a session and says no more is taken for
+one whose client answers."""
 GATHER_SECONDS = 0.02
 """Users at their cap that come within this time share a question."""
 MAX_USERS = 1000
@@ -105,7 +106,7 @@ class Prober:
             await self._until(question, VERDICT_SECONDS, lambda: question.held <= question.settled)
         finally:
             del self._questions[number]
-        return question.alive
+        return question.alive | (question.held - question.settled)
 
     async def count_answering(self, user: str) -> int:
         """How many connections of a user answer a ping, on all workers; silent ones are closed.
