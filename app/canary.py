@@ -48,6 +48,7 @@ class Canary:
         self._heard_at: float | None = None
         self._sent_at: float | None = None
         self._awaited_since: float | None = None
+        self._beat_at = clock()
 
     @property
     def hears(self) -> bool:
@@ -57,9 +58,11 @@ class Canary:
     @property
     def is_deaf(self) -> bool:
         """Whether a probe does not come although the backplane has it."""
+        now = self._clock()
         return (
             self._awaited_since is not None
-            and self._clock() - self._awaited_since >= LIMIT
+            and now - self._awaited_since >= LIMIT
+            and now - self._beat_at < LIMIT  # else it is this process that was stopped
             and self._available()
         )
 
@@ -71,8 +74,9 @@ class Canary:
     async def beat(self) -> None:
         """Send a probe if it is time for one; called about once a second."""
         now = self._clock()
-        if not self._available():
+        if not self._available() or now - self._beat_at >= LIMIT:
             self._awaited_since = None
+        self._beat_at = now
         known = (self._heard_at, self._sent_at)
         recent = any(at is not None and now - at < INTERVAL for at in known)
         if recent and self._writable():

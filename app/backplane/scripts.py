@@ -80,21 +80,22 @@ end
 _TIME = """
 local STEP, FUTURE = 10000000, 10000000
 
--- The stream's time now (us), and what to keep as `k`.
+-- The stream's time now (us), and `k` if it has changed.
 local function stream_time(k, c, expected)
   local time, shift, last = redis.call('TIME'), 0, count(c) or 0
   if k and k ~= '0' then
     shift = count(string.match(k, '^%-?(%d+)$')) or 0
     if string.sub(k, 1, 1) == '-' then shift = -shift end
   end
-  local plain = time[1] * 1000000 + time[2]
-  local now = plain + shift
+  local now = time[1] * 1000000 + time[2] + shift
+  local plain = now
   -- A publisher that is behind what others have reached was stopped: it knows nothing of steps.
   if expected and math.abs(now - expected) > STEP and expected > last - STEP then
     now = expected
   end
   now = math.max(now, last)
-  return now, now - plain
+  if now ~= plain then return now, string.format('%d', shift + now - plain) end
+  return now
 end
 """
 
@@ -212,8 +213,8 @@ local epoch, base, newest, bytes, head, since, k, c =
 local keep, window, most = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local once_window, once_most = tonumber(ARGV[9]), tonumber(ARGV[10])
 local OVERHEAD, MAX_SEQ = 32, 9007199254740990
-local now, shift = tonumber(ARGV[2]), 0
-if not now then now, shift = stream_time(k, c, tonumber(ARGV[11])) end
+local now, new_k = tonumber(ARGV[2]), nil
+if not now then now, new_k = stream_time(k, c, tonumber(ARGV[11])) end
 local stamp = string.format('%d', now)
 
 local function known(id)
@@ -272,7 +273,8 @@ end
 
 local function keep_meta()
   redis.call('HSET', meta, 'n', newest, 'z', math.max(bytes, 0), 'h', string.format('%d', head),
-    'c', stamp, 'k', string.format('%d', shift))
+    'c', stamp)
+  if new_k then redis.call('HSET', meta, 'k', new_k) end
 end
 
 local seqs, repeated, chosen, added = {}, false, false, 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -101,3 +103,25 @@ async def test_a_worker_that_hangs_is_named() -> None:
             return await causes(service) == []
 
         await until(is_well, "the status is well")
+
+
+async def test_the_limit_of_open_files_is_raised_at_the_start() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    service = Service(WORKERS=1)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))  # the processes begin with it
+    try:
+        await asyncio.to_thread(service.start)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    limits = Path(f"/proc/{service.worker_pids()[0]}/limits").read_text()
+    (line,) = [line for line in limits.splitlines() if line.startswith("Max open files")]
+    assert line.split()[3:5] == [str(hard)] * 2
+    await asyncio.to_thread(service.stop)
+    assert "MAX_TOTAL_CONNECTIONS" not in service.log
+
+
+async def test_a_limit_of_open_files_that_does_not_fit_is_one_line() -> None:
+    async with Service(open_files=1500, WORKERS=1) as service:
+        lines = [line for line in service.log.splitlines() if "MAX_TOTAL_CONNECTIONS" in line]
+        assert len(lines) == 1
+        assert "1500 files" in lines[0]

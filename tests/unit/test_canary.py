@@ -104,3 +104,15 @@ async def test_a_full_queue_hides_no_deafness(ear: Ear) -> None:
     ear.error = QueueOverflow()
     await ear.pass_time(LIMIT)
     assert ear.canary.is_deaf
+
+
+async def test_a_time_in_which_the_process_stood_still_does_not_count(ear: Ear) -> None:
+    await ear.pass_time(5)
+    ear.echo = False
+    await ear.pass_time(INTERVAL + 1)
+    ear.now += 90
+    assert not ear.canary.is_deaf
+    await ear.pass_time(LIMIT - 2)
+    assert not ear.canary.is_deaf
+    await ear.pass_time(6)
+    assert ear.canary.is_deaf
