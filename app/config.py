@@ -11,6 +11,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -359,6 +360,10 @@ TABLE: Mapping[str, Setting] = {item.name.upper(): item.metadata[_KEY] for item 
 """The settings by the name of their environment variable, in the order of docs/SETTINGS.md."""
 
 
+_DOTENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_DOTENV_SPECIAL = re.compile(r"[\"'$`\\]|(?:^|\s)#")
+
+
 def load(environ: Mapping[str, str], dotenv_path: Path | None = None) -> Settings:
     """Read and check the settings.
 
@@ -368,6 +373,8 @@ def load(environ: Mapping[str, str], dotenv_path: Path | None = None) -> Setting
     Raises:
         SettingsError: one line that names the first wrong setting.
     """
+    if dotenv_path is not None:
+        _check_dotenv(dotenv_path)
     texts = {**_read(dotenv_path), **environ}
     parsed: dict[str, Any] = {}
     for name, row in TABLE.items():
@@ -429,6 +436,45 @@ def _read(path: Path | None) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: cannot be read: {error}") from None
     return {name: text or "" for name, text in found.items()}
+
+
+def _check_dotenv(path: Path) -> None:
+    """Refuse what the readers of one file would read differently.
+
+    Beside this service they are Compose, which takes `$` for a variable, systemd, for which `#`
+    within a line and backslashes are other things, and scripts, which know no quotes.
+
+    Raises:
+        SettingsError: names the line and the setting, not its value.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read: {error}") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        problem = _dotenv_problem(line)
+        if problem:
+            raise SettingsError(
+                f"{path}, line {number}: {problem}; the service, Compose, systemd and scripts"
+                " would read it differently (docs/SETTINGS.md)"
+            )
+
+
+def _dotenv_problem(line: str) -> str:
+    if "\r" in line:
+        return "it ends as on Windows (CRLF)"
+    if not line.strip() or line.startswith("#"):
+        return ""
+    name, equals, value = line.partition("=")
+    if not equals or not _DOTENV_NAME.fullmatch(name):
+        return "it is not NAME=value (no blanks around the name, no export)"
+    if value != value.strip():
+        return f"{name} has blanks around its value"
+    if found := _DOTENV_SPECIAL.search(value):
+        return f"{name} contains {found[0].strip()}"
+    return ""
 
 
 def _wrong(name: str, text: str, problem: str) -> SettingsError:

@@ -339,10 +339,42 @@ def test_contradictions(environ: dict[str, str], line: str) -> None:
 
 def test_environment_beats_dotenv(tmp_path: Path) -> None:
     dotenv = tmp_path / ".env"
-    dotenv.write_text('WORKERS=7\nRATE_LIMIT=5\nPUBLISH_TOKEN="a$b${HOME}"\n')
+    dotenv.write_text("WORKERS=7\nRATE_LIMIT=5\nPUBLISH_TOKEN=a#b=c\n")
     settings = load({"WORKERS": "3", "HOME": "/root"}, dotenv)
     assert (settings.workers, settings.rate_limit) == (3, 5)
-    assert settings.publish_token == "a$b${HOME}"
+    assert settings.publish_token == "a#b=c"
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('PUBLISH_TOKEN="pa"', 'PUBLISH_TOKEN contains "'),
+        ("PUBLISH_TOKEN=pa'", "PUBLISH_TOKEN contains '"),
+        ("PUBLISH_TOKEN=pa$$wd", "PUBLISH_TOKEN contains $"),
+        ("PUBLISH_TOKEN=pa\\wd", "PUBLISH_TOKEN contains \\"),
+        ("PUBLISH_TOKEN=pa`id`", "PUBLISH_TOKEN contains `"),
+        ("PUBLISH_TOKEN=pa #1", "PUBLISH_TOKEN contains #"),
+        ("PUBLISH_TOKEN=#1", "PUBLISH_TOKEN contains #"),
+        ("PUBLISH_TOKEN= pa", "PUBLISH_TOKEN has blanks around its value"),
+        ("PUBLISH_TOKEN=pa ", "PUBLISH_TOKEN has blanks around its value"),
+        ("PUBLISH_TOKEN=pa\r", "it ends as on Windows (CRLF)"),
+        ("export PUBLISH_TOKEN=pa", "it is not NAME=value"),
+        ("PUBLISH_TOKEN = pa", "it is not NAME=value"),
+        ("PUBLISH_TOKEN: pa", "it is not NAME=value"),
+        ("; a comment of systemd", "it is not NAME=value"),
+        (" # a comment", "it is not NAME=value"),
+        ("COLOUR=$RED", "COLOUR contains $"),
+    ],
+)
+def test_dotenv_is_refused_where_its_readers_differ(
+    tmp_path: Path, line: str, problem: str
+) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_bytes(f"# settings\n\nWORKERS=2\n{line}\nRATE_LIMIT=5\n".encode())
+    with pytest.raises(SettingsError) as caught:
+        load({}, dotenv)
+    assert str(caught.value).startswith(f"{dotenv}, line 4: {problem}")
+    assert "wd" not in str(caught.value), "no part of a secret"
 
 
 def test_dotenv_may_be_missing(tmp_path: Path) -> None:
