@@ -75,7 +75,7 @@ def _nothing() -> Iterator[bytes]:
 
 _AHEAD = {name: {"epoch": "x" * 16, "seq": 1} for name in TYPES}
 _LISTS = b'{"action":"ping","payload":[' + b"[]," * 340_000 + b"0]}"
-_NEAR = b'{"action":"ping","payload":[' + b"{}," * 490 + b'"' + b"\\u00e9" * 2400 + b'"]}'
+_NEAR = b'{"action":"ping","payload":[' + b"{}," * 240 + b'"' + b"\\u00e9" * 2400 + b'"]}'
 
 
 @dataclass(frozen=True, slots=True)

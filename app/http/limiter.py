@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -26,7 +27,7 @@ ANSWER_SECONDS = 0.0001
 BYTE_SECONDS = 2e-9
 """What a byte of an answer costs."""
 HOLD_SECONDS = 1.0
-"""How long a refusal is held back."""
+"""How long a refusal is held back, more or less: those of one moment must not come back together."""
 MAX_HELD_BACK, MAX_HELD_BACK_PER_ADDRESS = 1000, 100
 """Refusals that are held back at once; others are sent at once, and end their connections."""
 NOT_LIMITED = ("/ws/realtime", "/ws/realtime/")
@@ -101,7 +102,8 @@ class Limiter:
     async def _refuse(self, request: web.Request, account: Account, why: str) -> None:
         if self._note_refused is not None:
             self._note_refused("http_rate", None)
-        held_back = await self._hold_back(request, account, HOLD_SECONDS)
+        seconds = HOLD_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 (it spreads load)
+        held_back = await self._hold_back(request, account, seconds)
         raise HttpError(
             429,
             ErrorCode.RATE_LIMITED,

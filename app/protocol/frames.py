@@ -30,6 +30,9 @@ VIOLATION = -2
 SKIP_ALLOWANCE = 64 * 1024
 """A message at most this much over the limit is skipped; a larger one ends the connection."""
 
+LONG = 2048
+"""Bytes of frames after which `FrameReader.feed` takes no more of them, if it is to take only some."""
+
 Event = tuple[int, str | bytes]
 """Opcode, or one of the two negative values above, and the payload: `str` for TEXT only."""
 
@@ -241,7 +244,8 @@ class FrameReader:
 
         Args:
             data: received bytes; empty to go on with what was left.
-            most: frames to take; what is behind them is left for the next call, see `cut`.
+            most: frames to take, fewer where they are long; what is behind them is left for the
+                next call, see `cut`.
         """
         if self._buffer:
             data = self._buffer + data
@@ -251,7 +255,7 @@ class FrameReader:
         self.cut = False
         try:
             while place < end:
-                if taken == most:
+                if taken == most or (place > LONG and most < sys.maxsize):
                     self._buffer = data[place:]
                     self.cut = True
                     break

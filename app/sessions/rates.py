@@ -34,7 +34,7 @@ CLOSE_SECONDS = 15.0
 """The same until it is closed; also for messages that were refused in each of so many seconds."""
 CALM_SECONDS = 1.0
 """Without a wait for so long, a connection is as good as any."""
-INPUT_SHARE = 0.25
+INPUT_SHARE = 0.2
 """Part of its time that a worker uses for what clients send, before some of them wait."""
 LEAST_SHARE = 0.0005
 """Seconds a second that a connection may always use: some ten requests."""

@@ -138,7 +138,8 @@ def side(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Side:
 
 async def test_requests_beyond_the_budget_are_answered_late(side: Side) -> None:
     assert [await side.ask() for _ in range(12)] == [200] * 10 + [429] * 2
-    assert side.slept == [limiter_module.HOLD_SECONDS] * 2
+    assert len(side.slept) == 2
+    assert all(0.5 <= seconds <= 1.5 for seconds in side.slept)
     assert side.noted == ["http_rate"] * 2
 
 
@@ -158,7 +159,7 @@ async def test_wrong_tokens_are_slowed_down_and_then_refused(clock: Clock, side:
     answers = [await side.ask(wrong) for _ in range(25)]
     assert answers == [401] * 19 + [429] * 6
     assert side.slept[:2] == [0.05, 0.1]
-    assert sorted(side.slept) == side.slept
+    assert sorted(side.slept[:19]) == side.slept[:19]
     assert await side.ask() == 200, "a right token from the same address is taken"
     clock.now += 20
     assert await side.ask(wrong) == 401
