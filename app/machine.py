@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from app.config import Settings
+from app.errors import ClientError
 from app.ports import Slots
+from app.protocol.envelope import decode_json, encode_json
 from app.types import WorkerRow
 
 FRESH = 90.0
 """Seconds for which figures stand for the present; the collector renews them every 30 s."""
+_LARGEST_FILE = 256 * 1024
+"""Bytes of `status.json` that are read; it has some 500."""
 
 
 class MachineStatus:
@@ -41,9 +45,11 @@ class MachineStatus:
     def read(self) -> dict[str, object]:
         """The figures; empty where there are none of the last `FRESH` seconds."""
         try:
-            kept = json.loads(self._file.read_bytes())
+            with self._file.open("rb") as file:
+                kept = decode_json(file.read(_LARGEST_FILE))
             status, at = kept["status"], float(kept["at"])
-        except (OSError, ValueError, KeyError, TypeError):
+            encode_json([[status]])  # it is to be a part of messages
+        except (OSError, ClientError, ValueError, KeyError, TypeError, OverflowError):
             return {}
         if not isinstance(status, dict) or abs(self._now() - at) > FRESH:
             return {}

@@ -17,6 +17,8 @@ from workers.shared_file import write_whole
 DEFAULT = "default"
 """Takes LOG_LEVEL again."""
 _INTERVAL = 1.0
+_LONGEST = 100
+"""Bytes of the file that are read; it holds one word."""
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +26,8 @@ log = logging.getLogger(__name__)
 def wanted(data_dir: Path, default: str) -> str:
     """The level that is in force: the file's, or `default` where that names none."""
     try:
-        return log_level(paths.log_level_file(data_dir).read_text("ascii").strip())
+        with paths.log_level_file(data_dir).open("rb") as file:
+            return log_level(file.read(_LONGEST).decode("ascii").strip())
     except (OSError, ValueError):
         return default
 

@@ -267,11 +267,11 @@ class Watch:
         """What a worker that could not start has left as its reason, if one did."""
         try:
             note = json.loads(paths.failure_file(self._data_dir).read_bytes())
-        except (OSError, ValueError):
+            if note["at"] < self._began:
+                return otherwise
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
             return otherwise
-        if note["at"] < self._began:
-            return otherwise
-        return "\n".join(str(note["reason"]).strip().splitlines()[-_LINES:])
+        return "\n".join(str(note.get("reason")).strip().splitlines()[-_LINES:])
 
     def _end_process(self, pid: int, born: int | None) -> None:
         """Roll back: end a master that has not come into service, and its workers."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from app.machine import MachineStatus
+from app.protocol.envelope import encode_json
 
 
 def test_figures_are_those_of_the_last_write(tmp_path: Path) -> None:
@@ -30,3 +32,30 @@ def test_old_figures_are_none(tmp_path: Path, later: float, fresh: bool) -> None
 def test_a_damaged_file_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "status.json").write_text(text)
     assert MachineStatus(tmp_path, lambda: 1000.0).read() == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "5",
+        "{",
+        "[" * 50_000,
+        '{"at":100}',
+        '{"at":"noon","status":{}}',
+        '{"at":null,"status":{}}',
+        '{"at":NaN,"status":{"cpu":1}}',
+        '{"at":100,"status":{"cpu":NaN}}',
+        '{"at":' + "9" * 400 + ',"status":{"cpu":1}}',
+        '{"at":100,"status":{"cpu":' + "9" * 400 + "}}",
+        '{"at":100,"status":{"cpu":' + "[" * 126 + "]" * 126 + "}}",
+        '{"at":100,"status":[1]}',
+        json.dumps({"at": 100, "status": {"cpu": "x" * 1_000_000}}),
+    ],
+)
+def test_a_file_of_anything(tmp_path: Path, text: str) -> None:
+    (tmp_path / "status.json").write_text(text)
+    found = MachineStatus(tmp_path, lambda: 100.0).read()
+    assert found == {}
+    encode_json({"data": found})
