@@ -221,9 +221,9 @@ export class Store {
           this.set({ lastRecovered: this.client.counts.recovered - this.recoveredBefore });
         }, 400);
         if (Date.now() - this.seriesFrom > 60_000) void this.loadSeries();
+        void this.loadStatus(); // of another version, perhaps
       }
       this.wasOpen = true;
-      void this.loadStatus();
     } else if (link.name === 'waiting') {
       change.lastRecovered = undefined;
       if (link.cause === 'network') void this.diagnose();
