@@ -93,7 +93,7 @@ def receive(connection: socket.socket) -> tuple[Any, list[int]]:
     try:
         while len(head) < _LENGTH.size:
             part, ancillary, _, _ = connection.recvmsg(
-                _LENGTH.size - len(head), socket.CMSG_SPACE(BATCH * array.array("i").itemsize)
+                _LENGTH.size - len(head), socket.CMSG_SPACE((BATCH + 1) * array.array("i").itemsize)
             )
             for level, kind, data in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -117,6 +117,48 @@ def receive(connection: socket.socket) -> tuple[Any, list[int]]:
     except BaseException:
         close_all(descriptors)
         raise
+
+
+def _to_memory(chunks: Sequence[bytes]) -> int:
+    """A descriptor of memory with chunks one after the other, which is the caller's.
+
+    Raises:
+        OSError: there is no descriptor or no memory left.
+    """
+    descriptor = os.memfd_create("handoff")
+    try:
+        for chunk in chunks:
+            view = memoryview(chunk)
+            while view:
+                view = view[os.write(descriptor, view) :]
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _from_memory(descriptor: int, sizes: Any) -> list[bytes]:
+    """The chunks that `_to_memory` has written.
+
+    Raises:
+        ValueError: these are not their sizes, or it is no memory.
+        OSError: it cannot be read.
+    """
+    if not isinstance(sizes, list) or not all(
+        isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in sizes
+    ):
+        raise ValueError("the sizes of chunks are counts")
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_size != sum(sizes) or found.st_size > MAX_SIZE:
+        raise ValueError("the payload is not as long as its chunks")
+    chunks, place = [], 0
+    for size in sizes:
+        chunk = os.pread(descriptor, size, place)
+        if len(chunk) != size:
+            raise ValueError("the payload ends early")
+        chunks.append(chunk)
+        place += size
+    return chunks
 
 
 def close_all(descriptors: Sequence[int]) -> None:
@@ -149,13 +191,20 @@ class Giver:
         self._path = path
         self._connection: socket.socket | None = None
 
-    async def offer(self, offer: Offer, descriptors: Sequence[int]) -> Answer:
+    async def offer(
+        self, offer: Offer, descriptors: Sequence[int], chunks: Sequence[bytes] = ()
+    ) -> Answer:
         """Ask which of the offered connections the heir takes.
+
+        Args:
+            offer: what goes as JSON.
+            descriptors: of the connections.
+            chunks: bytes that go beside it; the heir finds them as `chunks` of the offer.
 
         Raises:
             Broken: it does not answer.
         """
-        answer: Answer = await _in_thread(self._offer, offer, descriptors)
+        answer: Answer = await _in_thread(self._offer, offer, descriptors, chunks)
         return answer
 
     async def commit(self) -> None:
@@ -172,18 +221,24 @@ class Giver:
             self._connection.close()
             self._connection = None
 
-    def _offer(self, offer: Offer, descriptors: Sequence[int]) -> Answer:
+    def _offer(self, offer: Offer, descriptors: Sequence[int], chunks: Sequence[bytes]) -> Answer:
+        memory: list[int] = []
         try:
             if self._connection is None:
                 self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 self._connection.settimeout(TIMEOUT)
                 self._connection.connect(str(self._path))
-            send(self._connection, offer, descriptors)
+            if chunks:
+                memory = [_to_memory(chunks)]
+                offer = offer | {"payload": [len(chunk) for chunk in chunks]}
+            send(self._connection, offer, [*descriptors, *memory])
             answer, strays = receive(self._connection)
             close_all(strays)
         except (OSError, EOFError, ValueError) as error:
             self._abandon()
             raise Broken(str(error)) from error
+        finally:
+            close_all(memory)
         if not isinstance(answer, list) or len(answer) != len(descriptors):
             self._abandon()
             raise Broken("the answer makes no sense")
@@ -321,6 +376,15 @@ class Heir:
             states = offer.get("states")
             if not isinstance(states, list):
                 raise ValueError("an offer has a list of states")
+            if "payload" in offer and len(mine) == len(states) + 1:
+                memory = mine.pop()
+                try:
+                    chunks = await _in_thread(_from_memory, memory, offer["payload"])
+                finally:
+                    close_all([memory])
+                offer = {**offer, "chunks": chunks}
+            else:
+                offer.pop("chunks", None)
             if len(states) != len(mine):
                 log.error("No descriptors left for connections of another worker")
                 answer = [False] * len(states)

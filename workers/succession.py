@@ -149,7 +149,7 @@ class Succession:
             return [False] * len(states)
         if offer.get("kind") == http_handoff.KIND:
             return self.http.judge(states)
-        return self._passing.judge(states)
+        return self._passing.judge(states, offer.get("chunks", ()))
 
     async def _take(
         self, offer: dict[str, Any], states: Sequence[Any], descriptors: Sequence[int]
@@ -161,7 +161,11 @@ class Succession:
             return
         giver = offer["giver"]
         await self._passing.unpack(
-            (giver["row"], giver["generation"]), states, descriptors, Position(*offer["control"])
+            (giver["row"], giver["generation"]),
+            states,
+            descriptors,
+            Position(*offer["control"]),
+            offer.get("chunks", ()),
         )
 
     @staticmethod
@@ -332,7 +336,7 @@ class Succession:
             "states": parcel.states,
         }
         try:
-            answer = await giver.offer(offer, parcel.descriptors)
+            answer = await giver.offer(offer, parcel.descriptors, parcel.payload.chunks)
         except Broken as error:
             log.warning("Worker %d takes nothing over: %s", heir.pid, error)
             self._broken.add(heir.pid)

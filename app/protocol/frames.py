@@ -7,7 +7,6 @@ error.
 
 from __future__ import annotations
 
-import base64
 import sys
 from codecs import utf_8_decode
 from collections.abc import Mapping
@@ -174,7 +173,7 @@ class FrameReader:
         return not (self._buffer or self._opcode)
 
     def dump(self) -> dict[str, Any]:
-        """What is unfinished, as JSON values, for another process to go on with.
+        """What is unfinished, as bytes and JSON values, for another process to go on with.
 
         A data frame under way is described as it came over the wire, so `load` finds the state of
         its text again.
@@ -192,8 +191,8 @@ class FrameReader:
                 opcode, fragments = 0, None
         skipping = bool(head) and message is None
         return {
-            "buffer": base64.b64encode(buffer).decode(),
-            "fragments": None if fragments is None else base64.b64encode(fragments).decode(),
+            "buffer": bytes(buffer),
+            "fragments": None if fragments is None else bytes(fragments),
             "opcode": opcode,
             "total": total,
             "skip": left if skipping else 0,
@@ -207,7 +206,9 @@ class FrameReader:
         Raises:
             KeyError, TypeError, ValueError: it is not such a description.
         """
-        buffer = base64.b64decode(dumped["buffer"])
+        buffer = dumped["buffer"]
+        if not isinstance(buffer, bytes):
+            raise TypeError("what is unfinished is bytes")
         reader = cls._begin(limit, dumped)
         if buffer and reader.feed(buffer):
             # The process that dumped it has other limits or rules. What these say of it is an
@@ -220,8 +221,11 @@ class FrameReader:
     def _begin(cls, limit: int, dumped: Mapping[str, Any]) -> FrameReader:
         """A reader that stands between two frames, or within one that is skipped."""
         reader = cls(limit)
-        if dumped["fragments"] is not None:
-            reader._message = bytearray(base64.b64decode(dumped["fragments"]))
+        fragments = dumped["fragments"]
+        if fragments is not None:
+            if not isinstance(fragments, bytes):
+                raise TypeError("fragments are bytes")
+            reader._message = bytearray(fragments)
         reader._opcode = int(dumped["opcode"])
         reader._total = int(dumped["total"])
         reader._left = int(dumped["skip"])

@@ -1,4 +1,4 @@
-"""A live session as JSON, for another worker to go on with (docs/design/handoff.md).
+"""A live session as JSON and chunks of bytes, for another worker to go on with (docs/design/handoff.md).
 
 The state bears a version. A worker that does not know the version, or cannot take what the
 state says, refuses that session and the worker that has it drains it.
@@ -6,23 +6,27 @@ state says, refuses that session and the worker that has it drains it.
 
 from __future__ import annotations
 
-import base64
+from collections.abc import Sequence
 from sys import getsizeof
 from typing import Any
 
 from app.errors import ClientError
 from app.protocol.envelope import decode_json, encode_json
 from app.protocol.frames import FrameReader
+from app.protocol.requests import Request
 from app.sessions import handover_shape
+from app.sessions.payload import Payload, unfold
 from app.sessions.plain import PlainSession
 from app.sessions.realtime import Realtime
-from app.sessions.session import Session, Wishes
+from app.sessions.session import Page, Session, Wishes
 from app.sessions.sio_rooms import CONNECTED, MAIN
 from app.sessions.sio_session import SocketIOSession
 from app.transport.connection import Pending
 from app.types import Position
 
-VERSION = 1
+VERSION = 2
+OLD_VERSION = 1
+"""What the service before this one writes: its bytes are base64."""
 
 State = dict[str, Any]
 
@@ -34,22 +38,25 @@ class CannotPass(Exception):
 def is_at_rest(session: Session) -> bool:
     """Whether nothing is being done for a session that its state could not tell."""
     extra = session.extra
-    return extra is None or not (extra.task or extra.handlers or extra.inbox or extra.pages)
+    return extra is None or not (extra.task or extra.handlers)
 
 
-def dump(session: Session, times: tuple[float, float], exported_at: float) -> State:
+def dump(
+    session: Session, times: tuple[float, float], exported_at: float, payload: Payload
+) -> State:
     """The state of a session that has left its hub, at rest and with nothing queued.
 
     Args:
         session: open; if it was live it has left its group, so `track` says where it stands.
         times: of the heartbeat, see `TimerWheel.times`.
         exported_at: monotonic seconds, which all processes of a machine share.
+        payload: takes its bytes.
 
     Raises:
         CannotPass: there is something that JSON cannot say.
     """
     assert session.track is not None
-    extra = session.extra
+    extra, pending = session.extra, session.pending
     state: State = {
         "version": VERSION,
         "protocol": session.protocol,
@@ -65,8 +72,12 @@ def dump(session: Session, times: tuple[float, float], exported_at: float) -> St
         "batch": session.group.batch,
         "times": times,
         "exported_at": exported_at,
-        "reader": session.reader.dump() if session.reader is not None else None,
-        "unsent": _encode(session.pending.content()) if session.pending is not None else None,
+        "reader": _dump_reader(session.reader, payload) if session.reader is not None else None,
+        "unsent": [payload.add(one) for one in pending.chunks] if pending is not None else [],
+        "offset": pending.offset if pending is not None else 0,
+        "headless": pending is not None and pending.headless,
+        "inbox": [] if extra is None else [_dump_message(one, payload) for one in extra.inbox],
+        "pages": [] if extra is None else [_dump_page(page) for page in extra.pages],
         "expires_at": extra.expires_at if extra is not None else None,
         "wishes": _dump_wishes(extra.wishes) if extra is not None and extra.wishes else None,
     }
@@ -74,17 +85,23 @@ def dump(session: Session, times: tuple[float, float], exported_at: float) -> St
     if addresses is not None:
         state["address"] = addresses.of(session)
     if isinstance(session, SocketIOSession):
-        state["socketio"] = _dump_socketio(session)
+        state["socketio"] = _dump_socketio(session, payload)
     return state
 
 
-def load(realtime: Realtime, fd: int, state: State) -> Session:
+def load(realtime: Realtime, fd: int, packed: Any, chunks: Sequence[bytes] = ()) -> Session:
     """Go on with a session, whose connection and claim are counted for this worker already.
+
+    Args:
+        realtime: the parts of this worker.
+        fd: its descriptor.
+        packed: its state.
+        chunks: of the payload that came with it.
 
     Raises:
         CannotPass: `check` has not been asked.
     """
-    check(realtime, state)
+    state = check(realtime, packed, chunks)
     session: PlainSession | SocketIOSession
     if state["protocol"] == PlainSession.protocol:
         session = PlainSession(realtime, fd, state["id"], state["user"])
@@ -97,8 +114,8 @@ def load(realtime: Realtime, fd: int, state: State) -> Session:
     session.track = positions
     if state["reader"] is not None:
         session.reader = FrameReader.load(realtime.hub.max_message, state["reader"])
-    if state["unsent"] is not None:
-        session.pending = Pending(_decode(state["unsent"]), 0, realtime.hub.output, headless=True)
+    if state["unsent"]:
+        session.pending = _load_pending(realtime, state)
     if isinstance(session, SocketIOSession):
         _load_socketio(session, state["socketio"])
     if state["wishes"] is not None:
@@ -117,24 +134,73 @@ def load(realtime: Realtime, fd: int, state: State) -> Session:
     realtime.hub.attach(session, (silent, due))
     if state["held"]:
         realtime.hold(session)
+    if state["pages"]:
+        session.need_extra().pages.extend(map(_load_page, state["pages"]))
+    for message in state["inbox"]:
+        session.put_aside(session.need_extra(), message)
     return session
 
 
-def check(realtime: Realtime, state: Any) -> None:
-    """Make sure that this worker can take a session.
+def check(realtime: Realtime, packed: Any, chunks: Sequence[bytes] = ()) -> State:
+    """Make sure that this worker can take a session; returns its state with the bytes in place.
 
     Raises:
         CannotPass: it is of another version, malformed, or has what this worker does not know.
     """
-    version = state.get("version") if isinstance(state, dict) else None
-    if version != VERSION:
+    version = packed.get("version") if isinstance(packed, dict) else None
+    if version not in (VERSION, OLD_VERSION) or isinstance(version, bool):
         raise CannotPass(f"state of version {version!r}, not {VERSION}")
+    try:
+        state = unfold(packed, chunks)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CannotPass(f"the state is malformed: {error!r}") from None
     fault = handover_shape.fault(state)
     if fault is not None:
         raise CannotPass(f"the state is malformed: {fault}")
     unknown = set(state["positions"]) - realtime.known_types
+    unknown |= {page["type"] for page in state["pages"]} - realtime.known_types
     if unknown:
         raise CannotPass(f"subscribed to types that are no more: {', '.join(sorted(unknown))}")
+    return state
+
+
+def _dump_reader(reader: FrameReader, payload: Payload) -> State:
+    dumped = reader.dump()
+    fragments = dumped["fragments"]
+    return dumped | {
+        "buffer": payload.add(dumped["buffer"]),
+        "fragments": None if fragments is None else payload.add(fragments),
+    }
+
+
+def _load_pending(realtime: Realtime, state: State) -> Pending:
+    output, tick = realtime.hub.output, realtime.hub.wheel.now
+    first, *rest = state["unsent"]
+    pending = Pending(first, state["offset"], output, tick=tick, headless=state["headless"])
+    for chunk in rest:
+        pending.append(chunk)
+    return pending
+
+
+def _dump_message(message: str | bytes, payload: Payload) -> list[object]:
+    is_text = isinstance(message, str)
+    return [payload.add(message.encode() if isinstance(message, str) else message), is_text]
+
+
+def _dump_page(page: Page) -> State:
+    return {
+        "type": page.type,
+        "limit": page.limit,
+        "before": page.before,
+        "reply_to": page.request.id,
+        "ack": page.request.ack,
+        "is_one": page.is_one,
+    }
+
+
+def _load_page(dumped: State) -> Page:
+    request = Request("", None, dumped["reply_to"], dumped["ack"])
+    return Page(dumped["type"], dumped["limit"], dumped["before"], request, dumped["is_one"])
 
 
 def _dump_wishes(wishes: Wishes) -> dict[str, Any]:
@@ -144,7 +210,7 @@ def _dump_wishes(wishes: Wishes) -> dict[str, Any]:
     return dumped if wishes.history is None else dumped | {"history": wishes.history}
 
 
-def _dump_socketio(session: SocketIOSession) -> State:
+def _dump_socketio(session: SocketIOSession, payload: Payload) -> State:
     extra = session.need_extra()
     server = session.realtime.sio
     sids = {MAIN: session.id} if session.main else {}
@@ -172,7 +238,7 @@ def _dump_socketio(session: SocketIOSession) -> State:
             "id": packet.id,
             "data": packet.data,
             "count": packet.attachment_count,
-            "attachments": [_encode(part) for part in packet.attachments],
+            "attachments": [payload.add(part) for part in packet.attachments],
         },
     }
 
@@ -196,7 +262,7 @@ def _load_socketio(session: SocketIOSession, state: State) -> None:
             packet["type"], packet["data"], packet["namespace"], packet["id"], binary=False
         )
         made.attachment_count = packet["count"]
-        made.attachments = [_decode(part) for part in packet["attachments"]]
+        made.attachments = list(packet["attachments"])
         server._binary_packet[session] = made
         extra = session.need_extra()
         extra.packet_size = getsizeof(made.data) + sum(map(len, made.attachments))
@@ -213,11 +279,3 @@ def _is_json(value: Any) -> bool:
         return bool(decode_json(encode_json(value)) == value)
     except (TypeError, ValueError, ClientError):
         return False
-
-
-def _encode(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _decode(text: str) -> bytes:
-    return base64.b64decode(text)

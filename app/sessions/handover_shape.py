@@ -1,4 +1,4 @@
-"""The shape of a session's state: whether it is as `handover.dump` of this version writes it.
+"""The shape of a session's state with its bytes in place: whether `handover.dump` has written it.
 
 A state may come from another version of this service, or be cut short. What does not have the
 right shape is refused before anything is made of it, so that the worker which has the session
@@ -7,7 +7,6 @@ drains it.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,18 +30,18 @@ def is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def is_number(value: Any) -> bool:
     """Whether it is a number of seconds."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**40
 
 
-def is_base64(value: Any) -> bool:
-    """Whether it stands for bytes."""
-    try:
-        base64.b64decode(value, validate=True)
-    except (TypeError, ValueError):
-        return False
-    return True
+def is_bytes(value: Any) -> bool:
+    """Whether it is bytes, as the payload has them."""
+    return isinstance(value, bytes)
 
 
 def is_position(value: Any) -> bool:
@@ -104,7 +103,7 @@ _PACKET = fields(
         "id": none_or(is_count),
         "data": lambda value: isinstance(value, list),
         "count": is_count,
-        "attachments": list_of(is_base64),
+        "attachments": list_of(is_bytes),
     }
 )
 _SOCKETIO = fields(
@@ -115,6 +114,16 @@ _SOCKETIO = fields(
         "environ": none_or(lambda value: isinstance(value, dict)),
         "acks": dict_of(none_or(_ACKS)),
         "packet": none_or(_PACKET),
+    }
+)
+_PAGE = fields(
+    {
+        "type": is_text,
+        "limit": lambda value: is_count(value) and value > 0,
+        "before": none_or(is_count),
+        "reply_to": none_or(lambda value: is_text(value) or _is_int(value)),
+        "ack": none_or(is_count),
+        "is_one": is_flag,
     }
 )
 _WISHES = fields(
@@ -133,7 +142,11 @@ _STATE: dict[str, Check] = {
     "times": list_of(is_number, 2),
     "exported_at": is_number,
     "reader": none_or(lambda value: isinstance(value, dict)),
-    "unsent": none_or(is_base64),
+    "unsent": list_of(is_bytes),
+    "offset": is_count,
+    "headless": is_flag,
+    "inbox": list_of(lambda value: is_text(value) or is_bytes(value)),
+    "pages": list_of(_PAGE),
     "expires_at": none_or(is_number),
     "wishes": none_or(_WISHES),
 }
@@ -148,6 +161,8 @@ def fault(state: Any) -> str | None:
             return f"it has no {name}"
         if not check(state[name]):
             return f"its {name} is not as this version writes it"
+    if state["offset"] > len(state["unsent"][0]) if state["unsent"] else state["offset"]:
+        return "more is sent of its first chunk than there is"
     if state["claimed"] and state["user"] is None:
         return "it has claimed a place for no user"
     if state["reader"] is not None:

@@ -22,6 +22,7 @@ from app.errors import BackplaneUnavailable
 from app.sessions import handover
 from app.sessions.control import Unreadable
 from app.sessions.handover import CannotPass, State
+from app.sessions.payload import Payload
 from app.sessions.realtime import Realtime
 from app.sessions.session import Session
 from app.sessions.sio_manager import StreamManager
@@ -30,6 +31,10 @@ from app.transport.connection import CLOSED, MOVING, OPEN
 from app.types import Message, Position
 
 logger = logging.getLogger("realtime.handoff")
+
+
+BATCH_BYTES = 4 * 1024 * 1024
+"""Bytes of a batch past which no session is added to it."""
 
 
 @dataclass(slots=True)
@@ -41,6 +46,8 @@ class Parcel:
     states: list[State]
     control: Position
     """The last message between workers that was carried out for them."""
+    payload: Payload
+    """Their bytes."""
 
     @property
     def descriptors(self) -> list[int]:
@@ -106,14 +113,20 @@ class Passing:
         """Read again from those who are left."""
         for session in self.left():
             self._realtime.hub.resume(session)
+            session.go_on()
 
     def pack(self, sessions: Iterable[Session]) -> Parcel:
-        """Stop serving sessions and describe them; those that JSON cannot describe `stay`."""
+        """Stop serving sessions and describe them; those that JSON cannot describe `stay`.
+
+        Not all of them where their bytes are many: the rest is for the next batch.
+        """
         realtime = self._realtime
         realtime.hub.flush()
-        parcel = Parcel([], [], [], self._manager.position)
+        parcel = Parcel([], [], [], self._manager.position, Payload())
         now = time.monotonic()
         for session in sessions:
+            if parcel.payload.size >= BATCH_BYTES:
+                break
             if session.state != OPEN:
                 continue
             if session.track is None:
@@ -123,7 +136,7 @@ class Passing:
                 continue
             times = realtime.hub.wheel.times(session)
             try:
-                state = handover.dump(session, times, now)
+                state = handover.dump(session, times, now, parcel.payload)
             except CannotPass as error:
                 logger.info("not handed over: %s", error, extra={"connection": session.id})
                 self.stay[session] = None
@@ -171,13 +184,13 @@ class Passing:
 
     # The taker.
 
-    def judge(self, states: Sequence[Any]) -> list[bool]:
-        """Which of these sessions this worker can take."""
-        return [self._can_take(state) for state in states]
+    def judge(self, states: Sequence[Any], chunks: Sequence[bytes] = ()) -> list[bool]:
+        """Which of these sessions, whose bytes are among `chunks`, this worker can take."""
+        return [self._can_take(state, chunks) for state in states]
 
-    def _can_take(self, state: Any) -> bool:
+    def _can_take(self, state: Any, chunks: Sequence[bytes]) -> bool:
         try:
-            handover.check(self._realtime, state)
+            handover.check(self._realtime, state, chunks)
         except CannotPass as error:
             id = state.get("id") if isinstance(state, dict) else None
             logger.info("not taken over: %s", error, extra={"connection": id})
@@ -190,6 +203,7 @@ class Passing:
         states: Sequence[State],
         descriptors: Sequence[int],
         control: Position,
+        chunks: Sequence[bytes] = (),
     ) -> list[Session]:
         """Serve sessions that their giver (row and generation) has let go."""
         missing = await self._control_after(control)
@@ -197,7 +211,7 @@ class Passing:
         taken: list[Session] = []
         for state, fd in zip(states, descriptors, strict=True):
             try:
-                session = handover.load(self._realtime, fd, state)
+                session = handover.load(self._realtime, fd, state, chunks)
             except Exception:
                 logger.exception("a connection was lost in the handoff: %s", state.get("id"))
                 os.close(fd)
@@ -216,6 +230,7 @@ class Passing:
         await self._manager.replay(missing, over_socketio)
         for session in taken:
             self._realtime.catchup.start(session)
+            session.go_on()
         metrics = self._realtime.metrics
         metrics.handed_over["taken"].inc(len(taken))
         if states:

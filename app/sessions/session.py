@@ -261,13 +261,14 @@ class Session(Subscriber):
             return
         extra = self.extra
         if extra is not None and extra.is_busy(message):
-            self._put_aside(extra, message)
+            self.put_aside(extra, message)
             return
         self._handle_now(message)
         if self.extra is not None and self.extra.pages:
             self.go_on()
 
-    def _put_aside(self, extra: Extra, message: str | bytes) -> None:
+    def put_aside(self, extra: Extra, message: str | bytes) -> None:
+        """Let a message wait; when too many do, nothing more is read."""
         size = getsizeof(message)
         extra.inbox.append(message)
         extra.inbox_size += size
@@ -334,7 +335,7 @@ class Session(Subscriber):
         extra = self.extra
         if extra is None:
             return
-        while extra.task is None and self.state == OPEN:
+        while extra.task is None and self.state == OPEN and not self.hub.is_leaving(self):
             if extra.pages:
                 if not self.realtime.router.start_page(self):
                     return

@@ -99,18 +99,9 @@ class Pending:
         self.size += len(data)
         self.account.hold(data)
 
-    def parts(self) -> list[bytes]:
-        """All unsent bytes in their chunks, the first one cut; see `starts_inside`."""
-        first, *rest = self.chunks
-        return [first[self.offset :] if self.offset else first, *rest]
-
     def content(self) -> bytes:
         """All unsent bytes."""
-        return b"".join(self.parts())
-
-    def starts_inside(self) -> bool:
-        """Whether the unsent bytes begin within a frame."""
-        return self.headless or self._frame_end() != self.offset
+        return b"".join(self.chunks)[self.offset :]
 
     def write_to(self, fd: int) -> bool:
         """Write what fits; whether all is gone. Raises OSError when the socket is dead."""

@@ -276,6 +276,10 @@ class Hub:
             del self._paused[connection]
             self.watch(connection)
 
+    def is_leaving(self, connection: Connection) -> bool:
+        """Whether a connection is to be handed over as soon as it is at rest."""
+        return bool(self._paused.get(connection, 0) & PAUSE_MOVE)
+
     def back_up(self, connection: Connection, data: bytes, sent: int) -> None:
         """Keep what a socket did not take."""
         connection.pending = Pending(data, sent, self.output, tick=self.wheel.now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
 import json
 import os
@@ -21,7 +22,8 @@ from websockets.protocol import Protocol, Side
 from app.backplane.history import History
 from app.config import Settings
 from app.protocol.envelope import new_id
-from app.sessions import handover
+from app.protocol.frames import BINARY, build_frame
+from app.sessions import handover, passing
 from app.sessions.handover import CannotPass
 from app.sessions.passing import Parcel, Passing
 from app.sessions.plain import PlainSession
@@ -184,11 +186,13 @@ class Bench:
     async def deliver(self, parcel: Parcel) -> list[Session]:
         """Over to the taker, by way of JSON and duplicates."""
         states = json.loads(json.dumps(parcel.states))
-        assert self.taker.passing.judge(states) == [True] * len(states)
+        assert self.taker.passing.judge(states, parcel.payload.chunks) == [True] * len(states)
         fds = [os.dup(fd) for fd in parcel.descriptors]
         self.giver.passing.let_go(parcel.sessions)
         origin = (self.giver.slots.index, self.giver.generation)
-        return await self.taker.passing.unpack(origin, states, fds, parcel.control)
+        return await self.taker.passing.unpack(
+            origin, states, fds, parcel.control, parcel.payload.chunks
+        )
 
     async def hand_over(self) -> list[Session]:
         return await self.deliver(await self.pack())
@@ -654,14 +658,130 @@ async def test_another_version(make: MakeBench) -> None:
     await client.event("connected")
     parcel = await bench.pack()
     [state] = parcel.states
-    for wrong in (state["version"] + 1, state["version"] - 1, None, "1"):
+    for wrong in (state["version"] + 1, 0, None, "1", True):
         other = {**state, "version": wrong}
-        assert bench.taker.passing.judge([other, state]) == [False, True]
+        assert bench.taker.passing.judge([other, state], parcel.payload.chunks) == [False, True]
         with pytest.raises(CannotPass, match="version"):
-            handover.load(bench.taker.worker.realtime, -1, other)
+            handover.load(bench.taker.worker.realtime, -1, other, parcel.payload.chunks)
     del state["version"]
-    assert bench.taker.passing.judge([state]) == [False]
+    assert bench.taker.passing.judge([state], parcel.payload.chunks) == [False]
     await bench.giver.passing.take_back(parcel, parcel.sessions, stay=True)
+
+
+def as_version_1(state: dict[str, Any], chunks: list[bytes]) -> dict[str, Any]:
+    """A state as the version before has written it."""
+
+    def encode(number: int) -> str:
+        return base64.b64encode(chunks[number]).decode()
+
+    old = {k: v for k, v in state.items() if k not in ("inbox", "pages", "offset", "headless")}
+    old["version"] = 1
+    old["unsent"] = None
+    if state["unsent"]:
+        unsent = b"".join(chunks[number] for number in state["unsent"])[state["offset"] :]
+        old["unsent"] = base64.b64encode(unsent).decode()
+    if reader := state["reader"]:
+        fragments = reader["fragments"]
+        old["reader"] = reader | {
+            "buffer": encode(reader["buffer"]),
+            "fragments": None if fragments is None else encode(fragments),
+        }
+    return old
+
+
+async def test_a_state_of_the_version_before(make: MakeBench) -> None:
+    bench = await make()
+    client = bench.connect(small=True)
+    await client.event("connected")
+    last = await bench.tick(30, size=10_000)
+    frame = client.frame(json.dumps({"action": "ping", "id": "half"}))
+    client.sock.sendall(frame[:20])
+    await until(lambda: bench.giver.only.pending and bench.giver.only.reader)
+    parcel = await bench.pack()
+    chunks = parcel.payload.chunks
+    parcel.states = [as_version_1(state, chunks) for state in parcel.states]
+    parcel.payload.chunks = []
+    await bench.deliver(parcel)
+    client.sock.sendall(frame[20:])
+    await client.event("pong")
+    await until(lambda: client.seqs() == list(range(1, last + 1)))
+
+
+async def test_bytes_that_sessions_share_travel_once(make: MakeBench) -> None:
+    bench = await make()
+    clients = [bench.connect(small=True) for _ in range(20)]
+    for client in clients:
+        client.ask("ping")
+        await client.event("pong")
+    await bench.tick(1, size=600_000)
+    sessions = list(bench.giver.worker.realtime.sessions.values())
+    await until(lambda: all(session.pending is not None for session in sessions))
+    output = bench.giver.worker.hub.output
+    assert output.total < 700_000
+    parcel = await bench.pack()
+    assert parcel.payload.size < 700_000
+    await bench.deliver(parcel)
+    assert output.total == 0
+    assert bench.taker.worker.hub.output.total < 700_000
+    last = await bench.tick(2)
+    for client in clients:
+        await until(lambda: client.seqs() == list(range(1, last + 1)))  # noqa: B023
+    assert bench.taker.worker.hub.output.total == 0
+
+
+async def test_a_batch_is_bounded_in_bytes(
+    make: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passing, "BATCH_BYTES", 500_000)
+    bench = await make()
+    clients = [bench.connect(small=True) for _ in range(8)]
+    for number, client in enumerate(clients):
+        await client.event("connected")
+        session = bench.giver.worker.realtime.sessions[client_id(client)]
+        session.send(build_frame(BINARY, b"%d" % number * 200_000))
+    await until(
+        lambda: all(s.pending is not None for s in bench.giver.worker.realtime.sessions.values())
+    )
+    sizes = []
+    while bench.giver.passing.left():
+        parcel = await bench.pack()
+        sizes.append(len(parcel.states))
+        assert parcel.payload.size < 700_000
+        await bench.deliver(parcel)
+    assert sizes == [3, 3, 2]
+    for number, client in enumerate(clients):
+        await until(lambda: client.read() is not None and client.binaries)  # noqa: B023
+        assert client.binaries == [b"%d" % number * 200_000]
+
+
+def client_id(client: Client) -> str:
+    """The connection's id, as `connected` says."""
+    id: str = client.named("connected")[0]["data"]["connectionId"]
+    return id
+
+
+async def test_answers_that_wait_and_what_waits_behind_them(make: MakeBench) -> None:
+    bench = await make()
+    last = await bench.tick(12, size=300_000)
+    client = bench.connect(small=True, wishes=Wishes(types=()))
+    await client.event("connected")
+    client.ask("subscribe", {"types": ["status"], "history": 10}, "s")
+    client.ask("get_history", {"type": "status", "limit": 1}, "h")
+    client.ask("ping", None, "p")
+    session = bench.giver.only
+    await until(lambda: session.pending is not None and len(session.extra.inbox) == 2)
+    assert len(session.extra.pages) == 1
+    await bench.hand_over()
+    assert bench.giver.worker.hub.incoming == 0
+    await client.event("pong")
+    pages = client.named("history_data")
+    seqs = [[one["seq"] for one in page["data"]["messages"]] for page in pages]
+    assert [page["replyTo"] for page in pages] == ["s"] * 4 + ["h"]
+    assert sorted(seq for page in seqs[:-1] for seq in page) == list(range(last - 9, last + 1))
+    assert seqs[-1] == [last]
+    assert bench.taker.worker.hub.incoming == 0
+    assert await bench.tick() == last + 1
+    await until(lambda: client.seqs() == [last + 1])
 
 
 async def test_a_type_that_is_no_more(make: MakeBench) -> None:
@@ -673,7 +793,7 @@ async def test_a_type_that_is_no_more(make: MakeBench) -> None:
         client.ask("ping")
         await client.event("pong")
     parcel = await bench.pack()
-    assert bench.taker.passing.judge(parcel.states) == [False, True]
+    assert bench.taker.passing.judge(parcel.states, parcel.payload.chunks) == [False, True]
     await bench.giver.passing.take_back(parcel, parcel.sessions, stay=True)
     assert [session.state for session in parcel.sessions] == [OPEN, OPEN]
 
@@ -717,11 +837,14 @@ async def test_a_malformed_state_is_refused_before_anything_is_made_of_it(make: 
     parcel = await bench.pack()
     taker = bench.taker
     states = json.loads(json.dumps(parcel.states))
-    assert taker.passing.judge(states) == [True, True]
+    assert taker.passing.judge(states, parcel.payload.chunks) == [True, True]
     for state in states:
         for name in state:
             lacking = {key: value for key, value in state.items() if key != name}
-            assert taker.passing.judge([lacking, 5, None, [state]]) == [False] * 4, name
+            assert (
+                taker.passing.judge([lacking, 5, None, [state]], parcel.payload.chunks)
+                == [False] * 4
+            ), name
         for name, wrong in {
             "id": 5,
             "claimed": 1,
@@ -732,14 +855,16 @@ async def test_a_malformed_state_is_refused_before_anything_is_made_of_it(make: 
             "wishes": {"types": "all"},
             "user": None,
         }.items():
-            assert taker.passing.judge([{**state, name: wrong}]) == [False], name
+            assert taker.passing.judge([{**state, name: wrong}], parcel.payload.chunks) == [
+                False
+            ], name
     rng = random.Random(1)
     for _ in range(2000):
         spoilt = spoil_value(rng, rng.choice(states))
-        [taken] = taker.passing.judge([spoilt])
+        [taken] = taker.passing.judge([spoilt], parcel.payload.chunks)
         if not taken:
             with pytest.raises(CannotPass):
-                handover.load(taker.worker.realtime, -1, spoilt)
+                handover.load(taker.worker.realtime, -1, spoilt, parcel.payload.chunks)
     assert not taker.worker.realtime.sessions
     await bench.giver.passing.take_back(parcel, parcel.sessions, stay=True)
 
