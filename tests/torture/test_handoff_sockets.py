@@ -24,7 +24,7 @@ from workers.handoff import Broken, Giver
 
 pytestmark = pytest.mark.timeout(600)
 
-CONVERSATIONS = 20_000 if LONG else 600
+CONVERSATIONS = 8_000 if LONG else 600
 _LENGTH = struct.Struct("!I")
 
 
