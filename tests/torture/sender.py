@@ -28,9 +28,9 @@ from tests.torture.recordings import Recording
 PATIENCE = 20.0
 """Seconds within which a service ends a connection whose client has ended its sending."""
 QUIET = 0.03
-"""Seconds after which a client that has sent everything ends its sending."""
+"""Seconds after which a client that has sent everything, and was answered, ends its sending."""
 WAIT = 0.3
-"""Seconds that some clients stay."""
+"""Seconds that clients wait for an answer, and that some stay."""
 _AT_ONCE = 48
 _LARGE = 1 << 20
 _STATUS_LINE = re.compile(rb"HTTP/\d+\.\d+ \d{3} ")
@@ -192,7 +192,7 @@ class Exchange:
         elif self.input.ending == "wait":
             if now > self._wrote_at + WAIT:
                 self.ended = "left"
-        elif not self._half_closed and now > self._wrote_at + QUIET:
+        elif not self._half_closed and now > self._wrote_at + (QUIET if self.received else WAIT):
             self._end_sending()
 
 

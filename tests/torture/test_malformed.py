@@ -79,4 +79,4 @@ async def test_malformed_input_harms_nobody(kind: str, tokens: bool, tmp_path: P
                 assert size < grown[pid] + MEMORY_SLACK, f"TORTURE_SEED={seed}: {grown} to {size}"
         print(f"{inputs} inputs: {dict(answers)}; {seen.ticks} messages to each witness")
         # It is not only refused: the inner parts are reached as well.
-        assert answers["101" if kind == "sockets" else "400"] > sum(answers.values()) * 0.3
+        assert answers["101" if kind == "sockets" else "400"] > sum(answers.values()) * 0.1
