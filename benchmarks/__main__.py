@@ -14,12 +14,13 @@ from typing import NoReturn
 
 from benchmarks import faults, reloads
 from benchmarks.backplane import backplane
+from benchmarks.fairness import fairness
 from benchmarks.procs import BenchmarkError
 from benchmarks.report import as_json, as_text
 from benchmarks.scenarios import FULL, QUICK, Figures
 from benchmarks.scenarios import SCENARIOS as COSTS
 
-SCENARIOS = COSTS | {"backplane": backplane} | reloads.SCENARIOS
+SCENARIOS = COSTS | {"backplane": backplane, "fairness": fairness} | reloads.SCENARIOS
 
 
 def _interrupt(*_: object) -> NoReturn:

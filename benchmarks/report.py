@@ -196,6 +196,7 @@ def as_text(figures: Figures, size: Size) -> str:
         _KILLED_ROWS,
         figures,
     )
+    lines += _fairness(figures)
     judged = verdicts(figures)
     if judged:
         lines += ["", f"{'target':68}{'figure':>10}{'limit':>8}"]
@@ -205,6 +206,20 @@ def as_text(figures: Figures, size: Size) -> str:
         lines.append(f"{verdict.target:68}{figure}  {met}")
     lines += ["", *figures.notes, *(f"PROBLEM {problem}" for problem in figures.problems)]
     return "\n".join(lines).rstrip()
+
+
+def _fairness(figures: Figures) -> list[str]:
+    """Each attack with the p99 beside it and how many times that of calm it is."""
+    latencies, ratios = figures.samples["fairness_p99_ms"], figures.samples["fairness_ratio"]
+    if not latencies:
+        return []
+    title = "1000 honest clients on two workers, 20 messages a second, beside hostile ones"
+    lines = ["", title, "", f"{'p99 of deliveries':48}{'ms':>10}{'times calm':>12}"]
+    lines += [
+        f"{attack:48}{median(values):>10.1f}{median(ratios[attack]):>12.2f}"
+        for attack, values in latencies.items()
+    ]
+    return lines
 
 
 def _listed(title: str, rows: Sequence[tuple[str, str, int]], figures: Figures) -> list[str]:
