@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 1.0
 """Seconds that one XREAD waits for news."""
+FIRST_COUNT = 16
+"""Entries of each stream that the first XREAD asks for."""
+READ_BYTES = 4 * 1024 * 1024
+"""Bytes of messages in one XREAD past which the next one asks for fewer."""
 BLOCK_TIMEOUT = BLOCK + 1.5
 """Seconds after which a silent connection is given up."""
 CLOCK_NOISE = 0.25
@@ -73,6 +77,8 @@ class StreamReader:
         self._types = (*backplane.settings.message_types, CONTROL)
         self._by_key = {stream_key(type): type for type in self._types}
         self._most = backplane.settings.broadcast_batch_size
+        self._count = min(self._most, FIRST_COUNT)
+        """Entries of each stream that the next XREAD asks for: fewer where they are large."""
         self._largest = backplane.settings.max_message_size + OVERHEAD
         self._worker = backplane.worker_id
         self._read: dict[str, Position] = {}  # ahead of `positions` by what is pending
@@ -159,7 +165,7 @@ class StreamReader:
         command: Command = (
             b"XREAD",
             b"COUNT",
-            self._most,
+            self._count,
             b"BLOCK",
             int(BLOCK * 1000),
             b"STREAMS",
@@ -167,6 +173,12 @@ class StreamReader:
             *ids,
         )
         (reply,) = await self._link.call([command], BLOCK_TIMEOUT)
+        if reply:
+            size = sum(len(fields[-1]) for _, found in reply for _, fields in found if fields)
+            if size > READ_BYTES:
+                self._count = max(1, self._count * READ_BYTES // size)
+            elif size < READ_BYTES // 4:
+                self._count = min(self._most, 2 * self._count)
         for key, entries in reply or ():
             await self._add(self._by_key[key], entries)
 

@@ -61,8 +61,8 @@ MAX_OUTGOING = 64 * 1024 * 1024
 """Bytes of the output account where no other limit is given."""
 STALL_SECONDS = 10.0
 """Seconds in which a socket takes nothing after which its connection makes room for others."""
-LOOK_SECONDS = 5.0
-"""Most seconds between two looks at a connection that may only be reading slowly."""
+LEAST_LOOK, LOOK_SECONDS = 1.0, 5.0
+"""Seconds between two looks at a connection that may only be reading slowly, at least and at most."""
 LOG_SECONDS = 1.0
 """Between two log lines about connections that are given up."""
 
@@ -367,7 +367,7 @@ class Hub:
         if connection in self._paused and kernel.count_unread(connection.fd):
             wheel.add(connection)
             return True
-        look = min(LOOK_SECONDS, wheel.timeout / 4)
+        look = max(LEAST_LOOK, min(LOOK_SECONDS, wheel.timeout / 4))
         before = self._looks.get(connection)
         if before is None and not kernel.count_unsent(connection.fd):
             return False
@@ -377,7 +377,7 @@ class Hub:
             and (wheel.now - before[0]) * wheel.tick_length >= look
         ):
             return False
-        wheel.resume(connection, wheel.timeout - look, look)
+        wheel.resume(connection, max(0.0, wheel.timeout - look), look)
         return True
 
     def close_stalled(self) -> bool:

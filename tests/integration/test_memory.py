@@ -151,14 +151,16 @@ async def test_clients_that_ask_for_all_history_and_do_not_read() -> None:
 
 async def test_a_slow_reader_is_kept_past_the_heartbeat() -> None:
     """It takes seconds for what it reads while it answers no ping, and is alive all the time."""
-    async with Service(WORKERS=1, HEARTBEAT_INTERVAL="500ms", HEARTBEAT_TIMEOUT="1s") as service:
+    async with Service(WORKERS=1, HEARTBEAT_INTERVAL="500ms", HEARTBEAT_TIMEOUT="2s") as service:
         await fill(service, "status", 12, 400_000)
         client = await RawClient.open(service, "/ws/realtime?types=", receive_buffer=4096)
         await client.ask("subscribe", {"types": ["status"], "history": 100})
         received = bytearray()
         numbers: list[int] = []
         while len(numbers) < 12:
-            received += await client.reader.read(40_000)
+            part = await client.reader.read(40_000)
+            assert part, "the connection has ended"
+            received += part
             await asyncio.sleep(0.05)
             numbers = [n for n in range(12) if b'"data":[%d,' % n in received]
         assert b"HEARTBEAT_TIMEOUT" not in received

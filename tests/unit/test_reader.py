@@ -415,3 +415,18 @@ async def test_clocks_that_differ_make_no_message_late(make_node: MakeNode, ahea
     assert isinstance(message, Message)
     assert abs(now() - message.accepted) < 60
     assert node.reader.lag() < 60
+
+
+async def test_large_messages_are_read_a_few_at_a_time(make_node: MakeNode) -> None:
+    writer, behind = await make_node(), await make_node()
+    body = b"{" + b"x" * 900_000
+    for _ in range(12):
+        await writer.publish(draft(body))
+    found = 0
+    while found < 12:
+        found += len((await behind.reader.read()).messages)
+    assert behind.reader._count < 16
+    for _ in range(20):
+        await writer.publish(draft())
+        await behind.reader.read()
+    assert behind.reader._count > 16
