@@ -34,7 +34,7 @@ test: lint ## lint, types, all tests, coverage
 	$(BIN)/pytest -n 4 tests/architecture tests/unit $(COVERED)
 	$(BIN)/pytest -n 3 --dist loadfile tests/integration $(COVERED)
 	$(BIN)/pytest tests/torture
-	$(BIN)/pytest tests/deploy tests/monitoring --cov --cov-append
+	$(BIN)/pytest $(patsubst %,--ignore=tests/%,architecture unit integration torture containers) --cov --cov-append
 
 torture: $(VENV)/installed-dev ## fuzzing, the Autobahn suite, storms and a soak, at full length (TORTURE_SEED=n repeats a run)
 	TORTURE=1 $(BIN)/pytest -s tests/torture
