@@ -584,7 +584,7 @@ class Realtime:
             seconds: of the loop's time, or what something else is worth that it had others do.
         """
         pause = self.rates.spend(session, seconds, 0, 0, time.monotonic())
-        if pause:
+        if pause and session.state == OPEN:
             self.hub.hold(session, pause)
 
     def start_second(self) -> None:

@@ -598,10 +598,9 @@ class Hub:
 
     def hold(self, connection: Connection, seconds: float) -> None:
         """Read nothing from a connection for some time, or close it: `seconds` is FLOOD."""
-        if connection.state == CLOSED:
-            return
-        if connection.state != OPEN:
+        if connection.state == CLOSING:
             connection.drop("too much behind the close frame")
+        if connection.state != OPEN:
             return
         if seconds == FLOOD:
             connection.on_flood()
