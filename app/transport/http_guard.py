@@ -78,19 +78,27 @@ class Guard:
     ) -> None:
         self.note_refused = note_refused
         self.now = now or asyncio.get_running_loop().time
+        self._descriptors = descriptors
+        self.most_upgraded = 0
+        """A WebSocket connection's descriptor is below this number."""
+        self._most = 0
+        """Any other connection's is below this one."""
+        self._look_at_limit()
+        self._waiting: dict[GuardedConnection, float] = {}
+        """By deadline, the earliest first, since every wait is equally long."""
+        self._unread: dict[GuardedConnection, tuple[float, int]] = {}
+        """Connections that take less than is written: when and how much they took at last."""
+
+    def _look_at_limit(self) -> None:
+        """Take the limit of open files as it is now: an operator may have changed it (prlimit)."""
+        descriptors = self._descriptors
         if descriptors is None:
             descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if descriptors < 0:  # RLIM_INFINITY
             descriptors = 1 << 30
         reserved = min(MOST_RESERVED, max(LEAST_RESERVED, descriptors // 8))
         self.most_upgraded = descriptors - reserved
-        """A WebSocket connection's descriptor is below this number."""
         self._most = descriptors - reserved // 2
-        """Any other connection's is below this one."""
-        self._waiting: dict[GuardedConnection, float] = {}
-        """By deadline, the earliest first, since every wait is equally long."""
-        self._unread: dict[GuardedConnection, tuple[float, int]] = {}
-        """Connections that take less than is written: when and how much they took at last."""
 
     @property
     def waiting(self) -> int:
@@ -130,6 +138,7 @@ class Guard:
 
     def sweep(self) -> None:
         """End the connections whose time is over."""
+        self._look_at_limit()
         now = self.now()
         for connection, (since, taken) in list(self._unread.items()):
             if now - since < WRITE_SECONDS / 4:

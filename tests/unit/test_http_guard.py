@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import socket
 from collections.abc import AsyncIterator
 
@@ -319,3 +320,17 @@ async def test_the_last_descriptors_are_kept() -> None:
     assert first.aborted
     assert not second.aborted
     assert not guard.has_room(newest, 94)  # type: ignore[arg-type]
+
+
+async def test_the_limit_of_open_files_is_that_of_now() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    guard = Guard(lambda _: None, now=lambda: 0.0)
+    before = guard.most_upgraded
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 100, hard))
+    try:
+        guard.sweep()
+        assert guard.most_upgraded < before
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    guard.sweep()
+    assert guard.most_upgraded == before
