@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.harness import Service, until
+from tests.integration.harness import TOKEN, Service, until
 from tests.integration.sioclient import packet, raw_socketio
 from tests.integration.wsclient import BINARY, CLOSE, TEXT, PlainClient, RawClient, encode, text
 
@@ -23,7 +23,7 @@ TYPES = ("config", "health", "stats", "status", "system")
 
 async def metric(service: Service, name: str) -> float:
     """The sum of a metric over its labels."""
-    page = (await service.get("/metrics")).body
+    page = (await service.request("GET", "/metrics", token=TOKEN)).body
     return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))
 
 
@@ -184,7 +184,7 @@ async def ask_and_leave(service: Service, type: str) -> asyncio.StreamWriter:
     ours.setblocking(False)
     await asyncio.get_running_loop().sock_connect(ours, ("127.0.0.1", service.port))
     _, writer = await asyncio.open_connection(sock=ours)
-    host = f"Host: 127.0.0.1:{service.port}"
+    host = f"Host: 127.0.0.1:{service.port}\r\nAuthorization: Bearer {TOKEN}"
     writer.write(f"GET /history?type={type}&limit=100 HTTP/1.1\r\n{host}\r\n\r\n".encode())
     return writer
 
