@@ -495,10 +495,11 @@ class Hub:
             return unfinished + self._kept.get(connection, 0)
 
         while self.incoming > self.max_incoming:
-            holders = [c for c in {**self._unfinished, **self._kept} if c.state in (OPEN, CLOSING)]
+            holders = [c for c in {**self._unfinished, **self._kept} if c.state == OPEN]
+            holders += [c for c in self._unfinished if c.state == CLOSING]
             if not holders:
                 return
-            largest = max(holders, key=held)
+            largest, before = max(holders, key=held), self.incoming
             logger.warning(
                 "too much input is held: closing the largest holder",
                 extra={
@@ -512,6 +513,8 @@ class Hub:
                 largest.close(CloseCode.TOO_BIG, "the server holds too much of your input")
             else:
                 largest.drop("too many bytes behind the close frame")
+            if self.incoming == before:
+                return  # it is given back when its handlers are done
 
     # What clients send, in turn.
 
