@@ -54,7 +54,7 @@ async def test_text_that_is_not_json(plain: Opener, sent: str) -> None:
 
 async def test_json_nested_beyond_reason(plain: Opener) -> None:
     client = await plain()
-    await client.socket.send('{"action":"ping","payload":' + "[" * 500 + "]" * 500 + "}")
+    await client.socket.send('{"action":"ping","payload":' + "[" * 400 + "]" * 400 + "}")
     got = await client.expect("error")
     assert got["data"]["code"] in {"PARSE_ERROR", "INVALID_PAYLOAD"}
     await client.socket.send('{"action":"ping","payload":' + "[" * 100_000 + "]" * 100_000 + "}")
