@@ -169,7 +169,7 @@ def _add_http(
         addresses=worker.realtime.addresses,
     )
     guard = app[GUARD] = Guard(worker.realtime.refusals.note)
-    Upgrade(worker.realtime, admission, guard.most_upgraded).add_routes(app)
+    Upgrade(worker.realtime, admission, lambda: guard.most_upgraded).add_routes(app)
     limits = {
         "max_total_connections": settings.max_total_connections,
         "max_queue_size": settings.max_queue_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -28,11 +29,11 @@ class Upgrade:
     Args:
         realtime: the parts of this worker.
         admission: decides who comes in.
-        most: a descriptor of a connection is below this number; the others are kept for what
-            must go on when descriptors are short.
+        most: gives the number that a descriptor of a connection is below; the others are kept
+            for what must go on when descriptors are short.
     """
 
-    def __init__(self, realtime: Realtime, admission: Admission, most: int = 1 << 30) -> None:
+    def __init__(self, realtime: Realtime, admission: Admission, most: Callable[[], int]) -> None:
         self._realtime = realtime
         self._admission = admission
         self._most = most
@@ -59,7 +60,7 @@ class Upgrade:
             return self._refuse(request, refused, refused.close_code)
         slots = self._realtime.slots
         try:
-            fd, received = detach(request, self._most)
+            fd, received = detach(request, self._most())
         except ConnectionResetError:
             slots.release_connection()
             return DetachedResponse(status=499)
@@ -87,7 +88,7 @@ class Upgrade:
         if not self._refuser.has_room(asyncio.get_running_loop().time()):
             raise refused
         try:
-            fd, _ = detach(request, self._most)
+            fd, _ = detach(request, self._most())
         except ConnectionResetError:
             return DetachedResponse(status=499)
         except OSError:
