@@ -3,8 +3,7 @@
 Most memory is freed by reference counts, and what C allocates in large pieces goes back to the
 kernel at once. What is left after a storm are reference cycles, which a collector that counts
 objects does not look for while few but large ones pile up, and free pages between used ones in
-malloc's heap. Measured with 3 000 stalled clients that leave (WORKERS=1, 8 KB messages): see
-docs/design/memory.md.
+malloc's heap. Measurements are in docs/design/memory.md.
 """
 
 from __future__ import annotations
