@@ -23,6 +23,7 @@ may differ. The master imports this module, so it imports nothing of `app`.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -124,7 +125,7 @@ class _TableLock(FileLock):
         self._follow = follow
 
     def __enter__(self) -> None:
-        super().__enter__()
+        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1)  # as `FileLock`, without another call
         while self._header[_MOVED]:
             self.__exit__()
             self._follow()

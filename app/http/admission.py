@@ -32,6 +32,9 @@ back together."""
 
 Protocol = Literal["plain", "socketio"]
 
+MAX_FIRSTS, MAX_WISH = 256, 256
+"""Combinations of wishes whose checked form is kept, and the characters of one that is kept."""
+
 _MAX_QUERY_FIELDS = 32
 _SOCKETIO_QUERY = "EIO=4&transport=websocket"
 _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
@@ -129,6 +132,7 @@ class Admission:
         self._has_memory = has_memory
         self._count_refused = count_refused
         self._addresses = addresses
+        self._firsts: dict[tuple[str | None, ...], First] = {}
 
     def check(self, request: web.Request) -> Admitted:
         """Let a request in, and reserve its connection: the caller releases it.
@@ -229,6 +233,16 @@ class Admission:
             ) from None
 
     def _check_first(self, query: Mapping[str, str]) -> First:
+        # Most clients of a storm ask for the same.
+        wishes = query.get("types"), query.get("batch"), query.get("history")
+        first = self._firsts.get(wishes)
+        if first is None:
+            first = self._parse_first(query)
+            if len(self._firsts) < MAX_FIRSTS and sum(map(len, filter(None, wishes))) < MAX_WISH:
+                self._firsts[wishes] = first
+        return first
+
+    def _parse_first(self, query: Mapping[str, str]) -> First:
         try:
             return parse_first(query, self._types)
         except ClientError as error:

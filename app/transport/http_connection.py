@@ -9,6 +9,7 @@ while a request is in progress.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Iterator
@@ -45,14 +46,18 @@ class HttpConnection(GuardedConnection):
 
     __slots__ = ("_chunked", "_last", "_missing")
 
-    def __init__(self, manager: GuardedServer, **options: Any) -> None:
-        super().__init__(manager, **options)
-        self._missing = 0
-        """Bytes of the body that are still to come; 0: a request is to begin; -1: not known."""
-        self._chunked: StreamReader | None = None
-        """A body in chunks that has not ended."""
-        self._last = b""
-        """The last bytes of a head or of chunks that have not ended: the end may be cut."""
+    _missing: int
+    """Bytes of the body that are still to come; 0: a request is to begin; -1: not known."""
+    _chunked: StreamReader | None
+    """A body in chunks that has not ended."""
+    _last: bytes
+    """The last bytes of a head or of chunks that have not ended: the end may be cut."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A request is to begin."""
+        # Set here for the same reason as in `GuardedConnection`.
+        self._missing, self._chunked, self._last = 0, None, b""
+        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         """Let aiohttp parse, and follow where a request ends."""
@@ -75,7 +80,8 @@ class HttpConnection(GuardedConnection):
     def _begin(self, message: Any, payload: StreamReader, data: bytes) -> None:
         """Find out how much of a body is to come when `data` has completed the head."""
         self._missing, self._chunked, self._last = _UNKNOWN, None, b""
-        if not isinstance(message, RawRequestMessage):  # answered with 400, and closed
+        # An upgraded connection is HTTP no more; what is no request is answered with 400, and closed.
+        if not isinstance(message, RawRequestMessage) or message.upgrade:
             return
         if message.chunked:
             self._follow_chunks(payload, data)

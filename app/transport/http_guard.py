@@ -133,6 +133,8 @@ class Guard:
         self.note_refused("descriptors")
         silent = next((one for one in self._waiting if one is not connection), None)
         if silent is not None:
+            # Its descriptor is free a moment later; the next newcomer needs that of another one.
+            self.heard(silent)
             silent.abort()
         return fd < self._most
 
