@@ -13,7 +13,7 @@ from socketio.packet import Packet
 
 from app.config import Settings
 from app.errors import ClientError
-from app.http.alert_hook import read_notification
+from app.http import alert_hook
 from app.http.publishing import make_draft
 from app.protocol import requests
 from app.protocol.envelope import decode_json, encode_json
@@ -130,7 +130,10 @@ def check_message(rng: random.Random) -> None:
 
 def check_notification(rng: random.Random) -> None:
     """What Alertmanager sends."""
-    read_notification(decode_json(json.dumps(spoil_value(rng, NOTIFICATION))))
+    value = decode_json(json.dumps(spoil_value(rng, NOTIFICATION)))
+    for alert in alert_hook.check_notification(value):
+        message = alert_hook.read_alert(alert, value)
+        make_draft(message, SETTINGS, 0.0)
 
 
 def check_state(rng: random.Random) -> None:
