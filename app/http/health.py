@@ -36,7 +36,7 @@ class Health:
     def of(cls, rows: Sequence[WorkerRow], context: HttpContext) -> Health:
         """Judge."""
         ready = [row for row in rows if row.state == "ready"]
-        deaf = sum(bool(row.stats.get("deaf")) for row in ready)
+        deaf = sum(row.stats.get("deaf") is True for row in ready)
         # Before new workers are ready those that leave serve as before: no proxy may turn away.
         serving = deaf < len(ready) or (not ready and context.accepting())
         backplane = _backplane(rows, context)

@@ -270,7 +270,9 @@ class Honest:
         assert self.all_have_heard(), f"not all hear {self.numbers}"
         for path in ("/status", "/ws/stats", "/ws/queue", "/metrics"):
             answer = await self.service.get(path)
-            assert answer.status in {200, 429}, (path, answer)  # 429: asked too often
+            # 429: asked too often; 503: the table of the workers was made to say that all are deaf.
+            allowed = {200, 429, 503} if path == "/status" else {200, 429}
+            assert answer.status in allowed, (path, answer)
 
     def all_have_heard(self) -> bool:
         return all(

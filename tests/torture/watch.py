@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -102,8 +103,10 @@ async def witnesses(service: Service) -> AsyncIterator[Witnesses]:
     await plain.barrier()
     seen = Witnesses(plain, socketio)
 
+    ended = asyncio.Event()
+
     async def publish() -> None:
-        while True:
+        while not ended.is_set():
             answer = await service.post(
                 "/ws/broadcast", {"type": "status", "event": "tick", "data": {"n": seen.ticks}}
             )
@@ -117,12 +120,16 @@ async def witnesses(service: Service) -> AsyncIterator[Witnesses]:
                 )
             else:
                 seen.failed.append(f"{answer.status} {answer.body}")
-            await asyncio.sleep(TICK)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), TICK)
 
     task = asyncio.create_task(publish())
     try:
         yield seen
         assert not task.done(), task.exception()
+        # The last message has been published and must arrive as well.
+        ended.set()
+        await task
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
