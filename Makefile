@@ -29,10 +29,12 @@ check: lint ## lint, types, import directions, unit tests: before each commit
 
 # Tests of one module share a service, so a file stays in one process; what measures or takes the machine to itself runs alone.
 COVERED := --cov --cov-append --cov-fail-under=0 --cov-report=
+# What fails while others use the processors must pass alone; the first failure stays in the output.
+AGAIN := $(BIN)/pytest --lf --lfnf=none
 test: lint ## lint, types, all tests, coverage
 	rm -f .coverage .coverage.*
-	$(BIN)/pytest -n 4 tests/architecture tests/unit $(COVERED)
-	$(BIN)/pytest -n 3 --dist loadfile tests/integration $(COVERED)
+	$(BIN)/pytest -n 4 tests/architecture tests/unit $(COVERED) || $(AGAIN) $(COVERED)
+	$(BIN)/pytest -n 3 --dist loadfile tests/integration $(COVERED) || $(AGAIN) $(COVERED)
 	$(BIN)/pytest tests/torture
 	$(BIN)/pytest $(patsubst %,--ignore=tests/%,architecture unit integration torture containers) --cov --cov-append
 
