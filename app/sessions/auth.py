@@ -80,11 +80,6 @@ def user_name(value: object) -> str | None:
     return name if is_seen else None
 
 
-def is_user_name(value: object) -> bool:
-    """Whether a value can name a user."""
-    return user_name(value) is not None
-
-
 def _is_allowed(char: str) -> bool:
     category = unicodedata.category(char)
     if category == "Cf":

@@ -503,11 +503,6 @@ class Realtime:
             self._pid_offset = encode_offset(types, positions, wishes.batch)
         return self._sign(f"{session.id}|{self._pid_offset}|{json.dumps(session.user)}")
 
-    def read_resume(self, token: str) -> str | None:
-        """The connection id in a `resume` or `pid`; None when it is not one of ours."""
-        text = self._check_signature(token)
-        return None if text is None else text.partition("|")[0]
-
     def read_owner(self, token: str, user: str | None) -> str | None:
         """The connection id in a `resume` or `pid`; None when it is not ours, or another user's."""
         pid = self.read_pid(token)

@@ -267,9 +267,10 @@ async def test_silence_is_told_and_ends_it(worker: Worker) -> None:
 async def test_resume_tokens(worker: Worker) -> None:
     realtime = worker.realtime
     token = realtime.resume_token("c1")
-    assert realtime.read_resume(token) == "c1"
+    assert realtime.read_owner(token, None) == "c1"
+    assert realtime.read_owner(token, "ann") is None
     for wrong in ("", ".", "c1", "c1.", "c2" + token[2:], token + "0", "\ud800.x", "é" + token):
-        assert realtime.read_resume(wrong) is None
+        assert realtime.read_owner(wrong, None) is None
 
 
 async def test_a_newer_connection_takes_the_place_of_a_silent_one(
