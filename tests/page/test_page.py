@@ -154,6 +154,8 @@ async def test_a_reload_is_not_seen(browser: Browser, service: Service) -> None:
 async def test_a_cut_network_loses_no_message(browser: Browser, service: Service) -> None:
     async with await browser.open(f"{service.base}/", **PHONE) as tab:
         await tab.live()
+        await service.publish("config", "before_the_cut")
+        await tab.shows("feed", "before_the_cut")
         await tab.do("offline", offline=True)
         await tab.wait(
             "document.querySelector('[data-testid=notice]')?.dataset.cause === 'offline'"
