@@ -11,7 +11,7 @@ from app.backplane.reader import Batch, StreamReader
 from app.backplane.scripts import CONTROL
 from app.broadcast.fanout import FanOut
 from app.canary import PROBE, Canary
-from app.sessions.sio_manager import StreamManager
+from app.sessions.socketio.manager import StreamManager
 from app.supervisor import Supervisor
 from app.types import Message
 

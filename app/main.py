@@ -30,7 +30,7 @@ from app.http.routes import add_routes
 from app.http.upgrade import Upgrade
 from app.machine import MachineStatus
 from app.ports import Slots
-from app.sessions.sio_server import RealtimeServer
+from app.sessions.socketio.server import RealtimeServer
 from app.transport.http_guard import GUARD, Guard
 from app.worker import Worker
 

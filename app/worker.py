@@ -35,8 +35,8 @@ from app.protocol import envelope
 from app.sessions.auth import TokenVerifier
 from app.sessions.realtime import Realtime
 from app.sessions.router import Router
-from app.sessions.sio_manager import StreamManager
-from app.sessions.sio_server import RealtimeServer
+from app.sessions.socketio.manager import StreamManager
+from app.sessions.socketio.server import RealtimeServer
 from app.supervisor import Supervisor
 from app.transport.hub import MAX_OUTGOING, Hub
 from app.types import Draft, Gap, Message, Position

@@ -16,7 +16,7 @@ from typing import Any
 
 from aiohttp import web
 
-from app.sessions.handover_shape import is_count
+from app.sessions.handoff.shape import is_count
 from app.transport.http_connection import HttpConnection, HttpServer
 from workers.handoff import close_all
 

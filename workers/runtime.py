@@ -17,7 +17,7 @@ from app import config, main
 from app.config import Settings
 from app.errors import BackplaneUnavailable, SettingsError
 from app.metrics import files_are_there, restore_files
-from app.sessions.passing import Passing
+from app.sessions.handoff.transfer import Transfer
 from app.setting_values import worker_count
 from app.transport.http_connection import HttpRunner
 from workers import gunicorn_worker, log_level, logs, master, paths, valkey
@@ -135,12 +135,12 @@ async def create() -> web.AppRunner:
         access_log=None,
         shutdown_timeout=settings.graceful_timeout * 0.95,
     )
-    passing = Passing(parts.realtime, parts.manager, parts.history, slots)
+    transfer = Transfer(parts.realtime, parts.manager, parts.history, slots)
     succession = Succession(
         settings.data_dir,
         worker.slots,
         worker.row,
-        passing,
+        transfer,
         HttpHandoff(runner),
         worker.listeners,
     )

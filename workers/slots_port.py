@@ -39,11 +39,11 @@ class RowSlots(Slots):
         self._table.release_connection(self.index)
 
     def adopt_connections(self, row: int, generation: int, count: int) -> None:
-        """See `app.sessions.passing.Counts`."""
+        """See `app.sessions.handoff.transfer.Counts`."""
         self._table.adopt_connections(self.index, row, generation, count)
 
     def adopt_user(self, row: int, generation: int, user: str) -> None:
-        """See `app.sessions.passing.Counts`."""
+        """See `app.sessions.handoff.transfer.Counts`."""
         self._table.adopt_user(self.index, row, generation, user)
 
     def claim_user(self, user: str) -> bool:

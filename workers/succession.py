@@ -1,6 +1,6 @@
 """What a worker does with its connections when it leaves: gives them to its heirs, batch by batch.
 
-See `workers/handoff.py` for the conversation and `app/sessions/passing.py` for the sessions.
+See `workers/handoff.py` for the conversation and `app/sessions/handoff/transfer.py` for the sessions.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.sessions import handover_shape
-from app.sessions.passing import Parcel, Passing
+from app.sessions.handoff import shape
+from app.sessions.handoff.transfer import Batch, Transfer
 from app.types import Position
 from workers import http_handoff, paths
 from workers.handoff import BATCH, DEATH_SECONDS, LISTENERS, Broken, Giver, Heir
@@ -62,13 +62,13 @@ class Outcome:
 def _is_offer(offer: dict[str, Any]) -> bool:
     """Whether an offer has what its taker needs besides states."""
     giver, control = offer.get("giver"), offer.get("control")
-    if not isinstance(giver, dict) or not handover_shape.is_number(giver.get("born")):
+    if not isinstance(giver, dict) or not shape.is_number(giver.get("born")):
         return False
-    if not all(handover_shape.is_count(giver.get(name)) for name in ("row", "generation", "pid")):
+    if not all(shape.is_count(giver.get(name)) for name in ("row", "generation", "pid")):
         return False
     if giver["row"] >= ROWS:
         return False
-    return offer.get("kind") == http_handoff.KIND or handover_shape.is_position(control)
+    return offer.get("kind") == http_handoff.KIND or shape.is_position(control)
 
 
 class Succession:
@@ -88,7 +88,7 @@ class Succession:
         data_dir: Path,
         slots: SlotTable,
         row: int,
-        passing: Passing,
+        passing: Transfer,
         http: HttpHandoff,
         listeners: Callable[[], list[int]],
     ) -> None:
@@ -315,7 +315,7 @@ class Succession:
             default=None,
         )
 
-    async def _give(self, heir: Row, lane: int, parcel: Parcel) -> int:
+    async def _give(self, heir: Row, lane: int, parcel: Batch) -> int:
         if not parcel.sessions:
             return 0
         count = len(parcel.sessions)
@@ -325,7 +325,7 @@ class Succession:
         finally:
             self._under_way[heir.pid] -= count
 
-    async def _converse(self, heir: Row, lane: int, parcel: Parcel) -> int:
+    async def _converse(self, heir: Row, lane: int, parcel: Batch) -> int:
         giver = self._givers.get((heir.pid, lane))
         if giver is None:
             giver = Giver(paths.heir_socket(self._data_dir, heir.pid))

@@ -33,7 +33,7 @@ back together."""
 Protocol = Literal["plain", "socketio"]
 
 MAX_FIRSTS, MAX_WISH = 256, 256
-"""Combinations of wishes whose checked form is kept, and the characters of one that is kept."""
+"""Combinations of options whose checked form is kept, and the characters of one that is kept."""
 
 _MAX_QUERY_FIELDS = 32
 _SOCKETIO_QUERY = "EIO=4&transport=websocket"
@@ -234,12 +234,12 @@ class Admission:
 
     def _check_first(self, query: Mapping[str, str]) -> First:
         # Most clients of a storm ask for the same.
-        wishes = query.get("types"), query.get("batch"), query.get("history")
-        first = self._firsts.get(wishes)
+        options = query.get("types"), query.get("batch"), query.get("history")
+        first = self._firsts.get(options)
         if first is None:
             first = self._parse_first(query)
-            if len(self._firsts) < MAX_FIRSTS and sum(map(len, filter(None, wishes))) < MAX_WISH:
-                self._firsts[wishes] = first
+            if len(self._firsts) < MAX_FIRSTS and sum(map(len, filter(None, options))) < MAX_WISH:
+                self._firsts[options] = first
         return first
 
     def _parse_first(self, query: Mapping[str, str]) -> First:

@@ -14,8 +14,8 @@ from app.protocol.envelope import new_id
 from app.sessions.plain import PlainSession
 from app.sessions.realtime import Realtime
 from app.sessions.refused import Refuser, retry_reason
-from app.sessions.session import Wishes
-from app.sessions.sio_session import SocketIOSession
+from app.sessions.session import ConnectOptions
+from app.sessions.socketio.session import SocketIOSession
 from app.transport.takeover import DetachedResponse, detach, handshake_response
 
 logger = logging.getLogger("realtime.connection")
@@ -107,7 +107,7 @@ class Upgrade:
 
     def _begin(self, request: web.Request, admitted: Admitted, fd: int, received: bytes) -> None:
         realtime = self._realtime
-        wishes = Wishes(admitted.types, admitted.batch, admitted.resume, admitted.history)
+        options = ConnectOptions(admitted.types, admitted.batch, admitted.resume, admitted.history)
         session: PlainSession | SocketIOSession
         if admitted.protocol == "plain":
             session = PlainSession(realtime, fd, new_id(), admitted.user)
@@ -120,11 +120,11 @@ class Upgrade:
         if realtime.addresses is not None:
             realtime.addresses.hold(session, admitted.address)
         if isinstance(session, PlainSession):
-            session.begin(admitted.identity, wishes)
+            session.begin(admitted.identity, options)
         else:
             if admitted.identity is not None:
                 session.authenticated(admitted.identity)
-            session.begin(wishes)
+            session.begin(options)
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug(
                 "opened",

@@ -6,7 +6,7 @@ from app.errors import ClientError, CloseCode, ErrorCode, NoRoomNow
 from app.protocol.codecs import PLAIN
 from app.protocol.requests import Request, check_cost, parse_request, peek_id
 from app.sessions.auth import Identity
-from app.sessions.session import Session, Wishes, Work
+from app.sessions.session import ConnectOptions, Session, Work
 from app.transport.connection import OPEN
 
 
@@ -18,23 +18,23 @@ class PlainSession(Session):
     protocol = "plain"
     codec = PLAIN
 
-    def begin(self, identity: Identity | None, wishes: Wishes) -> None:
+    def begin(self, identity: Identity | None, options: ConnectOptions) -> None:
         """Welcome the client, or wait for its token."""
         if identity is not None:
             self.authenticated(identity)
         if self.user is None and self.realtime.verifier.enabled:
-            self.need_extra().wishes = wishes
+            self.need_extra().options = options
             # Where its subscriptions begin, once it is known what they are.
             self.track = self.realtime.fanout.positions
             self.realtime.await_token(self)
             return
-        work = self._welcome(wishes)
+        work = self._welcome(options)
         if work is not None:
             self.start_task(work, is_frame=False)
 
     def welcome(self) -> Work | None:
         """Go on with a client that has now shown its token."""
-        return self._welcome(self.need_extra().wishes or Wishes())
+        return self._welcome(self.need_extra().options or ConnectOptions())
 
     def reply(self, request: Request, event: str, envelope: bytes) -> None:
         """Send the answer as an event; its `replyTo` names the request."""
@@ -63,24 +63,24 @@ class PlainSession(Session):
             return None
         return self.realtime.router.handle(self, request)
 
-    def _welcome(self, wishes: Wishes) -> Work | None:
+    def _welcome(self, options: ConnectOptions) -> Work | None:
         """Claim a place and greet; returns what remains to be awaited."""
         try:
-            work = self.realtime.claim(self, wishes.resume)
+            work = self.realtime.claim(self, options.resume)
         except ClientError as error:
             self._refuse(error)
             return None
         if work is not None:
-            return self._welcome_slowly(work, wishes)
-        return self.realtime.greet(self, wishes)
+            return self._welcome_slowly(work, options)
+        return self.realtime.greet(self, options)
 
-    async def _welcome_slowly(self, work: Work, wishes: Wishes) -> None:
+    async def _welcome_slowly(self, work: Work, options: ConnectOptions) -> None:
         try:
             await work
         except ClientError as error:
             self._refuse(error)
         else:
-            if self.state == OPEN and (past := self.realtime.greet(self, wishes)) is not None:
+            if self.state == OPEN and (past := self.realtime.greet(self, options)) is not None:
                 await past
 
     def _refuse(self, error: ClientError) -> None:

@@ -25,7 +25,7 @@ from app.transport.connection import OPEN
 
 if TYPE_CHECKING:
     from app.sessions.session import Session
-    from app.sessions.sio_manager import StreamManager
+    from app.sessions.socketio.manager import StreamManager
 
 logger = logging.getLogger("realtime.session")
 

@@ -29,14 +29,14 @@ from app.refusals import Refusals
 from app.sessions.addresses import Addresses
 from app.sessions.auth import TokenVerifier
 from app.sessions.rates import Limits, Rates, Verdict
-from app.sessions.session import Session, Wishes, Work
+from app.sessions.session import ConnectOptions, Session, Work
 from app.transport.connection import MOVING, OPEN
 from app.transport.hub import Hub
 from app.types import Position
 
 if TYPE_CHECKING:
     from app.sessions.router import Router
-    from app.sessions.sio_server import RealtimeServer
+    from app.sessions.socketio.server import RealtimeServer
 
 logger = logging.getLogger("realtime.session")
 
@@ -150,9 +150,9 @@ class Realtime:
         self._greetings: dict[tuple[str, ...], bytes] = {}
         self._held: deque[tuple[float, Session]] = deque()
         self._release_planned = False
-        # Most clients of a storm connect at the same position with the same wishes.
+        # Most clients of a storm connect at the same position with the same options.
         self._pid_positions: dict[str, Position] | None = None
-        self._pid_wishes: tuple[tuple[str, ...], bool] = (), False
+        self._pid_options: tuple[tuple[str, ...], bool] = (), False
         self._pid_offset = ""
         self.rates = Rates(
             Limits(
@@ -340,7 +340,10 @@ class Realtime:
         )
 
     def greet(
-        self, session: Session, wishes: Wishes, positions: dict[str, Position] | None = None
+        self,
+        session: Session,
+        options: ConnectOptions,
+        positions: dict[str, Position] | None = None,
     ) -> Work | None:
         """Subscribe a session, whose claim is held if it needs one, and send `connected`.
 
@@ -348,12 +351,12 @@ class Realtime:
 
         Args:
             session: it.
-            wishes: what it asked for.
+            options: what it asked for.
             positions: where each type goes on, for one that recovers; nothing is held then.
         """
-        chosen = self.chosen_types(wishes)
+        chosen = self.chosen_types(options)
         session.welcomed = True
-        session.group = self.fanout.group(session.codec, frozenset(chosen), wishes.batch)
+        session.group = self.fanout.group(session.codec, frozenset(chosen), options.batch)
         if positions is None:
             session.track = session.track or self.fanout.positions
             self.hold(session)
@@ -362,13 +365,13 @@ class Realtime:
         self.metrics.opened[session.protocol].inc()
         session.send_event("connected", self._connected(session, chosen))
         self.watch_expiry(session)
-        if wishes.history is None or positions is not None:
+        if options.history is None or positions is not None:
             return None
-        return self.router.send_past(session, wishes.history)
+        return self.router.send_past(session, options.history)
 
-    def chosen_types(self, wishes: Wishes) -> tuple[str, ...]:
+    def chosen_types(self, options: ConnectOptions) -> tuple[str, ...]:
         """What a client is subscribed to at first."""
-        return self._default_types if wishes.types is None else tuple(sorted(wishes.types))
+        return self._default_types if options.types is None else tuple(sorted(options.types))
 
     def hold(self, session: Session) -> None:
         """Let nothing flow before the client's first frame, or a second."""
@@ -495,12 +498,12 @@ class Realtime:
         """What proves that somebody was connection `id`, of this user."""
         return f"{id}.{self._proof(id if user is None else f'resume|{id}|{user}')}"
 
-    def pid(self, session: Session, wishes: Wishes) -> str:
+    def pid(self, session: Session, options: ConnectOptions) -> str:
         """What proves who a Socket.IO client is, and where it stands as it connects."""
-        types, positions = self.chosen_types(wishes), self.fanout.positions
-        if self._pid_positions is not positions or self._pid_wishes != (types, wishes.batch):
-            self._pid_positions, self._pid_wishes = positions, (types, wishes.batch)
-            self._pid_offset = encode_offset(types, positions, wishes.batch)
+        types, positions = self.chosen_types(options), self.fanout.positions
+        if self._pid_positions is not positions or self._pid_options != (types, options.batch):
+            self._pid_positions, self._pid_options = positions, (types, options.batch)
+            self._pid_offset = encode_offset(types, positions, options.batch)
         return self._sign(f"{session.id}|{self._pid_offset}|{json.dumps(session.user)}")
 
     def read_owner(self, token: str, user: str | None) -> str | None:

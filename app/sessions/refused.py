@@ -16,7 +16,7 @@ from app.errors import CloseCode
 from app.protocol.codecs import PLAIN
 from app.protocol.envelope import encode_json, envelope, new_id
 from app.sessions.realtime import Realtime
-from app.sessions.sio_engine import message_frame
+from app.sessions.socketio.engine import message_frame
 from app.transport.connection import Connection
 from app.transport.hub import Hub
 

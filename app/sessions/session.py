@@ -45,7 +45,7 @@ Work = Coroutine[Any, Any, None]
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class ConnectOptions:
     """What a client asked for when it connected."""
 
     types: Collection[str] | None = None
@@ -62,7 +62,7 @@ class Wishes:
 class Recovery:
     """A Socket.IO client that comes back."""
 
-    wishes: Wishes
+    options: ConnectOptions
     positions: dict[str, Position]
     """Where each of its types goes on."""
     gaps: tuple[Gap, ...]
@@ -98,13 +98,13 @@ class Extra:
         "inbox",
         "inbox_size",
         "namespaces",
+        "options",
         "packet_size",
         "pages",
         "recovery",
         "rooms",
         "session",
         "task",
-        "wishes",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class Extra:
         self.handlers = 0
         """Event handlers of the application that are running for it."""
         self.environ: dict[str, Any] | None = None
-        self.wishes: Wishes | None = None
+        self.options: ConnectOptions | None = None
         """Of a client that has to show its token first."""
         self.session: dict[str, Any] = {}
         """python-socketio's user sessions, by namespace."""

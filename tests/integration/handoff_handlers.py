@@ -14,8 +14,8 @@ from typing import Any
 
 from socketio import AsyncServer
 
-from app.sessions import handover
-from app.sessions.passing import Passing
+from app.sessions.handoff import state as session_state
+from app.sessions.handoff.transfer import Transfer
 from tests.integration import handlers
 
 RECOVERS_AFTER = 6.0
@@ -49,7 +49,7 @@ def register(sio: AsyncServer) -> None:
 
 def _break(what: str) -> None:
     if what == "version":
-        handover.VERSION += 1
+        session_state.VERSION += 1
     elif what == "descriptors":
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         used = max(int(name) for name in os.listdir("/proc/self/fd"))
@@ -58,10 +58,10 @@ def _break(what: str) -> None:
             RECOVERS_AFTER, resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard)
         )
     elif what == "dies":
-        unpack = Passing.unpack
+        unpack = Transfer.unpack
 
         async def unpack_and_die(*args: Any) -> Any:
             await unpack(*args)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        Passing.unpack = unpack_and_die  # type: ignore[method-assign]
+        Transfer.unpack = unpack_and_die  # type: ignore[method-assign]

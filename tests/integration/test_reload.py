@@ -206,7 +206,7 @@ async def test_what_cannot_start_changes_nothing(service: Reloaded, spoil: Any) 
 async def test_new_workers_that_die_when_they_take_over(service: Reloaded) -> None:
     master = service.master
     service.change(
-        "app/sessions/passing.py",
+        "app/sessions/handoff/transfer.py",
         "        return [self._can_take(state, chunks) for state in states]\n",
         "        os._exit(9)\n",
     )

@@ -67,8 +67,8 @@ async def record_offer(make: MakeBench, directory: Path) -> Recorded:
     await slow.event("connected")
     await bench.tick(20, size=3000)  # so something is unsent
     await asyncio.sleep(0.2)
-    parcel = await bench.pack()
-    assert len(parcel.states) == 3
+    batch = await bench.pack()
+    assert len(batch.states) == 3
     path = directory / "recorder.sock"
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
@@ -88,14 +88,14 @@ async def record_offer(make: MakeBench, directory: Path) -> Recorded:
     giver = Giver(path)
     offer = {
         "giver": {"row": 100, "generation": 1_000_000, "pid": 1, "born": 1},
-        "control": [parcel.control.epoch, parcel.control.seq],
-        "states": parcel.states,
+        "control": [batch.control.epoch, batch.control.seq],
+        "states": batch.states,
     }
     with pytest.raises(Broken):
-        await giver.offer(offer, parcel.descriptors)
+        await giver.offer(offer, batch.descriptors)
     giver.close()
     listener.close()
-    await bench.giver.passing.take_back(parcel, parcel.sessions, stay=False)
+    await bench.giver.transfer.take_back(batch, batch.sessions, stay=False)
     return Recorded(await kept)
 
 

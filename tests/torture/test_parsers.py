@@ -19,8 +19,8 @@ from app.protocol import requests
 from app.protocol.envelope import decode_json, encode_json
 from app.protocol.frames import VIOLATION, Event, FrameReader, read_single
 from app.protocol.offsets import decode_offset, encode_offset
-from app.sessions import handover_shape
-from app.sessions.sio_server import StrictJson
+from app.sessions.handoff import shape
+from app.sessions.socketio.server import StrictJson
 from app.types import Position
 from tests.torture.mutations import (
     BINARY,
@@ -178,8 +178,8 @@ def check_state(rng: random.Random) -> None:
             "packet": None,
         },
     }
-    assert handover_shape.fault(state) is None
-    handover_shape.fault(spoil_value(rng, state))
+    assert shape.fault(state) is None
+    shape.fault(spoil_value(rng, state))
 
 
 class StrictPacket(Packet):

@@ -20,7 +20,7 @@ from app.sessions.auth import TokenVerifier
 from app.sessions.plain import PlainSession
 from app.sessions.realtime import FLOOD_FACTOR, Realtime
 from app.sessions.router import Router
-from app.sessions.session import INBOX_MESSAGES, Wishes
+from app.sessions.session import INBOX_MESSAGES, ConnectOptions
 from app.transport.connection import CLOSED, CLOSING, OPEN
 from app.types import Gap, Message
 from tests.unit.delivery_support import Bench, message, messages, turn, until
@@ -74,14 +74,14 @@ class Worker(Bench):
         history: Any = self.history
         self.realtime.router = Router(self.realtime, history, lambda _: (3, 2))
 
-    def client(self, id: str = "c1", wishes: Wishes | None = None) -> Client:
+    def client(self, id: str = "c1", options: ConnectOptions | None = None) -> Client:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
         self.slots.reserve_connection()
         session = PlainSession(self.realtime, ours.detach(), id, None)
         self.hub.attach(session)
-        session.begin(None, wishes or Wishes())
+        session.begin(None, options or ConnectOptions())
         client = Client(session, theirs)
         self.clients.append(client)
         return client
@@ -320,7 +320,7 @@ def seqs(envelope: dict[str, Any]) -> list[int]:
 async def test_the_present_state_can_be_asked_for_at_once(worker: Worker) -> None:
     worker.history.items = messages(1, 3)
     await worker.fanout.deliver(worker.history.items)
-    client = worker.client(wishes=Wishes(history=2))
+    client = worker.client(options=ConnectOptions(history=2))
     assert (await client.event())["event"] == "connected"
     # Stored while the history is read, and live before it has been sent.
     worker.history.items = messages(1, 4)
@@ -338,7 +338,7 @@ async def test_the_present_state_can_be_asked_for_at_once(worker: Worker) -> Non
 
 
 async def test_a_history_that_ends_before_live_is_joined_without_a_hole(worker: Worker) -> None:
-    client = worker.client(wishes=Wishes(history=10))
+    client = worker.client(options=ConnectOptions(history=10))
     await client.event()
     worker.history.items = messages(1, 2)
     worker.history.open.set()
@@ -358,7 +358,7 @@ async def test_a_history_that_cannot_be_read_is_an_error_and_live_goes_on(
         raise BackplaneUnavailable
 
     monkeypatch.setattr(worker.history, "newest", fail)
-    client = worker.client(wishes=Wishes(history=1))
+    client = worker.client(options=ConnectOptions(history=1))
     await client.event()
     error = await client.event()
     assert (error["event"], error["data"]["code"]) == ("error", "BACKPLANE_UNAVAILABLE")
@@ -369,7 +369,7 @@ async def test_a_history_that_cannot_be_read_is_an_error_and_live_goes_on(
 async def test_no_message_falls_between_the_history_of_a_subscribe_and_live(
     worker: Worker,
 ) -> None:
-    client = worker.client(wishes=Wishes(types=frozenset()))
+    client = worker.client(options=ConnectOptions(types=frozenset()))
     await client.event()
     worker.history.items = messages(1, 3)
     await worker.fanout.deliver(worker.history.items)
@@ -394,7 +394,7 @@ async def test_a_slow_beginning_is_no_first_frame(worker: Worker) -> None:
     """Default subscriptions wait for the client's `recover`, however long its claim took."""
     worker.history.items = messages(1, 3)
     await worker.fanout.deliver(worker.history.items)
-    client = worker.client(wishes=Wishes(resume=worker.realtime.resume_token("elsewhere")))
+    client = worker.client(options=ConnectOptions(resume=worker.realtime.resume_token("elsewhere")))
     assert (await client.event())["event"] == "connected"
     client.ask("subscribe", {"types": ["status"], "recover": {"status": {"epoch": "e1", "seq": 1}}})
     reply = await client.event()

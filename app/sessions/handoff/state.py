@@ -14,13 +14,13 @@ from app.errors import ClientError
 from app.protocol.envelope import decode_json, encode_json
 from app.protocol.frames import FrameReader
 from app.protocol.requests import Request
-from app.sessions import handover_shape
-from app.sessions.payload import Payload, unfold
+from app.sessions.handoff import shape
+from app.sessions.handoff.payload import Payload, unfold
 from app.sessions.plain import PlainSession
 from app.sessions.realtime import Realtime
-from app.sessions.session import Page, Session, Wishes
-from app.sessions.sio_rooms import CONNECTED, MAIN
-from app.sessions.sio_session import SocketIOSession
+from app.sessions.session import ConnectOptions, Page, Session
+from app.sessions.socketio.rooms import CONNECTED, MAIN
+from app.sessions.socketio.session import SocketIOSession
 from app.transport.connection import Pending
 from app.types import Position
 
@@ -41,7 +41,7 @@ def is_at_rest(session: Session) -> bool:
     return extra is None or not (extra.task or extra.handlers)
 
 
-def dump(
+def dump_session(
     session: Session, times: tuple[float, float], exported_at: float, payload: Payload
 ) -> State:
     """The state of a session that has left its hub, at rest and with nothing queued.
@@ -79,7 +79,7 @@ def dump(
         "inbox": [] if extra is None else [_dump_message(one, payload) for one in extra.inbox],
         "pages": [] if extra is None else [_dump_page(page) for page in extra.pages],
         "expires_at": extra.expires_at if extra is not None else None,
-        "wishes": _dump_wishes(extra.wishes) if extra is not None and extra.wishes else None,
+        "wishes": _dump_options(extra.options) if extra is not None and extra.options else None,
     }
     addresses = session.realtime.addresses
     if addresses is not None:
@@ -89,7 +89,7 @@ def dump(
     return state
 
 
-def load(realtime: Realtime, fd: int, packed: Any, chunks: Sequence[bytes] = ()) -> Session:
+def load_session(realtime: Realtime, fd: int, packed: Any, chunks: Sequence[bytes] = ()) -> Session:
     """Go on with a session, whose connection and claim are counted for this worker already.
 
     Args:
@@ -99,9 +99,9 @@ def load(realtime: Realtime, fd: int, packed: Any, chunks: Sequence[bytes] = ())
         chunks: of the payload that came with it.
 
     Raises:
-        CannotPass: `check` has not been asked.
+        CannotPass: `check_state` has not been asked.
     """
-    state = check(realtime, packed, chunks)
+    state = check_state(realtime, packed, chunks)
     session: PlainSession | SocketIOSession
     if state["protocol"] == PlainSession.protocol:
         session = PlainSession(realtime, fd, state["id"], state["user"])
@@ -119,7 +119,7 @@ def load(realtime: Realtime, fd: int, packed: Any, chunks: Sequence[bytes] = ())
     if isinstance(session, SocketIOSession):
         _load_socketio(session, state["socketio"])
     if state["wishes"] is not None:
-        session.need_extra().wishes = Wishes(**state["wishes"])
+        session.need_extra().options = ConnectOptions(**state["wishes"])
     if state["expires_at"] is not None:
         session.need_extra().expires_at = state["expires_at"]
         realtime.watch_expiry(session, handed_over=True)
@@ -141,7 +141,7 @@ def load(realtime: Realtime, fd: int, packed: Any, chunks: Sequence[bytes] = ())
     return session
 
 
-def check(realtime: Realtime, packed: Any, chunks: Sequence[bytes] = ()) -> State:
+def check_state(realtime: Realtime, packed: Any, chunks: Sequence[bytes] = ()) -> State:
     """Make sure that this worker can take a session; returns its state with the bytes in place.
 
     Raises:
@@ -154,7 +154,7 @@ def check(realtime: Realtime, packed: Any, chunks: Sequence[bytes] = ()) -> Stat
         state = unfold(packed, chunks)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CannotPass(f"the state is malformed: {error!r}") from None
-    fault = handover_shape.fault(state)
+    fault = shape.fault(state)
     if fault is not None:
         raise CannotPass(f"the state is malformed: {fault}")
     unknown = set(state["positions"]) - realtime.known_types
@@ -203,11 +203,11 @@ def _load_page(dumped: State) -> Page:
     return Page(dumped["type"], dumped["limit"], dumped["before"], request, dumped["is_one"])
 
 
-def _dump_wishes(wishes: Wishes) -> dict[str, Any]:
-    types = None if wishes.types is None else sorted(wishes.types)
-    dumped = {"types": types, "batch": wishes.batch, "resume": wishes.resume}
+def _dump_options(options: ConnectOptions) -> dict[str, Any]:
+    types = None if options.types is None else sorted(options.types)
+    dumped = {"types": types, "batch": options.batch, "resume": options.resume}
     # Left out where it is not wanted: an older version does not know it.
-    return dumped if wishes.history is None else dumped | {"history": wishes.history}
+    return dumped if options.history is None else dumped | {"history": options.history}
 
 
 def _dump_socketio(session: SocketIOSession, payload: Payload) -> State:

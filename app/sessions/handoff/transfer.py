@@ -19,14 +19,20 @@ from typing import Any, Protocol
 from app.backplane.history import History
 from app.backplane.scripts import CONTROL
 from app.errors import BackplaneUnavailable
-from app.sessions import handover
 from app.sessions.control import Unreadable
-from app.sessions.handover import CannotPass, State
-from app.sessions.payload import Payload
+from app.sessions.handoff.payload import Payload
+from app.sessions.handoff.state import (
+    CannotPass,
+    State,
+    check_state,
+    dump_session,
+    is_at_rest,
+    load_session,
+)
 from app.sessions.realtime import Realtime
 from app.sessions.session import Session
-from app.sessions.sio_manager import StreamManager
-from app.sessions.sio_session import SocketIOSession
+from app.sessions.socketio.manager import StreamManager
+from app.sessions.socketio.session import SocketIOSession
 from app.transport.connection import CLOSED, MOVING, OPEN
 from app.types import Message, Position
 
@@ -38,7 +44,7 @@ BATCH_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(slots=True)
-class Parcel:
+class Batch:
     """Sessions on their way, in the order of their states."""
 
     sessions: list[Session]
@@ -65,7 +71,7 @@ class Counts(Protocol):
         """Count a claim of another row as this worker's."""
 
 
-class Passing:
+class Transfer:
     """Both sides of a handoff.
 
     Args:
@@ -97,7 +103,7 @@ class Passing:
         for session in self._realtime.sessions.values():
             if session.state != OPEN or session in self.stay:
                 continue
-            if handover.is_at_rest(session):
+            if is_at_rest(session):
                 found.append(session)
                 if len(found) == limit:
                     break
@@ -115,17 +121,17 @@ class Passing:
             self._realtime.hub.resume(session)
             session.go_on()
 
-    def pack(self, sessions: Iterable[Session]) -> Parcel:
+    def pack(self, sessions: Iterable[Session]) -> Batch:
         """Stop serving sessions and describe them; those that JSON cannot describe `stay`.
 
         Not all of them where their bytes are many: the rest is for the next batch.
         """
         realtime = self._realtime
         realtime.hub.flush()
-        parcel = Parcel([], [], [], self._manager.position, Payload())
+        batch = Batch([], [], [], self._manager.position, Payload())
         now = time.monotonic()
         for session in sessions:
-            if parcel.payload.size >= BATCH_BYTES:
+            if batch.payload.size >= BATCH_BYTES:
                 break
             if session.state != OPEN:
                 continue
@@ -136,7 +142,7 @@ class Passing:
                 continue
             times = realtime.hub.wheel.times(session)
             try:
-                state = handover.dump(session, times, now, parcel.payload)
+                state = dump_session(session, times, now, batch.payload)
             except CannotPass as error:
                 logger.info("not handed over: %s", error, extra={"connection": session.id})
                 self.stay[session] = None
@@ -144,10 +150,10 @@ class Passing:
                 continue
             realtime.hub.release(session)
             session.state = MOVING
-            parcel.sessions.append(session)
-            parcel.times.append(times)
-            parcel.states.append(state)
-        return parcel
+            batch.sessions.append(session)
+            batch.times.append(times)
+            batch.states.append(state)
+        return batch
 
     def let_go(self, sessions: Sequence[Session]) -> None:
         """Forget sessions that another worker has taken."""
@@ -166,11 +172,11 @@ class Passing:
             if isinstance(session, SocketIOSession):
                 self._manager.let_go(session)
 
-    async def take_back(self, parcel: Parcel, sessions: Sequence[Session], *, stay: bool) -> None:
+    async def take_back(self, batch: Batch, sessions: Sequence[Session], *, stay: bool) -> None:
         """Go on serving sessions that were not taken; `stay`: nobody else will take them."""
         kept = frozenset(sessions)
-        missing = await self._control_after(parcel.control)
-        for session, times in zip(parcel.sessions, parcel.times, strict=True):
+        missing = await self._control_after(batch.control)
+        for session, times in zip(batch.sessions, batch.times, strict=True):
             if session in kept:
                 session.state = OPEN
                 if stay:
@@ -190,7 +196,7 @@ class Passing:
 
     def _can_take(self, state: Any, chunks: Sequence[bytes]) -> bool:
         try:
-            handover.check(self._realtime, state, chunks)
+            check_state(self._realtime, state, chunks)
         except CannotPass as error:
             id = state.get("id") if isinstance(state, dict) else None
             logger.info("not taken over: %s", error, extra={"connection": id})
@@ -211,7 +217,7 @@ class Passing:
         taken: list[Session] = []
         for state, fd in zip(states, descriptors, strict=True):
             try:
-                session = handover.load(self._realtime, fd, state, chunks)
+                session = load_session(self._realtime, fd, state, chunks)
             except Exception:
                 logger.exception("a connection was lost in the handoff: %s", state.get("id"))
                 os.close(fd)

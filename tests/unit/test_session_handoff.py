@@ -23,12 +23,13 @@ from app.backplane.history import History
 from app.config import Settings
 from app.protocol.envelope import new_id
 from app.protocol.frames import BINARY, build_frame
-from app.sessions import handover, passing
-from app.sessions.handover import CannotPass
-from app.sessions.passing import Parcel, Passing
+from app.sessions.handoff import state as session_state
+from app.sessions.handoff import transfer
+from app.sessions.handoff.state import CannotPass
+from app.sessions.handoff.transfer import Batch, Transfer
 from app.sessions.plain import PlainSession
-from app.sessions.session import Session, Wishes
-from app.sessions.sio_session import SocketIOSession
+from app.sessions.session import ConnectOptions, Session
+from app.sessions.socketio.session import SocketIOSession
 from app.transport.connection import MOVING, OPEN
 from app.worker import Worker
 from tests.torture.mutations import spoil_value
@@ -111,10 +112,12 @@ class Workplace:
     def __init__(self, worker: Worker, slots: RowSlots, table: SlotTable) -> None:
         self.worker = worker
         self.slots = slots
-        self.passing = Passing(worker.realtime, worker.manager, worker.history, slots)
+        self.transfer = Transfer(worker.realtime, worker.manager, worker.history, slots)
         self.generation = next(r.generation for r in table.rows() if r.number == slots.index)
 
-    def session(self, socketio: bool, wishes: Wishes, user: str | None, small: bool) -> Client:
+    def session(
+        self, socketio: bool, options: ConnectOptions, user: str | None, small: bool
+    ) -> Client:
         ours, theirs = socket.socketpair()
         if small:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -129,9 +132,9 @@ class Workplace:
             session = PlainSession(realtime, ours.detach(), new_id(), user)
         realtime.hub.attach(session)
         if isinstance(session, SocketIOSession):
-            session.begin(wishes)
+            session.begin(options)
         else:
-            session.begin(None, wishes)
+            session.begin(None, options)
         return Client(theirs)
 
     @property
@@ -154,12 +157,12 @@ class Bench:
         self,
         *,
         socketio: bool = False,
-        wishes: Wishes | None = None,
+        options: ConnectOptions | None = None,
         user: str | None = None,
         small: bool = False,
     ) -> Client:
         """A new connection at the giver."""
-        client = self.giver.session(socketio, wishes or Wishes(), user, small)
+        client = self.giver.session(socketio, options or ConnectOptions(), user, small)
         self.clients.append(client)
         return client
 
@@ -173,25 +176,25 @@ class Bench:
             await client.wait(lambda text, space=namespace: text.startswith(f"40{space},"))
         return client
 
-    async def pack(self) -> Parcel:
+    async def pack(self) -> Batch:
         """What the giver can pass, as soon as everybody is at rest."""
-        passing = self.giver.passing
+        transfer = self.giver.transfer
 
         def rests() -> bool:
-            return len(passing.at_rest(100)) + len(passing.stay) == len(passing.left())
+            return len(transfer.at_rest(100)) + len(transfer.stay) == len(transfer.left())
 
         await until(rests)
-        return passing.pack(passing.at_rest(100))
+        return transfer.pack(transfer.at_rest(100))
 
-    async def deliver(self, parcel: Parcel) -> list[Session]:
+    async def deliver(self, batch: Batch) -> list[Session]:
         """Over to the taker, by way of JSON and duplicates."""
-        states = json.loads(json.dumps(parcel.states))
-        assert self.taker.passing.judge(states, parcel.payload.chunks) == [True] * len(states)
-        fds = [os.dup(fd) for fd in parcel.descriptors]
-        self.giver.passing.let_go(parcel.sessions)
+        states = json.loads(json.dumps(batch.states))
+        assert self.taker.transfer.judge(states, batch.payload.chunks) == [True] * len(states)
+        fds = [os.dup(fd) for fd in batch.descriptors]
+        self.giver.transfer.let_go(batch.sessions)
         origin = (self.giver.slots.index, self.giver.generation)
-        return await self.taker.passing.unpack(
-            origin, states, fds, parcel.control, parcel.payload.chunks
+        return await self.taker.transfer.unpack(
+            origin, states, fds, batch.control, batch.payload.chunks
         )
 
     async def hand_over(self) -> list[Session]:
@@ -276,7 +279,9 @@ def reply(name: str) -> Callable[[str], bool]:
 
 async def test_a_plain_session(make: MakeBench) -> None:
     bench = await make()
-    client = bench.connect(wishes=Wishes(types=("status", "health"), batch=True), user="anna")
+    client = bench.connect(
+        options=ConnectOptions(types=("status", "health"), batch=True), user="anna"
+    )
     client.ask("ping")
     await client.event("pong")
     last = await bench.tick(3)
@@ -306,14 +311,14 @@ async def test_a_plain_session(make: MakeBench) -> None:
 async def test_a_taker_that_is_behind_or_ahead(make: MakeBench) -> None:
     """Its reader stands elsewhere than the giver's: nothing is lost and nothing comes twice."""
     bench = await make()
-    clients = [bench.connect(wishes=Wishes(types=("status",))) for _ in range(2)]
+    clients = [bench.connect(options=ConnectOptions(types=("status",))) for _ in range(2)]
     for client in clients:
         client.ask("ping")
         await client.event("pong")
-    parcel = await bench.pack()
+    batch = await bench.pack()
     last = await bench.tick(10)
     await until(lambda: bench.taker.worker.fanout.positions["status"].seq == last)
-    await bench.deliver(parcel)
+    await bench.deliver(batch)
     for client in clients:
         await until(lambda client=client: client.seqs() == list(range(1, 11)))
 
@@ -376,7 +381,7 @@ async def test_a_message_that_is_being_skipped(make: MakeBench) -> None:
 async def test_unsent_bytes(make: MakeBench) -> None:
     """Cut within a frame, the rest leaves at the taker, before anything new."""
     bench = await make()
-    client = bench.connect(wishes=Wishes(types=("status",)), small=True)
+    client = bench.connect(options=ConnectOptions(types=("status",)), small=True)
     client.ask("ping")
     await until(lambda: bench.giver.only.track is None)
     last = await bench.tick(20, size=5000)
@@ -391,7 +396,7 @@ async def test_unsent_bytes(make: MakeBench) -> None:
 
 async def test_held_until_its_first_frame(make: MakeBench) -> None:
     bench = await make()
-    client = bench.connect(wishes=Wishes(types=("status",)))
+    client = bench.connect(options=ConnectOptions(types=("status",)))
     await client.event("connected")
     assert bench.giver.only.held
     await bench.hand_over()
@@ -408,7 +413,7 @@ async def test_held_until_its_first_frame(make: MakeBench) -> None:
 async def test_held_and_silent(make: MakeBench) -> None:
     """Nothing comes from the client: it is released after the usual time."""
     bench = await make()
-    client = bench.connect(wishes=Wishes(types=("status",)))
+    client = bench.connect(options=ConnectOptions(types=("status",)))
     await client.event("connected")
     await bench.hand_over()
     await bench.tick(1)
@@ -417,19 +422,19 @@ async def test_held_and_silent(make: MakeBench) -> None:
 
 async def test_held_refused_and_silent(make: MakeBench) -> None:
     bench = await make()
-    client = bench.connect(wishes=Wishes(types=("status",)))
+    client = bench.connect(options=ConnectOptions(types=("status",)))
     await client.event("connected")
-    parcel = await bench.pack()
+    batch = await bench.pack()
     # Its time to be released comes and goes while it is on its way.
     bench.giver.worker.realtime._held.clear()
-    await bench.giver.passing.take_back(parcel, parcel.sessions, stay=True)
+    await bench.giver.transfer.take_back(batch, batch.sessions, stay=True)
     await bench.tick(1)
     await until(lambda: client.seqs() == [1])
 
 
 async def test_awaiting_a_token(make: MakeBench) -> None:
     bench = await make(auth_secret=SECRET)
-    client = bench.connect(wishes=Wishes(types=("health",), batch=True))
+    client = bench.connect(options=ConnectOptions(types=("health",), batch=True))
     client.ask("ping")
     await client.event("error")
     await bench.hand_over()
@@ -525,7 +530,9 @@ async def test_a_socketio_session(make: MakeBench) -> None:
 
 async def test_before_its_connect_packet(make: MakeBench) -> None:
     bench = await make()
-    client = bench.connect(socketio=True, wishes=Wishes(types=("health",), batch=True), user="anna")
+    client = bench.connect(
+        socketio=True, options=ConnectOptions(types=("health",), batch=True), user="anna"
+    )
     await client.wait(reply("0{"))
     await bench.hand_over()
     client.say("40")
@@ -577,11 +584,11 @@ async def test_what_is_emitted_while_it_is_on_its_way(make: MakeBench) -> None:
     client = await bench.socketio()
     client.say('421["join","room"]')
     await client.wait(reply("431["))
-    parcel = await bench.pack()
+    batch = await bench.pack()
     assert bench.giver.only.state == MOVING
     for number in range(3):
         await bench.taker.worker.sio.emit("meanwhile", number, room="room")
-    await bench.deliver(parcel)
+    await bench.deliver(batch)
     await bench.giver.worker.sio.emit("meanwhile", 3, room="room")
     await client.wait(lambda text: text == '42["meanwhile",3]')
     assert [text for text in client.texts if "meanwhile" in text] == [
@@ -595,10 +602,10 @@ async def test_taken_back(make: MakeBench) -> None:
     client = await bench.socketio()
     client.say('421["join","room"]')
     await client.wait(reply("431["))
-    parcel = await bench.pack()
+    batch = await bench.pack()
     await bench.giver.worker.sio.emit("meanwhile", 1, room="room")
     await bench.tick(2)
-    await bench.giver.passing.take_back(parcel, parcel.sessions, stay=False)
+    await bench.giver.transfer.take_back(batch, batch.sessions, stay=False)
     await client.wait(lambda text: text == '42["meanwhile",1]')
     await until(lambda: client.seqs() == [1, 2])
     client.say('422["echo",5]')
@@ -612,15 +619,15 @@ async def test_taken_back_without_the_backplane(make: MakeBench, valkey: ValkeyP
     """What was emitted meanwhile may be lost, but nobody's connection is."""
     bench = await make()
     client = await bench.socketio()
-    parcel = await bench.pack()
+    batch = await bench.pack()
     giver = bench.giver.worker
     await giver.sio.emit("meanwhile", 1)
-    assert giver.manager.position != parcel.control
+    assert giver.manager.position != batch.control
     # Nothing in memory: it would have to be read again.
-    bench.giver.passing._history = History(giver.backplane, giver.reader.positions)
+    bench.giver.transfer._history = History(giver.backplane, giver.reader.positions)
     valkey.kill()
     async with asyncio.timeout(20):
-        await bench.giver.passing.take_back(parcel, parcel.sessions, stay=False)
+        await bench.giver.transfer.take_back(batch, batch.sessions, stay=False)
     await valkey.restart()
     client.say('422["echo",5]')
     await client.wait(reply("432[5]"))
@@ -638,10 +645,10 @@ async def test_a_session_that_json_cannot_say(make: MakeBench, value: Any) -> No
     stays, goes = await bench.socketio(), await bench.socketio()
     sid = json.loads((await stays.wait(reply('40{"sid"')))[2:])["sid"]
     await bench.giver.worker.sio.save_session(sid, value)
-    parcel = await bench.pack()
-    assert len(parcel.sessions) == 1
-    assert [session.id for session in bench.giver.passing.stay] == [sid]
-    await bench.deliver(parcel)
+    batch = await bench.pack()
+    assert len(batch.sessions) == 1
+    assert [session.id for session in bench.giver.transfer.stay] == [sid]
+    await bench.deliver(batch)
     # It is served here as before.
     last = await bench.tick(2)
     await until(lambda: stays.seqs() == list(range(1, last + 1)))
@@ -649,23 +656,23 @@ async def test_a_session_that_json_cannot_say(make: MakeBench, value: Any) -> No
     await stays.wait(reply("435[1]"))
     goes.say('425["echo",1]')
     await goes.wait(reply("435[1]"))
-    assert not bench.giver.passing.at_rest(10)
+    assert not bench.giver.transfer.at_rest(10)
 
 
 async def test_another_version(make: MakeBench) -> None:
     bench = await make()
     client = bench.connect()
     await client.event("connected")
-    parcel = await bench.pack()
-    [state] = parcel.states
+    batch = await bench.pack()
+    [state] = batch.states
     for wrong in (state["version"] + 1, 0, None, "1", True):
         other = {**state, "version": wrong}
-        assert bench.taker.passing.judge([other, state], parcel.payload.chunks) == [False, True]
+        assert bench.taker.transfer.judge([other, state], batch.payload.chunks) == [False, True]
         with pytest.raises(CannotPass, match="version"):
-            handover.load(bench.taker.worker.realtime, -1, other, parcel.payload.chunks)
+            session_state.load_session(bench.taker.worker.realtime, -1, other, batch.payload.chunks)
     del state["version"]
-    assert bench.taker.passing.judge([state], parcel.payload.chunks) == [False]
-    await bench.giver.passing.take_back(parcel, parcel.sessions, stay=True)
+    assert bench.taker.transfer.judge([state], batch.payload.chunks) == [False]
+    await bench.giver.transfer.take_back(batch, batch.sessions, stay=True)
 
 
 def as_version_1(state: dict[str, Any], chunks: list[bytes]) -> dict[str, Any]:
@@ -697,11 +704,11 @@ async def test_a_state_of_the_version_before(make: MakeBench) -> None:
     frame = client.frame(json.dumps({"action": "ping", "id": "half"}))
     client.sock.sendall(frame[:20])
     await until(lambda: bench.giver.only.pending and bench.giver.only.reader)
-    parcel = await bench.pack()
-    chunks = parcel.payload.chunks
-    parcel.states = [as_version_1(state, chunks) for state in parcel.states]
-    parcel.payload.chunks = []
-    await bench.deliver(parcel)
+    batch = await bench.pack()
+    chunks = batch.payload.chunks
+    batch.states = [as_version_1(state, chunks) for state in batch.states]
+    batch.payload.chunks = []
+    await bench.deliver(batch)
     client.sock.sendall(frame[20:])
     await client.event("pong")
     await until(lambda: client.seqs() == list(range(1, last + 1)))
@@ -718,9 +725,9 @@ async def test_bytes_that_sessions_share_travel_once(make: MakeBench) -> None:
     await until(lambda: all(session.pending is not None for session in sessions))
     output = bench.giver.worker.hub.output
     assert output.total < 700_000
-    parcel = await bench.pack()
-    assert parcel.payload.size < 700_000
-    await bench.deliver(parcel)
+    batch = await bench.pack()
+    assert batch.payload.size < 700_000
+    await bench.deliver(batch)
     assert output.total == 0
     assert bench.taker.worker.hub.output.total < 700_000
     last = await bench.tick(2)
@@ -732,7 +739,7 @@ async def test_bytes_that_sessions_share_travel_once(make: MakeBench) -> None:
 async def test_a_batch_is_bounded_in_bytes(
     make: MakeBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passing, "BATCH_BYTES", 500_000)
+    monkeypatch.setattr(transfer, "BATCH_BYTES", 500_000)
     bench = await make()
     clients = [bench.connect(small=True) for _ in range(8)]
     for number, client in enumerate(clients):
@@ -743,11 +750,11 @@ async def test_a_batch_is_bounded_in_bytes(
         lambda: all(s.pending is not None for s in bench.giver.worker.realtime.sessions.values())
     )
     sizes = []
-    while bench.giver.passing.left():
-        parcel = await bench.pack()
-        sizes.append(len(parcel.states))
-        assert parcel.payload.size < 700_000
-        await bench.deliver(parcel)
+    while bench.giver.transfer.left():
+        batch = await bench.pack()
+        sizes.append(len(batch.states))
+        assert batch.payload.size < 700_000
+        await bench.deliver(batch)
     assert sizes == [3, 3, 2]
     for number, client in enumerate(clients):
         await until(lambda: client.read() is not None and client.binaries)  # noqa: B023
@@ -763,7 +770,7 @@ def client_id(client: Client) -> str:
 async def test_answers_that_wait_and_what_waits_behind_them(make: MakeBench) -> None:
     bench = await make()
     last = await bench.tick(12, size=300_000)
-    client = bench.connect(small=True, wishes=Wishes(types=()))
+    client = bench.connect(small=True, options=ConnectOptions(types=()))
     await client.event("connected")
     client.ask("subscribe", {"types": ["status"], "history": 10}, "s")
     client.ask("get_history", {"type": "status", "limit": 1}, "h")
@@ -787,15 +794,15 @@ async def test_answers_that_wait_and_what_waits_behind_them(make: MakeBench) -> 
 async def test_a_type_that_is_no_more(make: MakeBench) -> None:
     types = Settings().message_types
     bench = await make(message_types=(*types, "weather"), taker={"message_types": types})
-    stays = bench.connect(wishes=Wishes(types=("weather",)))
-    goes = bench.connect(wishes=Wishes(types=("status",)))
+    stays = bench.connect(options=ConnectOptions(types=("weather",)))
+    goes = bench.connect(options=ConnectOptions(types=("status",)))
     for client in (stays, goes):
         client.ask("ping")
         await client.event("pong")
-    parcel = await bench.pack()
-    assert bench.taker.passing.judge(parcel.states, parcel.payload.chunks) == [False, True]
-    await bench.giver.passing.take_back(parcel, parcel.sessions, stay=True)
-    assert [session.state for session in parcel.sessions] == [OPEN, OPEN]
+    batch = await bench.pack()
+    assert bench.taker.transfer.judge(batch.states, batch.payload.chunks) == [False, True]
+    await bench.giver.transfer.take_back(batch, batch.sessions, stay=True)
+    assert [session.state for session in batch.sessions] == [OPEN, OPEN]
 
 
 @pytest.mark.parametrize("gives", [True, False], ids=["taken", "given back"])
@@ -805,11 +812,11 @@ async def test_one_that_is_not_welcome_yet_joins_no_group(make: MakeBench, gives
     client = bench.connect(socketio=True)
     await until(client.read)
     assert client.texts[0].startswith("0{")
-    parcel = await bench.pack()
+    batch = await bench.pack()
     if gives:
-        await bench.deliver(parcel)
+        await bench.deliver(batch)
     else:
-        await bench.giver.passing.take_back(parcel, parcel.sessions, stay=False)
+        await bench.giver.transfer.take_back(batch, batch.sessions, stay=False)
     place = bench.taker if gives else bench.giver
     fanout = place.worker.fanout
     assert not [group for group in fanout.groups() if group.members]
@@ -827,22 +834,22 @@ async def test_one_that_is_not_welcome_yet_joins_no_group(make: MakeBench, gives
 
 async def test_a_malformed_state_is_refused_before_anything_is_made_of_it(make: MakeBench) -> None:
     bench = await make()
-    client = bench.connect(user="ann", wishes=Wishes(types=("status",)))
+    client = bench.connect(user="ann", options=ConnectOptions(types=("status",)))
     await client.event("connected")
     client.sock.sendall(client.frame("x" * 300)[:150])
     sio = await bench.socketio("/app", auth={"user": "bob"})
     sio.say('451-["echo",{"_placeholder":true,"num":0}]')
     await until(lambda: len(bench.giver.worker.sio._binary_packet) == 1)
     await until(lambda: any(s.reader for s in bench.giver.worker.realtime.sessions.values()))
-    parcel = await bench.pack()
+    batch = await bench.pack()
     taker = bench.taker
-    states = json.loads(json.dumps(parcel.states))
-    assert taker.passing.judge(states, parcel.payload.chunks) == [True, True]
+    states = json.loads(json.dumps(batch.states))
+    assert taker.transfer.judge(states, batch.payload.chunks) == [True, True]
     for state in states:
         for name in state:
             lacking = {key: value for key, value in state.items() if key != name}
             assert (
-                taker.passing.judge([lacking, 5, None, [state]], parcel.payload.chunks)
+                taker.transfer.judge([lacking, 5, None, [state]], batch.payload.chunks)
                 == [False] * 4
             ), name
         for name, wrong in {
@@ -855,18 +862,18 @@ async def test_a_malformed_state_is_refused_before_anything_is_made_of_it(make: 
             "wishes": {"types": "all"},
             "user": None,
         }.items():
-            assert taker.passing.judge([{**state, name: wrong}], parcel.payload.chunks) == [
+            assert taker.transfer.judge([{**state, name: wrong}], batch.payload.chunks) == [
                 False
             ], name
     rng = random.Random(1)
     for _ in range(2000):
         spoilt = spoil_value(rng, rng.choice(states))
-        [taken] = taker.passing.judge([spoilt], parcel.payload.chunks)
+        [taken] = taker.transfer.judge([spoilt], batch.payload.chunks)
         if not taken:
             with pytest.raises(CannotPass):
-                handover.load(taker.worker.realtime, -1, spoilt, parcel.payload.chunks)
+                session_state.load_session(taker.worker.realtime, -1, spoilt, batch.payload.chunks)
     assert not taker.worker.realtime.sessions
-    await bench.giver.passing.take_back(parcel, parcel.sessions, stay=True)
+    await bench.giver.transfer.take_back(batch, batch.sessions, stay=True)
 
 
 async def test_a_state_that_cannot_be_loaded(
@@ -877,17 +884,17 @@ async def test_a_state_that_cannot_be_loaded(
     clients = [bench.connect() for _ in range(3)]
     for client in clients:
         await client.event("connected")
-    parcel = await bench.pack()
+    batch = await bench.pack()
     hub = bench.taker.worker.hub
     attach = hub.attach
 
     def fail(session: Session, times: tuple[float, float] | None = None) -> None:
-        if session.id == parcel.states[1]["id"]:
+        if session.id == batch.states[1]["id"]:
             raise OSError("it cannot be watched")
         attach(session, times)
 
     monkeypatch.setattr(hub, "attach", fail)
-    taken = await bench.deliver(parcel)
+    taken = await bench.deliver(batch)
     assert len(taken) == 2
     assert bench.counts() == [0, 2]
     assert len(bench.taker.worker.realtime.sessions) == 2
@@ -909,13 +916,13 @@ async def test_busy_sessions_are_waited_for(make: MakeBench) -> None:
 
     client = await bench.socketio()
     client.say('421["slow"]')
-    passing = bench.giver.passing
-    await until(lambda: not passing.at_rest(10))
-    assert passing.can_wait()
+    transfer = bench.giver.transfer
+    await until(lambda: not transfer.at_rest(10))
+    assert transfer.can_wait()
     # Nothing more is read from it until then.
     client.say('422["echo",1]')
     go_on.set()
-    await until(lambda: bool(passing.at_rest(10)))
+    await until(lambda: bool(transfer.at_rest(10)))
     assert await client.wait(reply("431["))
     assert not [text for text in client.read() if text.startswith("432")]
     await bench.hand_over()

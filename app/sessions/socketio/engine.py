@@ -17,7 +17,7 @@ from app.protocol.frames import BINARY, TEXT, build_frame
 from app.transport.connection import OPEN
 
 if TYPE_CHECKING:
-    from app.sessions.sio_session import SocketIOSession
+    from app.sessions.socketio.session import SocketIOSession
 
 
 def message_frame(data: str | bytes) -> bytes:

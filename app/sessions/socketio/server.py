@@ -21,13 +21,13 @@ from app.log_limit import LogLimit
 from app.protocol.envelope import RESERVED_ON_WIRE, decode_json, encode_ascii
 from app.protocol.requests import Request
 from app.sessions.session import Extra, Work
-from app.sessions.sio_engine import DetachedEngine, message_frame
-from app.sessions.sio_manager import StreamManager
-from app.sessions.sio_rooms import CONNECTED, MAIN
+from app.sessions.socketio.engine import DetachedEngine, message_frame
+from app.sessions.socketio.manager import StreamManager
+from app.sessions.socketio.rooms import CONNECTED, MAIN
 from app.transport.connection import OPEN
 
 if TYPE_CHECKING:
-    from app.sessions.sio_session import SocketIOSession
+    from app.sessions.socketio.session import SocketIOSession
 
 logger = logging.getLogger("realtime.socketio")
 

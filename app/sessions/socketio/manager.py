@@ -35,12 +35,12 @@ from app.sessions.control import (
     count_placeholders,
 )
 from app.sessions.probing import Prober
-from app.sessions.sio_rooms import MAIN, RoomManager
+from app.sessions.socketio.rooms import MAIN, RoomManager
 from app.transport.connection import OPEN
 from app.types import Message, Position
 
 if TYPE_CHECKING:
-    from app.sessions.sio_session import SocketIOSession
+    from app.sessions.socketio.session import SocketIOSession
 
 logger = logging.getLogger("realtime.socketio")
 

@@ -1,4 +1,4 @@
-"""The shape of a session's state with its bytes in place: whether `handover.dump` has written it.
+"""The shape of a session's state with its bytes in place: whether `dump_session` has written it.
 
 A state may come from another version of this service, or be cut short. What does not have the
 right shape is refused before anything is made of it, so that the worker which has the session

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from socketio import packet as sio_packet
 from socketio.async_manager import AsyncManager
 
-from app.sessions.sio_engine import message_frame
+from app.sessions.socketio.engine import message_frame
 from app.transport.connection import MOVING
 
 if TYPE_CHECKING:
     from app.sessions.realtime import Realtime
-    from app.sessions.sio_session import SocketIOSession
+    from app.sessions.socketio.session import SocketIOSession
 
 logger = logging.getLogger("realtime.socketio")
 

@@ -25,9 +25,9 @@ from app.protocol.requests import (
 )
 from app.sessions.auth import NAME_RULE, user_name
 from app.sessions.realtime import REPLACE_SECONDS, Pid
-from app.sessions.session import Recovery, Session, Wishes, Work, weigh
-from app.sessions.sio_engine import message_frame
-from app.sessions.sio_rooms import MAIN
+from app.sessions.session import ConnectOptions, Recovery, Session, Work, weigh
+from app.sessions.socketio.engine import message_frame
+from app.sessions.socketio.rooms import MAIN
 from app.transport.connection import OPEN, OUTPUT_LIMIT
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ _REASONS = {
 class SocketIOSession(Session):
     """A client of the Socket.IO protocol.
 
-    `main` is its state in the main namespace: 0, or one of the states of `sio_rooms`.
+    `main` is its state in the main namespace: 0, or one of the states of `rooms.py`.
     """
 
     __slots__ = ("main",)
@@ -77,10 +77,10 @@ class SocketIOSession(Session):
         super().__init__(realtime, fd, id, user)
         self.main = 0
 
-    def begin(self, wishes: Wishes) -> None:
+    def begin(self, options: ConnectOptions) -> None:
         """Send the OPEN packet; the client's CONNECT comes next."""
-        if wishes != Wishes():
-            self.need_extra().wishes = wishes
+        if options != ConnectOptions():
+            self.need_extra().options = options
         self.realtime.await_connect(self)
         self.send(self.realtime.open_packet(self.id))
 
@@ -278,7 +278,9 @@ class SocketIOSession(Session):
             self.user = name
         first = parse_first(auth, realtime.known_types) if auth else DEFAULT_FIRST
         if first is not DEFAULT_FIRST:
-            self.need_extra().wishes = Wishes(first.types, first.batch, None, first.history)
+            self.need_extra().options = ConnectOptions(
+                first.types, first.batch, None, first.history
+            )
         text = auth.get("pid")
         pid = realtime.read_pid(text) if isinstance(text, str) else None
         if pid is None:
@@ -336,7 +338,7 @@ class SocketIOSession(Session):
         if recovered:
             realtime.rename(self, pid.sid)
         self.need_extra().recovery = Recovery(
-            Wishes(frozenset(starts), offset.batch),
+            ConnectOptions(frozenset(starts), offset.batch),
             {type: start.position for type, start in starts.items()},
             tuple(start.gap for start in starts.values() if start.gap is not None),
             text if recovered else None,
@@ -348,14 +350,18 @@ class SocketIOSession(Session):
         if recovery is not None and recovery.pid is not None:
             pid = recovery.pid
         else:
-            pid = self.realtime.pid(self, self._first_wishes())
+            pid = self.realtime.pid(self, self._first_options())
         return f'{{"sid":"{self.id}","pid":{json.dumps(pid)}}}'
 
-    def _first_wishes(self) -> Wishes:
+    def _first_options(self) -> ConnectOptions:
         extra = self.extra
         if extra is None:
-            return Wishes()
-        return extra.recovery.wishes if extra.recovery is not None else extra.wishes or Wishes()
+            return ConnectOptions()
+        return (
+            extra.recovery.options
+            if extra.recovery is not None
+            else extra.options or ConnectOptions()
+        )
 
     def accepted(self, namespace: str) -> Work | None:
         """The CONNECT packet is sent: greet, and let out what handlers emitted before it.
@@ -368,9 +374,9 @@ class SocketIOSession(Session):
         if namespace == MAIN:
             recovery = extra.recovery if extra is not None else None
             positions = recovery.positions if recovery is not None else None
-            past = self.realtime.greet(self, self._first_wishes(), positions)
+            past = self.realtime.greet(self, self._first_options(), positions)
             if extra is not None:
-                extra.wishes = None
+                extra.options = None
             if extra is not None and recovery is not None:
                 extra.recovery = None
                 for gap in recovery.gaps:

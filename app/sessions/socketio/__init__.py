@@ -1,0 +1,1 @@
+"""The Socket.IO session layer: python-socketio over detached connections."""
