@@ -1,4 +1,4 @@
-"""Several machines as docs/DEPLOYMENT.md sets them up: two hosts, one Valkey, Caddy in front.
+"""Several machines as docs/operations/DEPLOYMENT.md sets them up: two hosts, one Valkey, Caddy in front.
 
 What two services on one Valkey do without Caddy is in tests/integration/test_backplane_url.py.
 """
@@ -114,7 +114,7 @@ class _Ending:
 
 @contextmanager
 def machines(**settings: object) -> Iterator[Machines]:
-    """The set-up of docs/DEPLOYMENT.md, on ports of the loopback."""
+    """The set-up of docs/operations/DEPLOYMENT.md, on ports of the loopback."""
     https_port = free_port()
     with valkeys() as start, ExitStack() as stack:
         url = start("--appendonly", "yes", "--appendfsync", "no", "--save", "")

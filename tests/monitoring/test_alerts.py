@@ -25,7 +25,8 @@ from tests.monitoring.support import (
 
 RULES = (MONITORING / "alerts.yml").read_text()
 TESTS = (MONITORING / "alerts_test.yml").read_text()
-RUNBOOK = (REPO / "RUNBOOK.md").read_text()
+RUNBOOK_PAGE = REPO / "docs/operations/RUNBOOK.md"
+RUNBOOK = RUNBOOK_PAGE.read_text()
 START = MONITORING / "start-alertmanager.sh"
 
 ALERTS = re.findall(r"^ +- alert: (\w+)$", RULES, re.MULTILINE)
@@ -105,7 +106,7 @@ def test_every_alert_is_complete() -> None:
             'description: ".',
         ):
             assert re.search(part, text, re.MULTILINE), f"{alert} without {part}"
-        assert f"runbook_url: RUNBOOK.md#{alert.lower()}\n" in text + "\n"
+        assert f"runbook_url: docs/operations/RUNBOOK.md#{alert.lower()}\n" in text + "\n"
 
 
 def test_every_alert_is_seen_to_fire_and_not_to_fire() -> None:
@@ -132,7 +133,7 @@ def test_links_of_the_runbook_lead_somewhere() -> None:
         if target.startswith("#"):
             assert target[1:] in titles, target
         else:
-            assert (REPO / target).exists(), target
+            assert (RUNBOOK_PAGE.parent / target).exists(), target
     paths = re.findall(r"\bmonitoring/[\w./*-]*[\w*]", RUNBOOK)
     assert [path for path in paths if not list(REPO.glob(path))] == []
 

@@ -18,7 +18,6 @@ PAGES = [
     "clients/js/README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
-    "SCALING.md",
     "CONTRIBUTING.md",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 ]
@@ -109,7 +108,7 @@ def test_every_page_of_docs_can_be_found() -> None:
         for target in re.findall(r"\]\(([^)\s#]+)", path.read_text()):
             if "://" not in target:
                 linked.add(str((path.parent / target).resolve().relative_to(ROOT)))
-    pages = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")}
+    pages = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")}
     assert pages - linked == set()
 
 
