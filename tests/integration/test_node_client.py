@@ -54,10 +54,10 @@ class Node:
 
 
 @asynccontextmanager
-async def script(path: Path, **environ: str) -> AsyncIterator[Node]:
+async def script(path: Path, program: str = "node", **environ: str) -> AsyncIterator[Node]:
     """Run a script until the end of the block."""
     process = await asyncio.create_subprocess_exec(
-        "node",
+        program,
         str(path),
         env=dict(os.environ) | environ,
         stdin=asyncio.subprocess.PIPE,

@@ -20,7 +20,8 @@ __all__ = ["no_leftovers", "pytest_runtest_makereport", "pytest_unconfigure"]
 @pytest.fixture(scope="session")
 def packages() -> Path:
     """The repository, with the packages of its workspaces installed."""
-    if not (REPO / "node_modules/playwright-core").is_dir():
+    needed = ("node_modules/playwright-core", "node_modules/.bin/bun")
+    if not all((REPO / path).exists() for path in needed):
         subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=REPO, check=True)
     return REPO
 

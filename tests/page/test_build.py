@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import json
 import re
 import shutil
 import subprocess
@@ -14,19 +16,37 @@ BUILT = ("app/page", "clients/js/dist")
 SOURCES = ("package.json", "package-lock.json", ".npmrc", "frontend", "clients/js")
 
 
+PACKED = (".br", ".gz")
+# Python has no Brotli of its own; Node has.
+UNPACK = """
+const { readFileSync } = require('node:fs');
+const { brotliDecompressSync, gunzipSync } = require('node:zlib');
+const unpack = (path) => (path.endsWith('.br') ? brotliDecompressSync : gunzipSync)(readFileSync(path));
+const found = process.argv.slice(1).map((path) => [path, unpack(path).toString('base64')]);
+process.stdout.write(JSON.stringify(Object.fromEntries(found)));
+"""
+
+
 def files(root: Path) -> dict[str, bytes]:
-    """Built files by name. Compressed ones count as what they hold: zlib's versions differ."""
-    found = {}
-    for path in sorted(root.rglob("*")):
-        if path.is_file():
-            name, data = path.relative_to(root).as_posix(), path.read_bytes()
-            if name.endswith(".gz"):
-                found[name] = gzip.decompress(data)
-            elif name.endswith(".br"):
-                found[name] = b""  # looked at by the build itself
-            else:
-                found[name] = data
-    return found
+    """Files by name. Compressed ones count as what they hold: versions of zlib differ."""
+    found = {path: b"" for path in sorted(root.rglob("*")) if path.is_file()}
+    packed = [str(path) for path in found if path.suffix in PACKED]
+    held: dict[str, str] = {}
+    if packed:
+        command = ["node", "-e", UNPACK, *packed]
+        held = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    for path in found:
+        inner = held.get(str(path))
+        found[path] = path.read_bytes() if inner is None else base64.b64decode(inner)
+    return {path.relative_to(root).as_posix(): data for path, data in found.items()}
+
+
+def test_compressed_files_hold_what_stands_beside_them() -> None:
+    kept = files(REPO / "app/page")
+    packed = [name for name in kept if name.endswith(PACKED)]
+    plain = [name for name in kept if not name.endswith(PACKED)]
+    assert sorted(packed) == sorted(name + ending for name in plain for ending in PACKED)
+    assert [name for name in packed if kept[name] != kept[name[:-3]]] == []
 
 
 def test_built_files_are_those_of_the_sources(packages: Path, tmp_path: Path) -> None:

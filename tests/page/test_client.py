@@ -1,4 +1,4 @@
-"""`@yujian/realtime` under Node against the real service: recovery, reloads, gaps, tokens, drains."""
+"""`@yujian/realtime` in Node and Bun against the real service: recovery, reloads, gaps, tokens, drains."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,23 @@ LIVE = REPO / "clients/js/test/live.mjs"
 SECRET = "0123456789abcdef0123456789abcdef"
 
 
-@asynccontextmanager
-async def client(base: str, **environ: str) -> AsyncIterator[Node]:
-    async with script(LIVE, BASE=base, **environ) as node:
-        yield node
+RUNTIMES = {"node": "node", "bun": str(REPO / "node_modules/.bin/bun")}
+
+Client = Callable[..., AbstractAsyncContextManager[Node]]
+
+
+@pytest.fixture(params=RUNTIMES)
+def client(request: pytest.FixtureRequest, packages: Path) -> Client:
+    """Starts a client of a service, in each runtime."""
+    program = RUNTIMES[request.param]
+
+    @asynccontextmanager
+    async def start(base: str, **environ: str) -> AsyncIterator[Node]:
+        async with script(LIVE, program=program, BASE=base, **environ) as node:
+            assert await node.line() == {"runtime": request.param}
+            yield node
+
+    return start
 
 
 async def until_open(node: Node) -> None:
@@ -47,7 +61,7 @@ def ticks(lines: list[dict[str, Any]]) -> list[int]:
     return [line["data"] for line in lines if line.get("event") == "tick"]
 
 
-async def test_the_newest_state_comes_first(packages: Path, service: Service) -> None:
+async def test_the_newest_state_comes_first(client: Client, service: Service) -> None:
     for number in range(3):
         await service.publish("config", "tick", number)
     async with client(service.base, TYPES="config") as node:
@@ -65,31 +79,32 @@ async def test_the_newest_state_comes_first(packages: Path, service: Service) ->
         await node.until("refused", "INVALID_TYPE")
 
 
-async def test_kill_9_loses_nothing_and_repeats_nothing(packages: Path, service: Service) -> None:
+async def test_kill_9_loses_nothing_and_repeats_nothing(client: Client, service: Service) -> None:
     async with client(service.base, TYPES="config") as node:
         await until_open(node)
         await service.publish("config", "tick", 100)
         await collect(node, 100)  # what other tests have published comes before it
         for victim in service.worker_pids():
             service.kill_worker(victim)
-        for number in range(101, 110):
-            await until(lambda n=number: _published(service, n), "published")  # type: ignore[misc]
+        marks = {number: uuid.uuid4().hex for number in range(101, 110)}
+        for number, mark in marks.items():
+            await until(lambda n=number, m=mark: _published(service, n, m), "published")  # type: ignore[misc]
         lines = await collect(node, 109)
         assert ticks(lines) == list(range(101, 110))
         assert [line["cause"] for line in lines if line.get("state") == "waiting"]
     await until(lambda: len(service.worker_pids()) == service.workers, "all workers again")
 
 
-async def _published(service: Service, number: int) -> bool:
+async def _published(service: Service, number: int, mark: str) -> bool:
     """Publish once the service answers; an id makes repeating harmless."""
-    body = {"type": "config", "event": "tick", "data": number, "id": f"t{number}"}
+    body = {"type": "config", "event": "tick", "data": number, "id": mark}
     try:
         return (await service.post("/ws/broadcast", body)).status == 200
     except (OSError, aiohttp.ClientError):
         return False
 
 
-async def test_a_reload_is_not_noticed(packages: Path, service: Service) -> None:
+async def test_a_reload_is_not_noticed(client: Client, service: Service) -> None:
     async with client(service.base, TYPES="config") as node:
         await until_open(node)
         await service.hup()
@@ -98,7 +113,7 @@ async def test_a_reload_is_not_noticed(packages: Path, service: Service) -> None
         assert [line for line in lines if "state" in line] == []
 
 
-async def test_a_gap_is_told(packages: Path) -> None:
+async def test_a_gap_is_told(client: Client) -> None:
     async with (
         Service(HISTORY_SIZE=5, RECOVERY_WINDOW=0, WORKERS=1) as service,
         client(service.base, TYPES="config") as node,
@@ -125,7 +140,7 @@ async def test_a_gap_is_told(packages: Path) -> None:
         assert counts["reconnects"] >= 1
 
 
-async def test_tokens_are_renewed(packages: Path) -> None:
+async def test_tokens_are_renewed(client: Client) -> None:
     def token(seconds: float) -> str:
         return jwt.encode({"sub": "ann", "exp": time.time() + seconds}, SECRET)
 
@@ -142,7 +157,7 @@ async def test_tokens_are_renewed(packages: Path) -> None:
             assert states == ["waiting", "connecting", "open"]
 
 
-async def test_a_drain_says_when_to_come_back(packages: Path) -> None:
+async def test_a_drain_says_when_to_come_back(client: Client) -> None:
     first = Service(DRAIN_SECONDS=1)
     await first.__aenter__()
     data = first.data_dir

@@ -74,7 +74,12 @@ async def test_browser(browser: Browser, service: Service, page: str) -> None:
         await tab.wait(f"window.got.some((one) => one.id === '{more['id']}')")
 
 
-async def test_client(packages: Path, service: Service, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "program", [("node", "--experimental-websocket", "--no-warnings"), ("node_modules/.bin/bun",)]
+)
+async def test_client(
+    packages: Path, service: Service, tmp_path: Path, program: tuple[str, ...]
+) -> None:
     code = block("clients/js/README.md", "js", service)
     code = code.replace("'@yujian/realtime'", f"'{packages}/clients/js/dist/index.js'")
     code = code.replace("https://lab.example", service.base)
@@ -82,7 +87,8 @@ async def test_client(packages: Path, service: Service, tmp_path: Path) -> None:
     script.write_text(code)
     sent = await service.publish("status", "greeting", {"hello": "client"})
     process = await asyncio.create_subprocess_exec(
-        *("node", "--experimental-websocket", "--no-warnings", str(script)),
+        *(*program, str(script)),
+        cwd=packages,
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None

@@ -1,11 +1,12 @@
-// The client against a real service, for tests/page/test_client.py: reports what happens as JSON
-// lines, and takes orders, one JSON object a line, on standard input.
+// The client against a real service, for tests/page/test_client.py: reports its runtime, then what happens, as
+// JSON lines, and takes orders, one JSON object a line, on standard input.
 import { createInterface } from 'node:readline';
 import { connect } from '../dist/index.js';
 
 const { BASE, TYPES = 'status', OPTIONS = '{}', TOKENS } = process.env;
 const report = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
 
+report({ runtime: globalThis.Bun ? 'bun' : 'node' });
 const options = { pause: [50, 500], ...JSON.parse(OPTIONS) };
 if (TOKENS) {
   const tokens = JSON.parse(TOKENS);
