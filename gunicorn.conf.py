@@ -104,7 +104,7 @@ def on_exit(_: Any) -> None:
     _master.pass_pid_file_on()
     if _master.lock.is_alone():
         # Not before: the newest code stops it, and the master stays small.
-        importlib.import_module("workers.valkey").stop(_master.data_dir)
+        importlib.import_module("workers.leader.valkey").stop(_master.data_dir)
         _master.clean_up()
 
 

@@ -1,7 +1,7 @@
 """Every figure that a worker counts, under its Prometheus name.
 
 With PROMETHEUS_MULTIPROC_DIR in the environment each process counts in files of its own in that
-directory, which survive it, and `workers/metrics_files.py` joins them; there can be one `Metrics`
+directory, which survive it, and `workers/shared/metrics_files.py` joins them; there can be one `Metrics`
 per process then. Without it the figures live in `Metrics.registry`, and tests make as many as
 they like.
 

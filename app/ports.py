@@ -9,7 +9,7 @@ from app.types import Priority, WorkerRow
 
 
 class Slots(Protocol):
-    """Counts that all workers of this machine share; see workers/shared_slots.py.
+    """Counts that all workers of this machine share; see workers/shared/slots.py.
 
     Every call is atomic over all processes and takes a few microseconds.
     """

@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks.procs import BenchmarkError, LoadClient, Server, service, stock_under_gunicorn
 from benchmarks.scenarios import Figures, Size, say
 from benchmarks.stream import INTERVAL, MemorySampler, Publisher, Strangers
-from workers import paths
-from workers.shared_slots import READY, SlotTable
+from workers.shared import paths
+from workers.shared.slots import READY, SlotTable
 
 SUBJECT = "service, 2 workers"
 STOCK = "stock"

@@ -36,7 +36,8 @@ import redis
 from app.config import Settings, load
 from app.errors import SettingsError
 from scripts.release import ROOT, pack, restore_release
-from workers import paths, valkey
+from workers.leader import valkey
+from workers.shared import paths
 
 _SUMS = "SHA256SUMS"
 _APPEND_ONLY = "appendonlydir"

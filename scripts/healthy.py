@@ -13,8 +13,8 @@ import socket
 import sys
 from pathlib import Path
 
-from workers import paths
-from workers.shared_slots import READY, SlotTable
+from workers.shared import paths
+from workers.shared.slots import READY, SlotTable
 
 _TIMEOUT = 8.0
 """Seconds; less than the timeout of the health check."""

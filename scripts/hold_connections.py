@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from app.config import load
-from workers import paths
-from workers.shared_slots import LEAVING, SlotTable
+from workers.shared import paths
+from workers.shared.slots import LEAVING, SlotTable
 
 
 def hold(table: SlotTable, numbers: Iterable[str]) -> None:

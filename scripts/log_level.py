@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from workers.log_level import DEFAULT, change
-from workers.reload import NOT_RUNNING, OK, NotRunning, data_directory, find_master
+from workers.reload.command import NOT_RUNNING, OK, NotRunning, data_directory, find_master
 
 LEVELS = ("debug", "info", "warning", "error", "critical", DEFAULT)
 

@@ -25,9 +25,10 @@ import uvloop
 from aiohttp.worker import GunicornWebWorker
 from gunicorn.arbiter import Arbiter
 
-from workers import master, paths
-from workers.shared_file import write_whole
-from workers.shared_slots import LEAVING, READY, SlotTable
+from workers import master
+from workers.shared import paths
+from workers.shared.file import write_whole
+from workers.shared.slots import LEAVING, READY, SlotTable
 
 ACCEPTS = 4
 """Connections that are accepted in one pass of the loop."""

@@ -11,8 +11,8 @@ import logging
 from pathlib import Path
 
 from app.setting_values import log_level
-from workers import paths
-from workers.shared_file import write_whole
+from workers.shared import paths
+from workers.shared.file import write_whole
 
 DEFAULT = "default"
 """Takes LOG_LEVEL again."""

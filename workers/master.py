@@ -23,11 +23,12 @@ from typing import Any
 
 from dotenv import dotenv_values
 
-from workers import fingerprint, paths
-from workers.masters import MastersLock
-from workers.processes import start_time
-from workers.shared_file import write_whole
-from workers.shared_slots import SlotTable
+from workers.reload import fingerprint
+from workers.shared import paths
+from workers.shared.file import write_whole
+from workers.shared.locks import MastersLock
+from workers.shared.processes import start_time
+from workers.shared.slots import SlotTable
 
 log = logging.getLogger("gunicorn.error")
 

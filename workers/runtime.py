@@ -20,21 +20,23 @@ from app.metrics import files_are_there, restore_files
 from app.sessions.handoff.transfer import Transfer
 from app.setting_values import worker_count
 from app.transport.http_connection import HttpRunner
-from workers import gunicorn_worker, log_level, logs, master, paths, valkey
-from workers.collector import Collector
-from workers.departure import Departure
-from workers.guard import Guard, Part
+from workers import gunicorn_worker, log_level, logs, master
 from workers.gunicorn_worker import CannotServe, RealtimeWorker
-from workers.host import Headroom, HostSampler
-from workers.http_handoff import HttpHandoff
-from workers.leader import Leader
-from workers.masters import MastersLock
-from workers.metrics_files import MetricsFiles
-from workers.replacement import Replacement
-from workers.shared_slots import SlotTable
-from workers.slots_port import RowSlots
-from workers.succession import Succession
-from workers.valkey import Valkey
+from workers.handoff.deaf import Replacement
+from workers.handoff.departure import Departure
+from workers.handoff.giver import Succession
+from workers.handoff.http import HttpHandoff
+from workers.leader import valkey
+from workers.leader.collector import Collector
+from workers.leader.election import Leader
+from workers.leader.host import Headroom, HostSampler
+from workers.leader.valkey import Valkey
+from workers.shared import paths
+from workers.shared.guard import Guard, Part
+from workers.shared.locks import MastersLock
+from workers.shared.metrics_files import MetricsFiles
+from workers.shared.slots import SlotTable
+from workers.shared.slots_port import RowSlots
 
 _SWEEP_INTERVAL = 1.0
 _VALKEY_SHARE = 2, 5

@@ -26,13 +26,13 @@ from pathlib import Path
 from app import config
 from app.config import Settings
 from app.errors import SettingsError
-from workers import paths
-from workers.handoff import LISTENERS, TIMEOUT, close_all, receive, send
+from workers.handoff.channel import LISTENERS, TIMEOUT, close_all, receive, send
 from workers.master import SUCCESSOR
-from workers.processes import start_time
-from workers.reload import NotRunning, find_master
-from workers.reload_watch import Failed, Watch
-from workers.shared_slots import READY, SlotTable
+from workers.reload.command import NotRunning, find_master
+from workers.reload.watch import Failed, Watch
+from workers.shared import paths
+from workers.shared.processes import start_time
+from workers.shared.slots import READY, SlotTable
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_FD = 3

@@ -51,16 +51,18 @@ LEAVES = {
 """Modules that everything builds on, and all of `app` that they may import."""
 
 MASTER = {
-    "workers.fingerprint",
+    "workers.reload",
+    "workers.reload.fingerprint",
     "workers.gunicorn_worker",
     "workers.logs",
     "workers.master",
-    "workers.masters",
-    "workers.paths",
-    "workers.processes",
-    "workers.shared_file",
-    "workers.shared_slots",
-    "workers.shared_users",
+    "workers.shared",
+    "workers.shared.locks",
+    "workers.shared.paths",
+    "workers.shared.processes",
+    "workers.shared.file",
+    "workers.shared.slots",
+    "workers.shared.users",
 }
 """Modules of this repository that the gunicorn master may hold: HUP does not renew them."""
 

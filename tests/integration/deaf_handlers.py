@@ -13,7 +13,7 @@ from socketio import AsyncServer
 
 from app import canary
 from app.backplane.reader import Batch, StreamReader
-from workers import replacement
+from workers.handoff import deaf as replacement
 
 _read = StreamReader.read
 

@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Self, TypeVar, overload
 import aiohttp
 import psutil
 
-from workers import paths
+from workers.shared import paths
 
 REPO = Path(__file__).resolve().parents[2]
 TOKEN = "integration-token"

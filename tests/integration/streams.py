@@ -26,8 +26,8 @@ import aiohttp
 
 from tests.integration.harness import REPO, TOKEN, Service, until
 from tests.integration.wsclient import CLOSE, PING, PONG, TEXT, encode, flatten
-from workers import paths
-from workers.shared_slots import Row, SlotTable
+from workers.shared import paths
+from workers.shared.slots import Row, SlotTable
 
 TYPE = "status"
 

@@ -16,7 +16,7 @@ import pytest
 from tests.integration.conftest import Opener
 from tests.integration.harness import Service, until
 from tests.integration.wsclient import PlainClient, walk
-from workers.paths import leader_lock
+from workers.shared.paths import leader_lock
 
 PERIODS = {"1m", "5m", "15m", "1h", "24h"}
 

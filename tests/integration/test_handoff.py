@@ -26,7 +26,7 @@ from tests.integration.streams import (
     table,
 )
 from tests.integration.wsclient import BINARY, CONTINUATION, TEXT, PlainClient, encode
-from workers.shared_slots import READY
+from workers.shared.slots import READY
 
 pytestmark = pytest.mark.timeout(150)
 

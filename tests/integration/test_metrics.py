@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.harness import Service, until
 from tests.integration.sioclient import sio_clients
 from tests.integration.wsclient import PlainClient, RawClient, spread
-from workers.paths import metrics_dir
+from workers.shared.paths import metrics_dir
 
 NEEDED = {
     "realtime_connections": "gauge",

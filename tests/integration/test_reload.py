@@ -19,7 +19,7 @@ import pytest_asyncio
 from tests.integration.harness import until
 from tests.integration.streams import CopiedService
 from tests.integration.wsclient import PlainClient
-from workers.processes import start_time
+from workers.shared.processes import start_time
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -127,12 +127,12 @@ async def test_new_code_by_hup(service: Reloaded) -> None:
 async def test_new_master_when_the_master_itself_changes(service: Reloaded) -> None:
     master = service.master
     service.version("second")
-    with (service.code / "workers/paths.py").open("a") as file:
+    with (service.code / "workers/shared/paths.py").open("a") as file:
         file.write("# changed\n")
     report = await service.reload()
     assert report["code"] == 0, report
     assert report["signal"] == "SIGUSR2"
-    assert "workers/paths.py" in report["why"]
+    assert "workers/shared/paths.py" in report["why"]
     assert start_time(master) is None
     assert service.master not in (0, master)
     await service.serves("second")

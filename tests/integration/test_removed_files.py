@@ -15,7 +15,7 @@ import pytest
 
 from tests.integration.harness import REPO, Service, until
 from tests.integration.wsclient import PlainClient
-from workers import paths
+from workers.shared import paths
 
 pytestmark = pytest.mark.timeout(120)
 

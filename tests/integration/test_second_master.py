@@ -19,7 +19,7 @@ import pytest_asyncio
 from tests.integration.harness import REPO, Service, until, until_now
 from tests.integration.publishers import Aiohttp, HttpClient, Publisher, Requests
 from tests.integration.wsclient import PlainClient
-from workers.processes import start_time
+from workers.shared.processes import start_time
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -23,8 +23,9 @@ from tests.integration.valkeys import valkeys
 from tests.integration.wsclient import PlainClient, Walk, flatten, spread, walk
 from tests.torture.mutations import seed_of_day
 from tests.torture.watch import LONG
-from workers import paths, shared_slots
-from workers.processes import start_time
+from workers.shared import paths
+from workers.shared import slots as shared_slots
+from workers.shared.processes import start_time
 
 pytestmark = pytest.mark.timeout(3600 if LONG else 180)
 

@@ -19,8 +19,8 @@ from tests.torture import watch
 from tests.torture.mutations import seed_of_day, spoil_bytes, spoil_value
 from tests.torture.watch import LONG
 from tests.unit.test_handover import MakeBench
-from workers import paths
-from workers.handoff import Broken, Giver
+from workers.handoff.channel import Broken, Giver
+from workers.shared import paths
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -15,7 +15,7 @@ import pytest
 
 from app.config import Settings
 from tests.unit.backplane_support import MakeNode, Node, ValkeyProcess
-from workers import valkey as private_valkey
+from workers.leader import valkey as private_valkey
 
 
 def pytest_unconfigure() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.alarms import Alarm
+from workers.leader.alarms import Alarm
 
 
 def feed(alarm: Alarm, *values: float, start: float = 0.0, tell: bool = True) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from app.config import full_backplane, load
 from workers import runtime
-from workers.host import HostSampler
+from workers.leader.host import HostSampler
 
 MB = 2**20
 MANY = ",".join(f"type-{n}" for n in range(27))

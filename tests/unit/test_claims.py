@@ -15,8 +15,8 @@ from app.backplane.claims import UserClaims
 from app.backplane.client import Backplane
 from app.config import Settings
 from tests.unit.backplane_support import ValkeyProcess, until
-from workers.shared_slots import SlotTable
-from workers.slots_port import RowSlots
+from workers.shared.slots import SlotTable
+from workers.shared.slots_port import RowSlots
 
 Make = Callable[[], Awaitable[UserClaims]]
 

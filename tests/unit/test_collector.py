@@ -19,11 +19,11 @@ from app.config import Settings, load
 from app.errors import BackplaneUnavailable
 from app.metrics import Metrics
 from app.presence import Presence
-from workers.collector import Collector
-from workers.host import HostSample, HostSampler
-from workers.periods import PERIODS
-from workers.shared_slots import READY, SlotTable
-from workers.slots_port import RowSlots
+from workers.leader.collector import Collector
+from workers.leader.host import HostSample, HostSampler
+from workers.leader.periods import PERIODS
+from workers.shared.slots import READY, SlotTable
+from workers.shared.slots_port import RowSlots
 
 CALM = HostSample(
     cpu_percent=10.0,
@@ -287,7 +287,7 @@ async def test_statistics_count_what_the_workers_did(world: World) -> None:
 async def test_an_absent_backplane_is_logged_once_and_made_up_for(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "workers.collector")
+    caplog.set_level(logging.INFO, "workers.leader.collector")
     world.available = False
     world.change(cpu_percent=95.0)
     assert await world.tick(10) == []

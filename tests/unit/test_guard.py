@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from workers.guard import Guard
+from workers.shared.guard import Guard
 
 
 class Part:

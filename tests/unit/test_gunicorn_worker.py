@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from workers import paths, valkey
-from workers.processes import start_time
+from workers.leader import valkey
+from workers.shared import paths
+from workers.shared.processes import start_time
 
 REPO = Path(__file__).parents[2]
 

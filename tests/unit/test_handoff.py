@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 
 from tests.unit.backplane_support import until
-from workers import handoff
-from workers.handoff import BATCH, Broken, Giver, Heir
-from workers.processes import start_time
+from workers.handoff import channel as handoff
+from workers.handoff.channel import BATCH, Broken, Giver, Heir
+from workers.shared.processes import start_time
 
 REPO = Path(__file__).parents[2]
 
@@ -188,8 +188,8 @@ async def test_giver_that_closes_before_the_commit(
 CHILD = """
 import asyncio, os, sys
 from pathlib import Path
-from workers.handoff import Giver
-from workers.processes import start_time
+from workers.handoff.channel import Giver
+from workers.shared.processes import start_time
 
 async def main():
     giver = Giver(Path(sys.argv[1]))
@@ -392,7 +392,7 @@ async def test_stop_does_not_wait_for_a_silent_giver(path: Path, connections: Ma
 FULL = """
 import asyncio, os, resource, sys
 from pathlib import Path
-from workers.handoff import Heir
+from workers.handoff.channel import Heir
 
 async def take(offer, states, descriptors):
     print("took", len(descriptors), flush=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from workers import paths
-from workers.handoff_report import Handoff
+from workers.handoff.report import Handoff
+from workers.shared import paths
 
 GOOD = {"pid": 7, "passed": 3, "left": 1, "heirs": 2, "seconds": 0.5, "pauses": [[0.1, 3]]}
 

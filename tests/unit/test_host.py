@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from app.setting_values import worker_count
-from workers.host import Headroom, HostSampler
+from workers.leader.host import Headroom, HostSampler
 
 MB = 2**20
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from workers import leader as module
-from workers.leader import Leader
+from workers.leader import election as module
+from workers.leader.election import Leader
 
 FORK = multiprocessing.get_context("fork")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.leaving import wait_for_heir
-from workers.shared_slots import LEAVING, READY, SlotTable
+from workers.handoff.waiting import wait_for_heir
+from workers.shared.slots import LEAVING, READY, SlotTable
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from workers import master as master_module
-from workers import paths
 from workers.master import Master
-from workers.masters import MastersLock
-from workers.shared_slots import SlotTable
+from workers.shared import paths
+from workers.shared.locks import MastersLock
+from workers.shared.slots import SlotTable
 
 TIMEOUT = 30.0
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from app.metrics import Metrics, process_identity
-from workers import metrics_files
-from workers.metrics_files import MetricsFiles
+from workers.shared import metrics_files
+from workers.shared.metrics_files import MetricsFiles
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from app.config import load
 from app.http.errors import HttpError
 from app.http.metrics_page import MetricsPage
 from app.metrics import Metrics
-from workers.shared_slots import LEAVING, READY, SlotTable
-from workers.slots_port import RowSlots
+from workers.shared.slots import LEAVING, READY, SlotTable
+from workers.shared.slots_port import RowSlots
 
 Collect = Callable[[], Iterable[Metric]]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from workers import paths
+from workers.shared import paths
 
 
 def test_names_follow_the_real_directory(tmp_path: Path) -> None:

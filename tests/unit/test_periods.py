@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.metrics import LATENCY_BUCKETS, Metrics
-from workers.periods import PERIODS, Periods, Totals
+from workers.leader.periods import PERIODS, Periods, Totals
 
 
 class Clock:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from workers.processes import command_line, start_time
+from workers.shared.processes import command_line, start_time
 
 REPO = Path(__file__).parents[2]
 
 FULL = """
 import os, resource, sys
 from pathlib import Path
-from workers.processes import start_time
-from workers.shared_slots import SlotTable
+from workers.shared.processes import start_time
+from workers.shared.slots import SlotTable
 
 table = SlotTable(Path(sys.argv[1]))
 table.claim_row(master=1)

@@ -16,8 +16,8 @@ from app.config import Settings
 from app.errors import BackplaneUnavailable, QueueOverflow
 from app.types import Message, Position, Priority
 from tests.unit.backplane_support import MakeNode, Node, ValkeyProcess, draft, until
-from workers.shared_slots import SlotTable
-from workers.slots_port import RowSlots
+from workers.shared.slots import SlotTable
+from workers.shared.slots_port import RowSlots
 
 HIGH, NORMAL, LOW = Priority
 

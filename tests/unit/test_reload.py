@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from workers import fingerprint, paths, reload
-from workers.handoff_report import Handoff, percentiles
-from workers.processes import start_time
-from workers.reload_watch import Failed
-from workers.succession import Outcome
+from workers.handoff.giver import Outcome
+from workers.handoff.report import Handoff, percentiles
+from workers.reload import command as reload
+from workers.reload import fingerprint
+from workers.reload.watch import Failed
+from workers.shared import paths
+from workers.shared.processes import start_time
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.replacement import GRACE, Replacement
-from workers.shared_slots import READY, SlotTable
+from workers.handoff.deaf import GRACE, Replacement
+from workers.shared.slots import READY, SlotTable
 
 MASTER = os.getppid()
 

@@ -34,8 +34,8 @@ from app.transport.connection import MOVING, OPEN
 from app.worker import Worker
 from tests.torture.mutations import spoil_value
 from tests.unit.backplane_support import MakeNode, ValkeyProcess, until
-from workers.shared_slots import SlotTable
-from workers.slots_port import RowSlots
+from workers.shared.slots import SlotTable
+from workers.shared.slots_port import RowSlots
 
 SECRET = "a secret of thirty-two characters"
 

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from workers import shared_slots, shared_users
-from workers.processes import start_time
-from workers.shared_file import FileLock
-from workers.shared_slots import LEAVING, READY, STARTING, SlotTable
+from workers.shared import slots as shared_slots
+from workers.shared import users as shared_users
+from workers.shared.file import FileLock
+from workers.shared.processes import start_time
+from workers.shared.slots import LEAVING, READY, STARTING, SlotTable
 
 FORK = multiprocessing.get_context("fork")
 CAP = 20
@@ -153,7 +154,7 @@ def test_unrelated_process_sees_the_rows(path: Path, table: SlotTable) -> None:
     table.reserve_connection(row, 1)
     table.set_stats(row, {"a": 1})
     script = (
-        "import sys; from pathlib import Path; from workers.shared_slots import SlotTable\n"
+        "import sys; from pathlib import Path; from workers.shared.slots import SlotTable\n"
         "t = SlotTable(Path(sys.argv[1])); (r,) = t.rows()\n"
         "print(r.pid, r.master, r.connections, r.stats, t.reserve_connection(r.number, 1))"
     )

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from workers import paths, valkey
-from workers.processes import start_time
-from workers.valkey import Valkey
+from workers.leader import valkey
+from workers.leader.valkey import Valkey
+from workers.shared import paths
+from workers.shared.processes import start_time
 
 
 @pytest.fixture

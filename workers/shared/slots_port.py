@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from app.config import Settings
 from app.ports import Slots
 from app.types import Priority, WorkerRow
-from workers.shared_slots import STATE_NAMES, SlotTable
+from workers.shared.slots import STATE_NAMES, SlotTable
 
 
 class RowSlots(Slots):

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workers import paths
-from workers.handoff_report import Handoff
-from workers.processes import command_line, start_time
-from workers.shared_slots import READY, STARTING, Row, SlotTable
+from workers.handoff.report import Handoff
+from workers.shared import paths
+from workers.shared.processes import command_line, start_time
+from workers.shared.slots import READY, STARTING, Row, SlotTable
 
 START_SECONDS = 60.0
 """Time for new workers to serve; they themselves give up on an absent backplane after 20."""

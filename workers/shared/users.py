@@ -23,7 +23,7 @@ import mmap
 import os
 from collections.abc import Container, Iterator
 
-from workers.shared_file import show_file
+from workers.shared.file import show_file
 
 _EMPTY = 0
 _ERASED = 1

@@ -10,7 +10,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from workers.shared_file import is_at
+from workers.shared.file import is_at
 
 
 class MastersLock:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from workers.handoff_report import percentiles
+from workers.handoff.report import percentiles
 
 if TYPE_CHECKING:
-    from workers.reload_watch import Watch
+    from workers.reload.watch import Watch
 
 
 @dataclass(frozen=True)

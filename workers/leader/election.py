@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from app.supervisor import Supervisor
-from workers.shared_file import is_at
+from workers.shared.file import is_at
 
 Duty = Callable[[], Coroutine[Any, Any, None]]
 

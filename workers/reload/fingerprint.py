@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from workers import paths
-from workers.processes import start_time
-from workers.shared_file import write_whole
+from workers.shared import paths
+from workers.shared.file import write_whole
+from workers.shared.processes import start_time
 
 _PREFIX = "master-"
 _INSTALLED = (".dist-info", ".egg-info")

@@ -14,11 +14,11 @@ from pathlib import Path
 from aiohttp import web
 
 from app.worker import Worker
-from workers.handoff_report import Handoff
-from workers.leader import Leader
-from workers.leaving import wait_for_heir
-from workers.shared_slots import SlotTable
-from workers.succession import Outcome, Succession
+from workers.handoff.giver import Outcome, Succession
+from workers.handoff.report import Handoff
+from workers.handoff.waiting import wait_for_heir
+from workers.leader.election import Leader
+from workers.shared.slots import SlotTable
 
 LATE_SECONDS = 0.2
 """How long a worker without a successor still answers on connections that are at rest."""

@@ -25,14 +25,14 @@ from typing import Any
 
 from dotenv import dotenv_values
 
-from workers import fingerprint
 from workers.master import SUCCESSOR
-from workers.processes import command_line, start_time
-from workers.reload_report import Report
-from workers.reload_watch import Failed, Watch
-from workers.shared_file import FileLock
+from workers.reload import fingerprint
+from workers.reload.report import Report
+from workers.reload.watch import Failed, Watch
+from workers.shared.file import FileLock
+from workers.shared.processes import command_line, start_time
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 OK, FAILED, NOT_RUNNING, PARTLY = range(4)
 
@@ -170,7 +170,7 @@ def reload(data_dir: Path, wanted: signal.Signals | None) -> Report:
         chosen, why = wanted, f"asked for; by itself: {chosen.name}, {why}"
     say(f"{chosen.name} to master {master}: {why}")
     # Not before the check: it brings parts of the application.
-    from workers.reload_figures import Figures  # noqa: PLC0415
+    from workers.reload.figures import Figures  # noqa: PLC0415
 
     figures = Figures(data_dir)
     watch = Watch(data_dir, master, settings)
@@ -227,7 +227,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print(text, file=sys.stderr if code in (FAILED, NOT_RUNNING) else sys.stdout)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

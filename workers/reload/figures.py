@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from workers import paths
-from workers.metrics_files import MetricsFiles
+from workers.shared import paths
+from workers.shared.metrics_files import MetricsFiles
 
 _NAMES = {
     ("realtime_handed_over_total", "drained"): "drained",

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from workers import paths
-from workers.processes import start_time
-from workers.shared_file import write_whole
+from workers.shared import paths
+from workers.shared.file import write_whole
+from workers.shared.processes import start_time
 
 if TYPE_CHECKING:  # `make reload` reads reports, and must run when `app` does not import
-    from workers.succession import Outcome
+    from workers.handoff.giver import Outcome
 
 log = logging.getLogger(__name__)
 

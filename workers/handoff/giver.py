@@ -1,6 +1,7 @@
 """What a worker does with its connections when it leaves: gives them to its heirs, batch by batch.
 
-See `workers/handoff.py` for the conversation and `app/sessions/handoff/transfer.py` for the sessions.
+See `workers/handoff/channel.py` for the conversation and `app/sessions/handoff/transfer.py` for the
+sessions.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import Any
 from app.sessions.handoff import shape
 from app.sessions.handoff.transfer import Batch, Transfer
 from app.types import Position
-from workers import http_handoff, paths
-from workers.handoff import BATCH, DEATH_SECONDS, LISTENERS, Broken, Giver, Heir
-from workers.http_handoff import HttpHandoff, HttpParcel
-from workers.processes import start_time
-from workers.shared_slots import READY, ROWS, STARTING, Row, SlotTable
+from workers.handoff import http as http_handoff
+from workers.handoff.channel import BATCH, DEATH_SECONDS, LISTENERS, Broken, Giver, Heir
+from workers.handoff.http import HttpHandoff, HttpParcel
+from workers.shared import paths
+from workers.shared.processes import start_time
+from workers.shared.slots import READY, ROWS, STARTING, Row, SlotTable
 
 log = logging.getLogger(__name__)
 

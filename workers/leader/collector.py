@@ -35,9 +35,9 @@ from app.errors import ClientError
 from app.machine import MachineStatus, describe_connections
 from app.ports import Slots
 from app.presence import Presence, PresenceState
-from workers.alarms import Alarm
-from workers.host import HostSample
-from workers.periods import PERIODS, Periods, Totals
+from workers.leader.alarms import Alarm
+from workers.leader.host import HostSample
+from workers.leader.periods import PERIODS, Periods, Totals
 
 INTERVAL = 2.0
 """Seconds between samples."""

@@ -14,7 +14,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from workers.shared_slots import READY, STARTING, Row, SlotTable
+from workers.shared.slots import READY, STARTING, Row, SlotTable
 
 GRACE = 5.0
 """Seconds for which a deaf worker may still come round."""

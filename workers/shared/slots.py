@@ -1,7 +1,7 @@
 """The slot table: what all processes of this machine must know of each other, to the unit.
 
 A file in memory with one row per worker, shared through mmap by masters and workers of every
-generation, and the users' table (`shared_users`). It is locked with `lockf` on a descriptor
+generation, and the users' table (`users.py`). It is locked with `lockf` on a descriptor
 that each process opens for itself after the fork: the kernel drops the lock of a process that
 dies. Such locks belong to the process and end when it closes *any* descriptor of the file, so
 a process opens the file once, and threads do not exclude each other: one thread uses it.
@@ -35,9 +35,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from workers.processes import start_time
-from workers.shared_file import FileLock, is_at, make_copy, open_shared, show_file
-from workers.shared_users import UsersTable
+from workers.shared.file import FileLock, is_at, make_copy, open_shared, show_file
+from workers.shared.processes import start_time
+from workers.shared.users import UsersTable
 
 ROWS = 128
 """Workers at one time; with HUP and USR2 there are up to four times as many as configured."""

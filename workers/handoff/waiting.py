@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from workers.shared_slots import READY, STARTING, SlotTable
+from workers.shared.slots import READY, STARTING, SlotTable
 
 _INTERVAL = 0.02
 _SETTLED = 0.3

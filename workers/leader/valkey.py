@@ -24,8 +24,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from workers import paths
-from workers.processes import command_line, start_time
+from workers.shared import paths
+from workers.shared.processes import command_line, start_time
 
 log = logging.getLogger(__name__)
 

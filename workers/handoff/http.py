@@ -2,7 +2,7 @@
 
 Publishers and scrapers keep connections open between their calls. One on which nothing has
 begun and nothing is owed has no state but the number of its requests; it passes by the same
-conversation as sessions do (`workers/handoff.py`), in offers of their own kind.
+conversation as sessions do (`workers/handoff/channel.py`), in offers of their own kind.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aiohttp import web
 
 from app.sessions.handoff.shape import is_count
 from app.transport.http_connection import HttpConnection, HttpServer
-from workers.handoff import close_all
+from workers.handoff.channel import close_all
 
 KIND = "http"
 VERSION = "http-1"

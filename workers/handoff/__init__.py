@@ -1,0 +1,1 @@
+"""How connections pass from one worker to another."""

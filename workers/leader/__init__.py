@@ -1,0 +1,1 @@
+"""What one worker of the machine does for all of them."""

@@ -1,0 +1,1 @@
+"""`make reload`: new code and settings for a service that runs."""

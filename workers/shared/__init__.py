@@ -1,0 +1,1 @@
+"""What the processes of this machine share in files and memory."""
