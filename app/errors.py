@@ -1,14 +1,24 @@
-"""Codes that clients are told, codes that connections close with, and the exceptions.
+"""Error codes, close codes, and the exceptions that `app/` raises on purpose.
 
-The tree::
+The tree; a class that is defined elsewhere is followed by its module::
 
     PresenceError
-    ├── SettingsError           a setting is wrong: the start stops with one line
-    └── ClientError             told to the client that caused it, as {code, message}
-        ├── NoRoomNow           its user's places may be held by connections that are dead
-        ├── QueueOverflow       its message was pushed out of the full broadcast queue
-        └── BackplaneUnavailable  its message may or may not have reached the stream
-            └── BackplaneFull   the backplane's memory is full: the message is not stored
+    ├── SettingsError               a setting is invalid; the start fails with one line
+    ├── ClientError                 reported to the client as {code, message}
+    │   ├── NoRoomNow               the user's limit is reached for now; a retry may succeed
+    │   ├── QueueOverflow           the message was dropped from the full broadcast queue
+    │   └── BackplaneUnavailable    the message may or may not be stored
+    │       └── BackplaneFull       the backplane is out of memory; the message is not stored
+    ├── HttpError                   app.http.errors: an HTTP answer with a status of 400 or more
+    │   ├── Refused                 app.http.admission: a refused WebSocket handshake
+    │   └── Conflict                app.http.publishing: the id belongs to another message
+    ├── TooMany                     app.sessions.addresses: a limit per address is reached
+    ├── Unreadable                  app.sessions.control: an invalid control message
+    ├── CannotPass                  app.sessions.handoff.state: a session cannot be handed over
+    ├── FailedCalls                 app.backplane.client: some of several calls failed
+    └── ViolationError              app.protocol.frames: a frame violates RFC 6455
+
+The gunicorn master imports nothing of `app/`, so the errors of `workers/` do not belong to it.
 """
 
 from __future__ import annotations
@@ -17,7 +27,7 @@ import enum
 
 
 class ErrorCode(enum.StrEnum):
-    """Codes of `error` events, CONNECT_ERROR packets and HTTP errors (PROTOCOL.md)."""
+    """Codes of `error` events, CONNECT_ERROR packets and HTTP errors (docs/PROTOCOL.md)."""
 
     PARSE_ERROR = "PARSE_ERROR"
     INVALID_TYPE = "INVALID_TYPE"
@@ -34,9 +44,59 @@ class ErrorCode(enum.StrEnum):
     BACKPLANE_FULL = "BACKPLANE_FULL"
     INTERNAL_ERROR = "INTERNAL_ERROR"
 
+    # These occur in HTTP answers only.
+    BAD_REQUEST = "BAD_REQUEST"
+    FORBIDDEN = "FORBIDDEN"
+    NOT_FOUND = "NOT_FOUND"
+    METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
+    REQUEST_TIMEOUT = "REQUEST_TIMEOUT"
+    CONFLICT = "CONFLICT"
+    UNSUPPORTED_MEDIA_TYPE = "UNSUPPORTED_MEDIA_TYPE"
+    EXPECTATION_FAILED = "EXPECTATION_FAILED"
+    UPGRADE_REQUIRED = "UPGRADE_REQUIRED"
+    REQUEST_HEADER_FIELDS_TOO_LARGE = "REQUEST_HEADER_FIELDS_TOO_LARGE"
+    SERVICE_UNAVAILABLE = "SERVICE_UNAVAILABLE"
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may succeed later without a change by the client."""
+        return self in _RETRYABLE
+
+    @property
+    def is_http_only(self) -> bool:
+        """Whether the code occurs in HTTP answers only, never on a connection."""
+        return self in _HTTP_ONLY
+
+
+_RETRYABLE = frozenset(
+    {
+        ErrorCode.RATE_LIMITED,
+        ErrorCode.QUEUE_OVERFLOW,
+        ErrorCode.BACKPLANE_UNAVAILABLE,
+        ErrorCode.BACKPLANE_FULL,
+        ErrorCode.REQUEST_TIMEOUT,
+        ErrorCode.SERVICE_UNAVAILABLE,
+    }
+)
+_HTTP_ONLY = frozenset(
+    {
+        ErrorCode.BAD_REQUEST,
+        ErrorCode.FORBIDDEN,
+        ErrorCode.NOT_FOUND,
+        ErrorCode.METHOD_NOT_ALLOWED,
+        ErrorCode.REQUEST_TIMEOUT,
+        ErrorCode.CONFLICT,
+        ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+        ErrorCode.EXPECTATION_FAILED,
+        ErrorCode.UPGRADE_REQUIRED,
+        ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        ErrorCode.SERVICE_UNAVAILABLE,
+    }
+)
+
 
 class CloseCode(enum.IntEnum):
-    """WebSocket close codes. RFC 6455 section 7.4 and PROTOCOL.md."""
+    """WebSocket close codes. RFC 6455 section 7.4 and docs/PROTOCOL.md."""
 
     NORMAL = 1000
     GOING_AWAY = 1001
@@ -54,7 +114,7 @@ class CloseCode(enum.IntEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether the client should stay away until somebody acts."""
+        """Whether the client must not reconnect automatically."""
         return self in _FINAL
 
 
@@ -62,19 +122,24 @@ _FINAL = frozenset({CloseCode.POLICY_VIOLATION, CloseCode.UNAUTHORIZED, CloseCod
 
 
 class PresenceError(Exception):
-    """Base of everything that this service raises on purpose."""
+    """Base of every exception that `app/` defines."""
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call may succeed later without a change by the caller."""
+        return False
 
 
 class SettingsError(PresenceError):
-    """A setting has a wrong value. The message is one line that names the setting."""
+    """A setting has an invalid value. The message is one line that names the setting."""
 
 
 class ClientError(PresenceError):
-    """Something that one client did wrong or must be told.
+    """An error that is reported to the client.
 
     Args:
-        code: what kind of error it is, for programs.
-        message: what to do about it, for people.
+        code: the kind of error, for programs.
+        message: the cause and the remedy, for people.
     """
 
     def __init__(self, code: ErrorCode, message: str) -> None:
@@ -82,19 +147,29 @@ class ClientError(PresenceError):
         self.code = code
         self.message = message
 
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may succeed later without a change by the client."""
+        return self.code.retryable
+
 
 class NoRoomNow(ClientError):
-    """There is no place now, which time will mend.
+    """The user's connection limit is reached, but places are about to become free.
 
     Args:
-        message: what to do about it, for people.
-        retry_after: milliseconds after which to come back.
+        message: the cause and the remedy, for people.
+        retry_after: milliseconds after which the client may reconnect.
     """
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(ErrorCode.MAX_CONNECTIONS_EXCEEDED, message)
         self.close_reason = f'{{"retryAfter": {retry_after}}}'
         """Reason of the close frame."""
+
+    @property
+    def retryable(self) -> bool:
+        """Always: places become free."""
+        return True
 
 
 class QueueOverflow(ClientError):

@@ -211,7 +211,10 @@ class Metrics:
             "actions", "Actions asked for over sockets.", ["action"], _ACTIONS
         )
         self.errors: Children[str, Counter] = self._counters(
-            "errors", "Errors told to clients, by code.", ["code"], ErrorCode
+            "errors",
+            "Error events sent to clients.",
+            ["code"],
+            [code for code in ErrorCode if not code.is_http_only],
         )
         self.http_requests: Children[tuple[str, str, str], Counter] = self._counters(
             "http_requests", "HTTP requests answered.", ["route", "method", "status"]

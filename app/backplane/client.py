@@ -28,7 +28,7 @@ from app.backplane.faults import Fault, explain, unavailable
 from app.backplane.mending import is_damage, log_mended, mend_keys
 from app.backplane.scripts import SHARE_KEY, Script
 from app.config import Settings, full_backplane
-from app.errors import BackplaneUnavailable
+from app.errors import BackplaneUnavailable, PresenceError
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def pack(commands: Sequence[Command]) -> bytes:
     return b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
 
 
-class FailedCalls(RedisError):
+class FailedCalls(PresenceError, RedisError):
     """Some of several calls were answered with an error.
 
     Args:

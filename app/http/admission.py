@@ -57,7 +57,7 @@ class Refused(HttpError):
     def __init__(
         self,
         status: int,
-        code: str,
+        code: ErrorCode,
         message: str,
         reason: str,
         retry_after: int | None = None,
@@ -155,7 +155,9 @@ class Admission:
             protocol = _check_transport(query)
         key = _check_handshake(request)
         if not self._origins.allows(request):
-            raise Refused(403, "FORBIDDEN", "This page's origin may not connect here.", "origin")
+            raise Refused(
+                403, ErrorCode.FORBIDDEN, "This page's origin may not connect here.", "origin"
+            )
         try:
             return self._check_wishes(request, query, protocol, key)
         except Refused as refused:
@@ -254,10 +256,10 @@ class Admission:
     def _reserve(self) -> None:
         if not self._is_serving():
             message = "This worker takes no connections now; try again."
-            raise _unavailable("SERVICE_UNAVAILABLE", message, "not_ready", 1)
+            raise _unavailable(ErrorCode.SERVICE_UNAVAILABLE, message, "not_ready", 1)
         if not self._has_memory():
             message = "The service is short of memory; try again later."
-            raise _unavailable("SERVICE_UNAVAILABLE", message, "memory", _draw_delay())
+            raise _unavailable(ErrorCode.SERVICE_UNAVAILABLE, message, "memory", _draw_delay())
         if not self._slots.reserve_connection():
             message = f"All {self._cap} connections are taken; try again later."
             code = ErrorCode.MAX_CONNECTIONS_EXCEEDED
@@ -306,7 +308,7 @@ def _check_handshake(request: web.Request) -> str:
     if request.method != "GET":
         message = "Connect with a WebSocket client: only GET is served here."
         allowed = {"Allow": "GET"}
-        raise Refused(405, "METHOD_NOT_ALLOWED", message, "handshake", headers=allowed)
+        raise Refused(405, ErrorCode.METHOD_NOT_ALLOWED, message, "handshake", headers=allowed)
     headers = request.headers
     if (
         not _has_token(headers, "Upgrade", "websocket")
@@ -317,7 +319,7 @@ def _check_handshake(request: web.Request) -> str:
             "This is a WebSocket endpoint: the request must have the headers"
             " 'Connection: Upgrade' and 'Upgrade: websocket'."
         )
-        raise Refused(400, "BAD_REQUEST", message, "handshake")
+        raise Refused(400, ErrorCode.BAD_REQUEST, message, "handshake")
     if headers.get("Sec-WebSocket-Version") != "13":
         message = "Only version 13 of the WebSocket protocol is served."
         served = {
@@ -325,11 +327,11 @@ def _check_handshake(request: web.Request) -> str:
             "Upgrade": "websocket",
             "Sec-WebSocket-Version": "13",
         }
-        raise Refused(426, "UPGRADE_REQUIRED", message, "handshake", headers=served)
+        raise Refused(426, ErrorCode.UPGRADE_REQUIRED, message, "handshake", headers=served)
     key = headers.get("Sec-WebSocket-Key", "").strip()
     if not _is_key(key):
         message = "Sec-WebSocket-Key must be 16 bytes in base64."
-        raise Refused(400, "BAD_REQUEST", message, "handshake")
+        raise Refused(400, ErrorCode.BAD_REQUEST, message, "handshake")
     return key
 
 
@@ -384,7 +386,7 @@ def _invalid(message: str, reason: str, close_code: CloseCode | None = None) -> 
     return Refused(400, ErrorCode.INVALID_PAYLOAD, message, reason, close_code=close_code)
 
 
-def _unavailable(code: str, message: str, reason: str, retry_after: int) -> Refused:
+def _unavailable(code: ErrorCode, message: str, reason: str, retry_after: int) -> Refused:
     return Refused(503, code, message, reason, retry_after, close_code=CloseCode.TRY_AGAIN_LATER)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.config import Settings
+from app.errors import ErrorCode
 from app.http.budgets import Budgets
 from app.http.clients import Clients
 from app.http.cors import Hosts, Origins
@@ -39,7 +40,7 @@ class HistorySource(Protocol):
 
 
 async def _no_series(_: str) -> bytes:
-    raise HttpError(404, "NOT_FOUND", "No series are kept here.")
+    raise HttpError(404, ErrorCode.NOT_FOUND, "No series are kept here.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from app.errors import ClientError, ErrorCode
+from app.errors import ClientError, ErrorCode, PresenceError
 from app.http.clients import Clients
 from app.http.cors import Hosts, Origins
 from app.protocol.envelope import encode_json
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 RETRY_AFTER = 1
 """Seconds after which a publisher may try again."""
 
-_STATUS = {
+STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.PARSE_ERROR: 400,
     ErrorCode.INVALID_TYPE: 400,
     ErrorCode.INVALID_ACTION: 400,
@@ -35,26 +35,40 @@ _STATUS = {
     ErrorCode.BACKPLANE_UNAVAILABLE: 503,
     ErrorCode.BACKPLANE_FULL: 503,
     ErrorCode.INTERNAL_ERROR: 500,
+    ErrorCode.BAD_REQUEST: 400,
+    ErrorCode.FORBIDDEN: 403,
+    ErrorCode.NOT_FOUND: 404,
+    ErrorCode.METHOD_NOT_ALLOWED: 405,
+    ErrorCode.REQUEST_TIMEOUT: 408,
+    ErrorCode.CONFLICT: 409,
+    ErrorCode.UNSUPPORTED_MEDIA_TYPE: 415,
+    ErrorCode.EXPECTATION_FAILED: 417,
+    ErrorCode.UPGRADE_REQUIRED: 426,
+    ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE: 431,
+    ErrorCode.SERVICE_UNAVAILABLE: 503,
 }
+"""The status of an answer with a code. Answers about one address have 429 in place of 503."""
+
+_BY_STATUS = {status: code for code, status in STATUS.items() if code.is_http_only}
 
 _KEPT_HEADERS = ("Allow", "Location")
 
 
-class HttpError(Exception):
-    """An answer other than success.
+class HttpError(PresenceError):
+    """An HTTP answer with a status of 400 or more.
 
     Args:
         status: the HTTP status.
-        code: what kind of error it is, for programs: one of `ErrorCode` or the status' name.
-        message: what to do about it, for people.
-        headers: more headers of the answer.
-        close: whether the connection ends with the answer.
+        code: the kind of error, for programs.
+        message: the cause and the remedy, for people.
+        headers: further headers of the answer.
+        close: whether the connection is closed after the answer.
     """
 
     def __init__(
         self,
         status: int,
-        code: str,
+        code: ErrorCode,
         message: str,
         *,
         headers: Mapping[str, str] | None = None,
@@ -67,10 +81,15 @@ class HttpError(Exception):
         self.headers = dict(headers or {})
         self.close = close
 
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may succeed later without a change by the client."""
+        return self.code.retryable or "Retry-After" in self.headers
+
     @classmethod
     def of(cls, error: ClientError) -> HttpError:
         """The answer to a call that failed with `error`."""
-        status = _STATUS[error.code]
+        status = STATUS[error.code]
         headers = {}
         if status in {429, 503}:
             headers["Retry-After"] = str(RETRY_AFTER)
@@ -119,7 +138,9 @@ def error_middleware(
             if hosts is not None and not hosts.allows(request):
                 if note_refused is not None:
                     note_refused("host", request.headers.get("Origin"))
-                raise HttpError(403, "FORBIDDEN", "This host is not served here.", close=True)
+                raise HttpError(
+                    403, ErrorCode.FORBIDDEN, "This host is not served here.", close=True
+                )
             response = await handler(request)
         except HttpError as error:
             response = _respond(error)
@@ -169,7 +190,10 @@ def _explain(error: web.HTTPException, message: str) -> HttpError:
     kept = {name: error.headers[name] for name in _KEPT_HEADERS if name in error.headers}
     if error.status == 413:
         return HttpError(413, ErrorCode.MESSAGE_TOO_LARGE, message, close=True)
-    return HttpError(error.status, HTTPStatus(error.status).name, message, headers=kept)
+    code = _BY_STATUS.get(error.status)
+    if code is None:  # aiohttp raises no others by itself
+        code = ErrorCode.BAD_REQUEST if error.status < 500 else ErrorCode.INTERNAL_ERROR
+    return HttpError(error.status, code, message, headers=kept)
 
 
 def _describe(error: web.HTTPException, request: web.Request) -> str:

@@ -23,6 +23,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from app import __version__
+from app.errors import ErrorCode
 from app.http.errors import HttpError
 from app.ports import Slots
 from app.types import WorkerRow
@@ -84,7 +85,7 @@ class MetricsPage:
         except TimeoutError as error:
             message = f"The metrics cannot be read now: {error}."
             raise HttpError(
-                503, "SERVICE_UNAVAILABLE", message, headers={"Retry-After": "1"}
+                503, ErrorCode.SERVICE_UNAVAILABLE, message, headers={"Retry-After": "1"}
             ) from None
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from app.errors import ErrorCode
 from app.http.errors import HttpError, json_response
 
 ROOT = Path(__file__).resolve().parents[1] / "page"
@@ -119,7 +120,7 @@ class Page:
     def _answer(self, request: web.Request, name: str) -> web.Response:
         file = self._files.get(name)
         if file is None:
-            raise HttpError(404, "NOT_FOUND", f"There is nothing at {request.path[:100]}.")
+            raise HttpError(404, ErrorCode.NOT_FOUND, f"There is nothing at {request.path[:100]}.")
         encoding = _choose(request.headers.get("Accept-Encoding", ""), file.bodies)
         tag = file.tags[encoding]
         headers = {

@@ -65,7 +65,7 @@ def require_publisher(request: web.Request, settings: Settings) -> None:
     """
     if not settings.publish_token:
         message = "Nobody may write: the service runs without PUBLISH_TOKEN."
-        raise HttpError(403, "FORBIDDEN", message, close=True)
+        raise HttpError(403, ErrorCode.FORBIDDEN, message, close=True)
     if not is_publisher(request, settings):
         raise HttpError(
             401,
@@ -93,7 +93,7 @@ async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
     form = request.content_type
     if "Content-Type" in request.headers and form not in _FORMS and not form.endswith("+json"):
         message = f"Send JSON, not {form[:80]}."
-        raise HttpError(415, "UNSUPPORTED_MEDIA_TYPE", message, close=True)
+        raise HttpError(415, ErrorCode.UNSUPPORTED_MEDIA_TYPE, message, close=True)
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
     received = bytearray()
@@ -107,7 +107,7 @@ async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
                     raise _too_large(limit)
     except TimeoutError:
         message = "The body did not come in time."
-        raise HttpError(408, "REQUEST_TIMEOUT", message, close=True) from None
+        raise HttpError(408, ErrorCode.REQUEST_TIMEOUT, message, close=True) from None
     except (ConnectionError, web.RequestPayloadError):
         message = "The body ended early or is not compressed as its headers say."
         raise HttpError(400, ErrorCode.PARSE_ERROR, message, close=True) from None
@@ -233,7 +233,7 @@ class Conflict(HttpError):
     def __init__(self, answer: Mapping[str, object]) -> None:
         super().__init__(
             409,
-            "CONFLICT",
+            ErrorCode.CONFLICT,
             f"The id {answer['id']!r} stands for another message, seq {answer['seq']} of"
             f" {answer['type']!r}; this one is not stored. Give it an id of its own.",
         )

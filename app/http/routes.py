@@ -121,7 +121,7 @@ async def get_stats(request: web.Request, context: HttpContext) -> web.Response:
     _require_reader(request, context)
     message = await context.history.latest("stats")
     if message is None:
-        raise HttpError(404, "NOT_FOUND", "No statistics have been published yet.")
+        raise HttpError(404, ErrorCode.NOT_FOUND, "No statistics have been published yet.")
     return raw_json_response(message.envelope)
 
 

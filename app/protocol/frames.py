@@ -12,7 +12,7 @@ from codecs import utf_8_decode
 from collections.abc import Mapping
 from typing import Any
 
-from app.errors import CloseCode
+from app.errors import CloseCode, PresenceError
 
 CONTINUATION = 0x0
 TEXT = 0x1
@@ -109,7 +109,9 @@ def read_single(data: bytes) -> Event | None:
     return None
 
 
-class _ProtocolError(Exception):
+class ViolationError(PresenceError):
+    """A frame violates RFC 6455; the connection is closed with the payload of this error."""
+
     def __init__(self, code: CloseCode, reason: str) -> None:
         super().__init__(reason)
         self.payload = close_payload(code, reason)
@@ -266,7 +268,7 @@ class FrameReader:
                 place = self._next(data, place, events)
                 if not (self._left or self._buffer):
                     taken += 1
-        except _ProtocolError as error:
+        except ViolationError as error:
             self._message = None
             events.append((VIOLATION, error.payload))
         self.frames = taken
@@ -360,27 +362,27 @@ class FrameReader:
 
     def _check_header(self, first: int, second: int, opcode: int, final: bool) -> None:
         if first & 0x70:
-            raise _ProtocolError(CloseCode.PROTOCOL_ERROR, "no extension was negotiated")
+            raise ViolationError(CloseCode.PROTOCOL_ERROR, "no extension was negotiated")
         if not second & _MASKED:
-            raise _ProtocolError(CloseCode.PROTOCOL_ERROR, "frames of a client must be masked")
+            raise ViolationError(CloseCode.PROTOCOL_ERROR, "frames of a client must be masked")
         if opcode >= CLOSE:
             if opcode > PONG:
-                raise _ProtocolError(CloseCode.PROTOCOL_ERROR, "unknown opcode")
+                raise ViolationError(CloseCode.PROTOCOL_ERROR, "unknown opcode")
             if not final or second & 0x7F > 125:
-                raise _ProtocolError(
+                raise ViolationError(
                     CloseCode.PROTOCOL_ERROR, "control frames are short and not fragmented"
                 )
         elif opcode > BINARY:
-            raise _ProtocolError(CloseCode.PROTOCOL_ERROR, "unknown opcode")
+            raise ViolationError(CloseCode.PROTOCOL_ERROR, "unknown opcode")
         elif opcode == CONTINUATION and not self._opcode:
-            raise _ProtocolError(CloseCode.PROTOCOL_ERROR, "nothing to continue")
+            raise ViolationError(CloseCode.PROTOCOL_ERROR, "nothing to continue")
         elif opcode != CONTINUATION and self._opcode:
-            raise _ProtocolError(CloseCode.PROTOCOL_ERROR, "the message before is unfinished")
+            raise ViolationError(CloseCode.PROTOCOL_ERROR, "the message before is unfinished")
 
     def _is_too_large(self, opcode: int, size: int) -> bool:
         total = self._total + size if opcode == CONTINUATION else size
         if total > self._limit + SKIP_ALLOWANCE:
-            raise _ProtocolError(
+            raise ViolationError(
                 CloseCode.TOO_BIG, f"messages are at most {self._limit} bytes long"
             )
         return total > self._limit
@@ -388,10 +390,10 @@ class FrameReader:
     def _control(self, opcode: int, payload: bytes) -> Event:
         if opcode == CLOSE and payload:
             if len(payload) == 1:
-                raise _ProtocolError(CloseCode.PROTOCOL_ERROR, "close frame of one byte")
+                raise ViolationError(CloseCode.PROTOCOL_ERROR, "close frame of one byte")
             code = int.from_bytes(payload[:2], "big")
             if not _is_valid_close_code(code):
-                raise _ProtocolError(CloseCode.PROTOCOL_ERROR, "invalid close code")
+                raise ViolationError(CloseCode.PROTOCOL_ERROR, "invalid close code")
             _decode(payload[2:])
         return opcode, payload
 
@@ -410,9 +412,9 @@ def _check_length(size: int, width: int) -> None:
         width: 2 or 8.
     """
     if size >> 63:
-        raise _ProtocolError(CloseCode.PROTOCOL_ERROR, "the length's most significant bit is set")
+        raise ViolationError(CloseCode.PROTOCOL_ERROR, "the length's most significant bit is set")
     if size < (126 if width == 2 else 65536):
-        raise _ProtocolError(CloseCode.PROTOCOL_ERROR, "the length is not encoded minimally")
+        raise ViolationError(CloseCode.PROTOCOL_ERROR, "the length is not encoded minimally")
 
 
 def _decode(payload: bytes | bytearray) -> str:
@@ -422,8 +424,8 @@ def _decode(payload: bytes | bytearray) -> str:
         raise _not_utf8() from None
 
 
-def _not_utf8() -> _ProtocolError:
-    return _ProtocolError(CloseCode.INVALID_DATA, "text must be valid UTF-8")
+def _not_utf8() -> ViolationError:
+    return ViolationError(CloseCode.INVALID_DATA, "text must be valid UTF-8")
 
 
 def _is_valid_close_code(code: int) -> bool:

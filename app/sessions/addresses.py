@@ -10,13 +10,15 @@ import ipaddress
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from app.errors import PresenceError
+
 if TYPE_CHECKING:
     from app.transport.connection import Connection
 
 _V6_PREFIX = 64
 
 
-class TooMany(Exception):
+class TooMany(PresenceError):
     """An address is at a limit.
 
     Args:

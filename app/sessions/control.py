@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from app.errors import ClientError
+from app.errors import ClientError, PresenceError
 from app.protocol.envelope import RESERVED_ON_WIRE, decode_json
 
 MAX_NAME = 1024
@@ -22,7 +22,7 @@ _COLLECTIONS = (list, tuple, set, frozenset)
 Control = dict[str, Any]
 
 
-class Unreadable(Exception):
+class Unreadable(PresenceError):
     """A control message is not one of this version's; the text says why."""
 
 

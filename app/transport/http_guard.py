@@ -231,7 +231,7 @@ class GuardedConnection(RequestHandler):
             self._guard.wait(self)
             if self._head > MAX_HEAD:
                 self._guard.note_refused("head")
-                self._answer(431, "REQUEST_HEADER_FIELDS_TOO_LARGE", _TOO_LARGE)
+                self._answer(431, ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
 
     def _keep_tail(self, data: bytes, arrived: int) -> None:
         """Keep what follows an upgrade request that aiohttp does not take for one.
@@ -265,10 +265,10 @@ class GuardedConnection(RequestHandler):
         if status < 500:
             if isinstance(exc, LineTooLong):
                 self._guard.note_refused("head")
-                answer = _error(431, "REQUEST_HEADER_FIELDS_TOO_LARGE", _TOO_LARGE)
+                answer = _error(431, ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
             else:
                 self._guard.note_refused("malformed")
-                answer = _error(400, "BAD_REQUEST", _MALFORMED)
+                answer = _error(400, ErrorCode.BAD_REQUEST, _MALFORMED)
         else:
             level = logging.DEBUG if isinstance(exc, ConnectionError) else logging.ERROR
             logger.log(level, "A request failed", exc_info=exc)
@@ -287,7 +287,7 @@ class GuardedConnection(RequestHandler):
     def give_up(self) -> None:
         """The head has not come in time: say so to a client that has sent a part of it."""
         if self._head:
-            self._answer(408, "REQUEST_TIMEOUT", _TOO_SLOW)
+            self._answer(408, ErrorCode.REQUEST_TIMEOUT, _TOO_SLOW)
         else:
             self.abort()
 
@@ -297,7 +297,7 @@ class GuardedConnection(RequestHandler):
         if transport is not None:
             transport.abort()
 
-    def _answer(self, status: int, code: str, message: str) -> None:
+    def _answer(self, status: int, code: ErrorCode, message: str) -> None:
         """Answer what aiohttp has made no request of, and close."""
         transport = self.transport
         if transport is None or transport.is_closing():
@@ -316,7 +316,7 @@ _TOO_LARGE = f"The request line and each header field may have {MAX_FIELD} bytes
 _MALFORMED = "This is not a valid HTTP/1.1 request; it must have exactly one Host header."
 
 
-def _error(status: int, code: str, message: str) -> web.Response:
+def _error(status: int, code: ErrorCode, message: str) -> web.Response:
     answer = web.Response(
         body=encode_json({"error": message, "code": code}) + b"\n",
         status=status,
@@ -341,7 +341,9 @@ def _with_known_expectations(
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         expected = request.headers.get("Expect")
         if expected is not None and expected.lower() != "100-continue":
-            return _error(417, "EXPECTATION_FAILED", "Only 'Expect: 100-continue' is known here.")
+            return _error(
+                417, ErrorCode.EXPECTATION_FAILED, "Only 'Expect: 100-continue' is known here."
+            )
         return await handler(request)
 
     return handle

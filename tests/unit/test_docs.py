@@ -9,6 +9,7 @@ import pytest
 
 from app import __version__
 from app.errors import CloseCode, ErrorCode
+from app.http.errors import STATUS
 from app.protocol.requests import ACTIONS
 
 ROOT = Path(__file__).parents[2]
@@ -26,13 +27,28 @@ PAGES = [
 @pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md", "docs/PROTOCOL.md"])
 def test_every_code_is_explained(page: str) -> None:
     text = (ROOT / page).read_text()
-    assert [code for code in ErrorCode if f"`{code}`" not in text] == []
+    codes = [code for code in ErrorCode if "PROTOCOL" in page or not code.is_http_only]
+    assert [code for code in codes if f"`{code}`" not in text] == []
     rows = {
         int(code)
         for row in re.findall(r"^\| (\d{4}[\d, ]*) \|", text, re.MULTILINE)
         for code in row.split(",")
     }
     assert rows == set(CloseCode) - {CloseCode.NORMAL}
+
+
+def test_the_table_of_error_codes_is_true() -> None:
+    """Each code once, HTTP's apart, with its status and whether a retry may succeed."""
+    text = (ROOT / "docs/PROTOCOL.md").read_text()
+    rows = re.findall(r"^\| `([A-Z_]+)` \| ([\d, ]+) \| ([^|]+) \| .+ \|$", text, re.MULTILINE)
+    assert sorted(code for code, _, _ in rows) == sorted(ErrorCode)
+    http_only = text.index("These codes occur in HTTP answers only")
+    for name, statuses, retry in rows:
+        code = ErrorCode(name)
+        assert int(statuses.split(",")[0]) == STATUS[code], code
+        assert (text.index(f"| `{code}` |") > http_only) == code.is_http_only, code
+        if code is not ErrorCode.MAX_CONNECTIONS_EXCEEDED:  # depends on the limit that is reached
+            assert retry == ("yes" if code.retryable else "no"), code
 
 
 @pytest.mark.parametrize(

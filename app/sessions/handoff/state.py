@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from sys import getsizeof
 from typing import Any
 
-from app.errors import ClientError
+from app.errors import ClientError, PresenceError
 from app.protocol.envelope import decode_json, encode_json
 from app.protocol.frames import FrameReader
 from app.protocol.requests import Request
@@ -31,7 +31,7 @@ OLD_VERSION = 1
 State = dict[str, Any]
 
 
-class CannotPass(Exception):
+class CannotPass(PresenceError):
     """A session cannot be handed over; it is drained instead."""
 
 
