@@ -28,8 +28,9 @@ from app.backplane.reader import StreamReader
 from app.config import Settings
 from app.ports import Slots
 from app.types import Draft
-from benchmarks.procs import BenchmarkError, cpu_seconds, cpus, free_port
+from benchmarks.procs import BenchmarkError, cpu_seconds, cpus
 from benchmarks.scenarios import Figures, Size, say
+from tests.support.ports import free_port
 
 WORKERS = (0, 4, 20, 80)
 """Workers that read, over all machines."""

@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from tests.support.ports import free_port
 from workers.shared import paths
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,14 +33,6 @@ def cpus() -> tuple[set[int], set[int]]:
     """Processors for servers and for everything else; the same where there is only one."""
     usable = sorted(os.sched_getaffinity(0))
     return {usable[0]}, {usable[-1]}
-
-
-def free_port() -> int:
-    """A TCP port of the loopback that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _read(path: str) -> bytes:

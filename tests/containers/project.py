@@ -19,7 +19,10 @@ from typing import Any, Self
 import websockets
 from websockets.asyncio.client import connect
 
-from tests.integration.harness import REPO, TOKEN, free_port, until_now
+from tests.support import REPO
+from tests.support.ports import free_port
+from tests.support.service import TOKEN
+from tests.support.waiting import until_now
 
 ENGINE = Path(__file__).with_name("engine")
 HOME = Path(os.environ.get("ENGINE_DIR", "/var/tmp/yujian-engine"))

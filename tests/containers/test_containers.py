@@ -14,8 +14,9 @@ import aiohttp
 import pytest
 
 from tests.containers.project import Crowd, Project
-from tests.integration.harness import TOKEN, until, until_now
-from tests.integration.publishers import Aiohttp, HttpClient, Publisher, Requests
+from tests.support.publishers import Aiohttp, HttpClient, Publisher, Requests
+from tests.support.service import TOKEN
+from tests.support.waiting import until, until_now
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -1,5 +1,5 @@
 """Fixtures shared with the integration tests."""
 
-from tests.integration.conftest import no_leftovers, pytest_runtest_makereport
+from tests.support.fixtures import no_leftovers
 
-__all__ = ["no_leftovers", "pytest_runtest_makereport"]
+__all__ = ["no_leftovers"]

@@ -14,8 +14,11 @@ import pytest
 import socketio
 import websockets
 
-from tests.deploy.caddy import API, Caddy, address, behind_caddy
-from tests.integration.harness import REPO, TOKEN, Service, free_port, until
+from tests.support import REPO
+from tests.support.caddy import API, Caddy, address, behind_caddy
+from tests.support.ports import free_port
+from tests.support.service import TOKEN, Service
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from app import config
-from tests.integration.harness import REPO
+from tests.support import REPO
 
 SECRET = re.compile(r"(?i)(password|token|secret)\s*[:=]\s*(?!/|\$|\[)\S{8,}")
 

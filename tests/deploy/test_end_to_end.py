@@ -18,18 +18,15 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.deploy.caddy import SITE, Caddy, address
-from tests.deploy.installed import Done, Installed
-from tests.integration.harness import TOKEN, free_port, until
-from tests.integration.streams import Fleet, Ticker, spread_of
-from tests.monitoring.support import (
-    MONITORING,
-    Program,
-    Receiver,
-    needs_alertmanager,
-    needs_prometheus,
-    run,
-)
+from tests.support.caddy import SITE, Caddy, address
+from tests.support.copies import Done, Installed
+from tests.support.monitoring import MONITORING, needs_alertmanager, needs_prometheus
+from tests.support.ports import free_port
+from tests.support.program import Program, run
+from tests.support.receiver import Receiver
+from tests.support.service import TOKEN
+from tests.support.streams import Fleet, Ticker, spread_of
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.timeout(300), needs_prometheus, needs_alertmanager]
 

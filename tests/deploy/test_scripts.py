@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.caddy import Caddy, address
-from tests.deploy.installed import Installed
-from tests.integration.harness import REPO, free_port, until
-from tests.integration.wsclient import PlainClient
+from tests.support import REPO
+from tests.support.caddy import Caddy, address
+from tests.support.copies import Installed
+from tests.support.plain import PlainClient
+from tests.support.ports import free_port
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 import websockets
 
-from tests.deploy.caddy import Caddy, address, behind_caddy
-from tests.integration.harness import TOKEN, Service, free_port, ready_workers, until
-from tests.integration.streams import Fleet, Ticker
-from tests.integration.valkeys import valkeys
-from tests.integration.wsclient import PlainClient
+from tests.support.caddy import Caddy, address, behind_caddy
+from tests.support.plain import PlainClient
+from tests.support.ports import free_port
+from tests.support.service import TOKEN, Service, ready_workers
+from tests.support.streams import Fleet, Ticker
+from tests.support.valkeys import valkeys
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(180)
 

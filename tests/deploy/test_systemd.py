@@ -14,8 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.deploy.installed import Installed
-from tests.integration.harness import REPO, free_port, until_now
+from tests.support import REPO
+from tests.support.copies import Installed
+from tests.support.ports import free_port
+from tests.support.waiting import until_now
 
 UNITS = REPO / "deploy/systemd"
 SERVICE = str(UNITS / "yujian-presence.service")

@@ -16,7 +16,7 @@ from socketio import AsyncServer
 
 from app.sessions.handoff import state as session_state
 from app.sessions.handoff.transfer import Transfer
-from tests.integration import handlers
+from tests.support import handlers
 
 RECOVERS_AFTER = 6.0
 """Seconds after which a worker without free descriptors has some again."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from socketio import AsyncServer, exceptions
 
-from tests.integration import handlers
+from tests.support import handlers
 
 ODD_ROOMS: dict[str, Any] = {
     "dict": {"a": 1},

@@ -10,10 +10,10 @@ import jwt
 import pytest
 import socketio.exceptions
 
-from tests.integration.conftest import Opener
-from tests.integration.harness import Service
-from tests.integration.sioclient import SioClient, raw_socketio, sio_clients
-from tests.integration.wsclient import CLOSE, TEXT
+from tests.support.fixtures import Opener
+from tests.support.raw import CLOSE, TEXT
+from tests.support.service import Service
+from tests.support.sioclient import SioClient, raw_socketio, sio_clients
 
 SECRET = "integration-secret-of-at-least-32-bytes"
 

@@ -17,9 +17,11 @@ import pytest
 import redis
 import redis.asyncio
 
-from tests.integration.harness import Answer, Service, free_port, until
-from tests.integration.valkeys import Starter, binary, valkeys
-from tests.integration.wsclient import PlainClient, spread
+from tests.support.plain import PlainClient, spread
+from tests.support.ports import free_port
+from tests.support.service import Answer, Service
+from tests.support.valkeys import Starter, binary, valkeys
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 

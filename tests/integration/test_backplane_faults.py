@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from tests.integration.harness import TOKEN, Service, until
-from tests.integration.load import Load
-from tests.integration.sioclient import SioClient
-from tests.integration.wsclient import Envelope, PlainClient, flatten, spread, walk
+from tests.support.envelopes import Envelope, flatten, walk
+from tests.support.load import Load
+from tests.support.plain import PlainClient, spread
+from tests.support.service import TOKEN, Service
+from tests.support.sioclient import SioClient
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(150)
 

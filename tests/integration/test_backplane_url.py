@@ -8,10 +8,13 @@ from collections.abc import Iterator
 import pytest
 import websockets
 
-from tests.integration.harness import Service, until
-from tests.integration.sioclient import sio_clients
-from tests.integration.valkeys import Starter, valkeys
-from tests.integration.wsclient import TEXT, PlainClient, RawClient, walk
+from tests.support.envelopes import walk
+from tests.support.plain import PlainClient
+from tests.support.raw import TEXT, RawClient
+from tests.support.service import Service
+from tests.support.sioclient import sio_clients
+from tests.support.valkeys import Starter, valkeys
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -11,9 +11,11 @@ import pytest
 import socketio.exceptions
 import websockets
 
-from tests.integration.harness import Service, until
-from tests.integration.sioclient import SioClient, raw_socketio
-from tests.integration.wsclient import CLOSE, TEXT, PlainClient, RawClient, encode, spread
+from tests.support.plain import PlainClient, spread
+from tests.support.raw import CLOSE, TEXT, RawClient, encode
+from tests.support.service import Service
+from tests.support.sioclient import SioClient, raw_socketio
+from tests.support.waiting import until
 
 
 async def storm(service: Service, count: int) -> tuple[list[RawClient], list[RawClient]]:

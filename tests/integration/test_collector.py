@@ -13,9 +13,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.conftest import Opener
-from tests.integration.harness import Service, until
-from tests.integration.wsclient import PlainClient, walk
+from tests.support.envelopes import walk
+from tests.support.fixtures import Opener
+from tests.support.plain import PlainClient
+from tests.support.service import Service
+from tests.support.waiting import until
 from workers.shared.paths import leader_lock
 
 PERIODS = {"1m", "5m", "15m", "1h", "24h"}

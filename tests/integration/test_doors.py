@@ -13,10 +13,12 @@ import psutil
 import pytest
 from websockets.asyncio.client import connect
 
-from tests.integration.conftest import Opener
-from tests.integration.harness import DEADLINE, Service, free_port, until
-from tests.integration.sioclient import raw_socketio
-from tests.integration.wsclient import BINARY, CLOSE, TEXT, RawClient, encode
+from tests.support.fixtures import Opener
+from tests.support.ports import free_port
+from tests.support.raw import BINARY, CLOSE, TEXT, RawClient, encode
+from tests.support.service import Service
+from tests.support.sioclient import raw_socketio
+from tests.support.waiting import DEADLINE, until
 
 SECRET = "integration-secret-of-at-least-32-bytes"
 LIMIT = 14.0

@@ -8,21 +8,12 @@ import json
 import pytest
 
 from app.protocol.requests import MAX_REQUEST_SIZE
-from tests.integration.conftest import Opener
-from tests.integration.harness import Service, until
-from tests.integration.wsclient import (
-    BINARY,
-    CLOSE,
-    CONTINUATION,
-    PING,
-    PONG,
-    TEXT,
-    Envelope,
-    PlainClient,
-    RawClient,
-    encode,
-    text,
-)
+from tests.support.envelopes import Envelope
+from tests.support.fixtures import Opener
+from tests.support.plain import PlainClient
+from tests.support.raw import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, RawClient, encode, text
+from tests.support.service import Service
+from tests.support.waiting import until
 
 LIMIT = 1_048_576
 SKIPPED = 64 * 1024

@@ -8,18 +8,9 @@ import json
 
 import pytest
 
-from tests.integration.harness import Service
-from tests.integration.wsclient import (
-    CLOSE,
-    CONTINUATION,
-    PING,
-    PONG,
-    TEXT,
-    PlainClient,
-    RawClient,
-    encode,
-    text,
-)
+from tests.support.plain import PlainClient
+from tests.support.raw import CLOSE, CONTINUATION, PING, PONG, TEXT, RawClient, encode, text
+from tests.support.service import Service
 
 PLAIN = "/ws/realtime"
 SOCKETIO = "/ws/realtime/?EIO=4&transport=websocket"
@@ -93,11 +84,11 @@ async def test_what_the_rate_refuses_is_not_parsed() -> None:
 @pytest.mark.parametrize(
     ("sent", "handlers", "code"),
     [
-        (b'420["ping",%b]' % LISTS, "tests.integration.handlers", "MESSAGE_TOO_LARGE"),
+        (b'420["ping",%b]' % LISTS, "tests.support.handlers", "MESSAGE_TOO_LARGE"),
         (b'420["%b",1]' % (b"x" * 20_000), "", "MESSAGE_TOO_LARGE"),
-        (b'420["echo","%b"]' % (b"x" * 70_000), "tests.integration.handlers", "MESSAGE_TOO_LARGE"),
+        (b'420["echo","%b"]' % (b"x" * 70_000), "tests.support.handlers", "MESSAGE_TOO_LARGE"),
         (b'420["echo",[%b0]]' % (b"0," * 2000), "", "MESSAGE_TOO_LARGE"),
-        (b'420["nothing","%b"]' % (b"x" * 60_000), "tests.integration.handlers", "INVALID_ACTION"),
+        (b'420["nothing","%b"]' % (b"x" * 60_000), "tests.support.handlers", "INVALID_ACTION"),
     ],
     ids=["action", "no-handlers", "event", "many-values", "allowed"],
 )

@@ -8,9 +8,10 @@ import random
 import aiohttp
 import pytest
 
-from tests.integration.harness import TOKEN, Service
-from tests.integration.sioclient import SioClient
-from tests.integration.wsclient import PlainClient, spread, walk
+from tests.support.envelopes import walk
+from tests.support.plain import PlainClient, spread
+from tests.support.service import TOKEN, Service
+from tests.support.sioclient import SioClient
 
 TYPES = ("status", "stats", "health", "config")
 PUBLISHERS = 100

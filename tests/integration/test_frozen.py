@@ -8,8 +8,9 @@ import signal
 
 import pytest
 
-from tests.integration.harness import Service, until
-from tests.integration.wsclient import PlainClient
+from tests.support.plain import PlainClient
+from tests.support.service import Service
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 

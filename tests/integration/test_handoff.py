@@ -14,18 +14,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.integration.harness import Service, until
-from tests.integration.sioclient import sio_clients
-from tests.integration.streams import (
-    CopiedService,
-    Fleet,
-    Stream,
-    Ticker,
-    row_where,
-    spread_of,
-    table,
-)
-from tests.integration.wsclient import BINARY, CONTINUATION, TEXT, PlainClient, encode
+from tests.support.copies import CopiedService
+from tests.support.plain import PlainClient
+from tests.support.raw import BINARY, CONTINUATION, TEXT, encode
+from tests.support.service import Service
+from tests.support.sioclient import sio_clients
+from tests.support.streams import Fleet, Stream, Ticker, row_where, spread_of, table
+from tests.support.waiting import until
 from workers.shared.slots import READY
 
 pytestmark = pytest.mark.timeout(150)

@@ -13,7 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.integration.harness import Service, until
+from tests.support.service import Service
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -7,18 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.integration.harness import Service
-from tests.integration.sioclient import packet, raw_socketio, sio_clients
-from tests.integration.wsclient import (
-    CLOSE,
-    PING,
-    PONG,
-    TEXT,
-    PlainClient,
-    RawClient,
-    encode,
-    text,
-)
+from tests.support.plain import PlainClient
+from tests.support.raw import CLOSE, PING, PONG, TEXT, RawClient, encode, text
+from tests.support.service import Service
+from tests.support.sioclient import packet, raw_socketio, sio_clients
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.integration.conftest import Opener
-from tests.integration.harness import TOKEN, Service, until
-from tests.integration.sioclient import sio_clients
-from tests.integration.wsclient import PlainClient, RawClient, spread, walk
+from tests.support.envelopes import walk
+from tests.support.fixtures import Opener
+from tests.support.plain import PlainClient, spread
+from tests.support.raw import RawClient
+from tests.support.service import TOKEN, Service
+from tests.support.sioclient import sio_clients
+from tests.support.waiting import until
 
 WRITES = [
     ("/status", {"state": "working", "task": "tests"}),

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.integration.harness import REPO, Service, until
-from tests.integration.wsclient import PlainClient
+from tests.support import REPO
+from tests.support.plain import PlainClient
+from tests.support.service import Service
+from tests.support.waiting import until
 
 
 def set_level(data_dir: Path, level: str) -> subprocess.CompletedProcess[str]:

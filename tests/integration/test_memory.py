@@ -11,9 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.harness import TOKEN, Service, until
-from tests.integration.sioclient import packet, raw_socketio
-from tests.integration.wsclient import BINARY, CLOSE, TEXT, PlainClient, RawClient, encode, text
+from tests.support.plain import PlainClient
+from tests.support.raw import BINARY, CLOSE, TEXT, RawClient, encode, text
+from tests.support.service import TOKEN, Service
+from tests.support.sioclient import packet, raw_socketio
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.harness import Service, until
-from tests.integration.sioclient import sio_clients
-from tests.integration.wsclient import PlainClient, RawClient, spread
+from tests.support.plain import PlainClient, spread
+from tests.support.raw import RawClient
+from tests.support.service import Service
+from tests.support.sioclient import sio_clients
+from tests.support.waiting import until
 from workers.shared.paths import metrics_dir
 
 NEEDED = {

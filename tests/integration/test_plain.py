@@ -11,20 +11,12 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.integration.conftest import Opener
-from tests.integration.harness import Service, until
-from tests.integration.wsclient import (
-    CLOSE,
-    TEXT,
-    Envelope,
-    PlainClient,
-    RawClient,
-    encode,
-    flatten,
-    spread,
-    text,
-    walk,
-)
+from tests.support.envelopes import Envelope, flatten, walk
+from tests.support.fixtures import Opener
+from tests.support.plain import PlainClient, spread
+from tests.support.raw import CLOSE, TEXT, RawClient, encode, text
+from tests.support.service import Service
+from tests.support.waiting import until
 
 ANSWER = {"id", "type", "timestamp", "direction", "event", "data", "replyTo"}
 STREAM = {"id", "type", "timestamp", "direction", "event", "data", "seq", "epoch"}

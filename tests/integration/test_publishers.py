@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.deploy.caddy import Caddy, address, behind_caddy
-from tests.integration.harness import TOKEN, Service, free_port, until
-from tests.integration.publishers import CLIENTS, Curl, Publisher, Scraper, ThroughCaddy
-from tests.integration.wsclient import PlainClient
+from tests.support.caddy import Caddy, address, behind_caddy
+from tests.support.plain import PlainClient
+from tests.support.ports import free_port
+from tests.support.publishers import CLIENTS, Curl, Publisher, Scraper, ThroughCaddy
+from tests.support.service import TOKEN, Service
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 from app.backplane.history import TAIL_MESSAGES
-from tests.integration.harness import Service, until
-from tests.integration.sioclient import packet, raw_socketio, sio_clients
-from tests.integration.streams import Fleet, Stream, spread_of
-from tests.integration.test_node_client import Node, script
-from tests.integration.wsclient import TEXT, PlainClient, RawClient, walk
+from tests.support.envelopes import walk
+from tests.support.node import Node, script
+from tests.support.plain import PlainClient
+from tests.support.raw import TEXT, RawClient
+from tests.support.service import Service
+from tests.support.sioclient import packet, raw_socketio, sio_clients
+from tests.support.streams import Fleet, Stream, spread_of
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 

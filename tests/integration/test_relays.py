@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from tests.integration.harness import Service
 from tests.integration.relay_handlers import ODD_ROOMS
-from tests.integration.sioclient import SioClient, on_two_workers, packet, raw_socketio, sio_clients
-from tests.integration.valkeys import Starter, valkeys
-from tests.integration.wsclient import TEXT, PlainClient, RawClient
+from tests.support.plain import PlainClient
+from tests.support.raw import TEXT, RawClient
+from tests.support.service import Service
+from tests.support.sioclient import SioClient, on_two_workers, packet, raw_socketio, sio_clients
+from tests.support.valkeys import Starter, valkeys
 
 HANDLERS = "tests.integration.relay_handlers"
 

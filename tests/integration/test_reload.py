@@ -16,9 +16,9 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from tests.integration.harness import until
-from tests.integration.streams import CopiedService
-from tests.integration.wsclient import PlainClient
+from tests.support.copies import CopiedService
+from tests.support.plain import PlainClient
+from tests.support.waiting import until
 from workers.shared.processes import start_time
 
 pytestmark = pytest.mark.timeout(120)

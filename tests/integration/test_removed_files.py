@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.integration.harness import REPO, Service, until
-from tests.integration.wsclient import PlainClient
+from tests.support import REPO
+from tests.support.plain import PlainClient
+from tests.support.service import Service
+from tests.support.waiting import until
 from workers.shared import paths
 
 pytestmark = pytest.mark.timeout(120)

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import Service, until
-from tests.integration.sioclient import sio_clients
-from tests.integration.wsclient import PlainClient, spread, walk
+from tests.support.envelopes import walk
+from tests.support.plain import PlainClient, spread
+from tests.support.service import Service
+from tests.support.sioclient import sio_clients
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def test_ctrl_c_while_starting() -> None:
     process = service.spawn()
     try:
         # At the first sign of life of gunicorn itself, long before the workers serve.
-        from tests.integration.harness import until_now
+        from tests.support.waiting import until_now
 
         until_now(service.worker_pids, "the first worker forked")
         os.killpg(process.pid, signal.SIGINT)

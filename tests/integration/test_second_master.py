@@ -16,9 +16,11 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from tests.integration.harness import REPO, Service, until, until_now
-from tests.integration.publishers import Aiohttp, HttpClient, Publisher, Requests
-from tests.integration.wsclient import PlainClient
+from tests.support import REPO
+from tests.support.plain import PlainClient
+from tests.support.publishers import Aiohttp, HttpClient, Publisher, Requests
+from tests.support.service import Service
+from tests.support.waiting import until, until_now
 from workers.shared.processes import start_time
 
 pytestmark = pytest.mark.timeout(300)

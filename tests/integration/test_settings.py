@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.harness import REPO, Service
+from tests.support import REPO
+from tests.support.service import Service
 
 WRONG = [
     ("BIND", "nowhere"),
@@ -96,7 +97,7 @@ def test_heartbeats_are_checked_against_each_other() -> None:
 
 
 async def test_settings_reach_the_wire() -> None:
-    from tests.integration.wsclient import PlainClient
+    from tests.support.plain import PlainClient
 
     async with Service(
         WORKERS=1,

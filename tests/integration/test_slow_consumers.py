@@ -11,9 +11,12 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.harness import Service, until
-from tests.integration.sioclient import packet, raw_socketio
-from tests.integration.wsclient import TEXT, Envelope, PlainClient, RawClient, reaches, walk
+from tests.support.envelopes import Envelope, reaches, walk
+from tests.support.plain import PlainClient
+from tests.support.raw import TEXT, RawClient
+from tests.support.service import Service
+from tests.support.sioclient import packet, raw_socketio
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 

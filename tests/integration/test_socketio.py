@@ -11,15 +11,12 @@ import pytest
 import socketio
 import socketio.exceptions
 
-from tests.integration.harness import Service, until
-from tests.integration.sioclient import (
-    SioClient,
-    on_two_workers,
-    packet,
-    raw_socketio,
-    sio_clients,
-)
-from tests.integration.wsclient import CLOSE, TEXT, PlainClient, RawClient, encode, walk
+from tests.support.envelopes import walk
+from tests.support.plain import PlainClient
+from tests.support.raw import CLOSE, TEXT, RawClient, encode
+from tests.support.service import Service
+from tests.support.sioclient import SioClient, on_two_workers, packet, raw_socketio, sio_clients
+from tests.support.waiting import until
 
 BOTH = pytest.mark.parametrize("namespace", ["/", "/app"])
 

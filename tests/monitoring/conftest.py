@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.harness import Service
-from tests.monitoring.support import Receiver
+from tests.support.receiver import Receiver
+from tests.support.service import Service
 
 
 @pytest.fixture(scope="package")

@@ -10,18 +10,14 @@ from typing import Any
 
 import pytest
 
-from tests.integration.harness import TOKEN, Service, free_port, until
-from tests.integration.wsclient import PlainClient
-from tests.monitoring.support import (
-    MONITORING,
-    REPO,
-    Program,
-    Receiver,
-    needs_alertmanager,
-    needs_prometheus,
-    run,
-    shellcheck,
-)
+from tests.support import REPO
+from tests.support.monitoring import MONITORING, needs_alertmanager, needs_prometheus, shellcheck
+from tests.support.plain import PlainClient
+from tests.support.ports import free_port
+from tests.support.program import Program, run
+from tests.support.receiver import Receiver
+from tests.support.service import TOKEN, Service
+from tests.support.waiting import until
 
 RULES = (MONITORING / "alerts.yml").read_text()
 TESTS = (MONITORING / "alerts_test.yml").read_text()

@@ -14,10 +14,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.integration.harness import Service, free_port, until
-from tests.integration.sioclient import sio_clients
-from tests.integration.wsclient import PlainClient
-from tests.monitoring.support import MONITORING, Program, needs_prometheus
+from tests.support.monitoring import MONITORING, needs_prometheus
+from tests.support.plain import PlainClient
+from tests.support.ports import free_port
+from tests.support.program import Program
+from tests.support.service import Service
+from tests.support.sioclient import sio_clients
+from tests.support.waiting import until
 
 GRAFANA = MONITORING / "grafana"
 DASHBOARD: dict[str, Any] = json.loads(

@@ -13,9 +13,13 @@ from typing import Any
 
 import pytest
 
-from tests.integration.harness import TOKEN, Service, free_port, until
-from tests.integration.wsclient import PlainClient
-from tests.monitoring.support import MONITORING, Receiver, run, shellcheck
+from tests.support.monitoring import MONITORING, shellcheck
+from tests.support.plain import PlainClient
+from tests.support.ports import free_port
+from tests.support.program import run
+from tests.support.receiver import Receiver
+from tests.support.service import TOKEN, Service
+from tests.support.waiting import until
 
 SCRIPT = MONITORING / "health-check.sh"
 WELL = {

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Self
 
-from tests.integration.harness import REPO
+from tests.support import REPO
 
 _OPEN_TIMEOUT = 60.0
 _ANSWER_TIMEOUT = 40.0

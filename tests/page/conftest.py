@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.integration.conftest import no_leftovers, pytest_runtest_makereport, pytest_unconfigure
-from tests.integration.harness import REPO, Service
 from tests.page.browser import Browser
+from tests.support import REPO
+from tests.support.fixtures import no_leftovers
+from tests.support.service import Service
 
-__all__ = ["no_leftovers", "pytest_runtest_makereport", "pytest_unconfigure"]
+__all__ = ["no_leftovers"]
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.integration.harness import REPO
+from tests.support import REPO
 
 BUILT = ("app/page", "clients/js/dist")
 SOURCES = ("package.json", "package-lock.json", ".npmrc", "frontend", "clients/js")

@@ -16,8 +16,10 @@ import aiohttp
 import jwt
 import pytest
 
-from tests.integration.harness import REPO, Service, until
-from tests.integration.test_node_client import Node, script
+from tests.support import REPO
+from tests.support.node import Node, script
+from tests.support.service import Service
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -10,10 +10,12 @@ from typing import Any
 import jwt
 import pytest
 
-from tests.deploy.caddy import Caddy, address, behind_caddy
-from tests.integration.harness import TOKEN, Service, free_port, until
-from tests.integration.wsclient import PlainClient
 from tests.page.browser import Browser, Tab
+from tests.support.caddy import Caddy, address, behind_caddy
+from tests.support.plain import PlainClient
+from tests.support.ports import free_port
+from tests.support.service import TOKEN, Service
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import REPO, TOKEN, Service, until
 from tests.page.browser import Browser
+from tests.support import REPO
+from tests.support.service import TOKEN, Service
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(90)
 

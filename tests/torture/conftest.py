@@ -6,11 +6,10 @@ import resource
 
 import pytest
 
-from tests.integration.conftest import no_leftovers, pytest_configure, pytest_unconfigure
-from tests.unit.conftest import make_node, valkey
-from tests.unit.test_handover import make
+from tests.support.fixtures import make_node, no_leftovers, valkey
+from tests.support.handoff import make
 
-__all__ = ["make", "make_node", "no_leftovers", "pytest_configure", "pytest_unconfigure", "valkey"]
+__all__ = ["make", "make_node", "no_leftovers", "valkey"]
 
 
 @pytest.fixture(autouse=True)

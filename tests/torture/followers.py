@@ -13,8 +13,9 @@ from typing import Any
 import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
-from tests.integration.harness import DEADLINE, Service
-from tests.integration.wsclient import Envelope, flatten
+from tests.support.envelopes import Envelope, flatten
+from tests.support.service import Service
+from tests.support.waiting import DEADLINE
 
 RETRY = 0.2
 """Seconds between two attempts to connect."""

@@ -16,8 +16,8 @@ import socketio
 import websockets
 from websockets.asyncio.client import connect
 
-from tests.integration.harness import TOKEN, Service
-from tests.torture.mutations import Frame
+from tests.support.mutations import Frame
+from tests.support.service import TOKEN, Service
 
 SECRET = "a secret of thirty-two characters"
 """AUTH_SECRET of the service that takes tokens."""

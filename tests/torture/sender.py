@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.torture.mutations import cut, spoil_bytes, spoil_conversation, spoil_request
+from tests.support.mutations import cut, spoil_bytes, spoil_conversation, spoil_request
 from tests.torture.recordings import Recording
 
 PATIENCE = 20.0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.integration.harness import REPO
+from tests.support import REPO
 from tests.torture import autobahn
 
 pytestmark = pytest.mark.timeout(autobahn.BUILD_SECONDS + autobahn.RUN_SECONDS)

@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 import redis
 
-from tests.integration.harness import Service, until
-from tests.integration.sioclient import on_two_workers
-from tests.integration.valkeys import valkeys
-from tests.integration.wsclient import PlainClient, Walk, flatten, spread, walk
-from tests.torture.mutations import seed_of_day
+from tests.support.envelopes import Walk, flatten, walk
+from tests.support.mutations import seed_of_day
+from tests.support.plain import PlainClient, spread
+from tests.support.service import Service
+from tests.support.sioclient import on_two_workers
+from tests.support.valkeys import valkeys
+from tests.support.waiting import until
 from tests.torture.watch import LONG
 from workers.shared import paths
 from workers.shared import slots as shared_slots

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import Service
+from tests.support.handoff import MakeBench
+from tests.support.mutations import seed_of_day, spoil_bytes, spoil_value
+from tests.support.service import Service
 from tests.torture import watch
-from tests.torture.mutations import seed_of_day, spoil_bytes, spoil_value
 from tests.torture.watch import LONG
-from tests.unit.test_handover import MakeBench
 from workers.handoff.channel import Broken, Giver
 from workers.shared import paths
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import REPO, Service
+from tests.support import REPO
+from tests.support.mutations import seed_of_day
+from tests.support.service import Service
 from tests.torture import recordings, watch
-from tests.torture.mutations import seed_of_day
 from tests.torture.sender import Job
 from tests.torture.watch import LONG
 

@@ -22,7 +22,7 @@ from app.protocol.offsets import decode_offset, encode_offset
 from app.sessions.handoff import shape
 from app.sessions.socketio.server import StrictJson
 from app.types import Position
-from tests.torture.mutations import (
+from tests.support.mutations import (
     BINARY,
     TEXT,
     Frame,

@@ -20,11 +20,14 @@ import pytest
 import websockets
 from websockets.asyncio.client import connect
 
-from tests.integration.harness import Service, until
-from tests.integration.wsclient import BINARY, TEXT, RawClient, encode, endpoint, walk
+from tests.support.envelopes import walk
+from tests.support.mutations import seed_of_day
+from tests.support.plain import endpoint
+from tests.support.raw import BINARY, TEXT, RawClient, encode
+from tests.support.service import Service
+from tests.support.waiting import until
 from tests.torture import recordings, watch
 from tests.torture.followers import Follower, PlainFollower, SocketIOFollower
-from tests.torture.mutations import seed_of_day
 from tests.torture.sender import Job
 from tests.torture.test_malformed import send
 from tests.torture.watch import LONG

@@ -9,8 +9,10 @@ from collections import Counter
 
 import pytest
 
-from tests.integration.harness import Service
-from tests.integration.wsclient import TEXT, PlainClient, RawClient, flatten, walk
+from tests.support.envelopes import flatten, walk
+from tests.support.plain import PlainClient
+from tests.support.raw import TEXT, RawClient
+from tests.support.service import Service
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -13,9 +13,11 @@ from functools import partial
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.harness import Service, until
-from tests.integration.sioclient import SioClient
-from tests.integration.wsclient import PlainClient, walk
+from tests.support.envelopes import walk
+from tests.support.plain import PlainClient
+from tests.support.service import Service
+from tests.support.sioclient import SioClient
+from tests.support.waiting import until
 from tests.torture.recordings import token
 
 LONG = os.environ.get("TORTURE") == "1"

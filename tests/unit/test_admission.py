@@ -20,7 +20,7 @@ from app.http.clients import Clients
 from app.http.cors import Origins
 from app.sessions.addresses import Addresses, TooMany
 from app.sessions.auth import TokenVerifier
-from tests.unit.http_support import MemorySlots
+from tests.support.http_side import MemorySlots
 
 SECRET = "s" * 32
 UPGRADE = {

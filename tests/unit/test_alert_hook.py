@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from app.http.publishing import MAX_MESSAGES
-from tests.unit.http_support import HttpSide, http_side
+from tests.support.http_side import HttpSide, http_side
 
 TOKEN = "publish-token-of-the-tests"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}

@@ -14,7 +14,8 @@ from app.errors import BackplaneUnavailable
 from app.protocol.frames import TEXT, build_frame
 from app.transport.connection import CLOSED, CLOSING, HIGH_WATER, OPEN
 from app.types import Gap, Message, Position
-from tests.unit.delivery_support import Bench, Sub, message, messages, turn, until, words
+from tests.support.delivery import Bench, Sub, message, messages, turn, words
+from tests.support.waiting import until
 
 
 class MemoryHistory:
@@ -66,7 +67,11 @@ class CatchUpBench(Bench):
         await self.fanout.deliver(items)
 
     async def caught_up(self, sub: Sub) -> list[object]:
-        await until(lambda: sub.received() is not None and (sub.track is None or sub.state != OPEN))
+        def caught_up() -> bool:
+            sub.received()
+            return sub.state != OPEN or (sub.track is None and sub.pending is None)
+
+        await until(caught_up)
         return sub.received()
 
 

@@ -14,7 +14,8 @@ from app.backplane import claims as claims_module
 from app.backplane.claims import UserClaims
 from app.backplane.client import Backplane
 from app.config import Settings
-from tests.unit.backplane_support import ValkeyProcess, until
+from tests.support.valkeys import ValkeyProcess
+from tests.support.waiting import until
 from workers.shared.slots import SlotTable
 from workers.shared.slots_port import RowSlots
 

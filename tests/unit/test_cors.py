@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from multidict import CIMultiDictProxy
 
-from tests.unit.http_support import HttpSide, http_side
+from tests.support.http_side import HttpSide, http_side
 
 LAB = "https://lab.yujian.team"
 PREFLIGHT = {

@@ -14,7 +14,7 @@ from app.protocol.codecs import PLAIN, Codec
 from app.protocol.frames import TEXT, build_frame
 from app.transport.connection import CLOSED, HIGH_WATER
 from app.types import Gap, Message, Position
-from tests.unit.delivery_support import Bench, Sub, message, messages, turn, words
+from tests.support.delivery import Bench, Sub, message, messages, turn, words
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from app.backplane.client import Backplane
 from app.backplane.faults import CAUSES, Fault, explain, unavailable
 from app.config import Settings
 from app.errors import BackplaneFull, BackplaneUnavailable, ErrorCode
-from tests.unit.backplane_support import ValkeyProcess
+from tests.support.valkeys import ValkeyProcess
 
 
 def wrapped(inner: RedisError) -> LostConnection:

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.backplane_support import until
+from tests.support.waiting import until
 from workers.handoff import channel as handoff
 from workers.handoff.channel import BATCH, Broken, Giver, Heir
 from workers.shared.processes import start_time

@@ -11,7 +11,9 @@ from app.backplane import history as history_module
 from app.backplane.history import History, _Flights
 from app.errors import BackplaneUnavailable
 from app.types import Gap, Message, Position
-from tests.unit.backplane_support import MakeNode, Node, ValkeyProcess, draft, until
+from tests.support.backplane import MakeNode, Node, draft
+from tests.support.valkeys import ValkeyProcess
+from tests.support.waiting import until
 
 
 class Recorder:

@@ -8,7 +8,7 @@ from aiohttp.test_utils import make_mocked_request
 from app.config import load
 from app.http.clients import Clients
 from app.http.cors import Hosts
-from tests.unit.http_support import http_side
+from tests.support.http_side import http_side
 
 
 def allows(host: str | None, Origin: str = "", **environ: str) -> bool:  # noqa: N803

@@ -13,8 +13,9 @@ from app.protocol.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, b
 from app.transport import hub as hub_module
 from app.transport.connection import CLOSED, CLOSING, FRAMES_AT_ONCE, Connection
 from app.transport.hub import FLOOD, Hub
-from tests.integration.wsclient import encode
-from tests.unit.delivery_support import turn, until
+from tests.support.delivery import turn
+from tests.support.raw import encode
+from tests.support.waiting import until
 
 
 class Server(Connection):

@@ -6,7 +6,8 @@ import pytest
 
 from app.backplane.claims import UserClaims
 from app.presence import Presence
-from tests.unit.backplane_support import MakeNode, ValkeyProcess
+from tests.support.backplane import MakeNode
+from tests.support.valkeys import ValkeyProcess
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from app.http.page import LINKS, ROOT, Page
-from tests.unit.http_support import HttpSide, http_side
+from tests.support.http_side import HttpSide, http_side
 
 Client = TestClient[web.Request, web.Application]
 

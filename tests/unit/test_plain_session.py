@@ -23,8 +23,9 @@ from app.sessions.router import Router
 from app.sessions.session import INBOX_MESSAGES, ConnectOptions
 from app.transport.connection import CLOSED, CLOSING, OPEN
 from app.types import Gap, Message
-from tests.unit.delivery_support import Bench, message, messages, turn, until
-from tests.unit.http_support import MemorySlots
+from tests.support.delivery import Bench, message, messages, turn
+from tests.support.http_side import MemorySlots
+from tests.support.waiting import until
 
 
 class SlowHistory:

@@ -9,8 +9,8 @@ import pytest
 
 from app.errors import BackplaneUnavailable, ClientError, ErrorCode
 from app.presence import MAX_TASK_LENGTH, SILENCE, STALENESS, Presence, PresenceState
-from tests.unit.backplane_support import MakeNode
-from tests.unit.http_support import MemoryFields
+from tests.support.backplane import MakeNode
+from tests.support.http_side import MemoryFields
 
 
 class Clock:

@@ -20,7 +20,8 @@ from app.backplane.publisher import StreamPublisher, parse_result
 from app.backplane.scripts import ONCE_WINDOW, PUBLISH, Script
 from app.errors import BackplaneFull, BackplaneUnavailable
 from app.types import Draft, Position
-from tests.unit.backplane_support import MakeNode, Node, ValkeyProcess, draft
+from tests.support.backplane import MakeNode, Node, draft
+from tests.support.valkeys import ValkeyProcess
 
 
 async def bodies(valkey: ValkeyProcess, type: str = "status") -> list[bytes]:

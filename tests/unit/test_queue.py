@@ -15,7 +15,9 @@ from app.broadcast.queue import BroadcastQueue
 from app.config import Settings
 from app.errors import BackplaneUnavailable, QueueOverflow
 from app.types import Message, Position, Priority
-from tests.unit.backplane_support import MakeNode, Node, ValkeyProcess, draft, until
+from tests.support.backplane import MakeNode, Node, draft
+from tests.support.valkeys import ValkeyProcess
+from tests.support.waiting import until
 from workers.shared.slots import SlotTable
 from workers.shared.slots_port import RowSlots
 
@@ -311,7 +313,7 @@ async def test_each_message_has_its_own_time(
     assert not younger.done()
     assert await outcome(younger) is BackplaneUnavailable
     assert 0.95 < time.monotonic() - begun < 1.2
-    await until(lambda: worker.queue.length() == 0, within=0.2)  # dropped, not tried for ever
+    await until(lambda: worker.queue.length() == 0, timeout=0.2)  # dropped, not tried for ever
     valkey.cont()
     assert isinstance(await outcome(worker.send()), int)
 

@@ -10,7 +10,9 @@ import pytest
 
 from app.backplane.publisher import StreamPublisher
 from app.types import Gap, Message, Position
-from tests.unit.backplane_support import MakeNode, Node, ValkeyProcess, draft, until
+from tests.support.backplane import MakeNode, Node, draft
+from tests.support.valkeys import ValkeyProcess
+from tests.support.waiting import until
 
 
 def seqs(items: list[Message | Gap]) -> list[int]:

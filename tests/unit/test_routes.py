@@ -27,7 +27,7 @@ from app.http.publishing import MAX_MESSAGES
 from app.http.routes import add_routes
 from app.machine import MachineStatus
 from app.types import Priority
-from tests.unit.http_support import HttpSide, http_side, worker_row
+from tests.support.http_side import HttpSide, http_side, worker_row
 
 TOKEN = "publish-token-of-the-tests"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}

@@ -9,7 +9,8 @@ import pytest
 
 from app.backplane.series import COARSE, FINE, Sample, Series
 from app.errors import BackplaneUnavailable
-from tests.unit.backplane_support import MakeNode, ValkeyProcess
+from tests.support.backplane import MakeNode
+from tests.support.valkeys import ValkeyProcess
 
 
 class Clock:

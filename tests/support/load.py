@@ -8,8 +8,8 @@ from typing import Any, Self
 
 import aiohttp
 
-from tests.integration.harness import TOKEN, Service
-from tests.integration.wsclient import Envelope, flatten
+from tests.support.envelopes import Envelope, flatten
+from tests.support.service import TOKEN, Service
 
 
 class Load:

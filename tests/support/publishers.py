@@ -18,7 +18,7 @@ import httpx
 import requests
 import urllib3
 
-from tests.integration.harness import TOKEN
+from tests.support.service import TOKEN
 
 HEADERS = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
 TIMEOUT = 20

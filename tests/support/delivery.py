@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from websockets.protocol import Protocol, Side
@@ -30,12 +30,6 @@ def messages(first: int, last: int, type: str = "status", epoch: str = "e1") -> 
 def words(first: int, last: int, type: str = "status") -> list[str]:
     """Messages as `Sub.received` tells them."""
     return [f"{type} {seq}" for seq in range(first, last + 1)]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the loop turn until something is so; pytest's timeout ends what never is."""
-    while not condition():
-        await asyncio.sleep(0)
 
 
 async def turn(times: int = 20) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 
 import psutil
 
-from tests.integration import harness
-from tests.integration.harness import REPO, Service
+from tests.support import REPO
+from tests.support.service import MARK, Service
 
 _COPIED = (
     "app",
@@ -79,7 +80,7 @@ class Installed(Service):
         plain = {name: value for name, value in os.environ.items() if name not in self.settings}
         caddy = str(Path(sys.executable).with_name("caddy"))
         return plain | {
-            harness._MARK: self.mark,
+            MARK: self.mark,
             "PYTHON": sys.executable,
             "CADDY": caddy,
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -130,3 +131,37 @@ class Installed(Service):
                 if "gunicorn" in " ".join(process.cmdline()):
                     process.terminate()
         self.assert_nothing_left()
+
+
+class CopiedService(Service):
+    """A service that runs a copy of the code, which a test may change between reloads."""
+
+    def __init__(self, **options: Any) -> None:
+        self.code = Path(tempfile.mkdtemp(prefix="yj-code-"))
+        ignored = shutil.ignore_patterns("__pycache__")
+        for name in ("app", "workers"):
+            shutil.copytree(REPO / name, self.code / name, ignore=ignored)
+        shutil.copy(REPO / "gunicorn.conf.py", self.code)
+        super().__init__(**{"HANDLERS": "handlers", **options})
+        shutil.copy(REPO / "tests/support/handlers.py", self.code)
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Start the processes in the directory of the copy."""
+        environ = dict(os.environ) | self.settings | {MARK: self._mark}
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"],
+                cwd=self.code,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        Service.running.append(self)
+        return self.process
+
+    def destroy(self) -> None:
+        """Remove the copy as well."""
+        super().destroy()
+        shutil.rmtree(self.code, ignore_errors=True)

@@ -10,8 +10,10 @@ from typing import Any, Self
 
 import socketio
 
-from tests.integration.harness import DEADLINE, Service, until
-from tests.integration.wsclient import Envelope, RawClient
+from tests.support.envelopes import Envelope
+from tests.support.raw import RawClient
+from tests.support.service import Service
+from tests.support.waiting import DEADLINE, until
 
 Event = tuple[str, tuple[Any, ...]]
 

@@ -20,9 +20,12 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from websockets.asyncio.client import ClientConnection, connect
 
-from tests.integration.harness import DEADLINE, REPO, Service, free_port, until_now
-from tests.integration.streams import Stream
-from tests.integration.wsclient import PlainClient
+from tests.support import REPO
+from tests.support.plain import PlainClient
+from tests.support.ports import free_port
+from tests.support.service import Service
+from tests.support.streams import Stream
+from tests.support.waiting import DEADLINE, until_now
 
 API = "api.localhost"
 SITE = "lab.localhost"

@@ -1,0 +1,37 @@
+"""Hooks of all tests: no process is left behind, and a failed test shows the log of its service."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from tests.support.service import Service
+from workers.leader import valkey as private_valkey
+
+
+def pytest_configure() -> None:
+    """Let SIGTERM, as a CI sends it, end the tests as Ctrl-C does: with their services."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """Leave no service behind, however the tests ended."""
+    for running in list(Service.running):
+        running.destroy()
+    for child in private_valkey._children:  # those that tests have ended by their pids
+        child.poll()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, Any, Any]:
+    """Show the end of the service's log with a failed test."""
+    report: Any = yield
+    if report.failed:
+        for running in Service.running:
+            report.sections.append((f"log of the service on {running.port}", running.log[-6000:]))
+    return report

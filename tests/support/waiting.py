@@ -1,0 +1,54 @@
+"""Waiting for a condition: the one way in which tests and benchmarks wait."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, overload
+
+DEADLINE = 20.0
+"""Seconds that a condition may take before its test fails; never a measure of speed."""
+
+_T = TypeVar("_T")
+
+
+@overload
+async def until(
+    condition: Callable[[], Awaitable[_T]], what: str = "", timeout: float = DEADLINE
+) -> _T: ...
+@overload
+async def until(condition: Callable[[], _T], what: str = "", timeout: float = DEADLINE) -> _T: ...
+async def until(condition: Callable[[], Any], what: str = "", timeout: float = DEADLINE) -> Any:
+    """Wait until `condition` gives something true, and return that."""
+    deadline = time.monotonic() + timeout
+    turns = 0
+    while True:
+        result = condition()
+        value = await result if inspect.isawaitable(result) else result
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise _late(condition, what, timeout, value)
+        turns += 1
+        asked = result is not value  # of another process, which it costs something
+        here = 0 if turns < 1000 else 0.005  # turns of this loop cost no time
+        await asyncio.sleep(0.05 if asked else here)
+
+
+def until_now(condition: Callable[[], _T], what: str = "", timeout: float = DEADLINE) -> _T:
+    """`until` for code that runs outside of an event loop."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise _late(condition, what, timeout, value)
+        time.sleep(0.02)
+
+
+def _late(condition: object, what: str, timeout: float, value: object) -> AssertionError:
+    name = what or getattr(condition, "__qualname__", repr(condition))
+    return AssertionError(f"not within {timeout:g} s: {name} (last: {value!r})")
