@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from app.types import Priority, WorkerRow
+from app.types import WorkerRow
+
+
+class QueueTotals(NamedTuple):
+    """What waits in the queues of all workers."""
+
+    messages: int
+    size: int
+    """Bytes."""
+
+
+class WorkersDied(NamedTuple):
+    """Workers that ended without being told to, since the service runs."""
+
+    starting: int
+    serving: int
 
 
 class Slots(Protocol):
-    """Counts that all workers of this machine share; see workers/shared/slots.py.
+    """Counts that all workers of this machine share; see workers/shared/worker_slots.py.
 
     Every call is atomic over all processes and takes a few microseconds.
     """
@@ -35,10 +50,11 @@ class Slots(Protocol):
     def release_queue(self, messages: int, size: int) -> None:
         """Count messages out of the queue of this worker, `size` bytes in all."""
 
-    def ask_to_evict(self, below: Priority) -> bool:
-        """Ask the workers that hold messages ranked below `below` to drop one.
+    def ask_to_evict(self, below: int) -> bool:
+        """Ask a worker that holds messages ranked after `below` to drop one, the lowest first.
 
-        Returns False when no other worker holds any.
+        Ranks are those of `Priority`: 0 high, 2 low. Returns False when no other worker holds any
+        that no one has asked for yet.
         """
 
     def take_evictions(self) -> int:
@@ -53,7 +69,7 @@ class Slots(Protocol):
     def total_connections(self) -> int:
         """Connections of all workers."""
 
-    def queue_totals(self) -> tuple[int, int]:
+    def queue_totals(self) -> QueueTotals:
         """Messages and bytes in the queues of all workers."""
 
     def set_user_types(self, user: str, types: int) -> None:
@@ -65,8 +81,8 @@ class Slots(Protocol):
     def unique_users(self) -> int:
         """Different users that hold claims."""
 
-    def workers_died(self) -> tuple[int, int]:
-        """Workers that ended untold since the service runs: while starting, while serving."""
+    def workers_died(self) -> WorkersDied:
+        """Workers that ended without being told to."""
 
     def files_restored(self) -> int:
         """Shared files that something removed and that were put back, since the service runs."""

@@ -93,8 +93,6 @@ class WorkerRow:
     generation: int
     state: Literal["starting", "ready", "leaving"]
     connections: int
-    queue_messages: int
-    queue_bytes: int
     stats: dict[str, object]
     """What the worker last said of itself, at most a second or two old; {} before that."""
     updated: float = 0.0

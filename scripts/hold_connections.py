@@ -15,16 +15,18 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from app.config import load
+from app.config import Settings, load
 from workers.shared import paths
 from workers.shared.slots import LEAVING, SlotTable
+from workers.shared.worker_slots import WorkerSlots
 
 
-def hold(table: SlotTable, numbers: Iterable[str]) -> None:
+def hold(table: SlotTable, settings: Settings, numbers: Iterable[str]) -> None:
     """Count in a row of our own what each line says, until the lines end."""
-    # A row that is leaving is nobody's heir.
+    # A row that is leaving is no successor.
     index = table.claim_row(os.getpid())
     table.set_state(index, LEAVING)
+    slots = WorkerSlots(table, index, settings)
     held = 0
     try:
         for line in numbers:
@@ -32,10 +34,10 @@ def hold(table: SlotTable, numbers: Iterable[str]) -> None:
                 continue
             wanted = int(line)
             if wanted > held:
-                nobody = -1
-                table.adopt_connections(index, index, nobody, wanted - held)
+                # From no worker of this machine: past the cap, which they have been let in by.
+                slots.adopt_connections(index, generation=-1, count=wanted - held)
             for _ in range(held - wanted):
-                table.release_connection(index)
+                slots.release_connection()
             held = wanted
     finally:
         table.free(os.getpid())
@@ -57,9 +59,9 @@ def main() -> int:
         return 1
     table = SlotTable(file, settings.max_total_connections)
     if options.count:
-        print(table.total_connections())
+        print(sum(row.connections for row in table.rows()))
     else:
-        hold(table, sys.stdin)
+        hold(table, settings, sys.stdin)
     return 0
 
 

@@ -36,7 +36,7 @@ from workers.shared.guard import Guard, Part
 from workers.shared.locks import MastersLock
 from workers.shared.metrics_files import MetricsFiles
 from workers.shared.slots import SlotTable
-from workers.shared.slots_port import RowSlots
+from workers.shared.worker_slots import WorkerSlots
 
 _SWEEP_INTERVAL = 1.0
 _VALKEY_SHARE = 2, 5
@@ -97,7 +97,7 @@ async def create() -> web.AppRunner:
     # First of all, since what is built may wait for the Valkey that the leader starts.
     await leader.start()
     try:
-        slots = RowSlots(worker.slots, worker.row, settings)
+        slots = WorkerSlots(worker.slots, worker.row, settings)
         metrics_files = MetricsFiles(paths.metrics_dir(settings.data_dir))
         application = await main.build(
             settings,

@@ -25,7 +25,7 @@ from tests.support.backplane import MakeNode
 from tests.support.valkeys import ValkeyProcess
 from tests.support.waiting import until
 from workers.shared.slots import SlotTable
-from workers.shared.slots_port import RowSlots
+from workers.shared.worker_slots import WorkerSlots
 
 SECRET = "a secret of thirty-two characters"
 
@@ -99,7 +99,7 @@ class Client:
 class Workplace:
     """One worker, its row, and both ends of its handoffs."""
 
-    def __init__(self, worker: Worker, slots: RowSlots, table: SlotTable) -> None:
+    def __init__(self, worker: Worker, slots: WorkerSlots, table: SlotTable) -> None:
         self.worker = worker
         self.slots = slots
         self.transfer = Transfer(worker.realtime, worker.manager, worker.history, slots)
@@ -239,7 +239,7 @@ async def make(
         settings = dataclasses.replace(Settings(), **{"rate_limit": 0, **changes})
         types = {"message_types": settings.message_types}
         node = await make_node(**types)
-        slots = RowSlots(table, table.claim_row(master=1), settings)
+        slots = WorkerSlots(table, table.claim_row(master=1), settings)
         key = await node.backplane.shared_key()
         worker = Worker(settings, slots, node.backplane, node.reader, key)
         register(worker)

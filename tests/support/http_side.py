@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
@@ -18,79 +18,8 @@ from app.http.cors import Hosts, Origins
 from app.http.routes import add_routes
 from app.presence import Presence
 from app.sessions.auth import TokenVerifier
-from app.types import Draft, Message, Position, Priority, WorkerRow
-
-
-class MemorySlots:
-    """The slot table of one worker, with rows that a test writes."""
-
-    index = 0
-
-    def __init__(self, cap: int = 10_000) -> None:
-        self.cap = cap
-        self.connections = 0
-        self.users: dict[str, int] = {}
-        self.queue = (0, 0)
-        self.all_rows: list[WorkerRow] = [worker_row()]
-
-    def reserve_connection(self) -> bool:
-        if self.connections >= self.cap:
-            return False
-        self.connections += 1
-        return True
-
-    def release_connection(self) -> None:
-        self.connections -= 1
-
-    def claim_user(self, user: str) -> bool:
-        self.users[user] = self.users.get(user, 0) + 1
-        return True
-
-    def release_user(self, user: str) -> None:
-        self.users[user] -= 1
-
-    def reserve_queue(self, size: int) -> bool:
-        self.queue = (self.queue[0] + 1, self.queue[1] + size)
-        return True
-
-    def release_queue(self, messages: int, size: int) -> None:
-        self.queue = (self.queue[0] - messages, self.queue[1] - size)
-
-    def ask_to_evict(self, below: Priority) -> bool:
-        return False
-
-    def take_evictions(self) -> int:
-        return 0
-
-    def set_queued(self, per_priority: Sequence[int]) -> None: ...
-
-    def set_stats(self, stats: dict[str, object]) -> None: ...
-
-    def total_connections(self) -> int:
-        return sum(row.connections for row in self.all_rows)
-
-    def queue_totals(self) -> tuple[int, int]:
-        return self.queue
-
-    def unique_users(self) -> int:
-        return sum(1 for count in self.users.values() if count)
-
-    def workers_died(self) -> tuple[int, int]:
-        return 0, 0
-
-    def files_restored(self) -> int:
-        return 0
-
-    def since_death(self) -> float:
-        return math.inf
-
-    def set_user_types(self, user: str, types: int) -> None: ...
-
-    def users_of_type(self, number: int) -> int:
-        return 0
-
-    def rows(self) -> list[WorkerRow]:
-        return self.all_rows
+from app.types import Draft, Message, Position, WorkerRow
+from tests.support.slots import TableSlots
 
 
 def worker_row(
@@ -107,8 +36,6 @@ def worker_row(
         generation=1,
         state=state,  # type: ignore[arg-type]
         connections=connections,
-        queue_messages=0,
-        queue_bytes=0,
         stats=stats,
     )
 
@@ -185,7 +112,8 @@ class HttpSide:
     """The HTTP side of one worker, and the ports behind it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.slots = MemorySlots(settings.max_total_connections)
+        self.slots = TableSlots(settings)
+        self.slots.show([worker_row()])
         self.streams = MemoryStreams()
         self.fields = MemoryFields()
         self.requests: list[tuple[str, str, int]] = []

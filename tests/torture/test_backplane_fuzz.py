@@ -201,16 +201,16 @@ class Spoiler:
         text = self.rng.choice([json.dumps(stats).encode(), self.word(), b"[" * 3000])
         text = text[: shared_slots.STATS_SIZE]
         os.pwrite(self.slots, text, shared_slots._STATS_AT + row * shared_slots.STATS_SIZE)
-        self.write_word(shared_slots._STATS_LENGTH, row, len(text))
+        self.write_word(shared_slots.STATS_LENGTH, row, len(text))
         return text[:100].decode(errors="replace")
 
     def row(self) -> str:
         """A row of a process that is no worker, which holds no connections."""
         row = shared_slots.ROWS - 1
-        for column in (shared_slots._STATE, shared_slots._STARTED, shared_slots._UPDATED):
+        for column in (shared_slots.STATE, shared_slots.STARTED, shared_slots.UPDATED):
             self.write_word(column, row, self.rng.choice([0, 1, 99, 2**63, 2**64 - 1]))
-        self.write_word(shared_slots._BORN, row, start_time(os.getpid()) or 0)
-        self.write_word(shared_slots._PID, row, os.getpid())
+        self.write_word(shared_slots.BORN, row, start_time(os.getpid()) or 0)
+        self.write_word(shared_slots.PID, row, os.getpid())
         return ""
 
     def write_word(self, column: int, row: int, value: int) -> None:
@@ -348,7 +348,7 @@ async def test_nothing_that_others_write_ends_a_worker_or_costs_a_client_a_messa
                 await honest.round()
                 await honest.check(spoiler)
             finally:
-                spoiler.write_word(shared_slots._PID, shared_slots.ROWS - 1, 0)
+                spoiler.write_word(shared_slots.PID, shared_slots.ROWS - 1, 0)
                 spoiler.close()
                 valkey.close()
             for client in [*plain, *socketio]:

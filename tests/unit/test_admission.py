@@ -20,7 +20,7 @@ from app.http.clients import Clients
 from app.http.cors import Origins
 from app.sessions.addresses import Addresses, TooMany
 from app.sessions.auth import TokenVerifier
-from tests.support.http_side import MemorySlots
+from tests.support.slots import TableSlots
 
 SECRET = "s" * 32
 UPGRADE = {
@@ -37,7 +37,7 @@ class Door:
 
     def __init__(self, **environ: str) -> None:
         settings: Settings = load_settings(environ)
-        self.slots = MemorySlots(settings.max_total_connections)
+        self.slots = TableSlots(settings)
         self.reasons: list[str] = []
         self.serving = True
         self.memory = True

@@ -17,7 +17,7 @@ from app.config import Settings
 from tests.support.valkeys import ValkeyProcess
 from tests.support.waiting import until
 from workers.shared.slots import SlotTable
-from workers.shared.slots_port import RowSlots
+from workers.shared.worker_slots import WorkerSlots
 
 Make = Callable[[], Awaitable[UserClaims]]
 
@@ -33,7 +33,7 @@ async def machine(
 
     async def make() -> UserClaims:
         table = SlotTable(tmp_path / f"slots-{len(made)}")
-        slots = RowSlots(table, table.claim_row(1), Settings())
+        slots = WorkerSlots(table, table.claim_row(1), Settings())
         backplane = Backplane(valkey.url, Settings(), "test")
         claims = UserClaims(backplane, slots, 3)
         claims.start()
@@ -219,7 +219,7 @@ async def test_a_dead_workers_places_are_free_at_once(
     tables = [SlotTable(tmp_path / "slots") for _ in range(2)]
     backplanes, workers = [], []
     for table in tables:
-        slots = RowSlots(table, table.claim_row(1), Settings())
+        slots = WorkerSlots(table, table.claim_row(1), Settings())
         backplanes.append(Backplane(valkey.url, Settings(), slots.worker_name()))
         workers.append(UserClaims(backplanes[-1], slots, 2))
         workers[-1].start()

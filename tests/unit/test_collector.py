@@ -23,7 +23,7 @@ from workers.leader.collector import Collector
 from workers.leader.host import HostSample, HostSampler
 from workers.leader.periods import PERIODS
 from workers.shared.slots import READY, SlotTable
-from workers.shared.slots_port import RowSlots
+from workers.shared.worker_slots import WorkerSlots
 
 CALM = HostSample(
     cpu_percent=10.0,
@@ -53,7 +53,7 @@ class World:
         table = SlotTable(directory / "slots")
         self.row = table.claim_row(1)
         table.set_state(self.row, READY)
-        self.slots = RowSlots(table, self.row, settings)
+        self.slots = WorkerSlots(table, self.row, settings)
         self.presence = Presence(self.get, self.set, self.clock, self.clock)
         self.collector = self.make()
 

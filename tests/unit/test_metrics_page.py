@@ -20,7 +20,7 @@ from app.http.errors import HttpError
 from app.http.metrics_page import MetricsPage
 from app.metrics import Metrics
 from workers.shared.slots import LEAVING, READY, SlotTable
-from workers.shared.slots_port import RowSlots
+from workers.shared.worker_slots import WorkerSlots
 
 Collect = Callable[[], Iterable[Metric]]
 
@@ -34,7 +34,7 @@ class Machine:
         rows = [table.claim_row(1), table.claim_row(1)]
         table.set_state(rows[0], READY)
         table.set_state(rows[1], LEAVING)
-        self.slots, self.leaving = (RowSlots(table, row, settings) for row in rows)
+        self.slots, self.leaving = (WorkerSlots(table, row, settings) for row in rows)
         for _ in range(5):
             assert self.slots.reserve_connection()
         for _ in range(7):

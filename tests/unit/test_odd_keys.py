@@ -7,6 +7,7 @@ import pytest
 from app.backplane.claims import UserClaims
 from app.presence import Presence
 from tests.support.backplane import MakeNode
+from tests.support.slots import TableSlots
 from tests.support.valkeys import ValkeyProcess
 
 
@@ -65,16 +66,6 @@ async def test_a_presence_of_another_type(valkey: ValkeyProcess, make_node: Make
     assert await valkey.command("GET", "rt:presence:foreign") == b"mine"
 
 
-class Slots:
-    """Every claim is free on this machine."""
-
-    def claim_user(self, user: str) -> bool:
-        return True
-
-    def release_user(self, user: str) -> None:
-        pass
-
-
 @pytest.mark.parametrize("value", ["junk", "-5", "nan", "1e300", "9" * 50, b"\xff"])
 async def test_junk_in_the_claims_of_another_worker(
     valkey: ValkeyProcess, make_node: MakeNode, value: bytes | str
@@ -83,7 +74,7 @@ async def test_junk_in_the_claims_of_another_worker(
     await valkey.command("ZADD", "{rt:users}", "9e15", "other", "9e15", "list", "9e15", b"\xff")
     await valkey.command("HSET", "{rt:users}:other", "uann", value)
     await valkey.command("RPUSH", "{rt:users}:list", "x")
-    claims = UserClaims(node.backplane, Slots(), 2)  # type: ignore[arg-type]
+    claims = UserClaims(node.backplane, TableSlots(), 2)
     claims.start()
     assert [await claims.claim("ann") for _ in range(3)] == [True, True, False]
     await claims.close()
@@ -94,11 +85,11 @@ async def test_junk_in_the_claims_of_this_worker_and_a_list_of_workers_that_is_n
 ) -> None:
     node = await make_node()
     await valkey.command("SET", "{rt:users}", "mine")
-    claims = UserClaims(node.backplane, Slots(), 2)  # type: ignore[arg-type]
+    claims = UserClaims(node.backplane, TableSlots(), 2)
     claims.start()
     assert await claims.claim("ann")  # on this machine alone
     await claims.close()
-    again = UserClaims(node.backplane, Slots(), 2)  # type: ignore[arg-type]
+    again = UserClaims(node.backplane, TableSlots(), 2)
     mine = "{rt:users}:" + node.backplane.worker_id
     await valkey.command("HSET", mine, "", "junk", "ubob", "junk")
     await again._mend()

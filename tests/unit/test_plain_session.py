@@ -24,7 +24,7 @@ from app.sessions.session import INBOX_MESSAGES, ConnectOptions
 from app.transport.connection import CLOSED, CLOSING, OPEN
 from app.types import Gap, Message
 from tests.support.delivery import Bench, message, messages, turn
-from tests.support.http_side import MemorySlots
+from tests.support.slots import TableSlots
 from tests.support.waiting import until
 
 
@@ -55,7 +55,7 @@ class Worker(Bench):
         self.settings = Settings(message_types=types, default_subscriptions=("status",), **changes)
         self.history = SlowHistory()
         self.catchup = CatchUp(self.fanout, self.history, frozenset())
-        self.slots = MemorySlots()
+        self.slots = TableSlots(self.settings)
         self.clients: list[Client] = []
 
         async def replace_elsewhere(_: str) -> None: ...

@@ -19,7 +19,7 @@ from tests.support.backplane import MakeNode, Node, draft
 from tests.support.valkeys import ValkeyProcess
 from tests.support.waiting import until
 from workers.shared.slots import SlotTable
-from workers.shared.slots_port import RowSlots
+from workers.shared.worker_slots import WorkerSlots
 
 HIGH, NORMAL, LOW = Priority
 
@@ -27,7 +27,7 @@ HIGH, NORMAL, LOW = Priority
 class Worker:
     """A queue over a real backplane and the slot table of its machine."""
 
-    def __init__(self, node: Node, slots: RowSlots) -> None:
+    def __init__(self, node: Node, slots: WorkerSlots) -> None:
         self.node = node
         self.slots = slots
         self.queue = BroadcastQueue(slots, node.publisher)
@@ -60,7 +60,7 @@ async def make_worker(
     async def make(**settings: int) -> Worker:
         node = await make_node()
         table = SlotTable(tmp_path / "slots")
-        slots = RowSlots(table, table.claim_row(1), dataclasses.replace(Settings(), **settings))
+        slots = WorkerSlots(table, table.claim_row(1), dataclasses.replace(Settings(), **settings))
         workers.append(Worker(node, slots))
         return workers[-1]
 

@@ -64,10 +64,12 @@ async def publish(side: HttpSide, message: object, **headers: str) -> aiohttp.Cl
 
 
 async def test_status_of_the_whole_service(side: HttpSide) -> None:
-    side.slots.all_rows = [
-        worker_row(0, pid=7, connections=2),
-        worker_row(1, pid=8, connections=3, state="leaving"),
-    ]
+    side.slots.show(
+        [
+            worker_row(0, pid=7, connections=2),
+            worker_row(1, pid=8, connections=3, state="leaving"),
+        ]
+    )
     side.expected_workers = 2
     side.warnings.append("appendfsync is everysec")
     assert await read(await side.client.get("/status")) == {
@@ -122,7 +124,7 @@ async def test_status_is_ok_only_with_all_workers(
     side.seconds = worker_row().started + facts.pop("seconds", 1.0)
     for name, value in facts.items():
         setattr(side, name, value)
-    side.slots.all_rows = [worker_row(n, state=state) for n, state in enumerate(states)]
+    side.slots.show([worker_row(n, state=state) for n, state in enumerate(states)])
     body = await read(await side.client.get("/status"), 200 if "ready" in states else 503)
     assert body["causes"] == causes
     if "ready" in states:
@@ -131,12 +133,14 @@ async def test_status_is_ok_only_with_all_workers(
 
 async def test_status_names_a_worker_that_has_stopped(side: HttpSide) -> None:
     side.expected_workers = 2
-    fresh, old = (dataclasses.replace(worker_row(n, pid=n), updated=side.seconds) for n in (0, 1))
+    fresh, old = (
+        dataclasses.replace(worker_row(n, pid=n + 1), updated=side.seconds) for n in (0, 1)
+    )
     old = dataclasses.replace(old, updated=side.seconds - 31)
-    side.slots.all_rows = [fresh, old]
+    side.slots.show([fresh, old])
     body = await read(await side.client.get("/status"))
     assert body["status"] == "degraded"
-    assert body["causes"] == ["workers: 1 of 2", "workers: 1 has been silent for 31 s"]
+    assert body["causes"] == ["workers: 1 of 2", "workers: 2 has been silent for 31 s"]
 
 
 async def test_status_names_what_the_backplane_says(side: HttpSide) -> None:
@@ -151,10 +155,12 @@ async def test_status_names_what_the_backplane_says(side: HttpSide) -> None:
 
 
 async def test_status_tells_what_another_worker_sees(side: HttpSide) -> None:
-    side.slots.all_rows = [
-        worker_row(0),
-        worker_row(1, fault="its memory is full", unwritable=True),
-    ]
+    side.slots.show(
+        [
+            worker_row(0),
+            worker_row(1, fault="its memory is full", unwritable=True),
+        ]
+    )
     body = await read(await side.client.get("/status"))
     assert body["status"] == "degraded"
     assert body["backplane"]["cause"] == "its memory is full"
@@ -163,7 +169,7 @@ async def test_status_tells_what_another_worker_sees(side: HttpSide) -> None:
 
 @pytest.mark.parametrize("states", [[], ["starting"], ["leaving", "leaving"]])
 async def test_status_without_a_ready_worker_is_503(side: HttpSide, states: list[str]) -> None:
-    side.slots.all_rows = [worker_row(n, state=state) for n, state in enumerate(states)]
+    side.slots.show([worker_row(n, state=state) for n, state in enumerate(states)])
     body = await read(await side.client.get("/status"), 503)
     assert body["status"] == "unavailable"
     assert (await side.client.head("/status")).status == 503
@@ -176,7 +182,7 @@ async def test_status_while_old_workers_wait_for_new_ones(
     """They serve as before; a proxy that asks must not turn away."""
     side.accepting = True
     side.expected_workers = 1
-    side.slots.all_rows = [worker_row(n, state=state) for n, state in enumerate(states)]
+    side.slots.show([worker_row(n, state=state) for n, state in enumerate(states)])
     assert (await read(await side.client.get("/status")))["status"] == "ok"
 
 
@@ -233,8 +239,7 @@ async def test_presence_needs_the_backplane(side: HttpSide) -> None:
 
 
 async def test_connections_of_all_workers(side: HttpSide) -> None:
-    side.slots.users = {"a": 2, "b": 1, "gone": 0}
-    side.slots.all_rows = [
+    side.slots.show([
         worker_row(
             0, connections=3, plain=2, socketio=1, subscribed=5, anonymous=1, slow=1,
             subscriptions={"status": 3, "health": 2},
@@ -244,7 +249,10 @@ async def test_connections_of_all_workers(side: HttpSide) -> None:
             subscriptions={"status": 1, "extra": 1},
         ),
         worker_row(2, state="starting"),
-    ]  # fmt: skip
+    ])  # fmt: skip
+    for user in ("a", "a", "b", "gone"):
+        assert side.slots.claim_user(user)
+    side.slots.release_user("gone")
     body = await read(await side.client.get("/ws/stats"))
     assert body["totalConnections"] == 4
     assert body["uniqueUsers"] == 3
@@ -260,12 +268,17 @@ async def test_no_connections_are_no_division_by_zero(side: HttpSide) -> None:
 
 
 async def test_the_queue_of_all_workers(side: HttpSide) -> None:
-    side.slots.queue = (3, 700)
-    side.slots.all_rows = [
-        worker_row(0, queued={"high": 1, "normal": 1}, dropped={"low": 4}, lag=0.002),
-        worker_row(1, queued={"high": 0, "low": 1}, dropped={"low": 1, "normal": 2}, lag=0.0105),
-        worker_row(2, queued="?", dropped=None, lag="?"),
-    ]
+    side.slots.show(
+        [
+            worker_row(0, queued={"high": 1, "normal": 1}, dropped={"low": 4}, lag=0.002),
+            worker_row(
+                1, queued={"high": 0, "low": 1}, dropped={"low": 1, "normal": 2}, lag=0.0105
+            ),
+            worker_row(2, queued="?", dropped=None, lag="?"),
+        ]
+    )
+    for size in (600, 99, 1):
+        assert side.slots.reserve_queue(size)
     assert await read(await side.client.get("/ws/queue")) == {
         "length": 3,
         "maxSize": 10_000,

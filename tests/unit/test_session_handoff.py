@@ -89,7 +89,7 @@ async def test_the_claim_of_a_user_moves(make: MakeBench) -> None:
     await client.event("connected")
     await bench.hand_over()
     assert not bench.giver.slots.claim_user("anna")
-    assert bench.table.unique_users() == 1
+    assert bench.giver.slots.unique_users() == 1
     client.sock.close()
     await until(lambda: bench.giver.slots.claim_user("anna"))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
+import functools
 import multiprocessing
 import os
 import random
@@ -17,15 +19,40 @@ from typing import Any
 
 import pytest
 
+from app.config import Settings
 from workers.shared import slots as shared_slots
 from workers.shared import users as shared_users
 from workers.shared.file import FileLock
 from workers.shared.processes import start_time
 from workers.shared.slots import LEAVING, READY, STARTING, SlotTable
+from workers.shared.worker_slots import WorkerSlots
 
 FORK = multiprocessing.get_context("fork")
 CAP = 20
 USER_CAP = 3
+
+
+@functools.cache
+def caps(connections: int, per_user: int, messages: int, size: int) -> Settings:
+    return dataclasses.replace(
+        Settings(),
+        max_total_connections=connections,
+        max_connections_per_user=per_user,
+        max_queue_size=messages,
+        max_queue_bytes=size,
+    )
+
+
+def slots(
+    table: SlotTable,
+    row: int = 0,
+    *,
+    connections: int = 10_000,
+    per_user: int = 10_000,
+    queue: tuple[int, int] = (10, 100),
+) -> WorkerSlots:
+    """One worker's part of a table, with caps of its own."""
+    return WorkerSlots(table, row, caps(connections, per_user, *queue))
 
 
 @pytest.fixture
@@ -68,23 +95,23 @@ def hammer(path: Path, seed: int) -> None:
     while True:
         if held and chance.random() < 0.45:
             user = held.pop(chance.randrange(len(held)))
-            table.release_user(row, user)
-            table.release_connection(row)
-        elif table.reserve_connection(row, CAP):
+            slots(table, row).release_user(user)
+            slots(table, row).release_connection()
+        elif slots(table, row, connections=CAP).reserve_connection():
             user = f"user-{chance.randrange(8)}"
-            if table.claim_user(row, user, USER_CAP):
+            if slots(table, row, per_user=USER_CAP).claim_user(user):
                 held.append(user)
             else:
-                table.release_connection(row)
+                slots(table, row).release_connection()
 
 
 def hold(path: Path, users: list[str], cap: int) -> None:
     table = SlotTable(path)
     row = table.claim_row(master=1)
     for user in users:
-        assert table.reserve_connection(row, 10_000)
-        assert table.claim_user(row, user, cap)
-    table.reserve_queue(row, 5, 10, 100)
+        assert slots(table, row, connections=10_000).reserve_connection()
+        assert slots(table, row, per_user=cap).claim_user(user)
+    slots(table, row, queue=(10, 100)).reserve_queue(5)
     table.set_stats(row, {"held": len(users)})
     table.set_state(row, READY)
     time.sleep(60)
@@ -96,9 +123,9 @@ def test_killed_processes_never_break_the_caps(path: Path, table: SlotTable) -> 
     try:
         seen = 0
         for turn in range(60):
-            until(lambda: table.total_connections() > 0)
+            until(lambda: slots(table).total_connections() > 0)
             for _ in range(20):
-                total = table.total_connections()
+                total = slots(table).total_connections()
                 seen = max(seen, total)
                 assert total <= CAP
             if turn % 3 == 0:
@@ -107,18 +134,20 @@ def test_killed_processes_never_break_the_caps(path: Path, table: SlotTable) -> 
                 table.sweep()
                 processes[victim] = run(hammer, path, turn + 10)
             time.sleep(0.01)
-        until(lambda: table.total_connections() == CAP)
+        until(lambda: slots(table).total_connections() == CAP)
         assert seen <= CAP
     finally:
         for process in processes:
             kill(process)
     table.sweep()
     assert table.rows() == []
-    assert table.total_connections() == 0
-    assert table.unique_users() == 0
+    assert slots(table).total_connections() == 0
+    assert slots(table).unique_users() == 0
     row = table.claim_row(master=1)
     for number in range(8):
-        assert [table.claim_user(row, f"user-{number}", USER_CAP) for _ in range(4)] == [
+        assert [
+            slots(table, row, per_user=USER_CAP).claim_user(f"user-{number}") for _ in range(4)
+        ] == [
             True,
             True,
             True,
@@ -131,32 +160,35 @@ def test_cap_per_user_holds_over_processes(path: Path, table: SlotTable) -> None
     other = run(hold, path, ["ann", "ann", "bob"], 3)
     try:
         until(lambda: any(r.state == READY for r in table.rows()))
-        assert table.unique_users() == 2
-        assert table.claim_user(row, "ann", 3)
-        assert not table.claim_user(row, "ann", 3)
-        assert table.unique_users() == 2
+        assert slots(table).unique_users() == 2
+        assert slots(table, row, per_user=3).claim_user("ann")
+        assert not slots(table, row, per_user=3).claim_user("ann")
+        assert slots(table).unique_users() == 2
     finally:
         kill(other)
-    assert not table.claim_user(row, "ann", 3)
+    assert not slots(table, row, per_user=3).claim_user("ann")
     assert table.sweep() == [other.pid]
-    assert table.claim_user(row, "ann", 3)
-    assert table.unique_users() == 1
-    table.release_user(row, "ann")
-    assert table.unique_users() == 1
-    table.release_user(row, "ann")
-    assert table.unique_users() == 0
-    table.release_user(row, "ann")
-    assert table.unique_users() == 0
+    assert slots(table, row, per_user=3).claim_user("ann")
+    assert slots(table).unique_users() == 1
+    slots(table, row).release_user("ann")
+    assert slots(table).unique_users() == 1
+    slots(table, row).release_user("ann")
+    assert slots(table).unique_users() == 0
+    slots(table, row).release_user("ann")
+    assert slots(table).unique_users() == 0
 
 
 def test_unrelated_process_sees_the_rows(path: Path, table: SlotTable) -> None:
     row = table.claim_row(master=7)
-    table.reserve_connection(row, 1)
+    slots(table, row, connections=1).reserve_connection()
     table.set_stats(row, {"a": 1})
     script = (
-        "import sys; from pathlib import Path; from workers.shared.slots import SlotTable\n"
+        "import sys; from pathlib import Path; from app.config import Settings\n"
+        "from workers.shared.slots import SlotTable\n"
+        "from workers.shared.worker_slots import WorkerSlots\n"
         "t = SlotTable(Path(sys.argv[1])); (r,) = t.rows()\n"
-        "print(r.pid, r.master, r.connections, r.stats, t.reserve_connection(r.number, 1))"
+        "s = WorkerSlots(t, r.number, Settings(max_total_connections=1))\n"
+        "print(r.pid, r.master, r.connections, r.stats, s.reserve_connection())"
     )
     shown = subprocess.run(
         [sys.executable, "-c", script, str(path)], check=True, capture_output=True, text=True
@@ -169,13 +201,13 @@ def test_row_of_a_dead_process(path: Path, table: SlotTable) -> None:
     until(lambda: any(r.state == READY for r in table.rows()))
     (row,) = table.rows()
     assert (row.pid, row.connections, row.stats) == (process.pid, 1, {"held": 1})
-    assert table.queue_totals() == (1, 5)
+    assert slots(table).queue_totals() == (1, 5)
     assert table.sweep() == []
     kill(process)
     assert table.free(row.pid)
     assert not table.free(row.pid)
     assert table.rows() == []
-    assert table.queue_totals() == (0, 0)
+    assert slots(table).queue_totals() == (0, 0)
 
 
 def test_reused_pid_is_not_taken_for_the_worker(
@@ -220,31 +252,31 @@ def test_workers_that_died_while_they_served_are_counted(
 
 def test_queue_is_bounded_in_messages_and_bytes(table: SlotTable) -> None:
     row = table.claim_row(master=1)
-    assert table.reserve_queue(row, 60, 2, 100)
-    assert not table.reserve_queue(row, 41, 2, 100)
-    assert table.reserve_queue(row, 40, 2, 100)
-    assert not table.reserve_queue(row, 0, 2, 100)
-    assert table.queue_totals() == (2, 100)
-    table.release_queue(row, 2, 100)
-    assert table.queue_totals() == (0, 0)
+    assert slots(table, row, queue=(2, 100)).reserve_queue(60)
+    assert not slots(table, row, queue=(2, 100)).reserve_queue(41)
+    assert slots(table, row, queue=(2, 100)).reserve_queue(40)
+    assert not slots(table, row, queue=(2, 100)).reserve_queue(0)
+    assert slots(table).queue_totals() == (2, 100)
+    slots(table, row).release_queue(2, 100)
+    assert slots(table).queue_totals() == (0, 0)
 
 
 def test_evictions_ask_the_lowest_rank_first(table: SlotTable) -> None:
     here = table.claim_row(master=1)
     one = table.claim_row(master=1)
     two = table.claim_row(master=1)
-    table.set_queued(here, (0, 0, 5))
-    table.set_queued(one, (1, 1, 0))
-    table.set_queued(two, (0, 0, 1))
-    assert not table.ask_to_evict(here, 2)
-    assert table.ask_to_evict(here, 0)
-    assert (table.take_evictions(one), table.take_evictions(two)) == (0, 1)
-    table.set_queued(two, (0, 0, 0))
-    assert table.ask_to_evict(here, 0)
-    assert not table.ask_to_evict(here, 0), "the high one stays, the normal one is asked for"
-    assert table.take_evictions(one) == 1
-    assert table.take_evictions(one) == 0
-    assert not table.ask_to_evict(here, 1)
+    slots(table, here).set_queued((0, 0, 5))
+    slots(table, one).set_queued((1, 1, 0))
+    slots(table, two).set_queued((0, 0, 1))
+    assert not slots(table, here).ask_to_evict(2)
+    assert slots(table, here).ask_to_evict(0)
+    assert (slots(table, one).take_evictions(), slots(table, two).take_evictions()) == (0, 1)
+    slots(table, two).set_queued((0, 0, 0))
+    assert slots(table, here).ask_to_evict(0)
+    assert not slots(table, here).ask_to_evict(0), "the high one stays, the normal one is asked for"
+    assert slots(table, one).take_evictions() == 1
+    assert slots(table, one).take_evictions() == 0
+    assert not slots(table, here).ask_to_evict(1)
 
 
 def test_figures_have_a_limit(table: SlotTable) -> None:
@@ -262,19 +294,19 @@ def test_users_table_grows_and_tidies_itself(path: Path) -> None:
     other = SlotTable(path, connections=10)
     row = table.claim_row(master=1)
     kept = [f"kept-{n}" for n in range(500)]
-    assert all(table.claim_user(row, user, 1) for user in kept)
+    assert all(slots(table, row, per_user=1).claim_user(user) for user in kept)
     for n in range(40_000):
-        assert table.claim_user(row, f"u{n}", 1)
+        assert slots(table, row, per_user=1).claim_user(f"u{n}")
         if n >= 20_000:
-            table.release_user(row, f"u{n - 20_000}")
-    assert table.unique_users() == 20_500
+            slots(table, row).release_user(f"u{n - 20_000}")
+    assert slots(table).unique_users() == 20_500
     SlotTable(path, connections=100_000)
     for view in (table, other):
-        assert not any(view.claim_user(row, user, 1) for user in kept)
-        assert view.unique_users() == 20_500
+        assert not any(slots(view, row, per_user=1).claim_user(user) for user in kept)
+        assert slots(view).unique_users() == 20_500
     table.free(os.getpid())
-    assert other.unique_users() == 0
-    assert other.claim_user(row, "kept-1", 1)
+    assert slots(other).unique_users() == 0
+    assert slots(other, row, per_user=1).claim_user("kept-1")
 
 
 def test_file_of_another_version_is_replaced(path: Path, table: SlotTable) -> None:
@@ -291,8 +323,8 @@ def test_first_processes_at_once_share_one_file(path: Path) -> None:
     try:
         table = SlotTable(path)
         until(lambda: sum(r.state == READY for r in table.rows()) == 8)
-        assert table.total_connections() == 8
-        assert table.unique_users() == 1
+        assert slots(table).total_connections() == 8
+        assert slots(table).unique_users() == 1
     finally:
         for process in processes:
             kill(process)
@@ -325,16 +357,16 @@ def can_lock(path: Path) -> None:
 
 
 def test_growing_does_not_lose_the_lock(path: Path, table: SlotTable) -> None:
-    with table._lock:
-        table._users.make_room(100_000)
-        table._users.claim(5, 0, 1)
+    with table.lock:
+        table.users.make_room(100_000)
+        table.users.claim(5, 0, 1)
         assert is_locked(path)
     assert not is_locked(path)
     table.sweep()
     other = SlotTable(path)
-    other._users.make_room(200_000)
-    with table._lock:
-        assert not table._users.claim(5, 0, 1)
+    other.users.make_room(200_000)
+    with table.lock:
+        assert not table.users.claim(5, 0, 1)
         assert is_locked(path)
 
 
@@ -397,8 +429,8 @@ class Gate:
 
 def watch(table: SlotTable) -> Gate:
     whole: Any = table
-    gate = whole._lock = Gate(table._lock)
-    whole._users._entries = Touched(table._users._entries, gate)
+    gate = whole.lock = Gate(table.lock)
+    whole.users._entries = Touched(table.users._entries, gate)
     return gate
 
 
@@ -406,9 +438,9 @@ def hold_many(path: Path, users: int) -> None:
     table = SlotTable(path)
     row = table.claim_row(master=1)
     for number in range(users):
-        assert table.claim_user(row, f"user-{number}", 3)
-        table.set_user_types(row, f"user-{number}", 1)
-    table.reserve_connection(row, 10)
+        assert slots(table, row, per_user=3).claim_user(f"user-{number}")
+        slots(table, row).set_user_types(f"user-{number}", 1)
+    slots(table, row, connections=10).reserve_connection()
     table.set_state(row, READY)
     time.sleep(60)
 
@@ -419,25 +451,27 @@ def test_nothing_holds_the_lock_for_all_users(path: Path, table: SlotTable) -> N
     other = run(hold_many, path, 10_000)
     until(lambda: any(r.state == READY for r in table.rows()))
     for number in range(0, 1000, 2):
-        table.claim_user(row, f"user-{number}", 3)
-        table.set_user_types(row, f"user-{number}", 2)
+        slots(table, row, per_user=3).claim_user(f"user-{number}")
+        slots(table, row).set_user_types(f"user-{number}", 2)
     gate = watch(table)
-    assert (table.users_of_type(0), table.users_of_type(1)) == (10_000, 500)
-    assert not table.claim_user(row, "user-0", 2)
-    assert table.claim_user(row, "ann", 2)
-    table.set_user_types(row, "ann", 3)
-    table.release_user(row, "ann")
+    assert (slots(table).users_of_type(0), slots(table).users_of_type(1)) == (10_000, 500)
+    assert not slots(table, row, per_user=2).claim_user("user-0")
+    assert slots(table, row, per_user=2).claim_user("ann")
+    slots(table, row).set_user_types("ann", 3)
+    slots(table, row).release_user("ann")
     table.rows()
     kill(other)
     steps = table.sweep_in_steps()
     assert next(steps) == 0
-    assert table.total_connections() == 0, "the cap has room again at once"
-    assert table.claim_user(row, "user-1", 1), "what the dead worker held no longer counts"
+    assert slots(table).total_connections() == 0, "the cap has room again at once"
+    assert slots(table, row, per_user=1).claim_user("user-1"), (
+        "what the dead worker held no longer counts"
+    )
     assert [pid for pid in steps if pid] == [other.pid]
-    assert table.unique_users() == 501
-    assert [table.users_of_type(number) for number in range(2)] == [0, 500]
+    assert slots(table).unique_users() == 501
+    assert [slots(table).users_of_type(number) for number in range(2)] == [0, 500]
     table.free(os.getpid())
-    assert table.unique_users() == 0
+    assert slots(table).unique_users() == 0
     assert len(gate.times) > 1000
     assert max(gate.times) < 500
 
@@ -449,13 +483,13 @@ def test_a_sweep_that_was_cut_short_is_finished(path: Path, table: SlotTable) ->
     steps = table.sweep_in_steps()
     next(steps)
     assert table.rows() == []
-    assert 0 < table.unique_users() < 1000
+    assert 0 < slots(table).unique_users() < 1000
     late = SlotTable(path)
     assert late.sweep() == [other.pid]
     assert not any(steps), "the one that was slow finds nothing more to do"
-    assert (late.unique_users(), late.users_of_type(0), late.deaths) == (0, 0, 1)
+    assert (slots(late).unique_users(), slots(late).users_of_type(0), late.deaths) == (0, 0, 1)
     row = late.claim_row(master=1)
-    assert late.claim_user(row, "user-1", 1)
+    assert slots(late, row, per_user=1).claim_user("user-1")
 
 
 def test_a_table_that_moves_is_swept_to_the_end(path: Path, table: SlotTable) -> None:
@@ -466,42 +500,42 @@ def test_a_table_that_moves_is_swept_to_the_end(path: Path, table: SlotTable) ->
     next(steps)
     SlotTable(path, connections=100_000)
     assert [pid for pid in steps if pid] == [other.pid]
-    assert (table.unique_users(), table.users_of_type(0)) == (0, 0)
+    assert (slots(table).unique_users(), slots(table).users_of_type(0)) == (0, 0)
 
 
 def test_counts_of_users_are_right_after_a_kill_within_a_step(path: Path, table: SlotTable) -> None:
     row = table.claim_row(master=1)
-    assert table.claim_user(row, "ann", 3)
-    table.set_user_types(row, "ann", 0b101)
+    assert slots(table, row, per_user=3).claim_user("ann")
+    slots(table, row).set_user_types("ann", 0b101)
     whole: Any = table
     # As a process leaves it that was killed when it had written the entry but no count yet.
-    whole._users._by_type[shared_users._SETTLED] = 0
-    whole._users._by_type[0] = 7
-    whole._users._header[shared_users._DISTINCT] = 9
+    whole.users._by_type[shared_users._SETTLED] = 0
+    whole.users._by_type[0] = 7
+    whole.users._header[shared_users._DISTINCT] = 9
     other = run(hold, path, ["bob"], 3)
     until(lambda: any(r.state == READY for r in table.rows()))
     kill(other)
     assert table.sweep() == [other.pid]
-    assert [table.users_of_type(number) for number in range(3)] == [1, 0, 1]
-    assert table.unique_users() == 1
+    assert [slots(table).users_of_type(number) for number in range(3)] == [1, 0, 1]
+    assert slots(table).unique_users() == 1
 
 
 def test_users_of_a_type_are_counted_once(table: SlotTable) -> None:
     one, two = table.claim_row(master=1), table.claim_row(master=1)
     for row in (one, two):
-        assert table.claim_user(row, "ann", 3)
-        table.set_user_types(row, "ann", 0b11)
-    assert table.claim_user(one, "bob", 3)
-    table.set_user_types(one, "bob", 1 << 31)
-    assert [table.users_of_type(n) for n in (0, 1, 31)] == [1, 1, 1]
-    table.set_user_types(one, "ann", 0b10)
-    assert [table.users_of_type(n) for n in (0, 1)] == [1, 1]
-    table.release_user(two, "ann")
-    assert [table.users_of_type(n) for n in (0, 1)] == [0, 1]
-    table.set_user_types(one, "eve", 1)
-    assert table.users_of_type(0) == 0
-    table.release_user(one, "ann")
-    assert [table.users_of_type(n) for n in (0, 1, 31)] == [0, 0, 1]
+        assert slots(table, row, per_user=3).claim_user("ann")
+        slots(table, row).set_user_types("ann", 0b11)
+    assert slots(table, one, per_user=3).claim_user("bob")
+    slots(table, one).set_user_types("bob", 1 << 31)
+    assert [slots(table).users_of_type(n) for n in (0, 1, 31)] == [1, 1, 1]
+    slots(table, one).set_user_types("ann", 0b10)
+    assert [slots(table).users_of_type(n) for n in (0, 1)] == [1, 1]
+    slots(table, two).release_user("ann")
+    assert [slots(table).users_of_type(n) for n in (0, 1)] == [0, 1]
+    slots(table, one).set_user_types("eve", 1)
+    assert slots(table).users_of_type(0) == 0
+    slots(table, one).release_user("ann")
+    assert [slots(table).users_of_type(n) for n in (0, 1, 31)] == [0, 0, 1]
 
 
 # A file that something removes
@@ -513,28 +547,28 @@ def test_a_removed_file_is_put_back_with_all_counts(path: Path, table: SlotTable
     other = run(hold, path, ["ann", "ann", "bob"], 3)
     try:
         until(lambda: any(r.state == READY for r in table.rows()))
-        assert all(table.reserve_connection(row, 20) for _ in range(6))
+        assert all(slots(table, row, connections=20).reserve_connection() for _ in range(6))
         table.set_stats(row, {"plain": 6})
         assert table.is_there()
         path.unlink()
         assert not table.is_there()
-        assert table.reserve_connection(row, 20)  # counted before it is back
+        assert slots(table, row, connections=20).reserve_connection()  # counted before it is back
         assert table.restore()
         assert not table.restore()
         assert table.is_there()
         late = SlotTable(path, wait=0)
-        assert late.total_connections() == table.total_connections() == 10
+        assert slots(late).total_connections() == slots(table).total_connections() == 10
         assert [r.stats for r in late.rows()] == [r.stats for r in table.rows()]
-        assert late.unique_users() == 2
-        assert late.claim_user(row, "ann", 3)
-        assert not table.claim_user(row, "ann", 3)
-        assert late.reserve_connection(row, 11)
-        assert not table.reserve_connection(row, 11)
+        assert slots(late).unique_users() == 2
+        assert slots(late, row, per_user=3).claim_user("ann")
+        assert not slots(table, row, per_user=3).claim_user("ann")
+        assert slots(late, row, connections=11).reserve_connection()
+        assert not slots(table, row, connections=11).reserve_connection()
         assert (late.restored, table.restored) == (1, 1)
     finally:
         kill(other)
     table.sweep()
-    assert late.unique_users() == 1
+    assert slots(late).unique_users() == 1
     assert len(late.rows()) == 1
 
 
@@ -552,7 +586,7 @@ def test_the_caps_hold_while_the_file_is_removed_again_and_again(
                 processes[0] = run(hammer_and_restore, path, turn + 10)
             until(lambda: table.restore() or table.is_there())
             table.sweep()
-            assert table.total_connections() <= CAP
+            assert slots(table).total_connections() <= CAP
         assert table.restored >= 20
     finally:
         for process in processes:
@@ -560,8 +594,8 @@ def test_the_caps_hold_while_the_file_is_removed_again_and_again(
     table.restore()
     table.sweep()
     assert table.rows() == []
-    assert table.total_connections() == 0
-    assert table.unique_users() == 0
+    assert slots(table).total_connections() == 0
+    assert slots(table).unique_users() == 0
 
 
 def hammer_and_restore(path: Path, seed: int) -> None:
@@ -573,27 +607,27 @@ def hammer_and_restore(path: Path, seed: int) -> None:
     while True:
         table.restore()
         user = f"user-{chance.randrange(8)}"
-        if chance.random() < 0.5 and table.reserve_connection(row, CAP):
-            if table.claim_user(row, user, USER_CAP):
+        if chance.random() < 0.5 and slots(table, row, connections=CAP).reserve_connection():
+            if slots(table, row, per_user=USER_CAP).claim_user(user):
                 held.append(user)
             else:
-                table.release_connection(row)
+                slots(table, row).release_connection()
         elif held:
-            table.release_user(row, held.pop())
-            table.release_connection(row)
-        assert SlotTable.total_connections(table) <= CAP
+            slots(table, row).release_user(held.pop())
+            slots(table, row).release_connection()
+        assert slots(table).total_connections() <= CAP
 
 
 def test_an_empty_rival_gives_way(path: Path, table: SlotTable) -> None:
     row = table.claim_row(master=1)
-    table.reserve_connection(row, 10)
+    slots(table, row, connections=10).reserve_connection()
     path.unlink()
     rival = SlotTable(path)  # as a process of an older version makes it
-    assert rival.total_connections() == 0
+    assert slots(rival).total_connections() == 0
     assert table.restore()
     assert rival.rows()[0].connections == 1
-    assert rival.reserve_connection(row, 10)
-    assert table.total_connections() == 2
+    assert slots(rival, row, connections=10).reserve_connection()
+    assert slots(table).total_connections() == 2
 
 
 def test_a_rival_with_workers_and_another_layout_are_left_alone(
@@ -644,7 +678,7 @@ def test_odd_figures_of_another_worker(table: SlotTable, stats: bytes) -> None:
     table.set_state(row, READY)
     start = shared_slots._STATS_AT + row * shared_slots.STATS_SIZE
     table._map[start : start + len(stats)] = stats
-    table._columns[shared_slots._STATS_LENGTH][row] = len(stats)
+    table.columns[shared_slots.STATS_LENGTH][row] = len(stats)
     (found,) = table.rows()
     for value in found.stats.values():
         assert isinstance(value, bool | int | float | str | dict)
@@ -656,16 +690,18 @@ def test_odd_words_in_a_row(table: SlotTable) -> None:
     row = table.claim_row(1)
     table.set_state(row, READY)
     odd = table.claim_row(1)
-    for number, column in enumerate(table._columns):
-        if number != shared_slots._PID:
+    for number, column in enumerate(table.columns):
+        if number != shared_slots.PID:
             column[odd] = 2**64 - 1
     table._header[shared_slots._HIGH] = 2**40
     assert {found.number for found in table.rows()} == {row, odd}
-    assert not table.reserve_connection(row, 10)  # the other row seems to have more than the cap
+    assert not slots(
+        table, row, connections=10
+    ).reserve_connection()  # the other row seems to have more than the cap
     table.set_stats(row, {"plain": 1})
-    table.queue_totals()
-    table.ask_to_evict(row, 0)
-    table.take_evictions(odd)
+    slots(table).queue_totals()
+    slots(table, row).ask_to_evict(0)
+    slots(table, odd).take_evictions()
     table.sweep()
     assert table.free(os.getpid())
 
@@ -673,27 +709,27 @@ def test_odd_words_in_a_row(table: SlotTable) -> None:
 def test_odd_words_in_the_table_of_users(path: Path) -> None:
     table = SlotTable(path)
     row = table.claim_row(1)
-    users = table._users
-    assert table.claim_user(row, "ann", 5)
+    users = table.users
+    assert slots(table, row, per_user=5).claim_user("ann")
     # Every place taken by something else.
     for at in range(2 * (users._mask + 1)):
         users._entries[at] = 2**64 - 1
-    assert table.claim_user(row, "ann", 5)
-    table.release_user(row, "ann")
-    table.release_user(row, "nobody")
-    table.set_user_types(row, "ann", 1)
+    assert slots(table, row, per_user=5).claim_user("ann")
+    slots(table, row).release_user("ann")
+    slots(table, row).release_user("nobody")
+    slots(table, row).set_user_types("ann", 1)
     for word in (0, 2**64 - 1):
         for name in (shared_users._DISTINCT, shared_users._FILLED):
             users._header[name] = word
-        assert table.claim_user(row, f"bob {word}", 5)
-        table.release_user(row, f"bob {word}")
+        assert slots(table, row, per_user=5).claim_user(f"bob {word}")
+        slots(table, row).release_user(f"bob {word}")
     area = users._header[shared_users._AREA]
     for word in (1, 4096, 2**63, 2**64 - 1, area + 2**40):
         users._header[shared_users._AREA] = word
-        assert table.claim_user(row, f"carl {word}", 5)
+        assert slots(table, row, per_user=5).claim_user(f"carl {word}")
     fresh = SlotTable(path)
     users._header[shared_users._AREA] = 2**63
-    fresh._users._area = 0
-    assert fresh.claim_user(row, "dora", 5)
-    table.unique_users()
-    table.users_of_type(0)
+    fresh.users._area = 0
+    assert slots(fresh, row, per_user=5).claim_user("dora")
+    slots(table).unique_users()
+    slots(table).users_of_type(0)

@@ -45,7 +45,7 @@ ROWS = 128
 STATS_SIZE = 4000
 """Most bytes of a worker's figures, as JSON."""
 
-_LARGEST_FIGURE = 2**53
+LARGEST_FIGURE = 2**53
 """Larger numbers are no figures: clients count in doubles."""
 
 STARTING, READY, LEAVING, GONE = 1, 2, 3, 4
@@ -58,27 +58,26 @@ STATE_NAMES: dict[int, Literal["starting", "ready", "leaving"]] = {
 
 _VERSION = 1
 _WORD = 8
-_NO_CAP = 1 << 31
 (
-    _PID,
-    _BORN,
-    _MASTER,
-    _GENERATION,
-    _STARTED,
-    _STATE,
-    _CONNECTIONS,
-    _QUEUE_MESSAGES,
-    _QUEUE_BYTES,
-    _WAITING_HIGH,
-    _WAITING_NORMAL,
-    _WAITING_LOW,
-    _EVICTIONS,
-    _UPDATED,
-    _STATS_LENGTH,
-    _SPARE,
+    PID,
+    BORN,
+    MASTER,
+    GENERATION,
+    STARTED,
+    STATE,
+    CONNECTIONS,
+    QUEUE_MESSAGES,
+    QUEUE_BYTES,
+    WAITING_HIGH,
+    WAITING_NORMAL,
+    WAITING_LOW,
+    EVICTIONS,
+    UPDATED,
+    STATS_LENGTH,
+    SPARE,
 ) = range(16)
 _COLUMNS = 16
-_WAITING = (_WAITING_HIGH, _WAITING_NORMAL, _WAITING_LOW)
+WAITING = (WAITING_HIGH, WAITING_NORMAL, WAITING_LOW)
 
 _GEOMETRY = struct.pack("<8sIIII", b"YJ-SLOTS", _VERSION, ROWS, _COLUMNS, STATS_SIZE)
 _KEY = slice(len(_GEOMETRY), len(_GEOMETRY) + 16)
@@ -144,8 +143,6 @@ class Row(NamedTuple):
     """Unix time in seconds."""
     state: int
     connections: int
-    queue_messages: int
-    queue_bytes: int
     updated: float
     """Unix time in seconds at which it last wrote its figures, or got ready; 0 before that."""
     stats: dict[str, Any]
@@ -171,23 +168,23 @@ class SlotTable:
         self._map = mmap.mmap(self._fd, _USERS_AT)
         words = memoryview(self._map).cast("Q")
         self._header = words[: _TABLE_AT // _WORD]
-        self._lock = _TableLock(self._fd, self._header, self._follow)
+        self.lock = _TableLock(self._fd, self._header, self._follow)
         table = words[_TABLE_AT // _WORD : _STATS_AT // _WORD]
-        self._columns = [table[n * ROWS : (n + 1) * ROWS] for n in range(_COLUMNS)]
-        self._hash_key = bytes(self._map[_KEY])
+        self.columns = [table[n * ROWS : (n + 1) * ROWS] for n in range(_COLUMNS)]
+        self.hash_key = bytes(self._map[_KEY])
         users = self._header[_USERS : _USERS + UsersTable.HEADER_WORDS]
         by_type = self._header[_USERS_BY_TYPE : _USERS_BY_TYPE + UsersTable.TYPE_WORDS]
-        self._users = UsersTable(self._fd, users, by_type, _USERS_AT)
+        self.users = UsersTable(self._fd, users, by_type, _USERS_AT)
         self._words = words[_TABLE_AT // _WORD : _STATS_AT // _WORD]
-        with self._lock:
-            self._users.make_room(connections)
+        with self.lock:
+            self.users.make_room(connections)
 
     # The file.
 
     def is_there(self) -> bool:
         """Whether processes that start will find this table, as far as it is for them."""
         if self._header[_MOVED] and self._path.exists():
-            with self._lock:  # goes over to the copy, for those who read without the lock
+            with self.lock:  # goes over to the copy, for those who read without the lock
                 pass
         return is_at(self._path, self._fd) or (self._path.exists() and not self._is_rival())
 
@@ -199,7 +196,7 @@ class SlotTable:
         """
         if self.is_there():
             return False
-        with self._lock:  # of the copy, if another process was faster
+        with self.lock:  # of the copy, if another process was faster
             if self.is_there():
                 return False
             if self._path.exists():
@@ -224,7 +221,7 @@ class SlotTable:
 
     def count_restored(self) -> None:
         """Count another file of the service that was put back."""
-        with self._lock:
+        with self.lock:
             self._header[_RESTORED] += 1
 
     def _is_rival(self) -> bool:
@@ -247,7 +244,7 @@ class SlotTable:
                     _STATS_AT - _TABLE_AT, b"\0"
                 )
             )
-            for pid, born in zip(table[_PID].tolist(), table[_BORN].tolist(), strict=True):
+            for pid, born in zip(table[PID].tolist(), table[BORN].tolist(), strict=True):
                 if pid and start_time(pid) == born:
                     return False
             self._move()
@@ -267,7 +264,7 @@ class SlotTable:
         os.dup2(fd, self._fd, inheritable=False)
         os.close(fd)
         show_file(self._map, self._fd)
-        self._users.show_file()
+        self.users.show_file()
 
     # Rows.
 
@@ -281,8 +278,8 @@ class SlotTable:
         born = start_time(pid)
         assert born is not None
         self.sweep()
-        with self._lock:
-            pids = self._columns[_PID].tolist()
+        with self.lock:
+            pids = self.columns[PID].tolist()
             if 0 not in pids:
                 raise RuntimeError(f"all {ROWS} rows of the slot table are in use")
             index = pids.index(0)
@@ -291,20 +288,20 @@ class SlotTable:
             self._header[_NEXT_GENERATION] = generation
             self._header[_HIGH] = max(self._header[_HIGH], index + 1)
             for column, value in (
-                (_BORN, born),
-                (_MASTER, master),
-                (_GENERATION, generation),
-                (_STARTED, _now()),
-                (_STATE, STARTING),
-                (_PID, pid),
+                (BORN, born),
+                (MASTER, master),
+                (GENERATION, generation),
+                (STARTED, _now()),
+                (STATE, STARTING),
+                (PID, pid),
             ):
-                self._columns[column][index] = value
+                self.columns[column][index] = value
             return index
 
     def free(self, pid: int) -> bool:
         """Free the row of a process that is about to end; False when it has none."""
-        for index in range(self._high()):
-            if self._columns[_PID][index] == pid:
+        for index in range(self.high()):
+            if self.columns[PID][index] == pid:
                 self._free_row(index)
                 return True
         return False
@@ -323,12 +320,12 @@ class SlotTable:
         Yields:
             The pid of a row that was freed, or 0 after a step on the way there.
         """
-        self._users.tidy()
-        pids, born = self._columns[_PID], self._columns[_BORN]
+        self.users.tidy()
+        pids, born = self.columns[PID], self.columns[BORN]
         try:
             gone = [
                 (index, pids[index], born[index])
-                for index in range(self._high())
+                for index in range(self.high())
                 if pids[index] and start_time(pids[index]) != born[index]
             ]
         except OSError:  # no descriptor to look with: another process or a later call will
@@ -338,18 +335,18 @@ class SlotTable:
 
     def set_state(self, index: int, state: int) -> None:
         """Say that a worker is `STARTING`, `READY` or `LEAVING`."""
-        with self._lock:
-            self._columns[_STATE][index] = state
-            if state == READY and not self._columns[_UPDATED][index]:
-                self._columns[_UPDATED][index] = _now()  # from now on its silence counts
+        with self.lock:
+            self.columns[STATE][index] = state
+            if state == READY and not self.columns[UPDATED][index]:
+                self.columns[UPDATED][index] = _now()  # from now on its silence counts
 
     def rows(self) -> list[Row]:
         """Every row of a worker that runs, or of which no call of `sweep` has seen that it ended."""
-        with self._lock:
-            high = self._high()
+        with self.lock:
+            high = self.high()
             words = self._words.tobytes()
         columns = [column[:high].tolist() for column in _split(words)]
-        used = [n for n in range(high) if columns[_PID][n] and columns[_STATE][n] != GONE]
+        used = [n for n in range(high) if columns[PID][n] and columns[STATE][n] != GONE]
         return [_row(n, [column[n] for column in columns], self._read_stats(n)) for n in used]
 
     @property
@@ -370,7 +367,7 @@ class SlotTable:
     def first_to_halt(self, master: int) -> bool:
         """Whether nobody has asked this before about that master, which is a pid."""
         name = (start_time(master) or 0) << 32 | master
-        with self._lock:
+        with self.lock:
             if self._header[_HALTED] == name:
                 return False
             self._header[_HALTED] = name
@@ -379,154 +376,13 @@ class SlotTable:
     @property
     def identity(self) -> str:
         """A name of this table that no other has, on whatever machine."""
-        return hashlib.blake2b(self._hash_key, digest_size=_WORD).hexdigest()
-
-    # Connections and users.
-
-    def reserve_connection(self, index: int, cap: int) -> bool:
-        """Count one connection more in a row; False when all rows together hold `cap`."""
-        column = self._columns[_CONNECTIONS]
-        with self._lock:
-            if sum(column[: self._header[_HIGH]]) >= cap:
-                return False
-            column[index] += 1
-            return True
-
-    def release_connection(self, index: int) -> None:
-        """Count one connection less in a row."""
-        column = self._columns[_CONNECTIONS]
-        with self._lock:
-            column[index] = max(0, column[index] - 1)
-
-    def adopt_connections(self, index: int, giver: int, generation: int, count: int) -> None:
-        """Count connections in a row that were counted in another, for one that hands them over.
-
-        Args:
-            index: the row that has them now.
-            giver: the row that had them.
-            generation: of the giver; a row that somebody else has by now is left alone.
-            count: how many.
-        """
-        column = self._columns[_CONNECTIONS]
-        with self._lock:
-            # Up first: if this process is killed between the two, the cap is not exceeded.
-            column[index] += count
-            if self._is_generation(giver, generation):
-                column[giver] = max(0, column[giver] - count)
-
-    def adopt_user(self, index: int, giver: int, generation: int, user: str) -> None:
-        """Count a connection of a user in a row that was counted in another."""
-        key = self._hash(user)
-        with self._lock:
-            self._users.claim(key, index, _NO_CAP)
-            if self._is_generation(giver, generation):
-                self._users.release(key, giver)
-
-    def _is_generation(self, index: int, generation: int) -> bool:
-        return bool(self._columns[_PID][index] and self._columns[_GENERATION][index] == generation)
-
-    def total_connections(self) -> int:
-        """Connections of all rows."""
-        return sum(self._columns[_CONNECTIONS][: self._header[_HIGH]])
-
-    def claim_user(self, index: int, user: str, cap: int) -> bool:
-        """Count one connection more of a user; False when all rows together hold `cap`."""
-        key = self._hash(user)
-        with self._lock:
-            return self._users.claim(key, index, cap, self._gone_rows())
-
-    def release_user(self, index: int, user: str) -> None:
-        """Give back one claim that a row has on a user."""
-        key = self._hash(user)
-        with self._lock:
-            self._users.release(key, index)
-
-    def set_user_types(self, index: int, user: str, types: int) -> None:
-        """Say what the connections of a user in a row are subscribed to, one bit a type."""
-        key = self._hash(user)
-        with self._lock:
-            self._users.set_types(key, index, types)
-
-    def users_of_type(self, number: int) -> int:
-        """Different users that are subscribed to a type, by the number of its bit: one word."""
-        return self._users.users_of_type(number)
-
-    def unique_users(self) -> int:
-        """Different users that hold claims."""
-        return self._users.distinct
-
-    # Broadcast queues.
-
-    def reserve_queue(self, index: int, size: int, messages_cap: int, bytes_cap: int) -> bool:
-        """Count one message into the queue of a row; False when all queues together are full."""
-        messages, sizes = self._columns[_QUEUE_MESSAGES], self._columns[_QUEUE_BYTES]
-        with self._lock:
-            high = self._high()
-            if sum(messages[:high]) >= messages_cap or sum(sizes[:high]) + size > bytes_cap:
-                return False
-            messages[index] += 1
-            sizes[index] += size
-            return True
-
-    def release_queue(self, index: int, messages: int, size: int) -> None:
-        """Count messages out of the queue of a row, `size` bytes in all."""
-        counts, sizes = self._columns[_QUEUE_MESSAGES], self._columns[_QUEUE_BYTES]
-        with self._lock:
-            counts[index] = max(0, counts[index] - messages)
-            sizes[index] = max(0, sizes[index] - size)
-
-    def queue_totals(self) -> tuple[int, int]:
-        """Messages and bytes in the queues of all rows."""
-        with self._lock:
-            high = self._high()
-            return (
-                sum(self._columns[_QUEUE_MESSAGES][:high]),
-                sum(self._columns[_QUEUE_BYTES][:high]),
-            )
-
-    def set_queued(self, index: int, per_priority: Sequence[int]) -> None:
-        """Say how many messages of each priority wait in a row: high, normal, low."""
-        high, normal, low = per_priority
-        with self._lock:
-            self._columns[_WAITING_HIGH][index] = high
-            self._columns[_WAITING_NORMAL][index] = normal
-            self._columns[_WAITING_LOW][index] = low
-
-    def ask_to_evict(self, index: int, below: int) -> bool:
-        """Ask another row to drop one message ranked after `below` (0 high, 2 low).
-
-        The lowest rank is asked first. Returns False when no other row holds such a message
-        that nobody has asked for yet.
-        """
-        high = self._high()
-        pids = self._columns[_PID][:high].tolist()
-        waiting = [self._columns[column][:high].tolist() for column in _WAITING]
-        evictions = self._columns[_EVICTIONS]
-        for rank in range(len(_WAITING) - 1, below, -1):
-            for other in range(high):
-                if not pids[other] or other == index:
-                    continue
-                # A row drops its lowest first, so earlier requests count against them.
-                if sum(column[other] for column in waiting[rank:]) <= evictions[other]:
-                    continue
-                with self._lock:
-                    held = sum(self._columns[column][other] for column in _WAITING[rank:])
-                    if self._columns[_PID][other] and held > evictions[other] < _LARGEST_FIGURE:
-                        evictions[other] += 1
-                        return True
-        return False
-
-    def take_evictions(self, index: int) -> int:
-        """How many messages a row has been asked to drop since the last call."""
-        column = self._columns[_EVICTIONS]
-        if not column[index]:
-            return 0
-        with self._lock:
-            asked = column[index]
-            column[index] = 0
-            return int(asked)
+        return hashlib.blake2b(self.hash_key, digest_size=_WORD).hexdigest()
 
     # Figures.
+
+    def high(self) -> int:
+        """Rows that were ever in use."""
+        return min(int(self._header[_HIGH]), ROWS)
 
     def set_stats(self, index: int, stats: dict[str, Any]) -> None:
         """Show figures of a worker to all processes.
@@ -538,27 +394,15 @@ class SlotTable:
         if len(text) > STATS_SIZE:
             raise ValueError(f"figures of a worker take {len(text)} bytes, over {STATS_SIZE}")
         start = _STATS_AT + index * STATS_SIZE
-        with self._lock:
+        with self.lock:
             self._map[start : start + len(text)] = text
-            self._columns[_STATS_LENGTH][index] = len(text)
-            self._columns[_UPDATED][index] = _now()
+            self.columns[STATS_LENGTH][index] = len(text)
+            self.columns[UPDATED][index] = _now()
 
     # Inside.
 
-    def _gone_rows(self) -> Sequence[int]:
-        """Rows of dead workers; almost always none."""
-        states = self._columns[_STATE]
-        high = self._high()
-        if GONE not in states[:high].tolist():
-            return ()
-        return [n for n in range(high) if states[n] == GONE]
-
-    def _high(self) -> int:
-        """Rows that were ever in use."""
-        return min(int(self._header[_HIGH]), ROWS)
-
     def _free_row(self, index: int) -> None:
-        pid, birth = self._columns[_PID][index], self._columns[_BORN][index]
+        pid, birth = self.columns[PID][index], self.columns[BORN][index]
         for _ in self._free_in_steps(index, pid, birth, died=False):
             pass
 
@@ -567,52 +411,48 @@ class SlotTable:
 
         What the dead worker held of the caps is given back in the first one.
         """
-        with self._lock:
+        with self.lock:
             if not self._is(index, pid, birth):
                 return
-            state = self._columns[_STATE][index]
+            state = self.columns[STATE][index]
             if state == STARTING:
                 self._header[_FAILED_STARTS] += 1
                 self._header[_DIED_AT] = _monotonic()
             elif state == READY and died:
                 self._header[_DIED] += 1
                 self._header[_DIED_AT] = _monotonic()
-            self._columns[_STATE][index] = GONE
+            self.columns[STATE][index] = GONE
             self._clear(index)
-        for keys in self._users.keys_of_row(index):
+        for keys in self.users.keys_of_row(index):
             for start in range(0, len(keys), _REMOVED_AT_ONCE):
-                with self._lock:
+                with self.lock:
                     if not self._is(index, pid, birth):
                         return
                     for key in keys[start : start + _REMOVED_AT_ONCE]:
-                        self._users.remove(key, index)
+                        self.users.remove(key, index)
                 yield 0
             yield 0
-        with self._lock:
+        with self.lock:
             if not self._is(index, pid, birth):
                 return
-            self._users.recount()
-            self._columns[_STATE][index] = 0
-            self._columns[_PID][index] = 0
+            self.users.recount()
+            self.columns[STATE][index] = 0
+            self.columns[PID][index] = 0
         yield pid
 
     def _is(self, index: int, pid: int, birth: int) -> bool:
-        return bool(self._columns[_PID][index] == pid and self._columns[_BORN][index] == birth)
+        return bool(self.columns[PID][index] == pid and self.columns[BORN][index] == birth)
 
     def _clear(self, index: int) -> None:
         """Everything but what says whose row it is, and in which state."""
-        for number, column in enumerate(self._columns):
-            if number not in (_PID, _BORN, _STATE):
+        for number, column in enumerate(self.columns):
+            if number not in (PID, BORN, STATE):
                 column[index] = 0
 
     def _read_stats(self, index: int) -> bytes:
         start = _STATS_AT + index * STATS_SIZE
-        with self._lock:
-            return self._map[start : start + min(self._columns[_STATS_LENGTH][index], STATS_SIZE)]
-
-    def _hash(self, user: str) -> int:
-        digest = hashlib.blake2b(user.encode(), digest_size=_WORD, key=self._hash_key)
-        return int.from_bytes(digest.digest(), "little")
+        with self.lock:
+            return self._map[start : start + min(self.columns[STATS_LENGTH][index], STATS_SIZE)]
 
 
 def _open(path: Path, *, create: bool = True) -> int:
@@ -650,15 +490,13 @@ def _split(words: bytes) -> list[memoryview]:
 def _row(index: int, values: Sequence[int], stats: bytes) -> Row:
     return Row(
         number=index,
-        pid=values[_PID],
-        master=values[_MASTER],
-        generation=values[_GENERATION],
-        started=values[_STARTED] / 1e6,
-        state=values[_STATE],
-        connections=values[_CONNECTIONS],
-        queue_messages=values[_QUEUE_MESSAGES],
-        queue_bytes=values[_QUEUE_BYTES],
-        updated=values[_UPDATED] / 1e6,
+        pid=values[PID],
+        master=values[MASTER],
+        generation=values[GENERATION],
+        started=values[STARTED] / 1e6,
+        state=values[STATE],
+        connections=values[CONNECTIONS],
+        updated=values[UPDATED] / 1e6,
         stats=_figures(stats),
     )
 
@@ -681,7 +519,7 @@ def _is_shown(item: object) -> bool:
 
 
 def _is_number(item: object) -> bool:
-    return isinstance(item, int | float) and abs(item) < _LARGEST_FIGURE  # not NaN either
+    return isinstance(item, int | float) and abs(item) < LARGEST_FIGURE  # not NaN either
 
 
 def _now() -> int:

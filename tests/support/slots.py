@@ -1,0 +1,50 @@
+"""A real slot table for a test of one process: on a file that is removed once it is open."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from app.config import Settings
+from app.types import WorkerRow
+from workers.shared import slots as layout
+from workers.shared.slots import READY, ROWS, STATE_NAMES, SlotTable
+from workers.shared.worker_slots import WorkerSlots
+
+STATES = {name: state for state, name in STATE_NAMES.items()}
+
+
+class TableSlots(WorkerSlots):
+    """The slots of a worker that is ready, in a table of its own, and rows that a test writes."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+            self.table = SlotTable(Path(directory) / "slots", 100)
+        super().__init__(self.table, self.table.claim_row(1), settings or Settings())
+        self.table.set_state(self.index, READY)
+        self.show([dataclasses.replace(row, updated=0.0) for row in self.rows()])
+
+    @property
+    def connections(self) -> int:
+        return self.total_connections()
+
+    def show(self, rows: Sequence[WorkerRow]) -> None:
+        """Let the table have these rows and no others."""
+        columns = self.table.columns
+        while self.table.high() < len(rows):
+            self.table.claim_row(1)
+        for number in range(ROWS):
+            columns[layout.PID][number] = 0
+        for row in rows:
+            self.table.set_stats(row.index, dict(row.stats))
+            for column, value in (
+                (layout.GENERATION, row.generation),
+                (layout.STARTED, round(row.started * 1e6)),
+                (layout.STATE, STATES[row.state]),
+                (layout.CONNECTIONS, row.connections),
+                (layout.UPDATED, round(row.updated * 1e6)),
+                (layout.PID, row.pid),
+            ):
+                columns[column][row.index] = value
