@@ -5,14 +5,19 @@ export LC_ALL=C TZ=UTC
 
 usage() {
   cat << 'END'
-usage: health-check.sh [options] [base URL, http://127.0.0.1:3001]
+usage: health-check.sh [options] [base URL]
 
 Checks once whether the service is well:
-  http         GET /status answers 200 and says "ok"
+  http         GET /status answers 200 and says "ok"; else its causes are shown
   websocket    GET /ws/stats answers, and /ws/realtime accepts a WebSocket
   connections  no more than 8000
   queue        no more than 5000 messages
-  containers   every container of the compose project runs and is healthy; skipped without Docker
+  containers   every container of the compose project runs and is healthy; one that has ended fails,
+               whatever its exit code; skipped without Docker
+
+Without a base URL: where the compose project has containers, https://API_DOMAIN at the port that Caddy
+publishes on this machine (API_DOMAIN and HTTPS_PUBLISH of the environment or of .env); else
+http://127.0.0.1:3001.
 
 A webhook is posted to once per change: when a check begins to fail, and when it is good again.
 What could not be posted is tried at the next run. The body is that of Alertmanager's webhook,
@@ -22,6 +27,8 @@ options:
   --max-connections N     (8000)
   --max-queue N           (5000)
   --timeout SECONDS       of one request (10)
+  --connect HOST[:PORT]   connect there, whatever the name in the base URL stands for
+  --ca FILE               the authority to trust, such as Caddy's own root.crt
   --docker                fail the check of containers where there is no Docker
   --no-docker             skip it
   --project DIR           where docker-compose.yml is (the directory above this script)
@@ -54,25 +61,27 @@ is_number() {
   [[ $1 =~ ^(0|[1-9][0-9]{0,9})$ ]]
 }
 
-base='' max_connections=8000 max_queue=5000 timeout=10 docker=auto insecure=() json='' dry_run='' quiet=''
+base='' max_connections=8000 max_queue=5000 timeout=10 docker=auto looking=() connect='' ca='' json='' dry_run='' quiet=''
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 webhook=${ALERT_WEBHOOK_URL-} webhook_token='' state=''
 
 while (($#)); do
   case $1 in
-    --max-connections | --max-queue | --timeout | --project | --webhook | --webhook-token | --state)
+    --max-connections | --max-queue | --timeout | --project | --webhook | --webhook-token | --state | --connect | --ca)
       (($# > 1)) || fail 64 "$1 needs a value; see --help"
       ;;&
     --max-connections) max_connections=$2; shift ;;
     --max-queue) max_queue=$2; shift ;;
     --timeout) timeout=$2; shift ;;
+    --connect) connect=$2; shift ;;
+    --ca) ca=$2; shift ;;
     --project) project=$2; shift ;;
     --webhook) webhook=$2; shift ;;
     --webhook-token) webhook_token=$2; shift ;;
     --state) state=$2; shift ;;
     --docker) docker=yes ;;
     --no-docker) docker=no ;;
-    --insecure) insecure=(--insecure) ;;
+    --insecure) looking+=(--insecure) ;;
     --json) json=1 ;;
     --quiet) quiet=1 ;;
     --dry-run) dry_run=1 ;;
@@ -86,12 +95,46 @@ while (($#)); do
   shift
 done
 
+# The containers of the project, a line each; fails when Docker does not answer.
+containers='' has_docker=''
+if [[ $docker != no ]] && is_number "$timeout" && ((timeout > 0)) &&
+  containers=$(cd "$project" 2> /dev/null && timeout "$timeout" docker compose ps --all \
+    --format '{{.Service}} {{.State}} {{.Health}} {{.ExitCode}}' 2> /dev/null); then
+  has_docker=1
+fi
+
+# compose_setting NAME DEFAULT: a variable as docker-compose.yml gets it, from the environment or .env.
+compose_setting() {
+  local value=${!1-}
+  if [[ -z $value && -r $project/.env ]]; then
+    value=$(sed -n "s/^$1=//p" "$project/.env" | tail -n 1)
+  fi
+  printf '%s' "${value:-$2}"
+}
+
+# In containers nothing but Caddy is published; it is asked on this machine, by the name of its certificate.
+if [[ -z $base && -n $containers ]]; then
+  published=$(compose_setting HTTPS_PUBLISH 443)
+  base=https://$(compose_setting API_DOMAIN api.yujian.team)
+  [[ ${published##*:} == 443 ]] || base+=:${published##*:}
+  if [[ -z $connect ]]; then
+    connect=127.0.0.1
+    [[ $published != *:* || $published == 0.0.0.0:* ]] || connect=${published%:*}
+  fi
+fi
 base=${base:-http://127.0.0.1:3001}
 base=${base%/}
 [[ $base =~ ^https?://[^[:space:]]+$ ]] || fail 64 "the base URL must begin with http:// or https://"
 [[ -z $webhook || $webhook =~ ^https?://[^[:space:]]+$ ]] ||
   fail 64 "the webhook must begin with http:// or https://"
 [[ -z $webhook_token || -r $webhook_token ]] || fail 64 "$webhook_token cannot be read"
+[[ -z $ca || -r $ca ]] || fail 64 "--ca: $ca cannot be read"
+[[ -z $ca ]] || looking+=(--cacert "$ca")
+# host::host:port: the port of the base URL where none is named.
+[[ -z $connect ]] || case $connect in
+  *]:* | *[^:]:[0-9]*) looking+=(--connect-to "::$connect") ;;
+  *) looking+=(--connect-to "::$connect:") ;;
+esac
 is_number "$max_connections" || fail 64 "--max-connections must be a number"
 is_number "$max_queue" || fail 64 "--max-queue must be a number"
 is_number "$timeout" || fail 64 "--timeout must be a number of seconds"
@@ -108,23 +151,34 @@ report() {
   status[$1]=$2 message[$1]=$3 value[$1]=${4-}
 }
 
-# get PATH: leaves the HTTP status in `code` (000: no answer) and the body in `body`.
+# get PATH: leaves the HTTP status in `code` (000: no answer), the body in `body` and what curl says in `cause`.
 get() {
   local answer
-  answer=$(curl --silent --max-time "$timeout" "${insecure[@]}" --write-out '\n%{http_code}' \
-    "$base$1") || true
+  cause=''
+  answer=$(curl --silent --show-error --max-time "$timeout" "${looking[@]}" --stderr - \
+    --write-out '\n%{http_code}' "$base$1") || cause=$(grep -m 1 '^curl: ' <<< "$answer") || true
   code=${answer##*$'\n'}
   body=${answer%$'\n'*}
+  cause=${cause#curl: }
+}
+
+# What the body of /status says is wrong, as a text; nothing where it says nothing.
+causes() {
+  [[ $body =~ \"causes\":\ *\[\"(([^\"\\]|\\.|\",\ *\")*)\"\] ]] || return 0
+  local said=${BASH_REMATCH[1]}
+  said=${said//\",\"/; }
+  said=${said//\", \"/; }
+  printf ': %s' "${said//\\/}"
 }
 
 check_http() {
   get /status
   if [[ $code == 000 ]]; then
-    report http fail "$base/status does not answer"
+    report http fail "$base/status does not answer${cause:+: $cause}"
   elif [[ $code != 200 ]]; then
-    report http fail "$base/status answers $code"
+    report http fail "$base/status answers $code$(causes)"
   elif [[ $body =~ \"status\":\ *\"([a-z]+)\" && ${BASH_REMATCH[1]} != ok ]]; then
-    report http fail "the service says that it is ${BASH_REMATCH[1]}"
+    report http fail "the service says that it is ${BASH_REMATCH[1]}$(causes)"
   elif [[ -z ${BASH_REMATCH[1]-} ]]; then
     report http fail "$base/status answers something else"
   else
@@ -137,7 +191,7 @@ handshake() {
   local key line='' answer client
   key=$(head -c 16 /dev/urandom | base64)
   exec {answer}< <(
-    exec curl --silent --include --no-buffer --http1.1 --max-time "$timeout" "${insecure[@]}" \
+    exec curl --silent --include --no-buffer --http1.1 --max-time "$timeout" "${looking[@]}" \
       --header 'Connection: Upgrade' --header 'Upgrade: websocket' \
       --header 'Sec-WebSocket-Version: 13' --header "Sec-WebSocket-Key: $key" \
       "$base/ws/realtime" 2> /dev/null
@@ -156,7 +210,9 @@ check_websocket() {
   connections=''
   [[ $code == 200 && $body =~ \"totalConnections\":\ *([0-9]+) ]] && connections=${BASH_REMATCH[1]}
   line=$(handshake)
-  if [[ -z $connections ]]; then
+  if [[ $code == 000 ]]; then
+    report websocket fail "$base/ws/stats does not answer${cause:+: $cause}"
+  elif [[ -z $connections ]]; then
     report websocket fail "$base/ws/stats answers $code"
   elif [[ $line != 'HTTP/1.1 101 '* ]]; then
     report websocket fail "$base/ws/realtime answers an upgrade with ${line:-nothing}"
@@ -188,13 +244,12 @@ check_queue() {
 }
 
 check_containers() {
-  local lines line bad=() count=0
+  local service state health code bad=() count=0
   if [[ $docker == no ]]; then
     report containers skipped "not asked for"
     return
   fi
-  if ! lines=$(cd "$project" 2> /dev/null && timeout "$timeout" docker compose ps --all \
-    --format '{{.Service}} {{.State}} {{.Health}} {{.ExitCode}}' 2> /dev/null); then
+  if [[ -z $has_docker ]]; then
     if [[ $docker == yes ]]; then
       report containers fail "docker compose does not answer in $project"
     else
@@ -202,17 +257,20 @@ check_containers() {
     fi
     return
   fi
-  while read -r line; do
-    [[ -n $line ]] || continue
+  while read -r service state health code; do
+    [[ -n $service ]] || continue
     count=$((count + 1))
-    case $line in
-      *' running '* | *' exited  0') ;; # one that has done its work is well, too
-      *) bad+=("${line%% *}") ;;
+    # Without a health check there is a blank in the place of its state.
+    [[ -n $code ]] || code=$health health=''
+    case $state in
+      running) [[ $health != unhealthy ]] || bad+=("$service is unhealthy") ;;
+      exited | dead) bad+=("$service has ended with code $code") ;;
+      restarting) bad+=("$service is restarting, after code $code") ;;
+      *) bad+=("$service is $state") ;;
     esac
-    [[ $line != *' unhealthy '* ]] || bad+=("${line%% *}")
-  done <<< "$lines"
+  done <<< "$containers"
   if ((${#bad[@]})); then
-    report containers fail "not running or not healthy: ${bad[*]}" "${#bad[@]}"
+    report containers fail "$(join ', ' "${bad[@]}")" "${#bad[@]}"
   elif ((count)); then
     report containers ok "$count containers are well" "$count"
   elif [[ $docker == yes ]]; then

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -222,10 +223,13 @@ def docker(tmp_path: Path, lines: str, code: int = 0) -> dict[str, str]:
     ("lines", "arguments", "status", "named"),
     [
         ("backend running healthy 0\ncaddy running  0", [], "ok", "2 containers"),
-        ("backend running healthy 0\nsetup exited  0", [], "ok", "2 containers"),
-        ("backend running unhealthy 0\ncaddy running  0", [], "fail", "backend"),
-        ("backend running healthy 0\ncaddy restarting  1", [], "fail", "caddy"),
-        ("backend running healthy 0\ncaddy exited  137", [], "fail", "caddy"),
+        ("backend running starting 0\ncaddy running  0", [], "ok", "2 containers"),
+        ("backend running healthy 0\ncaddy exited  0", [], "fail", "caddy has ended with code 0"),
+        ("backend exited healthy 0\ncaddy running  0", [], "fail", "backend has ended with code 0"),
+        ("backend running unhealthy 0\ncaddy running  0", [], "fail", "backend is unhealthy"),
+        ("backend running healthy 0\ncaddy restarting  1", [], "fail", "restarting, after code 1"),
+        ("backend running healthy 0\ncaddy exited  137", [], "fail", "with code 137"),
+        ("backend created  0\ncaddy paused  0", [], "fail", "backend is created, caddy is paused"),
         ("", [], "skipped", "no container"),
         ("", ["--docker"], "fail", "no container"),
         ("backend exited  1", ["--no-docker"], "skipped", "not asked"),
@@ -251,6 +255,78 @@ def test_a_docker_that_does_not_answer(service: Service, check: Check, tmp_path:
     check.environ = docker(tmp_path, "Cannot connect to the Docker daemon", code=1)
     assert check.statuses(service.base, code=0)["containers"] == "skipped"
     assert check.statuses("--docker", service.base, code=15)["containers"] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("dotenv", "environ", "lines", "address"),
+    [
+        ("", {}, "", "http://127.0.0.1:3001"),
+        ("", {}, "backend running healthy 0", "https://api.yujian.team"),
+        ("API_DOMAIN=a.test\n", {}, "backend exited  0", "https://a.test"),
+        ("API_DOMAIN=a.test\nHTTPS_PUBLISH=8443\n", {}, "b running  0", "https://a.test:8443"),
+        (
+            "HTTPS_PUBLISH=10.0.0.1:443\n",
+            {"API_DOMAIN": "b.test"},
+            "b running  0",
+            "https://b.test",
+        ),
+    ],
+)
+def test_the_default_address_is_one_that_is_published(
+    check: Check,
+    tmp_path: Path,
+    dotenv: str,
+    environ: dict[str, str],
+    lines: str,
+    address: str,
+) -> None:
+    (tmp_path / ".env").write_text(dotenv)
+    check.environ = docker(tmp_path, lines) | environ
+    result = run(
+        SCRIPT, "--dry-run", "--json", "--timeout", "1", "--project", tmp_path, **check.environ
+    )
+    assert json.loads(result.stdout)["baseUrl"] == address
+
+
+def test_containers_are_asked_where_caddy_is_published(
+    service: Service, check: Check, tmp_path: Path
+) -> None:
+    """By the name of the certificate, at the port of this machine."""
+    port = service.base.rpartition(":")[2]
+    seen = tmp_path / "seen"
+    curl = tmp_path / "curl"
+    curl.write_text(f'#!/bin/sh\necho "$@" >> {seen}\nexec /usr/bin/curl "$@"\n')
+    curl.chmod(0o755)
+    (tmp_path / ".env").write_text(f"API_DOMAIN=a.test\nHTTPS_PUBLISH=127.0.0.1:{port}\n")
+    check.environ = docker(tmp_path, "backend running healthy 0")
+    # It speaks no TLS.
+    result = check.json("--project", str(tmp_path), code=11)
+    assert "--connect-to ::127.0.0.1: --stderr - " in seen.read_text()
+    assert "curl" not in result["checks"][0]["message"]
+    assert re.search(r"does not answer: .*(SSL|TLS)", result["checks"][0]["message"])
+
+
+def test_a_name_may_stand_for_another_address(service: Service, check: Check) -> None:
+    port = service.base.rpartition(":")[2]
+    for connect in ("127.0.0.1", f"127.0.0.1:{port}"):
+        check("--connect", connect, f"http://localhost:{port}", code=0)
+    check("--connect", f"127.0.0.1:{port}", "http://localhost:9", code=0)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "shown"),
+    [
+        (503, '["no worker serves"]', "answers 503: no worker serves"),
+        (200, '["a \\"b\\"","c, d"]', 'it is degraded: a "b"; c, d'),
+        (200, "[]", "it is degraded"),
+    ],
+)
+def test_the_causes_are_shown(
+    stub: Receiver, check: Check, code: int, said: str, shown: str
+) -> None:
+    stub.pages["/status"] = (code, f'{{"status":"degraded","causes":{said},"workers":[]}}')
+    message = check.json(stub.url, code=11)["checks"][0]["message"]
+    assert message.endswith(shown)
 
 
 # Telling
@@ -352,7 +428,7 @@ def test_help_names_every_option_and_exit_code(check: Check) -> None:
     text = check("--help", code=0)
     source = SCRIPT.read_text()
     options = {line.split(")")[0].strip() for line in source.splitlines() if " shift ;;" in line}
-    assert len(options) == 7
+    assert len(options) == 9
     for name in [*options, "--json", "--dry-run", "--quiet", "--docker", "--insecure"]:
         assert name in text
     for code in (11, 12, 13, 14, 15, 64, 69, 73, 74, 75):
