@@ -25,8 +25,10 @@ configuration of the last good deployment are put back (the new ones are kept in
 backups/NAME/failed) and taken by the service; what was stored stays.
 
 options:
-  --base-url URL    where to look at the service (its own address on this machine)
-  --connect ADDRESS, --ca FILE, --wait SECONDS    as of verify-deployment.sh
+  --base-url URL    where to look at the service (its own address on this machine; in containers what
+                    Caddy publishes here, by the name API_DOMAIN)
+  --connect ADDRESS, --ca FILE, --wait SECONDS    as of verify-deployment.sh (with TLS_ISSUER=internal
+                    Caddy's own authority is trusted)
   --docker, --host  do not find out which it is
   --timeout SECONDS for the service to be well (60)
   --min-free MB     disk space that must be free (1024)
@@ -92,7 +94,7 @@ directory=$backups/$stamp
 last_good=$backups/last-good.tar.gz
 image=yujian-presence-backend
 
-step='' began=$SECONDS how='nothing' noticed=0 handed_over=0 steps=() tried='' put_back=false nothing_before=''
+step='' began=$SECONDS how='nothing' noticed=0 handed_over=0 steps=() tried='' put_back=false nothing_before='' own_ca=''
 
 # How a step ends: note STATE DETAIL
 note() {
@@ -143,8 +145,17 @@ interrupted() {
   fail 15 "interrupted in the step $step"
 }
 
+# The authority to trust: the one that was named, or Caddy's own, as soon as it has made it.
+authority() {
+  if [[ -n $own_ca ]] && { [[ -s $own_ca ]] || fetch_authority "$own_ca"; }; then
+    printf '%s' "$own_ca"
+  else
+    printf '%s' "$ca"
+  fi
+}
+
 is_well() {
-  "$python" -m scripts.probe http "$base" --connect "$connect" --ca "$ca"
+  "$python" -m scripts.probe http "$base" --connect "$connect" --ca "$(authority)"
 }
 
 wait_until_well() {
@@ -588,9 +599,14 @@ said=$("$python" -m app.config 2>&1 > /dev/null) || fail 11 "$said"
 if [[ -z $base ]]; then
   if [[ $mode == docker ]]; then
     base=$(public_base)
+    connect=${connect:-$(published_address)}
   else
     base=$(local_base) || fail 11 "the service listens on a Unix socket: say --base-url"
   fi
+fi
+if [[ $mode == docker && -z $ca && $(compose_setting TLS_ISSUER acme) == internal ]]; then
+  own_ca=$(mktemp)
+  trap 'rm -f "$own_ca"' EXIT
 fi
 if [[ -z $dry_run ]]; then
   step=backup
@@ -642,7 +658,7 @@ said=$(wait_until_well) || fail 16 "$said"
 note ok "$said"
 
 step=websocket
-said=$("$python" -m scripts.probe socket "$base" --connect "$connect" --ca "$ca" --wait "$wait") ||
+said=$("$python" -m scripts.probe socket "$base" --connect "$connect" --ca "$(authority)" --wait "$wait") ||
   fail 17 "$said"
 note ok "$said"
 

@@ -23,7 +23,8 @@ one, the next that comes.
 options:
   --base-url URL       the same as the argument (https://$API_DOMAIN, or https://api.yujian.team)
   --connect ADDRESS    connect there, whatever the name stands for
-  --ca FILE            the authority to trust, such as Caddy's own root.crt
+  --ca FILE            the authority to trust, such as Caddy's own root.crt (where Caddy signs by itself in
+                       a container of this machine, with TLS_ISSUER=internal, its own)
   --origin ORIGIN      the page that the client comes from
   --days N             days that the certificate must still be valid (14)
   --ports LIST         host:port or port, between commas (that of the base URL)
@@ -99,10 +100,16 @@ probe() {
 
 # Each check prints one line, and returns 0 (good), 1 (bad) or 2 (nothing to check).
 check_containers() {
-  local bad pid ready
+  local bad pid ready limit=$((SECONDS + 30))
   if runs_in_docker; then
-    bad=$(docker compose ps --all --format '{{.Service}}: {{.State}} {{.Health}}' |
-      grep -vE ': running (healthy)?$' || true)
+    while
+      bad=$(docker compose ps --all --format '{{.Service}}: {{.State}} {{.Health}}' |
+        grep -vE ': running (healthy)?$' || true)
+      # Just started: its first health check has not been made yet.
+      [[ -n $bad && $bad != *': '[!r]* && $bad != *unhealthy* ]] && ((SECONDS < limit))
+    do
+      sleep 0.5
+    done
     if [[ -n $bad ]]; then
       echo "${bad//$'\n'/, }"
       return 1
@@ -187,6 +194,11 @@ fi
 find_python
 adopt_unit
 export_token
+if [[ -z $ca && $base == "$(public_base)" ]] && has_docker; then
+  own_ca=$(mktemp)
+  trap 'rm -f "$own_ca"' EXIT
+  if fetch_authority "$own_ca"; then ca=$own_ca; fi
+fi
 
 code=0 number=10 rows=()
 for check in "${checks[@]}"; do

@@ -121,6 +121,14 @@ if [[ -z $base && -n $containers ]]; then
     connect=127.0.0.1
     [[ $published != *:* || $published == 0.0.0.0:* ]] || connect=${published%:*}
   fi
+  if [[ -z $ca && ${looking[*]-} != *--insecure* && $(compose_setting TLS_ISSUER acme) == internal ]]; then
+    # Caddy signs by itself: its own authority is in its container.
+    own_ca=$(mktemp)
+    trap 'rm -f "$own_ca"' EXIT
+    (cd "$project" && timeout "$timeout" docker compose cp \
+      caddy:/data/caddy/pki/authorities/local/root.crt "$own_ca") > /dev/null 2>&1 || true
+    [[ ! -s $own_ca ]] || ca=$own_ca
+  fi
 fi
 base=${base:-http://127.0.0.1:3001}
 base=${base%/}

@@ -10,10 +10,10 @@ usage: start-alertmanager.sh [--print] [argument of alertmanager...]
 
 Settings (environment):
   ALERT_WEBHOOK_URL       where alerts are posted; empty: only to the service's clients
-  ALERT_WEBHOOK_URL_FILE  a file that holds it, for those who keep it as a secret
+  ALERT_WEBHOOK_URL_FILE  a file that holds it, for those who keep it as a secret; an empty one does not count
   BACKEND_URL             the service (http://backend:3001)
   PUBLISH_TOKEN_FILE      file with the service's PUBLISH_TOKEN (/run/secrets/publish_token)
-  PUBLISH_TOKEN           the token itself; it is written to a private file
+  PUBLISH_TOKEN           the token itself, where the file is missing or empty; it is written to a private file
   ALERTMANAGER            the program (alertmanager, or Debian's prometheus-alertmanager)
 END
 }
@@ -61,7 +61,8 @@ here=$(dirname "$0")
 webhook=${ALERT_WEBHOOK_URL-}
 if [ -n "${ALERT_WEBHOOK_URL_FILE-}" ]; then
   [ -r "$ALERT_WEBHOOK_URL_FILE" ] || fail "ALERT_WEBHOOK_URL_FILE cannot be read"
-  webhook=$(cat "$ALERT_WEBHOOK_URL_FILE")
+  kept=$(cat "$ALERT_WEBHOOK_URL_FILE")
+  webhook=${kept:-$webhook}
 fi
 [ -z "$webhook" ] || check_url ALERT_WEBHOOK_URL "$webhook"
 backend=${BACKEND_URL:-http://backend:3001}
@@ -76,12 +77,12 @@ fi
 
 umask 077
 private=$(mktemp -d "${TMPDIR:-/tmp}/alertmanager.XXXXXX")
-if [ ! -r "$token_file" ] && [ -n "${PUBLISH_TOKEN-}" ]; then
+if [ ! -s "$token_file" ] && [ -n "${PUBLISH_TOKEN-}" ]; then
   token_file=$private/publish_token
   printf '%s' "$PUBLISH_TOKEN" > "$token_file"
 fi
-[ -r "$token_file" ] ||
-  echo "start-alertmanager.sh: clients see no alerts: there is no $token_file" >&2
+[ -s "$token_file" ] && [ -r "$token_file" ] ||
+  echo "start-alertmanager.sh: clients see no alerts: neither PUBLISH_TOKEN nor $token_file has a token" >&2
 render > "$private/alertmanager.yml"
 
 program=${ALERTMANAGER-}

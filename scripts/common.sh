@@ -121,3 +121,21 @@ public_base() {
   printf 'https://%s%s' "$(compose_setting API_DOMAIN api.yujian.team)" \
     "$([[ $publish == 443 ]] || printf ':%s' "$publish")"
 }
+
+# Where this machine itself reaches what Caddy publishes, whatever the name of the service stands for.
+published_address() {
+  local publish
+  publish=$(compose_setting HTTPS_PUBLISH 443)
+  case $publish in
+    0.0.0.0:*) printf '127.0.0.1' ;;
+    *]:*) publish=${publish%:*} && publish=${publish#[} && printf '%s' "${publish%]}" ;;
+    *:*) printf '%s' "${publish%:*}" ;;
+    *) printf '127.0.0.1' ;;
+  esac
+}
+
+# fetch_authority FILE: where Caddy signs by itself (TLS_ISSUER=internal), its root certificate, once it has one.
+fetch_authority() {
+  [[ $(compose_setting TLS_ISSUER acme) == internal ]] &&
+    docker compose cp caddy:/data/caddy/pki/authorities/local/root.crt "$1" > /dev/null 2>&1
+}

@@ -66,7 +66,7 @@ def engine() -> dict[str, str]:
         (plugins / name).symlink_to(program)
     venv = site.parents[2]
     made = subprocess.run(
-        ["bash", ENGINE / "images.sh", venv], env=environ, capture_output=True, text=True
+        ["bash", ENGINE / "images.sh", venv, HOME], env=environ, capture_output=True, text=True
     )
     assert made.returncode == 0, made.stderr[-2000:]
     return environ

