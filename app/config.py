@@ -340,6 +340,12 @@ class Settings:
     collector: bool = _setting(
         "1", values.boolean, "Whether this machine publishes its own figures.", zero="it does not"
     )
+    host_name: str = _setting(
+        "",
+        values.host_name,
+        "Name of this machine in what the collector publishes (`host`); empty: the system's, which in a"
+        " container is the container's.",
+    )
     alert_cpu: int = _integer(
         80, 1, 100, "CPU usage above which the collector raises `health_alert`; 100: never.", "%"
     )

@@ -343,6 +343,13 @@ def directory(text: str) -> Path:
     return path
 
 
+def host_name(text: str) -> str:
+    """A name for people, or nothing: at most 100 printable characters."""
+    if len(text) > 100 or not text.isprintable():
+        raise ValueError("must be at most 100 printable characters")
+    return text
+
+
 def module(text: str) -> str:
     """The dotted name of a Python module that exists, or nothing."""
     if not text:

@@ -140,8 +140,10 @@ def test_the_settings_that_the_service_gets_are_good() -> None:
     settings = config.load(environ, None)
     assert settings.allowed_origins == ("https://lab.yujian.team",)
     assert settings.backplane_url == "redis://valkey:6379/0"
+    assert settings.host_name == "api.yujian.team"
     subnet = services()["networks"]["front"]["ipam"]["config"][0]["subnet"]
     assert [str(network) for network in settings.trusted_proxies] == [subnet]
+    assert services(HOST_NAME="lab 1")["services"]["backend"]["environment"]["HOST_NAME"] == "lab 1"
     other = services(SITE_DOMAIN="www.example.org", API_DOMAIN="api.example.org")["services"]
     assert other["backend"]["environment"]["ALLOWED_ORIGINS"] == "https://www.example.org"
     assert other["caddy"]["environment"]["API_DOMAIN"] == "api.example.org"

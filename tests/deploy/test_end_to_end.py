@@ -317,7 +317,7 @@ async def an_outage(site: Site, fleet: Fleet) -> None:
     assert down["status"] == "firing"
     assert down["labels"]["severity"] == "critical"
     assert down["labels"]["instance"] == address(site.service)
-    assert down["annotations"]["runbook_url"] == "docs/operations/RUNBOOK.md#backenddown"
+    assert down["annotations"]["runbook_url"] == "https://lab.yujian.team/runbook.html#backenddown"
 
 
 async def a_return(site: Site, fleet: Fleet, ticker: Ticker) -> None:

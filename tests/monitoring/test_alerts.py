@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
+from scripts import runbook
 from tests.support import REPO
 from tests.support.monitoring import MONITORING, needs_alertmanager, needs_prometheus, shellcheck
 from tests.support.plain import PlainClient
@@ -24,6 +26,9 @@ TESTS = (MONITORING / "alerts_test.yml").read_text()
 RUNBOOK_PAGE = REPO / "docs/operations/RUNBOOK.md"
 RUNBOOK = RUNBOOK_PAGE.read_text()
 START = MONITORING / "start-alertmanager.sh"
+
+SITE = "https://lab.yujian.team"
+"""The site that Caddy serves by default."""
 
 ALERTS = re.findall(r"^ +- alert: (\w+)$", RULES, re.MULTILINE)
 REPORT = {
@@ -102,7 +107,7 @@ def test_every_alert_is_complete() -> None:
             'description: ".',
         ):
             assert re.search(part, text, re.MULTILINE), f"{alert} without {part}"
-        assert f"runbook_url: docs/operations/RUNBOOK.md#{alert.lower()}\n" in text + "\n"
+        assert f"runbook_url: {SITE}/runbook.html#{alert.lower()}\n" in text + "\n"
 
 
 def test_every_alert_is_seen_to_fire_and_not_to_fire() -> None:
@@ -132,6 +137,149 @@ def test_links_of_the_runbook_lead_somewhere() -> None:
             assert (RUNBOOK_PAGE.parent / target).exists(), target
     paths = re.findall(r"\bmonitoring/[\w./*-]*[\w*]", RUNBOOK)
     assert [path for path in paths if not list(REPO.glob(path))] == []
+
+
+def test_the_page_of_the_runbook_is_that_of_the_file_and_has_each_anchor() -> None:
+    built = REPO / "app/page/runbook.html"
+    assert built.read_text() == runbook.page(RUNBOOK), "run `make page` and commit what it changes"
+    assert runbook.PAGE.read_text() == built.read_text()
+    anchors = set(re.findall(r'<h\d id="([^"]+)">', built.read_text()))
+    assert {alert.lower() for alert in ALERTS} <= anchors
+    linked = set(re.findall(r'href="#([^"]+)"', built.read_text()))
+    assert linked <= anchors
+
+
+def test_the_page_of_the_runbook_is_html() -> None:
+    assert runbook.page(
+        "# A & b\n\nOne `<x>`\n**two** [three](#four)\n<https://a.test/?b&c>\n\n"
+        "- [file](../a.py)\n  goes on\n- two\n\n```sh\na <b | c\n\nd\n```\n## Five-six: 7\n"
+    ).partition("<body>\n")[2] == (
+        '<h1 id="a--b">A &amp; b</h1>\n'
+        '<p>One <code>&lt;x&gt;</code> <strong>two</strong> <a href="#four">three</a>'
+        ' <a href="https://a.test/?b&amp;c">https://a.test/?b&amp;c</a></p>\n'
+        "<ul>\n<li>file goes on</li>\n<li>two</li>\n</ul>\n"
+        "<pre><code>a &lt;b | c\n\nd</code></pre>\n"
+        '<h2 id="five-six-7">Five-six: 7</h2>\n</body>\n</html>\n'
+    )
+
+
+async def test_the_links_of_the_alerts_open(service: Service) -> None:
+    """The service has the page at the path that the alerts name; Caddy's site has the same files."""
+    async with aiohttp.ClientSession() as http:
+        for name, type in (("runbook.html", "text/html"), ("runbook.css", "text/css")):
+            async with http.get(f"{service.base}/{name}") as answer:
+                assert answer.status == 200
+                assert answer.content_type == type
+
+
+# Prometheus' settings
+
+
+def write_configuration(target: Path, **environ: str) -> dict[str, str]:
+    """What start-prometheus.sh would start with: files by name."""
+    result = run(MONITORING / "start-prometheus.sh", "--write", target, **environ)
+    assert result.returncode == 0, result.stderr
+    if shutil.which("promtool"):
+        checked = run("promtool", "check", "config", target / "prometheus.yml")
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+    return {path.name: path.read_text() for path in target.rglob("*.yml")}
+
+
+def test_without_settings_prometheus_takes_the_files_as_they_are(tmp_path: Path) -> None:
+    found = write_configuration(tmp_path)
+    assert found["alerts.yml"] == RULES
+    for name in ("backend", "sites", "caddy", "alertmanager"):
+        assert found[f"{name}.yml"] == (MONITORING / f"targets/{name}.yml").read_text()
+        assert (tmp_path / f"targets/{name}.yml").is_symlink(), "changes are seen"
+
+
+@needs_prometheus
+@pytest.mark.parametrize(
+    ("environ", "sites", "link"),
+    [
+        (
+            {"API_DOMAIN": "a.test", "SITE_DOMAIN": "b.test", "HTTPS_PUBLISH": "443"},
+            ["https://a.test/status", "https://b.test/"],
+            "https://b.test/runbook.html",
+        ),
+        (
+            {"API_DOMAIN": "a.test", "SITE_DOMAIN": "b.test", "HTTPS_PUBLISH": "127.0.0.1:8443"},
+            ["https://a.test:8443/status", "https://b.test:8443/"],
+            "https://b.test:8443/runbook.html",
+        ),
+        (
+            {"SITES": "https://c.test/x?y=1", "SITE_DOMAIN": "b.test", "RUNBOOK_URL": "http://d/e"},
+            ["https://c.test/x?y=1"],
+            "http://d/e",
+        ),
+    ],
+)
+def test_targets_and_links_come_from_the_settings(
+    tmp_path: Path, environ: dict[str, str], sites: list[str], link: str
+) -> None:
+    environ |= {"BACKENDS": "10.0.0.1:3001 [::1]:3001", "BLACKBOX": "127.0.0.1:9115"}
+    environ |= {"CADDY_METRICS": "127.0.0.1:2019", "ALERTMANAGERS": "127.0.0.1:9093"}
+    found = write_configuration(tmp_path, **environ)
+    # Once more: as after a change of the settings.
+    found = write_configuration(tmp_path, **environ)
+    listed = {name: re.findall(r'^    - "(.*)"$', found[name], re.MULTILINE) for name in found}
+    assert listed["backend.yml"] == ["10.0.0.1:3001", "[::1]:3001"]
+    assert listed["sites.yml"] == sites
+    assert 'exporter: "127.0.0.1:9115"' in found["sites.yml"]
+    assert listed["caddy.yml"] == ["127.0.0.1:2019"]
+    assert listed["alertmanager.yml"] == ["127.0.0.1:9093"]
+    links = re.findall(r"runbook_url: (\S+)", found["alerts.yml"])
+    assert links == [f"{link}#{alert.lower()}" for alert in ALERTS]
+    assert RULES.count("\n") == found["alerts.yml"].count("\n")
+
+
+@pytest.mark.parametrize("name", ["BACKENDS", "SITES", "RUNBOOK_URL", "CADDY_METRICS"])
+@pytest.mark.parametrize("value", ['a"b', "a\\b", "a|b", "a\nb", "a$b"])
+def test_settings_that_would_spoil_the_configuration(tmp_path: Path, name: str, value: str) -> None:
+    result = run(MONITORING / "start-prometheus.sh", "--write", tmp_path, **{name: value})
+    assert result.returncode == 64
+    assert name in result.stderr
+
+
+def test_an_exporter_without_sites_is_refused(tmp_path: Path) -> None:
+    result = run(MONITORING / "start-prometheus.sh", "--write", tmp_path, BLACKBOX="127.0.0.1:1")
+    assert result.returncode == 64
+
+
+@pytest.mark.parametrize("script", sorted(MONITORING.glob("*.sh")), ids=lambda path: path.name)
+def test_every_script_is_clean(script: Path) -> None:
+    shellcheck(script)
+
+
+# Grafana's password
+
+
+def grafana(tmp_path: Path, **environ: str) -> tuple[str, str]:
+    """The password that Grafana is started with, and what is said of it."""
+    program = tmp_path / "grafana"
+    program.write_text('#!/bin/sh\necho "$GF_SECURITY_ADMIN_PASSWORD $GRAFANA_PASSWORD$*"\n')
+    program.chmod(0o755)
+    environ = {"GRAFANA": str(program), "GRAFANA_DATA": str(tmp_path)} | environ
+    result = run(MONITORING / "start-grafana.sh", "x", **environ)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.removesuffix(" x\n"), result.stderr
+
+
+def test_grafana_gets_a_password_by_file_by_setting_or_one_that_is_made(tmp_path: Path) -> None:
+    kept, empty = tmp_path / "kept", tmp_path / "empty"
+    kept.write_text("by file\n")
+    empty.write_text("")
+    by_file = {"GRAFANA_PASSWORD_FILE": str(kept), "GRAFANA_PASSWORD": "by setting"}
+    assert grafana(tmp_path, **by_file) == ("by file", "")
+    for path in (empty, tmp_path / "missing"):
+        by_setting = {"GRAFANA_PASSWORD_FILE": str(path), "GRAFANA_PASSWORD": "by setting"}
+        assert grafana(tmp_path, **by_setting) == ("by setting", "")
+    made, said = grafana(tmp_path, GRAFANA_PASSWORD_FILE=str(empty))
+    assert len(made) == 24
+    assert str(tmp_path / "first-password") in said
+    assert made not in said
+    assert (tmp_path / "first-password").stat().st_mode & 0o077 == 0
+    assert grafana(tmp_path)[0] == made, "the same at the next start"
 
 
 # Alertmanager

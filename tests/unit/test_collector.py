@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+import platform
 import threading
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -128,6 +129,36 @@ async def test_the_first_sample_tells_everything(world: World) -> None:
     stats = [data for type, event, data in published if (type, event) == ("stats", "stats_update")]
     assert [data["period"] for data in stats] == list(PERIODS)
     assert all(list(data["periods"]) == list(PERIODS) for data in stats)
+
+
+@pytest.mark.parametrize(("setting", "name"), [("", platform.node()), ("lab one", "lab one")])
+async def test_the_machine_has_the_name_of_the_setting(
+    tmp_path: Path, setting: str, name: str
+) -> None:
+    world = World(
+        tmp_path,
+        load({"DATA_DIR": str(tmp_path), "HOST_NAME": setting, "BACKPLANE_URL": "redis://x"}),
+    )
+    recorded = []
+
+    async def record(host: str, *_: object) -> None:
+        recorded.append(host)
+
+    world.collector = Collector(
+        world.settings,
+        world.slots,
+        publish=world.publish,
+        presence=world.presence,
+        collect=world.metrics.registry.collect,
+        sample_host=world.sample_host,
+        record=record,
+        clock=world.clock,
+        monotonic=world.clock,
+    )
+    world.change(cpu_percent=99.0)
+    published = await world.tick(40)
+    assert {event for _, event, _ in published} == {"status_update", "stats_update", "health_alert"}
+    assert {data["host"] for _, _, data in published} == set(recorded) == {name}
 
 
 async def test_a_status_that_does_not_change_comes_every_thirty_seconds(world: World) -> None:

@@ -97,6 +97,7 @@ class Collector:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
+        self._name = settings.host_name or platform.node()
         self._slots = slots
         self._record = record
         self._means = {step: _Mean(step) for step in (FINE, COARSE)}
@@ -177,7 +178,7 @@ class Collector:
         for step, mean in self._means.items():
             complete = mean.add(sample, now, self._interval / 2)
             if complete is not None:
-                await self._record(platform.node(), step, complete)
+                await self._record(self._name, step, complete)
 
     async def _publish_alarms(self, host: HostSample) -> None:
         now = self._clock()
@@ -190,7 +191,7 @@ class Collector:
             if news is not None:
                 event, data = news
                 # Machines that share a backplane share its messages: each names itself.
-                name = {"host": platform.node()} if self._settings.backplane_url else {}
+                name = {"host": self._name} if self._settings.backplane_url else {}
                 await self._publish("health", event, {**name, **data})
                 alarm.told()
                 self._save_due = 0.0  # another leader must not tell it again
@@ -208,7 +209,7 @@ class Collector:
     def _status(self, host: HostSample) -> dict[str, Any]:
         rows = self._slots.rows()
         return {
-            "host": platform.node(),
+            "host": self._name,
             "cpu": host.cpu_percent,
             "cpus": host.cpus,
             "load": [round(value, 2) for value in host.load],
@@ -240,7 +241,7 @@ class Collector:
             "connections": describe_connections(self._slots, self._settings),
         }
         for name in due:
-            data = {"host": platform.node(), **periods[name], **shared}
+            data = {"host": self._name, **periods[name], **shared}
             await self._publish("stats", "stats_update", data)
             self._stats_due[name] = now + STATS_EVERY[name]
 
