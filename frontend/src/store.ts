@@ -224,6 +224,7 @@ export class Store {
         void this.loadStatus(); // of another version, perhaps
       }
       this.wasOpen = true;
+      this.askConnections();
     } else if (link.name === 'waiting') {
       change.lastRecovered = undefined;
       if (link.cause === 'network') void this.diagnose();

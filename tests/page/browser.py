@@ -12,9 +12,34 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.support import REPO
+from tests.support.service import Service
+from tests.support.waiting import until
 
 _OPEN_TIMEOUT = 60.0
 _ANSWER_TIMEOUT = 40.0
+
+
+FIRST_FIGURE = """
+new MutationObserver((_, observer) => {
+  if (!/\\d/.test(document.querySelector('[data-testid=cpu] .figure')?.textContent)) return;
+  if (document.querySelector('[data-testid=link]')?.dataset.link !== 'open') return;
+  window.firstFigure = performance.now();
+  window.receivedBefore = document.querySelector('[data-testid=link-received]').textContent;
+  observer.disconnect();
+}).observe(document, {childList: true, subtree: true, characterData: true, attributes: true});
+"""
+"""Notes when the first live figure stood on the page, in milliseconds since the navigation began,
+and how many live messages had come by then."""
+
+
+async def sampled(service: Service, count: int = 3) -> None:
+    """Wait until the series has some samples."""
+
+    async def has() -> bool:
+        hosts = (await service.get("/stats/series", range="15m")).body["hosts"]
+        return any(len(columns["t"]) >= count for columns in hosts.values())
+
+    await until(has, f"{count} samples", 40)
 
 
 def chromium() -> str:
@@ -96,7 +121,8 @@ class Browser:
 
         Args:
             url: the address.
-            options: width, height, lang, dark, init (a script that runs first).
+            options: width, height, lang, dark, init (a script that runs first), route (whether
+                `hangup` is wanted).
         """
         tab = Tab(self, f"p{next(self._numbers)}")
         await self.call("open", _OPEN_TIMEOUT, page=tab.name, url=url, **options)
@@ -164,6 +190,21 @@ class Tab:
         found = await self.do("axe")
         assert [one for one in found if one["impact"] in {"serious", "critical"}] == []
         assert await self.value("document.documentElement.scrollWidth <= innerWidth")
+
+    async def assert_accessible_in_all_looks(self, shot: str | None = None) -> None:
+        """`assert_accessible` in both colour schemes and both languages; ends with the first.
+
+        Args:
+            shot: name of a screenshot of each.
+        """
+        for lang, dark in ((1, True), (1, False), (0, True), (0, False)):
+            await self.do("dark", dark=dark)
+            await self.do("check", selector=f"input[name=lang] >> nth={lang}")
+            name = f"{'zh' if lang else 'en'}-{'dark' if dark else 'light'}"
+            await self.wait(f"document.documentElement.lang.startsWith('{name[:2]}')")
+            if shot:
+                await self.shot(f"{shot}-{name}", whole=False)
+            await self.assert_accessible()
 
     async def assert_no_problems(self) -> None:
         """Assert that the console has no error and no warning so far."""

@@ -23,7 +23,7 @@ const browser = await chromium.launch({
 const pages = new Map();
 
 const ops = {
-  async open({ page: name, url, width = 1280, height = 900, lang = 'en-GB', dark = false, init = '' }) {
+  async open({ page: name, url, width = 1280, height = 900, lang = 'en-GB', dark = false, init = '', route = false }) {
     const context = await browser.newContext({
       viewport: { width, height },
       locale: lang,
@@ -33,6 +33,14 @@ const ops = {
       ignoreHTTPSErrors: true,
       bypassCSP: false,
     });
+    const sockets = [];
+    if (route) {
+      // Every socket goes to the real service, and `hangup` can end it as the service would.
+      await context.routeWebSocket(/\/ws\/realtime/, (socket) => {
+        socket.connectToServer();
+        sockets.push(socket);
+      });
+    }
     const page = await context.newPage();
     const problems = [];
     page.on('pageerror', (error) => problems.push(String(error)));
@@ -42,7 +50,7 @@ const ops = {
     const requests = [];
     page.on('request', (request) => requests.push(request.url()));
     if (init) await page.addInitScript(init);
-    pages.set(name, { context, page, problems, requests });
+    pages.set(name, { context, page, problems, requests, sockets });
     await page.goto(url, { waitUntil: 'commit' });
   },
   reload: ({ page }) => pages.get(page).page.reload({ waitUntil: 'commit' }),
@@ -69,6 +77,18 @@ const ops = {
   resize: ({ page, width, height }) => pages.get(page).page.setViewportSize({ width, height }),
   dark: ({ page, dark }) => pages.get(page).page.emulateMedia({ colorScheme: dark ? 'dark' : 'light' }),
   offline: ({ page, offline }) => pages.get(page).context.setOffline(offline),
+  // Ends the newest socket of a page opened with `route`, after an `error` of the service where one is given.
+  async hangup({ page, code, reason = '', error }) {
+    const socket = pages.get(page).sockets.at(-1);
+    if (error) socket.send(JSON.stringify({ event: 'error', type: 'error', data: error }));
+    await socket.close({ code, reason });
+  },
+  // Answers a path of the service in its place; without a status the request fails.
+  answer: ({ page, path, status, body }) =>
+    pages.get(page).context.route(`**${path}`, (route) =>
+      status ? route.fulfill({ status, json: body }) : route.abort(),
+    ),
+  unanswer: ({ page, path }) => pages.get(page).context.unroute(`**${path}`),
   shot: ({ page, path, whole = true }) =>
     pages.get(page).page.screenshot({ path, fullPage: whole, animations: 'disabled' }).then(() => path),
   problems: ({ page }) => pages.get(page).problems.splice(0),

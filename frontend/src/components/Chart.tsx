@@ -1,10 +1,13 @@
 import { type KeyboardEvent, type PointerEvent, useEffect, useMemo, useRef, useState } from 'react';
+import { ceiling, timeTicks } from '../axis';
 import { formatPercent, formatTime } from '../format';
 import { useWords } from '../i18n';
 import { type Metric, type Point, stretches, thin } from '../series';
 
 const HEIGHT = 96;
-const TOP = 6;
+const TOP = 14;
+/** Pixels that a label of the time axis needs. */
+const LABEL = 72;
 const FLOOR = HEIGHT - 1;
 
 interface Props {
@@ -16,16 +19,16 @@ interface Props {
   to: number;
   /** A longer pause between two points is a hole. */
   hole: number;
+  /** Time that is read, on all charts together. */
+  at: number | undefined;
+  onAt: (at: number | undefined) => void;
 }
 
-const y = (value: number) => TOP + (1 - Math.min(Math.max(value, 0), 100) / 100) * (FLOOR - TOP);
-
 /** A percentage over time. Pointer and arrow keys read single points. */
-export function Chart({ name, metric, points, from, to, hole }: Props) {
+export function Chart({ name, metric, points, from, to, hole, at, onAt: setAt }: Props) {
   const { lang, t } = useWords();
   const box = useRef<HTMLDivElement>(null);
   const [width, setWidth] = useState(320);
-  const [at, setAt] = useState<number | undefined>();
 
   useEffect(() => {
     const element = box.current;
@@ -40,10 +43,14 @@ export function Chart({ name, metric, points, from, to, hole }: Props) {
     [points, metric, from, to, width],
   );
   const x = (time: number) => ((time - from) / (to - from)) * width;
-  const lines = stretches(shown, Math.max(hole, ((to - from) / width) * 4)).map((stretch) =>
+  const ticks = timeTicks(from, to, Math.max(2, Math.floor(width / LABEL)));
+  const top = ceiling(Math.max(0, ...shown.map(({ v }) => v)));
+  const y = (value: number) => TOP + (1 - Math.min(Math.max(value, 0), top) / top) * (FLOOR - TOP);
+  const widest = Math.max(hole, ((to - from) / width) * 4);
+  const lines = stretches(shown, widest).map((stretch) =>
     stretch.map((point) => `${x(point.t).toFixed(1)} ${y(point.v).toFixed(1)}`),
   );
-  const index = at === undefined ? undefined : nearest(shown, at);
+  const index = at === undefined ? undefined : nearest(shown, at, widest / 2);
   const chosen = index === undefined ? undefined : shown[index];
   const last = shown[shown.length - 1];
   const read = chosen ?? last;
@@ -54,7 +61,9 @@ export function Chart({ name, metric, points, from, to, hole }: Props) {
   }
 
   function press(event: KeyboardEvent) {
-    const current = index ?? shown.length - 1;
+    const end = shown.length - 1;
+    // The first key reads the newest point.
+    const current = index ?? (event.key.endsWith('Left') || event.key === 'PageDown' ? end + 1 : end);
     const jump = Math.max(1, Math.round(shown.length / 10));
     const moves: Record<string, number> = {
       ArrowLeft: current - 1,
@@ -62,16 +71,17 @@ export function Chart({ name, metric, points, from, to, hole }: Props) {
       PageDown: current - jump,
       PageUp: current + jump,
       Home: 0,
-      End: shown.length - 1,
+      End: end,
     };
     const next = moves[event.key];
     if (event.key === 'Escape') setAt(undefined);
     if (next === undefined || shown.length === 0) return;
     event.preventDefault();
-    setAt(shown[Math.min(Math.max(next, 0), shown.length - 1)]?.t);
+    setAt(shown[Math.min(Math.max(next, 0), end)]?.t);
   }
 
-  const shownValue = read ? t.pointText(formatTime(read.t, to, lang), formatPercent(read.v)) : t.noPoints;
+  const clock = (time: number) => formatTime(time, to, lang, to - from < 3_600_000);
+  const shownValue = read ? t.pointText(clock(read.t), formatPercent(read.v)) : t.noPoints;
   return (
     <div className="chart" data-metric={metric}>
       <div
@@ -92,8 +102,14 @@ export function Chart({ name, metric, points, from, to, hole }: Props) {
         data-points={shown.length}
       >
         <svg width={width} height={HEIGHT} viewBox={`0 0 ${width} ${HEIGHT}`} aria-hidden="true">
-          {[0, 50, 100].map((value) => (
-            <line key={value} className="grid" x1="0" x2={width} y1={y(value)} y2={y(value)} />
+          {[0, top / 2, top].map((value) => (
+            <g key={value}>
+              <line className="grid" data-floor={value === 0 || undefined} x1="0" x2={width} y1={y(value)} y2={y(value)} />
+              {value > 0 && <text y={y(value) - 3}>{`${value} %`}</text>}
+            </g>
+          ))}
+          {ticks.map((time) => (
+            <line key={time} className="grid" x1={x(time)} x2={x(time)} y1={TOP} y2={FLOOR} />
           ))}
           {lines.map((line) => {
             const [first, final] = [line[0]?.split(' ')[0], line[line.length - 1]?.split(' ')[0]];
@@ -106,33 +122,44 @@ export function Chart({ name, metric, points, from, to, hole }: Props) {
           })}
           {chosen && (
             <g className="cross">
-              <line x1={x(chosen.t)} x2={x(chosen.t)} y1="0" y2={FLOOR} />
+              <line x1={x(chosen.t)} x2={x(chosen.t)} y1={TOP} y2={FLOOR} />
               <circle cx={x(chosen.t)} cy={y(chosen.v)} r="4" />
             </g>
           )}
           {!chosen && last && <circle className="now" cx={Math.min(x(last.t), width - 3)} cy={y(last.v)} r="3" />}
         </svg>
-        {chosen && (
-          <output className="tip" data-side={x(chosen.t) > width / 2 ? 'left' : 'right'} style={{ left: x(chosen.t) }} aria-hidden="true">
-            <b>{formatPercent(chosen.v)} %</b> {formatTime(chosen.t, to, lang, to - from < 3_600_000)}
+        {at !== undefined && shown.length > 0 && (
+          <output
+            className="tip"
+            data-side={x(chosen?.t ?? at) > width / 2 ? 'left' : 'right'}
+            style={{ left: x(chosen?.t ?? at) }}
+            aria-hidden="true"
+          >
+            <b>{chosen ? `${formatPercent(chosen.v)} %` : t.noPoint}</b> {clock(chosen?.t ?? at)}
           </output>
         )}
         {shown.length === 0 && <p className="empty">{t.noPoints}</p>}
       </div>
       <div className="axis" aria-hidden="true">
-        <span>{formatTime(from, to, lang)}</span>
-        <span>{formatTime((from + to) / 2, to, lang)}</span>
-        <span>{formatTime(to, to, lang)}</span>
+        {ticks.map((time) => (
+          <span key={time} style={{ left: Math.min(Math.max(x(time), LABEL / 4), width - LABEL / 4) }}>
+            {formatTime(time, time, lang)}
+          </span>
+        ))}
       </div>
     </div>
   );
 }
 
-export function nearest(points: { t: number }[], at: number): number | undefined {
+/** Index of the point nearest to a time, if it is within `reach` of it. */
+export function nearest(points: { t: number }[], at: number, reach = Infinity): number | undefined {
   let best: number | undefined;
+  let least = reach;
   points.forEach((point, index) => {
-    const other = best === undefined ? undefined : points[best];
-    if (!other || Math.abs(point.t - at) < Math.abs(other.t - at)) best = index;
+    const away = Math.abs(point.t - at);
+    if (away > least || (away === least && best !== undefined)) return;
+    least = away;
+    best = index;
   });
   return best;
 }

@@ -12,9 +12,9 @@ export function Hero({ store, data }: { store: Store; data: Snapshot }) {
   const { presence } = data;
   if (!presence) {
     return (
-      <section className="hero" data-state="unknown" aria-busy="true">
+      <section className="hero" data-state="unknown" aria-busy={!data.link.cause}>
         <h1>{t.lab}</h1>
-        <p className="task">{t.loading}</p>
+        <p className="task">{data.link.cause ? t.unknown : t.loading}</p>
         <Pulse data={data} />
       </section>
     );

@@ -1,4 +1,4 @@
-import { useMemo } from 'react';
+import { useMemo, useState } from 'react';
 import { useNow } from '../clock';
 import { formatBytes, formatCount, formatDuration, formatPercent } from '../format';
 import { useWords } from '../i18n';
@@ -23,6 +23,7 @@ export function Vitals({ store, data }: { store: Store; data: Snapshot }) {
     [series, host, live],
   );
   const held = hold(points, data.statusAt[host], now);
+  const [at, setAt] = useState<number | undefined>();
   const hole = Math.max((series?.step ?? 5) * 3000, STALE);
 
   return (
@@ -41,7 +42,7 @@ export function Vitals({ store, data }: { store: Store; data: Snapshot }) {
         ) : (
           <span className="aside">{[host, status && t.uptime(formatDuration(status.uptime, lang))].filter(Boolean).join(' · ')}</span>
         )}
-        <fieldset className="segments">
+        <fieldset className="segments" data-testid="range">
           <legend className="unseen">{t.range}</legend>
           {(Object.keys(RANGES) as Range[]).map((name) => (
             <label key={name}>
@@ -69,7 +70,16 @@ export function Vitals({ store, data }: { store: Store; data: Snapshot }) {
                 )}
               </p>
               <p className="aside">{status ? detail(metric, status) : '\u00a0'}</p>
-              <Chart name={t[metric]} metric={metric} points={held} from={now - spanOf(range)} to={now} hole={hole} />
+              <Chart
+                name={t[metric]}
+                metric={metric}
+                points={held}
+                from={now - spanOf(range)}
+                to={now}
+                hole={hole}
+                at={at}
+                onAt={setAt}
+              />
             </article>
           );
         })}
