@@ -13,8 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.support.service import Service
 from tests.page.browser import FIRST_FIGURE, Browser, sampled
+from tests.support.service import Service
 
 VISITS = 10
 
