@@ -3,10 +3,10 @@ ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 # Wheels only: a package without one stops the build here, and no compiler is needed.
-COPY requirements.txt /tmp/requirements.txt
+COPY requirements.lock /tmp/requirements.lock
 RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --only-binary :all: \
-        --requirement /tmp/requirements.txt \
+        --require-hashes --requirement /tmp/requirements.lock \
     && /opt/venv/bin/pip uninstall --quiet --yes setuptools pip \
     && find /opt/venv -type d -name tests -prune -exec rm -rf {} + \
     && /opt/venv/bin/python -m compileall -q -j 0 /opt/venv

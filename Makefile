@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run listen reload logs log-level check test torture containers page lint format bench regression clean
+.PHONY: help lock run listen reload logs log-level check test torture containers page lint format bench regression clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -65,6 +65,10 @@ bench: $(VENV)/installed-dev ## measure this service beside a plain python-socke
 regression: $(VENV)/installed-dev ## REV=commit: what this checkout costs beside another one, in the same run
 	$(BIN)/python -m benchmarks.regression $(REV)
 
+lock: $(VENV)/installed-dev ## write requirements.lock: the pins of requirements.txt with the hashes of their files
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	  --custom-compile-command "make lock" --output-file requirements.lock requirements.txt
+
 clean: ## remove what tests and builds leave; data and .env stay
 	rm -rf $(VENV) .coverage .coverage.* htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -77,9 +81,9 @@ $(BIN)/python:
 	  fi; \
 	done; echo 'Python 3.11 or newer is needed' >&2; exit 1
 
-$(VENV)/installed: requirements.txt | $(BIN)/python
-	@echo 'Installing requirements.txt'
-	@$(BIN)/pip install -qq --disable-pip-version-check -r requirements.txt
+$(VENV)/installed: requirements.lock | $(BIN)/python
+	@echo 'Installing requirements.lock'
+	@$(BIN)/pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
 	@touch $@
 
 $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed

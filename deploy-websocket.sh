@@ -177,7 +177,7 @@ install_requirements() { # into the Python that runs, when pins differ from what
 import importlib.metadata as installed, re, sys
 for line in open("requirements.txt"):
     pin = re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?==(\S+)", line)
-    if pin:
+    if pin and ";" not in line:  # one with a marker need not apply here
         try:
             if installed.version(pin[1]) != pin[2]:
                 sys.exit(1)

@@ -13,16 +13,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).resolve().parent
+_CODE = Path(__file__).resolve().parent
+if not (_CODE / "workers").is_dir():
+    _CODE = _CODE.parent  # a wheel has this file inside of `workers`
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while all this is imported: no traceback
-if str(_ROOT) not in sys.path:
-    sys.path.insert(0, str(_ROOT))
+if str(_CODE) not in sys.path:
+    sys.path.insert(0, str(_CODE))
 
 from workers import logs, master  # noqa: E402
+from workers.shared import paths  # noqa: E402
 
 try:
-    _master = master.load(_ROOT)
+    _master = master.load(paths.home())
 except (master.WrongSettings, PermissionError) as error:
     sys.exit(str(error))
 _settings = _master.settings
@@ -46,7 +49,7 @@ _SEND_BUFFER = 128 * 1024
 
 wsgi_app = "workers.runtime:create"
 worker_class = "workers.gunicorn_worker.RealtimeWorker"
-chdir = str(_ROOT)
+chdir = str(paths.home())
 bind = _settings["bind"]
 workers = _settings["workers"]
 backlog = 16384  # all clients come back at once; the kernel bounds it by net.core.somaxconn

@@ -330,14 +330,15 @@ def readable_file(text: str) -> str:
     """The absolute path of a file that exists, or nothing."""
     if not text:
         return text
-    if not Path(text).is_file() or not os.access(text, os.R_OK):
+    path = _expand(text)
+    if not path.is_file() or not os.access(path, os.R_OK):
         raise ValueError("must be a file that the service can read")
-    return str(Path(text).absolute())
+    return str(path.absolute())
 
 
 def directory(text: str) -> Path:
     """The absolute path of a directory, which may be made later."""
-    path = Path(text).absolute()
+    path = _expand(text).absolute()
     if path.exists() and not path.is_dir():
         raise ValueError("must be a directory")
     return path
@@ -348,6 +349,19 @@ def host_name(text: str) -> str:
     if len(text) > 100 or not text.isprintable():
         raise ValueError("must be at most 100 printable characters")
     return text
+
+
+def _expand(text: str) -> Path:
+    """A path whose leading `~` or `~user` is replaced by the home directory.
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    expanded = os.path.expanduser(text)  # noqa: PTH111 (Path's raises RuntimeError)
+    if expanded.startswith("~"):
+        user = expanded.partition("/")[0]
+        raise ValueError(f"has no home directory for {user}; a name with a tilde begins with ./")
+    return Path(expanded)
 
 
 def module(text: str) -> str:

@@ -52,7 +52,7 @@ def main() -> int:
     try:
         if note := os.environ.get("MASTER_PID_FILE"):
             master = int(Path(note).read_text())
-            if not is_ready(Path(os.environ.get("DATA_DIR") or "data"), master):
+            if not is_ready(Path(os.environ.get("DATA_DIR") or "data").expanduser(), master):
                 print(f"master {master} has no worker that is ready", file=sys.stderr)
                 return 1
         status = status_of(os.environ.get("BIND") or "127.0.0.1:3001")

@@ -25,6 +25,7 @@ RELEASE = (
     "frontend",
     "gunicorn.conf.py",
     "requirements.txt",
+    "requirements.lock",
     "Dockerfile",
     ".dockerignore",
     "deploy-websocket.sh",

@@ -51,17 +51,17 @@ class Master:
     """One service as its master sees it.
 
     Args:
-        root: directory of the code and of `.env`.
+        home: directory of `.env`, and the base of relative paths.
         monotonic: seconds.
 
     Raises:
         WrongSettings: there are no good settings yet.
     """
 
-    def __init__(self, root: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._root = root
+    def __init__(self, home: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._home = home
         self._monotonic = monotonic
-        self.settings, self.dotenv = _read(root)
+        self.settings, self.dotenv = _read(home)
         self.data_dir = Path(self.settings["data_dir"])
         # One that exists may be shared with others: its mode is not ours to change.
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ class Master:
 
     def record(self) -> None:
         """Write down what this process is made of, for `workers.reload`."""
-        fingerprint.record(self._root, self.data_dir)
+        fingerprint.record(paths.configuration().parent, self.data_dir)
 
     def guard_configuration(self, arbiter: Any) -> None:
         """Let a gunicorn.conf.py that fails on a reload change nothing.
@@ -279,7 +279,7 @@ class Master:
     def reload(self) -> None:
         """Take new settings; wrong ones are told in one line, and the last good ones stay."""
         try:
-            settings, dotenv = _read(self._root)
+            settings, dotenv = _read(self._home)
             if settings["data_dir"] != self.settings["data_dir"]:
                 raise WrongSettings("DATA_DIR: cannot change on a reload; restart the service")
         except WrongSettings as error:
@@ -292,7 +292,7 @@ current: Master | None = None
 """The master of this process, or the one that this worker was forked from."""
 
 
-def load(root: Path) -> Master:
+def load(home: Path) -> Master:
     """The master of this process, with the newest good settings.
 
     Raises:
@@ -300,24 +300,24 @@ def load(root: Path) -> Master:
     """
     global current  # noqa: PLW0603 (what outlives a reload of gunicorn.conf.py)
     if current is None:
-        current = Master(root)
+        current = Master(home)
     else:
         current.reload()
     return current
 
 
-def _read(root: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _read(home: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The checked settings, and what `.env` said when they were checked.
 
     Workers take the latter instead of the file, so that one that is started in place of a dead
     one has the settings of its siblings.
     """
-    dotenv_path = root / ".env"
+    dotenv_path = home / ".env"
     while True:
         before = _contents(dotenv_path)
         checked = subprocess.run(
             [sys.executable, "-m", "app.config"],
-            cwd=root,
+            cwd=home,
             capture_output=True,
             text=True,
             check=False,

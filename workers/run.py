@@ -1,17 +1,23 @@
-"""`make run`: prepares the first start, says where to look, and becomes gunicorn."""
+"""Starts the service in the foreground: `make run`, or `yujian-presence` of an installed wheel.
+
+The settings are read from the environment and `.env`: that of the checkout, or of the current
+directory for an installed wheel. Without a `.env` one is written with a new PUBLISH_TOKEN.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from app import config
+from app import __version__, config
 from app.config import Settings
 from app.errors import SettingsError
+from workers.shared import paths
 
-ROOT = Path(__file__).resolve().parents[1]
 # Addresses to listen on, and what to call them from here.
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104
 
@@ -24,8 +30,7 @@ Yujian Presence on {base}
   Metrics    {base}/metrics
 
 Try, in a second terminal:
-  make listen{url}
-  curl {curl}/status
+{listen}  curl {curl}/status
   curl {curl}/ws/broadcast -H "Authorization: Bearer $(sed -n 's/^PUBLISH_TOKEN=//p' .env)" \\
     -H 'Content-Type: application/json' \\
     -d '{{"type": "status", "event": "greeting", "data": {{"hello": "world"}}}}'
@@ -52,22 +57,35 @@ def banner(settings: Settings) -> str:
     if settings.bind.startswith("unix:"):
         path = settings.bind.removeprefix("unix:")
         base, socket, url = "http://localhost", "ws://localhost/ws/realtime", ""
-        return BANNER.format(base=base, socket=socket, url=url, curl=f"--unix-socket {path} {base}")
+        curl = f"--unix-socket {path} {base}"
+        return BANNER.format(base=base, socket=socket, listen=_listen(url), curl=curl)
     host, _, port = settings.bind.rpartition(":")
     address = f"{EVERYWHERE.get(host, host)}:{port}"
     socket = f"ws://{address}/ws/realtime"
     url = "" if address == "127.0.0.1:3001" else f" URL={socket}"
     base = f"http://{address}"
-    return BANNER.format(base=base, socket=socket, url=url, curl=base)
+    return BANNER.format(base=base, socket=socket, listen=_listen(url), curl=base)
 
 
-def main() -> None:
-    """Start the service in place of this process.
+def _listen(url: str) -> str:
+    """The line about `make listen`, which only a checkout has."""
+    return f"  make listen{url}\n" if paths.is_checkout() else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Replace this process by the service.
 
     Raises:
-        SystemExit: a setting is wrong; it bears the line that says so.
+        SystemExit: a setting is invalid; the message is one line that names it.
     """
-    os.chdir(ROOT)
+    parser = argparse.ArgumentParser(
+        prog="yujian-presence",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.parse_args(arguments)
+    os.chdir(paths.home())
     dotenv_path = Path(".env")
     if write_dotenv(dotenv_path):
         print("Wrote .env with a new PUBLISH_TOKEN.\n")
@@ -76,7 +94,7 @@ def main() -> None:
     except SettingsError as error:
         sys.exit(str(error))
     print(banner(settings), flush=True)
-    command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"]
+    command = [sys.executable, "-m", "gunicorn", "-c", str(paths.configuration())]
     os.execv(sys.executable, command)  # noqa: S606
 
 

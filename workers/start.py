@@ -34,7 +34,6 @@ from workers.shared import paths
 from workers.shared.processes import start_time
 from workers.shared.slots import READY, SlotTable
 
-ROOT = Path(__file__).resolve().parents[1]
 FIRST_FD = 3
 """Where gunicorn looks for the sockets (sd_listen_fds(3))."""
 _MOST = 16
@@ -177,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--replace", action="store_true", help="end the old service")
     options = parser.parse_args(arguments)
-    os.chdir(ROOT)
+    os.chdir(paths.home())
     try:
         settings = config.load(os.environ, Path(".env"))
         received = ask(settings)
@@ -193,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             environ = place(descriptors, environ)
     if note := os.environ.get("MASTER_PID_FILE"):
         Path(note).write_text(f"{os.getpid()}\n")
-    command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"]
+    command = [sys.executable, "-m", "gunicorn", "-c", str(paths.configuration())]
     os.execve(sys.executable, command, environ)  # noqa: S606
 
 

@@ -31,7 +31,7 @@ API, SITE = "api.localhost", "lab.localhost"
 _started: list[str] = []
 _COPIED = (
     "app", "workers", "scripts", "frontend", "caddy", "monitoring", "gunicorn.conf.py",
-    "requirements.txt", "docker-compose.yml", "deploy-websocket.sh", "rollback.sh",
+    "requirements.txt", "requirements.lock", "docker-compose.yml", "deploy-websocket.sh", "rollback.sh",
     "verify-deployment.sh", "Dockerfile", ".dockerignore",
 )  # fmt: skip
 

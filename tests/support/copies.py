@@ -25,6 +25,7 @@ _COPIED = (
     "scripts",
     "gunicorn.conf.py",
     "requirements.txt",
+    "requirements.lock",
     "Caddyfile",
     "caddy",
     "docker-compose.yml",

@@ -280,6 +280,17 @@ def test_files_and_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "must be a directory" in wrong("DATA_DIR", "keys.json")
 
 
+def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "keys.json").write_text("{}")
+    settings = load({"AUTH_JWKS_FILE": "~/keys.json", "DATA_DIR": "~/state"})
+    assert settings.auth_jwks_file == str(tmp_path / "keys.json")
+    assert settings.data_dir == tmp_path / "state"
+    monkeypatch.chdir(tmp_path)
+    assert load({"DATA_DIR": "./~x"}).data_dir == tmp_path / "~x"
+    assert "no home directory for ~no-such-user" in wrong("DATA_DIR", "~no-such-user/x")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [

@@ -12,6 +12,7 @@ import pytest
 
 from app import config
 from workers import start
+from workers.shared import paths
 
 
 def listening(family: socket.AddressFamily, address: object) -> socket.socket:
@@ -70,7 +71,7 @@ def test_a_wrong_setting_ends_the_start_with_one_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "workers.start"],
         env={**os.environ, "WORKERS": "none"},
-        cwd=start.ROOT,
+        cwd=paths.home(),
         capture_output=True,
         text=True,
     )

@@ -29,10 +29,9 @@ from workers.master import SUCCESSOR
 from workers.reload import fingerprint
 from workers.reload.report import Report
 from workers.reload.watch import Failed, Watch
+from workers.shared import paths
 from workers.shared.file import FileLock
 from workers.shared.processes import command_line, start_time
-
-ROOT = Path(__file__).resolve().parents[2]
 
 OK, FAILED, NOT_RUNNING, PARTLY = range(4)
 
@@ -87,7 +86,7 @@ def check(environ: Mapping[str, str]) -> dict[str, Any]:
     """
     settings: dict[str, Any] = json.loads(_run(environ, "-m", "app.config"))
     # Executes the configuration and imports the application, as a master and a worker would.
-    _run(environ, "-m", "gunicorn", "--check-config", "-c", "gunicorn.conf.py")
+    _run(environ, "-m", "gunicorn", "--check-config", "-c", str(paths.configuration()))
     if settings["handlers"]:
         _run({**environ, "HANDLERS": settings["handlers"]}, "-c", _HANDLERS)
     return settings
@@ -97,7 +96,7 @@ def _run(environ: Mapping[str, str], *arguments: str) -> str:
     try:
         done = subprocess.run(  # noqa: S603 (this Python, with arguments of our own)
             [sys.executable, *arguments],
-            cwd=ROOT,
+            cwd=paths.home(),
             env=environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -191,10 +190,10 @@ def data_directory() -> Path:
     """
     named = (
         os.environ.get("DATA_DIR")
-        or dotenv_values(ROOT / ".env", interpolate=False).get("DATA_DIR")
+        or dotenv_values(paths.home() / ".env", interpolate=False).get("DATA_DIR")
         or "data"
     )
-    return ROOT / Path(named).expanduser()
+    return paths.home() / os.path.expanduser(named)  # noqa: PTH111 (an unknown user is no error here)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -205,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--signal", choices=["HUP", "USR2"], help="instead of the one that the change needs"
     )
     options = parser.parse_args(arguments)
-    os.chdir(ROOT)
+    os.chdir(paths.home())
     data_dir = data_directory()
     report: dict[str, Any]
     try:

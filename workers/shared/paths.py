@@ -1,7 +1,7 @@
-"""Where the processes of one service find each other: files named by its data directory.
+"""Paths of the service: its code, its settings, and the files that its processes share.
 
-Everything follows from `DATA_DIR` alone, so that a new master (USR2), a new leader or a
-second tool finds the same files without being told.
+The shared files are named after `DATA_DIR` alone, so a new master (USR2), a new leader or a
+second tool finds the same files.
 """
 
 from __future__ import annotations
@@ -18,6 +18,26 @@ _SOCKET_NAME = "valkey.sock"
 # Names in shared directories are guessable: who opens them checks the owner (`make_private`).
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 _TEMPORARY = Path("/tmp")  # noqa: S108
+
+
+_CODE = Path(__file__).resolve().parents[2]
+"""Holds `app` and `workers`: a checkout, or the `site-packages` that a wheel was installed into."""
+_CONFIGURATION = "gunicorn.conf.py"
+
+
+def home() -> Path:
+    """Directory of `.env`, and the base of relative paths: the checkout, else the current one."""
+    return _CODE if is_checkout() else Path.cwd()
+
+
+def is_checkout() -> bool:
+    """Whether the code runs from a checkout (or a copy of one), not from an installed wheel."""
+    return (_CODE / _CONFIGURATION).exists()
+
+
+def configuration() -> Path:
+    """The configuration of gunicorn: at the top of a checkout, inside `workers` in a wheel."""
+    return (_CODE if is_checkout() else _CODE / "workers") / _CONFIGURATION
 
 
 def identity(data_dir: Path) -> str:
