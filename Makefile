@@ -34,9 +34,9 @@ AGAIN := $(BIN)/pytest --lf --lfnf=none
 test: lint ## lint, types, all tests, coverage
 	rm -f .coverage .coverage.*
 	$(BIN)/pytest -n 4 tests/architecture tests/unit $(COVERED) || $(AGAIN) $(COVERED)
-	$(BIN)/pytest -n 3 --dist loadfile tests/integration $(COVERED) || $(AGAIN) $(COVERED)
+	$(BIN)/pytest -n 3 --dist loadfile tests/component tests/integration $(COVERED) || $(AGAIN) $(COVERED)
 	$(BIN)/pytest tests/torture
-	$(BIN)/pytest $(patsubst %,--ignore=tests/%,architecture unit integration torture containers) --cov --cov-append
+	$(BIN)/pytest $(patsubst %,--ignore=tests/%,architecture unit component integration torture containers) --cov --cov-append
 
 torture: $(VENV)/installed-dev ## fuzzing, the Autobahn suite, storms and a soak, at full length (TORTURE_SEED=n repeats a run)
 	TORTURE=1 $(BIN)/pytest -s tests/torture

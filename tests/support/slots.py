@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,3 +49,26 @@ class TableSlots(WorkerSlots):
                 (layout.PID, row.pid),
             ):
                 columns[column][row.index] = value
+
+
+@functools.cache
+def caps(connections: int, per_user: int, messages: int, size: int) -> Settings:
+    return dataclasses.replace(
+        Settings(),
+        max_total_connections=connections,
+        max_connections_per_user=per_user,
+        max_queue_size=messages,
+        max_queue_bytes=size,
+    )
+
+
+def slots(
+    table: SlotTable,
+    row: int = 0,
+    *,
+    connections: int = 10_000,
+    per_user: int = 10_000,
+    queue: tuple[int, int] = (10, 100),
+) -> WorkerSlots:
+    """One worker's part of a table, with caps of its own."""
+    return WorkerSlots(table, row, caps(connections, per_user, *queue))

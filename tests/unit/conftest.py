@@ -1,5 +1,27 @@
-"""Fixtures for tests that need a real Valkey."""
+"""Unit tests start no process: what does fails at once, also from within the code that it tests."""
 
-from tests.support.fixtures import make_node, valkey
+from __future__ import annotations
 
-__all__ = ["make_node", "valkey"]
+import os
+import sys
+
+import pytest
+
+_STARTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
+_running: dict[str, str] = {}
+
+
+def _refuse_processes(event: str, _args: tuple[object, ...]) -> None:
+    if event in _STARTS and _running:
+        raise AssertionError(f"a unit test starts a process ({event}): move it to tests/component")
+
+
+sys.addaudithook(_refuse_processes)
+
+
+@pytest.fixture(autouse=True)
+def no_process() -> object:
+    """Refuse to start a process while the test runs."""
+    _running["pid"] = str(os.getpid())
+    yield
+    _running.clear()

@@ -30,7 +30,7 @@ def own(table: SlotTable) -> int:
 
 def free(table: SlotTable, row: int) -> None:
     """Free one of the rows of this process; `SlotTable.free` would take the first."""
-    with table._lock:
+    with table.lock:
         table._free_row(row)
 
 

@@ -18,21 +18,14 @@ from app.http.budgets import Budgets, key_of
 from app.http.clients import Clients
 from app.http.errors import HttpError
 from app.http.limiter import Limiter
+from tests.support.clock import Clock
 
 TOKEN = "t" * 32
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 50.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(50.0)
 
 
 def test_an_address_may_ask_ten_seconds_ahead(clock: Clock) -> None:

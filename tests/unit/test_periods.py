@@ -8,20 +8,13 @@ from typing import Any
 import pytest
 
 from app.metrics import LATENCY_BUCKETS, Metrics
+from tests.support.clock import Clock
 from workers.leader.periods import PERIODS, Periods, Totals
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_700_000_000.0)
 
 
 @pytest.fixture

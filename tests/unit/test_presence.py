@@ -9,21 +9,13 @@ import pytest
 
 from app.errors import BackplaneUnavailable, ClientError, ErrorCode
 from app.presence import MAX_TASK_LENGTH, SILENCE, STALENESS, Presence, PresenceState
-from tests.support.backplane import MakeNode
+from tests.support.clock import Clock
 from tests.support.http_side import MemoryFields
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.seconds = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_700_000_000.0)
 
 
 @pytest.fixture
@@ -50,16 +42,16 @@ async def test_what_was_said_is_shown_at_once_and_elsewhere(
     assert await presence.read() == (expected, True)
     other = Presence(fields.get, fields.set, now=clock, monotonic=clock)
     assert await other.read() == (expected, True)
-    clock.seconds += STALENESS
+    clock.now += STALENESS
     await other.update("idle")
     assert await presence.read() == (PresenceState("idle", None, 1_700_000_001_000), True)
 
 
 async def test_silence_is_offline(presence: Presence, clock: Clock) -> None:
     await presence.update("working", "x")
-    clock.seconds += SILENCE
+    clock.now += SILENCE
     assert (await presence.read())[0].state == "working"
-    clock.seconds += 1
+    clock.now += 1
     state, _ = await presence.read()
     assert state == PresenceState("offline", None, 1_700_000_000_000)
     await presence.update("idle")
@@ -100,10 +92,10 @@ async def test_an_update_needs_the_backplane(presence: Presence, fields: MemoryF
 async def test_reads_are_shared(presence: Presence, fields: MemoryFields, clock: Clock) -> None:
     await asyncio.gather(*(presence.read() for _ in range(100)))
     assert fields.reads == 1
-    clock.seconds += STALENESS / 2
+    clock.now += STALENESS / 2
     await presence.read()
     assert fields.reads == 1
-    clock.seconds += STALENESS / 2
+    clock.now += STALENESS / 2
     await presence.read()
     assert fields.reads == 2
 
@@ -115,14 +107,14 @@ async def test_the_last_known_state_stands_while_the_backplane_is_away(
     fields.away = True
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            clock.seconds += STALENESS
+            clock.now += STALENESS
             assert await presence.read() == (said, False)
     assert len(caplog.records) == 1
     assert fields.reads == 3
     await presence.read()
     assert fields.reads == 3, "failures are cached like answers"
     fields.away = False
-    clock.seconds += STALENESS
+    clock.now += STALENESS
     assert await presence.read() == (said, True)
 
 
@@ -134,7 +126,7 @@ async def test_a_backplane_that_hangs_holds_nobody_up(
 ) -> None:
     monkeypatch.setattr("app.presence.PATIENCE", 0.01)
     said = await presence.update("working", "x")
-    clock.seconds += STALENESS
+    clock.now += STALENESS
     fields.gate = asyncio.Event()
     assert await presence.read() == (said, False)
     assert await presence.read() == (said, False)
@@ -151,7 +143,7 @@ async def test_an_update_beats_a_read_that_began_before_it(
     reading = asyncio.create_task(presence.read())
     while not fields.reads:
         await asyncio.sleep(0)
-    clock.seconds -= 60  # clocks may jump: the order is that of the calls
+    clock.now -= 60  # clocks may jump: the order is that of the calls
     said = await presence.update("working", "x")
     fields.gate.set()
     assert await reading == (said, True)
@@ -175,16 +167,16 @@ async def test_what_cannot_be_read_is_nothing(
 async def test_since_when_state_and_task_are_these(
     presence: Presence, fields: MemoryFields, clock: Clock
 ) -> None:
-    began = round(clock.seconds * 1000)
+    began = round(clock.now * 1000)
     assert (await presence.update("working", "a")).since == began
-    clock.seconds += 60
+    clock.now += 60
     assert (await presence.update("working", "a")).since == began
-    clock.seconds += 60
+    clock.now += 60
     assert (await presence.update("working", "b")).since == began + 120_000
-    clock.seconds += SILENCE + 1
+    clock.now += SILENCE + 1
     silent, _ = await presence.read()
     assert (silent.state, silent.since) == ("offline", began + 120_000 + SILENCE * 1000)
-    assert (await presence.update("working", "b")).since == round(clock.seconds * 1000)
+    assert (await presence.update("working", "b")).since == round(clock.now * 1000)
 
 
 async def test_since_of_a_version_that_did_not_store_it(
@@ -192,22 +184,3 @@ async def test_since_of_a_version_that_did_not_store_it(
 ) -> None:
     fields.fields = {"state": "idle", "task": "", "updatedAt": "1700000000000"}
     assert (await presence.read())[0].since == 1_700_000_000_000
-
-
-async def test_workers_agree_on_since(make_node: MakeNode, clock: Clock) -> None:
-    began = round(clock.seconds * 1000)
-    workers = [
-        Presence(node.backplane.get_presence, node.backplane.set_presence, clock, clock)
-        for node in [await make_node(), await make_node()]
-    ]
-    await workers[0].update("working", "a")
-    for _ in range(2):
-        clock.seconds += 500
-        await workers[1].update("working", "a")
-    clock.seconds += STALENESS
-    assert (await workers[1].read())[0].since == began
-    clock.seconds += SILENCE + 1
-    later = round(clock.seconds * 1000)
-    await workers[1].update("working", "a")
-    clock.seconds += STALENESS
-    assert (await workers[0].read())[0].since == later

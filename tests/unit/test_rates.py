@@ -10,6 +10,7 @@ import pytest
 from app.sessions import rates as module
 from app.sessions.rates import Limits, Rates, Verdict, metered
 from app.transport.hub import FLOOD
+from tests.support.clock import Clock
 
 TAKE, REFUSE, CLOSE = Verdict.TAKE, Verdict.REFUSE, Verdict.CLOSE
 
@@ -151,14 +152,6 @@ def test_nothing_is_kept_of_those_that_were_quiet(world: World) -> None:
         world.second()
     whole: Any = world.rates
     assert [len(held) for held in (whole._used, whole._waits, whole._refused)] == [0, 0, 0]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def test_work_is_metered_without_its_waiting() -> None:

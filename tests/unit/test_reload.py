@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from workers.handoff.giver import Outcome
 from workers.handoff.report import Handoff, percentiles
 from workers.reload import command as reload
 from workers.reload import fingerprint
-from workers.reload.watch import Failed
 from workers.shared import paths
 from workers.shared.processes import start_time
 
@@ -79,15 +76,6 @@ def test_the_first_process_of_a_container_stays(
     assert "container" in why
 
 
-def test_records_of_dead_masters_are_removed(data_dir: Path, root: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    old = fingerprint.file_of(data_dir, child.pid)
-    old.write_text("{}")
-    fingerprint.record(root, data_dir)
-    assert not old.exists()
-
-
 def test_percentiles_are_weighted() -> None:
     assert percentiles([]) == (0.0, 0.0, 0.0)
     assert percentiles([(0.5, 1), (0.1, 98), (0.2, 1)]) == (0.1, 0.2, 0.5)
@@ -112,17 +100,3 @@ def test_report_of_a_worker_is_fetched_once(data_dir: Path) -> None:
 def test_only_the_end_of_an_error_is_shown() -> None:
     text = "\n\n".join(str(n) for n in range(100))
     assert reload.last_lines(text).splitlines() == [str(n) for n in range(94, 100)]
-
-
-def test_a_master_that_is_no_gunicorn_is_not_running(data_dir: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    (data_dir / "gunicorn.pid").write_text(str(child.pid))
-    with pytest.raises(reload.NotRunning):
-        reload.find_master(data_dir)
-    child.communicate(b"\n")
-
-
-def test_a_wrong_setting_is_told_in_one_line() -> None:
-    with pytest.raises(Failed, match=r"^WORKERS='none'[^\n]*$") as caught:
-        reload.check({**os.environ, "WORKERS": "none"})
-    assert caught.value.unchanged

@@ -10,14 +10,8 @@ import pytest
 from app.backplane.series import COARSE, FINE, Sample, Series
 from app.errors import BackplaneUnavailable
 from tests.support.backplane import MakeNode
+from tests.support.clock import Clock
 from tests.support.valkeys import ValkeyProcess
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def read(series: Series, range: str) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""The parts of `make reload` that need no running service; see tests/integration/test_reload.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workers.reload import command as reload
+from workers.reload import fingerprint
+from workers.reload.watch import Failed
+from workers.shared import paths
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    paths.make_private(paths.runtime_dir(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "gunicorn.conf.py").write_text("workers = 1\n")
+    return root
+
+
+def test_records_of_dead_masters_are_removed(data_dir: Path, root: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    old = fingerprint.file_of(data_dir, child.pid)
+    old.write_text("{}")
+    fingerprint.record(root, data_dir)
+    assert not old.exists()
+
+
+def test_a_master_that_is_no_gunicorn_is_not_running(data_dir: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    (data_dir / "gunicorn.pid").write_text(str(child.pid))
+    with pytest.raises(reload.NotRunning):
+        reload.find_master(data_dir)
+    child.communicate(b"\n")
+
+
+def test_a_wrong_setting_is_told_in_one_line() -> None:
+    with pytest.raises(Failed, match=r"^WORKERS='none'[^\n]*$") as caught:
+        reload.check({**os.environ, "WORKERS": "none"})
+    assert caught.value.unchanged
