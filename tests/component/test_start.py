@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+from workers.shared import paths
+
 
 def test_sockets_where_gunicorn_looks_for_them() -> None:
     """In a process of its own, since the numbers are in use here; whatever they were before."""
