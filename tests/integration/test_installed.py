@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from app import __version__
-from tests.integration.harness import free_port, until_now
+from tests.support.ports import free_port
+from tests.support.waiting import until_now
 
 ROOT = Path(__file__).parents[2]
 
