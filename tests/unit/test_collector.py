@@ -20,6 +20,7 @@ from app.config import Settings, load
 from app.errors import BackplaneUnavailable
 from app.metrics import Metrics
 from app.presence import Presence
+from tests.support.waiting import until
 from workers.leader.collector import Collector
 from workers.leader.host import HostSample, HostSampler
 from workers.leader.periods import PERIODS
@@ -362,7 +363,7 @@ async def test_the_next_leader_goes_on(world: World) -> None:
     world.metrics.published["status"].inc(7)
     world.change(cpu_percent=95.0)
     task = asyncio.create_task(world.collector.run())
-    await wait_for(lambda: bool(world.published))
+    await until(lambda: bool(world.published))
     task.cancel()
     await asyncio.wait({task})
     world.published.clear()
@@ -373,7 +374,7 @@ async def test_the_next_leader_goes_on(world: World) -> None:
     world.collector = world.make()
     task = asyncio.create_task(world.collector.run())
     before = len(world.published)
-    await wait_for(lambda: len(world.published) >= before + 6)
+    await until(lambda: len(world.published) >= before + 6)
     task.cancel()
     await asyncio.wait({task})
     heirs = world.published[before:]
@@ -389,7 +390,7 @@ async def test_a_damaged_file_starts_anew(
 ) -> None:
     (world.settings.data_dir / "collector.json").write_text(content)
     task = asyncio.create_task(world.collector.run())
-    await wait_for(lambda: len(world.published) >= 6)
+    await until(lambda: len(world.published) >= 6)
     task.cancel()
     await asyncio.wait({task})
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -474,9 +475,3 @@ async def test_what_may_block_runs_in_threads(world: World) -> None:
     assert len(blocked) == 2
     assert threading.get_ident() not in blocked
     assert {type for type, _, _ in world.published} == {"status", "stats"}
-
-
-async def wait_for(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)

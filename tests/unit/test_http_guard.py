@@ -7,6 +7,7 @@ import json
 import resource
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -20,6 +21,8 @@ from app.transport.http_guard import (
     GuardedRunner,
 )
 from app.transport.takeover import DetachedResponse, detach
+from tests.support.delivery import turn
+from tests.support.waiting import until
 
 
 class Served:
@@ -66,9 +69,12 @@ class Served:
         return await asyncio.open_connection(host, port)
 
     async def reached(self, waiting: int) -> None:
-        async with asyncio.timeout(5):
-            while self.guard.waiting != waiting:
-                await asyncio.sleep(0.001)
+        await until(lambda: self.guard.waiting == waiting)
+
+    async def received(self, size: int) -> None:
+        """Wait until so many bytes of a head have come."""
+        server: Any = self.runner.server
+        await until(lambda: any(one._head == size for one in server.connections))
 
 
 @pytest.fixture
@@ -122,9 +128,7 @@ async def test_half_a_head_is_answered(served: Served, part: bytes) -> None:
     reader, writer = await served.open()
     writer.write(part)
     await served.reached(1)
-    async with asyncio.timeout(5):
-        while not any(one._head for one in served.runner.server.connections):  # type: ignore[union-attr,attr-defined]
-            await asyncio.sleep(0.001)
+    await served.received(len(part))
     served.seconds += HEAD_SECONDS
     served.guard.sweep()
     assert error(await read(reader)) == (408, "REQUEST_TIMEOUT")
@@ -133,10 +137,11 @@ async def test_half_a_head_is_answered(served: Served, part: bytes) -> None:
 
 async def test_bytes_do_not_put_the_deadline_off(served: Served) -> None:
     reader, writer = await served.open()
+    size = 0
     for part in (b"GET ", b"/ HT", b"TP/1."):
         writer.write(part)
-        await writer.drain()
-        await asyncio.sleep(0.01)
+        size += len(part)
+        await served.received(size)
         served.seconds += HEAD_SECONDS / 2
     served.guard.sweep()
     assert error(await read(reader)) == (408, "REQUEST_TIMEOUT")
@@ -252,7 +257,7 @@ async def test_a_head_without_end_is_refused_before_its_deadline(served: Served)
     await writer.drain()
     for number in range(MAX_HEAD // 8000 + 2):
         writer.write(b"X-%d: %b\r\n" % (number, b"a" * 8000))
-        await asyncio.sleep(0.002)
+        await turn()
     assert error(await read(reader)) == (431, "REQUEST_HEADER_FIELDS_TOO_LARGE")
     writer.close()
 
@@ -279,12 +284,9 @@ async def test_bytes_behind_an_upgrade_are_kept(
     else:
         at = cut if cut > 0 else len(head) + cut
         writer.write(request[:at])
-        await writer.drain()
-        await asyncio.sleep(0.02)
+        await served.received(at)
         writer.write(request[at:])
-    async with asyncio.timeout(5):
-        while not served.tails:
-            await asyncio.sleep(0.001)
+    await until(lambda: served.tails)
     assert served.tails == [b"early"]
     writer.close()
 

@@ -181,7 +181,10 @@ async def test_what_was_put_off_waits_as_well(world: World) -> None:
     await until(lambda: len(world.order) == 200)
 
 
-async def test_a_flood_gets_its_close_frame_and_costs_nothing_more(world: World) -> None:
+async def test_a_flood_gets_its_close_frame_and_costs_nothing_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "FLOOD_SECONDS", 0.05)
     server, client = world.connect()
     world.pause = FLOOD
     client.send(encode(PING) * 1000)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.clock import elapse, virtual_time
 from workers.handoff.waiting import wait_for_heir
 from workers.shared.slots import LEAVING, READY, SlotTable
 
@@ -37,11 +38,12 @@ def free(table: SlotTable, row: int) -> None:
 async def waiting(table: SlotTable, own: int, seconds: float) -> asyncio.Task[bool]:
     """A wait that has not come to an end yet."""
     task = asyncio.create_task(wait_for_heir(table, own))
-    await asyncio.sleep(seconds)
+    await elapse(seconds)
     assert not task.done()
     return task
 
 
+@virtual_time
 async def test_heir_that_gets_ready(table: SlotTable, own: int) -> None:
     heir = table.claim_row(master=1)
     task = await waiting(table, own, 0.5)
@@ -49,16 +51,18 @@ async def test_heir_that_gets_ready(table: SlotTable, own: int) -> None:
     assert await task
 
 
+@virtual_time
 async def test_heirs_that_die(table: SlotTable, own: int) -> None:
     heirs = [table.claim_row(master=1) for _ in range(2)]
     task = await waiting(table, own, 0.1)
     free(table, heirs[0])
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     assert not task.done()
     free(table, heirs[1])
     assert not await task
 
 
+@virtual_time
 async def test_heirs_that_die_while_a_sibling_stays(table: SlotTable, own: int) -> None:
     sibling = table.claim_row(master=1)
     table.set_state(sibling, LEAVING)
@@ -69,6 +73,7 @@ async def test_heirs_that_die_while_a_sibling_stays(table: SlotTable, own: int) 
     assert not await task, "the sibling found that there is no heir: that is no heir either"
 
 
+@virtual_time
 async def test_one_heir_of_two_is_enough(table: SlotTable, own: int) -> None:
     heirs = [table.claim_row(master=1) for _ in range(2)]
     task = await waiting(table, own, 0.1)
@@ -77,6 +82,7 @@ async def test_one_heir_of_two_is_enough(table: SlotTable, own: int) -> None:
     assert await task
 
 
+@virtual_time
 async def test_service_that_stops(table: SlotTable, own: int) -> None:
     table.set_state(table.claim_row(master=1), LEAVING)
     starting = table.claim_row(master=1)
@@ -86,18 +92,20 @@ async def test_service_that_stops(table: SlotTable, own: int) -> None:
     assert await task
 
 
+@virtual_time
 async def test_sibling_that_is_late_to_leave(table: SlotTable, own: int) -> None:
     sibling = table.claim_row(master=1)
     table.set_state(sibling, READY)
     task = await waiting(table, own, 0.1)
     heir = table.claim_row(master=1)
     table.set_state(sibling, LEAVING)
-    await asyncio.sleep(0.4)
+    await elapse(0.4)
     assert not task.done()
     table.set_state(heir, READY)
     assert await task
 
 
+@virtual_time
 async def test_one_worker_less(table: SlotTable, own: int) -> None:
     table.set_state(table.claim_row(master=1), READY)
     assert await wait_for_heir(table, own)

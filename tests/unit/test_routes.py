@@ -28,6 +28,7 @@ from app.http.routes import add_routes
 from app.machine import MachineStatus
 from app.types import Priority
 from tests.support.http_side import HttpSide, http_side, worker_row
+from tests.support.waiting import until
 
 TOKEN = "publish-token-of-the-tests"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
@@ -560,9 +561,7 @@ async def test_a_body_that_ends_early_is_no_failure_of_ours(
         b"Authorization: Bearer %b\r\n\r\n[" % TOKEN.encode()
     )
     writer.close()
-    async with asyncio.timeout(5):
-        while not side.requests:
-            await asyncio.sleep(0.001)
+    await until(lambda: side.requests)
     await writer.wait_closed()
     await runner.cleanup()
     assert side.requests == [("/ws/broadcast", "POST", 400)]
