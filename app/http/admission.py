@@ -9,7 +9,7 @@ from __future__ import annotations
 import binascii
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -22,9 +22,10 @@ from app.http.clients import Clients
 from app.http.cors import Origins
 from app.http.errors import HttpError
 from app.ports import Slots
-from app.protocol.requests import DEFAULT_FIRST, First, parse_first
+from app.protocol.requests import DEFAULT_FIRST, Allowed, First, parse_first
 from app.sessions.addresses import Addresses, TooMany
 from app.sessions.auth import NAME_RULE, Identity, TokenVerifier, user_name
+from app.sessions.token_keys import KeysUnavailable
 
 RETRY_AFTER = (1, 5)
 """Seconds after which a refused client may come back, drawn evenly so that they do not come
@@ -134,19 +135,24 @@ class Admission:
         self._addresses = addresses
         self._firsts: dict[tuple[str | None, ...], First] = {}
 
-    def check(self, request: web.Request) -> Admitted:
+    def check(self, request: web.Request, *, again: bool = False) -> Admitted:
         """Let a request in, and reserve its connection: the caller releases it.
+
+        Args:
+            request: for an upgrade.
+            again: the fetch of keys that it has waited for is done.
 
         Raises:
             Refused: nothing is reserved.
+            KeysUnavailable: with the fetch to wait for; nothing is reserved.
         """
         try:
-            return self._check(request)
+            return self._check(request, again)
         except Refused as refused:
             self._count_refused(refused.reason)
             raise
 
-    def _check(self, request: web.Request) -> Admitted:
+    def _check(self, request: web.Request, again: bool) -> Admitted:
         raw_query = request.raw_path.partition("?")[2]
         query: dict[str, str] = {}
         protocol: Protocol = "socketio"
@@ -159,19 +165,24 @@ class Admission:
                 403, ErrorCode.FORBIDDEN, "This page's origin may not connect here.", "origin"
             )
         try:
-            return self._check_wishes(request, query, protocol, key)
+            return self._check_wishes(request, query, protocol, key, again)
         except Refused as refused:
             refused.protocol = protocol
             raise
 
     def _check_wishes(
-        self, request: web.Request, query: Mapping[str, str], protocol: Protocol, key: str
+        self,
+        request: web.Request,
+        query: Mapping[str, str],
+        protocol: Protocol,
+        key: str,
+        again: bool,
     ) -> Admitted:
         """Check what a right handshake asks for."""
         address = self._clients.address(request)
         if self._addresses is not None:
-            self._check_address(self._addresses, address)
-        identity = self._check_token(request, query)
+            self._check_address(self._addresses, address, again)
+        identity = self._check_token(request, query, again)
         if self._verifier.enabled:
             user = identity.user if identity else None
         else:
@@ -182,7 +193,7 @@ class Admission:
                     raise _invalid(f"'user' {NAME_RULE}.", "user", CloseCode.POLICY_VIOLATION)
         first, resume = DEFAULT_FIRST, None
         if query and protocol == "plain":
-            first = self._check_first(query)
+            first = self._check_first(query, identity)
             resume = query.get("resume") or None
         admitted = Admitted(
             protocol,
@@ -198,9 +209,9 @@ class Admission:
         self._reserve()
         return admitted
 
-    def _check_address(self, addresses: Addresses, address: str) -> None:
+    def _check_address(self, addresses: Addresses, address: str, again: bool) -> None:
         try:
-            addresses.check(address)
+            addresses.check(address, is_counted=again)
         except TooMany as error:
             raise Refused(
                 429,
@@ -211,7 +222,9 @@ class Admission:
                 close_code=CloseCode.TRY_AGAIN_LATER,
             ) from None
 
-    def _check_token(self, request: web.Request, query: Mapping[str, str]) -> Identity | None:
+    def _check_token(
+        self, request: web.Request, query: Mapping[str, str], again: bool
+    ) -> Identity | None:
         """The token's holder; without a token it may come in the first message."""
         if not self._verifier.enabled:
             return None
@@ -223,7 +236,11 @@ class Admission:
                 if token is None:
                     return None
         try:
-            return self._verifier.verify(token.strip())
+            return self._verifier.verify(token.strip(), may_fetch=not again)
+        except KeysUnavailable as error:
+            if error.fetch is not None:
+                raise
+            raise _unavailable(error.code, error.message, "keys", _draw_delay()) from None
         except ClientError as error:
             raise Refused(
                 401,
@@ -234,23 +251,26 @@ class Admission:
                 close_code=CloseCode.UNAUTHORIZED,
             ) from None
 
-    def _check_first(self, query: Mapping[str, str]) -> First:
+    def _check_first(self, query: Mapping[str, str], identity: Identity | None) -> First:
+        if identity is not None and identity.types is not None:
+            return self._parse_first(query, Allowed.of(self._types, identity.types))
         # Most clients of a storm ask for the same.
         options = query.get("types"), query.get("batch"), query.get("history")
         first = self._firsts.get(options)
         if first is None:
-            first = self._parse_first(query)
+            first = self._parse_first(query, self._types)
             if len(self._firsts) < MAX_FIRSTS and sum(map(len, filter(None, options))) < MAX_WISH:
                 self._firsts[options] = first
         return first
 
-    def _parse_first(self, query: Mapping[str, str]) -> First:
+    def _parse_first(self, query: Mapping[str, str], types: Collection[str]) -> First:
         try:
-            return parse_first(query, self._types)
+            return parse_first(query, types)
         except ClientError as error:
             reason = "query" if error.code is ErrorCode.INVALID_PAYLOAD else "types"
+            status = 403 if error.code is ErrorCode.FORBIDDEN else 400
             raise Refused(
-                400, error.code, error.message, reason, close_code=CloseCode.POLICY_VIOLATION
+                status, error.code, error.message, reason, close_code=CloseCode.POLICY_VIOLATION
             ) from None
 
     def _reserve(self) -> None:

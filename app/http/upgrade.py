@@ -16,6 +16,7 @@ from app.sessions.realtime import Realtime
 from app.sessions.refused import Refuser, retry_reason
 from app.sessions.session import ConnectOptions
 from app.sessions.socketio.session import SocketIOSession
+from app.sessions.token_keys import KeysUnavailable
 from app.transport.takeover import DetachedResponse, detach, handshake_response
 
 logger = logging.getLogger("realtime.connection")
@@ -51,7 +52,11 @@ class Upgrade:
             Refused: with the status and the reason.
         """
         try:
-            admitted = self._admission.check(request)
+            try:
+                admitted = self._admission.check(request)
+            except KeysUnavailable as unavailable:
+                await self._realtime.verifier.settle(unavailable)
+                admitted = self._admission.check(request, again=True)
         except Refused as refused:
             origin = request.headers.get("Origin")
             self._realtime.refusals.log(refused.reason, origin, refused.message)

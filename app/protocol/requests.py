@@ -210,14 +210,30 @@ def parse_types(value: Any, known: Collection[str]) -> frozenset[str]:
     return frozenset(known) if "all" in value else frozenset(value)
 
 
+class Allowed(frozenset[str]):
+    """Of the types that there are, those that the token of a client allows."""
+
+    known: Collection[str] = ()
+    """All that there are."""
+
+    @classmethod
+    def of(cls, known: Collection[str], types: Collection[str]) -> Allowed:
+        """Those of `known` that are among `types`."""
+        allowed = cls(name for name in types if name in known)
+        allowed.known = known
+        return allowed
+
+
 def check_type(type: str, known: Collection[str]) -> None:
     """Make sure a type exists and may be subscribed to.
 
     Raises:
-        ClientError: INVALID_TYPE or SUBSCRIPTION_INVALID.
+        ClientError: INVALID_TYPE, SUBSCRIPTION_INVALID or, with `Allowed`, FORBIDDEN.
     """
     if type in known:
         return
+    if isinstance(known, Allowed) and type in known.known:
+        raise ClientError(ErrorCode.FORBIDDEN, f"The token does not allow the type {type!r}.")
     if type == "error":
         raise ClientError(
             ErrorCode.SUBSCRIPTION_INVALID, "Errors go to who caused them; nobody can subscribe."

@@ -46,14 +46,14 @@ class Addresses:
         self._connects: Counter[str] = Counter()
         self._of: dict[Connection, str] = {}
 
-    def check(self, address: str) -> None:
-        """Count a handshake.
+    def check(self, address: str, *, is_counted: bool = False) -> None:
+        """Count a handshake, unless it is counted already.
 
         Raises:
             TooMany: the address is at a limit.
         """
         network = network_of(address)
-        if self._most_connects:
+        if self._most_connects and not is_counted:
             self._connects[network] += 1
             if self._connects[network] > self._most_connects:
                 raise TooMany(

@@ -1,14 +1,14 @@
 """Who a client is: the names that users may have, and JSON Web Tokens (RFC 7519) that prove one.
 
 A token is signed with HS256 and AUTH_SECRET, or with RS256, ES256 or EdDSA and a private key whose
-public half is in AUTH_JWKS_FILE. The keys of one kind are never tried on the other, so nobody can
-sign with a public key. What is wrong with a token is told to its sender; keys and claims are not.
+public half is in AUTH_JWKS_FILE or behind AUTH_JWKS_URL. The keys of one kind are never tried on the
+other, so a public key signs nothing. Its sender learns what is wrong with a token; keys and claims
+are not told.
 """
 
 from __future__ import annotations
 
-import logging
-import os
+import asyncio
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +18,14 @@ from typing import Any
 import jwt
 
 from app.config import Settings
-from app.errors import ClientError, ErrorCode, SettingsError
-from app.protocol.envelope import decode_json
-
-log = logging.getLogger(__name__)
+from app.errors import ClientError, ErrorCode
+from app.sessions.token_keys import (
+    KEY_TYPES,
+    FileKeys,
+    KeysUnavailable,
+    RemoteKeys,
+    choose_keys,
+)
 
 MAX_USER_LENGTH = 128
 """Characters of a user's name."""
@@ -38,13 +42,9 @@ _FORMATTING = frozenset(
 )
 """Characters of the category Cf that belong to words; tags (U+E0020 to U+E007F) belong to flags."""
 
-MAX_KEYS = 4
-"""Keys of one name that are tried."""
-
 LEEWAY = 10.0
 """Seconds that the clocks of issuer and service may differ."""
 
-_KEY_TYPES = {"RS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
 _ACCESS_TYPES = {"jwt", "at+jwt", "bearer"}
 """Media types (`typ`) of access tokens; a token may also have none."""
 _OTHER_USES = {"id", "id_token", "refresh", "refresh_token", "offline", "logout"}
@@ -97,18 +97,27 @@ class Identity:
     user: str
     expires_at: float | None
     """Unix time in seconds; None: never."""
+    types: frozenset[str] | None = None
+    """Types that its bearer may subscribe to and read; None: all."""
+    publish: frozenset[str] | None = frozenset()
+    """Types that its bearer may publish to; None: all."""
 
 
 class TokenVerifier:
-    """Checks the tokens of clients against AUTH_SECRET and AUTH_JWKS_FILE.
+    """Checks the tokens of clients against AUTH_SECRET, AUTH_JWKS_FILE and AUTH_JWKS_URL.
+
+    Args:
+        settings: of the service.
+        remote: the keys of AUTH_JWKS_URL; None: there are none.
 
     Raises:
         SettingsError: the file of keys cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, remote: RemoteKeys | None = None) -> None:
         self._secret = settings.auth_secret
-        self._keys = _KeyFile(Path(settings.auth_jwks_file)) if settings.auth_jwks_file else None
+        self._file = FileKeys(Path(settings.auth_jwks_file)) if settings.auth_jwks_file else None
+        self._remote = remote
         self._audience = list(settings.auth_audience) or None
         self._issuer = list(settings.auth_issuer) or None
         required = ["sub"]
@@ -120,19 +129,48 @@ class TokenVerifier:
     @property
     def enabled(self) -> bool:
         """Whether clients need a token."""
-        return bool(self._secret) or self._keys is not None
+        return bool(self._secret) or self._file is not None or self._remote is not None
 
-    def verify(self, token: str) -> Identity:
+    async def settle(self, unavailable: KeysUnavailable) -> None:
+        """Wait for the fetch of keys that a token needs.
+
+        Raises:
+            KeysUnavailable: there is no such fetch.
+        """
+        fetch, remote = unavailable.fetch, self._remote
+        if fetch is None or remote is None:
+            raise unavailable
+        remote.waiting += 1
+        try:
+            # The fetch goes on for the others when this client leaves.
+            await asyncio.shield(fetch)
+        finally:
+            remote.waiting -= 1
+
+    async def verify_patiently(self, token: str) -> Identity:
+        """As `verify`, after a fetch of the keys where the token needs one."""
+        try:
+            return self.verify(token)
+        except KeysUnavailable as unavailable:
+            await self.settle(unavailable)
+        return self.verify(token, may_fetch=False)
+
+    def verify(self, token: str, *, may_fetch: bool = True) -> Identity:
         """Say whom a token names.
+
+        Args:
+            token: of a client.
+            may_fetch: whether keys may be fetched for it.
 
         Raises:
             ClientError: UNAUTHORIZED, and what is wrong with the token.
+            KeysUnavailable: its key is not known yet; see `settle`.
         """
         if not token or len(token) > MAX_TOKEN_LENGTH:
             raise _unauthorized("The token is empty or too long.")
         try:
             header = jwt.get_unverified_header(token)
-            claims = self._decode(token, header)
+            claims = self._decode(token, header, may_fetch)
             subject = claims["sub"]
             expires = claims.get("exp")
             expires = None if expires is None else float(expires)
@@ -146,9 +184,10 @@ class TokenVerifier:
         user = user_name(subject)
         if user is None:
             raise _unauthorized(f"The token's 'sub' claim {NAME_RULE}.")
-        return Identity(user, expires)
+        types = _types_claim(claims)
+        return Identity(user, expires, types, _publish_claim(claims, types))
 
-    def _decode(self, token: str, header: Mapping[str, Any]) -> dict[str, Any]:
+    def _decode(self, token: str, header: Mapping[str, Any], may_fetch: bool) -> dict[str, Any]:
         """The claims of a token, by whichever key of its name fits.
 
         Raises:
@@ -156,7 +195,8 @@ class TokenVerifier:
                 claim is wrong.
         """
         algorithm = header.get("alg")
-        keys = self._keys_for(algorithm, header.get("kid"))
+        key_id = header.get("kid")
+        keys = self._keys_for(algorithm, key_id)
         for number, key in enumerate(keys, 1):
             try:
                 claims: dict[str, Any] = jwt.decode(
@@ -169,83 +209,78 @@ class TokenVerifier:
                     leeway=LEEWAY,
                 )
             except jwt.InvalidSignatureError:
-                if number == len(keys):
-                    raise
+                if number < len(keys):
+                    continue
+                # Without a name it may be of a new key.
+                if key_id is None and algorithm in KEY_TYPES:
+                    self._miss(may_fetch, is_known=True)
+                raise
             else:
                 return claims
+        self._miss(may_fetch)
         raise _unauthorized("The token is signed with a key that is not known.")
 
     def _keys_for(self, algorithm: object, key_id: object) -> list[Any]:
         if algorithm == "HS256" and self._secret:
             return [self._secret]
-        if algorithm in _KEY_TYPES and self._keys is not None:
-            return self._keys.find(str(algorithm), key_id)
+        if algorithm in KEY_TYPES and (self._file is not None or self._remote is not None):
+            return self._public_keys(str(algorithm), key_id)
         raise _unauthorized("The token is signed with an algorithm that is not accepted.")
 
+    def _public_keys(self, algorithm: str, key_id: object) -> list[Any]:
+        known = [*self._file.keys()] if self._file is not None else []
+        if self._remote is not None:
+            known += self._remote.keys()
+        return choose_keys(known, algorithm, key_id)
 
-class _KeyFile:
-    """The keys of a JWKS file (RFC 7517), read again when the file has changed."""
+    def _miss(self, may_fetch: bool, *, is_known: bool = False) -> None:
+        """Have the keys fetched for a token that fits none.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+        Raises:
+            KeysUnavailable: see `RemoteKeys.miss`; with a fetch only if `is_known`.
+        """
+        if self._remote is None:
+            return
         try:
-            self._version = self._stat()
-            self._keys = _read_keys(path)
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"AUTH_JWKS_FILE={str(path)!r}: {error}") from None
-
-    def find(self, algorithm: str, key_id: object) -> list[Any]:
-        """The public keys that a token's header names; several may have one name."""
-        self._refresh()
-        fitting = [key for key in self._keys if key.algorithm_name == algorithm]
-        if key_id is not None:
-            fitting = [key for key in fitting if key.key_id == key_id]
-        elif len(fitting) > 1:
-            raise _unauthorized("The token must name its key ('kid').")
-        if not fitting:
-            raise _unauthorized("The token is signed with a key that is not known.")
-        return [key.key for key in fitting[:MAX_KEYS]]
-
-    def _refresh(self) -> None:
-        try:
-            version = self._stat()
-            if version == self._version:
-                return
-            # Remembered even when it cannot be used: one warning for each change.
-            self._version = version
-            self._keys = _read_keys(self._path)
-        except (OSError, ValueError) as error:
-            log.warning("AUTH_JWKS_FILE: %s; the old keys stay in use", error)
-
-    def _stat(self) -> tuple[int, int, int]:
-        stat = os.stat(self._path)  # noqa: PTH116 - on the way of every connect
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+            self._remote.miss(may_fetch)
+        except KeysUnavailable as unavailable:
+            if unavailable.fetch is not None or not is_known:
+                raise
 
 
-def _read_keys(path: Path) -> list[jwt.PyJWK]:
-    try:
-        document = decode_json(path.read_bytes())
-    except ClientError as error:
-        raise ValueError(error.message) from None
-    entries = document.get("keys") if isinstance(document, Mapping) else None
-    if not isinstance(entries, list):
-        raise ValueError("it has no list of 'keys'")
-    keys = []
-    for entry in entries:
-        # Other kinds and uses of keys may stand in the same file (RFC 7517 section 5).
-        if not isinstance(entry, Mapping) or entry.get("kty") not in _KEY_TYPES.values():
-            continue
-        if entry.get("use", "sig") != "sig":
-            continue
-        try:
-            key = jwt.PyJWK(dict(entry))
-        except jwt.PyJWTError:
-            continue
-        if key.algorithm_name in _KEY_TYPES:
-            keys.append(key)
-    if not keys:
-        raise ValueError(f"it has no public key for {', '.join(_KEY_TYPES)}")
-    return keys
+def _types_claim(claims: Mapping[str, Any]) -> frozenset[str] | None:
+    """The claim `types`.
+
+    Raises:
+        ClientError: UNAUTHORIZED, it is no list of names.
+    """
+    if "types" not in claims:
+        return None
+    value = claims["types"]
+    if not _is_list_of_names(value):
+        raise _unauthorized("The token's 'types' claim must be a list of names of types.")
+    return None if "all" in value else frozenset(value)
+
+
+def _publish_claim(
+    claims: Mapping[str, Any], types: frozenset[str] | None
+) -> frozenset[str] | None:
+    """The claim `publish`: true stands for the types that may be read.
+
+    Raises:
+        ClientError: UNAUTHORIZED, it is neither true, false nor a list of names.
+    """
+    value = claims.get("publish", False)
+    if isinstance(value, bool):
+        return types if value else frozenset()
+    if not _is_list_of_names(value):
+        message = "The token's 'publish' claim must be true, false or a list of names of types."
+        raise _unauthorized(message)
+    return None if "all" in value else frozenset(value)
+
+
+def _is_list_of_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _is_access_token(header: Mapping[str, Any], claims: Mapping[str, Any]) -> bool:

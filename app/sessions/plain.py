@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from app.errors import ClientError, CloseCode, ErrorCode, NoRoomNow
 from app.protocol.codecs import PLAIN
-from app.protocol.requests import Request, check_cost, parse_request, peek_id
+from app.protocol.requests import Request, check_cost, check_type, parse_request, peek_id
 from app.sessions.auth import Identity
 from app.sessions.session import ConnectOptions, Session, Work
 from app.transport.connection import OPEN
@@ -66,6 +68,7 @@ class PlainSession(Session):
     def _welcome(self, options: ConnectOptions) -> Work | None:
         """Claim a place and greet; returns what remains to be awaited."""
         try:
+            options = self._allowed_options(options)
             work = self.realtime.claim(self, options.resume)
         except ClientError as error:
             self._refuse(error)
@@ -73,6 +76,21 @@ class PlainSession(Session):
         if work is not None:
             return self._welcome_slowly(work, options)
         return self.realtime.greet(self, options)
+
+    def _allowed_options(self, options: ConnectOptions) -> ConnectOptions:
+        """What a client that asked before it showed its token may have of it.
+
+        Raises:
+            ClientError: FORBIDDEN, it asked for a type that its token does not allow.
+        """
+        types = self.types
+        if options.types is None or types is self.realtime.known_types:
+            return options
+        if frozenset(options.types) == self.realtime.known_types:
+            return replace(options, types=frozenset(types))  # it asked for `all`
+        for type in sorted(options.types):
+            check_type(type, types)
+        return options
 
     async def _welcome_slowly(self, work: Work, options: ConnectOptions) -> None:
         try:
@@ -87,6 +105,8 @@ class PlainSession(Session):
         self.send_error(error)
         if isinstance(error, NoRoomNow):
             self.end(CloseCode.TRY_AGAIN_LATER, error.close_reason)
+        elif error.code is ErrorCode.FORBIDDEN:
+            self.end(CloseCode.POLICY_VIOLATION, "the token does not allow these types")
         elif error.code is ErrorCode.MAX_CONNECTIONS_EXCEEDED:
             self.end(CloseCode.POLICY_VIOLATION, "too many connections of this user")
         else:

@@ -9,7 +9,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from app.ports import Slots
 from app.protocol import envelope
 from app.protocol.codecs import PLAIN, SOCKETIO
 from app.protocol.frames import TEXT, build_frame
+from app.protocol.requests import Allowed
 from app.protocol.offsets import Offset, decode_offset, encode_offset
 from app.refusals import Refusals
 from app.sessions.addresses import Addresses
@@ -147,7 +148,8 @@ class Realtime:
         self.keeps_environ = bool(settings.handlers)
         """Application handlers may ask for the request that a connection began with."""
         self._default_types = tuple(settings.default_subscriptions)
-        self._greetings: dict[tuple[str, ...], bytes] = {}
+        self._greetings: dict[tuple[tuple[str, ...], Collection[str]], bytes] = {}
+        self._allowed: dict[frozenset[str], Allowed] = {}
         self._held: deque[tuple[float, Session]] = deque()
         self._release_planned = False
         # Most clients of a storm connect at the same position with the same options.
@@ -354,7 +356,7 @@ class Realtime:
             options: what it asked for.
             positions: where each type goes on, for one that recovers; nothing is held then.
         """
-        chosen = self.chosen_types(options)
+        chosen = self.chosen_types(session, options)
         session.welcomed = True
         session.group = self.fanout.group(session.codec, frozenset(chosen), options.batch)
         if positions is None:
@@ -369,9 +371,25 @@ class Realtime:
             return None
         return self.router.send_past(session, options.history)
 
-    def chosen_types(self, options: ConnectOptions) -> tuple[str, ...]:
+    def chosen_types(self, session: Session, options: ConnectOptions) -> tuple[str, ...]:
         """What a client is subscribed to at first."""
-        return self._default_types if options.types is None else tuple(sorted(options.types))
+        if options.types is not None:
+            return tuple(sorted(options.types))
+        types = session.types
+        if types is self.known_types:
+            return self._default_types
+        return tuple(type for type in self._default_types if type in types)
+
+    def allowed(self, types: frozenset[str] | None) -> Allowed | None:
+        """What the claim `types` of a token allows; sessions with the same claim share it."""
+        if types is None:
+            return None
+        found = self._allowed.get(types)
+        if found is None:
+            if len(self._allowed) >= GREETINGS:
+                self._allowed.clear()
+            found = self._allowed[types] = Allowed.of(self.known_types, types)
+        return found
 
     def hold(self, session: Session) -> None:
         """Let nothing flow before the client's first frame, or a second."""
@@ -382,11 +400,12 @@ class Realtime:
             self._loop.call_later(HOLD_SECONDS, self._release_held)
 
     def _connected(self, session: Session, types: tuple[str, ...]) -> bytes:
-        rest = self._greetings.get(types)
+        key = types, session.types
+        rest = self._greetings.get(key)
         if rest is None:
             settings = self.settings
             fields = {
-                "supportedTypes": list(settings.message_types),
+                "supportedTypes": [name for name in settings.message_types if name in key[1]],
                 "subscriptions": list(types),
                 "heartbeatInterval": round(settings.heartbeat_interval * 1000),
                 "heartbeatTimeout": round(settings.heartbeat_timeout * 1000),
@@ -396,7 +415,7 @@ class Realtime:
             }
             if len(self._greetings) >= GREETINGS:
                 self._greetings.clear()
-            rest = self._greetings[types] = envelope.encode_json(fields)[1:]
+            rest = self._greetings[key] = envelope.encode_json(fields)[1:]
         now = int(time.time() * 1000)
         return (
             b'{"id":"%b","type":"system","timestamp":%d,"direction":"server-to-client",'
@@ -500,7 +519,7 @@ class Realtime:
 
     def pid(self, session: Session, options: ConnectOptions) -> str:
         """What proves who a Socket.IO client is, and where it stands as it connects."""
-        types, positions = self.chosen_types(options), self.fanout.positions
+        types, positions = self.chosen_types(session, options), self.fanout.positions
         if self._pid_positions is not positions or self._pid_options != (types, options.batch):
             self._pid_positions, self._pid_options = positions, (types, options.batch)
             self._pid_offset = encode_offset(types, positions, options.batch)

@@ -14,8 +14,10 @@ from app.errors import ClientError, ErrorCode
 from app.protocol import requests
 from app.protocol.envelope import body, envelope
 from app.protocol.requests import Request, Subscribe
+from app.sessions.auth import Identity
 from app.sessions.realtime import Realtime
 from app.sessions.session import Page, Session, Work
+from app.sessions.token_keys import KeysUnavailable
 from app.transport.connection import OPEN
 from app.types import Gap, Message, Position
 
@@ -90,7 +92,7 @@ class Router:
     # Subscriptions.
 
     def _subscribe(self, session: Session, request: Request) -> Work | None:
-        wanted = requests.parse_subscribe(request.payload, self._known)
+        wanted = requests.parse_subscribe(request.payload, session.types)
         flowing = frozenset() if session.held else session.group.types
         if not flowing.isdisjoint(wanted.recover):
             # A client that repeats its request, since it has not got the answer.
@@ -274,7 +276,7 @@ class Router:
 
     def _get_history(self, session: Session, request: Request) -> None:
         wanted = requests.parse_get_history(
-            request.payload, self._known, self._realtime.settings.default_history_limit
+            request.payload, session.types, self._realtime.settings.default_history_limit
         )
         asked = Request(request.action, None, request.id, request.ack)
         page = Page(wanted.type, wanted.limit, wanted.before, asked, is_one=True)
@@ -397,7 +399,7 @@ class Router:
         self._realtime.metrics.requests["ack"].inc()
 
     def _presence_of(self, session: Session, request: Request) -> None:
-        type = requests.parse_one_type(request.payload, self._known)
+        type = requests.parse_one_type(request.payload, session.types)
         connections, users = self._presence(type)
         data = {"connections": connections, "users": users}
         session.reply(
@@ -405,20 +407,46 @@ class Router:
         )
 
     def _auth(self, session: Session, request: Request) -> Work | None:
-        realtime = self._realtime
         token = requests.parse_string(request.payload, "token", 16 * 1024)
-        identity = realtime.verifier.verify(token)
+        try:
+            identity = self._realtime.verifier.verify(token)
+        except KeysUnavailable as unavailable:
+            if unavailable.fetch is None:
+                raise
+            return self._auth_slowly(session, request, token)
+        return self._authenticated(session, request, identity)
+
+    async def _auth_slowly(self, session: Session, request: Request, token: str) -> None:
+        """Check a token with keys that have to be fetched first."""
+        identity = await self._realtime.verifier.verify_patiently(token)
+        if session.state == OPEN:
+            work = self._authenticated(session, request, identity)
+            if work is not None:
+                await work
+
+    def _authenticated(
+        self, session: Session, request: Request, identity: Identity
+    ) -> Work | None:
         if session.welcomed and identity.user != session.user:
             raise ClientError(
                 ErrorCode.UNAUTHORIZED, "This token is another user's; open another connection."
             )
         session.authenticated(identity)
         expires = None if identity.expires_at is None else round(identity.expires_at * 1000)
-        data = {"user": identity.user, "expiresAt": expires}
+        data: dict[str, object] = {"user": identity.user, "expiresAt": expires}
+        if identity.types is not None:
+            data["types"] = sorted(session.types)
         session.reply(
             request, "authenticated", self._answer("config", "authenticated", data, request)
         )
-        return None if session.welcomed else session.welcome()
+        if not session.welcomed:
+            return session.welcome()
+        had = session.group.types
+        if not had.issubset(session.types):
+            # The new token allows less than the one before.
+            self.move(session, had.intersection(session.types), session.group.batch)
+            session.tell_offset()
+        return None
 
     def _answer(self, type: str, event: str, data: Any, request: Request) -> bytes:
         return envelope(type, event, data, reply_to=request.id)

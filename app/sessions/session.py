@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.broadcast.subscriber import Subscriber
 from app.errors import ClientError, CloseCode, ErrorCode
-from app.protocol.requests import Request
+from app.protocol.requests import Allowed, Request
 from app.sessions.auth import Identity
 from app.sessions.rates import metered
 from app.transport.connection import OPEN
@@ -90,6 +90,7 @@ class Extra:
     """What few connections have, made at first use so that idle ones stay small."""
 
     __slots__ = (
+        "allowed",
         "environ",
         "expires_at",
         "expiry",
@@ -120,6 +121,8 @@ class Extra:
         """Next step in the life of its token, or the end of the time to show one."""
         self.expires_at: float | None = None
         """Unix time in seconds at which its token ends."""
+        self.allowed: Allowed | None = None
+        """Types that its token allows; None: all."""
         self.handlers = 0
         """Event handlers of the application that are running for it."""
         self.environ: dict[str, Any] | None = None
@@ -384,8 +387,18 @@ class Session(Subscriber):
     def authenticated(self, identity: Identity) -> None:
         """Become the user that a token names, until it expires."""
         self.user = identity.user
-        self.need_extra().expires_at = identity.expires_at
+        extra = self.need_extra()
+        extra.expires_at = identity.expires_at
+        extra.allowed = self.realtime.allowed(identity.types)
         self.realtime.watch_expiry(self)
+
+    @property
+    def types(self) -> Collection[str]:
+        """Types that it may subscribe to and read."""
+        extra = self.extra
+        if extra is None or extra.allowed is None:
+            return self.realtime.known_types
+        return extra.allowed
 
     def release(self) -> None:
         """Let default subscriptions flow."""

@@ -161,6 +161,8 @@ def fault(state: Any) -> str | None:
             return f"it has no {name}"
         if not check(state[name]):
             return f"its {name} is not as this version writes it"
+    if "allowed" in state and not list_of(is_text)(state["allowed"]):
+        return "its allowed is not as this version writes it"
     if state["offset"] > len(state["unsent"][0]) if state["unsent"] else state["offset"]:
         return "more is sent of its first chunk than there is"
     if state["claimed"] and state["user"] is None:

@@ -25,6 +25,9 @@ from app.transport.connection import Pending
 from app.types import Position
 
 VERSION = 2
+LIMITED_VERSION = 3
+"""Of a session whose token limits its types: a service that does not know of that must not go on
+with it."""
 OLD_VERSION = 1
 """What the service before this one writes: its bytes are base64."""
 
@@ -58,7 +61,7 @@ def dump_session(
     assert session.track is not None
     extra, pending = session.extra, session.pending
     state: State = {
-        "version": VERSION,
+        "version": VERSION if extra is None or extra.allowed is None else LIMITED_VERSION,
         "protocol": session.protocol,
         "id": session.id,
         "user": session.user,
@@ -81,6 +84,8 @@ def dump_session(
         "expires_at": extra.expires_at if extra is not None else None,
         "wishes": _dump_options(extra.options) if extra is not None and extra.options else None,
     }
+    if extra is not None and extra.allowed is not None:
+        state["allowed"] = sorted(extra.allowed)
     addresses = session.realtime.addresses
     if addresses is not None:
         state["address"] = addresses.of(session)
@@ -120,6 +125,8 @@ def load_session(realtime: Realtime, fd: int, packed: Any, chunks: Sequence[byte
         _load_socketio(session, state["socketio"])
     if state["wishes"] is not None:
         session.need_extra().options = ConnectOptions(**state["wishes"])
+    if "allowed" in state:
+        session.need_extra().allowed = realtime.allowed(frozenset(state["allowed"]))
     if state["expires_at"] is not None:
         session.need_extra().expires_at = state["expires_at"]
         realtime.watch_expiry(session, handed_over=True)
@@ -148,7 +155,7 @@ def check_state(realtime: Realtime, packed: Any, chunks: Sequence[bytes] = ()) -
         CannotPass: it is of another version, malformed, or has what this worker does not know.
     """
     version = packed.get("version") if isinstance(packed, dict) else None
-    if version not in (VERSION, OLD_VERSION) or isinstance(version, bool):
+    if version not in (VERSION, LIMITED_VERSION, OLD_VERSION) or isinstance(version, bool):
         raise CannotPass(f"state of version {version!r}, not {VERSION}")
     try:
         state = unfold(packed, chunks)
@@ -157,6 +164,8 @@ def check_state(realtime: Realtime, packed: Any, chunks: Sequence[bytes] = ()) -
     fault = shape.fault(state)
     if fault is not None:
         raise CannotPass(f"the state is malformed: {fault}")
+    if (version == LIMITED_VERSION) != ("allowed" in state):
+        raise CannotPass("the state is malformed: its version and its types do not agree")
     unknown = set(state["positions"]) - realtime.known_types
     unknown |= {page["type"] for page in state["pages"]} - realtime.known_types
     if unknown:

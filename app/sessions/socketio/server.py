@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("realtime.socketio")
 
-_TEMPORARY = {ErrorCode.BACKPLANE_UNAVAILABLE, ErrorCode.QUEUE_OVERFLOW}
+_TEMPORARY = {
+    ErrorCode.BACKPLANE_UNAVAILABLE,
+    ErrorCode.QUEUE_OVERFLOW,
+    ErrorCode.SERVICE_UNAVAILABLE,
+}
 UNABLE = "Unable to connect"
 REJECTED = {"message": "Connection rejected by server"}
 CATCH_ALL = "*"

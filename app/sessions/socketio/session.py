@@ -28,6 +28,7 @@ from app.sessions.realtime import REPLACE_SECONDS, Pid
 from app.sessions.session import ConnectOptions, Recovery, Session, Work, weigh
 from app.sessions.socketio.engine import message_frame
 from app.sessions.socketio.rooms import MAIN
+from app.sessions.token_keys import KeysUnavailable
 from app.transport.connection import OPEN, OUTPUT_LIMIT
 
 if TYPE_CHECKING:
@@ -267,16 +268,32 @@ class SocketIOSession(Session):
         Raises:
             ClientError: it may not connect.
         """
-        realtime = self.realtime
         auth = data if isinstance(data, dict) else {}
-        if realtime.verifier.enabled:
-            self.authenticate(data, anew=True)
-        elif "user" in auth:
+        if self.realtime.verifier.enabled:
+            try:
+                self.authenticate(data, anew=True)
+            except KeysUnavailable as unavailable:
+                return self._identify_slowly(data, auth, unavailable)
+        return self._identify(auth)
+
+    async def _identify_slowly(
+        self, data: Any, auth: dict[str, Any], unavailable: KeysUnavailable
+    ) -> None:
+        """Check a token with keys that have to be fetched first."""
+        await self.realtime.verifier.settle(unavailable)
+        self.authenticate(data, anew=True, may_fetch=False)
+        work = self._identify(auth)
+        if work is not None:
+            await work
+
+    def _identify(self, auth: dict[str, Any]) -> Work | None:
+        realtime = self.realtime
+        if not realtime.verifier.enabled and "user" in auth:
             name = user_name(auth["user"])
             if name is None:
                 raise ClientError(ErrorCode.INVALID_PAYLOAD, f"auth.user {NAME_RULE}.")
             self.user = name
-        first = parse_first(auth, realtime.known_types) if auth else DEFAULT_FIRST
+        first = parse_first(auth, self.types) if auth else DEFAULT_FIRST
         if first is not DEFAULT_FIRST:
             self.need_extra().options = ConnectOptions(
                 first.types, first.batch, None, first.history
@@ -289,12 +306,13 @@ class SocketIOSession(Session):
             self.user = pid.user
         return self._recover(str(text), pid, decode_offset(auth.get("offset")) or pid.offset)
 
-    def authenticate(self, data: Any, *, anew: bool = False) -> None:
+    def authenticate(self, data: Any, *, anew: bool = False, may_fetch: bool = True) -> None:
         """Become the user that the token of a CONNECT packet names, where tokens are needed.
 
         Args:
             data: of the packet.
             anew: look at its token even if the session has a user already.
+            may_fetch: whether keys may be fetched for it.
 
         Raises:
             ClientError: the token is wrong, or it is missing and the session has no user yet.
@@ -304,7 +322,7 @@ class SocketIOSession(Session):
             return
         token = data.get("token") if isinstance(data, dict) else None
         if isinstance(token, str):
-            self.authenticated(verifier.verify(token))
+            self.authenticated(verifier.verify(token, may_fetch=may_fetch))
         elif self.user is None:
             raise ClientError(ErrorCode.UNAUTHORIZED, "Connect with a token: auth: {token: '…'}.")
 
@@ -323,7 +341,7 @@ class SocketIOSession(Session):
         starts = {
             type: await realtime.router.find_start(type, position)
             for type, position in offset.positions.items()
-            if type in realtime.known_types
+            if type in self.types
         }
         until = time.monotonic() + (REPLACE_SECONDS if replaced and old else 0.0)
         # The disconnect handlers of the old connection still know it by the id.
