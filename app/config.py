@@ -232,8 +232,32 @@ class Settings:
     publish_token: str = _setting(
         "",
         values.token,
-        "Bearer token of the calls that write; without it they answer 403.",
+        "Bearer token of the calls that write; without one they answer 403.",
         secret=True,
+    )
+    publish_tokens: tuple[tuple[str, str], ...] = _setting(
+        "",
+        values.labelled_tokens,
+        "More such tokens, `label:token` between commas; the log, metrics and budgets name the"
+        " label. Several tokens may have one label: that is how one is replaced.",
+        secret=True,
+    )
+    publish_rate_limit: int = _integer(
+        0,
+        0,
+        1_000_000,
+        "Messages that the publish tokens of one label, or one client with the claim `publish`, may"
+        " publish over HTTP at each worker, ten times as many at once.",
+        "per second",
+        "no limit",
+    )
+    audit_rate: int = _integer(
+        10,
+        0,
+        10_000,
+        "Lines about calls that write which each worker logs at most; others are counted.",
+        "per second",
+        "no line",
     )
     auth_secret: str = _setting(
         "",
@@ -245,6 +269,13 @@ class Settings:
         "",
         values.readable_file,
         "File with the public keys (JWKS) of the clients' tokens, likewise.",
+    )
+    auth_jwks_url: str = _setting(
+        "",
+        values.jwks_url,
+        "Where public keys (JWKS) of the clients' tokens are fetched, `https://` or `http://`,"
+        " beside those of the file; likewise.",
+        secret=True,
     )
     auth_audience: tuple[str, ...] = _setting(
         "",
@@ -422,6 +453,12 @@ def public(settings: Settings) -> dict[str, object]:
         value = getattr(settings, name.lower())
         shown[name.lower()] = ("***" if value else "") if row.secret else _plain(value)
     return shown
+
+
+def secrets(settings: Settings) -> tuple[str, ...]:
+    """Keys and tokens, which must be in no line of the log."""
+    tokens = [token for _, token in settings.publish_tokens]
+    return tuple(filter(None, (settings.publish_token, settings.auth_secret, *tokens)))
 
 
 def markdown() -> str:

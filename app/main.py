@@ -20,6 +20,7 @@ from app.backplane.reader import StreamReader
 from app.config import Settings
 from app.errors import BackplaneUnavailable, SettingsError
 from app.http.admission import Admission
+from app.http.audit import Audit
 from app.http.bodies import Bodies
 from app.http.budgets import Budgets
 from app.http.clients import Clients
@@ -28,6 +29,7 @@ from app.http.cors import Hosts, Origins
 from app.http.metrics_page import MetricsPage
 from app.http.routes import add_routes
 from app.http.upgrade import Upgrade
+from app.http.writers import Writers
 from app.machine import MachineStatus
 from app.ports import Slots
 from app.sessions.socketio.server import RealtimeServer
@@ -186,6 +188,11 @@ def _add_http(
         history=worker.history,
         presence=worker.presence,
         verifier=worker.verifier,
+        writers=Writers(settings, worker.verifier),
+        audit=Audit(
+            settings.audit_rate,
+            lambda label, status: worker.metrics.writes[label, str(status)].inc(),
+        ),
         clients=clients,
         origins=origins,
         backplane_available=lambda: worker.backplane.available,

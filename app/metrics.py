@@ -172,6 +172,15 @@ class Metrics:
             ["protocol"],
             ["socketio", "plain"],
         )
+        self.writes: Children[tuple[str, str], Counter] = self._counters(
+            "writes",
+            "Calls that write, by the label of their token (`clients`: tokens of clients, `none`:"
+            " no valid one) and the status of the answer.",
+            ["token", "status"],
+        )
+        self.key_fetches: Children[str, Counter] = self._counters(
+            "key_fetches", "Fetches of AUTH_JWKS_URL, by result.", ["result"], ("ok", "failed")
+        )
         self.refused: Children[str, Counter] = self._counters(
             "connections_refused", "Connections refused, by reason.", ["reason"]
         )

@@ -30,21 +30,22 @@ HINTS = {
     "head": "The head of an HTTP request is too large",
     "host": "This Host is not served: see ALLOWED_HOSTS and TRUSTED_PROXIES",
     "http_rate": "An address asks for too much over HTTP (HTTP_RATE_LIMIT, HTTP_RATE_TIME)",
+    "keys": "The keys of tokens cannot be fetched (AUTH_JWKS_URL)",
     "malformed": "Not an HTTP/1.1 request",
     "memory": "Memory is short: raise the memory limit of the service",
     "not_ready": "This worker takes no connections now",
     "origin": "Pages of this origin may not connect: see ALLOWED_ORIGINS",
     "query": "The query of the handshake is wrong",
     "silent": "No complete HTTP request came in time",
-    "token": "A token is not valid (AUTH_SECRET, AUTH_JWKS_FILE)",
+    "token": "A token is not valid (AUTH_SECRET, AUTH_JWKS_FILE, AUTH_JWKS_URL)",
     "transport": "A client asks for long polling or for an old protocol: see its 'transports' option",
-    "types": "A client asks for types that are not served (MESSAGE_TYPES)",
+    "types": "A client asks for types that are not served or not allowed (MESSAGE_TYPES)",
     "unread": "A client does not read the answer to its HTTP request",
     "user": "A user's name is wrong, or has too many connections (MAX_CONNECTIONS_PER_USER)",
 }
 """What the log says, by reason."""
 
-_FOR_OPERATORS = {"cap", "descriptors", "host", "memory", "origin"}
+_FOR_OPERATORS = {"cap", "descriptors", "host", "keys", "memory", "origin"}
 """Reasons that a setting or the machine can change: warnings. The others are clients' faults."""
 
 

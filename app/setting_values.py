@@ -26,6 +26,9 @@ LogFormat = Literal["text", "json"]
 BUILT_IN_TYPES = ("status", "stats", "health", "config", "system")
 RESERVED_TYPES = frozenset({"all", "control", "error", "none"})
 MAX_TYPES = 32
+MAX_PUBLISH_TOKENS = 32
+RESERVED_LABELS = frozenset({"clients", "default", "none"})
+"""Labels of publish tokens that stand for PUBLISH_TOKEN and for writers without one."""
 MAX_WORKERS = 64
 LEAST_WORKERS = 2
 WORKER_MEMORY = 96 * 2**20
@@ -35,6 +38,7 @@ _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400
 _BYTES = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d)?", re.ASCII)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:(b)|([kmg])(?:i?b)?)?", re.ASCII | re.IGNORECASE)
+_LABEL = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 _TYPE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?", re.ASCII)
 ORIGIN = re.compile(
@@ -315,6 +319,45 @@ def token(text: str) -> str:
     """What can stand in an Authorization header."""
     if not re.fullmatch(r"[\x21-\x7e]*", text):
         raise ValueError("must be printable ASCII without spaces")
+    return text
+
+
+def labelled_tokens(text: str) -> tuple[tuple[str, str], ...]:
+    """Labels and tokens, `label:token` between commas; the text is in no message."""
+    found: list[tuple[str, str]] = []
+    for number, word in enumerate(filter(None, map(str.strip, text.split(","))), 1):
+        label, colon, value = word.partition(":")
+        if not colon or not value or not _LABEL.fullmatch(label):
+            raise ValueError(
+                f"entry {number} must be label:token, the label a lower-case letter and up to 31 of"
+                " a-z, 0-9, '_' and '-'"
+            )
+        if label in RESERVED_LABELS:
+            raise ValueError(f"entry {number}: the label {label!r} has a meaning of its own")
+        token(value)
+        if any(value == other for _, other in found):
+            raise ValueError(f"entry {number} has the token of another entry")
+        found.append((label, value))
+    if len(found) > MAX_PUBLISH_TOKENS:
+        raise ValueError(f"must have at most {MAX_PUBLISH_TOKENS} entries")
+    return tuple(found)
+
+
+def jwks_url(text: str) -> str:
+    """An http or https URL, or nothing."""
+    if not text:
+        return text
+    wrong = ValueError("must be https://host[:port]/path, without a user name or a fragment")
+    try:
+        url = urlsplit(text)
+        complete = bool(url.hostname) and (url.port or 1) > 0
+    except ValueError:
+        raise wrong from None
+    is_plain = text.isascii() and text.isprintable() and " " not in text
+    if url.scheme not in {"https", "http"} or not complete or not is_plain:
+        raise wrong
+    if url.username is not None or url.password is not None or "#" in text:
+        raise wrong
     return text
 
 

@@ -37,12 +37,15 @@ from app.sessions.realtime import Realtime
 from app.sessions.router import Router
 from app.sessions.socketio.manager import StreamManager
 from app.sessions.socketio.server import RealtimeServer
+from app.sessions.token_keys import RemoteKeys
 from app.supervisor import Supervisor
 from app.transport.hub import MAX_OUTGOING, Hub
 from app.types import Draft, Gap, Message, Position
 
 logger = logging.getLogger("realtime.worker")
 
+KEYS_FILE = "jwks.json"
+"""In DATA_DIR: the last keys of AUTH_JWKS_URL."""
 LEAVE_SECONDS = 2.0
 """How long a worker that stops waits for its clients to answer the close frame."""
 DRAIN_RATE = 100
@@ -108,7 +111,16 @@ class Worker:
             if settings.backplane_url
             else None
         )
-        self.verifier = TokenVerifier(settings)
+        self.remote_keys = (
+            RemoteKeys(
+                settings.auth_jwks_url,
+                settings.data_dir / KEYS_FILE,
+                count=lambda result: self.metrics.key_fetches[result].inc(),
+            )
+            if settings.auth_jwks_url
+            else None
+        )
+        self.verifier = TokenVerifier(settings, self.remote_keys)
         self.manager = StreamManager(
             self._send_control, self.publish, lambda: reader.unreadable.update([CONTROL])
         )
@@ -220,6 +232,8 @@ class Worker:
             self.supervisor.start("tick", self._tick),
             self.supervisor.start("canary", self.canary.run),
         ]
+        if self.remote_keys is not None:
+            self._tasks.append(self.supervisor.start("keys", self.remote_keys.run, vital=False))
 
     def _give_up(self, name: str, error: Exception) -> None:
         """Leave: clients would wait for ever, and recover on another worker."""

@@ -55,7 +55,7 @@ async def create() -> web.AppRunner:
     """
     worker = gunicorn_worker.current()
     settings = _settings()
-    logs.enter_worker(worker.row, (settings.publish_token, settings.auth_secret))
+    logs.enter_worker(worker.row, config.secrets(settings))
     _log_workers(worker.row)
     _fold_metrics(settings)
     leader = Leader(paths.leader_lock(settings.data_dir))

@@ -22,6 +22,7 @@ from typing import Any
 from aiohttp import web
 
 from app.errors import ClientError, ErrorCode
+from app.http.audit import Write
 from app.http.context import HttpContext
 from app.http.errors import json_response
 from app.http.publishing import (
@@ -30,7 +31,6 @@ from app.http.publishing import (
     make_draft,
     publish,
     read_json,
-    require_publisher,
 )
 from app.protocol.envelope import decode_json, encode_json
 from app.types import Draft
@@ -45,7 +45,7 @@ _NAMELESS = "alert"
 """Name of an alert that has none."""
 
 
-async def post_alerts(request: web.Request, context: HttpContext) -> web.Response:
+async def post_alerts(request: web.Request, write: Write, context: HttpContext) -> web.Response:
     """Put each alert of a notification into the stream of `health`.
 
     One that lacks something is stored with what it has; one that is no alert at all is skipped and
@@ -53,7 +53,7 @@ async def post_alerts(request: web.Request, context: HttpContext) -> web.Respons
     all of it again.
     """
     settings = context.settings
-    require_publisher(request, settings)
+    writer = write.writer = await context.writers.require(request)
     value, _ = await read_json(request, MAX_BODY)
     now = context.now()
     drafts: list[Draft] = []
@@ -65,6 +65,8 @@ async def post_alerts(request: web.Request, context: HttpContext) -> web.Respons
             skipped.append({"alert": number, "error": error.message, "code": error.code})
     if skipped and not drafts:
         raise _invalid(f"None of the alerts can be stored: {skipped[0]['error']}")
+    context.writers.charge(writer, len(drafts))
+    write.messages, write.failed, write.types = len(drafts), len(skipped), {"health"}
     answers = await asyncio.gather(
         *(_publish(draft, context) for draft in drafts), return_exceptions=True
     )

@@ -7,15 +7,17 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from app.config import Settings
 from app.errors import ErrorCode
+from app.http.audit import Audit
 from app.http.budgets import Budgets
 from app.http.clients import Clients
 from app.http.cors import Hosts, Origins
 from app.http.errors import HttpError
+from app.http.writers import Writers
 from app.ports import Slots
 from app.presence import Presence
 from app.sessions.auth import TokenVerifier
@@ -53,6 +55,7 @@ class HttpContext:
     history: HistorySource
     presence: Presence
     verifier: TokenVerifier
+    writers: Writers
     clients: Clients
     origins: Origins
     backplane_available: Callable[[], bool]
@@ -68,6 +71,8 @@ class HttpContext:
     """Samples of all machines in a range, as JSON; app/backplane/series.py."""
     machine_status: Callable[[], Mapping[str, object]] = dict
     """The newest figures of this machine, as in `status_update`; empty where none are collected."""
+    audit: Audit = field(default_factory=lambda: Audit(0))
+    """Logs calls that write."""
     hosts: Hosts | None = None
     """Which names are served; None: all."""
     note_refused: Callable[[str, str | None], object] | None = None

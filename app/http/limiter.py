@@ -1,7 +1,7 @@
 """Refuses requests over HTTP beyond what their address may ask for, before anything is done for them.
 
 A refusal is answered late, and its connection is not read meanwhile: clients that ask again at once
-cost one answer a second and connection. Requests with PUBLISH_TOKEN are never refused here.
+cost one answer a second and connection. Requests with a publish token are never refused here.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from app.config import Settings
 from app.errors import ClientError, ErrorCode
 from app.http.budgets import RETRY_SECONDS, Account, Budgets
 from app.http.clients import Clients
 from app.http.errors import HttpError
-from app.http.publishing import is_publisher
+from app.http.writers import Writers
 from app.sessions.rates import metered
 
 ANSWER_SECONDS = 0.0001
@@ -38,7 +37,7 @@ class Limiter:
     """The middleware and what it knows.
 
     Args:
-        settings: of the service.
+        writers: knows who is not limited here.
         clients: tells addresses.
         budgets: of the addresses.
         note_refused: called with the reason `http_rate` of each refusal.
@@ -46,12 +45,12 @@ class Limiter:
 
     def __init__(
         self,
-        settings: Settings,
+        writers: Writers,
         clients: Clients,
         budgets: Budgets,
         note_refused: Callable[[str, str | None], object] | None = None,
     ) -> None:
-        self._settings = settings
+        self._writers = writers
         self._clients = clients
         self._budgets = budgets
         self._note_refused = note_refused
@@ -64,7 +63,7 @@ class Limiter:
         async def limit(
             request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
         ) -> web.StreamResponse:
-            if request.path in NOT_LIMITED or is_publisher(request, self._settings):
+            if request.path in NOT_LIMITED or self._writers.is_publisher(request):
                 return await handler(request)
             return await self._answer(request, handler)
 

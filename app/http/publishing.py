@@ -1,9 +1,8 @@
-"""Calls that write: who may, and `POST /ws/broadcast` (PROTOCOL.md, "HTTP")."""
+"""Calls that write: what they bring, and `POST /ws/broadcast` (PROTOCOL.md, "HTTP")."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -12,8 +11,10 @@ from aiohttp import web
 
 from app.config import Settings
 from app.errors import ClientError, ErrorCode
+from app.http.audit import Write
 from app.http.context import HttpContext
 from app.http.errors import HttpError, json_response
+from app.http.writers import Writer
 from app.protocol.envelope import RESERVED_EVENTS, body, decode_json, encode_json, new_id
 from app.types import Draft, Position, Priority
 
@@ -42,38 +43,6 @@ _FORMS = (
     "application/x-www-form-urlencoded",
     "application/octet-stream",
 )
-
-
-def is_publisher(request: web.Request, settings: Settings) -> bool:
-    """Whether a request carries PUBLISH_TOKEN, as bearer token or as X-Publish-Token."""
-    if not settings.publish_token:
-        return False
-    token = request.headers.get("X-Publish-Token")
-    if token is None:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            return False
-    expected = settings.publish_token.encode()
-    return hmac.compare_digest(token.strip().encode(errors="surrogateescape"), expected)
-
-
-def require_publisher(request: web.Request, settings: Settings) -> None:
-    """Let only those write who know PUBLISH_TOKEN.
-
-    Raises:
-        HttpError: 403 when the service has no token, 401 for a missing or wrong one.
-    """
-    if not settings.publish_token:
-        message = "Nobody may write: the service runs without PUBLISH_TOKEN."
-        raise HttpError(403, ErrorCode.FORBIDDEN, message, close=True)
-    if not is_publisher(request, settings):
-        raise HttpError(
-            401,
-            ErrorCode.UNAUTHORIZED,
-            "Send the publish token as 'Authorization: Bearer <token>'.",
-            headers={"WWW-Authenticate": 'Bearer realm="publish"'},
-            close=True,
-        )
 
 
 async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
@@ -121,6 +90,7 @@ def make_draft(
     size: int | None = None,
     *,
     decoded: bool = False,
+    writer: Writer | None = None,
 ) -> Draft:
     """Check a publisher's message and write its envelope.
 
@@ -130,6 +100,7 @@ def make_draft(
         now: Unix time in seconds.
         size: of the message in bytes, when it is known already.
         decoded: it is what `decode_json` has returned.
+        writer: who sends it; None: the service itself.
 
     Raises:
         ClientError: what is wrong with it.
@@ -146,6 +117,8 @@ def make_draft(
     if not isinstance(type, str) or type not in settings.message_types:
         types = ", ".join(settings.message_types)
         raise ClientError(ErrorCode.INVALID_TYPE, f"'type' must be one of {types}.")
+    if writer is not None:
+        writer.check_type(type)
     if not isinstance(event, str) or not _EVENT.fullmatch(event):
         raise _invalid(
             "'event' must be a letter and at most 63 more letters, digits or any of _.:/-"
@@ -175,29 +148,35 @@ def make_draft(
     )
 
 
-async def broadcast(request: web.Request, context: HttpContext) -> web.Response:
+async def broadcast(request: web.Request, write: Write, context: HttpContext) -> web.Response:
     """`POST /ws/broadcast`: put one message or an array of them into the streams."""
     settings = context.settings
-    require_publisher(request, settings)
+    writer = write.writer = await context.writers.require(request, clients=True)
     value, size = await read_json(request, settings.max_message_size * _LARGEST_ARRAY)
     # No part of a body that is small enough is too large: that saves measuring each.
     known_size = size if size <= settings.max_message_size else None
     now = context.now()
     if not isinstance(value, list):
-        return json_response(
-            await publish(make_draft(value, settings, now, known_size, decoded=True), context)
-        )
+        context.writers.charge(writer, 1)
+        draft = make_draft(value, settings, now, known_size, decoded=True, writer=writer)
+        write.messages = 1
+        write.types, write.event = {draft.type}, draft.event
+        write.id = draft.id if draft.once else None
+        return json_response(await publish(draft, context))
     if len(value) > MAX_MESSAGES:
         raise _invalid(f"An array may hold at most {MAX_MESSAGES} messages.")
     # All are queued before the first is awaited: they share batches and keep their order.
-    submitted = [_submit(message, context, now, known_size) for message in value]
+    context.writers.charge(writer, len(value))
+    submitted = [_submit(message, context, now, known_size, writer) for message in value]
+    write.messages = len(value)
+    write.types = {item.draft.type for item in submitted if isinstance(item, _Submitted)}
     await _settle(item for item in submitted if isinstance(item, _Submitted))
     answers = [
         await _outcome(message, item, context)
         for message, item in zip(value, submitted, strict=True)
     ]
-    complete = not any("error" in answer for answer in answers)
-    return json_response(answers, 200 if complete else 207)
+    write.failed = sum("error" in answer for answer in answers)
+    return json_response(answers, 207 if write.failed else 200)
 
 
 async def publish(draft: Draft, context: HttpContext) -> dict[str, object]:
@@ -273,10 +252,10 @@ async def _settle(submitted: Iterable[_Submitted]) -> None:
 
 
 def _submit(
-    message: Any, context: HttpContext, now: float, size: int | None
+    message: Any, context: HttpContext, now: float, size: int | None, writer: Writer
 ) -> _Submitted | ClientError:
     try:
-        draft = make_draft(message, context.settings, now, size, decoded=True)
+        draft = make_draft(message, context.settings, now, size, decoded=True, writer=writer)
         return _Submitted(draft, context.publisher.submit(draft))
     except ClientError as error:
         return error

@@ -10,6 +10,7 @@ from aiohttp import web
 from app.backplane.series import RANGES
 from app.errors import ClientError, ErrorCode
 from app.http.alert_hook import post_alerts
+from app.http.audit import Write
 from app.http.context import HttpContext
 from app.http.errors import HttpError, error_middleware, json_response, raw_json_response
 from app.http.health import Health
@@ -17,14 +18,12 @@ from app.http.limiter import Limiter
 from app.http.page import Page
 from app.http.publishing import (
     broadcast,
-    is_publisher,
     make_draft,
     publish,
     read_json,
-    require_publisher,
 )
 from app.machine import describe_connections, describe_worker, figure
-from app.protocol.requests import MAX_HISTORY, check_type
+from app.protocol.requests import MAX_HISTORY, Allowed, check_type
 from app.types import Priority
 
 _SMALL_BODY = 16_384
@@ -36,27 +35,28 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
 
     The middleware is put in front, so it also answers the errors of routes added elsewhere.
     """
-    handlers: list[tuple[str, str, Callable[..., Awaitable[web.Response]]]] = [
-        ("GET", "/status", get_status),
-        ("POST", "/status", post_status),
-        ("GET", "/stats", get_stats),
-        ("GET", "/stats/series", get_series),
-        ("GET", "/history", get_history),
-        ("GET", "/ws/stats", get_connections),
-        ("GET", "/ws/queue", get_queue),
-        ("POST", "/ws/broadcast", broadcast),
-        ("POST", "/hooks/alertmanager", post_alerts),
+    reading: list[tuple[str, Callable[..., Awaitable[web.Response]]]] = [
+        ("/status", get_status),
+        ("/stats", get_stats),
+        ("/stats/series", get_series),
+        ("/history", get_history),
+        ("/ws/stats", get_connections),
+        ("/ws/queue", get_queue),
     ]
-    for method, path, handler in handlers:
+    writing: list[tuple[str, Callable[..., Awaitable[web.Response]]]] = [
+        ("/status", post_status),
+        ("/ws/broadcast", broadcast),
+        ("/hooks/alertmanager", post_alerts),
+    ]
+    for path, handler in reading:
         bound = functools.partial(handler, context=context)
-        if method == "GET":
-            app.router.add_get(path, bound)  # and HEAD
-        else:
-            app.router.add_route(method, path, bound)
+        app.router.add_get(path, bound)  # and HEAD
+    for path, handler in writing:
+        app.router.add_post(path, _audited(functools.partial(handler, context=context), context))
     if context.settings.page:
         Page().add_routes(app, context.version)
     if context.budgets is not None:
-        limiter = Limiter(context.settings, context.clients, context.budgets, context.note_refused)
+        limiter = Limiter(context.writers, context.clients, context.budgets, context.note_refused)
         app.middlewares.insert(0, limiter.middleware())
     answer_errors = error_middleware(
         context.clients,
@@ -76,6 +76,17 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
         context.origins.add_headers(request, response)
 
     app.on_response_prepare.append(add_headers)
+
+
+def _audited(
+    handler: Callable[[web.Request, Write], Awaitable[web.Response]], context: HttpContext
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """The handler of a call that writes, with a line in the log for each call."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return await context.audit.watch(request, handler, context.clients.address(request))
+
+    return answer
 
 
 async def get_status(_request: web.Request, context: HttpContext) -> web.Response:
@@ -99,9 +110,10 @@ async def get_status(_request: web.Request, context: HttpContext) -> web.Respons
     return json_response(status, 200 if health.serving else 503)
 
 
-async def post_status(request: web.Request, context: HttpContext) -> web.Response:
+async def post_status(request: web.Request, write: Write, context: HttpContext) -> web.Response:
     """`POST /status`: say what the lab is doing, to all who are subscribed to `status`."""
-    require_publisher(request, context.settings)
+    writer = write.writer = await context.writers.require(request)
+    context.writers.charge(writer, 1)
     value, _ = await read_json(request, _SMALL_BODY)
     if not isinstance(value, Mapping):
         message = "Send an object with 'state' and, if you like, 'task'."
@@ -113,12 +125,13 @@ async def post_status(request: web.Request, context: HttpContext) -> web.Respons
     data = {**figures, "presence": presence} | ({"since": state.since} if figures else {})
     update = {"type": "status", "event": "status_update", "data": data}
     draft = make_draft(update, context.settings, context.now())
+    write.messages, write.types, write.event = 1, {draft.type}, draft.event
     return json_response(presence | {"message": await publish(draft, context)})
 
 
 async def get_stats(request: web.Request, context: HttpContext) -> web.Response:
     """`GET /stats`: the newest message of the type `stats`."""
-    _require_reader(request, context)
+    await _require_reader(request, context, "stats")
     message = await context.history.latest("stats")
     if message is None:
         raise HttpError(404, ErrorCode.NOT_FOUND, "No statistics have been published yet.")
@@ -127,7 +140,7 @@ async def get_stats(request: web.Request, context: HttpContext) -> web.Response:
 
 async def get_series(request: web.Request, context: HttpContext) -> web.Response:
     """`GET /stats/series?range=`: CPU, memory, disk and connections of each machine over time."""
-    _require_reader(request, context)
+    await _require_reader(request, context, "stats")
     range = request.query.get("range") or "15m"
     if range not in RANGES:
         message = f"'range' must be one of {', '.join(RANGES)}."
@@ -137,9 +150,9 @@ async def get_series(request: web.Request, context: HttpContext) -> web.Response
 
 async def get_history(request: web.Request, context: HttpContext) -> web.Response:
     """`GET /history?type=&limit=&before=`: messages of one type, newest last, at most 1 MB."""
-    _require_reader(request, context)
     settings, query = context.settings, request.query
     type = query.get("type", "")
+    await _require_reader(request, context, type)
     check_type(type, settings.message_types)
     limit = _number(query, "limit", MAX_HISTORY)
     before = _number(query, "before", 2**63 - 1)
@@ -183,9 +196,9 @@ async def get_queue(_request: web.Request, context: HttpContext) -> web.Response
     )
 
 
-def _require_reader(request: web.Request, context: HttpContext) -> None:
+async def _require_reader(request: web.Request, context: HttpContext, type: str) -> None:
     """Where clients need a token to receive messages, they need it to read old ones too."""
-    if not context.verifier.enabled or is_publisher(request, context.settings):
+    if not context.verifier.enabled or context.writers.is_publisher(request):
         return
     token = request.query.get("token")
     if not token:
@@ -193,7 +206,10 @@ def _require_reader(request: web.Request, context: HttpContext) -> None:
         if scheme.lower() != "bearer":
             message = "Send a client's token as 'Authorization: Bearer <token>'."
             raise ClientError(ErrorCode.UNAUTHORIZED, message)
-    context.verifier.verify(token.strip())
+    identity = await context.verifier.verify_patiently(token.strip())
+    if identity.types is not None:
+        known = context.settings.message_types
+        check_type(type, Allowed.of(known, identity.types) if type in known else known)
 
 
 def _number(query: Mapping[str, str], name: str, high: int) -> int | None:

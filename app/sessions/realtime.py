@@ -24,8 +24,8 @@ from app.ports import Slots
 from app.protocol import envelope
 from app.protocol.codecs import PLAIN, SOCKETIO
 from app.protocol.frames import TEXT, build_frame
-from app.protocol.requests import Allowed
 from app.protocol.offsets import Offset, decode_offset, encode_offset
+from app.protocol.requests import Allowed
 from app.refusals import Refusals
 from app.sessions.addresses import Addresses
 from app.sessions.auth import TokenVerifier

@@ -424,9 +424,7 @@ class Router:
             if work is not None:
                 await work
 
-    def _authenticated(
-        self, session: Session, request: Request, identity: Identity
-    ) -> Work | None:
+    def _authenticated(self, session: Session, request: Request, identity: Identity) -> Work | None:
         if session.welcomed and identity.user != session.user:
             raise ClientError(
                 ErrorCode.UNAUTHORIZED, "This token is another user's; open another connection."

@@ -12,10 +12,12 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from app.config import Settings, load
 from app.errors import BackplaneUnavailable, QueueOverflow
+from app.http.audit import Audit
 from app.http.clients import Clients
 from app.http.context import HttpContext
 from app.http.cors import Hosts, Origins
 from app.http.routes import add_routes
+from app.http.writers import Writers
 from app.presence import Presence
 from app.sessions.auth import TokenVerifier
 from app.types import Draft, Message, Position, WorkerRow
@@ -134,7 +136,9 @@ class HttpSide:
             publisher=self.streams,
             history=self.streams,
             presence=Presence(self.fields.get, self.fields.set, now=lambda: self.seconds),
-            verifier=TokenVerifier(settings),
+            verifier=(verifier := TokenVerifier(settings)),
+            writers=Writers(settings, verifier),
+            audit=Audit(settings.audit_rate),
             clients=clients,
             origins=Origins(settings, clients),
             backplane_available=lambda: self.backplane,

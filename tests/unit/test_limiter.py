@@ -18,6 +18,8 @@ from app.http.budgets import Budgets, key_of
 from app.http.clients import Clients
 from app.http.errors import HttpError
 from app.http.limiter import Limiter
+from app.http.writers import Writers
+from app.sessions.auth import TokenVerifier
 from tests.support.clock import Clock
 
 TOKEN = "t" * 32
@@ -93,7 +95,10 @@ class Side:
         self.noted: list[str] = []
         self.slept: list[float] = []
         self.limiter = Limiter(
-            self.settings, Clients(()), self.budgets, lambda reason, _: self.noted.append(reason)
+            Writers(self.settings, TokenVerifier(self.settings)),
+            Clients(()),
+            self.budgets,
+            lambda reason, _: self.noted.append(reason),
         )
 
     async def ask(
