@@ -7,6 +7,7 @@ The tree; a class that is defined elsewhere is followed by its module::
     ├── ClientError                 reported to the client as {code, message}
     │   ├── NoRoomNow               the user's limit is reached for now; a retry may succeed
     │   ├── QueueOverflow           the message was dropped from the full broadcast queue
+    │   ├── KeysUnavailable         app.sessions.token_keys: a token's key is unknown for now
     │   └── BackplaneUnavailable    the message may or may not be stored
     │       └── BackplaneFull       the backplane is out of memory; the message is not stored
     ├── HttpError                   app.http.errors: an HTTP answer with a status of 400 or more
@@ -48,7 +49,6 @@ class ErrorCode(enum.StrEnum):
 
     # These occur in HTTP answers only.
     BAD_REQUEST = "BAD_REQUEST"
-    FORBIDDEN = "FORBIDDEN"
     NOT_FOUND = "NOT_FOUND"
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
     REQUEST_TIMEOUT = "REQUEST_TIMEOUT"
@@ -57,7 +57,6 @@ class ErrorCode(enum.StrEnum):
     EXPECTATION_FAILED = "EXPECTATION_FAILED"
     UPGRADE_REQUIRED = "UPGRADE_REQUIRED"
     REQUEST_HEADER_FIELDS_TOO_LARGE = "REQUEST_HEADER_FIELDS_TOO_LARGE"
-    SERVICE_UNAVAILABLE = "SERVICE_UNAVAILABLE"
 
     @property
     def retryable(self) -> bool:
@@ -83,7 +82,6 @@ _RETRYABLE = frozenset(
 _HTTP_ONLY = frozenset(
     {
         ErrorCode.BAD_REQUEST,
-        ErrorCode.FORBIDDEN,
         ErrorCode.NOT_FOUND,
         ErrorCode.METHOD_NOT_ALLOWED,
         ErrorCode.REQUEST_TIMEOUT,
@@ -92,7 +90,6 @@ _HTTP_ONLY = frozenset(
         ErrorCode.EXPECTATION_FAILED,
         ErrorCode.UPGRADE_REQUIRED,
         ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE,
-        ErrorCode.SERVICE_UNAVAILABLE,
     }
 )
 

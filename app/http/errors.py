@@ -38,7 +38,6 @@ STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.SERVICE_UNAVAILABLE: 503,
     ErrorCode.INTERNAL_ERROR: 500,
     ErrorCode.BAD_REQUEST: 400,
-    ErrorCode.FORBIDDEN: 403,
     ErrorCode.NOT_FOUND: 404,
     ErrorCode.METHOD_NOT_ALLOWED: 405,
     ErrorCode.REQUEST_TIMEOUT: 408,
@@ -47,11 +46,13 @@ STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.EXPECTATION_FAILED: 417,
     ErrorCode.UPGRADE_REQUIRED: 426,
     ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE: 431,
-    ErrorCode.SERVICE_UNAVAILABLE: 503,
 }
 """The status of an answer with a code. Answers about one address have 429 in place of 503."""
 
-_BY_STATUS = {status: code for code, status in STATUS.items() if code.is_http_only}
+_BY_STATUS = {status: code for code, status in STATUS.items() if code.is_http_only} | {
+    403: ErrorCode.FORBIDDEN,
+    503: ErrorCode.SERVICE_UNAVAILABLE,
+}
 
 _KEPT_HEADERS = ("Allow", "Location")
 
