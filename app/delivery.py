@@ -86,7 +86,7 @@ class Delivery:
                 self._supervisor.note(NAME, error)
         for message in batch.control:
             await self._carry_out(message)
-        self._manager.position = self._reader.positions[CONTROL]
+        self._manager.reach(self._reader.positions[CONTROL])
 
     async def _carry_out(self, message: Message) -> None:
         try:

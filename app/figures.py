@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,16 @@ from app.backplane.history import History
 from app.backplane.publisher import StreamPublisher
 from app.backplane.reader import StreamReader
 from app.broadcast.catchup import CatchUp
+from app.broadcast.fanout import FanOut
 from app.broadcast.queue import BroadcastQueue
 from app.broadcast.subscriber import Group
 from app.canary import Canary
 from app.metrics import Metrics
 from app.ports import Slots
-from app.sessions.realtime import Realtime
+from app.sessions.rates import Rates
+from app.sessions.registry import Registry
+from app.sessions.socketio.rooms import RoomManager
+from app.transport.hub import Hub
 from app.types import Gap, Message, Priority
 
 _DESCRIPTORS = Path("/proc/self/fd")
@@ -37,6 +41,27 @@ USERS_SLICE = 50
 """Users whose subscriptions are shown before the loop gets a turn: some 200 us."""
 
 
+class SubscriberCounts:
+    """Connections and users of this machine that are subscribed to each type, at most 2 s old.
+
+    A client without a name counts as a user of its own.
+
+    Args:
+        types: that there are.
+    """
+
+    def __init__(self, types: Iterable[str]) -> None:
+        self._counts: dict[str, tuple[int, int]] = dict.fromkeys(types, (0, 0))
+
+    def of(self, type: str) -> tuple[int, int]:
+        """Connections and users of one type."""
+        return self._counts[type]
+
+    def show(self, type: str, connections: int, users: int) -> None:
+        """Note the newest counts of a type."""
+        self._counts[type] = connections, users
+
+
 class Figures:
     """Reads the parts of a worker."""
 
@@ -46,7 +71,11 @@ class Figures:
         types: Sequence[str],
         slots: Slots,
         metrics: Metrics,
-        realtime: Realtime,
+        hub: Hub,
+        fanout: FanOut,
+        registry: Registry,
+        rates: Rates,
+        manager: RoomManager,
         catchup: CatchUp,
         queue: BroadcastQueue,
         reader: StreamReader,
@@ -54,11 +83,16 @@ class Figures:
         backplane: Backplane,
         publisher: StreamPublisher,
         canary: Canary,
+        subscribers: SubscriberCounts,
     ) -> None:
         self._types = {type: number for number, type in enumerate(types)}
         self._slots = slots
         self._metrics = metrics
-        self._realtime = realtime
+        self._hub = hub
+        self._fanout = fanout
+        self._registry = registry
+        self._rates = rates
+        self._manager = manager
         self._catchup = catchup
         self._queue = queue
         self._reader = reader
@@ -68,7 +102,7 @@ class Figures:
         self._canary = canary
         self._exported: Counter[str] = Counter()
         self._shown_users: dict[str, int] = {}
-        self._subscribers: dict[str, tuple[int, int]] = dict.fromkeys(types, (0, 0))
+        self._subscribers = subscribers
 
     def fault(self) -> Fault | None:
         """What is wrong with the backplane, as this worker sees it; None: nothing."""
@@ -106,20 +140,13 @@ class Figures:
         for type, count in counts.items():
             metrics.delivered[type].inc(count)
 
-    def subscribers(self, type: str) -> tuple[int, int]:
-        """Connections and users of this machine that are subscribed to a type, at most 2 s old.
-
-        A client without a name counts as a user of its own.
-        """
-        return self._subscribers[type]
-
     async def show(self) -> None:
         """Put what the other workers may ask for into the slot table, and read what they put."""
         sizes: Counter[Group] = Counter()
         unnamed: Counter[Group] = Counter()
         users: dict[str, int] = {}
         bits: dict[Group, int] = {}
-        sessions = list(self._realtime.sessions.values())
+        sessions = self._registry.all()
         for start in range(0, len(sessions), SLICE):
             if start:
                 await asyncio.sleep(0)
@@ -185,11 +212,12 @@ class Figures:
         for type, number in self._types.items():
             connections = sum(_figure(row.stats, "subscriptions", type) for row in rows)
             unnamed = sum(_figure(row.stats, "unnamed", type) for row in rows)
-            self._subscribers[type] = connections, self._slots.users_of_type(number) + unnamed
+            users = self._slots.users_of_type(number) + unnamed
+            self._subscribers.show(type, connections, users)
 
     def export(self) -> None:
         """Bring the metrics up to date that are not counted as things happen."""
-        metrics, hub = self._metrics, self._realtime.hub
+        metrics, hub = self._metrics, self._hub
         metrics.slow_consumers.set(len(self._catchup.slow))
         metrics.incoming_bytes.set(hub.incoming)
         metrics.backplane_up.set(self._backplane.available)
@@ -201,16 +229,16 @@ class Figures:
         metrics.history_cache_bytes.set(self._history.cached_bytes)
         metrics.outgoing_bytes.set(hub.outgoing())
         metrics.write_buffer_bytes.set(hub.unsent())
-        metrics.sessions.set(len(self._realtime.sessions))
-        metrics.groups.set(len(self._realtime.fanout.groups()))
-        metrics.rooms.set(self._realtime.sio.manager.room_count)
-        metrics.awaited_acks.set(len(self._realtime.sio.manager.callbacks))
+        metrics.sessions.set(len(self._registry))
+        metrics.groups.set(len(self._fanout.groups()))
+        metrics.rooms.set(self._manager.room_count)
+        metrics.awaited_acks.set(len(self._manager.callbacks))
         metrics.tasks.set(len(asyncio.all_tasks()))
         metrics.open_descriptors.set(_open_descriptors())
         metrics.sample_process()
         self._count_up("sent", hub.bytes_sent, metrics.sent_bytes.inc)
         self._count_up("received", hub.bytes_received, metrics.received_bytes.inc)
-        self._count_up("held back", self._realtime.rates.held_back, metrics.held_back.inc)
+        self._count_up("held back", self._rates.held_back, metrics.held_back.inc)
         self._count_up("reconnects", self._reader.reconnects, metrics.backplane_reconnects.inc)
         for stream, total in self._reader.unreadable.items():
             self._count_up(f"unreadable {stream}", total, metrics.unreadable[stream].inc)

@@ -168,10 +168,10 @@ def _add_http(
         is_serving=lambda: worker.accepting and not worker.canary.is_deaf,
         has_memory=has_memory,
         count_refused=lambda reason: worker.metrics.refused[reason].inc(),
-        addresses=worker.realtime.addresses,
+        addresses=worker.context.addresses,
     )
-    guard = app[GUARD] = Guard(worker.realtime.refusals.note)
-    Upgrade(worker.realtime, admission, lambda: guard.most_upgraded).add_routes(app)
+    guard = app[GUARD] = Guard(worker.context.refusals.note)
+    Upgrade(worker.context, admission, lambda: guard.most_upgraded).add_routes(app)
     limits = {
         "max_total_connections": settings.max_total_connections,
         "max_queue_size": settings.max_queue_size,
@@ -199,7 +199,7 @@ def _add_http(
         warnings=worker.backplane.warnings,
         count_request=worker.metrics.count_request,
         hosts=Hosts(settings, clients),
-        note_refused=worker.realtime.refusals.note,
+        note_refused=worker.context.refusals.note,
         started_at=min((row.started for row in slots.rows()), default=time.time()),
         version=__version__,
         backplane_fault=lambda: fault.words if (fault := worker.figures.fault()) else None,

@@ -26,17 +26,16 @@ from app.canary import PROBE, Canary
 from app.clock import steady_time
 from app.config import Settings
 from app.errors import CloseCode
-from app.figures import Figures
+from app.figures import Figures, SubscriberCounts
 from app.memory import Memory
 from app.metrics import Metrics
 from app.ports import Slots
 from app.presence import Presence
 from app.protocol import envelope
+from app.sessions.assembly import make_context
 from app.sessions.auth import TokenVerifier
-from app.sessions.realtime import Realtime
-from app.sessions.router import Router
-from app.sessions.socketio.manager import StreamManager
-from app.sessions.socketio.server import RealtimeServer
+from app.sessions.rates import Limits, Rates
+from app.sessions.retry import retry_reason
 from app.sessions.token_keys import RemoteKeys
 from app.supervisor import Supervisor
 from app.transport.hub import MAX_OUTGOING, Hub
@@ -87,12 +86,14 @@ class Worker:
         self.supervisor = Supervisor(
             lambda name: self.metrics.loop_failures[name].inc(), self._give_up
         )
+        self.rates = Rates(Limits.of(settings))
         self.hub = Hub(
             heartbeat_interval=settings.heartbeat_interval,
             heartbeat_timeout=settings.heartbeat_timeout,
             max_message=settings.max_message_size,
             max_incoming=settings.max_incoming_bytes,
             max_outgoing=max_outgoing,
+            meter=self.rates,
         )
         self.history = History(backplane, reader.positions, self.hub.output.page)
         self.fanout = FanOut(
@@ -121,25 +122,28 @@ class Worker:
             else None
         )
         self.verifier = TokenVerifier(settings, self.remote_keys)
-        self.manager = StreamManager(
-            self._send_control, self.publish, lambda: reader.unreadable.update([CONTROL])
-        )
-        self.realtime = Realtime(
+        self.subscribers = SubscriberCounts(settings.message_types)
+        self.context = make_context(
             settings=settings,
+            key=key,
             hub=self.hub,
+            rates=self.rates,
             fanout=self.fanout,
             catchup=self.catchup,
+            history=self.history,
             slots=slots,
             claims=self.claims,
             verifier=self.verifier,
             metrics=self.metrics,
-            key=key,
-            replace_elsewhere=self.manager.replace_elsewhere,
-            probe_users=self.manager.prober.count_answering,
+            subscribers=self.subscribers.of,
+            control_position=reader.positions[CONTROL],
+            send_control=self._send_control,
+            publish=self.publish,
+            note_unreadable=lambda: reader.unreadable.update([CONTROL]),
         )
-        self.manager.realtime = self.realtime
-        self.manager.position = reader.positions[CONTROL]
-        self.sio = self.realtime.sio = RealtimeServer(self.manager, settings.max_message_size)
+        self.registry = self.context.registry
+        self.sio = self.context.sio
+        self.manager = self.sio.manager
         self.canary = Canary(
             lambda: self.queue.send_probe(PROBE),
             lambda: self.backplane.available,
@@ -151,7 +155,11 @@ class Worker:
             types=settings.message_types,
             slots=slots,
             metrics=self.metrics,
-            realtime=self.realtime,
+            hub=self.hub,
+            fanout=self.fanout,
+            registry=self.registry,
+            rates=self.rates,
+            manager=self.manager,
             catchup=self.catchup,
             queue=self.queue,
             reader=reader,
@@ -159,8 +167,8 @@ class Worker:
             backplane=backplane,
             publisher=self.publisher,
             canary=self.canary,
+            subscribers=self.subscribers,
         )
-        self.realtime.router = Router(self.realtime, self.history, self.figures.subscribers)
         self.delivery = delivery.Delivery(
             reader,
             self.history,
@@ -212,7 +220,9 @@ class Worker:
             due = loop.time() + 1.0
             await asyncio.sleep(1.0)
             self.metrics.loop_delay.set(max(0.0, loop.time() - due))
-            self.realtime.start_second()
+            self.rates.start_second()
+            if self.context.addresses is not None:
+                self.context.addresses.start_second()
             try:
                 await self.figures.show()
                 self.figures.export()
@@ -247,7 +257,7 @@ class Worker:
         of this worker await may come meanwhile.
         """
         self.accepting = False
-        sessions = list(self.realtime.sessions.values())
+        sessions = self.registry.all()
         self.metrics.handed_over["drained"].inc(len(sessions))
         began = time.monotonic()
         until = began + min(self.settings.drain_seconds, len(sessions) / DRAIN_RATE)
@@ -255,7 +265,7 @@ class Worker:
             due = began + (until - began) * number / len(sessions)
             while not self.is_hurried() and (left := due - time.monotonic()) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(min(left, 0.1))
-            session.end(CloseCode.RESTART, self.realtime.retry_hint())
+            session.end(CloseCode.RESTART, retry_reason())
         until = began + self.settings.drain_seconds
         while self.manager.awaits_answers() and not self.is_hurried() and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
@@ -265,7 +275,7 @@ class Worker:
         if self.accepting and not self.is_hurried():
             await self.drain()
         self.accepting = False
-        self.realtime.end_all()
+        self.registry.end_all()
         deadline = time.monotonic() + LEAVE_SECONDS
         while len(self.hub) and time.monotonic() < deadline:  # noqa: ASYNC110 (polled once)
             await asyncio.sleep(0.02)

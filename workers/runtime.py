@@ -137,7 +137,7 @@ async def create() -> web.AppRunner:
         access_log=None,
         shutdown_timeout=settings.graceful_timeout * 0.95,
     )
-    transfer = Transfer(parts.realtime, parts.manager, parts.history, slots)
+    transfer = Transfer(parts.context, parts.manager, parts.history, slots)
     succession = Succession(
         settings.data_dir,
         worker.slots,

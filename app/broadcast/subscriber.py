@@ -31,18 +31,16 @@ class Subscriber(Connection):
     gets nothing before `CatchUp` has brought it up to date.
     """
 
-    __slots__ = ("group", "held", "track")
+    __slots__ = ("group", "track")
 
     codec: Codec
 
     group: Group
     track: dict[str, Position] | None
-    held: bool
-    """Nothing of the default subscriptions is written yet; see PROTOCOL.md, Actions."""
 
     def is_held(self) -> bool:
         """Whether nothing of its subscriptions may be written yet."""
-        return self.held
+        return False
 
     def offset(self, positions: Mapping[str, Position]) -> bytes:
         """What ends a write after which the subscriber stands at `positions`."""

@@ -11,9 +11,10 @@ from aiohttp import web
 from app.errors import CloseCode, ErrorCode
 from app.http.admission import Admission, Admitted, Refused, choose_subprotocol
 from app.protocol.envelope import new_id
+from app.sessions.context import SessionContext
 from app.sessions.plain import PlainSession
-from app.sessions.realtime import Realtime
-from app.sessions.refused import Refuser, retry_reason
+from app.sessions.refused import Refuser
+from app.sessions.retry import retry_reason
 from app.sessions.session import ConnectOptions
 from app.sessions.socketio.session import SocketIOSession
 from app.sessions.token_keys import KeysUnavailable
@@ -28,17 +29,19 @@ class Upgrade:
     """Handles upgrade requests.
 
     Args:
-        realtime: the parts of this worker.
+        context: the parts of this worker.
         admission: decides who comes in.
         most: gives the number that a descriptor of a connection is below; the others are kept
             for what must go on when descriptors are short.
     """
 
-    def __init__(self, realtime: Realtime, admission: Admission, most: Callable[[], int]) -> None:
-        self._realtime = realtime
+    def __init__(
+        self, context: SessionContext, admission: Admission, most: Callable[[], int]
+    ) -> None:
+        self._context = context
         self._admission = admission
         self._most = most
-        self._refuser = Refuser(realtime)
+        self._refuser = Refuser(context.hub, context.open_packet)
 
     def add_routes(self, app: web.Application) -> None:
         """Serve the path with and without a trailing slash; other methods get an error."""
@@ -55,15 +58,15 @@ class Upgrade:
             try:
                 admitted = self._admission.check(request)
             except KeysUnavailable as unavailable:
-                await self._realtime.verifier.settle(unavailable)
+                await self._context.verifier.settle(unavailable)
                 admitted = self._admission.check(request, again=True)
         except Refused as refused:
             origin = request.headers.get("Origin")
-            self._realtime.refusals.log(refused.reason, origin, refused.message)
+            self._context.refusals.log(refused.reason, origin, refused.message)
             if origin is None or refused.close_code is None:
                 raise
             return self._refuse(request, refused, refused.close_code)
-        slots = self._realtime.slots
+        slots = self._context.slots
         try:
             fd, received = detach(request, self._most())
         except ConnectionResetError:
@@ -71,7 +74,7 @@ class Upgrade:
             return DetachedResponse(status=499)
         except OSError:
             slots.release_connection()
-            self._realtime.refusals.note("descriptors")
+            self._context.refusals.note("descriptors")
             raise Refused(
                 503,
                 ErrorCode.MAX_CONNECTIONS_EXCEEDED,
@@ -99,7 +102,7 @@ class Upgrade:
         except OSError:
             raise refused from None
         retry = refused.retry_after
-        reason = refused.message if retry is None else retry_reason(retry)
+        reason = refused.message if retry is None else retry_reason(retry * 1000)
         key = request.headers["Sec-WebSocket-Key"].strip()
         self._refuser.refuse(
             fd,
@@ -111,19 +114,19 @@ class Upgrade:
         return DetachedResponse(status=101)
 
     def _begin(self, request: web.Request, admitted: Admitted, fd: int, received: bytes) -> None:
-        realtime = self._realtime
+        context = self._context
         options = ConnectOptions(admitted.types, admitted.batch, admitted.resume, admitted.history)
         session: PlainSession | SocketIOSession
         if admitted.protocol == "plain":
-            session = PlainSession(realtime, fd, new_id(), admitted.user)
+            session = PlainSession(context, fd, new_id(), admitted.user)
         else:
-            session = SocketIOSession(realtime, fd, new_id(), admitted.user)
-            if realtime.keeps_environ:
+            session = SocketIOSession(context, fd, new_id(), admitted.user)
+            if context.keeps_environ:
                 session.keep_environ(make_environ(request, admitted.address))
-        realtime.hub.attach(session)
+        context.hub.attach(session)
         session.send(handshake_response(admitted.key, choose_subprotocol(request)))
-        if realtime.addresses is not None:
-            realtime.addresses.hold(session, admitted.address)
+        if context.addresses is not None:
+            context.addresses.hold(session, admitted.address)
         if isinstance(session, PlainSession):
             session.begin(admitted.identity, options)
         else:

@@ -8,11 +8,13 @@ from app.errors import ClientError, CloseCode, ErrorCode, NoRoomNow
 from app.protocol.codecs import PLAIN
 from app.protocol.requests import Request, check_cost, check_type, parse_request, peek_id
 from app.sessions.auth import Identity
-from app.sessions.session import ConnectOptions, Session, Work
+from app.sessions.protocol_session import ProtocolSession
+from app.sessions.retry import retry_reason
+from app.sessions.session import ConnectOptions, Work
 from app.transport.connection import OPEN
 
 
-class PlainSession(Session):
+class PlainSession(ProtocolSession):
     """A client of the plain protocol."""
 
     __slots__ = ()
@@ -24,11 +26,11 @@ class PlainSession(Session):
         """Welcome the client, or wait for its token."""
         if identity is not None:
             self.authenticated(identity)
-        if self.user is None and self.realtime.verifier.enabled:
+        if self.user is None and self.context.verifier.enabled:
             self.need_extra().options = options
             # Where its subscriptions begin, once it is known what they are.
-            self.track = self.realtime.fanout.positions
-            self.realtime.await_token(self)
+            self.track = self.context.fanout.positions
+            self.context.expiry.await_token(self)
             return
         work = self._welcome(options)
         if work is not None:
@@ -63,19 +65,19 @@ class PlainSession(Session):
             message = 'Authenticate first, with the action "auth" and a token.'
             self.send_error(ClientError(ErrorCode.UNAUTHORIZED, message), request)
             return None
-        return self.realtime.router.handle(self, request)
+        return self.context.router.handle(self, request)
 
     def _welcome(self, options: ConnectOptions) -> Work | None:
         """Claim a place and greet; returns what remains to be awaited."""
         try:
             options = self._allowed_options(options)
-            work = self.realtime.claim(self, options.resume)
+            work = self.context.claiming.claim(self, options.resume)
         except ClientError as error:
             self._refuse(error)
             return None
         if work is not None:
             return self._welcome_slowly(work, options)
-        return self.realtime.greet(self, options)
+        return self.context.welcome.greet(self, options)
 
     def _allowed_options(self, options: ConnectOptions) -> ConnectOptions:
         """What a client that asked before it showed its token may have of it.
@@ -83,10 +85,10 @@ class PlainSession(Session):
         Raises:
             ClientError: FORBIDDEN, it asked for a type that its token does not allow.
         """
-        types = self.types
-        if options.types is None or types is self.realtime.known_types:
+        types, known = self.types, self.context.known_types
+        if options.types is None or types is known:
             return options
-        if frozenset(options.types) == self.realtime.known_types:
+        if frozenset(options.types) == known:
             return replace(options, types=frozenset(types))  # it asked for `all`
         for type in sorted(options.types):
             check_type(type, types)
@@ -98,7 +100,10 @@ class PlainSession(Session):
         except ClientError as error:
             self._refuse(error)
         else:
-            if self.state == OPEN and (past := self.realtime.greet(self, options)) is not None:
+            if (
+                self.state == OPEN
+                and (past := self.context.welcome.greet(self, options)) is not None
+            ):
                 await past
 
     def _refuse(self, error: ClientError) -> None:
@@ -110,4 +115,4 @@ class PlainSession(Session):
         elif error.code is ErrorCode.MAX_CONNECTIONS_EXCEEDED:
             self.end(CloseCode.POLICY_VIOLATION, "too many connections of this user")
         else:
-            self.end(CloseCode.RESTART, self.realtime.retry_hint())
+            self.end(CloseCode.RESTART, retry_reason())

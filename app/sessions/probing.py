@@ -17,15 +17,14 @@ import itertools
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Coroutine, Iterable
+from typing import Any, Protocol
 
 from app.errors import ClientError, CloseCode
+from app.ports import Slots
+from app.sessions.registry import Registry
+from app.sessions.session import Session
 from app.transport.connection import OPEN
-
-if TYPE_CHECKING:
-    from app.sessions.session import Session
-    from app.sessions.socketio.manager import StreamManager
 
 logger = logging.getLogger("realtime.session")
 
@@ -60,15 +59,39 @@ class _Question:
         self.news = asyncio.Event()
 
 
+class Channel(Protocol):
+    """The way to the other workers; see app/sessions/socketio/manager.py."""
+
+    host_id: str
+    """Names this worker among all."""
+
+    async def send_and_read_back(self, message: dict[str, Any], /) -> None:
+        """Store a message for all workers, and wait until this one has carried it out."""
+
+    async def send_to_all(self, message: dict[str, Any], /) -> None:
+        """Store a message for all workers."""
+
+    def start_task(self, work: Coroutine[Any, Any, Any], /) -> object:
+        """Run something beside what the stream brings."""
+
+
 class Prober:
     """Asks and answers for one worker.
 
     Args:
-        manager: its way to the other workers.
+        channel: its way to the other workers.
+        registry: its sessions.
+        slots: tell how many other workers there are on this machine.
+        is_alone: there are no workers on other machines.
     """
 
-    def __init__(self, manager: StreamManager) -> None:
-        self._manager = manager
+    def __init__(
+        self, channel: Channel, registry: Registry, slots: Slots, *, is_alone: bool
+    ) -> None:
+        self._channel = channel
+        self._registry = registry
+        self._slots = slots
+        self._is_alone = is_alone
         self._numbers = itertools.count()
         self._questions: dict[int, _Question] = {}
         self._users: dict[str, asyncio.Future[int]] = {}
@@ -88,7 +111,7 @@ class Prober:
         number, question = self._begin()
         try:
             asked = time.time()
-            await self._manager.send_and_read_back(
+            await self._channel.send_and_read_back(
                 {
                     "method": "replace",
                     "sids": ids,
@@ -126,7 +149,7 @@ class Prober:
         names = list(users)
         for start in range(0, len(names), MAX_USERS):
             chunk = {name: users[name] for name in names[start : start + MAX_USERS]}
-            self._manager.server.start_task(self._probe_users(chunk))
+            self._channel.start_task(self._probe_users(chunk))
 
     async def _probe_users(self, users: dict[str, asyncio.Future[int]]) -> None:
         number, question = self._begin()
@@ -134,7 +157,7 @@ class Prober:
         try:
             others = self._others()
             if others != 0:
-                await self._manager.send_and_read_back(
+                await self._channel.send_and_read_back(
                     {"method": "probe", "users": list(users), "ask": number}
                 )
             question.users.update(await self._probe(users))
@@ -168,15 +191,13 @@ class Prober:
 
     def _others(self) -> int | None:
         """How many other workers there are; None where they are many or unknown."""
-        realtime = self._manager.realtime
-        if realtime.settings.backplane_url:
+        if not self._is_alone:
             return None
-        rows = realtime.slots.rows()
         count = sum(
-            row.index != realtime.slots.index
+            row.index != self._slots.index
             and row.state in {"ready", "leaving"}
             and not row.stats.get("deaf")
-            for row in rows
+            for row in self._slots.rows()
         )
         return count if count <= FEW_WORKERS else None
 
@@ -184,14 +205,13 @@ class Prober:
 
     def on_replace(self, message: dict[str, Any], sessions: list[Session]) -> None:
         """Another worker has connections that would take the place of these sessions."""
-        realtime = self._manager.realtime
         if message.get("ask") is None or time.time() * 1000 > message.get("late", 0):
             for session in sessions:
-                realtime.replace(session)
+                session.end_replaced()
             sessions = []
         if message.get("ask") is None or not (sessions or message.get("all")):
             return
-        self._manager.server.start_task(self._settle(message, sessions))
+        self._channel.start_task(self._settle(message, sessions))
 
     async def _settle(self, message: dict[str, Any], sessions: list[Session]) -> None:
         held = [session.id for session in sessions]
@@ -202,7 +222,7 @@ class Prober:
             alive = await self._answering(sessions)
             for session in sessions:
                 if session not in alive:
-                    self._manager.realtime.replace(session)
+                    session.end_replaced()
             await self._answer(
                 "alive", message, {"sids": held, "alive": [session.id for session in alive]}
             )
@@ -211,7 +231,7 @@ class Prober:
 
     def on_probe(self, message: dict[str, Any]) -> None:
         """Another worker asks whether the holders of these users' places answer."""
-        self._manager.server.start_task(self._count(message))
+        self._channel.start_task(self._count(message))
 
     async def _count(self, message: dict[str, Any]) -> None:
         try:
@@ -224,7 +244,7 @@ class Prober:
         """Connections here that answer, by user; the one of each that is silent longest ends."""
         wanted = frozenset(users)
         holders: defaultdict[str, list[Session]] = defaultdict(list)
-        for session in self._manager.realtime.sessions.values():
+        for session in self._registry.by_id.values():
             if session.user in wanted and session.claimed and session.state == OPEN:
                 holders[session.user].append(session)
         alive = await self._answering([one for held in holders.values() for one in held])
@@ -238,17 +258,17 @@ class Prober:
         return counts
 
     async def _answering(self, sessions: list[Session]) -> set[Session]:
-        answers = await asyncio.gather(*(self._manager.realtime.answers(one) for one in sessions))
+        answers = await asyncio.gather(*(one.answers_ping() for one in sessions))
         return {one for one, answered in zip(sessions, answers, strict=True) if answered}
 
     async def _answer(self, method: str, message: dict[str, Any], what: dict[str, Any]) -> None:
         reply = {"method": method, "to": message["host_id"], "ask": message["ask"], **what}
-        await self._manager.send_to_all(reply)
+        await self._channel.send_to_all(reply)
 
     def on_answer(self, message: dict[str, Any]) -> None:
         """Another worker has answered a question of this one."""
         question = self._questions.get(message["ask"])
-        if question is None or message["to"] != self._manager.host_id:
+        if question is None or message["to"] != self._channel.host_id:
             return
         if message["method"] == "held":
             question.answers += 1

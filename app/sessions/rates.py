@@ -21,9 +21,12 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from app.transport.connection import Connection
+from app.config import Settings
+from app.transport.connection import OPEN, Connection
 from app.transport.hub import FLOOD
 
+FLOOD_FACTOR = 10
+"""A client that sends this many times RATE_LIMIT in a second is closed."""
 MAX_EXTRA_FRAMES = 1000
 """Control frames and fragments a second that close a connection."""
 MAX_PAUSE = 5.0
@@ -64,6 +67,17 @@ class Limits:
     bytes: int
     seconds: float
     """Of the loop's time."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """What the settings allow a connection."""
+        return cls(
+            messages=settings.rate_limit,
+            flood=settings.rate_limit * FLOOD_FACTOR,
+            bytes=settings.rate_limit_bytes
+            and max(settings.rate_limit_bytes, settings.max_message_size),
+            seconds=settings.rate_limit_time,
+        )
 
 
 class _Usage:
@@ -172,6 +186,17 @@ class Rates:
                 self.held_back += 1
                 return pause
         return 0.0
+
+    def charge(self, connection: Connection, seconds: float) -> None:
+        """Count what was done for a connection outside of reading from it, and hold it back for that.
+
+        Args:
+            connection: it.
+            seconds: of the loop's time, or what something else is worth that it had others do.
+        """
+        pause = self.spend(connection, seconds, 0, 0, self._clock())
+        if pause and connection.state == OPEN:
+            connection.hub.hold(connection, pause)
 
     def spend_shared(self, seconds: float) -> None:
         """Count what writing the answers of many connections has cost."""

@@ -7,7 +7,6 @@ cap and no session, and few exist at a time: the others are refused over HTTP.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 from socketio import packet as sio_packet
@@ -15,8 +14,7 @@ from socketio import packet as sio_packet
 from app.errors import CloseCode
 from app.protocol.codecs import PLAIN
 from app.protocol.envelope import encode_json, envelope, new_id
-from app.sessions.realtime import Realtime
-from app.sessions.socketio.engine import message_frame
+from app.sessions.socketio.engine import OpenPacket, message_frame
 from app.transport.connection import Connection
 from app.transport.hub import Hub
 
@@ -43,11 +41,13 @@ class Refuser:
     """Closes connections of browsers with a code.
 
     Args:
-        realtime: the parts of this worker.
+        hub: the connections of this worker.
+        open_packet: what an Engine.IO session begins with.
     """
 
-    def __init__(self, realtime: Realtime) -> None:
-        self._realtime = realtime
+    def __init__(self, hub: Hub, open_packet: OpenPacket) -> None:
+        self._hub = hub
+        self._open_packet = open_packet
         self._open = 0
         self._second = 0.0
         self._count = 0
@@ -82,17 +82,16 @@ class Refuser:
             close: code and reason of the close frame.
             error: code and message of the error.
         """
-        hub = self._realtime.hub
-        connection = RefusedConnection(hub, fd, self._gone)
+        connection = RefusedConnection(self._hub, fd, self._gone)
         self._open += 1
-        hub.attach(connection)
+        self._hub.attach(connection)
         connection.send(handshake)
         code, message = error
         if protocol == "plain":
             data = {"code": code, "message": message}
             connection.send(PLAIN.event("error", envelope("error", "error", data)))
         else:
-            connection.send(self._realtime.open_packet(connection.id))
+            connection.send(self._open_packet.frame(connection.id))
             if close[0].is_final:
                 # With it a client does not come back by itself.
                 reason = encode_json({"message": message, "data": {"code": code}}).decode()
@@ -101,8 +100,3 @@ class Refuser:
 
     def _gone(self) -> None:
         self._open -= 1
-
-
-def retry_reason(seconds: int) -> str:
-    """Reason of close code 1013: when to come back, in milliseconds."""
-    return json.dumps({"retryAfter": seconds * 1000})

@@ -1,28 +1,25 @@
-"""One client: its user, its subscriptions, its requests in order. Protocols are subclasses."""
+"""A session as the parts of a worker see it: who it is, what it holds, and what it can be asked.
+
+What it does with its client's messages is in `protocol_session.py`, above all the parts.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import enum
 from collections import deque
 from collections.abc import Collection, Coroutine
 from dataclasses import dataclass
 from sys import getsizeof
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from app.broadcast.subscriber import Subscriber
-from app.errors import ClientError, CloseCode, ErrorCode
+from app.errors import ClientError, CloseCode
 from app.protocol.requests import Allowed, Request
 from app.sessions.auth import Identity
-from app.sessions.rates import metered
 from app.transport.connection import OPEN
-from app.transport.hub import PAUSE_INBOX
+from app.transport.hub import PAUSE_INBOX, Hub
 from app.types import Gap, Position
-
-if TYPE_CHECKING:
-    from app.sessions.realtime import Realtime
-
-logger = logging.getLogger("realtime.session")
 
 INBOX_BYTES = 256 * 1024
 """Bytes of messages behind a request that is being worked on, past which nothing more is read."""
@@ -33,6 +30,10 @@ MAX_HANDLERS = 100
 """Handlers of the application that run for one connection at a time; later events wait."""
 FREE_ENVIRON = 4096
 """Bytes of the request that a connection began with, which are not counted as input."""
+PROBE_SECONDS = 1.0
+"""How long a client may take to answer a ping that decides whether it keeps its place."""
+PROBE_STEP = 0.02
+"""Seconds between two looks whether it has."""
 _ACK = "43"
 """How an answer to a handler begins, which some handler may be waiting for."""
 _VALUE_COST = 80
@@ -42,6 +43,48 @@ _ITEM_COST = 40
 
 Work = Coroutine[Any, Any, None]
 """What remains to be awaited of a request."""
+
+
+class Phase(enum.IntEnum):
+    """How far a session has come, in the main namespace if it speaks Socket.IO.
+
+                        ENTERING ──────► ENTERED
+          CONNECT came ▲       │           │    │
+                       │       │ refused   │    │ it recovers
+                       │       ▼           ▼    ▼
+        new ──────► OUTSIDE ◄──┘          HELD ──────► FLOWING
+                     │  ▲    `connected` is ▲   its first frame  │
+                     │  │          sent     │   is handled,      │
+                     │  │                   │   or a second      │
+                     │  │                   │   is over          │
+                     └──┼───────────────────┘                    │
+            plain: its  │                                        │
+            token is    └───────────── LEAVING ◄─────────────────┘
+            verified                disconnect handlers
+                                    are running (also from HELD)
+
+    Each of these stands for itself, beside the phase: `state` of the connection (open, closing,
+    closed, moving); `claimed`: it counts as one of its user's; `track`: None while it is live,
+    else where it stands; `extra.task`: a request is worked on, and later ones wait.
+    """
+
+    OUTSIDE = 0
+    """In no namespace, or its token is awaited, or its place is claimed."""
+    ENTERING = 1
+    """A claim or a connect handler is at work for it."""
+    ENTERED = 2
+    """The namespace has it, and `connected` is sent next."""
+    HELD = 3
+    """`connected` is sent, and default subscriptions wait for the client's first frame."""
+    FLOWING = 4
+    """Gets what it is subscribed to."""
+    LEAVING = 5
+    """Disconnect handlers are running."""
+
+
+# A lookup in the module costs less than one in the class.
+OUTSIDE, ENTERING, ENTERED = Phase.OUTSIDE, Phase.ENTERING, Phase.ENTERED
+HELD, FLOWING, LEAVING = Phase.HELD, Phase.FLOWING, Phase.LEAVING
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +173,8 @@ class Extra:
         """Of a client that has to show its token first."""
         self.session: dict[str, Any] = {}
         """python-socketio's user sessions, by namespace."""
-        self.namespaces: dict[str, tuple[str, int]] = {}
-        """Socket.IO ids and states by namespace, without the main one's."""
+        self.namespaces: dict[str, tuple[str, Phase]] = {}
+        """Socket.IO ids and phases by namespace, without the main one's."""
         self.recovery: Recovery | None = None
         """How a Socket.IO client that comes back goes on, between its CONNECT and the answer."""
         self.rooms: dict[tuple[str, str], None] = {}
@@ -164,139 +207,65 @@ class Session(Subscriber):
     """A connection with an identity.
 
     Args:
-        realtime: the parts of this worker.
+        hub: the connections of this worker.
         fd: descriptor, see `Connection`.
         id: connection id.
-        user: who it is; None for nobody in particular.
+        user: who it is; None for a client without a name.
     """
 
-    __slots__ = ("claimed", "extra", "realtime", "user", "welcomed")
+    __slots__ = ("claimed", "extra", "phase", "user")
 
     protocol: str
-    connects_by_frame = False
-    """The frame that a client is welcomed for belongs to its handshake."""
+    """Its name in metrics and in the state that is handed over."""
 
-    def __init__(self, realtime: Realtime, fd: int, id: str, user: str | None) -> None:
-        super().__init__(realtime.hub, fd, id)
-        self.realtime = realtime
+    def __init__(self, hub: Hub, fd: int, id: str, user: str | None) -> None:
+        super().__init__(hub, fd, id)
         self.user = user
         self.extra: Extra | None = None
-        self.group = realtime.no_subscriptions[self.codec.name]
         self.track = None
-        self.held = False
+        self.phase = OUTSIDE
         self.claimed = False
         """It counts as one of its user's connections."""
-        self.welcomed = False
-        """`connected` is sent."""
-        realtime.sessions[id] = self
 
-    # What protocols implement.
+    @property
+    def welcomed(self) -> bool:
+        """Whether `connected` is sent."""
+        return self.phase >= HELD
+
+    @property
+    def types(self) -> Collection[str]:
+        """Types that it may subscribe to and read."""
+        raise NotImplementedError
+
+    # What it can be asked; `ProtocolSession` and the protocols implement it.
 
     def send_event(self, event: str, envelope: bytes) -> None:
         """Send an event of this service."""
-        self.send(self.codec.event(event, envelope))
+        raise NotImplementedError
 
     def reply(self, request: Request, event: str, envelope: bytes) -> None:
         """Send the answer to a request."""
+        raise NotImplementedError
+
+    def send_error(self, error: ClientError, request: Request | None = None) -> None:
+        """Tell the client what it did wrong."""
+        raise NotImplementedError
+
+    def tell_offset(self) -> None:
+        """After a change of subscriptions: tell clients that keep an offset where they stand."""
+        raise NotImplementedError
+
+    def authenticated(self, identity: Identity) -> None:
+        """Become the user that a token names, until it expires."""
         raise NotImplementedError
 
     def welcome(self) -> Work | None:
         """Go on with a client that has now shown its token."""
         raise NotImplementedError
 
-    def request_of(self, message: str | bytes) -> Request | None:
-        """What the answer to a message that is not parsed refers to, if its beginning tells."""
+    def release(self) -> None:
+        """Let default subscriptions flow."""
         raise NotImplementedError
-
-    def handle(self, message: str | bytes) -> Work | None:
-        """Act on a message; what cannot be done at once is returned to be awaited."""
-        raise NotImplementedError
-
-    @property
-    def is_entering(self) -> bool:
-        """Whether it is on its way into a namespace."""
-        return False
-
-    def end(self, code: CloseCode, reason: str) -> None:
-        """Close for a reason of the service; `reason` goes into the close frame."""
-        self.close(code, reason)
-
-    def tell_offset(self) -> None:
-        """After a change of subscriptions: tell clients that keep an offset where they stand."""
-        offset = self.offset(self.realtime.fanout.positions if self.track is None else self.track)
-        if offset:
-            self.send(offset)
-
-    # Messages, one after the other.
-
-    def on_text(self, text: str) -> None:
-        """Handle a message now, or behind the one that is being worked on."""
-        self._receive(text)
-
-    def on_binary(self, data: bytes) -> None:
-        """Like a text message."""
-        self._receive(data)
-
-    def on_flood(self) -> None:
-        """Close, with a log line."""
-        detail = f"user {self.user}" if self.user is not None else "no user"
-        self.realtime.refusals.log("flood", None, detail)
-        self.end(CloseCode.FLOOD, "flood")
-
-    def on_too_large(self) -> None:
-        """Say so; the message is gone."""
-        self.send_error(self._too_large())
-
-    def on_unusable(self) -> None:
-        """Say so before the close frame."""
-        self.send_error(self._too_large())
-
-    def _too_large(self) -> ClientError:
-        return ClientError(
-            ErrorCode.MESSAGE_TOO_LARGE,
-            f"Messages are at most {self.hub.max_message} bytes long.",
-        )
-
-    def _receive(self, message: str | bytes) -> None:
-        over_rate = self.realtime.count_message(self)
-        if over_rate is not None:
-            self.send_error(over_rate, self.request_of(message))
-            return
-        extra = self.extra
-        if extra is not None and extra.is_busy(message):
-            self.put_aside(extra, message)
-            return
-        self._handle_now(message)
-        if self.extra is not None and self.extra.pages:
-            self.go_on()
-
-    def put_aside(self, extra: Extra, message: str | bytes) -> None:
-        """Let a message wait; when too many do, nothing more is read."""
-        size = getsizeof(message)
-        extra.inbox.append(message)
-        extra.inbox_size += size
-        self.hub.keep(self, size)
-        if len(extra.inbox) >= INBOX_MESSAGES or extra.inbox_size >= INBOX_BYTES:
-            self.hub.pause(self, PAUSE_INBOX)
-
-    def _handle_now(self, message: str | bytes) -> None:
-        was_welcomed = self.welcomed
-        work: Work | None = None
-        try:
-            work = self.handle(message)
-        except ClientError as error:
-            self.send_error(error)
-        except Exception as error:  # noqa: BLE001 (logged and told)
-            self._failed(error)
-        if work is not None:
-            self.start_task(work, was_welcomed, size=weigh(message))
-        else:
-            self._frame_handled(was_welcomed)
-
-    def _frame_handled(self, was_welcomed: bool) -> None:
-        """Let default subscriptions flow after the first frame of a client that is welcome."""
-        if self.held and self.welcomed and (was_welcomed or not self.connects_by_frame):
-            self.release()
 
     def start_task(
         self, work: Work, was_welcomed: bool = False, *, is_frame: bool = True, size: int = 0
@@ -310,58 +279,55 @@ class Session(Subscriber):
                 subscriptions flow when it is handled.
             size: bytes of the client's input that it keeps.
         """
-        extra = self.need_extra()
-        if size:
-            self.hub.keep(self, size)
-        extra.task = asyncio.get_running_loop().create_task(
-            self._work(work, was_welcomed, is_frame, size)
-        )
-
-    async def _work(self, work: Work, was_welcomed: bool, is_frame: bool, size: int) -> None:
-        extra = self.need_extra()
-        try:
-            await metered(work, self._spent)
-        except ClientError as error:
-            self.send_error(error)
-        except Exception as error:  # noqa: BLE001 (logged and told)
-            self._failed(error)
-        finally:
-            extra.task = None
-            if size:
-                self.hub.keep(self, -size)
-        if is_frame:
-            self._frame_handled(was_welcomed)
-        self.go_on()
+        raise NotImplementedError
 
     def go_on(self) -> None:
         """Do what waited, up to the next thing that must be awaited."""
-        extra = self.extra
-        if extra is None:
-            return
-        while extra.task is None and self.state == OPEN and not self.hub.is_leaving(self):
-            if extra.pages:
-                if not self.realtime.router.start_page(self):
-                    return
-            elif extra.inbox:
-                if extra.is_busy(extra.inbox[0]):
-                    return
-                message = extra.inbox.popleft()
-                size = getsizeof(message)
-                extra.inbox_size -= size
-                self.hub.keep(self, -size)
-                self._handle_now(message)
-            else:
-                self.hub.resume(self, PAUSE_INBOX)
-                return
+        raise NotImplementedError
 
-    def _spent(self, seconds: float) -> None:
-        self.realtime.charge(self, seconds)
+    def end(self, code: CloseCode, reason: str) -> None:
+        """Close for a reason of the service; `reason` goes into the close frame."""
+        self.close(code, reason)
 
-    def _failed(self, error: Exception) -> None:
-        logger.error("request failed", extra={"connection": self.id}, exc_info=error)
-        self.send_error(
-            ClientError(ErrorCode.INTERNAL_ERROR, "The server failed to do this; it is logged.")
-        )
+    # What all sessions do alike.
+
+    def end_replaced(self) -> None:
+        """Close: there is a newer connection of the same client."""
+        self.end(CloseCode.REPLACED, "replaced by a newer connection of the same client")
+
+    async def answers_ping(self) -> bool:
+        """Whether anything comes from the client within `PROBE_SECONDS` after a ping.
+
+        A worker that is late may take twice as long.
+        """
+        if self.state != OPEN:
+            return False
+        loop = asyncio.get_running_loop()
+        # What it sent before does not count; ticks are as long as a second.
+        mark = self.seen = min(self.seen, self.hub.wheel.now - 1)
+        self.ping()
+        # Steps are counted, so that a loop which is late gives its clients as much longer.
+        steps = round(PROBE_SECONDS / PROBE_STEP)
+        until = loop.time() + 2 * PROBE_SECONDS
+        while self.state == OPEN and self.seen <= mark and steps > 0:
+            await asyncio.sleep(PROBE_STEP)
+            steps -= 1
+            if loop.time() > until:
+                break
+        return self.state == OPEN and self.seen > mark
+
+    def is_held(self) -> bool:
+        """Whether nothing of its subscriptions may be written yet."""
+        return self.phase != FLOWING or (self.extra is not None and bool(self.extra.pages))
+
+    def put_aside(self, extra: Extra, message: str | bytes) -> None:
+        """Let a message wait; when too many do, nothing more is read."""
+        size = getsizeof(message)
+        extra.inbox.append(message)
+        extra.inbox_size += size
+        self.hub.keep(self, size)
+        if len(extra.inbox) >= INBOX_MESSAGES or extra.inbox_size >= INBOX_BYTES:
+            self.hub.pause(self, PAUSE_INBOX)
 
     def keep_environ(self, environ: dict[str, Any]) -> None:
         """Keep the request that the connection began with, for handlers; a long one counts."""
@@ -373,92 +339,3 @@ class Session(Subscriber):
         if self.extra is None:
             self.extra = Extra()
         return self.extra
-
-    def send_error(self, error: ClientError, request: Request | None = None) -> None:
-        """Tell the client what it did wrong."""
-        envelope = self.realtime.error_envelope(error, request.id if request else None)
-        if request is None:
-            self.send_event("error", envelope)
-        else:
-            self.reply(request, "error", envelope)
-
-    # The life of a connection.
-
-    def authenticated(self, identity: Identity) -> None:
-        """Become the user that a token names, until it expires."""
-        self.user = identity.user
-        extra = self.need_extra()
-        extra.expires_at = identity.expires_at
-        extra.allowed = self.realtime.allowed(identity.types)
-        self.realtime.watch_expiry(self)
-
-    @property
-    def types(self) -> Collection[str]:
-        """Types that it may subscribe to and read."""
-        extra = self.extra
-        if extra is None or extra.allowed is None:
-            return self.realtime.known_types
-        return extra.allowed
-
-    def release(self) -> None:
-        """Let default subscriptions flow."""
-        self.held = False
-        self.realtime.catchup.start(self)
-
-    def is_held(self) -> bool:
-        """Whether nothing of its subscriptions may be written yet."""
-        # One that another worker has given back or over before it was welcome has a `track` too.
-        return self.held or not self.welcomed or (self.extra is not None and bool(self.extra.pages))
-
-    def on_drained(self) -> None:
-        """Go on with answers, or catch up on what was not written meanwhile."""
-        if self.extra is not None and self.extra.pages:
-            self.go_on()
-        elif self.track is not None and self.welcomed:
-            self.realtime.catchup.start(self)
-
-    def heartbeat_missed(self) -> None:
-        """Nothing came for the whole timeout."""
-        if self.hub.spare(self):
-            return
-        self.send_error(
-            ClientError(
-                ErrorCode.HEARTBEAT_TIMEOUT, "Nothing was received within the heartbeat timeout."
-            )
-        )
-        self.end(CloseCode.HEARTBEAT_TIMEOUT, "heartbeat timeout")
-
-    def on_lost(self, code: int, reason: str) -> None:
-        """Leave everything."""
-        realtime = self.realtime
-        self.forget()
-        realtime.fanout.discard(self)
-        realtime.catchup.discard(self)
-        extra = self.extra
-        if extra is not None:
-            extra.pages.clear()
-            extra.inbox.clear()
-            self.hub.keep(self, -extra.inbox_size)
-            extra.inbox_size = 0
-            if extra.environ is not None:
-                self.hub.keep(self, -environ_cost(extra.environ))
-            if extra.expiry is not None:
-                extra.expiry.cancel()
-                extra.expiry = None
-        realtime.release_claim(self)
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug(
-                "closed: %s",
-                reason,
-                extra={"connection": self.id, "user": self.user, "code": code},
-            )
-
-    def forget(self) -> None:
-        """Be found no more by id."""
-        self.realtime.forget(self)
-
-    def on_detached(self) -> None:
-        """Give the place in the cap back."""
-        self.realtime.slots.release_connection()
-        if self.realtime.addresses is not None:
-            self.realtime.addresses.release(self)

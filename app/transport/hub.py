@@ -103,6 +103,7 @@ class Hub:
         max_message: largest incoming message in bytes, inclusive.
         max_incoming: bytes of incoming messages that are held over all connections.
         max_outgoing: bytes over all connections that the sockets have not yet taken.
+        meter: told what each connection costs.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Hub:
         max_message: int,
         max_incoming: int,
         max_outgoing: int = MAX_OUTGOING,
+        meter: Meter | None = None,
     ) -> None:
         self.max_message = max_message
         self.max_incoming = max_incoming
@@ -124,7 +126,7 @@ class Hub:
         self.bytes_received = 0
         self.incoming = 0
         """Bytes of the peers' input held now: unfinished messages, and what `keep` counts."""
-        self.meter: Meter | None = None
+        self.meter = meter
         self.slice_ends = 0.0
         """Monotonic time at which the connection that is being read is to be put off."""
         self.extra_frames = 0

@@ -20,7 +20,7 @@ from app.protocol.frames import BINARY, build_frame
 from app.sessions.handoff import state as session_state
 from app.sessions.handoff import transfer
 from app.sessions.handoff.state import CannotPass
-from app.sessions.session import ConnectOptions, Session
+from app.sessions.session import HELD, ConnectOptions, Session
 from app.transport.connection import MOVING, OPEN
 from tests.support.handoff import SECRET, Client, MakeBench, make
 from tests.support.mutations import spoil_value
@@ -50,7 +50,7 @@ async def test_a_plain_session(make: MakeBench) -> None:
     assert bench.counts() == [1, 0]
     await bench.hand_over()
     assert bench.counts() == [0, 1]
-    assert not bench.giver.worker.realtime.sessions
+    assert not bench.giver.worker.registry.by_id
     now = bench.taker.only
     assert (now.id, now.user, now.claimed, now.welcomed) == (was.id, "anna", True, True)
     assert now.group.types == {"status", "health"}
@@ -158,9 +158,9 @@ async def test_held_until_its_first_frame(make: MakeBench) -> None:
     bench = await make()
     client = bench.connect(options=ConnectOptions(types=("status",)))
     await client.event("connected")
-    assert bench.giver.only.held
+    assert bench.giver.only.phase == HELD
     await bench.hand_over()
-    assert bench.taker.only.held
+    assert bench.taker.only.phase == HELD
     last = await bench.tick(3)
     await until(lambda: bench.taker.worker.fanout.positions["status"].seq == last)
     assert client.seqs() == []
@@ -186,7 +186,7 @@ async def test_held_refused_and_silent(make: MakeBench) -> None:
     await client.event("connected")
     batch = await bench.pack()
     # Its time to be released comes and goes while it is on its way.
-    bench.giver.worker.realtime._held.clear()
+    bench.giver.worker.context.welcome._held.clear()
     await bench.giver.transfer.take_back(batch, batch.sessions, stay=True)
     await bench.tick(1)
     await until(lambda: client.seqs() == [1])
@@ -283,7 +283,7 @@ async def test_a_socketio_session(make: MakeBench) -> None:
         await client.wait(lambda text, n=number: text == f'42/app,["hello",{n}]')
     assert sum('"hello"' in text for text in client.texts) == 4
     client.sock.close()
-    await until(lambda: not bench.taker.worker.realtime.sessions)
+    await until(lambda: not bench.taker.worker.registry.by_id)
     await until(lambda: not taker._members and not taker._clients)
     assert bench.counts() == [0, 0]
 
@@ -429,7 +429,7 @@ async def test_another_version(make: MakeBench) -> None:
         other = {**state, "version": wrong}
         assert bench.taker.transfer.judge([other, state], batch.payload.chunks) == [False, True]
         with pytest.raises(CannotPass, match="version"):
-            session_state.load_session(bench.taker.worker.realtime, -1, other, batch.payload.chunks)
+            session_state.load_session(bench.taker.worker.context, -1, other, batch.payload.chunks)
     del state["version"]
     assert bench.taker.transfer.judge([state], batch.payload.chunks) == [False]
     await bench.giver.transfer.take_back(batch, batch.sessions, stay=True)
@@ -481,7 +481,7 @@ async def test_bytes_that_sessions_share_travel_once(make: MakeBench) -> None:
         client.ask("ping")
         await client.event("pong")
     await bench.tick(1, size=600_000)
-    sessions = list(bench.giver.worker.realtime.sessions.values())
+    sessions = list(bench.giver.worker.registry.by_id.values())
     await until(lambda: all(session.pending is not None for session in sessions))
     output = bench.giver.worker.hub.output
     assert output.total < 700_000
@@ -504,10 +504,10 @@ async def test_a_batch_is_bounded_in_bytes(
     clients = [bench.connect(small=True) for _ in range(8)]
     for number, client in enumerate(clients):
         await client.event("connected")
-        session = bench.giver.worker.realtime.sessions[client_id(client)]
+        session = bench.giver.worker.registry.by_id[client_id(client)]
         session.send(build_frame(BINARY, b"%d" % number * 200_000))
     await until(
-        lambda: all(s.pending is not None for s in bench.giver.worker.realtime.sessions.values())
+        lambda: all(s.pending is not None for s in bench.giver.worker.registry.by_id.values())
     )
     sizes = []
     while bench.giver.transfer.left():
@@ -588,7 +588,7 @@ async def test_one_that_is_not_welcome_yet_joins_no_group(make: MakeBench, gives
     await until(lambda: client.seqs() == [1])
     assert [len(group.members) for group in fanout.groups() if group.members] == [1]
     client.sock.close()
-    await until(lambda: not place.worker.realtime.sessions)
+    await until(lambda: not place.worker.registry.by_id)
     assert not [group for group in fanout.groups() if group.members]
 
 
@@ -600,7 +600,7 @@ async def test_a_malformed_state_is_refused_before_anything_is_made_of_it(make: 
     sio = await bench.socketio("/app", auth={"user": "bob"})
     sio.say('451-["echo",{"_placeholder":true,"num":0}]')
     await until(lambda: len(bench.giver.worker.sio._binary_packet) == 1)
-    await until(lambda: any(s.reader for s in bench.giver.worker.realtime.sessions.values()))
+    await until(lambda: any(s.reader for s in bench.giver.worker.registry.by_id.values()))
     batch = await bench.pack()
     taker = bench.taker
     states = json.loads(json.dumps(batch.states))
@@ -631,8 +631,8 @@ async def test_a_malformed_state_is_refused_before_anything_is_made_of_it(make: 
         [taken] = taker.transfer.judge([spoilt], batch.payload.chunks)
         if not taken:
             with pytest.raises(CannotPass):
-                session_state.load_session(taker.worker.realtime, -1, spoilt, batch.payload.chunks)
-    assert not taker.worker.realtime.sessions
+                session_state.load_session(taker.worker.context, -1, spoilt, batch.payload.chunks)
+    assert not taker.worker.registry.by_id
     await bench.giver.transfer.take_back(batch, batch.sessions, stay=True)
 
 
@@ -657,7 +657,7 @@ async def test_a_state_that_cannot_be_loaded(
     taken = await bench.deliver(batch)
     assert len(taken) == 2
     assert bench.counts() == [0, 2]
-    assert len(bench.taker.worker.realtime.sessions) == 2
+    assert len(bench.taker.worker.registry.by_id) == 2
     assert "lost in the handoff" in caplog.text
     await until(lambda: clients[1].read() is not None and clients[1].closed)
     for client in (clients[0], clients[2]):

@@ -14,7 +14,7 @@ from app.broadcast.catchup import CatchUp
 from app.broadcast.fanout import FanOut
 from app.broadcast.subscriber import Subscriber
 from app.protocol.codecs import PLAIN
-from app.transport.hub import Hub
+from app.transport.hub import Hub, Meter
 from app.types import Gap, Message, Position
 
 
@@ -67,6 +67,9 @@ class Sub(Subscriber):
         bench.hub.attach(self)
         bench.subs.append(self)
 
+    def is_held(self) -> bool:
+        return self.held
+
     def on_drained(self) -> None:
         if self.track is not None and self.bench.catchup is not None:
             self.bench.catchup.start(self)
@@ -113,12 +116,13 @@ def _short(envelope: dict[str, Any]) -> Any:
 class Bench:
     """A hub and a fan-out at the start of two streams."""
 
-    def __init__(self, batch_size: int = 100) -> None:
+    def __init__(self, batch_size: int = 100, meter: Meter | None = None) -> None:
         self.hub = Hub(
             heartbeat_interval=30.0,
             heartbeat_timeout=60.0,
             max_message=1000,
             max_incoming=10_000,
+            meter=meter,
         )
         self.flushes: list[tuple[list[Message | Gap], dict[str, int]]] = []
         start = {"status": Position("e1", 0), "stats": Position("e1", 0)}

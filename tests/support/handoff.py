@@ -102,7 +102,7 @@ class Workplace:
     def __init__(self, worker: Worker, slots: WorkerSlots, table: SlotTable) -> None:
         self.worker = worker
         self.slots = slots
-        self.transfer = Transfer(worker.realtime, worker.manager, worker.history, slots)
+        self.transfer = Transfer(worker.context, worker.manager, worker.history, slots)
         self.generation = next(r.generation for r in table.rows() if r.number == slots.index)
 
     def session(
@@ -114,13 +114,13 @@ class Workplace:
         ours.setblocking(False)
         theirs.setblocking(False)
         assert self.slots.reserve_connection()
-        realtime = self.worker.realtime
+        context = self.worker.context
         session: PlainSession | SocketIOSession
         if socketio:
-            session = SocketIOSession(realtime, ours.detach(), new_id(), user)
+            session = SocketIOSession(context, ours.detach(), new_id(), user)
         else:
-            session = PlainSession(realtime, ours.detach(), new_id(), user)
-        realtime.hub.attach(session)
+            session = PlainSession(context, ours.detach(), new_id(), user)
+        context.hub.attach(session)
         if isinstance(session, SocketIOSession):
             session.begin(options)
         else:
@@ -130,7 +130,7 @@ class Workplace:
     @property
     def only(self) -> Any:
         """The one session of this worker."""
-        [session] = self.worker.realtime.sessions.values()
+        [session] = self.worker.registry.by_id.values()
         return session
 
 

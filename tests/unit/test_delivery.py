@@ -48,6 +48,9 @@ class Parts:
             raise RuntimeError("control")
         self.done.append(f"control {item.seq}")
 
+    def reach(self, position: Position) -> None:
+        self.position = position
+
     def hear(self) -> None:
         self.done.append("heard")
 

@@ -16,13 +16,13 @@ from app.broadcast.catchup import CatchUp
 from app.config import Settings
 from app.errors import BackplaneUnavailable
 from app.metrics import Metrics
+from app.sessions.assembly import make_context
 from app.sessions.auth import TokenVerifier
 from app.sessions.plain import PlainSession
-from app.sessions.realtime import FLOOD_FACTOR, Realtime
-from app.sessions.router import Router
+from app.sessions.rates import FLOOD_FACTOR, Limits, Rates
 from app.sessions.session import INBOX_MESSAGES, ConnectOptions
 from app.transport.connection import CLOSED, CLOSING, OPEN
-from app.types import Gap, Message
+from app.types import Gap, Message, Position
 from tests.support.delivery import Bench, message, messages, turn
 from tests.support.slots import TableSlots
 from tests.support.waiting import until
@@ -50,37 +50,43 @@ class Worker(Bench):
     """What a plain session needs of a worker."""
 
     def __init__(self, **changes: Any) -> None:
-        super().__init__()
         types = ("status", "stats")
         self.settings = Settings(message_types=types, default_subscriptions=("status",), **changes)
+        self.rates = Rates(Limits.of(self.settings))
+        super().__init__(meter=self.rates)
         self.history = SlowHistory()
         self.catchup = CatchUp(self.fanout, self.history, frozenset())
         self.slots = TableSlots(self.settings)
         self.clients: list[Client] = []
 
-        async def replace_elsewhere(_: str) -> None: ...
+        async def nothing(*_: object) -> None: ...
 
-        self.realtime = Realtime(
+        history: Any = self.history
+        self.context = make_context(
             settings=self.settings,
+            key=b"k" * 32,
             hub=self.hub,
+            rates=self.rates,
             fanout=self.fanout,
             catchup=self.catchup,
+            history=history,
             slots=self.slots,
             claims=None,
             verifier=TokenVerifier(self.settings),
             metrics=Metrics(types),
-            key=b"k" * 32,
-            replace_elsewhere=replace_elsewhere,
+            subscribers=lambda _: (3, 2),
+            control_position=Position("c", 0),
+            send_control=nothing,
+            publish=nothing,
+            note_unreadable=lambda: None,
         )
-        history: Any = self.history
-        self.realtime.router = Router(self.realtime, history, lambda _: (3, 2))
 
     def client(self, id: str = "c1", options: ConnectOptions | None = None) -> Client:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
         self.slots.reserve_connection()
-        session = PlainSession(self.realtime, ours.detach(), id, None)
+        session = PlainSession(self.context, ours.detach(), id, None)
         self.hub.attach(session)
         session.begin(None, options or ConnectOptions())
         client = Client(session, theirs)
@@ -219,7 +225,7 @@ async def test_who_goes_away_during_a_request_gets_nothing_more(worker: Worker) 
     await turn(50)
     assert other.read() == []
     assert client.session.state == CLOSED
-    assert worker.realtime.sessions.keys() == {"c2"}
+    assert worker.context.registry.by_id.keys() == {"c2"}
     assert worker.slots.connections == 1
 
 
@@ -244,7 +250,7 @@ async def test_rates() -> None:
     for _ in range(6):
         client.ask("ping")
     assert await client.events(6) == ["pong"] * 5 + ["error"]
-    worker.realtime.start_second()
+    worker.context.rates.start_second()
     client.ask("ping")
     assert await client.events(1) == ["pong"]
     for _ in range(5 * FLOOD_FACTOR):
@@ -262,30 +268,30 @@ async def test_silence_is_told_and_ends_it(worker: Worker) -> None:
     assert await client.close_code() == 4408
     told = [json.loads(frame.data) for frame in client.frames if frame.opcode is Opcode.TEXT]
     assert [envelope["data"]["code"] for envelope in told] == ["HEARTBEAT_TIMEOUT"]
-    assert worker.realtime.sessions == {}
+    assert worker.context.registry.by_id == {}
 
 
 async def test_resume_tokens(worker: Worker) -> None:
-    realtime = worker.realtime
-    token = realtime.resume_token("c1")
-    assert realtime.read_owner(token, None) == "c1"
-    assert realtime.read_owner(token, "ann") is None
+    tokens = worker.context.tokens
+    token = tokens.resume("c1")
+    assert tokens.read_owner(token, None) == "c1"
+    assert tokens.read_owner(token, "ann") is None
     for wrong in ("", ".", "c1", "c1.", "c2" + token[2:], token + "0", "\ud800.x", "é" + token):
-        assert realtime.read_owner(wrong, None) is None
+        assert tokens.read_owner(wrong, None) is None
 
 
 async def test_a_newer_connection_takes_the_place_of_a_silent_one(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.sessions.realtime.PROBE_SECONDS", 0.1)
+    monkeypatch.setattr("app.sessions.session.PROBE_SECONDS", 0.1)
     old = worker.client()
     token = (await old.event())["data"]["resume"]
     new = worker.client("c2")
-    work = worker.realtime.claim(new.session, token)
+    work = worker.context.claiming.claim(new.session, token)
     assert work is not None
     await work
     assert await old.close_code() == 4409
-    assert worker.realtime.sessions.keys() == {"c2"}
+    assert worker.context.registry.by_id.keys() == {"c2"}
 
 
 async def test_who_answers_keeps_its_place(worker: Worker) -> None:
@@ -293,25 +299,25 @@ async def test_who_answers_keeps_its_place(worker: Worker) -> None:
     old = worker.client()
     token = (await old.event())["data"]["resume"]
     new = worker.client("c2")
-    work = worker.realtime.claim(new.session, token)
+    work = worker.context.claiming.claim(new.session, token)
     assert work is not None
     waiting = asyncio.create_task(work)
     await turn()
     old.sock.send(bytes([0x8A, 0x80, 0, 0, 0, 0]))  # an empty pong
     await waiting
-    assert worker.realtime.sessions.keys() == {"c1", "c2"}
+    assert worker.context.registry.by_id.keys() == {"c1", "c2"}
     assert old.session.state == new.session.state == OPEN
 
 
 async def test_a_token_of_ours_belongs_to_its_user(worker: Worker) -> None:
-    realtime = worker.realtime
-    token = realtime.resume_token("c1", "ann")
-    assert realtime.read_owner(token, "ann") == "c1"
-    assert realtime.read_owner(realtime.resume_token("c1"), None) == "c1"
+    tokens = worker.context.tokens
+    token = tokens.resume("c1", "ann")
+    assert tokens.read_owner(token, "ann") == "c1"
+    assert tokens.read_owner(tokens.resume("c1"), None) == "c1"
     for user in ("bob", None, "ann|", ""):
-        assert realtime.read_owner(token, user) is None
-    assert realtime.read_owner(realtime.resume_token("c1"), "ann") is None
-    assert realtime.read_owner("c1.x", None) is None
+        assert tokens.read_owner(token, user) is None
+    assert tokens.read_owner(tokens.resume("c1"), "ann") is None
+    assert tokens.read_owner("c1.x", None) is None
 
 
 def seqs(envelope: dict[str, Any]) -> list[int]:
@@ -395,7 +401,7 @@ async def test_a_slow_beginning_is_no_first_frame(worker: Worker) -> None:
     """Default subscriptions wait for the client's `recover`, however long its claim took."""
     worker.history.items = messages(1, 3)
     await worker.fanout.deliver(worker.history.items)
-    client = worker.client(options=ConnectOptions(resume=worker.realtime.resume_token("elsewhere")))
+    client = worker.client(options=ConnectOptions(resume=worker.context.tokens.resume("elsewhere")))
     assert (await client.event())["event"] == "connected"
     client.ask("subscribe", {"types": ["status"], "recover": {"status": {"epoch": "e1", "seq": 1}}})
     reply = await client.event()

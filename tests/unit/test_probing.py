@@ -13,6 +13,7 @@ from app.errors import CloseCode
 from app.protocol.envelope import encode_json
 from app.sessions import control, probing
 from app.sessions.probing import Prober
+from app.sessions.registry import Registry
 from app.transport.connection import CLOSING, OPEN
 
 
@@ -26,9 +27,16 @@ class FakeSession:
     def end(self, code: CloseCode, reason: str) -> None:
         self.state, self.ended = CLOSING, code
 
+    def end_replaced(self) -> None:
+        self.end(CloseCode.REPLACED, "")
+
+    async def answers_ping(self) -> bool:
+        await asyncio.sleep(0)
+        return self.answers
+
 
 class FakeWorker:
-    """A manager with its realtime and server in one."""
+    """The way of one worker to the others, and its prober."""
 
     def __init__(self, stream: list[FakeWorker], url: str = "") -> None:
         self.host_id = f"host{len(stream)}"
@@ -36,16 +44,9 @@ class FakeWorker:
         self.tasks: set[asyncio.Task[Any]] = set()
         self.sent: list[str] = []
         self.is_mute = False
-        self.realtime = SimpleNamespace(
-            sessions={},
-            settings=SimpleNamespace(backplane_url=url),
-            slots=SimpleNamespace(index=len(stream), rows=self._rows),
-            answers=self._answers,
-            replace=lambda session: session.end(CloseCode.REPLACED, ""),
-        )
-        self.server = SimpleNamespace(start_task=self._start)
-        manager: Any = self
-        self.prober = Prober(manager)
+        self.registry = Registry()
+        slots: Any = SimpleNamespace(index=len(stream), rows=self._rows)
+        self.prober = Prober(self, self.registry, slots, is_alone=not url)
         stream.append(self)
 
     def _rows(self) -> list[Any]:
@@ -54,17 +55,14 @@ class FakeWorker:
             for number in range(len(self.stream))
         ]
 
-    async def _answers(self, session: FakeSession) -> bool:
-        await asyncio.sleep(0)
-        return session.answers
-
-    def _start(self, work: Coroutine[Any, Any, Any]) -> None:
+    def start_task(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
     def add(self, *sessions: FakeSession) -> None:
-        self.realtime.sessions.update({session.id: session for session in sessions})
+        for session in sessions:
+            self.registry.by_id[session.id] = session  # type: ignore[assignment]
 
     async def send_and_read_back(self, message: dict[str, Any]) -> None:
         await self.send_to_all({**message, "host_id": self.host_id})
@@ -80,7 +78,7 @@ class FakeWorker:
         method = message["method"]
         mine = message.get("host_id") == self.host_id
         if method == "replace" and not mine:
-            found = [self.realtime.sessions.get(sid) for sid in message["sids"]]
+            found = [self.registry.by_id.get(sid) for sid in message["sids"]]
             self.prober.on_replace(message, [one for one in found if one is not None])
         elif method == "probe" and not mine:
             self.prober.on_probe(message)

@@ -106,7 +106,7 @@ class Departure:
             if loop.time() >= until:
                 break
             await asyncio.sleep(_INTERVAL)
-            if drain is None and parts.realtime.sessions:
+            if drain is None and len(parts.registry):
                 outcome.add(await succession.give_all())
         if drain is not None:
             await drain

@@ -14,12 +14,22 @@ from app.errors import ClientError, PresenceError
 from app.protocol.envelope import decode_json, encode_json
 from app.protocol.frames import FrameReader
 from app.protocol.requests import Request
+from app.sessions.context import SessionContext
 from app.sessions.handoff import shape
 from app.sessions.handoff.payload import Payload, unfold
 from app.sessions.plain import PlainSession
-from app.sessions.realtime import Realtime
-from app.sessions.session import ConnectOptions, Page, Session
-from app.sessions.socketio.rooms import CONNECTED, MAIN
+from app.sessions.protocol_session import ProtocolSession
+from app.sessions.session import (
+    ENTERED,
+    ENTERING,
+    FLOWING,
+    HELD,
+    LEAVING,
+    ConnectOptions,
+    Page,
+    Session,
+)
+from app.sessions.socketio.client import MAIN
 from app.sessions.socketio.session import SocketIOSession
 from app.transport.connection import Pending
 from app.types import Position
@@ -67,7 +77,7 @@ def dump_session(
         "user": session.user,
         "claimed": session.claimed,
         "welcomed": session.welcomed,
-        "held": session.held,
+        "held": session.phase == HELD,
         "positions": {
             type: [session.track[type].epoch, session.track[type].seq]
             for type in session.group.types
@@ -86,7 +96,8 @@ def dump_session(
     }
     if extra is not None and extra.allowed is not None:
         state["allowed"] = sorted(extra.allowed)
-    addresses = session.realtime.addresses
+    assert isinstance(session, ProtocolSession)
+    addresses = session.context.addresses
     if addresses is not None:
         state["address"] = addresses.of(session)
     if isinstance(session, SocketIOSession):
@@ -94,11 +105,13 @@ def dump_session(
     return state
 
 
-def load_session(realtime: Realtime, fd: int, packed: Any, chunks: Sequence[bytes] = ()) -> Session:
+def load_session(
+    context: SessionContext, fd: int, packed: Any, chunks: Sequence[bytes] = ()
+) -> Session:
     """Go on with a session, whose connection and claim are counted for this worker already.
 
     Args:
-        realtime: the parts of this worker.
+        context: the parts of this worker.
         fd: its descriptor.
         packed: its state.
         chunks: of the payload that came with it.
@@ -106,41 +119,36 @@ def load_session(realtime: Realtime, fd: int, packed: Any, chunks: Sequence[byte
     Raises:
         CannotPass: `check_state` has not been asked.
     """
-    state = check_state(realtime, packed, chunks)
+    state = check_state(context, packed, chunks)
     session: PlainSession | SocketIOSession
     if state["protocol"] == PlainSession.protocol:
-        session = PlainSession(realtime, fd, state["id"], state["user"])
+        session = PlainSession(context, fd, state["id"], state["user"])
     else:
-        session = SocketIOSession(realtime, fd, state["id"], state["user"])
+        session = SocketIOSession(context, fd, state["id"], state["user"])
     session.claimed = state["claimed"]
-    session.welcomed = state["welcomed"]
     positions = {type: Position(*place) for type, place in state["positions"].items()}
-    session.group = realtime.fanout.group(session.codec, frozenset(positions), state["batch"])
+    session.group = context.fanout.group(session.codec, frozenset(positions), state["batch"])
     session.track = positions
     if state["reader"] is not None:
-        session.reader = FrameReader.load(realtime.hub.max_message, state["reader"])
+        session.reader = FrameReader.load(context.hub.max_message, state["reader"])
     if state["unsent"]:
-        session.pending = _load_pending(realtime, state)
+        session.pending = _load_pending(context, state)
     if isinstance(session, SocketIOSession):
         _load_socketio(session, state["socketio"])
+    if state["welcomed"]:
+        session.phase = FLOWING
     if state["wishes"] is not None:
         session.need_extra().options = ConnectOptions(**state["wishes"])
-    if "allowed" in state:
-        session.need_extra().allowed = realtime.allowed(frozenset(state["allowed"]))
-    if state["expires_at"] is not None:
-        session.need_extra().expires_at = state["expires_at"]
-        realtime.watch_expiry(session, handed_over=True)
-    elif not session.welcomed and isinstance(session, PlainSession):
-        realtime.await_token(session)
+    _load_token(session, state)
     if isinstance(session, SocketIOSession) and not session.is_entering:
-        realtime.await_connect(session)
+        context.entrance.await_connect(session)
     address = state.get("address")
-    if realtime.addresses is not None and isinstance(address, str):
-        realtime.addresses.hold(session, address)
+    if context.addresses is not None and isinstance(address, str):
+        context.addresses.hold(session, address)
     silent, due = state["times"]
-    realtime.hub.attach(session, (silent, due))
-    if state["held"]:
-        realtime.hold(session)
+    context.hub.attach(session, (silent, due))
+    if state["held"] and state["welcomed"]:
+        context.welcome.hold(session)
     if state["pages"]:
         session.need_extra().pages.extend(map(_load_page, state["pages"]))
     for message in state["inbox"]:
@@ -148,7 +156,19 @@ def load_session(realtime: Realtime, fd: int, packed: Any, chunks: Sequence[byte
     return session
 
 
-def check_state(realtime: Realtime, packed: Any, chunks: Sequence[bytes] = ()) -> State:
+def _load_token(session: PlainSession | SocketIOSession, state: State) -> None:
+    """What the token of its user says, or the time to show one."""
+    context = session.context
+    if "allowed" in state:
+        session.need_extra().allowed = context.allowed.of(frozenset(state["allowed"]))
+    if state["expires_at"] is not None:
+        session.need_extra().expires_at = state["expires_at"]
+        context.expiry.watch(session, handed_over=True)
+    elif not session.welcomed and isinstance(session, PlainSession):
+        context.expiry.await_token(session)
+
+
+def check_state(context: SessionContext, packed: Any, chunks: Sequence[bytes] = ()) -> State:
     """Make sure that this worker can take a session; returns its state with the bytes in place.
 
     Raises:
@@ -166,8 +186,8 @@ def check_state(realtime: Realtime, packed: Any, chunks: Sequence[bytes] = ()) -
         raise CannotPass(f"the state is malformed: {fault}")
     if (version == LIMITED_VERSION) != ("allowed" in state):
         raise CannotPass("the state is malformed: its version and its types do not agree")
-    unknown = set(state["positions"]) - realtime.known_types
-    unknown |= {page["type"] for page in state["pages"]} - realtime.known_types
+    unknown = set(state["positions"]) - context.known_types
+    unknown |= {page["type"] for page in state["pages"]} - context.known_types
     if unknown:
         raise CannotPass(f"subscribed to types that are no more: {', '.join(sorted(unknown))}")
     return state
@@ -182,8 +202,8 @@ def _dump_reader(reader: FrameReader, payload: Payload) -> State:
     }
 
 
-def _load_pending(realtime: Realtime, state: State) -> Pending:
-    output, tick = realtime.hub.output, realtime.hub.wheel.now
+def _load_pending(context: SessionContext, state: State) -> Pending:
+    output, tick = context.hub.output, context.hub.wheel.now
     first, *rest = state["unsent"]
     pending = Pending(first, state["offset"], output, tick=tick, headless=state["headless"])
     for chunk in rest:
@@ -221,12 +241,12 @@ def _dump_options(options: ConnectOptions) -> dict[str, Any]:
 
 def _dump_socketio(session: SocketIOSession, payload: Payload) -> State:
     extra = session.need_extra()
-    server = session.realtime.sio
-    sids = {MAIN: session.id} if session.main else {}
+    server = session.context.sio
+    sids = {MAIN: session.id} if session.phase else {}
     sids |= {namespace: sid for namespace, (sid, _) in extra.namespaces.items()}
-    if any(state != CONNECTED for _, state in extra.namespaces.values()) or session.main not in (
-        0,
-        CONNECTED,
+    if any(phase != ENTERED for _, phase in extra.namespaces.values()) or session.phase in (
+        ENTERING,
+        LEAVING,
     ):
         raise CannotPass("it is on its way into or out of a namespace")
     packet = server._binary_packet.get(session)
@@ -253,7 +273,7 @@ def _dump_socketio(session: SocketIOSession, payload: Payload) -> State:
 
 
 def _load_socketio(session: SocketIOSession, state: State) -> None:
-    server = session.realtime.sio
+    server = session.context.sio
     manager = server.manager
     for namespace, sid in state["namespaces"].items():
         manager.adopt(session, namespace, sid)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from app.backplane.history import History
 from app.backplane.scripts import CONTROL
 from app.errors import BackplaneUnavailable
+from app.sessions.context import SessionContext
 from app.sessions.control import Unreadable
 from app.sessions.handoff.payload import Payload
 from app.sessions.handoff.state import (
@@ -29,8 +30,7 @@ from app.sessions.handoff.state import (
     is_at_rest,
     load_session,
 )
-from app.sessions.realtime import Realtime
-from app.sessions.session import Session
+from app.sessions.session import HELD, Session
 from app.sessions.socketio.manager import StreamManager
 from app.sessions.socketio.session import SocketIOSession
 from app.transport.connection import CLOSED, MOVING, OPEN
@@ -75,16 +75,16 @@ class Transfer:
     """Both sides of a handoff.
 
     Args:
-        realtime: the parts of this worker.
+        context: the parts of this worker.
         manager: delivers what was emitted while a session was on its way.
         history: where that is read.
         counts: the slot table.
     """
 
     def __init__(
-        self, realtime: Realtime, manager: StreamManager, history: History, counts: Counts
+        self, context: SessionContext, manager: StreamManager, history: History, counts: Counts
     ) -> None:
-        self._realtime = realtime
+        self._context = context
         self._manager = manager
         self._history = history
         self._counts = counts
@@ -95,12 +95,14 @@ class Transfer:
 
     def left(self) -> list[Session]:
         """Sessions that this worker still serves."""
-        return [session for session in self._realtime.sessions.values() if session.state == OPEN]
+        return [
+            session for session in self._context.registry.by_id.values() if session.state == OPEN
+        ]
 
     def at_rest(self, limit: int) -> list[Session]:
         """Sessions that can be described now, at most `limit`; the others read no more."""
         found: list[Session] = []
-        for session in self._realtime.sessions.values():
+        for session in self._context.registry.by_id.values():
             if session.state != OPEN or session in self.stay:
                 continue
             if is_at_rest(session):
@@ -108,7 +110,7 @@ class Transfer:
                 if len(found) == limit:
                     break
             else:
-                self._realtime.hub.pause(session)
+                self._context.hub.pause(session)
         return found
 
     def can_wait(self) -> bool:
@@ -118,7 +120,7 @@ class Transfer:
     def resume(self) -> None:
         """Read again from those who are left."""
         for session in self.left():
-            self._realtime.hub.resume(session)
+            self._context.hub.resume(session)
             session.go_on()
 
     def pack(self, sessions: Iterable[Session]) -> Batch:
@@ -126,8 +128,8 @@ class Transfer:
 
         Not all of them where their bytes are many: the rest is for the next batch.
         """
-        realtime = self._realtime
-        realtime.hub.flush()
+        context = self._context
+        context.hub.flush()
         batch = Batch([], [], [], self._manager.position, Payload())
         now = time.monotonic()
         for session in sessions:
@@ -136,19 +138,19 @@ class Transfer:
             if session.state != OPEN:
                 continue
             if session.track is None:
-                session.track = realtime.fanout.leave(session)
-            realtime.catchup.discard(session)
+                session.track = context.fanout.leave(session)
+            context.catchup.discard(session)
             if session.state != OPEN:
                 continue
-            times = realtime.hub.wheel.times(session)
+            times = context.hub.wheel.times(session)
             try:
                 state = dump_session(session, times, now, batch.payload)
             except CannotPass as error:
                 logger.info("not handed over: %s", error, extra={"connection": session.id})
                 self.stay[session] = None
-                realtime.catchup.start(session)
+                context.catchup.start(session)
                 continue
-            realtime.hub.release(session)
+            context.hub.release(session)
             session.state = MOVING
             batch.sessions.append(session)
             batch.times.append(times)
@@ -160,15 +162,13 @@ class Transfer:
         for session in sessions:
             session.state = CLOSED
             os.close(session.fd)
-            self._realtime.hub.forget_kept(session)
+            self._context.hub.forget_kept(session)
             if session.pending is not None:
                 session.pending.clear()
             if session.extra is not None and session.extra.expiry is not None:
                 session.extra.expiry.cancel()
-            self._realtime.sessions.pop(session.id, None)
-            if session.claimed and self._realtime.claims is not None:
-                assert session.user is not None
-                self._realtime.claims.hand_over(session.user)
+            self._context.registry.discard(session.id)
+            self._context.claiming.give(session)
             if isinstance(session, SocketIOSession):
                 self._manager.let_go(session)
 
@@ -181,11 +181,11 @@ class Transfer:
                 session.state = OPEN
                 if stay:
                     self.stay[session] = None
-                self._realtime.hub.attach(session, times)
+                self._context.hub.attach(session, times)
                 session.go_on()
-                if session.held:
-                    self._realtime.hold(session)
-                self._realtime.catchup.start(session)
+                if session.phase == HELD:
+                    self._context.welcome.hold(session)
+                self._context.catchup.start(session)
         await self._manager.replay(missing, _over_socketio(kept))
 
     # The taker.
@@ -196,7 +196,7 @@ class Transfer:
 
     def _can_take(self, state: Any, chunks: Sequence[bytes]) -> bool:
         try:
-            check_state(self._realtime, state, chunks)
+            check_state(self._context, state, chunks)
         except CannotPass as error:
             id = state.get("id") if isinstance(state, dict) else None
             logger.info("not taken over: %s", error, extra={"connection": id})
@@ -217,27 +217,26 @@ class Transfer:
         taken: list[Session] = []
         for state, fd in zip(states, descriptors, strict=True):
             try:
-                session = load_session(self._realtime, fd, state, chunks)
+                session = load_session(self._context, fd, state, chunks)
             except Exception:
                 logger.exception("a connection was lost in the handoff: %s", state.get("id"))
                 os.close(fd)
-                self._realtime.sessions.pop(state["id"], None)
-                self._realtime.slots.release_connection()
-                self._realtime.metrics.handed_over["lost"].inc()
+                self._context.registry.discard(state["id"])
+                self._context.slots.release_connection()
+                self._context.metrics.handed_over["lost"].inc()
                 continue
             if session.claimed:
                 assert session.user is not None
                 self._counts.adopt_user(*giver, session.user)
-                if self._realtime.claims is not None:
-                    self._realtime.claims.adopt(session.user)
+                self._context.claiming.adopt(session)
             taken.append(session)
         over_socketio = _over_socketio(taken)
         self._manager.skip(over_socketio, control)
         await self._manager.replay(missing, over_socketio)
         for session in taken:
-            self._realtime.catchup.start(session)
+            self._context.catchup.start(session)
             session.go_on()
-        metrics = self._realtime.metrics
+        metrics = self._context.metrics
         metrics.handed_over["taken"].inc(len(taken))
         if states:
             pause = time.monotonic() - states[0]["exported_at"]

@@ -7,17 +7,19 @@ tasks; see the layers in ARCHITECTURE.md.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import engineio
 from engineio import packet as eio_packet
 
+from app.config import Settings
 from app.errors import CloseCode
+from app.protocol.envelope import encode_json
 from app.protocol.frames import BINARY, TEXT, build_frame
+from app.sessions.socketio.client import SocketIOClient
 from app.transport.connection import OPEN
 
-if TYPE_CHECKING:
-    from app.sessions.socketio.session import SocketIOSession
+_ID_PLACE = b"0" * 36
 
 
 def message_frame(data: str | bytes) -> bytes:
@@ -27,23 +29,48 @@ def message_frame(data: str | bytes) -> bytes:
     return build_frame(BINARY, bytes(data))
 
 
+class OpenPacket:
+    """The OPEN packet of Engine.IO 4, made once but for the id.
+
+    A client gives up when no ping came for interval and timeout together.
+
+    Args:
+        settings: of the service.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        interval = settings.heartbeat_interval
+        fields = {
+            "sid": _ID_PLACE.decode(),
+            "upgrades": [],
+            "pingInterval": round(interval * 1000),
+            "pingTimeout": round((settings.heartbeat_timeout - interval) * 1000),
+            "maxPayload": settings.max_message_size,
+        }
+        self._frame = build_frame(TEXT, b"0" + encode_json(fields))
+
+    def frame(self, id: str) -> bytes:
+        """The frame that begins the session with this id."""
+        return self._frame.replace(_ID_PLACE, id.encode())
+
+
 class DetachedEngine(engineio.AsyncServer):
     """Engine.IO 4 on the WebSocket transport only."""
 
-    def _get_socket(self, sid: SocketIOSession | None) -> SocketIOSession:
+    def _get_socket(self, sid: SocketIOClient | None) -> SocketIOClient:
         if sid is None or sid.state != OPEN:
             raise KeyError("Session is disconnected")
         return sid
 
-    def transport(self, sid: SocketIOSession) -> str:
+    def transport(self, sid: SocketIOClient) -> str:
         """The one transport that there is."""
         return "websocket"
 
-    async def send(self, sid: SocketIOSession, data: str | bytes) -> None:
+    async def send(self, sid: SocketIOClient, data: str | bytes) -> None:
         """Send a MESSAGE packet."""
         sid.send(message_frame(data))
 
-    async def send_packet(self, sid: SocketIOSession, pkt: eio_packet.Packet) -> None:
+    async def send_packet(self, sid: SocketIOClient, pkt: eio_packet.Packet) -> None:
         """Send any packet."""
         encoded = pkt.encode()
         if isinstance(encoded, str):
@@ -51,17 +78,17 @@ class DetachedEngine(engineio.AsyncServer):
         else:
             sid.send(build_frame(BINARY, encoded))
 
-    async def get_session(self, sid: SocketIOSession | None) -> dict[str, Any]:
+    async def get_session(self, sid: SocketIOClient | None) -> dict[str, Any]:
         """The user session, by namespace; it is there until the disconnect handlers are done."""
         if sid is None:
             raise KeyError("Session not found")
         return sid.need_extra().session
 
-    async def save_session(self, sid: SocketIOSession, session: dict[str, Any]) -> None:
+    async def save_session(self, sid: SocketIOClient, session: dict[str, Any]) -> None:
         """Keep the user session."""
         sid.need_extra().session = session
 
-    async def disconnect(self, sid: SocketIOSession | None = None) -> None:
+    async def disconnect(self, sid: SocketIOClient | None = None) -> None:
         """Close one connection."""
         if sid is not None:
             sid.end(CloseCode.NORMAL, "server disconnect")

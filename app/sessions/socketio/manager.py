@@ -12,15 +12,16 @@ import base64
 import inspect
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from socketio import packet as sio_packet
 from socketio.async_pubsub_manager import AsyncPubSubManager
 
 from app.errors import ClientError, ErrorCode
 from app.log_limit import LogLimit
+from app.ports import Slots
 from app.protocol.envelope import TOO_DEEP
 from app.sessions import control
 from app.sessions.control import (
@@ -35,12 +36,13 @@ from app.sessions.control import (
     count_placeholders,
 )
 from app.sessions.probing import Prober
-from app.sessions.socketio.rooms import MAIN, RoomManager
+from app.sessions.registry import Registry
+from app.sessions.session import Session
+from app.sessions.socketio.client import MAIN, SocketIOClient
+from app.sessions.socketio.rooms import RoomManager
+from app.sessions.subscriptions import Subscriptions
 from app.transport.connection import OPEN
 from app.types import Message, Position
-
-if TYPE_CHECKING:
-    from app.sessions.socketio.session import SocketIOSession
 
 logger = logging.getLogger("realtime.socketio")
 
@@ -52,6 +54,12 @@ class StreamManager(AsyncPubSubManager, RoomManager):
     """Rooms over all workers, through the control stream.
 
     Args:
+        registry: the sessions of this worker.
+        subscriptions: what rooms named like a type stand for.
+        known_types: the types that there are.
+        slots: tell how many other workers there are on this machine.
+        is_alone: there are no workers on other machines.
+        position: of the control stream, from which on its messages are carried out.
         send_control: stores a message in the control stream.
         publish: stores a message in the stream of a type: type, event, data.
         note_unreadable: counts a control message that cannot be read.
@@ -61,11 +69,21 @@ class StreamManager(AsyncPubSubManager, RoomManager):
 
     def __init__(
         self,
+        registry: Registry,
+        subscriptions: Subscriptions,
+        known_types: frozenset[str],
+        *,
+        slots: Slots,
+        is_alone: bool,
+        position: Position,
         send_control: Callable[[dict[str, Any]], Awaitable[None]],
         publish: Callable[[str, str, Any], Awaitable[object]],
-        note_unreadable: Callable[[], None] = lambda: None,
+        note_unreadable: Callable[[], None],
     ) -> None:
         super().__init__()
+        self._registry = registry
+        self._subscriptions = subscriptions
+        self._known_types = known_types
         self._note_unreadable = note_unreadable
         self._log_limit = LogLimit()
         self._send_control = send_control
@@ -74,13 +92,17 @@ class StreamManager(AsyncPubSubManager, RoomManager):
         self._unread: dict[int, asyncio.Future[None]] = {}
         self._replacing: asyncio.Task[set[str]] | None = None
         self._sending: asyncio.Future[None] | None = None
-        self.prober = Prober(self)
+        self.prober = Prober(self, registry, slots, is_alone=is_alone)
         self._to_replace: list[str] = []
-        self.position = Position("", 0)
+        self.position = position
         """The last message of the control stream that was carried out."""
-        self._only: frozenset[SocketIOSession] | None = None
-        self._ahead: dict[SocketIOSession, int] = {}
+        self._only: frozenset[SocketIOClient] | None = None
+        self._ahead: dict[Session, int] = {}
         """Sessions that another worker has served up to a later message than `position`."""
+
+    def start_task(self, work: Coroutine[Any, Any, Any]) -> object:
+        """Run something beside what the stream brings."""
+        return self.server.start_task(work)
 
     def initialize(self) -> None:
         """Nothing to start: the worker's reader calls `handle_control`."""
@@ -163,7 +185,7 @@ class StreamManager(AsyncPubSubManager, RoomManager):
             del self.callbacks[room]
 
     async def enter_room(
-        self, sid: str, namespace: str, room: str, eio_sid: SocketIOSession | None = None
+        self, sid: str, namespace: str, room: str, eio_sid: SocketIOClient | None = None
     ) -> None:
         """Add a client of any worker to a room.
 
@@ -253,6 +275,10 @@ class StreamManager(AsyncPubSubManager, RoomManager):
         if inspect.isawaitable(result):
             await result
 
+    def reach(self, position: Position) -> None:
+        """All messages of the control stream up to a position are carried out, or lost."""
+        self.position = position
+
     async def handle_control(self, item: Message) -> None:
         """Carry out what came through the control stream, in the order of the stream."""
         self.position = Position(item.epoch, item.seq)
@@ -289,19 +315,19 @@ class StreamManager(AsyncPubSubManager, RoomManager):
             )
         return message
 
-    def receives(self, session: SocketIOSession) -> bool:
+    def receives(self, session: SocketIOClient) -> bool:
         """Not those that another worker has given this message to already."""
         if self._only is not None:
             return session in self._only
         return self._ahead.get(session, 0) < self.position.seq
 
-    def skip(self, sessions: Iterable[SocketIOSession], position: Position) -> None:
+    def skip(self, sessions: Iterable[SocketIOClient], position: Position) -> None:
         """Deliver nothing up to `position` to sessions that have had it elsewhere."""
         if position.epoch == self.position.epoch and position.seq > self.position.seq:
             self._ahead.update(dict.fromkeys(sessions, position.seq))
 
     async def replay(
-        self, messages: Iterable[dict[str, Any]], sessions: Iterable[SocketIOSession]
+        self, messages: Iterable[dict[str, Any]], sessions: Iterable[SocketIOClient]
     ) -> None:
         """Deliver what was missed to sessions that were on their way meanwhile."""
         self._only = frozenset(sessions)
@@ -314,12 +340,12 @@ class StreamManager(AsyncPubSubManager, RoomManager):
             self._only = None
 
     @staticmethod
-    def _sids(session: SocketIOSession) -> list[str]:
+    def _sids(session: SocketIOClient) -> list[str]:
         extra = session.extra
         named = [sid for sid, _ in extra.namespaces.values()] if extra is not None else []
         return [session.id, *named]
 
-    def let_go(self, session: SocketIOSession) -> None:
+    def let_go(self, session: SocketIOClient) -> None:
         """Forget a session that another worker has taken, but for the answers awaited here."""
         self.server._binary_packet.pop(session, None)
         sids = self._sids(session)
@@ -353,9 +379,9 @@ class StreamManager(AsyncPubSubManager, RoomManager):
                 self.prober.on_answer(message)
             elif method == "callback":
                 # These run handlers of the application, which may emit and so wait for us.
-                self.server.start_task(self._handle_callback(message))
+                self.start_task(self._handle_callback(message))
             elif method == "disconnect":
-                self.server.start_task(self._handle_disconnect(message))
+                self.start_task(self._handle_disconnect(message))
         except ValueError as error:
             # Such as a room that is a client's own, or attachments that are not base64.
             if self._log_limit.allows(method):
@@ -400,7 +426,7 @@ class StreamManager(AsyncPubSubManager, RoomManager):
             return  # it has looked at its own before it asked the others
         sessions = []
         for sid in message["sids"]:
-            session: Any = self.realtime.sessions.get(sid)
+            session = self._registry.by_id.get(sid)
             # One that came from a worker which was ahead of this one is the replacement itself.
             if session is not None and self.position.seq > self._ahead.get(session, 0):
                 sessions.append(session)

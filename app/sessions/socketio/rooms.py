@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from socketio import packet as sio_packet
 from socketio.async_manager import AsyncManager
 
+from app.sessions.registry import Registry
+from app.sessions.session import ENTERED, ENTERING, LEAVING, OUTSIDE, Phase
+from app.sessions.socketio.client import MAIN, SocketIOClient
 from app.sessions.socketio.engine import message_frame
+from app.sessions.subscriptions import Subscriptions
 from app.transport.connection import MOVING
-
-if TYPE_CHECKING:
-    from app.sessions.realtime import Realtime
-    from app.sessions.socketio.session import SocketIOSession
 
 logger = logging.getLogger("realtime.socketio")
 
-MAIN = "/"
 MAX_ROOMS = 1000
 """Rooms of one client beside its subscriptions."""
 MAX_ROOM_NAME = 1024
@@ -29,21 +28,26 @@ MAX_ROOM_NAME = 1024
 MAX_AWAITED_ACKS = 10_000
 """Clients, here and elsewhere, whose acknowledgements are awaited; then the oldest is forgotten."""
 
-CONNECTING = 1
-CONNECTED = 2
-DISCONNECTING = 3
-
 
 class RoomManager(AsyncManager):
-    """Rooms of the clients of this worker."""
+    """Rooms of the clients of this worker.
 
-    realtime: Realtime
+    The constructor of a subclass sets the parts below: the library's classes, which stand between
+    the two, pass no arguments on.
+    """
+
+    _registry: Registry
+    """The sessions of this worker."""
+    _subscriptions: Subscriptions
+    """What rooms named like a type stand for."""
+    _known_types: frozenset[str]
+    """The types that there are."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._clients: dict[str, dict[str, SocketIOSession]] = {}
+        self._clients: dict[str, dict[str, SocketIOClient]] = {}
         """By namespace and Socket.IO id; the main one's are the service's sessions."""
-        self._members: dict[tuple[str, str], dict[SocketIOSession, None]] = {}
+        self._members: dict[tuple[str, str], dict[SocketIOClient, None]] = {}
         """By (namespace, room), without subscriptions and the room that each client is alone in."""
 
     # Who is there.
@@ -52,66 +56,66 @@ class RoomManager(AsyncManager):
         """Namespaces with clients."""
         return [MAIN, *self._clients]
 
-    def _find(self, sid: str, namespace: str) -> SocketIOSession | None:
+    def _find(self, sid: str, namespace: str) -> SocketIOClient | None:
         if namespace == MAIN:
-            session: Any = self.realtime.sessions.get(sid)
-            if session is not None and (session.protocol != "socketio" or not session.main):
-                return None
+            found = self._registry.by_id.get(sid)
+            session = found if isinstance(found, SocketIOClient) and found.phase else None
         else:
             session = self._clients.get(namespace, {}).get(sid)
         # Who is on its way to another worker is that worker's business already.
         return None if session is None or session.state == MOVING else session
 
-    def state(self, sid: str, namespace: str) -> int:
-        """One of the states above, or 0."""
+    def phase(self, sid: str, namespace: str) -> Phase:
+        """How far a client has come in a namespace."""
         session = self._find(sid, namespace)
         if session is None:
-            return 0
-        return session.main if namespace == MAIN else session.need_extra().namespaces[namespace][1]
+            return OUTSIDE
+        return session.phase if namespace == MAIN else session.need_extra().namespaces[namespace][1]
 
-    def _set_state(self, session: SocketIOSession, namespace: str, state: int) -> None:
+    def set_phase(self, session: SocketIOClient, namespace: str, phase: Phase) -> None:
+        """Note how far a client has come in a namespace; OUTSIDE: it is in it no more."""
         if namespace == MAIN:
-            session.main = state
-        elif state:
+            session.phase = phase
+        elif phase:
             sid = session.need_extra().namespaces[namespace][0]
-            session.need_extra().namespaces[namespace] = (sid, state)
+            session.need_extra().namespaces[namespace] = (sid, phase)
         else:
             del session.need_extra().namespaces[namespace]
 
-    def sid_from_eio_sid(self, eio_sid: SocketIOSession, namespace: str) -> str | None:
+    def sid_from_eio_sid(self, eio_sid: SocketIOClient, namespace: str) -> str | None:
         """The Socket.IO id of a connection in a namespace."""
         if namespace == MAIN:
-            return eio_sid.id if eio_sid.main else None
+            return eio_sid.id if eio_sid.phase else None
         extra = eio_sid.extra
         if extra is None or namespace not in extra.namespaces:
             return None
         return extra.namespaces[namespace][0]
 
-    def eio_sid_from_sid(self, sid: str, namespace: str) -> SocketIOSession | None:
+    def eio_sid_from_sid(self, sid: str, namespace: str) -> SocketIOClient | None:
         """The connection of a Socket.IO id."""
         return self._find(sid, namespace)
 
-    def enter(self, session: SocketIOSession, namespace: str) -> str | None:
+    def enter(self, session: SocketIOClient, namespace: str) -> str | None:
         """Register a connection that wants into a namespace; None when it is in already."""
         if self.sid_from_eio_sid(session, namespace) is not None:
             return None
         if namespace == MAIN:
-            session.main = CONNECTING
+            session.phase = ENTERING
             return session.id
         sid: str = self.server.eio.generate_id()
-        session.need_extra().namespaces[namespace] = (sid, CONNECTING)
+        session.need_extra().namespaces[namespace] = (sid, ENTERING)
         self._clients.setdefault(namespace, {})[sid] = session
         return sid
 
-    def adopt(self, session: SocketIOSession, namespace: str, sid: str) -> None:
+    def adopt(self, session: SocketIOClient, namespace: str, sid: str) -> None:
         """Register a client that another worker has handed over as connected."""
         if namespace == MAIN:
-            session.main = CONNECTED
+            session.phase = ENTERED
         else:
-            session.need_extra().namespaces[namespace] = (sid, CONNECTED)
+            session.need_extra().namespaces[namespace] = (sid, ENTERED)
             self._clients.setdefault(namespace, {})[sid] = session
 
-    async def pre_connect(self, eio_sid: SocketIOSession, namespace: str) -> str | None:
+    async def pre_connect(self, eio_sid: SocketIOClient, namespace: str) -> str | None:
         """Register a connection that wants into a namespace."""
         return self.enter(eio_sid, namespace)
 
@@ -119,22 +123,22 @@ class RoomManager(AsyncManager):
         """Mark a client as connected."""
         session = self._find(sid, namespace)
         if session is not None:
-            self._set_state(session, namespace, CONNECTED)
+            self.set_phase(session, namespace, ENTERED)
         return sid
 
     def is_pre_connected(self, sid: str, namespace: str) -> bool:
         """Whether its connect handler still runs."""
-        return self.state(sid, namespace) == CONNECTING
+        return self.phase(sid, namespace) == ENTERING
 
     def is_connected(self, sid: str, namespace: str) -> bool:
         """Whether it is connected and not leaving."""
-        return self.state(sid, namespace) == CONNECTED
+        return ENTERED <= self.phase(sid, namespace) < LEAVING
 
-    def pre_disconnect(self, sid: str, namespace: str) -> SocketIOSession | None:
+    def pre_disconnect(self, sid: str, namespace: str) -> SocketIOClient | None:
         """Mark a client as leaving."""
         session = self._find(sid, namespace)
         if session is not None:
-            self._set_state(session, namespace, DISCONNECTING)
+            self.set_phase(session, namespace, LEAVING)
         return session
 
     def basic_disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
@@ -148,7 +152,7 @@ class RoomManager(AsyncManager):
                 self._leave(session, key)
             extra.session.pop(namespace, None)
         self.callbacks.pop(sid, None)
-        self._set_state(session, namespace, 0)
+        self.set_phase(session, namespace, OUTSIDE)
         if namespace != MAIN:
             clients = self._clients[namespace]
             del clients[sid]
@@ -159,14 +163,14 @@ class RoomManager(AsyncManager):
     # Rooms.
 
     def _is_subscription(self, namespace: str, room: Any) -> bool:
-        return namespace == MAIN and room in self.realtime.known_types
+        return namespace == MAIN and room in self._known_types
 
     def is_sid_room(self, namespace: str, room: Any) -> bool:
         """Whether a room is the one that a client is alone in."""
         return isinstance(room, str) and self._find(room, namespace) is not None
 
     def basic_enter_room(
-        self, sid: str, namespace: str, room: str, eio_sid: SocketIOSession | None = None
+        self, sid: str, namespace: str, room: str, eio_sid: SocketIOClient | None = None
     ) -> None:
         """Add a client to a room, or subscribe it.
 
@@ -182,7 +186,7 @@ class RoomManager(AsyncManager):
         if self.is_sid_room(namespace, room):
             raise ValueError("cannot enter a sid room")
         if self._is_subscription(namespace, room):
-            session.subscribe(room)
+            self._subscriptions.add(session, room)
             return
         held = session.extra.rooms if session.extra is not None else {}
         if len(held) >= MAX_ROOMS and (namespace, room) not in held:
@@ -191,7 +195,7 @@ class RoomManager(AsyncManager):
             raise ValueError(f"the name of a room has {MAX_ROOM_NAME} characters at most")
         self.join_room(session, namespace, room)
 
-    def join_room(self, session: SocketIOSession, namespace: str, room: str) -> None:
+    def join_room(self, session: SocketIOClient, namespace: str, room: str) -> None:
         """Put a session into a room that is no subscription."""
         self._members.setdefault((namespace, room), {})[session] = None
         session.need_extra().rooms[(namespace, room)] = None
@@ -202,11 +206,11 @@ class RoomManager(AsyncManager):
         if session is None:
             return
         if self._is_subscription(namespace, room):
-            session.unsubscribe(room)
+            self._subscriptions.remove(session, room)
         else:
             self._leave(session, (namespace, room))
 
-    def _leave(self, session: SocketIOSession, key: tuple[str, str]) -> None:
+    def _leave(self, session: SocketIOClient, key: tuple[str, str]) -> None:
         members = self._members.get(key)
         if members is None or session not in members:
             return
@@ -239,10 +243,10 @@ class RoomManager(AsyncManager):
             rooms += [room for space, room in session.extra.rooms if space == namespace]
         return rooms
 
-    def get_participants(self, namespace: str, room: Any) -> Iterator[tuple[str, SocketIOSession]]:
+    def get_participants(self, namespace: str, room: Any) -> Iterator[tuple[str, SocketIOClient]]:
         """The clients of this worker in a room, a list of rooms, or (None) the namespace."""
         rooms = room if isinstance(room, list | tuple | set) else [room]
-        found: dict[SocketIOSession, None] = {}
+        found: dict[SocketIOClient, None] = {}
         for one in rooms:
             found.update(dict.fromkeys(self._in_room(namespace, one)))
         for session in found:
@@ -250,7 +254,7 @@ class RoomManager(AsyncManager):
             if sid is not None:
                 yield sid, session
 
-    def _in_room(self, namespace: str, room: Any) -> list[SocketIOSession]:
+    def _in_room(self, namespace: str, room: Any) -> list[SocketIOClient]:
         if room is None:
             if namespace != MAIN:
                 return list(self._clients.get(namespace, {}).values())
@@ -262,13 +266,13 @@ class RoomManager(AsyncManager):
             return [session]
         return list(self._members.get((namespace, room), ()))
 
-    def _main_clients(self) -> list[SocketIOSession]:
-        sessions: Any = self.realtime.sessions.values()
-        return [s for s in sessions if s.protocol == "socketio" and s.main]
+    def _main_clients(self) -> list[SocketIOClient]:
+        sessions = self._registry.by_id.values()
+        return [one for one in sessions if isinstance(one, SocketIOClient) and one.phase]
 
     # Emitting to the clients of this worker.
 
-    def receives(self, session: SocketIOSession) -> bool:
+    def receives(self, session: SocketIOClient) -> bool:
         """Whether a session is one of those that get the event which is being emitted."""
         return True
 
@@ -313,7 +317,7 @@ class RoomManager(AsyncManager):
         parts = encoded if isinstance(encoded, list) else [encoded]
         return b"".join(message_frame(part) for part in parts)
 
-    def _write(self, session: SocketIOSession, namespace: str, frames: bytes) -> None:
+    def _write(self, session: SocketIOClient, namespace: str, frames: bytes) -> None:
         sid = self.sid_from_eio_sid(session, namespace)
         if sid is not None and self.is_pre_connected(sid, namespace):
             # Nothing may come before the CONNECT packet: `accepted` sends these after it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import engineio
 import socketio
@@ -20,14 +20,12 @@ from app.errors import ClientError, CloseCode, ErrorCode, NoRoomNow
 from app.log_limit import LogLimit
 from app.protocol.envelope import RESERVED_ON_WIRE, decode_json, encode_ascii
 from app.protocol.requests import Request
-from app.sessions.session import Extra, Work
+from app.sessions.retry import retry_reason
+from app.sessions.session import ENTERED, Extra, Work
+from app.sessions.socketio.client import MAIN, SocketIOClient
 from app.sessions.socketio.engine import DetachedEngine, message_frame
 from app.sessions.socketio.manager import StreamManager
-from app.sessions.socketio.rooms import CONNECTED, MAIN
 from app.transport.connection import OPEN
-
-if TYPE_CHECKING:
-    from app.sessions.socketio.session import SocketIOSession
 
 logger = logging.getLogger("realtime.socketio")
 
@@ -54,14 +52,14 @@ class StrictJson:
         return encode_ascii(value)
 
 
-class EnvironView(dict["SocketIOSession", dict[str, Any]]):
+class EnvironView(dict[SocketIOClient, dict[str, Any]]):
     """Answers for `environ`, which lives on the few connections that have one."""
 
-    def __getitem__(self, session: SocketIOSession) -> dict[str, Any]:
+    def __getitem__(self, session: SocketIOClient) -> dict[str, Any]:
         extra = session.extra
         return (extra.environ or {}) if extra is not None else {}
 
-    def get(self, session: SocketIOSession, default: Any = None) -> Any:
+    def get(self, session: SocketIOClient, default: Any = None) -> Any:
         """The environ of a connection."""
         return self[session]
 
@@ -125,7 +123,7 @@ class RealtimeServer(socketio.AsyncServer):
 
     # Coming in.
 
-    def connect(self, session: SocketIOSession, namespace: str, data: Any) -> Work | None:
+    def connect(self, session: SocketIOClient, namespace: str, data: Any) -> Work | None:
         """Let a connection into a namespace; returns what remains to be awaited."""
         known = (
             namespace in self.handlers
@@ -150,12 +148,12 @@ class RealtimeServer(socketio.AsyncServer):
             return self._accept(session, sid, namespace)
         return self._connect_slowly(session, sid, namespace, data, work)
 
-    def refuse_connect(self, session: SocketIOSession, error: ClientError) -> None:
+    def refuse_connect(self, session: SocketIOClient, error: ClientError) -> None:
         """Answer a CONNECT to the main namespace that is not even parsed."""
         self._send_now(session, sio_packet.CONNECT_ERROR, MAIN, _told(error))
 
     async def _connect_slowly(
-        self, session: SocketIOSession, sid: str, namespace: str, data: Any, work: Work | None
+        self, session: SocketIOClient, sid: str, namespace: str, data: Any, work: Work | None
     ) -> None:
         reason: Any = REJECTED
         try:
@@ -170,7 +168,7 @@ class RealtimeServer(socketio.AsyncServer):
             if isinstance(error, NoRoomNow):
                 session.end(CloseCode.TRY_AGAIN_LATER, error.close_reason)
             elif error.code in _TEMPORARY:
-                session.end(CloseCode.RESTART, session.realtime.retry_hint())
+                session.end(CloseCode.RESTART, retry_reason())
         except exceptions.ConnectionRefusedError as error:
             accepted, reason = False, error.error_args
         except ConnectionRefusedError:
@@ -190,10 +188,10 @@ class RealtimeServer(socketio.AsyncServer):
                 await past
         else:
             # It was gone before the handler was done; its disconnect handler comes now.
-            self.manager._set_state(session, namespace, CONNECTED)
+            self.manager.set_phase(session, namespace, ENTERED)
 
     async def _call_connect_handler(
-        self, session: SocketIOSession, sid: str, namespace: str, data: Any
+        self, session: SocketIOClient, sid: str, namespace: str, data: Any
     ) -> bool:
         environ = self.environ[session]
         if data:
@@ -209,15 +207,15 @@ class RealtimeServer(socketio.AsyncServer):
                     raise first from None
         return result is not False
 
-    def _accept(self, session: SocketIOSession, sid: str, namespace: str) -> Work | None:
+    def _accept(self, session: SocketIOClient, sid: str, namespace: str) -> Work | None:
         if namespace == MAIN:
             session.send(message_frame(f"{sio_packet.CONNECT}{session.connect_answer()}"))
         else:
             self._send_now(session, sio_packet.CONNECT, namespace, {"sid": sid})
-        self.manager._set_state(session, namespace, CONNECTED)
+        self.manager.set_phase(session, namespace, ENTERED)
         return session.accepted(namespace)
 
-    def _refuse(self, session: SocketIOSession, sid: str, namespace: str, reason: Any) -> None:
+    def _refuse(self, session: SocketIOClient, sid: str, namespace: str, reason: Any) -> None:
         try:
             self._send_now(session, sio_packet.CONNECT_ERROR, namespace, reason)
         except (ValueError, TypeError, RecursionError) as error:
@@ -231,12 +229,12 @@ class RealtimeServer(socketio.AsyncServer):
         session.take_held(namespace)
         self.manager.basic_disconnect(sid, namespace)
 
-    def _send_now(self, session: SocketIOSession, kind: int, namespace: str, data: Any) -> None:
+    def _send_now(self, session: SocketIOClient, kind: int, namespace: str, data: Any) -> None:
         session.send_packet(self.packet_class(kind, namespace=namespace, data=data))
 
     # Messages.
 
-    def dispatch(self, session: SocketIOSession, packet: Any, size: int) -> Work | None:
+    def dispatch(self, session: SocketIOClient, packet: Any, size: int) -> Work | None:
         """Carry out a whole packet; returns what the next ones must wait for.
 
         Args:
@@ -279,7 +277,7 @@ class RealtimeServer(socketio.AsyncServer):
         self,
         server: Any,
         sid: str,
-        eio_sid: SocketIOSession,
+        eio_sid: SocketIOClient,
         data: list[Any],
         namespace: str,
         id: int | None,
@@ -312,7 +310,7 @@ class RealtimeServer(socketio.AsyncServer):
 
     # Leaving.
 
-    def lost(self, session: SocketIOSession, reason: str) -> None:
+    def lost(self, session: SocketIOClient, reason: str) -> None:
         """Tell the application that a connection is gone, after what is still running for it."""
         extra = session.extra
         if extra is not None and extra.task is not None and not extra.task.done():
@@ -320,9 +318,9 @@ class RealtimeServer(socketio.AsyncServer):
         else:
             self._leave_all(session, reason)
 
-    def _leave_all(self, session: SocketIOSession, reason: str) -> None:
+    def _leave_all(self, session: SocketIOClient, reason: str) -> None:
         session.drop_packet()
-        namespaces = [MAIN] if session.main else []
+        namespaces = [MAIN] if session.phase else []
         if session.extra is not None:
             namespaces += session.extra.namespaces
         told = [space for space in namespaces if self.has_handler("disconnect", space)]
@@ -334,7 +332,7 @@ class RealtimeServer(socketio.AsyncServer):
             session.forget()
 
     async def _leave_slowly(
-        self, session: SocketIOSession, namespaces: list[str], reason: str
+        self, session: SocketIOClient, namespaces: list[str], reason: str
     ) -> None:
         try:
             for namespace in namespaces:
@@ -342,7 +340,7 @@ class RealtimeServer(socketio.AsyncServer):
                 if sid is None:
                     continue
                 try:
-                    if self.manager.state(sid, namespace) == CONNECTED:
+                    if self.manager.is_connected(sid, namespace):
                         await self._handle_disconnect(session, namespace, reason)
                 except Exception:
                     logger.exception("disconnect handler failed", extra={"connection": session.id})
@@ -350,13 +348,13 @@ class RealtimeServer(socketio.AsyncServer):
         finally:
             session.forget()
 
-    def _forget(self, session: SocketIOSession, namespace: str) -> None:
+    def _forget(self, session: SocketIOClient, namespace: str) -> None:
         sid = self.manager.sid_from_eio_sid(session, namespace)
         if sid is not None:
             self.manager.basic_disconnect(sid, namespace)
 
 
-def _handler_done(session: SocketIOSession, extra: Extra, size: int) -> None:
+def _handler_done(session: SocketIOClient, extra: Extra, size: int) -> None:
     extra.handlers -= 1
     session.hub.keep(session, -size)
     if extra.inbox:

@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from socketio import packet as sio_packet
 
@@ -24,15 +24,14 @@ from app.protocol.requests import (
     parse_first,
 )
 from app.sessions.auth import NAME_RULE, user_name
-from app.sessions.realtime import REPLACE_SECONDS, Pid
-from app.sessions.session import ConnectOptions, Recovery, Session, Work, weigh
+from app.sessions.claiming import REPLACE_SECONDS
+from app.sessions.protocol_session import ProtocolSession
+from app.sessions.resume_tokens import Pid
+from app.sessions.session import HELD, OUTSIDE, ConnectOptions, Recovery, Work, weigh
+from app.sessions.socketio.client import MAIN, SocketIOClient
 from app.sessions.socketio.engine import message_frame
-from app.sessions.socketio.rooms import MAIN
 from app.sessions.token_keys import KeysUnavailable
 from app.transport.connection import OPEN, OUTPUT_LIMIT
-
-if TYPE_CHECKING:
-    from app.sessions.realtime import Realtime
 
 MAX_ATTACHMENTS = 100
 """Binary attachments of one packet."""
@@ -62,28 +61,21 @@ _REASONS = {
 """What python-socketio's disconnect handlers are told; everything else is the server's doing."""
 
 
-class SocketIOSession(Session):
-    """A client of the Socket.IO protocol.
+class SocketIOSession(ProtocolSession, SocketIOClient):
+    """A client of the Socket.IO protocol."""
 
-    `main` is its state in the main namespace: 0, or one of the states of `rooms.py`.
-    """
-
-    __slots__ = ("main",)
+    __slots__ = ()
 
     protocol = "socketio"
     codec = SOCKETIO
     connects_by_frame = True
 
-    def __init__(self, realtime: Realtime, fd: int, id: str, user: str | None) -> None:
-        super().__init__(realtime, fd, id, user)
-        self.main = 0
-
     def begin(self, options: ConnectOptions) -> None:
         """Send the OPEN packet; the client's CONNECT comes next."""
         if options != ConnectOptions():
             self.need_extra().options = options
-        self.realtime.await_connect(self)
-        self.send(self.realtime.open_packet(self.id))
+        self.context.entrance.await_connect(self)
+        self.send(self.context.open_packet.frame(self.id))
 
     # Packets.
 
@@ -115,7 +107,7 @@ class SocketIOSession(Session):
                 self._check_cost(message)
             except ClientError as error:
                 if message[1:3] == f"{_CONNECT}{{":
-                    self.realtime.sio.refuse_connect(self, error)
+                    self.context.sio.refuse_connect(self, error)
                 else:
                     self.send_error(error, self.request_of(message))
                 return None
@@ -140,7 +132,7 @@ class SocketIOSession(Session):
         if message[1:2] == _CONNECT:
             check_cost(message, _LONGEST_CONNECT)
             return
-        settings = self.realtime.settings
+        settings = self.context.settings
         found = _EVENT_HEAD.match(message[:_HEAD])
         is_action = found is not None and (
             found["name"] in ACTIONS and (found["namespace"] or MAIN) == MAIN
@@ -157,7 +149,7 @@ class SocketIOSession(Session):
             check_cost(message)
 
     def _packet(self, text: str) -> Work | None:
-        server = self.realtime.sio
+        server = self.context.sio
         if self.drop_packet():
             message = "The packet before is dropped: its attachments are missing."
             self.send_error(ClientError(ErrorCode.PARSE_ERROR, message))
@@ -194,22 +186,22 @@ class SocketIOSession(Session):
             extra.packet_size = weigh(text)
             self.hub.keep(self, extra.packet_size)
             return None
-        if self.welcomed and _is_action(packet):
+        if self.phase >= HELD and _is_action(packet):
             payload = packet.data[1] if len(packet.data) > 1 else None
             request = Request(packet.data[0], payload, None, packet.id)
-            return self.realtime.router.handle(self, request)
+            return self.context.router.handle(self, request)
         return self._dispatch(packet, weigh(text))
 
     def _decode(self, text: str) -> Any:
         try:
-            return self.realtime.sio.packet_class(encoded_packet=text)
+            return self.context.sio.packet_class(encoded_packet=text)
         except ClientError:
             raise
         except (ValueError, IndexError, TypeError, AttributeError):
             raise ClientError(ErrorCode.PARSE_ERROR, "This is not a Socket.IO 5 packet.") from None
 
     def _attachment(self, data: bytes) -> Work | None:
-        server = self.realtime.sio
+        server = self.context.sio
         packet = server._binary_packet.get(self)
         if packet is None:
             raise ClientError(ErrorCode.PARSE_ERROR, "No packet waits for this attachment.")
@@ -240,7 +232,7 @@ class SocketIOSession(Session):
 
     def drop_packet(self) -> bool:
         """Forget the packet that waits for its attachments; whether there was one."""
-        if self.realtime.sio._binary_packet.pop(self, None) is None:
+        if self.context.sio._binary_packet.pop(self, None) is None:
             return False
         extra = self.need_extra()
         self.hub.keep(self, -extra.packet_size)
@@ -250,7 +242,7 @@ class SocketIOSession(Session):
     def _dispatch(self, packet: Any, size: int) -> Work | None:
         """Hand a packet to python-socketio; an error answers its ack, if it asks for one."""
         try:
-            return self.realtime.sio.dispatch(self, packet, size)
+            return self.context.sio.dispatch(self, packet, size)
         except ClientError as error:
             if packet.packet_type not in _EVENTS:
                 raise
@@ -269,7 +261,7 @@ class SocketIOSession(Session):
             ClientError: it may not connect.
         """
         auth = data if isinstance(data, dict) else {}
-        if self.realtime.verifier.enabled:
+        if self.context.verifier.enabled:
             try:
                 self.authenticate(data, anew=True)
             except KeysUnavailable as unavailable:
@@ -280,15 +272,15 @@ class SocketIOSession(Session):
         self, data: Any, auth: dict[str, Any], unavailable: KeysUnavailable
     ) -> None:
         """Check a token with keys that have to be fetched first."""
-        await self.realtime.verifier.settle(unavailable)
+        await self.context.verifier.settle(unavailable)
         self.authenticate(data, anew=True, may_fetch=False)
         work = self._identify(auth)
         if work is not None:
             await work
 
     def _identify(self, auth: dict[str, Any]) -> Work | None:
-        realtime = self.realtime
-        if not realtime.verifier.enabled and "user" in auth:
+        context = self.context
+        if not context.verifier.enabled and "user" in auth:
             name = user_name(auth["user"])
             if name is None:
                 raise ClientError(ErrorCode.INVALID_PAYLOAD, f"auth.user {NAME_RULE}.")
@@ -299,10 +291,10 @@ class SocketIOSession(Session):
                 first.types, first.batch, None, first.history
             )
         text = auth.get("pid")
-        pid = realtime.read_pid(text) if isinstance(text, str) else None
+        pid = context.tokens.read_pid(text) if isinstance(text, str) else None
         if pid is None:
-            return realtime.claim(self)
-        if not realtime.verifier.enabled and "user" not in auth:
+            return context.claiming.claim(self)
+        if not context.verifier.enabled and "user" not in auth:
             self.user = pid.user
         return self._recover(str(text), pid, decode_offset(auth.get("offset")) or pid.offset)
 
@@ -317,7 +309,7 @@ class SocketIOSession(Session):
         Raises:
             ClientError: the token is wrong, or it is missing and the session has no user yet.
         """
-        verifier = self.realtime.verifier
+        verifier = self.context.verifier
         if not verifier.enabled or (self.user is not None and not anew):
             return
         token = data.get("token") if isinstance(data, dict) else None
@@ -331,30 +323,32 @@ class SocketIOSession(Session):
 
         Where that one still answers, this is another client: a duplicated tab.
         """
-        realtime = self.realtime
-        old = realtime.sessions.get(pid.sid)
-        replacing = realtime.replace_owner(self, text)
+        context = self.context
+        old = context.registry.by_id.get(pid.sid)
+        replacing = context.claiming.replace_owner(self, text)
         replaced = replacing is not None and not await asyncio.shield(replacing)
-        work = realtime.claim(self, patience=realtime.replace_patience if replaced else 0.0)
+        work = context.claiming.claim(
+            self, patience=context.claiming.replace_patience if replaced else 0.0
+        )
         if work is not None:
             await work
         starts = {
-            type: await realtime.router.find_start(type, position)
+            type: await context.subscriptions.find_start(type, position)
             for type, position in offset.positions.items()
             if type in self.types
         }
         until = time.monotonic() + (REPLACE_SECONDS if replaced and old else 0.0)
         # The disconnect handlers of the old connection still know it by the id.
-        while realtime.sessions.get(pid.sid) is old and time.monotonic() < until:  # noqa: ASYNC110
+        while context.registry.by_id.get(pid.sid) is old and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         recovered = (
             replaced
             and starts.keys() == offset.positions.keys()
             and all(start.recovered for start in starts.values())
-            and pid.sid not in realtime.sessions
+            and pid.sid not in context.registry.by_id
         )
         if recovered:
-            realtime.rename(self, pid.sid)
+            context.registry.rename(self, pid.sid)
         self.need_extra().recovery = Recovery(
             ConnectOptions(frozenset(starts), offset.batch),
             {type: start.position for type, start in starts.items()},
@@ -368,7 +362,14 @@ class SocketIOSession(Session):
         if recovery is not None and recovery.pid is not None:
             pid = recovery.pid
         else:
-            pid = self.realtime.pid(self, self._first_options())
+            options, context = self._first_options(), self.context
+            pid = context.tokens.pid(
+                self.id,
+                self.user,
+                context.welcome.types_of(self, options),
+                options.batch,
+                context.fanout.positions,
+            )
         return f'{{"sid":"{self.id}","pid":{json.dumps(pid)}}}'
 
     def _first_options(self) -> ConnectOptions:
@@ -386,22 +387,22 @@ class SocketIOSession(Session):
 
         Returns what remains to be awaited.
         """
-        self.realtime.entered(self)
+        self.context.entrance.entered(self)
         extra = self.extra
         past: Work | None = None
         if namespace == MAIN:
             recovery = extra.recovery if extra is not None else None
             positions = recovery.positions if recovery is not None else None
-            past = self.realtime.greet(self, self._first_options(), positions)
+            past = self.context.welcome.greet(self, self._first_options(), positions)
             if extra is not None:
                 extra.options = None
             if extra is not None and recovery is not None:
                 extra.recovery = None
                 for gap in recovery.gaps:
-                    self.realtime.metrics.gaps[gap.reason].inc()
+                    self.context.metrics.gaps[gap.reason].inc()
                     self.send(self.codec.gap(gap))
                 self.tell_offset()
-                self.realtime.catchup.start(self)
+                self.context.catchup.start(self)
         for frames in self.take_held(namespace):
             self.send(frames)
         return past
@@ -427,49 +428,29 @@ class SocketIOSession(Session):
             self.hub.output.give_back(frames)
         return held
 
-    @property
-    def is_entering(self) -> bool:
-        """Whether a connect handler or a claim is still at work for it."""
-        return self.main != 0 or (self.extra is not None and bool(self.extra.namespaces))
-
     def left(self, namespace: str) -> None:
         """Out of a namespace; who is in none must enter one in time."""
         if namespace == MAIN:
             self._left_main()
         if self.state == OPEN and not self.is_entering:
-            self.realtime.await_connect(self)
+            self.context.entrance.await_connect(self)
 
     def _left_main(self) -> None:
         """Out of the main namespace, perhaps to come back as somebody else."""
-        realtime = self.realtime
-        realtime.fanout.discard(self)
-        realtime.catchup.discard(self)
-        realtime.release_claim(self)
-        self.welcomed = False
-        self.held = False
+        context = self.context
+        context.fanout.discard(self)
+        context.catchup.discard(self)
+        context.claiming.release(self)
+        self.phase = OUTSIDE
         self.track = None
-        self.group = realtime.no_subscriptions[self.codec.name]
-        realtime.rename(self)
-
-    # Subscriptions by `enter_room`.
-
-    def subscribe(self, type: str) -> None:
-        """Add one type."""
-        if type not in self.group.types:
-            self.realtime.router.move(self, self.group.types | {type}, self.group.batch)
-            self.tell_offset()
-
-    def unsubscribe(self, type: str) -> None:
-        """Take one type away."""
-        if type in self.group.types:
-            self.realtime.router.move(self, self.group.types - {type}, self.group.batch)
-            self.tell_offset()
+        self.group = context.no_subscriptions[self.codec.name]
+        context.registry.rename(self)
 
     # Sending.
 
     def send_event(self, event: str, envelope: bytes) -> None:
         """Send an event of this service; nothing may be sent before CONNECT."""
-        if self.welcomed:
+        if self.phase >= HELD:
             super().send_event(event, envelope)
 
     def send_packet(self, packet: Any) -> None:
@@ -487,19 +468,19 @@ class SocketIOSession(Session):
 
     def end(self, code: CloseCode, reason: str) -> None:
         """Close; after a DISCONNECT packet the client does not come back by itself."""
-        if code.is_final and self.main:
+        if code.is_final and self.phase:
             self.send(message_frame(str(sio_packet.DISCONNECT)))
         self.close(code, reason)
 
     def on_lost(self, code: int, reason: str) -> None:
         """Leave everything, and tell the application's handlers."""
-        self.realtime.entered(self)
+        self.context.entrance.entered(self)
         super().on_lost(code, reason)
-        self.realtime.sio.lost(self, _REASONS.get(reason, "server disconnect"))
+        self.context.sio.lost(self, _REASONS.get(reason, "server disconnect"))
 
     def forget(self) -> None:
         """Be found until the disconnect handlers are done."""
-        if self.main == 0:
+        if self.phase == OUTSIDE:
             super().forget()
 
 

@@ -1,0 +1,51 @@
+"""The sessions of one worker, found by their id."""
+
+from __future__ import annotations
+
+from app.errors import CloseCode
+from app.protocol.envelope import new_id
+from app.sessions.session import Session
+from app.transport.connection import OPEN
+
+
+class Registry:
+    """Knows every session that this worker serves.
+
+    Attributes:
+        by_id: the sessions; not to be changed by others.
+    """
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self.by_id)
+
+    def all(self) -> list[Session]:
+        """The sessions that there are now."""
+        return list(self.by_id.values())
+
+    def add(self, session: Session) -> None:
+        """Let a session be found."""
+        self.by_id[session.id] = session
+
+    def rename(self, session: Session, id: str | None = None) -> None:
+        """Give a session another id: that which it had before, or a new one to begin anew."""
+        self.forget(session)
+        if session.state == OPEN:
+            session.id = id or new_id()
+            self.by_id[session.id] = session
+
+    def forget(self, session: Session) -> None:
+        """Remove a session, if it is the one that has its id."""
+        if self.by_id.get(session.id) is session:
+            del self.by_id[session.id]
+
+    def discard(self, id: str) -> None:
+        """Remove whatever session has an id."""
+        self.by_id.pop(id, None)
+
+    def end_all(self) -> None:
+        """Close every session: the service stops."""
+        for session in self.all():
+            session.end(CloseCode.GOING_AWAY, "the service stops")

@@ -1,0 +1,227 @@
+"""What sessions are subscribed to, and where each type begins for them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.backplane.history import History
+from app.broadcast.catchup import CatchUp
+from app.broadcast.fanout import FanOut
+from app.metrics import Metrics
+from app.protocol import requests
+from app.protocol.envelope import envelope
+from app.protocol.requests import Request, Subscribe
+from app.sessions.pages import READ_SECONDS, Pages
+from app.sessions.rates import Rates
+from app.sessions.session import HELD, Session, Work
+from app.transport.connection import OPEN
+from app.types import Gap, Message, Position
+
+FIRST_AHEAD_PAUSE = 0.02
+"""Seconds before a recovery looks again whether this worker has caught up; then twice the last."""
+AHEAD_SECONDS = 2.0
+"""How long a recovery waits for this worker to reach what the client saw on a faster one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a type begins to flow for a client that recovers."""
+
+    position: Position
+    recovered: bool
+    gap: Gap | None = None
+
+
+class Subscriptions:
+    """Changes what sessions are subscribed to.
+
+    Args:
+        known: the types that there are.
+        fanout: has the groups that sessions are in.
+        catchup: lets new types flow.
+        history: where a client that recovers goes on.
+        pages: send the newest messages to those that ask for them.
+        rates: charges the sessions for reads.
+        metrics: counts gaps.
+    """
+
+    def __init__(
+        self,
+        *,
+        known: frozenset[str],
+        fanout: FanOut,
+        catchup: CatchUp,
+        history: History,
+        pages: Pages,
+        rates: Rates,
+        metrics: Metrics,
+    ) -> None:
+        self._known = known
+        self._fanout = fanout
+        self._catchup = catchup
+        self._history = history
+        self._pages = pages
+        self._rates = rates
+        self._metrics = metrics
+
+    # By request.
+
+    def subscribe(self, session: Session, request: Request) -> Work | None:
+        """Carry out `subscribe`; returns what remains to be awaited.
+
+        Raises:
+            ClientError: the request is not valid; what is returned raises BACKPLANE_UNAVAILABLE.
+        """
+        wanted = requests.parse_subscribe(request.payload, session.types)
+        flowing = frozenset() if session.phase == HELD else session.group.types
+        if not flowing.isdisjoint(wanted.recover):
+            # A client that repeats its request, since it has not got the answer.
+            recover = {t: at for t, at in wanted.recover.items() if t not in flowing}
+            wanted = dataclasses.replace(wanted, recover=recover)
+        if wanted.recover or wanted.history is not None:
+            return self._subscribe_with_past(session, request, wanted)
+        self._begin(session, request, wanted, {}, {})
+        return None
+
+    def unsubscribe(self, session: Session, request: Request) -> None:
+        """Carry out `unsubscribe`; raises ClientError."""
+        fields = request.payload if isinstance(request.payload, dict) else {}
+        gone = requests.parse_types(fields.get("types"), self._known)
+        left = session.group.types - gone
+        self.move(session, left, session.group.batch)
+        data = {"types": sorted(left)}
+        session.reply(request, "unsubscribed", _answer("unsubscribed", data, request))
+        session.tell_offset()
+
+    async def _subscribe_with_past(
+        self, session: Session, request: Request, wanted: Subscribe
+    ) -> None:
+        self._rates.charge(session, READ_SECONDS * len(wanted.recover))
+        starts = {
+            type: await self.find_start(type, position) for type, position in wanted.recover.items()
+        }
+        ends: dict[str, Position] = {}
+        if wanted.history is not None:
+            # What is stored meanwhile must not fall between the history and live messages.
+            before = self._fanout.positions
+            new = wanted.types - starts.keys()
+            if session.phase != HELD:
+                new -= session.group.types
+            self._rates.charge(session, READ_SECONDS * len(new))
+            ends = {type: await self._pages.find_end(type, before[type]) for type in sorted(new)}
+            starts |= {type: Start(end, recovered=False) for type, end in ends.items()}
+        if session.state == OPEN:
+            self._begin(session, request, wanted, starts, ends)
+
+    def _begin(
+        self,
+        session: Session,
+        request: Request,
+        wanted: Subscribe,
+        starts: Mapping[str, Start],
+        ends: Mapping[str, Position],
+    ) -> None:
+        batch = session.group.batch if wanted.batch is None else wanted.batch
+        positions = {type: start.position for type, start in starts.items()}
+        self.move(session, session.group.types | wanted.types, batch, positions, start=False)
+        assert session.track is not None
+        live = self._fanout.positions
+        types = {
+            type: {
+                "epoch": live[type].epoch,
+                "seq": live[type].seq,
+                "recovered": type in starts and starts[type].recovered,
+                "from": session.track[type].seq + 1,
+            }
+            for type in sorted(wanted.types)
+        }
+        data = {"types": types, "batch": batch}
+        session.reply(request, "subscribed", _answer("subscribed", data, request))
+        for start in starts.values():
+            if start.gap is not None:
+                self._metrics.gaps[start.gap.reason].inc()
+                session.send(session.codec.gap(start.gap))
+        session.tell_offset()
+        if wanted.history is not None:
+            self._pages.plan(session, wanted.types, wanted.history, ends, request.id)
+        self._catchup.start(session)
+
+    # By rooms, and in all ways.
+
+    def add(self, session: Session, type: str) -> None:
+        """Subscribe a session to one type more."""
+        if type not in session.group.types:
+            self.move(session, session.group.types | {type}, session.group.batch)
+            session.tell_offset()
+
+    def remove(self, session: Session, type: str) -> None:
+        """Take one type away from a session."""
+        if type in session.group.types:
+            self.move(session, session.group.types - {type}, session.group.batch)
+            session.tell_offset()
+
+    def move(
+        self,
+        session: Session,
+        types: Iterable[str],
+        batch: bool,
+        positions: Mapping[str, Position] | None = None,
+        *,
+        start: bool = True,
+    ) -> None:
+        """Change what a session is subscribed to; new types begin where live is.
+
+        Args:
+            session: whose subscriptions change.
+            types: all types that it has from now on.
+            batch: whether it gets batches.
+            positions: where types begin instead.
+            start: let them flow at once, if nothing holds the session back.
+        """
+        chosen = frozenset(types)
+        live = self._fanout.positions
+        before = self._fanout.leave(session) if session.track is None else session.track
+        had = session.group.types
+        track = {type: before[type] if type in had else live[type] for type in chosen}
+        track.update(positions or {})
+        session.track = track
+        session.group = self._fanout.group(session.codec, chosen, batch)
+        if start:
+            self._catchup.start(session)
+
+    # Recovery.
+
+    async def find_start(self, type: str, position: Position) -> Start:
+        """Where a client that has seen `position` goes on."""
+        deadline = time.monotonic() + AHEAD_SECONDS
+        pause = FIRST_AHEAD_PAUSE
+        while self._is_ahead(type, position) and time.monotonic() < deadline:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.5)
+        live = self._fanout.positions[type]
+        same_epoch = position.epoch == live.epoch
+        if position == live:
+            return Start(position, recovered=True)
+        if same_epoch and position.seq < live.seq:
+            items = await self._history.after(type, position.epoch, position.seq, 1)
+            if items and isinstance(items[0], Message):
+                return Start(position, recovered=True)
+            live = self._fanout.positions[type]
+        # The newest message stands for the state; what lies between will not come.
+        start = Position(live.epoch, max(0, live.seq - 1))
+        first = position.seq + 1 if same_epoch and position.seq < live.seq else 1
+        reason: Any = "history" if same_epoch and position.seq < live.seq else "epoch"
+        return Start(start, False, Gap(type, live.epoch, first, start.seq, reason))
+
+    def _is_ahead(self, type: str, position: Position) -> bool:
+        live = self._fanout.positions[type]
+        return position.epoch == live.epoch and position.seq > live.seq
+
+
+def _answer(event: str, data: Any, request: Request) -> bytes:
+    return envelope("config", event, data, reply_to=request.id)
