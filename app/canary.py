@@ -1,9 +1,9 @@
-"""Notices when a worker no longer gets what goes through the backplane.
+"""Detects a worker that no longer receives messages from the backplane.
 
-Such a worker looks healthy from outside: its clients are connected and hear nothing. So probes
-go through the stream that all workers read. Whoever has heard none for a while sends one: one
-worker does for all, and a deaf one is left with its own. A worker is deaf when a probe that the
-backplane has stored for it does not come; while the backplane is away, nobody is.
+Such a worker looks healthy from outside: its clients are connected but receive nothing. So probes
+are sent through the stream that all workers read. A worker that has received none for a while sends
+one: one worker does for all, and a deaf one is left with its own. A worker is deaf when it does not
+receive a probe that the backplane has stored for it; while the backplane is unavailable, none is.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ LIMIT = 10.0
 
 
 class Canary:
-    """The ear of one worker.
+    """The canary of one worker.
 
     Args:
         send: sends a probe, and returns when the backplane has stored it.
         available: whether the backplane answers this worker.
         clock: seconds of a monotonic clock.
         writable: whether this worker could store something lately. While it could not, it sends
-            a probe each time, whatever it has heard: so its recovery is noticed.
+            a probe at each interval, even if it receives others, to notice its recovery.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Canary:
 
     @property
     def hears(self) -> bool:
-        """Whether a probe has come lately; a new worker has heard none yet."""
+        """Whether a probe has arrived lately; a new worker has received none yet."""
         return self._heard_at is not None and self._clock() - self._heard_at < LIMIT
 
     @property
     def is_deaf(self) -> bool:
-        """Whether a probe does not come although the backplane has it."""
+        """Whether a probe does not arrive although the backplane has stored it."""
         now = self._clock()
         return (
             self._awaited_since is not None
@@ -67,7 +67,7 @@ class Canary:
         )
 
     def hear(self) -> None:
-        """A probe has come through the stream."""
+        """Note that a probe has arrived through the stream."""
         self._heard_at = self._clock()
         self._awaited_since = None
 

@@ -8,7 +8,7 @@ _OFFSET = time.time() - time.monotonic()
 
 
 def steady_time() -> float:
-    """Unix time in seconds, as if nobody had set the clock since this process started."""
+    """Unix time in seconds, without the changes of the clock since this process started."""
     return _OFFSET + time.monotonic()
 
 

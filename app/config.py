@@ -88,7 +88,7 @@ class Settings:
     bind: str = _setting(
         "127.0.0.1:3001",
         values.bind,
-        "Where the service listens: `host:port`, `[IPv6]:port` or `unix:path`.",
+        "Address to listen on: `host:port`, `[IPv6]:port` or `unix:path`.",
         zero="port 0: any free port",
     )
     workers: int = _setting(
@@ -98,102 +98,106 @@ class Settings:
         zero="not allowed",
     )
     heartbeat_interval: float = _duration(
-        "30s", "s", 0.1, 3600, "How often a silent client is pinged."
+        "30s", "s", 0.1, 3600, "Interval of pings to a client that sends nothing."
     )
     heartbeat_timeout: float = _duration(
         "60s",
         "s",
         0.2,
         7200,
-        "Silence after which a client is closed with 4408; more than `HEARTBEAT_INTERVAL`.",
+        "Time without input after which a connection is closed with 4408; more than `HEARTBEAT_INTERVAL`.",
     )
     max_connections_per_user: int = _integer(
-        3, 1, 65_535, "Connections that one user may hold, over all workers and machines."
+        3, 1, 65_535, "Maximum connections of one user, over all workers and machines."
     )
     max_total_connections: int = _integer(
-        10_000, 1, 1_000_000, "Connections that this machine holds, over all workers."
+        10_000, 1, 1_000_000, "Maximum connections of this machine, over all workers."
     )
     broadcast_batch_size: int = _integer(
-        100, 1, 10_000, "Messages that one flush of the fan-out takes at most.", "messages"
+        100, 1, 10_000, "Maximum messages in one flush of the fan-out.", "messages"
     )
     broadcast_flush_interval: float = _duration(
         "50ms",
         "ms",
         0,
         10,
-        "Longest that a message waits while others are being sent; a lone one leaves at once.",
-        "waits for no other",
+        "Maximum batching delay during a flush; a message that arrives alone is sent immediately.",
+        "no batching delay",
     )
     default_history_limit: int = _integer(
-        50, 1, 100, "Messages that `get_history` answers when it names no limit.", "messages"
+        50, 1, 100, "Messages in an answer to `get_history` without a `limit`.", "messages"
     )
     history_size: int = _integer(
-        1000, 1, 1_000_000, "Newest messages of each type that are always kept.", "messages"
+        1000, 1, 1_000_000, "Newest messages of each type that history always keeps.", "messages"
     )
     recovery_window: float = _duration(
         "60s",
         "s",
         0,
         _DAY,
-        "Messages younger than this are kept beyond `HISTORY_SIZE`.",
-        "`HISTORY_SIZE` alone decides",
+        "Age up to which messages are kept beyond `HISTORY_SIZE`.",
+        "only `HISTORY_SIZE` applies",
     )
     history_bytes: int = _size(
         "16MB",
         _KB,
         16 * _GB,
-        "Most that the history of one type takes; at least `MAX_MESSAGE_SIZE`.",
+        "Maximum size of the history of one type; at least `MAX_MESSAGE_SIZE`.",
     )
     max_queue_size: int = _integer(
         10_000,
         1,
         1_000_000,
-        "Messages that wait to be stored, all workers of the machine together.",
+        "Maximum messages in the broadcast queue, over all workers of the machine.",
         "messages",
     )
     max_queue_bytes: int = _size(
-        "64MB", _KB, 16 * _GB, "The same in bytes; at least `MAX_MESSAGE_SIZE`."
+        "64MB",
+        _KB,
+        16 * _GB,
+        "Maximum size of the broadcast queue, likewise; at least `MAX_MESSAGE_SIZE`.",
     )
     max_message_size: int = _size(
-        "1MB", _KB, 64 * _MB, "The largest message taken from a client or a publisher, inclusive."
+        "1MB", _KB, 64 * _MB, "Maximum size of a message from a client or a publisher."
     )
     max_incoming_bytes: int = _size(
         "32MB",
         _KB,
         16 * _GB,
-        "Input that one worker holds, at least `MAX_MESSAGE_SIZE`: unfinished messages, requests that"
-        " wait, what handlers work on; past it the largest holder is closed with 1009.",
+        "Maximum input that one worker holds, at least `MAX_MESSAGE_SIZE`: incomplete messages, waiting"
+        " requests, arguments of running handlers; beyond it the connection with the most is closed"
+        " with 1009.",
     )
     max_outgoing_bytes: int = _setting(
         "auto",
         values.size_or_auto(_MB, 64 * _GB),
-        "What one worker holds for clients that do not read it, at least `MAX_MESSAGE_SIZE`; past"
-        " it the largest holder is closed with 4413. `auto`: an eighth of the memory that the"
-        " service may use, divided by `WORKERS`.",
+        "Maximum output that one worker holds for clients that do not read, at least"
+        " `MAX_MESSAGE_SIZE`; beyond it the connection with the most is closed with 4413. `auto`: an"
+        " eighth of the memory available to the service, divided by `WORKERS`.",
         unit="bytes",
         zero="not allowed",
     )
     message_types: tuple[str, ...] = _setting(
         "",
         values.message_types,
-        f"Types to add to {', '.join(f'`{name}`' for name in BUILT_IN_TYPES)}: names between"
-        " commas, 32 types in all.",
+        f"Types to add to {', '.join(f'`{name}`' for name in BUILT_IN_TYPES)}: comma-separated"
+        " names, at most 32 types in total.",
     )
     latest_only_types: frozenset[str] = _setting(
         "stats",
         lambda text: frozenset(values.names(text)),
-        "Types of which a client that fell behind gets the newest message only; `none`: no type.",
+        "Types of which a slow client gets only the newest message; `none`: no type.",
     )
     default_subscriptions: tuple[str, ...] = _setting(
         "status,stats,health",
         values.names,
-        "What a new connection is subscribed to; `none`: nothing.",
+        "Types that a new connection is subscribed to; `none`: no type.",
     )
     backplane_url: str = _setting(
         "",
         values.backplane_url,
-        "A Redis or Valkey that several machines share, `redis://`, `rediss://` or `unix://`;"
-        " without it this machine runs a private Valkey.",
+        "Redis or Valkey server shared by several machines, `redis://`, `rediss://` or `unix://`;"
+        " empty: this machine runs a private Valkey.",
         secret=True,
     )
     backplane_fsync: Fsync = _setting(
@@ -204,14 +208,15 @@ class Settings:
     backplane_memory: int = _setting(
         "auto",
         values.size_or_auto(8 * _MB, 1024 * _GB),
-        "Most memory of the private Valkey; past it publishing is refused with `BACKPLANE_FULL`. At"
-        " least what full histories take: 1.1 times `HISTORY_BYTES` for each type and one more, and"
-        " 32 MB. `auto`: that, but no more than two fifths of the memory that the service may use.",
+        "Maximum memory of the private Valkey; beyond it publishing is refused with"
+        " `BACKPLANE_FULL`. At least the size of full histories: 1.1 times `HISTORY_BYTES` for each"
+        " type and one more, plus 32 MB. `auto`: that size, but at most two fifths of the memory"
+        " available to the service.",
         unit="bytes",
         zero="not allowed",
     )
     data_dir: Path = _setting(
-        "data", values.directory, "Directory of the private Valkey's file and of the lock files."
+        "data", values.directory, "Directory of the private Valkey's data and of the lock files."
     )
     drain_seconds: float = _duration(
         "20s",
@@ -220,12 +225,12 @@ class Settings:
         3600,
         "Time over which connections that cannot be handed over are closed; less than"
         " `GRACEFUL_TIMEOUT`.",
-        "all at once",
+        "all are closed at once",
     )
     graceful_timeout: int = _setting(
         "30s",
         values.whole_seconds(1, 3600),
-        "Time after which gunicorn kills a worker that was told to leave; whole seconds.",
+        "Time after which gunicorn kills a worker that does not exit after TERM; whole seconds.",
         unit="s",
         zero="not allowed",
     )
@@ -262,13 +267,13 @@ class Settings:
     auth_secret: str = _setting(
         "",
         values.secret,
-        "Key of the clients' HS256 tokens, at least 32 bytes; with it every client needs a token.",
+        "Secret key of the clients' HS256 tokens, at least 32 bytes; if set, clients must authenticate.",
         secret=True,
     )
     auth_jwks_file: str = _setting(
         "",
         values.readable_file,
-        "File with the public keys (JWKS) of the clients' tokens, likewise.",
+        "File with the public keys (JWKS) of the clients' tokens; if set, clients must authenticate.",
     )
     auth_jwks_url: str = _setting(
         "",
@@ -280,64 +285,64 @@ class Settings:
     auth_audience: tuple[str, ...] = _setting(
         "",
         values.names,
-        "Audiences between commas, one of which the `aud` claim of a client's token must name.",
+        "Accepted audiences, comma-separated: the `aud` claim of a client's token must name one.",
     )
     auth_issuer: tuple[str, ...] = _setting(
         "",
         values.names,
-        "Issuers between commas, one of which the `iss` claim of a client's token must be.",
+        "Accepted issuers, comma-separated: the `iss` claim of a client's token must be one.",
     )
     auth_require_exp: bool = _setting(
         "0",
         values.boolean,
-        "Whether a client's token must have an end (`exp`).",
-        zero="it may last for ever",
+        "Whether a client's token must expire (`exp`).",
+        zero="tokens without `exp` are accepted",
     )
     allowed_origins: tuple[str, ...] = _setting(
         "",
         values.origins,
-        "Origins of other sites' pages that may connect, `scheme://host[:port]` between commas:"
+        "Origins of other sites that may connect, `scheme://host[:port]`, comma-separated:"
         " `https://*.example.org` for subdomains, `http://localhost:*` for every port, `null`, or"
-        " `*` for all. The service's own origin, and clients that send none, always may.",
+        " `*` for all. The service's own origin and clients without an `Origin` are always allowed.",
     )
     allowed_hosts: tuple[str, ...] = _setting(
         "",
         values.hosts,
-        "Host names that are served, between commas, besides those of the loopback and whatever"
-        " `TRUSTED_PROXIES` ask for; `*.example.org`: subdomains, `*`: all. Without it a `BIND` on"
-        " the loopback serves no others, and any other `BIND` serves all.",
+        "Accepted `Host` names, comma-separated, in addition to loopback names and to all requests"
+        " from `TRUSTED_PROXIES`; `*.example.org`: subdomains, `*`: all. If empty, a `BIND` on the"
+        " loopback accepts no others, and any other `BIND` accepts all.",
     )
     max_connections_per_address: int = _integer(
         0,
         0,
         1_000_000,
-        "WebSocket connections of one client address (IPv6: of a /64) at each worker.",
+        "Maximum WebSocket connections of one client address (IPv6: of a /64) at each worker.",
         zero="no limit",
     )
     max_connects_per_address: int = _integer(
-        0, 0, 1_000_000, "The same for handshakes.", "per second", "no limit"
+        0, 0, 1_000_000, "Maximum WebSocket handshakes, likewise.", "per second", "no limit"
     )
     trusted_proxies: tuple[Network, ...] = _setting(
         "",
         values.networks,
-        "Addresses and networks whose `X-Forwarded-*` headers are believed.",
+        "Addresses and networks of proxies whose `X-Forwarded-*` headers are trusted, comma-separated.",
     )
     max_event_size: int = _size(
         "64KB",
         _KB,
         64 * _MB,
-        "The largest Socket.IO event for `HANDLERS`, without attachments; at most"
-        " `MAX_MESSAGE_SIZE` counts. Requests of the protocol are at most 16 KB.",
+        "Maximum size of a Socket.IO event for `HANDLERS`, without attachments; `MAX_MESSAGE_SIZE`"
+        " also applies. Requests of the protocol are limited to 16 KB.",
     )
     rate_limit: int = _integer(
-        100, 0, 1_000_000, "Messages that a connection may send.", "per second", "no limit"
+        100, 0, 1_000_000, "Maximum messages from one connection.", "per second", "no limit"
     )
     http_rate_limit: int = _integer(
         100,
         0,
         1_000_000,
-        "Requests over HTTP of one client address (IPv6: of a /64) at each worker, ten times as many"
-        " at once; those with `PUBLISH_TOKEN` and WebSocket upgrades do not count.",
+        "Maximum HTTP requests of one client address (IPv6: of a /64) at each worker, with bursts of"
+        " ten times as many; requests with `PUBLISH_TOKEN` and WebSocket upgrades are not limited.",
         "per second",
         "no limit",
     )
@@ -346,17 +351,17 @@ class Settings:
         "ms",
         0,
         1,
-        "Time of a worker per second that these requests may take, likewise.",
+        "Maximum worker time per second for these requests, likewise.",
         "no limit",
     )
     page: bool = _setting(
-        "1", values.boolean, "Whether the page is served at `/`.", zero="`/` is not found"
+        "1", values.boolean, "Whether the page is served at `/`.", zero="`/` answers 404"
     )
     rate_limit_bytes: int = _setting(
         "2MB",
         values.size(0, 16 * _GB),
-        "Bytes that a connection may send per second, at least `MAX_MESSAGE_SIZE`; reading from one"
-        " that sends more is slowed down, and in the end it is closed with 4429.",
+        "Maximum bytes per second from one connection, at least `MAX_MESSAGE_SIZE`; a connection that"
+        " sends more is read more slowly, and after 15 seconds closed with 4429.",
         unit="bytes",
         zero="no limit",
     )
@@ -365,31 +370,35 @@ class Settings:
         "ms",
         0,
         1,
-        "Time of a worker per second that the messages of a connection may take, likewise.",
+        "Maximum worker time per second for the messages of one connection, likewise.",
         "no limit",
     )
     collector: bool = _setting(
-        "1", values.boolean, "Whether this machine publishes its own figures.", zero="it does not"
+        "1", values.boolean, "Whether this machine publishes its own metrics.", zero="off"
     )
     host_name: str = _setting(
         "",
         values.host_name,
-        "Name of this machine in what the collector publishes (`host`); empty: the system's, which in a"
-        " container is the container's.",
+        "Name of this machine in the collector's messages (`host`); empty: the host name of the system"
+        " or container.",
     )
     alert_cpu: int = _integer(
         80, 1, 100, "CPU usage above which the collector raises `health_alert`; 100: never.", "%"
     )
-    alert_memory: int = _integer(80, 1, 100, "The same for memory.", "%")
-    alert_disk: int = _integer(90, 1, 100, "The same for the disk of `DATA_DIR`.", "%")
+    alert_memory: int = _integer(80, 1, 100, "Memory usage, likewise.", "%")
+    alert_disk: int = _integer(90, 1, 100, "Usage of the disk of `DATA_DIR`, likewise.", "%")
     handlers: str = _setting(
-        "", values.module, "Python module with your Socket.IO handlers: it has `register(sio)`."
+        "",
+        values.module,
+        "Python module with the application's Socket.IO handlers; it defines `register(sio)`.",
     )
     log_level: str = _setting(
-        "info", values.log_level, "`debug`, `info`, `warning`, `error` or `critical`."
+        "info",
+        values.log_level,
+        "Minimum level of log lines: `debug`, `info`, `warning`, `error` or `critical`.",
     )
     log_format: LogFormat = _setting(
-        "text", values.log_format, "`text`, or `json`: one object a line."
+        "text", values.log_format, "Format of log lines: `text`, or `json` (one object per line)."
     )
 
 
@@ -501,7 +510,7 @@ def _check_dotenv(path: Path) -> None:
         if problem:
             raise SettingsError(
                 f"{path}, line {number}: {problem}; the service, Compose, systemd and scripts"
-                " would read it differently (docs/SETTINGS.md)"
+                " would interpret it differently (docs/SETTINGS.md)"
             )
 
 
@@ -572,7 +581,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check the settings of this process and of `.env` here; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m app.config", description=__doc__)
     parser.add_argument("--table", action="store_true", help="print the table in Markdown")
-    parser.add_argument("--get", metavar="name", help="print one setting alone, for scripts")
+    parser.add_argument("--get", metavar="name", help="print the value of one setting, for scripts")
     options = parser.parse_args(arguments)
     if options.table:
         print(markdown())

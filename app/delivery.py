@@ -30,8 +30,8 @@ class Delivery:
         reader: started.
         history: remembers what was read.
         fanout: writes messages to subscribers.
-        manager: carries out what workers say to each other.
-        canary: hears the probes among it.
+        manager: carries out control messages between workers.
+        canary: is notified of probes.
         supervisor: notes what was skipped.
         flush_interval: seconds to wait at most after a long flush.
     """
@@ -75,10 +75,12 @@ class Delivery:
                 self._supervisor.note(NAME, error)
             try:
                 await self._fanout.deliver(batch.messages)
-            except Exception as error:  # noqa: BLE001 (the fan-out lets everybody catch up then)
+            except Exception as error:  # noqa: BLE001 (the fan-out lets all subscribers catch up)
                 self._supervisor.note(NAME, error)
         if batch.control_lost:
-            logger.warning("messages between workers were lost with the backplane's data")
+            logger.warning(
+                "the backplane lost its data: control messages between workers are missing"
+            )
         if batch.control:
             try:
                 self._history.remember(batch.control)

@@ -1,7 +1,7 @@
 """What one worker counts, shown once a second to the other workers and to Prometheus.
 
-Nothing here is counted when somebody asks: what walks over all sessions or rows is done once a
-second, in slices between which the loop gets a turn, and what is asked for is read from that.
+Nothing is counted on request: work over all sessions or rows is done once a second, in slices
+between which the loop gets a turn, and requests read its result.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def load_handlers(name: str, sio: RealtimeServer) -> None:
             result.close()
         raise SettingsError(
             f"HANDLERS={name}: register(sio) must be a plain function, not 'async def': it runs"
-            " before the worker serves"
+            " before the worker accepts connections"
         )
 
 
@@ -93,7 +93,7 @@ async def build(
         backplane_url: where the streams are.
         worker_id: names this worker among all.
         collect_metrics: joins the metrics of all workers; may block.
-        other_processes: pids by name of processes whose memory belongs to the service.
+        other_processes: further processes of the service, for the metrics of memory: process ids by name.
         has_memory: whether there is memory for more connections.
         local_faults: what is wrong on this machine beside, for `GET /status`.
         max_outgoing: bytes that this worker holds for clients which do not read them.

@@ -19,7 +19,7 @@ GROWTH = 32 * 1024 * 1024
 PAUSE = 10.0
 """Seconds between two times."""
 SETTLED_CHANGE = 500
-"""Connections by which the number must have changed for the collector to be told."""
+"""Change of the number of connections from which on the collector is adjusted."""
 LARGE = 256 * 1024
 """Bytes from which on malloc takes memory from the kernel for each piece, and gives it back."""
 

@@ -138,7 +138,10 @@ class Metrics:
             "messages_published", "Messages stored in a stream.", ["type"], types
         )
         self.delivered: Children[str, Counter] = self._counters(
-            "messages_delivered", "Messages written, once for each connection.", ["type"], types
+            "messages_delivered",
+            "Messages written to connections, counted once per connection.",
+            ["type"],
+            types,
         )
         for name in types:
             self.published[name].inc(0)
@@ -154,13 +157,13 @@ class Metrics:
         )
         self.flush_duration = WeightedHistogram(
             "realtime_flush_duration_seconds",
-            "Time that one flush took to write to all of its connections.",
+            "Time to write one flush to all of its connections.",
             buckets=FLUSH_BUCKETS,
             registry=self.registry,
         )
         self.delivery_latency = WeightedHistogram(
             "realtime_delivery_latency_seconds",
-            "Time from accepting a message to writing it, once for each connection.",
+            "Time from accepting a message to writing it, counted once per connection.",
             buckets=LATENCY_BUCKETS,
             registry=self.registry,
         )
@@ -185,22 +188,22 @@ class Metrics:
             "connections_refused", "Connections refused, by reason.", ["reason"]
         )
         self.closed: Children[int, Counter] = self._counters(
-            "connections_closed", "Connections ended, by close code.", ["code"], _CLOSE_CODES
+            "connections_closed", "Connections closed, by close code.", ["code"], _CLOSE_CODES
         )
         self.handed_over: Children[str, Counter] = self._counters(
             "handed_over",
-            "Connections of workers that left: passed on, taken over, drained, or lost on the way.",
+            "Connections of exiting workers: passed on, taken over, drained, or lost in transit.",
             ["result"],
             ["passed", "taken", "drained", "lost"],
         )
         self.handover_pause = WeightedHistogram(
             "realtime_handover_pause_seconds",
-            "Time for which a connection was served by nobody while it was handed over.",
+            "Time in which neither worker served a connection during its handoff.",
             buckets=LATENCY_BUCKETS,
             registry=self.registry,
         )
         self.replayed = self._counter(
-            "messages_replayed", "Messages written to connections that were behind."
+            "messages_replayed", "Messages sent from history to connections that had fallen behind."
         )
         self.subscriptions: Children[str, Gauge] = Children(
             self._gauge(
@@ -209,15 +212,15 @@ class Metrics:
             types,
         )
         self.slow_consumers = self._gauge(
-            "slow_consumers", "Connections past the write high-water mark.", "livesum"
+            "slow_consumers", "Connections above the write high-water mark.", "livesum"
         )
-        self.sent_bytes = self._counter("sent_bytes", "Bytes handed to clients' sockets.")
+        self.sent_bytes = self._counter("sent_bytes", "Bytes written to clients' sockets.")
         self.received_bytes = self._counter("received_bytes", "Bytes read from clients' sockets.")
         self.held_back = self._counter(
-            "held_back", "Times that reading from a connection that uses too much was put off."
+            "held_back", "Pauses in reading from connections that exceed their share."
         )
         self.requests: Children[str, Counter] = self._counters(
-            "actions", "Actions asked for over sockets.", ["action"], _ACTIONS
+            "actions", "Actions requested over WebSocket connections.", ["action"], _ACTIONS
         )
         self.errors: Children[str, Counter] = self._counters(
             "errors",
@@ -231,67 +234,73 @@ class Metrics:
 
     def _define_backplane(self, types: tuple[str, ...]) -> None:
         self.backplane_up = self._gauge(
-            "backplane_up", "1 while every worker of the machine reaches the backplane.", "livemin"
+            "backplane_up",
+            "1 while every worker of the machine reaches the backplane, else 0.",
+            "livemin",
         )
         self.backplane_writable = self._gauge(
-            "backplane_writable", "1 while every worker of the machine can publish.", "livemin"
+            "backplane_writable",
+            "1 while every worker of the machine can publish, else 0.",
+            "livemin",
         )
         self.backplane_errors: Children[str, Counter] = self._counters(
-            "backplane_errors", "Calls that the backplane failed, by cause.", ["cause"], CAUSES
+            "backplane_errors", "Failed calls to the backplane, by cause.", ["cause"], CAUSES
         )
         for cause in CAUSES:
             self.backplane_errors[cause].inc(0)
         self.backplane_lag = self._gauge(
             "backplane_lag_seconds",
-            "Age of the last message read from a stream, when it was read; the worst worker.",
+            "Age of the last message read from a stream at the time of reading; maximum over workers.",
             "livemax",
         )
         self.deaf_workers = self._gauge(
             "deaf_workers",
-            "Workers that no longer get what goes through the backplane.",
+            "Workers that no longer receive messages from the backplane.",
             "livesum",
         )
         self.backplane_reconnects = self._counter(
-            "backplane_reconnects", "Connections to the backplane made anew after a loss."
+            "backplane_reconnects", "Reconnections to the backplane."
         )
         self.unreadable: Children[str, Counter] = self._counters(
             "unreadable_entries",
-            "Entries of a stream that no worker wrote, or that cannot be read; they are skipped.",
+            "Stream entries skipped because they are not valid messages of this service.",
             ["stream"],
             (*types, "control"),
         )
         for name in (*types, "control"):
             self.unreadable[name].inc(0)
         self.history_cache_bytes = self._gauge(
-            "history_cache_bytes", "Messages kept in memory for clients that catch up.", "livesum"
+            "history_cache_bytes", "Messages held in memory for clients that catch up.", "livesum"
         )
 
     def _define_process(self) -> None:
         self.incoming_bytes = self._gauge(
             "incoming_bytes",
-            "Bytes of clients' input that is held: unfinished messages, requests that wait, what"
-            " handlers work on.",
+            "Bytes of held input: incomplete messages, waiting requests, arguments of running"
+            " handlers.",
             "livesum",
         )
         self.outgoing_bytes = self._gauge(
             "outgoing_bytes",
-            "Bytes held for clients that have not read them; what they share counts once.",
+            "Bytes held for clients that have not read them; shared bytes are counted once.",
             "livesum",
         )
         self.write_buffer_bytes = self._gauge(
-            "write_buffer_bytes", "Bytes written that the sockets have not yet taken.", "livesum"
+            "write_buffer_bytes", "Bytes that sockets have not accepted yet.", "livesum"
         )
         self.sessions = self._gauge(
-            "sessions", "Sessions kept, until their disconnect handlers have ended.", "livesum"
+            "sessions", "Socket.IO sessions, until their disconnect handlers return.", "livesum"
         )
         self.groups = self._gauge(
-            "groups", "Different sets of subscriptions and options in use.", "livesum"
+            "groups",
+            "Groups: combinations of protocol, subscriptions and options in use.",
+            "livesum",
         )
         self.rooms = self._gauge(
-            "rooms", "Socket.IO rooms of applications that have members.", "livesum"
+            "rooms", "Socket.IO rooms of the application with at least one member.", "livesum"
         )
         self.awaited_acks = self._gauge(
-            "awaited_acks", "Clients whose acknowledgements are awaited.", "livesum"
+            "awaited_acks", "Clients with a pending acknowledgement.", "livesum"
         )
         self.tasks = self._gauge("tasks", "Tasks of the workers' event loops.", "livesum")
         self.open_descriptors = self._gauge(
@@ -299,14 +308,14 @@ class Metrics:
         )
         self.loop_failures: Children[str, Counter] = self._counters(
             "loop_failures",
-            "Failures of a worker's endless loops: each was begun again, or has skipped an item.",
+            "Failures of background loops that were restarted or skipped an item.",
             ["loop"],
             LOOPS,
         )
         for name in LOOPS:
             self.loop_failures[name].inc(0)
         self.loop_delay = self._gauge(
-            "loop_delay_seconds", "How late the event loop runs; the worst worker.", "livemax"
+            "loop_delay_seconds", "Delay of the event loop; maximum over workers.", "livemax"
         )
         self.cpu_seconds = self._counter("process_cpu_seconds", "CPU time used by the workers.")
         self._cpu_counted = 0.0

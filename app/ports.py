@@ -1,4 +1,4 @@
-"""Interfaces that the inside of a worker defines and that others implement."""
+"""Interfaces that `app` defines and `workers` implements."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class QueueTotals(NamedTuple):
 
 
 class WorkersDied(NamedTuple):
-    """Workers that ended without being told to, since the service runs."""
+    """Workers that exited unexpectedly since the service was started."""
 
     starting: int
     serving: int
@@ -82,13 +82,13 @@ class Slots(Protocol):
         """Different users that hold claims."""
 
     def workers_died(self) -> WorkersDied:
-        """Workers that ended without being told to."""
+        """Workers that exited unexpectedly."""
 
     def files_restored(self) -> int:
-        """Shared files that something removed and that were put back, since the service runs."""
+        """Shared files that were removed and then restored, since the service was started."""
 
     def since_death(self) -> float:
-        """Seconds since a worker ended without being told to; infinite when none has."""
+        """Seconds since a worker exited unexpectedly; infinite when none has."""
 
     def rows(self) -> list[WorkerRow]:
         """All rows in use, this worker's own included."""

@@ -35,12 +35,12 @@ PATIENCE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class PresenceState:
-    """What somebody has last said."""
+    """The state that was last set."""
 
     state: State
     task: str | None
     updated_at: int | None
-    """Unix time in milliseconds; None: nobody has said anything yet."""
+    """Unix time in milliseconds; None: no state has been set yet."""
 
     since: int | None = field(default=None, compare=False)
     """Unix time in milliseconds from which on state and task have been these."""
@@ -108,7 +108,7 @@ class Presence:
     async def read(self) -> tuple[PresenceState, bool]:
         """The state, and whether the backplane has confirmed it just now.
 
-        Waits for `PATIENCE` at most; while the backplane is away it is the last known state.
+        Waits for `PATIENCE` at most; while the backplane is unavailable it is the last known state.
         """
         if self._asking is None and self._monotonic() - self._asked >= STALENESS:
             self._asking = asyncio.create_task(self._ask(), name="presence")
@@ -124,7 +124,7 @@ class Presence:
                 self._learn(_from_fields(stored))
         except ClientError as error:
             if self._confirmed:
-                log.warning("the presence state cannot be read: %s", error)
+                log.warning("cannot read the presence state: %s", error)
             self._confirmed = False
         finally:
             self._asked = self._monotonic()
@@ -156,7 +156,7 @@ def _check_task(task: object) -> str | None:
 def _is_text(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can say
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can express
         return False
     return True
 

@@ -61,7 +61,7 @@ class Supervisor:
         """Count and log that a loop has skipped an item on which it failed."""
         self._count(name)
         if self._log_limit.allows(name):
-            logger.error("%s: an item failed and is skipped", name, exc_info=error)
+            logger.error("%s: skipped an item that failed", name, exc_info=error)
 
     async def _keep(
         self, name: str, loop: Callable[[], Coroutine[Any, Any, None]], vital: bool
@@ -81,6 +81,6 @@ class Supervisor:
                     self._give_up(name, error)
                     return
                 if self._log_limit.allows(name) or vital:
-                    logger.error("%s failed and is begun again", name, exc_info=error)
+                    logger.error("%s failed and is restarted", name, exc_info=error)
             exponent = min(len(failures) - 1, 10)
             await self._sleep(min(FIRST_PAUSE * 2**exponent, LONGEST_PAUSE))

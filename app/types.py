@@ -19,7 +19,7 @@ class Priority(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The last message of one type that somebody has seen; `seq` 0 is before the first."""
+    """The last message of one type that a client or worker has; `seq` 0 is before the first."""
 
     epoch: str
     seq: int
@@ -64,7 +64,7 @@ class Message:
 
     @property
     def envelope(self) -> bytes:
-        """The whole envelope as JSON."""
+        """The complete envelope as JSON."""
         return b'%b,"seq":%d,"epoch":"%b"}' % (self.body, self.seq, self.epoch.encode())
 
 

@@ -77,7 +77,7 @@ class Worker:
         self.backplane = backplane
         self.reader = reader
         self.is_hurried: Callable[[], bool] = lambda: False
-        """Whether the worker was told to stop without a drain."""
+        """Whether the worker stops without a drain."""
         self.closing = False
         """HTTP connections end with the next answer: no worker can go on with them."""
         self.accepting = True
@@ -227,7 +227,7 @@ class Worker:
                 await self.figures.show()
                 self.figures.export()
             except Exception:
-                logger.exception("figures of this second are lost")
+                logger.exception("cannot update the statistics of this second")
             self.memory.look(len(self.hub))
 
     # Beginning and end.
@@ -247,11 +247,11 @@ class Worker:
 
     def _give_up(self, name: str, error: Exception) -> None:
         """Leave: clients would wait for ever, and recover on another worker."""
-        logger.critical("this worker cannot go on: %s keeps failing", name, exc_info=error)
+        logger.critical("the worker exits: %s keeps failing", name, exc_info=error)
         os.kill(os.getpid(), signal.SIGTERM)
 
     async def drain(self) -> None:
-        """Close what nobody has taken over, in even steps, so that clients do not return at once.
+        """Close the connections that were not handed over, in even steps, so that clients do not return at once.
 
         No new connection is taken from now on; HTTP requests are answered. Answers that handlers
         of this worker await may come meanwhile.

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from app.backplane.client import FAILURES, Argument, Backplane, Command
 from app.backplane.faults import explain
-from app.backplane.mending import log_mended, mend_keys
+from app.backplane.repair import log_repaired, repair_keys
 from app.backplane.scripts import Script
 from app.ports import Slots
 from app.supervisor import Supervisor
@@ -87,10 +87,10 @@ _Step = tuple[Literal["try", "take", "give"], str, _Answer | None]
 
 
 class UserClaims:
-    """Claims of this worker, counted on its own machine and on all.
+    """Claims of this worker, counted on its own machine and over all machines.
 
-    The machine's count decides first. While the backplane is away it decides alone, and the
-    backplane is told afterwards.
+    The machine's count decides first. While the backplane is unavailable it decides alone, and
+    the backplane is updated afterwards.
 
     Args:
         most: connections per user.
@@ -156,7 +156,7 @@ class UserClaims:
         self._add("take", user)
 
     def hand_over(self, user: str) -> None:
-        """Give one claim back on the backplane only: who adopted it has it in the slots already."""
+        """Release one claim on the backplane only: the adopting worker holds it in the slots."""
         self._give(user)
 
     def release(self, user: str) -> None:
@@ -174,7 +174,7 @@ class UserClaims:
         self, action: Literal["try", "take", "give"], user: str, answer: _Answer | None = None
     ) -> None:
         if self._away and action != "try":
-            return  # `_held` is told as a whole when the backplane is back
+            return  # all of `_held` is sent when the backplane is back
         self._steps.append((action, user, answer))
         self._wake.set()
 
@@ -195,23 +195,23 @@ class UserClaims:
             await self._free_dead()
 
     async def _free_dead(self) -> None:
-        """Give back what workers of this machine held whose rows are gone: they were killed.
+        """Release the claims of killed workers of this machine, whose rows are gone.
 
-        Their leases would keep their users out for up to `LEASE` seconds more.
+        Otherwise their leases would block their users for up to `LEASE` seconds.
         """
         parts = self._backplane.worker_id.split("-")
         if self._away or len(parts) != _NAME_PARTS or self._living() == self._rows:
             return
         try:
             (names,) = await self._backplane.ask([(b"ZRANGE", _WORKERS, 0, -1)])
-            # Looked at after the names: who has one had a row before.
+            # Read after the names: a worker has its row before it has a name here.
             rows = self._living()
             if _row(self._backplane.worker_id.encode()) not in rows:
                 return  # the table is not the one that this worker is named after
             machine = parts[0].encode() + b"-"
             dead = [name for name in names if name.startswith(machine) and _row(name) not in rows]
             for name in dead:
-                logger.info("freed the places of users that a dead worker held: %s", name.decode())
+                logger.info("released the user claims of the dead worker %s", name.decode())
                 await self._backplane.ask(
                     [(b"DEL", _WORKERS + b":" + name), (b"ZREM", _WORKERS, name)]
                 )
@@ -229,17 +229,20 @@ class UserClaims:
         try:
             if self._stale:
                 steps = [step for step in steps if step[0] == "try"]  # `_held` has the others
-                await self._mend()
+                await self._repair()
                 await self._upload()
             results = await self._send(steps)
         except FAILURES as error:
             if not self._away:
-                logger.warning("users are counted on this machine alone: %s", explain(error).words)
+                logger.warning(
+                    "MAX_CONNECTIONS_PER_USER is counted on this machine only: %s",
+                    explain(error).words,
+                )
             self._away = self._stale = True
             results = [1] * len(steps)
         else:
             if self._away:
-                logger.info("users are counted on all machines again")
+                logger.info("MAX_CONNECTIONS_PER_USER is counted over all machines again")
             self._away = False
             self._stale = results is None
             if results is None:
@@ -268,14 +271,14 @@ class UserClaims:
         if reply is not None and (
             len(reply) != len(steps) or any(done not in (0, 1) for done in reply)
         ):
-            raise RedisError("the answer to claims makes no sense")
+            raise RedisError("invalid answer to claims")
         results: list[int] | None = reply
         return results
 
-    async def _mend(self) -> None:
+    async def _repair(self) -> None:
         """Make the keys usable again if another program has written to them."""
         keys = {_WORKERS: b"zset", self._mine: b"hash"}
-        log_mended([await self._backplane.run(*mend_keys(keys))])
+        log_repaired([await self._backplane.run(*repair_keys(keys))])
 
     async def _upload(self) -> None:
         held = dict(self._held)

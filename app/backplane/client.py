@@ -25,7 +25,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
 
 from app.backplane.faults import Fault, explain, unavailable
-from app.backplane.mending import is_damage, log_mended, mend_keys
+from app.backplane.repair import is_damage, log_repaired, repair_keys
 from app.backplane.scripts import SHARE_KEY, Script
 from app.config import Settings, full_backplane
 from app.errors import BackplaneUnavailable, PresenceError
@@ -308,22 +308,24 @@ class Backplane:
     async def shared_key(self) -> bytes:
         """32 random bytes that all workers share; a backplane that lost them gets them back."""
         try:
-            (stored,) = await self._ask_mended(b"rt:key", b"string", (b"GET", b"rt:key"))
+            (stored,) = await self._ask_repaired(b"rt:key", b"string", (b"GET", b"rt:key"))
             # Only then, so that a worker can start while nothing can be written.
             if stored is None or len(stored) != _KEY_BYTES:
                 key = self._key or secrets.token_bytes(_KEY_BYTES)
                 stored = await self.run(SHARE_KEY, (1, b"rt:key", key))
         except FAILURES as error:
-            raise unavailable(error, "The key of the workers cannot be read") from error
+            raise unavailable(error, "The key of the workers is unavailable") from error
         self._key = bytes(stored)
         return self._key
 
     async def get_presence(self) -> dict[str, str]:
         """The presence state as it was last set; empty before that."""
         try:
-            (reply,) = await self._ask_mended(b"rt:presence", b"hash", (b"HGETALL", b"rt:presence"))
+            (reply,) = await self._ask_repaired(
+                b"rt:presence", b"hash", (b"HGETALL", b"rt:presence")
+            )
         except FAILURES as error:
-            raise unavailable(error, "The presence cannot be read now") from error
+            raise unavailable(error, "The presence is unavailable") from error
         words = [word.decode(errors="replace") for word in reply]
         return dict(zip(words[::2], words[1::2], strict=True))
 
@@ -331,7 +333,7 @@ class Backplane:
         """Replace fields of the presence state; `since` stays where nothing else changes."""
         names = ("state", "task", "since", "updatedAt")
         try:
-            (reply,) = await self._ask_mended(
+            (reply,) = await self._ask_repaired(
                 b"rt:presence", b"hash", (b"HMGET", b"rt:presence", *names)
             )
             words = (word and word.decode(errors="replace") for word in reply)
@@ -341,16 +343,16 @@ class Backplane:
             pairs = [word for pair in fields.items() for word in pair]
             await self.ask([(b"HSET", b"rt:presence", *pairs)])
         except FAILURES as error:
-            raise unavailable(error, "The presence cannot be stored now") from error
+            raise unavailable(error, "The presence cannot be stored") from error
 
-    async def _ask_mended(self, key: bytes, type: bytes, command: Command) -> list[Any]:
+    async def _ask_repaired(self, key: bytes, type: bytes, command: Command) -> list[Any]:
         """As `ask`, with one command about one key, which is made usable if it is of another type."""
         try:
             return await self.ask([command])
         except FAILURES as error:
             if not is_damage(error):
                 raise
-        log_mended([await self.run(*mend_keys({key: type}))])
+        log_repaired([await self.run(*repair_keys({key: type}))])
         return await self.ask([command])
 
     async def _config(self) -> dict[str, str]:
@@ -403,16 +405,18 @@ def _risks(info: str, config: Mapping[str, str], full: int) -> list[str]:
     facts = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
     risks = []
     if facts.get("cluster_enabled") == "1":
-        risks.append("the backplane is a cluster: streams of several slots cannot be read at once")
+        risks.append(
+            "the backplane is a cluster, which cannot read streams of several slots at once"
+        )
     if int(facts.get("redis_version", "7").split(".")[0]) < 7:
         risks.append("the backplane is older than Redis 7: it cannot number the streams")
     if facts.get("aof_enabled") == "0":
-        risks.append("the backplane keeps no append-only file: a restart loses messages")
+        risks.append("the backplane has no append-only file: a restart loses messages")
     elif config.get("appendfsync") == "everysec":
         risks.append("appendfsync everysec: a killed backplane may lose two seconds of messages")
     policy = config.get("maxmemory-policy", facts.get("maxmemory_policy", "noeviction"))
     if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
-        risks.append(f"maxmemory-policy {policy}: a full backplane drops messages unannounced")
+        risks.append(f"maxmemory-policy {policy}: a full backplane drops messages without notice")
     limit = facts.get("maxmemory", "0").strip()
     if limit.isdigit() and 0 < int(limit) < full:
         risks.append(

@@ -3,8 +3,8 @@
 An entry is `[b"0-<seq>", [b"p", epoch, b"e", event, b"t", accepted in us, b"d<seal>", body]]`.
 The seal is a checksum of the body: an entry that bears it was written by this service, whose
 bodies are JSON. Without it (earlier versions, other programs) the body is parsed to make sure,
-since clients could not read on past a broken frame. It protects against mistakes, not against
-malice: who may write to the backplane may send clients anything.
+since clients cannot continue after a broken frame. The seal protects against mistakes, not against
+attacks: a program that can write to the backplane can send anything to clients.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class History:
         if epoch != live.epoch:
             left, gap = self._turns.get(type, ("", None))
             if gap is not None and gap.epoch == live.epoch and left == epoch:
-                return [gap]  # goes on as it did for those who were there
+                return [gap]  # as for the clients that were connected
             return [Gap(type, live.epoch, 1, live.seq, "epoch")]
         if seq >= live.seq:
             return []
@@ -165,7 +165,7 @@ class History:
         """The newest messages (below seq `before`), newest last, and whether there are older ones.
 
         At most `limit`, and at most `page_bytes` of them but at least one. Always asks the
-        stream, so that who has just published sees it.
+        stream, so a publisher sees its own message at once.
 
         Raises:
             BackplaneUnavailable: the stream cannot be read.
@@ -202,7 +202,7 @@ class History:
             page, _ = await self._read_page(type, b"XRANGE", entry_id(first), b"+", 1, 0)
             return page
 
-        # A whole chunk is gone: go on where history begins, once for all who ask that far back.
+        # A whole chunk is gone: continue where history begins, once for all requests that go that far back.
         oldest = await self._flights.share(("oldest", type, reached), read)
         return (await self._from_chunk(type, epoch, oldest[0].seq))[0] if oldest else []
 
@@ -271,7 +271,7 @@ class History:
         try:
             ((more, *entries),) = await self._backplane.ask([(b"EVAL", PAGE.source, 1, *arguments)])
         except FAILURES as error:
-            raise unavailable(error, "The history cannot be read now") from error
+            raise unavailable(error, "The history is unavailable") from error
         messages = (to_message(type, entry, self._largest) for entry in entries)
         return [message for message in messages if message is not None], bool(more)
 

@@ -14,7 +14,7 @@ from typing import Any
 from app.backplane.client import FAILURES, Argument, Backplane, FailedCalls, Pauses
 from app.backplane.entries import body_name
 from app.backplane.faults import Fault, explain, of_fault
-from app.backplane.mending import is_damage, log_mended, mend_type
+from app.backplane.repair import is_damage, log_repaired, repair_type
 from app.backplane.scripts import (
     ONCE_MAX,
     ONCE_WINDOW,
@@ -43,15 +43,15 @@ _ANCHORED = 3600.0
 _OLDEST = 60_000_000
 """Microseconds: no message waits longer to be stored. What looks older is a step of our own clock."""
 
-MOST_MENDED = 3
-"""Times that the keys of a type are mended for one batch."""
+MAX_REPAIRS = 3
+"""Maximum repairs of the keys of a type for one batch."""
 
 NOWHERE = Position("", 0)
 
 Reply = tuple[bytes, bytes]
 """What `scripts.PUBLISH` returns."""
 
-_UNPUBLISHED = "Publishing does not work now"
+_UNPUBLISHED = "Publishing is unavailable"
 
 
 class StreamPublisher:
@@ -143,7 +143,7 @@ class StreamPublisher:
         left = dict(calls)
         done: dict[str, Reply | BackplaneUnavailable] = {}
         last: Fault | None = None
-        mended: Counter[str] = Counter()
+        repaired: Counter[str] = Counter()
         while left and (seconds := deadline - loop.time()) > 0:
             link, types = self._backplane.publishing, list(left)
             try:
@@ -157,10 +157,10 @@ class StreamPublisher:
             except FAILURES as error:
                 answers = [error] * len(types)
             damaged = _damaged(types, answers)
-            if damaged and all(mended[type] < MOST_MENDED for type in damaged):
-                # Done as soon as the keys are mended; the others are answered then, too.
-                mended.update(damaged)
-                await self._mend(damaged)
+            if damaged and all(repaired[type] < MAX_REPAIRS for type in damaged):
+                # Retried as soon as the keys are repaired; the others are answered then as well.
+                repaired.update(damaged)
+                await self._repair(damaged)
                 continue
             faults = self._take(types, answers, left, done)
             if not left:
@@ -178,11 +178,11 @@ class StreamPublisher:
             raise failed[0]
         return done
 
-    async def _mend(self, types: Iterable[str]) -> None:
+    async def _repair(self, types: Iterable[str]) -> None:
         """Make the keys of types usable again that another program has written to."""
-        calls = [mend_type(type, self._backplane.worker_id) for type in types]
+        calls = [repair_type(type, self._backplane.worker_id) for type in types]
         with contextlib.suppress(*FAILURES):
-            log_mended(await self._backplane.publishing.run(calls, ATTEMPT_TIMEOUT))
+            log_repaired(await self._backplane.publishing.run(calls, ATTEMPT_TIMEOUT))
 
     def _take(
         self,
@@ -216,7 +216,7 @@ class StreamPublisher:
         self._faults[place] = fault, self._monotonic()
         if known is None or known[0].cause != fault.cause:
             level = logging.WARNING if fault.passes else logging.ERROR
-            logger.log(level, "publishing to %s fails: %s", type, fault.words)
+            logger.log(level, "cannot publish to %s: %s", type, fault.words)
 
     def _forget(self, type: str) -> None:
         """Something was stored: the server takes messages, and so does this type."""

@@ -15,7 +15,7 @@ from typing import Any
 from app.backplane.client import ANSWER_TIMEOUT, FAILURES, Backplane, Command, Pauses
 from app.backplane.entries import OVERHEAD, entry_id, seq_of, to_message, with_gaps
 from app.backplane.faults import explain
-from app.backplane.mending import is_damage, log_mended, mend_type
+from app.backplane.repair import is_damage, log_repaired, repair_type
 from app.backplane.scripts import CONTROL, LOCATE, meta_key, new_epoch, stream_key
 from app.clock import steady_time
 from app.log_limit import LogLimit
@@ -91,7 +91,7 @@ class StreamReader:
         self._answered = time.monotonic()
         self._is_lost = False  # the connection is new, and nothing was compared since
         self._log_limit = LogLimit()
-        self._damaged: set[str] = set()  # types whose keys must be mended before reading on
+        self._damaged: set[str] = set()  # types with keys to repair before reading continues
 
     async def start(self) -> None:
         """Take the ends of all streams as positions.
@@ -99,7 +99,7 @@ class StreamReader:
         Raises:
             FAILURES: the backplane does not answer; may be called again.
         """
-        await self._mend(self._types)
+        await self._repair(self._types)
         for type, found in zip(self._types, await self._locate(self._types), strict=True):
             self._read[type] = Position(found.epoch, found.newest)
         self._prints = await self._fetch_prints()
@@ -119,7 +119,7 @@ class StreamReader:
                     await self._resume()
                     self._is_lost, failed, pauses = False, False, Pauses()
                 elif self._damaged:
-                    await self._mend(sorted(self._damaged))
+                    await self._repair(sorted(self._damaged))
                     await self._check()
                 elif time.monotonic() - self._checked >= CHECK_INTERVAL:
                     await self._check()
@@ -129,7 +129,7 @@ class StreamReader:
             except FAILURES as error:
                 if not failed:
                     logger.warning(
-                        "reading from the backplane failed, resuming: %s", explain(error).words
+                        "cannot read from the backplane, retrying: %s", explain(error).words
                     )
                 failed = True
                 if is_damage(error):
@@ -235,10 +235,10 @@ class StreamReader:
                 self.unreadable[type],
             )
 
-    async def _mend(self, types: Iterable[str]) -> None:
+    async def _repair(self, types: Iterable[str]) -> None:
         """Make keys usable again that another program has written to."""
-        calls = [mend_type(type, self._worker) for type in types]
-        log_mended(await self._link.run(calls, ANSWER_TIMEOUT))
+        calls = [repair_type(type, self._worker) for type in types]
+        log_repaired(await self._link.run(calls, ANSWER_TIMEOUT))
         self._damaged.clear()
 
     async def _check(self) -> None:
@@ -276,7 +276,7 @@ class StreamReader:
         await self._follow_all(changed, force=True)
         await self._check()
         self.reconnects += 1
-        logger.info("reading from the backplane again")
+        logger.info("reading from the backplane works again")
 
     async def _follow_all(self, types: Sequence[str], force: bool = False) -> None:
         if types:

@@ -20,7 +20,7 @@ import secrets
 from dataclasses import dataclass, field
 
 CONTROL = "control"
-"""The type whose stream carries what workers say to each other."""
+"""The type whose stream carries control messages between workers."""
 
 ONCE_WINDOW = 300.0
 """Seconds for which a chosen id is known (PROTOCOL.md)."""
@@ -332,18 +332,18 @@ return {result, stamp}
 )
 
 
-MEND = Script(
+REPAIR = Script(
     (
         _COUNT
         + """
 -- KEYS: any of one slot, each stream followed by its meta hash.
 -- ARGV: for each the type that it should have: 'stream', 'hash', 'string', 'zset'.
--- Makes keys usable again that another program has written to. A key of another type is renamed;
+-- Repairs keys that another program has written to. A key of another type is renamed;
 -- entries of a stream after which it cannot go on are left out.
 -- Returns the names of the keys that were changed.
 local LAST, END = 9007199254740989, '0-9007199254740990'
 
-local function mend_stream(key, meta)
+local function repair_stream(key, meta)
   local info, seq = redis.call('XINFO', 'STREAM', key), nil
   for i = 1, #info, 2 do
     if info[i] == 'last-generated-id' then
@@ -352,7 +352,7 @@ local function mend_stream(key, meta)
   end
   if seq and seq <= LAST then return false end
   -- To delete the entries would not do: ids below a deleted one cannot be given any more.
-  local copy, from, last = key .. ':mended', '-', 0
+  local copy, from, last = key .. ':repaired', '-', 0
   redis.call('DEL', copy)
   repeat
     local rows = redis.call('XRANGE', key, from, '0-' .. string.format('%d', LAST), 'COUNT', 500)
@@ -387,7 +387,7 @@ for i, key in ipairs(KEYS) do
   if found ~= 'none' and found ~= ARGV[i] then
     redis.call('RENAME', key, key .. ':foreign')
     changed[#changed + 1] = key
-  elseif found == 'stream' and mend_stream(key, KEYS[i + 1]) then
+  elseif found == 'stream' and repair_stream(key, KEYS[i + 1]) then
     changed[#changed + 1] = key
   end
 end

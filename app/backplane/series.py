@@ -76,7 +76,7 @@ class Series:
             raise BackplaneUnavailable from error
 
     async def read(self, range: str) -> bytes:
-        """The samples of a range of `RANGES` as JSON; read once for all who ask at a time.
+        """The samples of a range of `RANGES` as JSON; concurrent calls share one read.
 
         Raises:
             BackplaneUnavailable: they cannot be read.

@@ -67,8 +67,8 @@ class CatchUp:
             done = self._try_now(subscriber)
         except Exception:
             # Its client connects anew and recovers; whoever started this goes on.
-            logger.exception("catching up failed", extra={"connection": subscriber.id})
-            subscriber.drop("catching up failed")
+            logger.exception("catch-up failed", extra={"connection": subscriber.id})
+            subscriber.drop("catch-up failed")
             return
         if not done:
             task = asyncio.get_running_loop().create_task(self._run(subscriber))
@@ -137,8 +137,8 @@ class CatchUp:
                 if not await self._advance(subscriber, type):
                     await asyncio.sleep(RETRY_SECONDS)
         except Exception:
-            logger.exception("catching up failed", extra={"connection": subscriber.id})
-            subscriber.drop("catching up failed")
+            logger.exception("catch-up failed", extra={"connection": subscriber.id})
+            subscriber.drop("catch-up failed")
         finally:
             if self._tasks.get(subscriber) is asyncio.current_task():
                 del self._tasks[subscriber]

@@ -8,7 +8,7 @@ from app.protocol.codecs import Codec
 from app.types import Gap, Message
 
 Failed = Callable[[Exception], None]
-"""Told of each message that was left out."""
+"""Called with the error of each message that is left out."""
 
 
 def encode_items(
@@ -16,7 +16,7 @@ def encode_items(
 ) -> bytes:
     """All frames for one kind of subscriber, in order; raises nothing.
 
-    A message that cannot be encoded is announced as a gap, and takes no other with it.
+    A message that cannot be encoded is announced as a gap; the others are not affected.
     """
     try:
         return codec.flush(items, batch=batch)

@@ -1,9 +1,9 @@
-"""One write per connection and flush, for everybody who is up to date.
+"""One write per connection and flush, for all subscribers that are up to date.
 
-A flush makes the bytes of each group once, when its first member is written. All that takes longer
-than pings and replies may wait, so it is cut into slices; a connection that leaves its group
-between two slices is written first, which keeps every connection's order. Large groups go first:
-clients that each have a group of their own make the others wait for nothing.
+A flush encodes the bytes of each group once, when its first member is written. A flush takes longer
+than pings and replies may wait, so it is divided into slices; a connection that leaves its group
+between two slices is written first, which keeps the order of every connection. Large groups go
+first, so groups with one member do not delay the others.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Job:
     """Where the members stand when they have it."""
     waiting: dict[Subscriber, int]
     failed: Failed
-    """Told of what cannot be encoded."""
+    """Called with what cannot be encoded."""
     made: bytes | None = None
 
     @property
@@ -64,7 +64,7 @@ class FanOut:
         batch_size: messages per flush.
         on_flush: called after each flush with its items, its receivers per type, and when it
             began (monotonic seconds).
-        failed: told of errors that cost a message or a flush, but nothing else.
+        failed: called with each error that affects a message or a flush.
     """
 
     def __init__(
@@ -105,14 +105,14 @@ class FanOut:
         return list(self._groups.values())
 
     def _drop_unused(self) -> None:
-        """Forget groups without live members; whoever still has one brings it back by `join`."""
+        """Forget groups without live members; `join` restores one that is still referenced."""
         self._groups = {key: group for key, group in self._groups.items() if group.members}
         self._most_groups = 2 * len(self._groups) + UNUSED_GROUPS
 
     def join(self, subscriber: Subscriber) -> None:
         """Make a subscriber live; it must stand at `positions`."""
         group = subscriber.group
-        # The table may have forgotten the group meanwhile, and made it anew for somebody else.
+        # The table may have forgotten the group meanwhile, and created it again for another subscriber.
         key = group.codec.name, group.types, group.batch
         group = subscriber.group = self._groups.setdefault(key, group)
         group.members[subscriber] = subscriber.fd
@@ -180,7 +180,7 @@ class FanOut:
                     count = max(1, min(left, len(job.waiting)))
                     self._write_slice(job, count)
                     left -= count
-        except Exception as error:  # noqa: BLE001 (nobody may lose a message for it)
+        except Exception as error:  # noqa: BLE001 (no subscriber may lose a message)
             self.failed(error)
             self._let_catch_up()
         finally:

@@ -20,7 +20,7 @@ from app.types import Draft, Position, Priority
 logger = logging.getLogger(__name__)
 
 MAX_WAIT = 5.0
-"""Seconds after which a publisher is told that the backplane is away."""
+"""Seconds after which a publisher gets BACKPLANE_UNAVAILABLE."""
 BATCH_MESSAGES, BATCH_BYTES = 256, 1_000_000
 POLL_INTERVAL = 0.02
 """Seconds between two looks at what other workers ask of this one, while messages wait."""
@@ -149,7 +149,7 @@ class BroadcastQueue:
             other.draft.priority <= draft.priority for other in self._newcomers
         ):
             self._slots.ask_to_evict(draft.priority)
-            self._let_wait(entry)  # keeps its place behind those who came before
+            self._let_wait(entry)  # keeps its place behind earlier messages
         elif self._slots.reserve_queue(entry.size):
             self._accept(entry)
         else:
@@ -175,7 +175,7 @@ class BroadcastQueue:
         return self.submit(draft)
 
     def send_probe(self, data: bytes) -> asyncio.Future[Position]:
-        """As `send_control`, outside of the bounds: it takes nobody's place in a full queue."""
+        """As `send_control`, but outside of the limits: it displaces no message of a full queue."""
         loop = asyncio.get_running_loop()
         draft = Draft(CONTROL, CONTROL, "", data, time.time(), Priority.HIGH)
         entry = _Entry(draft, loop.create_future(), loop.time(), counted=False)
@@ -315,7 +315,7 @@ class BroadcastQueue:
                 entry.fail(error)
         except Exception:
             # A bug must not end publishing for good.
-            logger.exception("storing a batch failed")
+            logger.exception("cannot store a batch")
             for entry in batch:
                 entry.fail(BackplaneUnavailable())
         else:

@@ -33,8 +33,8 @@ back together."""
 
 Protocol = Literal["plain", "socketio"]
 
-MAX_FIRSTS, MAX_WISH = 256, 256
-"""Combinations of options whose checked form is kept, and the characters of one that is kept."""
+MAX_FIRSTS, MAX_OPTIONS = 256, 256
+"""Maximum cached combinations of options, and maximum characters of one of them."""
 
 _MAX_QUERY_FIELDS = 32
 _SOCKETIO_QUERY = "EIO=4&transport=websocket"
@@ -42,14 +42,14 @@ _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 
 
 class Refused(HttpError):
-    """The connection is not let in.
+    """The handshake is refused.
 
     Args:
         status: the HTTP status.
-        code: what kind of error it is, for programs.
-        message: what to do about it, for people.
+        code: the kind of error, for programs.
+        message: the cause and the remedy, for people.
         reason: one word for the metric of refused connections.
-        retry_after: seconds after which the client may come back.
+        retry_after: seconds after which the client may reconnect.
         headers: more headers of the answer.
         close_code: with which a browser's connection is closed instead, whose pages do not see
             HTTP answers to a handshake; None: it gets the HTTP answer too.
@@ -161,16 +161,14 @@ class Admission:
             protocol = _check_transport(query)
         key = _check_handshake(request)
         if not self._origins.allows(request):
-            raise Refused(
-                403, ErrorCode.FORBIDDEN, "This page's origin may not connect here.", "origin"
-            )
+            raise Refused(403, ErrorCode.FORBIDDEN, "This origin is not allowed.", "origin")
         try:
-            return self._check_wishes(request, query, protocol, key, again)
+            return self._check_options(request, query, protocol, key, again)
         except Refused as refused:
             refused.protocol = protocol
             raise
 
-    def _check_wishes(
+    def _check_options(
         self,
         request: web.Request,
         query: Mapping[str, str],
@@ -178,7 +176,7 @@ class Admission:
         key: str,
         again: bool,
     ) -> Admitted:
-        """Check what a right handshake asks for."""
+        """Check the options of a valid handshake."""
         address = self._clients.address(request)
         if self._addresses is not None:
             self._check_address(self._addresses, address, again)
@@ -259,7 +257,10 @@ class Admission:
         first = self._firsts.get(options)
         if first is None:
             first = self._parse_first(query, self._types)
-            if len(self._firsts) < MAX_FIRSTS and sum(map(len, filter(None, options))) < MAX_WISH:
+            if (
+                len(self._firsts) < MAX_FIRSTS
+                and sum(map(len, filter(None, options))) < MAX_OPTIONS
+            ):
                 self._firsts[options] = first
         return first
 
@@ -275,13 +276,15 @@ class Admission:
 
     def _reserve(self) -> None:
         if not self._is_serving():
-            message = "This worker takes no connections now; try again."
+            message = "This worker accepts no connections now; try again."
             raise _unavailable(ErrorCode.SERVICE_UNAVAILABLE, message, "not_ready", 1)
         if not self._has_memory():
-            message = "The service is short of memory; try again later."
+            message = "The service is low on memory; try again later."
             raise _unavailable(ErrorCode.SERVICE_UNAVAILABLE, message, "memory", _draw_delay())
         if not self._slots.reserve_connection():
-            message = f"All {self._cap} connections are taken; try again later."
+            message = (
+                f"The service has reached its limit of {self._cap} connections; try again later."
+            )
             code = ErrorCode.MAX_CONNECTIONS_EXCEEDED
             raise _unavailable(code, message, "cap", _draw_delay())
 
@@ -306,19 +309,19 @@ def _check_transport(query: Mapping[str, str]) -> Protocol:
     version = query.get("EIO")
     if query.get("transport", "websocket") != "websocket":
         raise _invalid(
-            "Only the WebSocket transport is served: give your Socket.IO client"
-            " the option transports: ['websocket'].",
+            "Only the WebSocket transport is supported: set the option"
+            " transports: ['websocket'] of the Socket.IO client.",
             "transport",
         )
     if version is None:
         return "plain"
     if version != "4":
         message = (
-            "Only Engine.IO 4 is served (EIO=4): use a Socket.IO client of version 3 or later."
+            "Only Engine.IO 4 is supported (EIO=4): use a Socket.IO client of version 3 or later."
         )
         raise _invalid(message, "transport")
     if "sid" in query:
-        message = "There is no session to upgrade: connect with the WebSocket transport at once."
+        message = "There is no session to upgrade: connect with the WebSocket transport only."
         raise _invalid(message, "transport")
     return "socketio"
 
@@ -326,7 +329,7 @@ def _check_transport(query: Mapping[str, str]) -> Protocol:
 def _check_handshake(request: web.Request) -> str:
     """Check what RFC 6455 (section 4.2.1) demands of an upgrade request; return its key."""
     if request.method != "GET":
-        message = "Connect with a WebSocket client: only GET is served here."
+        message = "This is a WebSocket endpoint: use GET."
         allowed = {"Allow": "GET"}
         raise Refused(405, ErrorCode.METHOD_NOT_ALLOWED, message, "handshake", headers=allowed)
     headers = request.headers
@@ -341,7 +344,7 @@ def _check_handshake(request: web.Request) -> str:
         )
         raise Refused(400, ErrorCode.BAD_REQUEST, message, "handshake")
     if headers.get("Sec-WebSocket-Version") != "13":
-        message = "Only version 13 of the WebSocket protocol is served."
+        message = "Only version 13 of the WebSocket protocol is supported."
         served = {
             "Connection": "Upgrade, close",
             "Upgrade": "websocket",

@@ -1,10 +1,10 @@
-"""`POST /hooks/alertmanager`: what Prometheus' Alertmanager notices, told to the clients.
+"""`POST /hooks/alertmanager`: publishes the alerts of Prometheus' Alertmanager to clients.
 
 It takes the webhook of Alertmanager, version 4
 (https://prometheus.io/docs/alerting/latest/configuration/#webhook_config). Each alert becomes a
 message of the type `health`: `health_alert` while it fires, `health_recovery` once it is resolved.
 
-Alertmanager sends a whole group again when one alert of it changes, and after every answer of
+Alertmanager sends all alerts of a group again when one of them changes, and after every answer of
 5xx. The id of a message is made of the alert's fingerprint, its start and its status, so that
 within five minutes it is stored once, and later a client knows it again.
 """
@@ -102,13 +102,13 @@ def check_notification(value: Any) -> list[Any]:
         ClientError: INVALID_PAYLOAD, it is none.
     """
     if not isinstance(value, Mapping) or not isinstance(value.get("alerts"), list):
-        raise _invalid("This is no notification of Alertmanager: it has no list of 'alerts'.")
+        raise _invalid("The body is not a notification of Alertmanager: 'alerts' must be a list.")
     if value.get("version") != _VERSION:
         raise _invalid(f"'version' of the notification must be \"{_VERSION}\".")
     alerts: list[Any] = value["alerts"]
     if len(alerts) > MAX_MESSAGES:
         raise _invalid(
-            f"A notification may hold at most {MAX_MESSAGES} alerts: set 'max_alerts' there."
+            f"A notification may hold at most {MAX_MESSAGES} alerts: set 'max_alerts' in Alertmanager."
         )
     return alerts
 

@@ -46,7 +46,7 @@ class Bodies:
             if now >= until:
                 raise ClientError(
                     ErrorCode.RATE_LIMITED,
-                    "The server holds too much that its clients have not read; try again later.",
+                    "The server holds too much unread output; try again later.",
                 )
             if now >= look_at:
                 look_at = now + 1.0

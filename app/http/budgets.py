@@ -1,4 +1,4 @@
-"""What one address may ask for over HTTP: requests, time of the loop, and wrong tokens.
+"""Budgets of one address for HTTP: requests, time of the loop, and invalid tokens.
 
 Each is a bucket that empties at a steady rate: it may be filled by a burst, such as the loading of a
 page by many users behind one proxy, and then as fast as it empties. All addresses together may use
@@ -24,7 +24,7 @@ HTTP_SHARE = 0.2
 MAX_ADDRESSES = 10_000
 """Addresses that are known at once; the one that asked last longest ago is forgotten."""
 RETRY_SECONDS = 2
-"""What a refused client is told to wait at least."""
+"""Minimum `Retry-After` of a refused client."""
 _LEAST_SHARE = 0.002
 """Seconds a second that an address may always use: some ten requests."""
 

@@ -1,6 +1,6 @@
-"""Who asks: the client's address and origin behind trusted proxies, and ids of requests.
+"""The client's address and origin behind trusted proxies, and ids of requests.
 
-Headers such as X-Forwarded-For are written by anybody; they count only as far as the hops that
+Any client can write headers such as X-Forwarded-For; they count only as far as the hops that
 wrote them are in TRUSTED_PROXIES, read from the nearest hop outwards.
 """
 
@@ -24,11 +24,11 @@ _DEFAULT_PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
 
 
 class Clients:
-    """Looks through proxies.
+    """Finds the client behind trusted proxies.
 
     Args:
-        trusted: networks whose X-Forwarded-* headers are believed. When there are any, a peer on
-            a Unix socket is believed too: who may open it, the file system says.
+        trusted: networks whose X-Forwarded-* headers are trusted. If there are any, a peer on a
+            Unix socket is trusted too: the file system controls access to it.
     """
 
     def __init__(self, trusted: Sequence[Network]) -> None:
@@ -51,7 +51,7 @@ class Clients:
         return address
 
     def is_behind_proxy(self, request: web.Request) -> bool:
-        """Whether the peer is a proxy whose headers are believed."""
+        """Whether the peer is a trusted proxy."""
         return bool(self._trusted) and self._is_trusted(request.remote or "unix")
 
     def is_same_origin(self, request: web.Request, origin: str) -> bool:

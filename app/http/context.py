@@ -1,4 +1,4 @@
-"""What the HTTP side needs of the rest of a worker; app/main.py fills it in."""
+"""What the HTTP side needs of the rest of a worker."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class HistorySource(Protocol):
 
 
 async def _no_series(_: str) -> bytes:
-    raise HttpError(404, ErrorCode.NOT_FOUND, "No series are kept here.")
+    raise HttpError(404, ErrorCode.NOT_FOUND, "This service keeps no series.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ class HttpContext:
     note_refused: Callable[[str, str | None], object] | None = None
     """Counts and logs a refusal by reason and origin."""
     budgets: Budgets | None = None
-    """What each address may ask for; None: all that it likes."""
+    """What each address may ask for; None: no limit."""
     now: Callable[[], float] = time.time
     """Unix time in seconds."""
     backplane_fault: Callable[[], str | None] = lambda: None
@@ -86,11 +86,11 @@ class HttpContext:
     backplane_writable: Callable[[], bool] = lambda: True
     """Whether this worker can publish."""
     accepting: Callable[[], bool] = lambda: False
-    """Whether this worker takes new clients, though it may have been told to leave."""
+    """Whether this worker accepts new clients; it may still do so after TERM."""
     expected_workers: Callable[[], int] = lambda: 0
     """Workers that should be ready; 0: any number will do."""
     since_death: Callable[[], float] = lambda: math.inf
-    """Seconds since a worker of this machine ended without being told to."""
+    """Seconds since a worker of this machine exited unexpectedly."""
     room: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
     """Waits for the memory of an answer with history, which is then made within."""
     local_faults: Callable[[], Sequence[str]] = tuple

@@ -1,7 +1,7 @@
 """Which pages may use the service, and under which names: Origin, CORS answers, and Host.
 
 A page whose name an attacker points at the loopback (DNS rebinding) is of the same origin as this
-service, for the browser; only its Host header tells. CORS answers are those of
+service, for the browser; only its Host header differs. CORS answers are those of
 fetch.spec.whatwg.org.
 """
 
@@ -128,7 +128,7 @@ class Hosts:
 
     Args:
         settings: of the service.
-        clients: tells who comes from a trusted proxy, which brings the public name.
+        clients: recognises trusted proxies, whose requests have the public name.
     """
 
     def __init__(self, settings: Settings, clients: Clients) -> None:

@@ -102,12 +102,12 @@ class HttpError(PresenceError):
 
 
 def json_response(value: Any, status: int = 200) -> web.Response:
-    """Answer with a JSON value, which nobody may keep."""
+    """Answer with a JSON value that must not be cached."""
     return raw_json_response(encode_json(value), status)
 
 
 def raw_json_response(body: bytes, status: int = 200) -> web.Response:
-    """Answer with JSON that is encoded already."""
+    """Answer with encoded JSON."""
     return web.Response(
         body=body + b"\n",
         status=status,
@@ -128,7 +128,7 @@ def error_middleware(
         clients: gives requests their ids.
         origins: answers preflights.
         count: called with route, method and status of each answer.
-        hosts: which names are served; None: all.
+        hosts: accepted names; None: all.
         note_refused: called with a reason and the Origin header of each request that is refused
             for its host.
     """
@@ -142,7 +142,10 @@ def error_middleware(
                 if note_refused is not None:
                     note_refused("host", request.headers.get("Origin"))
                 raise HttpError(
-                    403, ErrorCode.FORBIDDEN, "This host is not served here.", close=True
+                    403,
+                    ErrorCode.FORBIDDEN,
+                    "This host is not allowed; see ALLOWED_HOSTS.",
+                    close=True,
                 )
             response = await handler(request)
         except HttpError as error:
@@ -154,7 +157,7 @@ def error_middleware(
             if request.method == "OPTIONS":
                 response = origins.answer_options(request, methods)
             else:
-                response = _respond(_explain(error, f"Use {methods} here."))
+                response = _respond(_explain(error, f"Use {methods} for this path."))
         except web.HTTPException as error:
             if error.status < 400:
                 raise
@@ -162,7 +165,7 @@ def error_middleware(
         except Exception:
             id = clients.request_id(request)
             log.exception("%s %s failed", request.method, _path(request), extra={"request": id})
-            message = f"Something went wrong here; the log has more under {id}."
+            message = f"An internal error occurred; the log has details under {id}."
             response = _respond(HttpError(500, ErrorCode.INTERNAL_ERROR, message))
         if log.isEnabledFor(logging.DEBUG):
             id = clients.request_id(request)
@@ -201,7 +204,7 @@ def _explain(error: web.HTTPException, message: str) -> HttpError:
 
 def _describe(error: web.HTTPException, request: web.Request) -> str:
     if error.status == 404:
-        return f"There is nothing at {request.path[:100]}."
+        return f"The path {request.path[:100]} does not exist."
     if error.status == 413:
         return "The request is too large."
     return HTTPStatus(error.status).description or HTTPStatus(error.status).phrase

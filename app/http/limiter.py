@@ -1,4 +1,4 @@
-"""Refuses requests over HTTP beyond what their address may ask for, before anything is done for them.
+"""Refuses HTTP requests beyond the budget of their address, before any work is done for them.
 
 A refusal is answered late, and its connection is not read meanwhile: clients that ask again at once
 cost one answer a second and connection. Requests with a publish token are never refused here.
@@ -34,7 +34,7 @@ NOT_LIMITED = ("/ws/realtime", "/ws/realtime/")
 
 
 class Limiter:
-    """The middleware and what it knows.
+    """The middleware and its state.
 
     Args:
         writers: knows who is not limited here.
@@ -78,7 +78,7 @@ class Limiter:
         account = budgets.account(self._clients.address(request))
         budgets.spend(account, ANSWER_SECONDS)
         if not budgets.admits(account):
-            await self._refuse(request, account, "This address asks for too much")
+            await self._refuse(request, account, "This address exceeds its request limit")
         try:
             response = await metered(
                 handler(request), lambda seconds: budgets.spend(account, seconds)
@@ -95,7 +95,7 @@ class Limiter:
         """Hold the answer to a wrong token back; after many of them it is another answer."""
         seconds = self._budgets.wrong_token(account)
         if self._budgets.refuses_tokens(account):
-            await self._refuse(request, account, "This address has sent too many wrong tokens")
+            await self._refuse(request, account, "This address has sent too many invalid tokens")
         await self._hold_back(request, account, seconds)
 
     async def _refuse(self, request: web.Request, account: Account, why: str) -> None:

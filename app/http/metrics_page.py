@@ -41,10 +41,10 @@ class MetricsPage:
         slots: the figures of the slot table.
         collect: gives the joined metrics of all processes; may block, is called in a thread.
             It raises `TimeoutError` when it has to wait too long for others.
-        processes: more processes of the service whose memory is shown: their pids by name.
+        processes: further processes of the service with memory to show: process ids by name.
         limits: settings that figures are compared with, by the names of their gauges.
         expected_workers: workers that should be ready.
-        shared_for: seconds for which a page is given to all who ask. Making one holds up deliveries
+        shared_for: seconds for which a page is reused for all requests. Making one delays deliveries
             for some 20 ms, so while pages are asked for without a pause it is `BUSY_FACTOR` times
             as long.
         clock: monotonic seconds.
@@ -83,7 +83,7 @@ class MetricsPage:
         try:
             page = await asyncio.shield(self._building)
         except TimeoutError as error:
-            message = f"The metrics cannot be read now: {error}."
+            message = f"The metrics are unavailable: {error}."
             raise HttpError(
                 503, ErrorCode.SERVICE_UNAVAILABLE, message, headers={"Retry-After": "1"}
             ) from None
@@ -152,35 +152,33 @@ class _Table:
     def families(self) -> Iterator[Metric]:
         messages, size = self.queue
         yield _gauge("connections", "Open connections of this machine.", self.connections)
-        yield _gauge("users", "Different users that hold connections.", self.users)
-        yield _gauge("queue_messages", "Messages waiting to be stored in a stream.", messages)
-        yield _gauge("queue_bytes", "Bytes of messages waiting to be stored.", size)
+        yield _gauge("users", "Users with at least one connection.", self.users)
+        yield _gauge("queue_messages", "Messages in the broadcast queue.", messages)
+        yield _gauge("queue_bytes", "Bytes of the messages in the broadcast queue.", size)
         workers = GaugeMetricFamily(
             "realtime_worker_connections", "Open connections of each worker.", labels=["worker"]
         )
-        states = GaugeMetricFamily(
-            "realtime_workers", "Workers by what they are doing.", labels=["state"]
-        )
+        states = GaugeMetricFamily("realtime_workers", "Workers, by state.", labels=["state"])
         for row in self.rows:
             workers.add_metric([str(row.index)], row.connections)
         for state in ("starting", "ready", "leaving"):
             states.add_metric([state], sum(row.state == state for row in self.rows))
         yield workers
         yield states
-        help = "Workers that WORKERS asks for."
+        help = "Workers that should run (WORKERS)."
         yield _gauge("expected_workers", help, self.expected_workers)
         if self.rows:
             started = min(row.started for row in self.rows)
-            help = "Unix time at which the oldest worker was started."
+            help = "Unix time at which the oldest worker started."
             yield _gauge("start_time_seconds", help, started)
-        yield _gauge("cpus", "Cores that the workers may use.", len(os.sched_getaffinity(0)))
+        yield _gauge("cpus", "Cores available to the workers.", len(os.sched_getaffinity(0)))
         died = CounterMetricFamily(
-            "realtime_workers_died", "Workers that ended without being told to.", labels=["state"]
+            "realtime_workers_died", "Workers that exited unexpectedly, by state.", labels=["state"]
         )
         for state, count in zip(("starting", "ready"), self.died, strict=True):
             died.add_metric([state], count)
         yield died
-        help = "Shared files of the service that something removed and that were put back."
+        help = "Shared files of the service that were removed and then restored."
         yield CounterMetricFamily("realtime_shared_files_restored", help, value=self.restored)
 
 
@@ -191,7 +189,7 @@ def _gauge(name: str, help: str, value: float) -> Metric:
 def _build() -> Metric:
     family = GaugeMetricFamily(
         "realtime_build_info",
-        "Always 1; the labels tell what answers this scrape.",
+        "Always 1; the labels name the versions of the service and of Python.",
         labels=["version", "python"],
     )
     family.add_metric([__version__, platform.python_version()], 1)

@@ -120,7 +120,9 @@ class Page:
     def _answer(self, request: web.Request, name: str) -> web.Response:
         file = self._files.get(name)
         if file is None:
-            raise HttpError(404, ErrorCode.NOT_FOUND, f"There is nothing at {request.path[:100]}.")
+            raise HttpError(
+                404, ErrorCode.NOT_FOUND, f"The path {request.path[:100]} does not exist."
+            )
         encoding = _choose(request.headers.get("Accept-Encoding", ""), file.bodies)
         tag = file.tags[encoding]
         headers = {

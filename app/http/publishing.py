@@ -19,10 +19,10 @@ from app.protocol.envelope import RESERVED_EVENTS, body, decode_json, encode_jso
 from app.types import Draft, Position, Priority
 
 MAX_MESSAGES = 1000
-"""Messages that one call may bring."""
+"""Maximum messages of one call."""
 
 MAX_ID_LENGTH = 128
-"""Characters of an id that a publisher chooses."""
+"""Maximum characters of a publisher's id."""
 
 BODY_TIMEOUT = 10.0
 """Seconds that a client may take to send the body of a request, and"""
@@ -75,10 +75,10 @@ async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
                 if len(received) > limit:
                     raise _too_large(limit)
     except TimeoutError:
-        message = "The body did not come in time."
+        message = "The body did not arrive in time."
         raise HttpError(408, ErrorCode.REQUEST_TIMEOUT, message, close=True) from None
     except (ConnectionError, web.RequestPayloadError):
-        message = "The body ended early or is not compressed as its headers say."
+        message = "The body ended early, or its compression does not match its headers."
         raise HttpError(400, ErrorCode.PARSE_ERROR, message, close=True) from None
     return decode_json(bytes(received)), len(received)
 
@@ -124,7 +124,7 @@ def make_draft(
             "'event' must be a letter and at most 63 more letters, digits or any of _.:/-"
         )
     if event in RESERVED_EVENTS:
-        raise _invalid(f"The event name '{event}' belongs to the protocol; choose another.")
+        raise _invalid(f"The event name '{event}' is reserved; choose another.")
     if "data" not in message:
         raise _invalid("'data' is missing; it may be any JSON value.")
     priority = message.get("priority", "normal")
@@ -203,7 +203,7 @@ class _Submitted(NamedTuple):
 
 
 class Conflict(HttpError):
-    """An id was used again, for other data; what it stands for is in the stream, the new is not.
+    """The id belongs to a stored message with other data; the new message is not stored.
 
     Args:
         answer: where the stored message stands.
@@ -213,14 +213,14 @@ class Conflict(HttpError):
         super().__init__(
             409,
             ErrorCode.CONFLICT,
-            f"The id {answer['id']!r} stands for another message, seq {answer['seq']} of"
-            f" {answer['type']!r}; this one is not stored. Give it an id of its own.",
+            f"The id {answer['id']!r} belongs to another message, seq {answer['seq']} of"
+            f" {answer['type']!r}; this one is not stored. Use another id.",
         )
         self.answer = dict(answer)
 
 
 async def _check_known(submitted: _Submitted, context: HttpContext) -> None:
-    """Compare a message whose id was known with the one that is stored.
+    """Compare a message with the stored one of the same id.
 
     Raises:
         Conflict: event or data differ.

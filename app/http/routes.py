@@ -1,4 +1,4 @@
-"""The HTTP calls of the README. Any worker answers for the whole machine."""
+"""The HTTP calls of docs/HTTP.md. Any worker answers for all workers of the machine."""
 
 from __future__ import annotations
 
@@ -111,12 +111,12 @@ async def get_status(_request: web.Request, context: HttpContext) -> web.Respons
 
 
 async def post_status(request: web.Request, write: Write, context: HttpContext) -> web.Response:
-    """`POST /status`: say what the lab is doing, to all who are subscribed to `status`."""
+    """`POST /status`: set what the lab is doing and publish it as `status`."""
     writer = write.writer = await context.writers.require(request)
     context.writers.charge(writer, 1)
     value, _ = await read_json(request, _SMALL_BODY)
     if not isinstance(value, Mapping):
-        message = "Send an object with 'state' and, if you like, 'task'."
+        message = "Send an object with 'state' and optionally 'task'."
         raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
     state = await context.presence.update(value.get("state"), value.get("task"))
     presence = state.to_json()
@@ -197,7 +197,7 @@ async def get_queue(_request: web.Request, context: HttpContext) -> web.Response
 
 
 async def _require_reader(request: web.Request, context: HttpContext, type: str) -> None:
-    """Where clients need a token to receive messages, they need it to read old ones too."""
+    """Require a token to read old messages where clients need one to receive new ones."""
     if not context.verifier.enabled or context.writers.is_publisher(request):
         return
     token = request.query.get("token")
@@ -217,7 +217,7 @@ def _number(query: Mapping[str, str], name: str, high: int) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) <= 20 and 1 <= int(text) <= high):
-        message = f"'{name}' must be a whole number from 1 to {high}."
+        message = f"'{name}' must be an integer from 1 to {high}."
         raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
     return int(text)
 

@@ -30,7 +30,7 @@ class Upgrade:
 
     Args:
         context: the parts of this worker.
-        admission: decides who comes in.
+        admission: decides which clients may connect.
         most: gives the number that a descriptor of a connection is below; the others are kept
             for what must go on when descriptors are short.
     """
@@ -78,7 +78,7 @@ class Upgrade:
             raise Refused(
                 503,
                 ErrorCode.MAX_CONNECTIONS_EXCEEDED,
-                "The server is out of file descriptors; try again later.",
+                "The server has no free file descriptors; try again later.",
                 "descriptors",
                 retry_after=5,
             ) from None

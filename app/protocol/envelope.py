@@ -1,4 +1,4 @@
-"""JSON and the envelope that every message of the service travels in (PROTOCOL.md, "Envelope").
+"""JSON and the envelope that every message of the service travels in (docs/PROTOCOL.md, "Messages").
 
 Pure: values in, bytes out. JSON is strict both ways, since a browser cannot parse `NaN`.
 """
@@ -71,12 +71,10 @@ _STRIDE = 128
 """Bytes between two samples; a number that is too long holds two samples in a row."""
 _DIGITS = bytes(ord("0") if chr(byte) in "0123456789" else 0 for byte in range(256))
 _LONG_RUN = b"0" * (_MAX_DIGITS + 1)
-_TOO_LONG = (
-    f"an integer has more than {_MAX_DIGITS} digits, which no client can hold: send it as a string"
-)
+_TOO_LONG = f"an integer has more than {_MAX_DIGITS} digits, which clients cannot represent: send it as a string"
 TOO_DEEP = (
-    f"the value is nested too deeply: at most {MAX_DEPTH} levels are allowed, those of the message"
-    " around it included; flatten it, or send it as a string"
+    f"the value is nested too deeply: at most {MAX_DEPTH} levels are allowed, including those of the"
+    " envelope; flatten it, or send it as a string"
 )
 """Why a value cannot be encoded, and what to do about it."""
 
@@ -147,7 +145,7 @@ def encode_decoded(value: Any) -> bytes:
 def _encode_again(value: Any, error: Exception) -> bytes:
     """Encode what UTF-8 cannot say, or raise the error with what to do about it."""
     if isinstance(error, UnicodeEncodeError):
-        # A lone surrogate is legal in JSON as an escape, but not in UTF-8.
+        # Half of a surrogate pair is legal in JSON as an escape, but not in UTF-8.
         return _ascii_encoder.encode(value).encode()
     if isinstance(error, RecursionError):
         raise ValueError(TOO_DEEP) from None
@@ -173,7 +171,7 @@ def _check(value: Any, encoded: bytes) -> None:
 
 
 def decode_json(text: bytes | str) -> Any:
-    """Decode JSON that somebody else wrote.
+    """Decode JSON from outside the service.
 
     Raises:
         ClientError: PARSE_ERROR with the place, for anything that is not strict JSON, for
@@ -289,5 +287,5 @@ def envelope(
     timestamp: int | None = None,
     reply_to: Any = None,
 ) -> bytes:
-    """Write a whole envelope, for a message that belongs to no stream; see `body`."""
+    """Write a complete envelope, for a message that belongs to no stream; see `body`."""
     return body(type, event, data, id=id, timestamp=timestamp, reply_to=reply_to) + b"}"

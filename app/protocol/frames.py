@@ -1,7 +1,7 @@
 """WebSocket frames (RFC 6455) as a pure parser and builder, server side.
 
-An idle connection needs no `FrameReader`: `read_single` handles what arrives whole, and a reader
-is made only for what arrives in parts. Extensions are never negotiated, so any RSV bit is an
+An idle connection needs no `FrameReader`: `read_single` handles a frame that arrives complete, and
+a reader is made only for frames that arrive in parts. Extensions are never negotiated, so any RSV bit is an
 error.
 """
 
@@ -24,7 +24,7 @@ PONG = 0xA
 TOO_LARGE = -1
 """A message over the limit was skipped; its payload was not kept."""
 VIOLATION = -2
-"""The peer broke the protocol; the payload is that of the close frame to answer with."""
+"""The peer violated the protocol; the payload is that of the close frame to answer with."""
 
 SKIP_ALLOWANCE = 64 * 1024
 """A message at most this much over the limit is skipped; a larger one ends the connection."""
@@ -40,7 +40,7 @@ _FIN = 0x80
 
 
 def build_frame(opcode: int, payload: bytes) -> bytes:
-    """A whole unmasked frame."""
+    """A complete unmasked frame."""
     size = len(payload)
     if size < 126:
         return bytes((_FIN | opcode, size)) + payload

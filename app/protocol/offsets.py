@@ -1,7 +1,7 @@
-"""Where a client stands in each type, as one opaque string (PROTOCOL.md, "Recovery over Socket.IO").
+"""Where a client stands in each type, as one opaque string (docs/PROTOCOL.md, "Recovery").
 
-socket.io-client keeps the last string argument of any event and sends it back when it connects
-anew. Whoever changes it only deceives himself, so it is checked, not signed.
+socket.io-client keeps the last string argument of any event and sends it back when it
+reconnects. Validated but not signed: a client that tampers with it affects only itself.
 """
 
 from __future__ import annotations

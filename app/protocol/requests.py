@@ -1,4 +1,4 @@
-"""What clients may ask for, checked: JSON in, small values out (PROTOCOL.md, "Actions")."""
+"""Requests of clients, validated: JSON in, small values out (docs/PROTOCOL.md, "Actions")."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from app.types import Position
 
 ACTIONS = frozenset({"subscribe", "unsubscribe", "get_history", "ping", "ack", "presence", "auth"})
 MAX_HISTORY = 100
-"""Largest number of messages that one request may ask for."""
+"""Maximum messages of one answer."""
 MAX_ID = 128
 """Longest request id, in characters."""
 _FLAGS = {"": False, "0": False, "false": False, "1": True, "true": True}
 MAX_REQUEST_SIZE = 16 * 1024
-"""Longest request, in characters of its JSON. The longest useful one brings a token."""
+"""Maximum length of a request, in characters of its JSON. The longest useful one has a token."""
 MAX_VALUES = 500
-"""Most values in a request, whose number its costs rise with; all types with `recover` take 130."""
+"""Maximum values in a request, which determine its cost; all types with `recover` need 130."""
 
 _HEAD = 512
 """Characters of a request that is not parsed in which its id is looked for."""
@@ -57,7 +57,7 @@ class Subscribe:
 
 @dataclass(frozen=True, slots=True)
 class First:
-    """What a client may ask for as it connects; None: the service's default."""
+    """Options of a client that connects; None: the service's default."""
 
     types: frozenset[str] | None = None
     batch: bool = False
@@ -66,7 +66,7 @@ class First:
 
 
 DEFAULT_FIRST = First()
-"""Of a client that asks for nothing, as most do."""
+"""Options of a client that gives none, as most do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +90,11 @@ def check_cost(text: str, most: int = MAX_REQUEST_SIZE) -> None:
     """
     if len(text) > most:
         raise ClientError(
-            ErrorCode.MESSAGE_TOO_LARGE, f"A request is at most {most} characters long."
+            ErrorCode.MESSAGE_TOO_LARGE, f"A request may have at most {most} characters."
         )
     if len(text) > MAX_VALUES and sum(map(text.count, ",[{")) > MAX_VALUES:
         raise ClientError(
-            ErrorCode.MESSAGE_TOO_LARGE, f"A request holds at most {MAX_VALUES} values."
+            ErrorCode.MESSAGE_TOO_LARGE, f"A request may have at most {MAX_VALUES} values."
         )
 
 
@@ -114,12 +114,12 @@ def parse_request(text: str) -> Request:
     """
     value = decode_json(text)
     if not isinstance(value, dict):
-        raise _invalid('A request is a JSON object such as {"action": "ping"}.')
+        raise _invalid('A request must be a JSON object such as {"action": "ping"}.')
     id = value.get("id")
     if id is not None and (isinstance(id, bool) or not isinstance(id, str | int)):
-        raise _invalid("The id of a request is a string or a whole number.")
+        raise _invalid("'id' must be a string or an integer.")
     if isinstance(id, str) and len(id) > MAX_ID:
-        raise _invalid(f"The id of a request is at most {MAX_ID} characters long.")
+        raise _invalid(f"'id' may have at most {MAX_ID} characters.")
     return Request(value.get("action"), value.get("payload"), id)
 
 
@@ -131,13 +131,11 @@ def check_action(request: Request) -> None:
     """
     action = request.action
     if not isinstance(action, str):
-        raise ClientError(
-            ErrorCode.INVALID_ACTION, f"A request needs an action, one of: {_listed(ACTIONS)}."
-        )
+        raise ClientError(ErrorCode.INVALID_ACTION, f"'action' must be one of: {_listed(ACTIONS)}.")
     if action not in ACTIONS:
         raise ClientError(
             ErrorCode.INVALID_ACTION,
-            f"There is no action {action[:64]!r}; there are: {_listed(ACTIONS)}.",
+            f"Unknown action {action[:64]!r}; known actions: {_listed(ACTIONS)}.",
         )
 
 
@@ -154,17 +152,19 @@ def parse_subscribe(payload: Any, known: Collection[str]) -> Subscribe:
         history = _number(history, "history", 1, MAX_HISTORY)
     batch = fields.get("batch")
     if batch is not None and not isinstance(batch, bool):
-        raise _invalid("batch is true or false.")
+        raise _invalid("'batch' must be true or false.")
     recover = fields.get("recover")
     if recover is None:
         recover = {}
     if not isinstance(recover, dict):
-        raise _invalid('recover is an object such as {"status": {"epoch": "…", "seq": 1}}.')
+        raise _invalid(
+            '\'recover\' must be an object such as {"status": {"epoch": "…", "seq": 1}}.'
+        )
     positions: dict[str, Position] = {}
     for type, position in recover.items():
         check_type(type, known)
         if type not in types:
-            raise _invalid(f"recover names {type!r}, which is not among the types.")
+            raise _invalid(f"'recover' names {type!r}, which is not in 'types'.")
         positions[type] = _position(type, position)
     return Subscribe(types, history, positions, batch)
 
@@ -197,13 +197,13 @@ def parse_first(fields: Mapping[str, Any], known: Collection[str]) -> First:
 
 
 def parse_types(value: Any, known: Collection[str]) -> frozenset[str]:
-    """Check a list of subscription types, taken whole or not at all; `all` is every one.
+    """Check a list of subscription types, accepted or rejected as one; `all` stands for every type.
 
     Raises:
         ClientError: INVALID_PAYLOAD, INVALID_TYPE or SUBSCRIPTION_INVALID.
     """
     if not isinstance(value, list) or not all(isinstance(type, str) for type in value):
-        raise _invalid('types is a list of strings such as ["status", "stats"].')
+        raise _invalid('\'types\' must be a list of strings such as ["status", "stats"].')
     for type in value:
         if type != "all":
             check_type(type, known)
@@ -235,11 +235,9 @@ def check_type(type: str, known: Collection[str]) -> None:
     if isinstance(known, Allowed) and type in known.known:
         raise ClientError(ErrorCode.FORBIDDEN, f"The token does not allow the type {type!r}.")
     if type == "error":
-        raise ClientError(
-            ErrorCode.SUBSCRIPTION_INVALID, "Errors go to who caused them; nobody can subscribe."
-        )
+        raise ClientError(ErrorCode.SUBSCRIPTION_INVALID, "'error' is not a subscribable type.")
     raise ClientError(
-        ErrorCode.INVALID_TYPE, f"There is no type {type[:64]!r}; there are: {_listed(known)}."
+        ErrorCode.INVALID_TYPE, f"Unknown type {type[:64]!r}; known types: {_listed(known)}."
     )
 
 
@@ -268,7 +266,7 @@ def parse_one_type(payload: Any, known: Collection[str]) -> str:
     """
     type = _object(payload).get("type")
     if not isinstance(type, str):
-        raise _invalid("type is a string such as 'status'.")
+        raise _invalid("'type' must be a string such as 'status'.")
     check_type(type, known)
     return type
 
@@ -281,7 +279,7 @@ def parse_string(payload: Any, name: str, longest: int) -> str:
     """
     value = _object(payload).get(name)
     if not isinstance(value, str) or not 0 < len(value) <= longest:
-        raise _invalid(f"{name} is a string of 1 to {longest} characters.")
+        raise _invalid(f"'{name}' must be a string of 1 to {longest} characters.")
     return value
 
 
@@ -294,13 +292,13 @@ def _object(payload: Any) -> dict[str, Any]:
     if payload is None:
         return {}
     if not isinstance(payload, dict):
-        raise _invalid("The payload is a JSON object.")
+        raise _invalid("The payload must be a JSON object.")
     return payload
 
 
 def _number(value: Any, name: str, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise _invalid(f"{name} is a whole number from {least} to {most}.")
+        raise _invalid(f"'{name}' must be an integer from {least} to {most}.")
     return value
 
 
@@ -309,7 +307,7 @@ def _position(type: str, value: Any) -> Position:
         epoch, seq = value.get("epoch"), value.get("seq")
         if isinstance(epoch, str) and len(epoch) <= 64 and _is_count(seq):
             return Position(epoch, seq)
-    raise _invalid(f'recover of {type!r} is {{"epoch": "…", "seq": n}} as last received.')
+    raise _invalid(f'\'recover\' of {type!r} must be {{"epoch": "…", "seq": n}} as last received.')
 
 
 def _is_count(value: object) -> TypeGuard[int]:

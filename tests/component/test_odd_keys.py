@@ -92,7 +92,7 @@ async def test_junk_in_the_claims_of_this_worker_and_a_list_of_workers_that_is_n
     again = UserClaims(node.backplane, TableSlots(), 2)
     mine = "{rt:users}:" + node.backplane.worker_id
     await valkey.command("HSET", mine, "", "junk", "ubob", "junk")
-    await again._mend()
+    await again._repair()
     again.start()
     assert [await again.claim("bob") for _ in range(3)] == [True, True, False]
     await again.close()

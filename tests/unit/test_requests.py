@@ -253,7 +253,7 @@ def test_strings_have_a_length() -> None:
     assert parse_string({"token": "a" * 5}, "token", 5) == "a" * 5
     for payload in (None, {}, {"token": ""}, {"token": "a" * 6}, {"token": 1}):
         message = refused(ErrorCode.INVALID_PAYLOAD, parse_string, payload, "token", 5)
-        assert message == "token is a string of 1 to 5 characters."
+        assert message == "'token' must be a string of 1 to 5 characters."
     for payload in (["token"], "token"):
         refused(ErrorCode.INVALID_PAYLOAD, parse_string, payload, "token", 5)
 

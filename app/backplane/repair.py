@@ -1,4 +1,4 @@
-"""Makes keys usable again that another program has written to.
+"""Repairs keys that another program has written to.
 
 The service shares its server with nothing else, but an operator's mistake or another program may
 leave a key of another type under one of its names, or an entry in a stream after which the stream
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from app.backplane.scripts import MEND, Script, batch_key, meta_key, once_keys, stream_key
+from app.backplane.scripts import REPAIR, Script, batch_key, meta_key, once_keys, stream_key
 
 logger = logging.getLogger(__name__)
 
@@ -26,15 +26,15 @@ def is_damage(error: Exception) -> bool:
     return any(sign in text for sign in _SIGNS)
 
 
-def mend_type(type: str, publisher: str) -> Call:
-    """The call that mends all keys of a message type.
+def repair_type(type: str, publisher: str) -> Call:
+    """The call that repairs all keys of a message type.
 
     Args:
         type: the message type.
-        publisher: the worker whose record of its last batch is mended, too.
+        publisher: the worker whose record of its last batch is repaired as well.
     """
     newer, older = once_keys(type)
-    return mend_keys(
+    return repair_keys(
         {
             stream_key(type): b"stream",
             meta_key(type): b"hash",
@@ -45,17 +45,17 @@ def mend_type(type: str, publisher: str) -> Call:
     )
 
 
-def mend_keys(keys: dict[bytes, bytes]) -> Call:
-    """The call that mends keys of one slot, each with the type that it should have."""
-    return MEND, (len(keys), *keys, *keys.values())
+def repair_keys(keys: dict[bytes, bytes]) -> Call:
+    """The call that repairs keys of one slot; the values are their expected types."""
+    return REPAIR, (len(keys), *keys, *keys.values())
 
 
-def log_mended(replies: Iterable[Sequence[bytes]]) -> None:
-    """Report what calls of `MEND` have changed."""
+def log_repaired(replies: Iterable[Sequence[bytes]]) -> None:
+    """Log the keys that calls of `REPAIR` have changed."""
     for reply in replies:
         for key in reply:
             logger.error(
-                "Another program has written to the key %s of the backplane:"
-                " it was renamed to end in ':foreign', or its unusable entries were removed",
+                "Another program has written to the key %s of the backplane;"
+                " it was renamed with the suffix ':foreign', or its invalid entries were removed",
                 key.decode(errors="replace"),
             )
