@@ -108,8 +108,12 @@ class Stream(asyncio.Protocol):
             "Sec-WebSocket-Version: 13\r\n\r\n"
         )
         transport = await self.dial()
-        transport.write(head.encode())
-        await asyncio.wait_for(self._ready, 30)
+        try:
+            transport.write(head.encode())
+            await asyncio.wait_for(self._ready, 30)
+        except BaseException:
+            transport.abort()  # its socket is not left to the collector
+            raise
         return self
 
     async def dial(self) -> asyncio.Transport:
@@ -346,10 +350,12 @@ class Fleet:
                 self.kind(self.service, socketio=bool(n % 2))
                 for n in range(at, min(at + 50, count))
             ]
-            await asyncio.gather(*(stream.open() for stream in some))
+            self.streams += some  # they are aborted with the fleet, also if one of them fails
+            async with asyncio.TaskGroup() as group:
+                for stream in some:
+                    group.create_task(stream.open())
             for stream in some:
                 stream.on_closed = self._on_closed
-            self.streams += some
         return self
 
     async def add(self, *, socketio: bool, user: str = "") -> None:
