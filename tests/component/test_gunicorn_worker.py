@@ -8,16 +8,16 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.ports import free_port
+from tests.support.waiting import until_now
 from workers.leader import valkey
 from workers.shared import paths
 from workers.shared.processes import start_time
@@ -60,9 +60,7 @@ class Service:
         shutil.copy(REPO / "gunicorn.conf.py", home)
         with (home / "app" / "main.py").open("a") as main:
             main.write(ADDED)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.environ = {
             **os.environ,
             "BIND": f"127.0.0.1:{self.port}",
@@ -128,11 +126,12 @@ class Service:
         assert pid
         return pid
 
-    def until(self, condition: Callable[[], object], seconds: float = 15) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, self.log[-4000:]
-            time.sleep(0.02)
+    def until(self, condition: Callable[[], object], seconds: float = 45) -> None:
+        try:
+            until_now(condition, timeout=seconds)
+        except AssertionError as error:
+            error.add_note(self.log[-4000:])
+            raise
 
     def stopped(self, code: int = 0) -> None:
         """Wait for the end, and look for anything left of it."""
@@ -195,7 +194,7 @@ def test_reload_that_cannot_start_changes_nothing(service: Service) -> None:
     before = service.ready()
     (service.home / "broken").touch()
     process.send_signal(signal.SIGHUP)
-    service.until(lambda: service.log.count("exited with code 1") == 2)
+    service.until(lambda: service.log.count("exited with code 1") >= 2)
     assert service.ready() == before
     assert process.poll() is None
     (service.home / "broken").unlink()
@@ -271,20 +270,18 @@ def test_tls_is_refused_with_one_line(service: Service) -> None:
 
 def test_ctrl_c_while_a_worker_starts(service: Service) -> None:
     (service.home / "slow").touch()
+    service.environ["GRACEFUL_TIMEOUT"] = "100"
     process = service.start()
     service.until(lambda: "Valkey started" in service.log)
-    began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
-    service.stopped()
-    assert time.monotonic() - began < 2.5
+    service.stopped()  # at once: the time that a worker has is longer than this waits
     assert "Traceback" not in service.log
 
 
 def test_terminated_while_a_worker_starts(service: Service) -> None:
     (service.home / "slow").touch()
+    service.environ["GRACEFUL_TIMEOUT"] = "100"
     process = service.start()
     service.until(lambda: "Valkey started" in service.log)
-    began = time.monotonic()
     process.terminate()
     service.stopped()
-    assert time.monotonic() - began < 2.5

@@ -8,11 +8,12 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import until
 from workers.leader import election as module
 from workers.leader.election import Leader
 
@@ -26,21 +27,32 @@ def hold(path: Path) -> None:
         time.sleep(60)
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
+def is_blocked(process: ForkProcess) -> bool:
+    """Whether it waits for a lock that another process has."""
+    rows = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return any(row[1] == "->" and str(process.pid) in row for row in rows)
 
 
-async def test_takes_over_when_the_leader_dies(tmp_path: Path) -> None:
+async def test_takes_over_when_the_leader_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "leader.lock"
     other = FORK.Process(target=hold, args=(path,), daemon=True)
     other.start()
     await until(path.with_suffix(".held").exists)
+    tries: list[bool] = []
+    real = module._try_lock
+
+    def counted(fd: int) -> bool:
+        tries.append(real(fd))
+        return tries[-1]
+
+    monkeypatch.setattr(module, "_try_lock", counted)
     leader = Leader(path, interval=0.01)
     await leader.start()
     try:
-        await asyncio.sleep(0.1)
+        await until(lambda: len(tries) >= 5)
+        assert not any(tries)
         assert not leader.leading
         assert other.pid
         os.kill(other.pid, signal.SIGKILL)
@@ -83,7 +95,7 @@ async def test_leadership_that_was_given_up_is_free(tmp_path: Path) -> None:
     await until(lambda: leader.leading)
     other = FORK.Process(target=hold, args=(path,), daemon=True)
     other.start()
-    await asyncio.sleep(0.1)
+    await until(lambda: is_blocked(other))
     assert not path.with_suffix(".held").exists()
     await leader.stop()
     await until(path.with_suffix(".held").exists)

@@ -350,10 +350,11 @@ async def test_history_never_exceeds_its_bytes(valkey: ValkeyProcess, make_node:
 async def test_gives_up_at_the_deadline(valkey: ValkeyProcess, make_node: MakeNode) -> None:
     node = await make_node()
     valkey.kill()
-    begun = time.monotonic()
+    publishing = asyncio.create_task(node.publish(draft(), within=0.5))
+    await asyncio.sleep(0.1)
+    assert not publishing.done(), "it tries until then"
     with pytest.raises(BackplaneUnavailable):
-        await node.publish(draft(), within=0.5)
-    assert 0.4 < time.monotonic() - begun < 1.0
+        await publishing
 
 
 async def test_a_stopped_backplane_delays_and_repeats_nothing(
@@ -518,7 +519,8 @@ async def test_the_clock_of_a_worker_decides_nothing(
     entries = await valkey.command("XRANGE", "{rt:status}:s", "-", "+")
     times = [int(fields[5]) / 1e6 for _, fields in entries]
     assert max(times) - min(times) < 61
-    assert abs(times[0] - time.time()) < 61
+    seconds, _ = await valkey.command("TIME")
+    assert abs(times[0] - int(seconds)) < 61
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])

@@ -108,9 +108,7 @@ async def test_a_stopped_backplane_is_waited_out(
     assert not node.backplane.available
     valkey.cont()
     await writer.publish(draft(), draft())
-    begun = asyncio.get_running_loop().time()
     assert seqs(await reading) == [2, 3]
-    assert asyncio.get_running_loop().time() - begun < 2
     assert node.backplane.available
     assert node.reader.lag() == 0
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.slots import slots
+from tests.support.waiting import until_now
 from workers.shared import users as shared_users
 from workers.shared.file import FileLock
 from workers.shared.slots import READY, SlotTable
@@ -37,13 +38,6 @@ def path() -> Iterator[Path]:
 @pytest.fixture
 def table(path: Path) -> SlotTable:
     return SlotTable(path)
-
-
-def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def run(target: Callable[..., None], *args: object) -> ForkProcess:
@@ -95,7 +89,7 @@ def test_killed_processes_never_break_the_caps(path: Path, table: SlotTable) -> 
     try:
         seen = 0
         for turn in range(60):
-            until(lambda: slots(table).total_connections() > 0)
+            until_now(lambda: slots(table).total_connections() > 0)
             for _ in range(20):
                 total = slots(table).total_connections()
                 seen = max(seen, total)
@@ -106,7 +100,7 @@ def test_killed_processes_never_break_the_caps(path: Path, table: SlotTable) -> 
                 table.sweep()
                 processes[victim] = run(hammer, path, turn + 10)
             time.sleep(0.01)
-        until(lambda: slots(table).total_connections() == CAP)
+        until_now(lambda: slots(table).total_connections() == CAP)
         assert seen <= CAP
     finally:
         for process in processes:
@@ -131,7 +125,7 @@ def test_cap_per_user_holds_over_processes(path: Path, table: SlotTable) -> None
     row = table.claim_row(master=1)
     other = run(hold, path, ["ann", "ann", "bob"], 3)
     try:
-        until(lambda: any(r.state == READY for r in table.rows()))
+        until_now(lambda: any(r.state == READY for r in table.rows()))
         assert slots(table).unique_users() == 2
         assert slots(table, row, per_user=3).claim_user("ann")
         assert not slots(table, row, per_user=3).claim_user("ann")
@@ -170,7 +164,7 @@ def test_unrelated_process_sees_the_rows(path: Path, table: SlotTable) -> None:
 
 def test_row_of_a_dead_process(path: Path, table: SlotTable) -> None:
     process = run(hold, path, ["ann"], 3)
-    until(lambda: any(r.state == READY for r in table.rows()))
+    until_now(lambda: any(r.state == READY for r in table.rows()))
     (row,) = table.rows()
     assert (row.pid, row.connections, row.stats) == (process.pid, 1, {"held": 1})
     assert slots(table).queue_totals() == (1, 5)
@@ -186,7 +180,7 @@ def test_first_processes_at_once_share_one_file(path: Path) -> None:
     processes = [run(hold, path, ["ann"], 8) for _ in range(8)]
     try:
         table = SlotTable(path)
-        until(lambda: sum(r.state == READY for r in table.rows()) == 8)
+        until_now(lambda: sum(r.state == READY for r in table.rows()) == 8)
         assert slots(table).total_connections() == 8
         assert slots(table).unique_users() == 1
     finally:
@@ -292,7 +286,7 @@ def test_nothing_holds_the_lock_for_all_users(path: Path, table: SlotTable) -> N
     """Whatever is asked, the lock is held for a few entries of the table, not for all users."""
     row = table.claim_row(master=1)
     other = run(hold_many, path, 10_000)
-    until(lambda: any(r.state == READY for r in table.rows()))
+    until_now(lambda: any(r.state == READY for r in table.rows()))
     for number in range(0, 1000, 2):
         slots(table, row, per_user=3).claim_user(f"user-{number}")
         slots(table, row).set_user_types(f"user-{number}", 2)
@@ -321,7 +315,7 @@ def test_nothing_holds_the_lock_for_all_users(path: Path, table: SlotTable) -> N
 
 def test_a_sweep_that_was_cut_short_is_finished(path: Path, table: SlotTable) -> None:
     other = run(hold_many, path, 1000)
-    until(lambda: any(r.state == READY for r in table.rows()))
+    until_now(lambda: any(r.state == READY for r in table.rows()))
     kill(other)
     steps = table.sweep_in_steps()
     next(steps)
@@ -337,7 +331,7 @@ def test_a_sweep_that_was_cut_short_is_finished(path: Path, table: SlotTable) ->
 
 def test_a_table_that_moves_is_swept_to_the_end(path: Path, table: SlotTable) -> None:
     other = run(hold_many, path, 3000)
-    until(lambda: any(r.state == READY for r in table.rows()))
+    until_now(lambda: any(r.state == READY for r in table.rows()))
     kill(other)
     steps = table.sweep_in_steps()
     next(steps)
@@ -356,7 +350,7 @@ def test_counts_of_users_are_right_after_a_kill_within_a_step(path: Path, table:
     whole.users._by_type[0] = 7
     whole.users._header[shared_users._DISTINCT] = 9
     other = run(hold, path, ["bob"], 3)
-    until(lambda: any(r.state == READY for r in table.rows()))
+    until_now(lambda: any(r.state == READY for r in table.rows()))
     kill(other)
     assert table.sweep() == [other.pid]
     assert [slots(table).users_of_type(number) for number in range(3)] == [1, 0, 1]
@@ -371,7 +365,7 @@ def test_a_removed_file_is_put_back_with_all_counts(path: Path, table: SlotTable
     row = table.claim_row(master=1)
     other = run(hold, path, ["ann", "ann", "bob"], 3)
     try:
-        until(lambda: any(r.state == READY for r in table.rows()))
+        until_now(lambda: any(r.state == READY for r in table.rows()))
         assert all(slots(table, row, connections=20).reserve_connection() for _ in range(6))
         table.set_stats(row, {"plain": 6})
         assert table.is_there()
@@ -403,13 +397,13 @@ def test_the_caps_hold_while_the_file_is_removed_again_and_again(
     """Processes count up and down all the time, some are killed, and any of them puts it back."""
     processes = [run(hammer_and_restore, path, seed) for seed in range(3)]
     try:
-        until(lambda: len(table.rows()) == 3)
+        until_now(lambda: len(table.rows()) == 3)
         for turn in range(40):
             path.unlink(missing_ok=True)
             if turn % 3 == 0:
                 kill(processes[0])
                 processes[0] = run(hammer_and_restore, path, turn + 10)
-            until(lambda: table.restore() or table.is_there())
+            until_now(lambda: table.restore() or table.is_there())
             table.sweep()
             assert slots(table).total_connections() <= CAP
         assert table.restored >= 20
@@ -449,7 +443,7 @@ def test_a_rival_with_workers_and_another_layout_are_left_alone(
     path.unlink()
     other = run(hold, path, ["ann"], 3)
     try:
-        until(lambda: path.exists() and any(r.state == READY for r in SlotTable(path).rows()))
+        until_now(lambda: path.exists() and any(r.state == READY for r in SlotTable(path).rows()))
         assert not table.restore()
         assert not table.is_there()
     finally:

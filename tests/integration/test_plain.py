@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def check_envelope(got: Envelope, fields: set[str]) -> None:
     assert is_uuid(got["id"]), got
     assert got["direction"] == "server-to-client"
     assert isinstance(got["timestamp"], int)
-    assert abs(got["timestamp"] - time.time() * 1000) < 3_600_000
+    assert 1e12 < got["timestamp"] < 1e13, "milliseconds"
     assert isinstance(got["data"], dict | list | str | int | float | bool | None)
 
 
