@@ -14,6 +14,7 @@ import struct
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -501,9 +502,19 @@ class Ticker:
             await asyncio.sleep(self._interval)
 
 
+_tables: dict[tuple[Path, int], SlotTable] = {}
+
+
 def table(service: Service) -> SlotTable:
-    """The slot table of a service, to look at without asking a worker."""
-    return SlotTable(paths.slots_file(service.data_dir))
+    """The slot table of a service, to look at without asking a worker.
+
+    A table keeps its descriptor for good: each file is opened once.
+    """
+    path = paths.slots_file(service.data_dir)
+    key = path, path.stat().st_ino
+    if key not in _tables:
+        _tables[key] = SlotTable(path)
+    return _tables[key]
 
 
 def spread_of(service: Service) -> dict[int, int]:
