@@ -103,15 +103,18 @@ class Fleet:
 
     # Commands
 
-    def connect(self, port: int, wire: str, clients: int) -> dict[str, Any]:
+    def connect(
+        self, port: int, wire: str, clients: int, host: str = "127.0.0.1"
+    ) -> dict[str, Any]:
         """Open connections; `counts` tells how many are ready.
 
         Args:
-            port: the port of the server on 127.0.0.1.
+            port: the port of the server.
             wire: `sio` Socket.IO, `json` plain JSON.
             clients: how many.
+            host: address of the server.
         """
-        self._address = ("127.0.0.1", port)
+        self._address = (host, port)
         found = [Client(wire) for _ in range(clients)]
         self._clients += found
         self._waiting += found

@@ -64,7 +64,7 @@ class Publisher(_Thread):
     the message with the same id, as PROTOCOL.md tells publishers. Being late, it hurries.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server | None) -> None:
         super().__init__()
         self._server = server
         self.answered: list[int] = []
@@ -75,15 +75,23 @@ class Publisher(_Thread):
         """Messages a second, over all."""
         self.slowest = 0.0
         """Seconds until the slowest message was answered, its repetitions included."""
+        self.seconds: list[float] = []
+        """The same of each message."""
+
+    def connection(self) -> http.client.HTTPConnection:
+        """A connection to the server, which is opened by its first request."""
+        assert self._server is not None
+        return http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=10)
 
     def _run(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=10)
+        connection = self.connection()
         with contextlib.closing(connection):
             begun = due = time.monotonic()
             while not self._stopping.wait(max(0.0, due - time.monotonic())):
                 begin = time.monotonic()
                 self._publish(connection)
-                self.slowest = max(self.slowest, time.monotonic() - begin)
+                self.seconds.append(time.monotonic() - begin)
+                self.slowest = max(self.slowest, self.seconds[-1])
                 due += INTERVAL
                 self.rate = len(self.answered) / (time.monotonic() - begun)
 

@@ -166,22 +166,15 @@ class Project:
         )
         return Done(done.returncode, done.stdout, done.stderr)
 
-    @property
-    def looking(self) -> list[str]:
-        """Options of the scripts that look at the service through Caddy."""
-        return ["--connect", "127.0.0.1", "--ca", str(self.certificate)]
-
     def deploy(self, *options: str, **environ: str) -> Done:
         """`deploy-websocket.sh --json`."""
         wait = ("--min-free", "100", "--timeout", "40")
-        return self.run(
-            "deploy-websocket.sh", "--docker", "--json", *wait, *self.looking, *options, **environ
-        )
+        return self.run("deploy-websocket.sh", "--docker", "--json", *wait, *options, **environ)
 
     def interrupt_deploy(self, when: Callable[[], bool]) -> Done:
         """Start a deployment, and press ^C when a condition holds."""
         process = subprocess.Popen(
-            [str(self.root / "deploy-websocket.sh"), "--docker", "--json", *self.looking],
+            [str(self.root / "deploy-websocket.sh"), "--docker", "--json"],
             cwd="/",
             env=self.environ,
             stdin=subprocess.DEVNULL,
@@ -195,19 +188,10 @@ class Project:
         out, err = process.communicate(timeout=120)
         return Done(process.returncode, out, err)
 
-    def fetch_certificate(self, until_done: Callable[[], bool]) -> None:
-        """Get the certificate of Caddy's own authority, once it has made it.
-
-        Args:
-            until_done: whether it is no longer of any use.
-        """
+    def fetch_certificate(self) -> None:
+        """Get the certificate of Caddy's own authority."""
         inside = "caddy:/data/caddy/pki/authorities/local/root.crt"
-
-        def fetched() -> bool:
-            self.compose("cp", inside, str(self.certificate), check=False)
-            return self.certificate.exists() or until_done()
-
-        until_now(fetched, "Caddy's certificate", 200)
+        self.compose("cp", inside, str(self.certificate))
 
     def change(self, file: str, old: str, new: str) -> None:
         """Change the code, as a new version does."""
