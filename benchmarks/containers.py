@@ -140,7 +140,11 @@ def main() -> int:
         project = containers.Project(Path(home))
         try:
             project.write_settings(
-                PUBLISH_TOKEN=TOKEN, HEARTBEAT_INTERVAL="10m", HEARTBEAT_TIMEOUT="20m"
+                PUBLISH_TOKEN=TOKEN,
+                # The deployment's own look is one more.
+                MAX_TOTAL_CONNECTIONS=str(options.clients + 100),
+                HEARTBEAT_INTERVAL="10m",
+                HEARTBEAT_TIMEOUT="20m",
             )
             project.version("9.0.0")
             first = project.deploy()

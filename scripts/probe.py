@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import json
 import os
 import socket
@@ -27,6 +28,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+_FULL = "MAX_CONNECTIONS_EXCEEDED"
 _TIMEOUT = 10.0
 """Seconds that one answer may take."""
 
@@ -92,7 +94,18 @@ class Probe:
         return "/ws/realtime, /ws/stats, /ws/queue"
 
     async def socket(self, token: str, wait: float) -> str:
-        """Subscribe, and receive a message: our own with a token, else any."""
+        """Subscribe, and receive a message: our own with a token, else any.
+
+        A service that is full refuses us as it should; our own message is looked for in its history then.
+        """
+        try:
+            return await self._received(token, wait)
+        except aiohttp.WSServerHandshakeError as error:
+            if error.status != 503 or not await self._is_full():
+                raise
+        return await self._published_while_full(token)
+
+    async def _received(self, token: str, wait: float) -> str:
         url = f"{self.base.replace('http', 'ws', 1)}/ws/realtime?types="
         async with self._session() as http, http.ws_connect(url, timeout=_CLOSE) as ws:
             began = time.monotonic()
@@ -114,6 +127,37 @@ class Probe:
                 got = await _receive(ws, lambda got: "seq" in got, wait)
                 what = f"message {got['type']} {got['seq']} received"
             return f"{what}, {1000 * (time.monotonic() - began):.0f} ms in all"
+
+    async def _is_full(self) -> bool:
+        """Whether a handshake is refused because there are as many connections as may be."""
+        handshake = {
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
+        }
+        async with (
+            self._session() as http,
+            http.get(f"{self.base}/ws/realtime?types=", headers=handshake) as answer,
+        ):
+            if answer.status != 503:
+                return False
+            try:
+                body = await answer.json()
+            except (aiohttp.ContentTypeError, ValueError):
+                return False
+            return isinstance(body, dict) and body.get("code") == _FULL
+
+    async def _published_while_full(self, token: str) -> str:
+        found = f"no handshake: the service is full ({_FULL})"
+        if not token:
+            return found
+        async with self._session() as http:
+            sent = await self._publish(http, token)
+            _, body = await self._json(http, "/history?type=system&limit=100")
+            if sent["seq"] not in [message["seq"] for message in body["messages"]]:
+                raise Wrong(f"message system {sent['seq']} was sent, and is not in the history")
+        return f"{found}; message system {sent['seq']} sent, and found in the history"
 
     async def _publish(self, http: aiohttp.ClientSession, token: str) -> dict[str, Any]:
         message = {"type": "system", "event": "deployment_check", "data": {}, "priority": "low"}

@@ -8,12 +8,15 @@ nothing of `app`, so that reloaded workers bring new code: settings are checked 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import logging
+import math
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +42,8 @@ _SLOTS_WAIT = 5.0
 _SLEPT = 5.0
 """Seconds between two looks of the master's loop, which looks each second, that mean that it was
 stopped meanwhile."""
+_HANGUP = 2.0
+"""Seconds after the loss of the terminal, as it is seen here, in which a HUP is due to that."""
 _SPARE_FILES = 256
 """Descriptors that a worker needs beside those of its clients."""
 
@@ -82,6 +87,9 @@ class Master:
         paths.make_private(self.metrics_dir)
         self.lock.share()
         self._age_at_reload = 0
+        # With nohup the terminal's end is not to be noticed.
+        self._in_terminal = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and has_terminal()
+        self._terminal_lost = -math.inf
 
     @property
     def _pid_files(self) -> tuple[Path, Path]:
@@ -169,6 +177,7 @@ class Master:
 
         def look() -> None:
             self.keep_files(arbiter)
+            self._look_at_terminal()
             now = self._monotonic()
             passed, looked_at[0] = now - looked_at[0], now
             if passed > _SLEPT:
@@ -176,6 +185,27 @@ class Master:
             murder()
 
         arbiter.murder_workers = look
+
+    def guard_terminal(self, arbiter: Any) -> None:
+        """End when the terminal is closed, which the kernel and shells tell by HUP too.
+
+        A HUP counts as that when it comes with the loss of the terminal. Without a terminal, with
+        nohup, or long after the loss, HUP is a reload and nothing else.
+        """
+        reload = arbiter.handle_hup
+
+        def handle_hup() -> None:
+            self._look_at_terminal()
+            if self._monotonic() - self._terminal_lost < _HANGUP:
+                log.warning("The terminal was closed: the service ends")
+                arbiter.handle_term()
+            reload()
+
+        arbiter.handle_hup = handle_hup
+
+    def _look_at_terminal(self) -> None:
+        if self._in_terminal and not has_terminal():
+            self._in_terminal, self._terminal_lost = False, self._monotonic()
 
     def _forgive(self, arbiter: Any, now: float, passed: float) -> None:
         """Let workers that have been silent count as heard of just now."""
@@ -286,6 +316,15 @@ class Master:
             log.error("The settings stay as they were: %s", error)
         else:
             self.settings, self.dotenv = settings, dotenv
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno in {errno.EMFILE, errno.ENFILE}
+    return True
 
 
 current: Master | None = None

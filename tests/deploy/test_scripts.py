@@ -18,6 +18,7 @@ from tests.support.caddy import Caddy, address
 from tests.support.copies import Installed
 from tests.support.plain import PlainClient
 from tests.support.ports import free_port
+from tests.support.service import TOKEN
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(180)
@@ -177,6 +178,26 @@ def test_verify_fails_without_a_message(installed: Installed) -> None:
     )
     assert done.code == 13, done
     assert "401" in done.out or "403" in done.out
+
+
+async def test_a_service_that_is_full_is_well() -> None:
+    """Its refusal is right; a deployment over it must not be put back."""
+    service = Installed(MAX_TOTAL_CONNECTIONS=1)
+    service.start()
+    try:
+        client = await PlainClient.open(service, types="")
+        options = ("--only", "handshake", "--wait", "1")
+        done = await asyncio.to_thread(
+            service.run, "verify-deployment.sh", service.base, *options, PUBLISH_TOKEN=TOKEN
+        )
+        assert done.code == 0, done
+        assert "the service is full (MAX_CONNECTIONS_EXCEEDED); message system" in done.out
+        deployed = await asyncio.to_thread(service.run, "deploy-websocket.sh", "--json")
+        assert deployed.code == 0, deployed
+        assert (deployed.json["handed_over"], deployed.json["noticed"]) == (1, 0)
+        await client.close()
+    finally:
+        service.stop()
 
 
 def test_verify_fails_if_caddy_finds_a_fault(installed: Installed) -> None:

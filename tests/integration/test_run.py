@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import pty
 import signal
 import stat
+import subprocess
+import sys
 import tempfile
+import termios
 from pathlib import Path
 
 import pytest
 
+from tests.support import REPO
 from tests.support.envelopes import walk
 from tests.support.plain import PlainClient, spread
-from tests.support.service import Service
+from tests.support.service import MARK, Service
 from tests.support.sioclient import sio_clients
 from tests.support.waiting import until
 
@@ -48,6 +54,66 @@ def test_ctrl_c_while_starting() -> None:
         service.assert_nothing_left()
     finally:
         service.destroy()
+
+
+class InTerminal(Service):
+    """A service in a terminal of its own, as `make run` is; `nohup`: it ignores the terminal's end."""
+
+    def __init__(self, *, nohup: bool = False, **settings: object) -> None:
+        super().__init__(**settings)
+        self.nohup = nohup
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        ours, theirs = pty.openpty()
+        self.terminal = ours
+
+        def own_the_terminal() -> None:
+            fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+            os.tcsetpgrp(theirs, os.getpid())
+            if self.nohup:
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"],
+                cwd=REPO,
+                env=dict(os.environ) | self.settings | {MARK: self._mark},
+                stdin=theirs,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=own_the_terminal,  # noqa: PLW1509
+            )
+        os.close(theirs)
+        Service.running.append(self)
+        return self.process
+
+
+async def test_a_terminal_that_is_closed_ends_the_service() -> None:
+    service = InTerminal(DRAIN_SECONDS=0)
+    async with service:
+        client = await PlainClient.open(service)
+        assert service.process is not None
+        os.close(service.terminal)
+        assert await client.wait_closed(40) == 1012
+        assert await asyncio.to_thread(service.process.wait, 40) == 0
+        assert "The terminal was closed" in service.log
+
+
+async def test_a_reload_in_a_terminal_is_no_end() -> None:
+    async with InTerminal(WORKERS=1) as service:
+        await service.hup()
+        assert (await service.publish())["seq"] == 1
+        os.close(service.terminal)
+        assert service.process is not None
+        assert await asyncio.to_thread(service.process.wait, 40) == 0
+
+
+async def test_with_nohup_it_outlives_its_terminal() -> None:
+    async with InTerminal(nohup=True, WORKERS=1) as service:
+        os.close(service.terminal)
+        await service.hup()
+        assert (await service.publish())["seq"] == 1
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 1012), (signal.SIGINT, 1001)])

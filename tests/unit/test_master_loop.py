@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 import resource
 from collections.abc import Iterator
@@ -68,8 +70,77 @@ def arbiter() -> Arbiter:
     master: Any = Master.__new__(Master)
     master._monotonic = lambda: arbiter.now
     master.keep_files = lambda _: None
+    master._in_terminal, master._terminal_lost = False, -math.inf
     master.watch_over(arbiter)
     return arbiter
+
+
+class Terminal:
+    """A master in a terminal that can be closed, and what HUP does to it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, nohup: bool = False) -> None:
+        self.arbiter = Arbiter()
+        self.open = True
+        self.seen: list[str] = []
+        monkeypatch.setattr(master_module, "has_terminal", lambda: self.open)
+        master: Any = Master.__new__(Master)
+        master._monotonic = lambda: self.arbiter.now
+        master.keep_files = lambda _: None
+        master._in_terminal, master._terminal_lost = not nohup, -math.inf
+        arbiter: Any = self.arbiter
+        arbiter.handle_hup = lambda: self.seen.append("reload")
+        arbiter.handle_term = self._end
+        master.watch_over(arbiter)
+        master.guard_terminal(arbiter)
+
+    def _end(self) -> None:
+        self.seen.append("end")
+        raise StopIteration
+
+    def hup(self) -> str:
+        """HUP comes; what the master does."""
+        arbiter: Any = self.arbiter
+        with contextlib.suppress(StopIteration):
+            arbiter.handle_hup()
+        return self.seen[-1]
+
+
+def test_hup_is_a_reload_as_long_as_the_terminal_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(monkeypatch)
+    assert terminal.hup() == "reload"
+    terminal.arbiter.run(10)
+    assert terminal.hup() == "reload"
+
+
+@pytest.mark.parametrize("blocked", [0, 30])
+def test_the_hup_of_a_terminal_that_is_closed_ends_the_service(
+    monkeypatch: pytest.MonkeyPatch, blocked: int
+) -> None:
+    """Also when the master's loop stood still for a reload, and looks first."""
+    terminal = Terminal(monkeypatch)
+    terminal.arbiter.run(5)
+    terminal.open = False
+    if blocked:
+        terminal.arbiter.now += blocked
+        terminal.arbiter.murder_workers()
+    assert terminal.hup() == "end"
+    assert terminal.seen == ["end"]
+
+
+def test_a_hup_long_after_the_terminal_was_closed_is_a_reload(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A job that its shell has disowned gets none when the terminal is closed."""
+    terminal = Terminal(monkeypatch)
+    terminal.open = False
+    terminal.arbiter.run(4)
+    assert terminal.hup() == "reload"
+
+
+def test_with_nohup_hup_is_always_a_reload(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(monkeypatch, nohup=True)
+    terminal.open = False
+    assert terminal.hup() == "reload"
 
 
 def test_a_worker_that_hangs_alone_is_killed(arbiter: Arbiter) -> None:
