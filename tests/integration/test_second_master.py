@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
 import pytest_asyncio
@@ -19,7 +20,7 @@ import pytest_asyncio
 from tests.support import REPO
 from tests.support.plain import PlainClient
 from tests.support.publishers import Aiohttp, HttpClient, Publisher, Requests
-from tests.support.service import Service
+from tests.support.service import TOKEN, Service
 from tests.support.waiting import until, until_now
 from workers.shared.processes import start_time
 
@@ -209,3 +210,68 @@ async def test_another_address_is_listened_on_anew(service: Checkouts) -> None:
     await client.wait_seq("status", sent["seq"])
     assert client.socket.close_code is None
     await client.close()
+
+
+async def test_a_unix_socket_goes_there_and_back() -> None:
+    """Its path stays the same file throughout, and is gone at the end."""
+    running = Checkouts()
+    path = running.home / "s"
+    bind = {"BIND": f"unix:{path}"}
+    Service.running.append(running)
+    running.process = running.launch(running.checkout("first"), **bind)
+    http = aiohttp.ClientSession(
+        "http://localhost", connector=aiohttp.UnixConnector(str(path), force_close=True)
+    )
+
+    async def versions() -> set[str]:
+        found = set()
+        for _ in range(6):
+            async with http.get("/status") as answer:
+                found.add((await answer.json())["version"])
+        return found
+
+    async def serves() -> bool:
+        try:
+            async with http.get("/status") as answer:
+                return answer.status == 200
+        except aiohttp.ClientError:
+            return False
+
+    async def publish() -> int:
+        head = {"Authorization": f"Bearer {TOKEN}"}
+        body = {"type": "status", "event": "tick", "data": {}}
+        async with http.post("/ws/broadcast", json=body, headers=head) as answer:
+            assert answer.status == 200, await answer.text()
+            return int((await answer.json())["seq"])
+
+    try:
+        await until(serves, "the first serves")
+        inode = path.stat().st_ino
+        client = await http.ws_connect("/ws/realtime?types=status")
+        second = running.checkout("second")
+        for place, version in ((second, "second"), (running.home / "first", "first")):
+            old = running.started[-1]
+            running.launch(place, "--replace", **bind)
+            assert await asyncio.to_thread(old.wait, 60) == 0
+            assert path.stat().st_ino == inode
+            assert await versions() == {version}
+            seq = await publish()
+            async with asyncio.timeout(20):
+                while (await client.receive_json()).get("seq") != seq:
+                    pass
+        # A second one that cannot start leaves the path alone.
+        broken = running.checkout("broken")
+        (broken / "app/main.py").write_text("raise RuntimeError\n")
+        new = running.launch(broken, "--replace", **bind)
+        assert await asyncio.to_thread(new.wait, 60) != 0
+        assert path.stat().st_ino == inode
+        assert await versions() == {"first"}
+        await client.close()
+        await asyncio.to_thread(running.end)
+        assert not path.exists()
+    finally:
+        await http.close()
+        for process in running.started:
+            process.kill()
+            process.wait()
+        running.destroy()
