@@ -27,12 +27,14 @@ from app.http.clients import Clients
 from app.http.context import HttpContext
 from app.http.cors import Hosts, Origins
 from app.http.metrics_page import MetricsPage
+from app.http.request_head import PATH
 from app.http.routes import add_routes
 from app.http.upgrade import Upgrade
 from app.http.writers import Writers
 from app.machine import MachineStatus
 from app.ports import Slots
 from app.sessions.socketio.server import RealtimeServer
+from app.transport.door import ENTRANCE
 from app.transport.http_guard import GUARD, Guard
 from app.worker import Worker
 
@@ -171,7 +173,16 @@ def _add_http(
         addresses=worker.context.addresses,
     )
     guard = app[GUARD] = Guard(worker.context.refusals.note)
-    Upgrade(worker.context, admission, lambda: guard.most_upgraded).add_routes(app)
+    hosts = Hosts(settings, clients)
+    upgrade = Upgrade(
+        worker.context,
+        admission,
+        lambda: guard.most_upgraded,
+        hosts,
+        lambda: worker.metrics.count_request(PATH, "GET", 101),
+    )
+    upgrade.add_routes(app)
+    app[ENTRANCE] = upgrade.enter
     limits = {
         "max_total_connections": settings.max_total_connections,
         "max_queue_size": settings.max_queue_size,
@@ -198,7 +209,7 @@ def _add_http(
         backplane_available=lambda: worker.backplane.available,
         warnings=worker.backplane.warnings,
         count_request=worker.metrics.count_request,
-        hosts=Hosts(settings, clients),
+        hosts=hosts,
         note_refused=worker.context.refusals.note,
         started_at=min((row.started for row in slots.rows()), default=time.time()),
         version=__version__,

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 import uvloop
+from aiohttp import web
 from aiohttp.worker import GunicornWebWorker
 from gunicorn.arbiter import Arbiter
 
@@ -30,8 +31,6 @@ from workers.shared import paths
 from workers.shared.file import write_whole
 from workers.shared.slots import LEAVING, READY, SlotTable
 
-ACCEPTS = 4
-"""Connections that are accepted in one pass of the loop."""
 _PAUSE_AFTER_FAILURE = 1.0
 """Seconds: the master replaces a worker that failed at once, over and over."""
 
@@ -100,14 +99,8 @@ class RealtimeWorker(GunicornWebWorker):
             self.row = self.slots.claim_row(master=self.ppid)
             self.loop = uvloop.new_event_loop()
             asyncio.set_event_loop(self.loop)
-            # uvloop closes a listener twice, which gunicorn's wrapper would log as an error.
-            listeners = [listener.sock for listener in self.sockets]
-            # A loop accepts once from each socket in a pass, and a pass may write to hundreds.
-            self.sockets: list[Any] = [
-                duplicate
-                for listener in listeners
-                for duplicate in (listener, *(listener.dup() for _ in range(ACCEPTS - 1)))
-            ]
+            # Without gunicorn's wrapper, which logs an error when one is closed twice.
+            self.sockets: list[Any] = [listener.sock for listener in self.sockets]
             # Past aiohttp's own, which would make an asyncio loop or set a loop policy.
             super(GunicornWebWorker, self).init_process()
         except Exception as error:
@@ -126,15 +119,11 @@ class RealtimeWorker(GunicornWebWorker):
 
     def listeners(self) -> list[int]:
         """Duplicates of the listening sockets, which are the caller's; none when it leaves."""
-        return [
-            os.dup(listener.fileno())
-            for listener in self.sockets[::ACCEPTS]
-            if listener.fileno() >= 0
-        ]
+        return [os.dup(listener.fileno()) for listener in self.sockets if listener.fileno() >= 0]
 
     def run(self) -> None:
         """Serve until told to leave; ends with SystemExit."""
-        self.booted = False  # aiohttp sets it anew when the sockets serve
+        self.booted = False  # set anew when the sockets serve
         self._keep_notifying()
         self.loop.call_soon(self._take_signals)
         try:
@@ -144,13 +133,39 @@ class RealtimeWorker(GunicornWebWorker):
 
     async def _run(self) -> None:
         try:
-            await super()._run()
+            await self._serve()
         finally:
             # A start that failed leaves tasks behind; let them end before the loop is closed.
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _serve(self) -> None:
+        """Serve until told to leave: as aiohttp's worker does, but on sites of the runner's own."""
+        runner = await self.wsgi()
+        await runner.setup()
+        for site in self._make_sites(runner):
+            await site.start()
+        self.booted = True
+        try:
+            while self.alive:
+                self.notify()
+                if self.ppid != os.getppid():
+                    self.alive = False
+                    self.log.info("The master has gone: this worker stops")
+                else:
+                    await self._wait_next_notify()
+        except Exception:
+            self.log.exception("This worker stops")
+        await runner.cleanup()
+
+    def _make_sites(self, runner: Any) -> list[web.BaseSite]:
+        make_site = getattr(runner, "make_site", None)
+        if make_site is not None:
+            return [make_site(self.sockets)]
+        # A reload may go back to code whose connections all begin at aiohttp.
+        return [web.SockSite(runner, listener) for listener in self.sockets]
 
     def notify(self) -> None:
         """Tell the master that this worker lives; the first time, all processes that it serves."""

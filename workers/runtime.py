@@ -19,7 +19,7 @@ from app.errors import BackplaneUnavailable, SettingsError
 from app.metrics import files_are_there, restore_files
 from app.sessions.handoff.transfer import Transfer
 from app.setting_values import worker_count
-from app.transport.http_connection import HttpRunner
+from app.transport.door import DoorRunner
 from workers import gunicorn_worker, log_level, logs, master
 from workers.gunicorn_worker import CannotServe, RealtimeWorker
 from workers.handoff.deaf import Replacement
@@ -130,7 +130,7 @@ async def create() -> web.AppRunner:
         raise
     application.on_shutdown.insert(0, give_up_leadership)
     application.cleanup_ctx.append(looking_after)
-    runner = HttpRunner(
+    runner = DoorRunner(
         application,
         logger=worker.log,
         keepalive_timeout=worker.cfg.keepalive,

@@ -13,14 +13,15 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qsl
 
-from aiohttp import HttpVersion11, hdrs, web
-from multidict import CIMultiDictProxy
+from aiohttp import HttpVersion11, hdrs
+from multidict import MultiMapping
 
 from app.config import Settings
 from app.errors import ClientError, CloseCode, ErrorCode
 from app.http.clients import Clients
 from app.http.cors import Origins
 from app.http.errors import HttpError
+from app.http.request_head import RequestHead
 from app.ports import Slots
 from app.protocol.requests import DEFAULT_FIRST, Allowed, First, parse_first
 from app.sessions.addresses import Addresses, TooMany
@@ -135,7 +136,7 @@ class Admission:
         self._addresses = addresses
         self._firsts: dict[tuple[str | None, ...], First] = {}
 
-    def check(self, request: web.Request, *, again: bool = False) -> Admitted:
+    def check(self, request: RequestHead, *, again: bool = False) -> Admitted:
         """Let a request in, and reserve its connection: the caller releases it.
 
         Args:
@@ -152,7 +153,7 @@ class Admission:
             self._count_refused(refused.reason)
             raise
 
-    def _check(self, request: web.Request, again: bool) -> Admitted:
+    def _check(self, request: RequestHead, again: bool) -> Admitted:
         raw_query = request.raw_path.partition("?")[2]
         query: dict[str, str] = {}
         protocol: Protocol = "socketio"
@@ -170,7 +171,7 @@ class Admission:
 
     def _check_options(
         self,
-        request: web.Request,
+        request: RequestHead,
         query: Mapping[str, str],
         protocol: Protocol,
         key: str,
@@ -221,7 +222,7 @@ class Admission:
             ) from None
 
     def _check_token(
-        self, request: web.Request, query: Mapping[str, str], again: bool
+        self, request: RequestHead, query: Mapping[str, str], again: bool
     ) -> Identity | None:
         """The token's holder; without a token it may come in the first message."""
         if not self._verifier.enabled:
@@ -326,7 +327,7 @@ def _check_transport(query: Mapping[str, str]) -> Protocol:
     return "socketio"
 
 
-def _check_handshake(request: web.Request) -> str:
+def _check_handshake(request: RequestHead) -> str:
     """Check what RFC 6455 (section 4.2.1) demands of an upgrade request; return its key."""
     if request.method != "GET":
         message = "This is a WebSocket endpoint: use GET."
@@ -358,7 +359,7 @@ def _check_handshake(request: web.Request) -> str:
     return key
 
 
-def _has_token(headers: CIMultiDictProxy[str], name: str, token: str) -> bool:
+def _has_token(headers: MultiMapping[str], name: str, token: str) -> bool:
     """Whether a header, on however many lines, lists a token; case does not matter."""
     value = headers.get(name, "").lower()
     if value == token:
@@ -366,12 +367,12 @@ def _has_token(headers: CIMultiDictProxy[str], name: str, token: str) -> bool:
     return any(token == part.strip().lower() for part in _listed(headers, name))
 
 
-def _listed(headers: CIMultiDictProxy[str], name: str) -> list[str]:
+def _listed(headers: MultiMapping[str], name: str) -> list[str]:
     """The parts between commas of a header, over all of its lines."""
     return ",".join(headers.getall(name, ())).split(",")
 
 
-def choose_subprotocol(request: web.Request) -> str | None:
+def choose_subprotocol(request: RequestHead) -> str | None:
     """The subprotocol to answer with: the first offered one, those with a token last.
 
     A browser fails a connection for which it has offered some and none is chosen.
@@ -382,14 +383,14 @@ def choose_subprotocol(request: web.Request) -> str | None:
     return next((name for name in offered if not _is_bearer(name)), offered[0] if offered else None)
 
 
-def _offered_token(request: web.Request) -> str | None:
+def _offered_token(request: RequestHead) -> str | None:
     """The token in an offered subprotocol `bearer.TOKEN`, a browser's way beside the URL."""
     if hdrs.SEC_WEBSOCKET_PROTOCOL not in request.headers:
         return None
     return next((name.partition(".")[2] for name in _offered(request) if _is_bearer(name)), None)
 
 
-def _offered(request: web.Request) -> list[str]:
+def _offered(request: RequestHead) -> list[str]:
     names = (part.strip() for part in _listed(request.headers, hdrs.SEC_WEBSOCKET_PROTOCOL))
     return [name for name in names if _SUBPROTOCOL.fullmatch(name)]
 

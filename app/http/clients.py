@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from aiohttp import web
 
+from app.http.request_head import RequestHead
 from app.protocol.envelope import new_id
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -35,7 +36,7 @@ class Clients:
         self._trusted = tuple(trusted)
         self._is_trusted = lru_cache(maxsize=1024)(self._look_up)
 
-    def address(self, request: web.Request) -> str:
+    def address(self, request: RequestHead) -> str:
         """The IP address of the client, or "unix" for a peer on a Unix socket."""
         address = request.remote or "unix"
         if not self._trusted or not self._is_trusted(address):
@@ -50,11 +51,11 @@ class Clients:
                 break
         return address
 
-    def is_behind_proxy(self, request: web.Request) -> bool:
+    def is_behind_proxy(self, request: RequestHead) -> bool:
         """Whether the peer is a trusted proxy."""
         return bool(self._trusted) and self._is_trusted(request.remote or "unix")
 
-    def is_same_origin(self, request: web.Request, origin: str) -> bool:
+    def is_same_origin(self, request: RequestHead, origin: str) -> bool:
         """Whether an origin, as `normal_origin` gives it, is the host that a request was sent to.
 
         The scheme is compared only where it is known: on the word of a trusted proxy, which
@@ -106,7 +107,7 @@ def _parse_address(hop: str) -> str | None:
         return None
 
 
-def _nearest(request: web.Request, name: str) -> str:
+def _nearest(request: RequestHead, name: str) -> str:
     """What the nearest proxy wrote into a header that each hop appends to."""
     values = request.headers.getall(name, ())
     return values[-1].rpartition(",")[2].strip() if values else ""

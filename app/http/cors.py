@@ -16,6 +16,7 @@ from aiohttp import web
 
 from app.config import Settings
 from app.http.clients import Clients
+from app.http.request_head import RequestHead
 from app.setting_values import ORIGIN, ORIGIN_PORTS, is_host
 
 MAX_AGE = 600
@@ -65,7 +66,7 @@ class Origins:
         ]
         self._clients = clients
 
-    def allows(self, request: web.Request) -> bool:
+    def allows(self, request: RequestHead) -> bool:
         """Whether the page that sends this request may connect; what is no page may."""
         origin = request.headers.get("Origin")
         if origin is None or self._any:
@@ -139,7 +140,7 @@ class Hosts:
         self._clients = clients
         self._serves = functools.lru_cache(maxsize=1024)(self._look_up)
 
-    def allows(self, request: web.Request) -> bool:
+    def allows(self, request: RequestHead) -> bool:
         """Whether a request may ask for the host that it names; a browser always names one."""
         if self._any:
             return True

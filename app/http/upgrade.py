@@ -10,6 +10,8 @@ from aiohttp import web
 
 from app.errors import CloseCode, ErrorCode
 from app.http.admission import Admission, Admitted, Refused, choose_subprotocol
+from app.http.cors import Hosts
+from app.http.request_head import PATH, UpgradeHead, parse_upgrade
 from app.protocol.envelope import new_id
 from app.sessions.context import SessionContext
 from app.sessions.plain import PlainSession
@@ -18,11 +20,11 @@ from app.sessions.retry import retry_reason
 from app.sessions.session import ConnectOptions
 from app.sessions.socketio.session import SocketIOSession
 from app.sessions.token_keys import KeysUnavailable
+from app.transport.door import PASSED, Passed
+from app.transport.http_connection import HttpConnection
 from app.transport.takeover import DetachedResponse, detach, handshake_response
 
 logger = logging.getLogger("realtime.connection")
-
-PATH = "/ws/realtime"
 
 
 class Upgrade:
@@ -33,20 +35,45 @@ class Upgrade:
         admission: decides which clients may connect.
         most: gives the number that a descriptor of a connection is below; the others are kept
             for what must go on when descriptors are short.
+        hosts: which names are served, where no middleware has looked at that.
+        count: called for each client that comes in without a request of aiohttp's.
     """
 
     def __init__(
-        self, context: SessionContext, admission: Admission, most: Callable[[], int]
+        self,
+        context: SessionContext,
+        admission: Admission,
+        most: Callable[[], int],
+        hosts: Hosts,
+        count: Callable[[], object],
     ) -> None:
         self._context = context
         self._admission = admission
         self._most = most
+        self._hosts = hosts
+        self._count = count
         self._refuser = Refuser(context.hub, context.open_packet)
 
     def add_routes(self, app: web.Application) -> None:
         """Serve the path with and without a trailing slash; other methods get an error."""
         for path in (PATH, PATH + "/"):
             app.router.add_route("*", path, self.handle)
+
+    def enter(self, fd: int, peer: str | None, data: bytes) -> Passed | None:
+        """Begin a session at once if an ordinary upgrade request is admitted; see `Entrance`.
+
+        What is refused goes on to `handle`, so that there is one way to answer it.
+        """
+        parsed = parse_upgrade(data, peer)
+        if parsed is None or fd >= self._most() or not self._hosts.allows(parsed.head):
+            return PASSED
+        try:
+            admitted = self._admission.check(parsed.head)
+        except (Refused, KeysUnavailable) as refused:
+            return Passed(refused.with_traceback(None))
+        self._count()
+        self._begin(parsed.head, admitted, fd, parsed.rest)
+        return None
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Admit a client, take its socket over and begin its session.
@@ -56,6 +83,9 @@ class Upgrade:
         """
         try:
             try:
+                connection = request.protocol
+                if isinstance(connection, HttpConnection) and (known := connection.take_refusal()):
+                    raise known
                 admitted = self._admission.check(request)
             except KeysUnavailable as unavailable:
                 await self._context.verifier.settle(unavailable)
@@ -113,7 +143,13 @@ class Upgrade:
         )
         return DetachedResponse(status=101)
 
-    def _begin(self, request: web.Request, admitted: Admitted, fd: int, received: bytes) -> None:
+    def _begin(
+        self,
+        request: web.Request | UpgradeHead,
+        admitted: Admitted,
+        fd: int,
+        received: bytes,
+    ) -> None:
         context = self._context
         options = ConnectOptions(admitted.types, admitted.batch, admitted.resume, admitted.history)
         session: PlainSession | SocketIOSession
@@ -142,7 +178,7 @@ class Upgrade:
             session.receive(received)
 
 
-def make_environ(request: web.Request, address: str) -> dict[str, object]:
+def make_environ(request: web.Request | UpgradeHead, address: str) -> dict[str, object]:
     """The request as handlers of python-socketio expect it, in plain values (PEP 3333)."""
     environ: dict[str, object] = {
         "REQUEST_METHOD": request.method,

@@ -10,17 +10,20 @@ while a request is in progress.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Iterator
 from typing import Any
 
-from aiohttp import hdrs
+from aiohttp import hdrs, web
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
-from app.transport.http_guard import GuardedConnection, GuardedRunner, GuardedServer
+from app.transport.http_guard import Guard, GuardedConnection, GuardedRunner, GuardedServer, Waiting
+
+logger = logging.getLogger("realtime.http")
 
 _END = b"\r\n\r\n"
 """Of a head, and of a body in chunks."""
@@ -44,7 +47,7 @@ class HttpConnection(GuardedConnection):
     stays with its worker until the next request, or until the worker ends.
     """
 
-    __slots__ = ("_chunked", "_last", "_missing")
+    __slots__ = ("_chunked", "_first", "_last", "_missing", "_refusal")
 
     _missing: int
     """Bytes of the body that are still to come; 0: a request is to begin; -1: not known."""
@@ -52,12 +55,37 @@ class HttpConnection(GuardedConnection):
     """A body in chunks that has not ended."""
     _last: bytes
     """The last bytes of a head or of chunks that have not ended: the end may be cut."""
+    _first: bytes
+    """What was read before aiohttp had the connection."""
+    _refusal: Exception | None
+    """Why its first request is refused, if that was found out before."""
+
+    def __init__(self, manager: web.Server, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._missing, self._chunked, self._last = 0, None, b""
+        self._first, self._refusal = b"", None
+
+    def begins_with(self, place: Waiting, data: bytes, refusal: Exception | None) -> None:
+        """Go on with a connection that was read from; to be called before `connection_made`.
+
+        Args:
+            place: what stands in the guard's row for it.
+            data: what was read.
+            refusal: for `take_refusal`.
+        """
+        self._place, self._first, self._refusal = place, data, refusal
+
+    def take_refusal(self) -> Exception | None:
+        """Why the request is refused, if that was found out before it was aiohttp's; once."""
+        refusal, self._refusal = self._refusal, None
+        return refusal
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A request is to begin."""
-        # Set here for the same reason as in `GuardedConnection`.
-        self._missing, self._chunked, self._last = 0, None, b""
+        """A request is to begin, or has begun."""
         super().connection_made(transport)
+        first, self._first = self._first, b""
+        if first:
+            self.data_received(first)
 
     def data_received(self, data: bytes) -> None:
         """Let aiohttp parse, and follow where a request ends."""
@@ -161,11 +189,48 @@ class HttpConnection(GuardedConnection):
 class HttpServer(GuardedServer):
     """Makes `HttpConnection`s, of sockets that were accepted here or by another worker."""
 
-    connection_class = HttpConnection
+    connection_class: type[HttpConnection] = HttpConnection
+
+    def __init__(self, made: web.Server, guard: Guard) -> None:
+        super().__init__(made, guard)
+        self._beginning: set[asyncio.Task[None]] = set()
 
     def all(self) -> Iterator[HttpConnection]:
         """Connections that are open now, upgraded ones excepted."""
         return (one for one in self.connections if isinstance(one, HttpConnection))
+
+    def begin(
+        self, stream: socket.socket, place: Waiting, data: bytes, refusal: Exception | None
+    ) -> HttpConnection:
+        """Go on with a connection that was accepted elsewhere in this worker.
+
+        Args:
+            stream: non-blocking; the server owns it.
+            place: what stands in the guard's row for it.
+            data: what was read from it.
+            refusal: why its first request is refused, if that is known.
+        """
+        connection = self.connection_class(self, loop=self._loop, **self._kwargs)
+        connection.begins_with(place, data, refusal)
+        task = self._loop.create_task(self._begin(connection, stream, place))
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
+        return connection
+
+    async def _begin(
+        self, connection: HttpConnection, stream: socket.socket, place: Waiting
+    ) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: connection, stream)
+        except OSError as error:
+            logger.debug("A connection ended before it was served: %s", error)
+            self.guard.heard(place)
+            stream.close()
+
+    async def all_begun(self) -> None:
+        """Wait until aiohttp has the connections that it was given."""
+        if self._beginning:
+            await asyncio.wait(self._beginning)
 
     async def adopt(self, descriptor: int, requests: int) -> None:
         """Go on with a connection that was at rest at another worker; owns the descriptor.

@@ -15,7 +15,7 @@ import logging
 import resource
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
@@ -60,6 +60,16 @@ if missing := _PRIVATE_NAMES - {
     raise ImportError(f"aiohttp's RequestHandler has no {', '.join(sorted(missing))}")
 
 
+class Waiting(Protocol):
+    """What has a place in the row of those whose request has not come."""
+
+    def abort(self) -> None:
+        """Close the descriptor at once."""
+
+    def give_up(self) -> None:
+        """Close: the head of the request has not come in time."""
+
+
 class Guard:
     """Connections of one worker that have no complete request, and its descriptors.
 
@@ -84,7 +94,7 @@ class Guard:
         self._most = 0
         """Any other connection's is below this one."""
         self._look_at_limit()
-        self._waiting: dict[GuardedConnection, float] = {}
+        self._waiting: dict[Waiting, float] = {}
         """By deadline, the earliest first, since every wait is equally long."""
         self._unread: dict[GuardedConnection, tuple[float, int]] = {}
         """Connections that take less than is written: when and how much they took at last."""
@@ -105,12 +115,12 @@ class Guard:
         """Connections that have no complete head of a request."""
         return len(self._waiting)
 
-    def wait(self, connection: GuardedConnection) -> None:
-        """Expect the head of a request within `HEAD_SECONDS`."""
+    def wait(self, connection: Waiting) -> None:
+        """Expect the head of a request within `HEAD_SECONDS`; one that waits already keeps its place."""
         if connection not in self._waiting:
             self._waiting[connection] = self.now() + HEAD_SECONDS
 
-    def heard(self, connection: GuardedConnection) -> None:
+    def heard(self, connection: Waiting) -> None:
         """The head is complete, or the connection is gone."""
         self._waiting.pop(connection, None)
 
@@ -122,7 +132,7 @@ class Guard:
         """It takes what is written, or is gone."""
         self._unread.pop(connection, None)
 
-    def has_room(self, connection: GuardedConnection, fd: int) -> bool:
+    def has_room(self, connection: Waiting, fd: int) -> bool:
         """Whether a connection with this descriptor may stay.
 
         The kernel gives out the lowest free number, so a high one says that few are left. Then
@@ -131,12 +141,16 @@ class Guard:
         if fd < self.most_upgraded:
             return True
         self.note_refused("descriptors")
-        silent = next((one for one in self._waiting if one is not connection), None)
+        self.make_room(connection)
+        return fd < self._most
+
+    def make_room(self, newest: Waiting | None = None) -> None:
+        """End the connection that has been silent for the longest, if there is one beside `newest`."""
+        silent = next((one for one in self._waiting if one is not newest), None)
         if silent is not None:
             # Its descriptor is free a moment later; the next newcomer needs that of another one.
             self.heard(silent)
             silent.abort()
-        return fd < self._most
 
     def sweep(self) -> None:
         """End the connections whose time is over."""
@@ -153,12 +167,12 @@ class Guard:
                 self.note_refused("unread")
                 connection.abort()
         while self._waiting:
-            connection, due = next(iter(self._waiting.items()))
+            waiting, due = next(iter(self._waiting.items()))
             if due > now:
                 return
-            del self._waiting[connection]
+            del self._waiting[waiting]
             self.note_refused("silent")
-            connection.give_up()
+            waiting.give_up()
 
 
 GUARD = web.AppKey("GUARD", Guard)
@@ -168,32 +182,37 @@ GUARD = web.AppKey("GUARD", Guard)
 class GuardedConnection(RequestHandler):
     """A connection of aiohttp's server under a `Guard`."""
 
-    __slots__ = ("_edge", "_guard", "_head")
+    __slots__ = ("_edge", "_guard", "_head", "_place")
 
     _guard: Guard
     _head: int
     """Bytes of a head that is not complete."""
     _edge: bytes
     """The last three of them, since the end of the head may be cut anywhere."""
+    _place: Waiting
+    """What stands in the row for it: itself, or what it was before its first request."""
+
+    def __init__(self, manager: web.Server, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._place = self
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serve it, unless descriptors are short."""
-        # Set here, not in a constructor, which would be called for every client of a storm.
         self._guard = guard = self._manager.guard  # type: ignore[union-attr]
         self._head = 0
         self._edge = b""
         super().connection_made(transport)
         if self._request_count == 0:
-            guard.wait(self)
+            guard.wait(self._place)
         stream = transport.get_extra_info("socket")
-        if stream is not None:
+        if stream is not None and self._place is self:  # else the door has looked at that
             fd = stream.fileno()
             if fd >= guard.most_upgraded and not guard.has_room(self, fd):
                 self.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget it."""
-        self._guard.heard(self)
+        self._guard.heard(self._place)
         self._guard.has_written(self)
         super().connection_lost(exc)
 
@@ -219,7 +238,8 @@ class GuardedConnection(RequestHandler):
         super().data_received(data)
         arrived = self._request_count - before
         if arrived:
-            self._guard.heard(self)
+            self._guard.heard(self._place)
+            self._place = self
             if not self._upgraded and self._messages:
                 self._keep_tail(data, arrived)
             if self._head:
@@ -228,7 +248,7 @@ class GuardedConnection(RequestHandler):
         elif data and (before == 0 or (self._waiter is not None and not self._waiter.done())):
             self._head += len(data)
             self._edge = (self._edge + data)[-3:]
-            self._guard.wait(self)
+            self._guard.wait(self._place)
             if self._head > MAX_HEAD:
                 self._guard.note_refused("head")
                 self._answer(431, ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)

@@ -1,0 +1,285 @@
+"""Where connections come in: accepted here, and given to aiohttp only if they need it.
+
+Most clients ask for an upgrade with their first segment. Such a request is shown to the
+`Entrance` before a transport, a task or a request object exists; what it does not take goes on as
+a connection of aiohttp's, with the bytes that were read. A connection whose first bytes have not
+come yet is a `Newcomer`: a descriptor in the epoll of the door, and in the row of the `Guard`,
+where its successor keeps its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from aiohttp import web
+
+from app.transport.http_connection import HttpConnection, HttpRunner, HttpServer
+
+ACCEPT_SLICE = 0.0005
+"""Seconds of a pass of the loop in which connections are accepted from one socket."""
+ACCEPTS = 16
+"""Connections that are accepted from one socket in a pass, at most: other workers are there too."""
+EVENTS = 64
+"""Newcomers with bytes that are looked at in one pass."""
+FIRST_READ = 16 * 1024
+"""Bytes of a connection that are read here, at most."""
+PAUSE_SECONDS = 0.1
+"""How long nothing is accepted when the kernel could not: descriptors or memory are short."""
+
+logger = logging.getLogger("realtime.http")
+
+if not hasattr(socket.socket, "_accept"):
+    # `accept` makes an object and asks the kernel for what is known already.
+    raise ImportError("socket.socket has no _accept")
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A connection that the entrance has not taken."""
+
+    refusal: Exception | None = None
+    """Why its request is refused, if that is known already."""
+
+
+PASSED = Passed()
+
+
+class Entrance(Protocol):
+    """Looks at the first bytes of each connection."""
+
+    def __call__(self, fd: int, peer: str | None, data: bytes, /) -> Passed | None:
+        """Take a connection, or pass it on to aiohttp.
+
+        Args:
+            fd: a non-blocking descriptor; the entrance owns it when it takes the connection.
+            peer: its address; None on a Unix socket.
+            data: what it has sent.
+
+        Returns:
+            None when it is taken.
+        """
+
+
+def _pass_all(_fd: int, _peer: str | None, _data: bytes) -> Passed | None:
+    return PASSED
+
+
+ENTRANCE: web.AppKey[Entrance] = web.AppKey("ENTRANCE", Entrance)
+"""Where an application keeps what looks at its connections first."""
+
+
+class Newcomer:
+    """A connection that has sent nothing yet, or its place in the row of those that wait."""
+
+    __slots__ = ("_door", "family", "fd", "peer", "successor")
+
+    def __init__(self, door: Door, fd: int, family: int, peer: str | None) -> None:
+        self._door = door
+        self.fd = fd
+        self.family = family
+        self.peer = peer
+        self.successor: HttpConnection | None = None
+        """The connection that aiohttp has made of it."""
+
+    def abort(self) -> None:
+        """Close it at once."""
+        if self.successor is not None:
+            self.successor.abort()
+        else:
+            self._door.drop(self)
+
+    def give_up(self) -> None:
+        """The head of its request has not come in time."""
+        if self.successor is not None:
+            self.successor.give_up()
+        else:
+            self._door.drop(self)
+
+
+class Door:
+    """Accepts the connections of one worker.
+
+    Args:
+        server: goes on with what the entrance does not take.
+        entrance: looks at the first bytes.
+    """
+
+    def __init__(self, server: HttpServer, entrance: Entrance = _pass_all) -> None:
+        self._server = server
+        self._guard = server.guard
+        self._enter = entrance
+        self._loop = asyncio.get_running_loop()
+        self._epoll = select.epoll()
+        self._loop.add_reader(self._epoll.fileno(), self._on_events)
+        self._listeners: list[socket.socket] = []
+        self._newcomers: dict[int, Newcomer] = {}
+
+    def __len__(self) -> int:
+        return len(self._newcomers)
+
+    def open(self, listeners: Sequence[socket.socket]) -> None:
+        """Accept from listening sockets, which belong to the door from now on."""
+        for listener in listeners:
+            listener.setblocking(False)
+            if listener.family != socket.AF_UNIX:
+                # What is accepted inherits them, so nobody has to set them for each connection.
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self._listeners.append(listener)
+            self._loop.add_reader(listener, self._accept, listener)
+
+    async def close(self) -> None:
+        """Accept nothing more; aiohttp goes on with those that have sent nothing."""
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+            listener.close()
+        self._listeners.clear()
+        for newcomer in list(self._newcomers.values()):
+            self._forget(newcomer)
+            self._pass_on(newcomer, b"", PASSED)
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+        await self._server.all_begun()
+
+    def drop(self, newcomer: Newcomer) -> None:
+        """Close a connection that has sent nothing."""
+        if self._newcomers.get(newcomer.fd) is newcomer:
+            self._forget(newcomer)
+            os.close(newcomer.fd)
+
+    def _accept(self, listener: socket.socket) -> None:
+        ends = time.monotonic() + ACCEPT_SLICE
+        for _ in range(ACCEPTS):
+            try:
+                fd, address = listener._accept()  # type: ignore[attr-defined]
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._pause(listener, error)
+                return
+            os.set_blocking(fd, False)
+            peer = address[0].partition("%")[0] if isinstance(address, tuple) else None
+            newcomer = Newcomer(self, fd, listener.family, peer)
+            if fd >= self._guard.most_upgraded and not self._guard.has_room(newcomer, fd):
+                os.close(fd)
+            else:
+                # Most have sent their request by now.
+                self._read(newcomer)
+            if time.monotonic() >= ends:
+                return
+
+    def _pause(self, listener: socket.socket, error: OSError) -> None:
+        """The kernel could not accept: let others go first, and do not ask again at once."""
+        logger.warning("Connections cannot be accepted now: %s", error.strerror)
+        self._guard.make_room()
+        self._loop.remove_reader(listener)
+        self._loop.call_later(PAUSE_SECONDS, self._resume, listener)
+
+    def _resume(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    def _wait(self, newcomer: Newcomer) -> None:
+        self._newcomers[newcomer.fd] = newcomer
+        self._epoll.register(newcomer.fd, select.EPOLLIN)
+        self._guard.wait(newcomer)
+
+    def _forget(self, newcomer: Newcomer) -> None:
+        """It waits here no more; its place in the row is another matter."""
+        del self._newcomers[newcomer.fd]
+        self._epoll.unregister(newcomer.fd)
+
+    def _on_events(self) -> None:
+        ends = time.monotonic() + ACCEPT_SLICE
+        for fd, _ in self._epoll.poll(0, EVENTS):
+            newcomer = self._newcomers.get(fd)
+            if newcomer is not None:
+                self._read(newcomer)
+            if time.monotonic() >= ends:
+                return
+
+    def _read(self, newcomer: Newcomer) -> None:
+        fd = newcomer.fd
+        waits = self._newcomers.get(fd) is newcomer
+        try:
+            data = os.read(fd, FIRST_READ)
+        except BlockingIOError:
+            if not waits:
+                self._wait(newcomer)
+            return
+        except OSError:
+            data = b""
+        if waits:
+            self._forget(newcomer)
+        if not data:
+            self._guard.heard(newcomer)
+            os.close(fd)
+            return
+        try:
+            passed = self._enter(fd, newcomer.peer, data)
+        except Exception:
+            logger.exception("A connection cannot be let in")
+            self._guard.heard(newcomer)
+            os.close(fd)
+            return
+        if passed is None:
+            self._guard.heard(newcomer)
+        else:
+            self._pass_on(newcomer, data, passed)
+
+    def _pass_on(self, newcomer: Newcomer, data: bytes, passed: Passed) -> None:
+        self._guard.wait(newcomer)
+        stream = socket.socket(newcomer.family, socket.SOCK_STREAM, 0, fileno=newcomer.fd)
+        newcomer.successor = self._server.begin(stream, newcomer, data, passed.refusal)
+
+
+class DoorSite(web.BaseSite):
+    """Serves an application on listening sockets, through a `Door`.
+
+    Args:
+        runner: of the application, which is set up.
+        listeners: sockets that listen; closed with the site.
+    """
+
+    __slots__ = ("_door", "_listeners", "_name")
+
+    def __init__(self, runner: HttpRunner, listeners: Sequence[socket.socket]) -> None:
+        super().__init__(runner)
+        server = runner.server
+        assert isinstance(server, HttpServer)
+        self._door = Door(server, runner.app.get(ENTRANCE, _pass_all))
+        self._listeners = listeners
+        self._name = ", ".join(str(listener.getsockname()) for listener in listeners)
+
+    @property
+    def name(self) -> str:
+        """The addresses of the sockets."""
+        return self._name
+
+    async def start(self) -> None:
+        """Accept connections."""
+        await super().start()
+        self._door.open(self._listeners)
+
+    async def stop(self) -> None:
+        """Accept nothing more."""
+        await self._door.close()
+        await super().stop()
+
+
+class DoorRunner(HttpRunner):
+    """Runs an application whose connections come through a `Door`."""
+
+    __slots__ = ()
+
+    def make_site(self, listeners: Sequence[socket.socket]) -> DoorSite:
+        """What serves on listening sockets, once it is started."""
+        return DoorSite(self, listeners)
