@@ -2,17 +2,17 @@
 
 Clients that come back after a failure come all at once, and aiohttp's request costs more than
 their sessions. So `parse_upgrade` knows only what clients and proxies send as a rule: one complete
-`GET /ws/realtime` in printable ASCII, no header twice, no body. Everything else is aiohttp's, which
+`GET /ws/realtime` in printable ASCII, `Name: value`, no header twice, no body. Everything else is aiohttp's, which
 also answers what is wrong with a request.
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from aiohttp import HttpVersion, HttpVersion11, hdrs
-from multidict import CIMultiDict, CIMultiDictProxy, MultiMapping
+from multidict import CIMultiDict, MultiMapping
 from yarl import URL
 
 PATH = "/ws/realtime"
@@ -22,9 +22,9 @@ MAX_HEADERS = 64
 
 _HEAD = re.compile(
     rb"GET (" + PATH.encode() + rb'/?(?:\?[!"$-~]*)?) HTTP/1\.1\r\n'
-    rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[ -~]*\r\n)+)\r\n"
+    rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [!-~](?:[ -~]*[!-~])?\r\n)+)\r\n"
 )
-_BODIES = ("Content-Length", "Transfer-Encoding", "Expect", "Content-Encoding")
+_WITH_BODY = {"content-length", "transfer-encoding", "content-encoding", "expect"}
 
 
 class RequestHead(Protocol):
@@ -67,7 +67,7 @@ class UpgradeHead:
     scheme = "http"
     """The service itself speaks no TLS."""
 
-    def __init__(self, raw_path: str, headers: CIMultiDictProxy[str], remote: str | None) -> None:
+    def __init__(self, raw_path: str, headers: MultiMapping[str], remote: str | None) -> None:
         self.raw_path = raw_path
         self.headers = headers
         self.remote = remote
@@ -103,18 +103,15 @@ def parse_upgrade(data: bytes, remote: str | None) -> Parsed | None:
     match = _HEAD.match(data)
     if match is None:
         return None
-    headers: CIMultiDict[str] = CIMultiDict()
-    lines = match[2].decode("ascii").split("\r\n")
-    del lines[-1]
-    for line in lines:
-        name, _, value = line.partition(":")
-        headers[name] = value.strip(" ")
+    target, block = match.groups()
+    pairs: list[Any] = [line.split(": ", 1) for line in block[:-2].decode("ascii").split("\r\n")]
+    names = {name.lower() for name, _ in pairs}
     if (
-        len(headers) < len(lines)  # a name stands twice
-        or len(lines) > MAX_HEADERS
-        or hdrs.HOST not in headers
-        or any(name in headers for name in _BODIES)
+        len(names) < len(pairs)
+        or len(pairs) > MAX_HEADERS
+        or "host" not in names
+        or not names.isdisjoint(_WITH_BODY)
     ):
         return None
-    head = UpgradeHead(match[1].decode("ascii"), CIMultiDictProxy(headers), remote)
+    head = UpgradeHead(target.decode("ascii"), CIMultiDict(pairs), remote)
     return Parsed(head, data[match.end() :])

@@ -5,6 +5,7 @@ Pure: values in, bytes out. JSON is strict both ways, since a browser cannot par
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -238,8 +239,18 @@ def _items(level: Iterable[Any]) -> Iterable[Any]:
 def new_id() -> str:
     """A random UUID (version 4), several times faster than `str(uuid.uuid4())`."""
     digits = os.urandom(16).hex()
-    variant = "89ab"[int(digits[16], 16) & 3]
+    variant = _VARIANTS[digits[16]]
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+
+
+_VARIANTS = dict(zip("0123456789abcdef", 4 * "89ab", strict=True))
+"""What stands for a digit where a UUID says its variant (RFC 9562, 4.1)."""
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _encode_name(name: str) -> bytes:
+    """A name as JSON: there are few types, and few events."""
+    return encode_json(name)
 
 
 def body(
@@ -268,9 +279,9 @@ def body(
     """
     encoded = b'{"id":%b,"type":%b,"timestamp":%d,"direction":"server-to-client","event":%b,' % (
         encode_json(new_id() if id is None else id),
-        encode_json(type),
+        _encode_name(type),
         time.time() * 1000 if timestamp is None else timestamp,
-        encode_json(event),
+        _encode_name(event),
     )
     encoded += b'"data":' + (encode_decoded(data) if decoded else encode_json(data))
     if reply_to is not None:
@@ -289,3 +300,12 @@ def envelope(
 ) -> bytes:
     """Write a complete envelope, for a message that belongs to no stream; see `body`."""
     return body(type, event, data, id=id, timestamp=timestamp, reply_to=reply_to) + b"}"
+
+
+def answer(type: str, event: str, data: bytes, reply_to: Any = None) -> bytes:
+    """Write a whole envelope around data that is JSON already; see `body`."""
+    end = b"" if reply_to is None else b',"replyTo":' + encode_json(reply_to)
+    return (
+        b'{"id":"%b","type":%b,"timestamp":%d,"direction":"server-to-client","event":%b,'
+        b'"data":%b%b}'
+    ) % (new_id().encode(), _encode_name(type), time.time() * 1000, _encode_name(event), data, end)

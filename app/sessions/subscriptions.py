@@ -14,7 +14,7 @@ from app.broadcast.catchup import CatchUp
 from app.broadcast.fanout import FanOut
 from app.metrics import Metrics
 from app.protocol import requests
-from app.protocol.envelope import envelope
+from app.protocol.envelope import answer, encode_json, envelope
 from app.protocol.requests import Request, Subscribe
 from app.sessions.pages import READ_SECONDS, Pages
 from app.sessions.rates import Rates
@@ -26,6 +26,8 @@ FIRST_AHEAD_PAUSE = 0.02
 """Seconds before a recovery looks again whether this worker has caught up; then twice the last."""
 AHEAD_SECONDS = 2.0
 """How long a recovery waits for this worker to reach what the client saw on a faster one."""
+MAX_DESCRIBED = 256
+"""Combinations of types whose `subscribed` is kept, until the next flush."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,9 @@ class Subscriptions:
         self._pages = pages
         self._rates = rates
         self._metrics = metrics
+        self._described: dict[tuple[frozenset[str], bool], bytes] = {}
+        """What `subscribed` says to sessions that stand at `_described_at`, by types and batch option."""
+        self._described_at: Mapping[str, Position] | None = None
 
     # By request.
 
@@ -129,19 +134,8 @@ class Subscriptions:
         batch = session.group.batch if wanted.batch is None else wanted.batch
         positions = {type: start.position for type, start in starts.items()}
         self.move(session, session.group.types | wanted.types, batch, positions, start=False)
-        assert session.track is not None
-        live = self._fanout.positions
-        types = {
-            type: {
-                "epoch": live[type].epoch,
-                "seq": live[type].seq,
-                "recovered": type in starts and starts[type].recovered,
-                "from": session.track[type].seq + 1,
-            }
-            for type in sorted(wanted.types)
-        }
-        data = {"types": types, "batch": batch}
-        session.reply(request, "subscribed", _answer("subscribed", data, request))
+        data = self._describe(session, wanted.types, batch, starts)
+        session.reply(request, "subscribed", answer("config", "subscribed", data, request.id))
         for start in starts.values():
             if start.gap is not None:
                 self._metrics.gaps[start.gap.reason].inc()
@@ -150,6 +144,39 @@ class Subscriptions:
         if wanted.history is not None:
             self._pages.plan(session, wanted.types, wanted.history, ends, request.id)
         self._catchup.start(session)
+
+    def _describe(
+        self,
+        session: Session,
+        types: frozenset[str],
+        batch: bool,
+        starts: Mapping[str, Start],
+    ) -> bytes:
+        """What `subscribed` says, as JSON."""
+        track, live = session.track, self._fanout.positions
+        assert track is not None
+        # Most clients of a storm subscribe to the same types at the same position.
+        is_common = not starts and all(track[type] is live[type] for type in types)
+        if is_common:
+            if self._described_at is not live:
+                self._described_at = live
+                self._described.clear()
+            known = self._described.get((types, batch))
+            if known is not None:
+                return known
+        described = {
+            type: {
+                "epoch": live[type].epoch,
+                "seq": live[type].seq,
+                "recovered": type in starts and starts[type].recovered,
+                "from": track[type].seq + 1,
+            }
+            for type in sorted(types)
+        }
+        data = encode_json({"types": described, "batch": batch})
+        if is_common and len(self._described) < MAX_DESCRIBED:
+            self._described[types, batch] = data
+        return data
 
     # By rooms, and in all ways.
 
