@@ -1,0 +1,297 @@
+"""The door of a worker: what is taken before aiohttp has it, and what goes on there."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from app.transport.door import ENTRANCE, PASSED, DoorRunner, Passed
+from app.transport.http_connection import HttpConnection, HttpServer
+from app.transport.http_guard import GUARD, HEAD_SECONDS, Guard
+
+UPGRADE = b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Served:
+    """A door on a free port; what begins with `UPGRADE` is taken."""
+
+    def __init__(self, descriptors: int | None = None) -> None:
+        self.seconds = 100.0
+        self.reasons: list[str] = []
+        self.taken: list[tuple[int, str | None, bytes]] = []
+        self.refusal: Exception | None = None
+        self.refusals: list[Exception | None] = []
+        self.guard = Guard(self.reasons.append, descriptors, now=lambda: self.seconds)
+        app = web.Application()
+        app[GUARD] = self.guard
+        app[ENTRANCE] = self.enter
+        app.router.add_get("/", self._answer)
+        app.router.add_get("/ws", self._answer)
+        self.runner = DoorRunner(app)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address: Any = self.listener.getsockname()
+        self.site: Any = None
+
+    def enter(self, fd: int, peer: str | None, data: bytes) -> Passed | None:
+        if not data.startswith(UPGRADE) or self.refusal is not None:
+            return PASSED if self.refusal is None else Passed(self.refusal)
+        self.taken.append((fd, peer, data))
+        return None
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        assert isinstance(request.protocol, HttpConnection)
+        self.refusals.append(request.protocol.take_refusal())
+        return web.Response(text=request.remote or "")
+
+    async def start(self, listener: socket.socket | None = None) -> None:
+        await self.runner.setup()
+        self.site = self.runner.make_site([listener or self.listener])
+        await self.site.start()
+
+    async def open(self) -> socket.socket:
+        client = socket.socket()
+        client.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(client, self.address)
+        except OSError:
+            client.close()
+            raise
+        return client
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not is_so():
+                await asyncio.sleep(0)
+
+    @property
+    def connections(self) -> list[HttpConnection]:
+        server = self.runner.server
+        assert isinstance(server, HttpServer)
+        return list(server.all())
+
+    async def stop(self) -> None:
+        await self.runner.cleanup()
+        for fd, _, _ in self.taken:
+            os.close(fd)
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    it = Served()
+    await it.start()
+    yield it
+    await it.stop()
+
+
+async def received(client: socket.socket) -> bytes:
+    async with asyncio.timeout(5):
+        return await asyncio.get_running_loop().sock_recv(client, 100_000)
+
+
+async def test_a_request_that_the_entrance_takes_is_never_aiohttps(served: Served) -> None:
+    with await served.open() as client:
+        client.send(UPGRADE + b"behind it")
+        await served.until(lambda: bool(served.taken))
+        ((fd, peer, data),) = served.taken
+        assert (peer, data) == ("127.0.0.1", UPGRADE + b"behind it")
+        assert not os.get_blocking(fd)
+        with socket.socket(fileno=os.dup(fd)) as ours:
+            assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        os.write(fd, b"welcome")
+        assert await received(client) == b"welcome"
+        assert not served.connections
+        assert served.guard.waiting == 0
+
+
+async def test_other_requests_go_on_at_aiohttp(served: Served) -> None:
+    with await served.open() as client:
+        client.send(GET)
+        assert (await received(client)).endswith(b"\r\n\r\n127.0.0.1")
+        client.send(UPGRADE)
+        assert b"200 OK" in await received(client)
+    assert not served.taken, "only the first bytes of a connection are shown"
+    assert served.refusals == [None, None]
+
+
+async def test_a_request_may_be_cut_anywhere(served: Served) -> None:
+    for request in (GET, UPGRADE):
+        for end in range(1, len(request)):
+            with await served.open() as client:
+                client.send(request[:end])
+                await served.until(lambda: len(served.connections) == 1)
+                client.send(request[end:])
+                assert b"200 OK" in await received(client)
+            await served.until(lambda: not served.connections)
+    assert not served.taken
+
+
+async def test_a_refusal_is_known_to_the_first_request_only(served: Served) -> None:
+    served.refusal = LookupError("no room")
+    with await served.open() as client:
+        client.send(UPGRADE)
+        assert b"200 OK" in await received(client)
+        client.send(GET)
+        assert b"200 OK" in await received(client)
+    assert served.refusals == [served.refusal, None]
+
+
+async def test_silent_connections_are_closed_in_time(served: Served) -> None:
+    with await served.open() as client:
+        await served.until(lambda: served.guard.waiting == 1)
+        served.seconds += HEAD_SECONDS - 0.1
+        served.guard.sweep()
+        assert served.guard.waiting == 1
+        served.seconds += 0.1
+        served.guard.sweep()
+        assert await received(client) == b""
+    assert served.reasons == ["silent"]
+
+
+async def test_a_connection_keeps_its_deadline_when_aiohttp_gets_it(served: Served) -> None:
+    with await served.open() as slow, await served.open() as later:
+        await served.until(lambda: served.guard.waiting == 2)
+        served.seconds += HEAD_SECONDS - 1
+        slow.send(GET[:5])
+        await served.until(lambda: len(served.connections) == 1)
+        later.send(GET[:5])
+        await served.until(lambda: len(served.connections) == 2)
+        assert served.guard.waiting == 2
+        served.seconds += 1
+        served.guard.sweep()
+        assert b" 408 " in await received(slow)
+        assert b" 408 " in await received(later)
+    assert served.reasons == ["silent", "silent"]
+
+
+async def test_a_silent_connection_makes_room() -> None:
+    served = Served(descriptors=10_000)
+    await served.start()
+    with await served.open() as silent, await served.open() as half:
+        await served.until(lambda: served.guard.waiting == 2)
+        half.send(GET[:5])
+        await served.until(lambda: len(served.connections) == 1)
+        served.guard.most_upgraded = 0
+        with await served.open() as first, await served.open() as second:
+            first.send(UPGRADE)
+            assert await received(silent) == b""
+            second.send(GET)
+            assert b"200 OK" in await received(second)
+            assert await received(half) == b"", "it is aiohttp's, and had its place all the same"
+    assert set(served.reasons) == {"descriptors"}
+    await served.stop()
+
+
+async def test_without_any_room_newcomers_are_closed() -> None:
+    served = Served(descriptors=3)
+    await served.start()
+    with await served.open() as client:
+        client.send(UPGRADE)
+        with pytest.raises(ConnectionResetError):
+            assert await received(client) == b""
+            raise ConnectionResetError
+    assert not served.taken
+    await served.stop()
+
+
+async def test_who_has_said_nothing_goes_on_when_the_door_is_closed(served: Served) -> None:
+    with await served.open() as client:
+        await served.until(lambda: served.guard.waiting == 1)
+        await served.site.stop()
+        (connection,) = served.connections
+        await served.until(lambda: connection.is_at_rest)
+        assert served.guard.waiting == 1
+        client.send(GET)
+        assert b"200 OK" in await received(client)
+    with pytest.raises(ConnectionRefusedError):
+        await served.open()
+
+
+async def test_a_client_that_leaves_without_a_word_is_forgotten(served: Served) -> None:
+    client = await served.open()
+    await served.until(lambda: served.guard.waiting == 1)
+    client.close()
+    await served.until(lambda: served.guard.waiting == 0)
+    assert not served.connections
+
+
+async def test_a_failure_costs_only_its_connection(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a mistake")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(served.site._door, "_enter", fail)
+        with await served.open() as client:
+            client.send(UPGRADE)
+            with pytest.raises(ConnectionResetError):
+                assert await received(client) == b""
+                raise ConnectionResetError
+    assert "a mistake" in caplog.text
+    with await served.open() as client:
+        client.send(UPGRADE)
+        await served.until(lambda: bool(served.taken))
+
+
+class Failing:
+    """A listening socket that the kernel cannot accept from at first."""
+
+    def __init__(self, listener: socket.socket, error: int) -> None:
+        self._listener = listener
+        self._error = error
+        self.failures = 0
+
+    def _accept(self) -> object:
+        if self.failures < 1:
+            self.failures += 1
+            raise OSError(self._error, os.strerror(self._error))
+        return self._listener._accept()  # type: ignore[attr-defined]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._listener, name)
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENOBUFS])
+async def test_when_the_kernel_cannot_accept_it_is_asked_again_later(
+    error: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = Served()
+    failing: Any = Failing(served.listener, error)
+    await served.start(failing)
+    with await served.open() as client:
+        client.send(GET)
+        assert b"200 OK" in await received(client)
+    assert failing.failures == 1
+    assert os.strerror(error) in caplog.text
+    await served.stop()
+
+
+async def test_a_unix_socket_has_no_address(tmp_path: Path) -> None:
+    served = Served()
+    served.listener.close()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "door"))
+    listener.listen()
+    await served.start(listener)
+    loop = asyncio.get_running_loop()
+    for request in (UPGRADE, GET):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.setblocking(False)
+            await loop.sock_connect(client, str(tmp_path / "door"))
+            client.send(request)
+            if request is GET:
+                assert b"200 OK" in await received(client)
+            else:
+                await served.until(lambda: bool(served.taken))
+    assert served.taken[0][1] is None
+    await served.stop()
