@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from tests.support import programs
 from tests.support.service import Service
 from workers.leader import valkey as private_valkey
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let SIGTERM, as a CI sends it, end the tests as Ctrl-C does: with their services."""
+    config.addinivalue_line("markers", "needs(*names): programs that the test starts")
+    config.addinivalue_line("markers", "alone: measures, or takes the machine to itself")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
@@ -23,6 +26,13 @@ def pytest_unconfigure() -> None:
         running.destroy()
     for child in private_valkey._children:  # those that tests have ended by their pids
         child.poll()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a test whose programs are missing."""
+    for mark in item.iter_markers("needs"):
+        for name in mark.args:
+            programs.find(name)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import REPO
+from tests.support import REPO, programs
 from tests.support.caddy import Caddy, address
 from tests.support.copies import Installed
 from tests.support.plain import PlainClient
@@ -49,7 +49,7 @@ def test_help_names_every_exit_code_and_wrong_usage_is_one(script: str) -> None:
 
 
 def test_shellcheck_finds_nothing() -> None:
-    shellcheck = Path(sys.executable).with_name("shellcheck")
+    shellcheck = programs.find("shellcheck")
     files = [REPO / script for script in (*SCRIPTS, "scripts/common.sh", "scripts/logs.sh")]
     done = subprocess.run([shellcheck, "-x", *files], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -24,7 +24,7 @@ SERVICE = str(UNITS / "yujian-presence.service")
 
 pytestmark = [
     pytest.mark.timeout(120),
-    pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here"),
+    pytest.mark.needs("systemd-analyze", "systemd-notify"),
 ]
 
 
@@ -88,7 +88,6 @@ os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf
 """
 
 
-@pytest.mark.skipif(shutil.which("systemd-notify") is None, reason="no systemd here")
 @pytest.mark.parametrize("activated", [False, True], ids=["service", "service and socket"])
 def test_a_reload_as_the_unit_does_it(activated: bool) -> None:
     """READY=1, a change of the master itself, and MAINPID of the one that serves then."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.fixtures import no_leftovers, plain
+from tests.support.node import installed
 from tests.support.service import Service
 
 __all__ = ["no_leftovers", "plain"]
@@ -27,6 +27,4 @@ def service() -> Iterator[Service]:
 @pytest.fixture(scope="session")
 def node() -> Path:
     """The directory of the Node clients, with their packages installed."""
-    if not (NODE / "node_modules").is_dir():
-        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=NODE, check=True)
-    return NODE
+    return installed(NODE, "node_modules/socket.io-client")

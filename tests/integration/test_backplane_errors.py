@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
+import resource
 import subprocess
-import tempfile
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 
-QUICK = 2.0
+QUICK = 4.0
 """Seconds: a refusal is answered well before the five that an absent backplane takes."""
 
 
@@ -110,9 +107,8 @@ async def test_a_backplane_that_refuses(
 
         await until(is_seen, "the status says why", 10)
         for _ in range(20):
-            began = time.monotonic()
-            answer = await publish(service)
-            assert time.monotonic() - began < QUICK
+            async with asyncio.timeout(QUICK):
+                answer = await publish(service)
             assert (answer.status, answer.body["code"]) == (503, code), answer
             assert words in answer.body["error"]
             assert answer.headers["Retry-After"] == "1"
@@ -151,9 +147,8 @@ async def test_a_blocking_script_is_named(start_valkey: Starter) -> None:
         await service.publish()
         endless = asyncio.create_task(valkey.eval("while true do end", 0))
         await asyncio.sleep(0.5)
-        began = time.monotonic()
-        answer = await publish(service)
-        assert time.monotonic() - began < QUICK
+        async with asyncio.timeout(QUICK):
+            answer = await publish(service)
         assert answer.status == 503
         assert "BUSY" in answer.body["error"]
 
@@ -193,25 +188,14 @@ async def test_paused_writes_are_noticed(start_valkey: Starter) -> None:
     await valkey.aclose()
 
 
-@pytest.fixture
-async def small_disk() -> AsyncIterator[Path]:
-    """A file system of a few megabytes."""
-    place = Path(tempfile.mkdtemp(prefix="yj-disk-"))
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", place], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
-        shutil.rmtree(place, ignore_errors=True)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
-async def test_a_full_disk_is_named(small_disk: Path) -> None:
+async def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    """Files that may not grow stand for the disk."""
     port = free_port()
     process = subprocess.Popen(
-        [binary(), "--port", str(port), "--dir", str(small_disk), "--appendonly", "yes",
+        [binary(), "--port", str(port), "--dir", str(tmp_path), "--appendonly", "yes",
          "--appendfsync", "everysec", "--save", "", "--auto-aof-rewrite-percentage", "0"],
         stdout=subprocess.DEVNULL,
+        restore_signals=False,  # SIGXFSZ stays ignored: writing fails, as on a full disk
     )  # fmt: skip
     try:
         url = f"redis://127.0.0.1:{port}/0"
@@ -226,17 +210,17 @@ async def test_a_full_disk_is_named(small_disk: Path) -> None:
         await probe.aclose()
         async with Service(BACKPLANE_URL=url) as service:
             await service.publish()
-            (small_disk / "filler").write_bytes(b"x" * 3_000_000)
+            enough = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (3_000_000, enough[1]))
             full: Answer | None = None
             for _ in range(200):
                 body = {"type": "status", "event": "big", "data": "x" * 100_000}
-                began = time.monotonic()
-                answer = await service.post("/ws/broadcast", body)
+                async with asyncio.timeout(QUICK):
+                    answer = await service.post("/ws/broadcast", body)
                 if answer.status != 200:
                     full = answer
                     break
             assert full is not None
-            assert time.monotonic() - began < QUICK
             assert full.body["code"] == "BACKPLANE_UNAVAILABLE"
             assert "MISCONF" in full.body["error"]
 
@@ -244,7 +228,7 @@ async def test_a_full_disk_is_named(small_disk: Path) -> None:
                 return "MISCONF" in str((await status(service))["causes"])
 
             await until(is_seen, "the status says why", 10)
-            (small_disk / "filler").unlink()
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, enough)
             await until(lambda: _published(service), "publishing works again", 15)
     finally:
         process.kill()

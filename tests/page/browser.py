@@ -7,11 +7,10 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support import REPO
+from tests.support import REPO, programs
 from tests.support.service import Service
 from tests.support.waiting import until
 
@@ -44,11 +43,7 @@ async def sampled(service: Service, count: int = 3) -> None:
 
 def chromium() -> str:
     """The browser of this machine. A missing one fails the tests: the page would go untested."""
-    found = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    assert found, "Chromium is missing: apt-get install chromium"
-    return found
+    return programs.find("chromium", "chromium-browser", "google-chrome")
 
 
 class Browser:
@@ -67,7 +62,7 @@ class Browser:
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
-            "node",
+            programs.find("node"),
             str(Path(__file__).with_name("driver.mjs")),
             cwd=REPO,
             env=dict(os.environ) | {"CHROMIUM": chromium()},

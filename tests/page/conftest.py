@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest_asyncio
 from tests.page.browser import Browser
 from tests.support import REPO
 from tests.support.fixtures import no_leftovers
+from tests.support.node import installed
 from tests.support.service import Service
 
 __all__ = ["no_leftovers"]
@@ -21,10 +21,7 @@ __all__ = ["no_leftovers"]
 @pytest.fixture(scope="session")
 def packages() -> Path:
     """The repository, with the packages of its workspaces installed."""
-    needed = ("node_modules/playwright-core", "node_modules/.bin/bun")
-    if not all((REPO / path).exists() for path in needed):
-        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=REPO, check=True)
-    return REPO
+    return installed(REPO, "node_modules/playwright-core", "node_modules/.bin/bun")
 
 
 @pytest.fixture(scope="session")

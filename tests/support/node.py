@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import hashlib
 import json
 import os
+import subprocess
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support import programs
 from tests.support.waiting import DEADLINE
 
 Line = dict[str, Any]
@@ -52,11 +57,27 @@ class Node:
         return line["args"][0]
 
 
+def installed(directory: Path, *needed: str) -> Path:
+    """A directory with what its package-lock.json names; processes wait for one another.
+
+    Args:
+        directory: where package-lock.json is.
+        needed: paths in it that show that all is there.
+    """
+    name = hashlib.sha256(str(directory).encode()).hexdigest()[:16]
+    with Path(tempfile.gettempdir(), f"yujian-npm-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not all((directory / path).exists() for path in needed):
+            npm = [programs.find("npm"), "ci", "--no-audit", "--no-fund"]
+            subprocess.run(npm, cwd=directory, check=True)
+    return directory
+
+
 @asynccontextmanager
 async def script(path: Path, **environ: str) -> AsyncIterator[Node]:
     """Run a script until the end of the block."""
     process = await asyncio.create_subprocess_exec(
-        "node",
+        programs.find("node"),
         str(path),
         env=dict(os.environ) | environ,
         stdin=asyncio.subprocess.PIPE,

@@ -18,6 +18,7 @@ import httpx
 import requests
 import urllib3
 
+from tests.support import programs
 from tests.support.service import TOKEN
 
 HEADERS = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
@@ -155,7 +156,7 @@ class Curl(Publisher):
     _MOST = 5000
 
     def run(self) -> None:
-        command = ["curl", "--silent", "--rate", f"{1 / self.pause:g}/s"]
+        command = [programs.find("curl"), "--silent", "--rate", f"{1 / self.pause:g}/s"]
         for name, value in HEADERS.items():
             command += ["--header", f"{name}: {value}"]
         command += ["--data-binary", self.body(0).decode().replace('"n": 0', '"n": null')]

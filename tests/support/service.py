@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Self
 import aiohttp
 import psutil
 
-from tests.support import REPO
+from tests.support import REPO, programs
 from tests.support.ports import free_port
 from tests.support.waiting import until, until_now
 from workers.shared import paths
@@ -111,7 +111,11 @@ class Service:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *(["prlimit", f"--nofile={self.open_files}"] if self.open_files else []),
+                    *(
+                        [programs.find("prlimit"), f"--nofile={self.open_files}"]
+                        if self.open_files
+                        else []
+                    ),
                     *(sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"),
                 ],
                 cwd=REPO,
