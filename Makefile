@@ -27,16 +27,18 @@ log-level: $(VENV)/installed ## LEVEL=debug: change the level of the running ser
 check: lint ## lint, types, import directions, unit tests: before each commit
 	$(BIN)/pytest -q -n 4 tests/architecture tests/unit
 
-# Tests of one module share a service, so a file stays in one process; what measures or takes the machine to itself runs alone.
+# Tests of one file share a service, so a file stays in one process. What is marked `alone` measures.
+PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder -m 'not alone'
 COVERED := --cov --cov-append --cov-fail-under=0 --cov-report=
 # What fails while others use the processors must pass alone; the first failure stays in the output.
 AGAIN := $(BIN)/pytest --lf --lfnf=none
-test: lint ## lint, types, all tests, coverage
+PARTS := $(addprefix tests/,component integration deploy monitoring page)
+test: lint ## lint, types, all tests, coverage: what CI runs
 	rm -f .coverage .coverage.*
 	$(BIN)/pytest -n 4 tests/architecture tests/unit $(COVERED) || $(AGAIN) $(COVERED)
-	$(BIN)/pytest -n 3 --dist loadfile tests/component tests/integration $(COVERED) || $(AGAIN) $(COVERED)
-	$(BIN)/pytest tests/torture
-	$(BIN)/pytest $(patsubst %,--ignore=tests/%,architecture unit component integration torture containers) --cov --cov-append
+	$(BIN)/pytest $(PARALLEL) $(PARTS) $(COVERED) || $(AGAIN) $(COVERED)
+	$(BIN)/pytest $(PARALLEL) tests/torture || $(AGAIN)
+	$(BIN)/pytest -m alone $(PARTS) tests/torture --cov --cov-append
 
 torture: $(VENV)/installed-dev ## fuzzing, the Autobahn suite, storms and a soak, at full length (TORTURE_SEED=n repeats a run)
 	TORTURE=1 $(BIN)/pytest -s tests/torture

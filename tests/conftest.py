@@ -12,6 +12,21 @@ from tests.support import programs
 from tests.support.service import Service
 from workers.leader import valkey as private_valkey
 
+# The longest files first, so that none of them is left for the end when files run in parallel.
+_LONG = (
+    "test_handoff", "test_reload", "test_memory", "test_scripts", "test_page", "test_soak",
+    "test_backplane_faults", "test_fairness", "test_recovery", "test_end_to_end", "test_socketio",
+    "test_doors", "test_storms", "test_relays", "test_malformed", "test_several_machines",
+    "test_plain", "test_autobahn", "test_queue", "test_valkey", "test_gunicorn_worker",
+    "test_client", "test_build", "test_run", "test_slow_consumers",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files by what they take, and leave the tests of a file together."""
+    order = {name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let SIGTERM, as a CI sends it, end the tests as Ctrl-C does: with their services."""

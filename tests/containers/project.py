@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from websockets.asyncio.client import connect
 from tests.support import REPO
 from tests.support.ports import free_port
 from tests.support.service import TOKEN
-from tests.support.waiting import until_now
+from tests.support.waiting import until, until_now
 
 ENGINE = Path(__file__).with_name("engine")
 HOME = Path(os.environ.get("ENGINE_DIR", "/var/tmp/yujian-engine"))
@@ -250,10 +249,7 @@ class Crowd:
             self._tasks.append(asyncio.create_task(self._listen(number)))
             if number % 20 == 19:
                 await asyncio.sleep(0.05)
-        deadline = time.monotonic() + 30
-        while self._open < self._count:
-            assert time.monotonic() < deadline, f"{self._open} of {self._count} connected"
-            await asyncio.sleep(0.05)
+        await until(lambda: self._open >= self._count, f"{self._count} connected", 30)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -284,11 +280,11 @@ class Crowd:
 
     async def all_at(self, seq: int) -> None:
         """Wait until every client has a message."""
-        deadline = time.monotonic() + 20
-        while not all(seqs and seqs[-1] >= seq for seqs in self.seqs):
-            late = sum(not (seqs and seqs[-1] >= seq) for seqs in self.seqs)
-            assert time.monotonic() < deadline, f"{late} clients have not got message {seq}"
-            await asyncio.sleep(0.05)
+
+        def arrived() -> bool:
+            return all(seqs and seqs[-1] >= seq for seqs in self.seqs)
+
+        await until(arrived, f"message {seq} at all clients")
 
     def check(self) -> None:
         """Nothing was closed, missed or repeated."""

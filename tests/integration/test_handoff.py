@@ -174,6 +174,7 @@ async def test_change_of_masters() -> None:
         os.kill(masters.pop(), signal.SIGTERM)
 
 
+@pytest.mark.alone
 async def test_heartbeats_go_on() -> None:
     async with (
         Service(HANDLERS=HANDLERS, HEARTBEAT_INTERVAL="1s", HEARTBEAT_TIMEOUT="3s") as service,
@@ -594,6 +595,7 @@ async def test_configuration_that_raises_changes_nothing() -> None:
         await whole(fleet, ticker)
 
 
+@pytest.mark.alone
 async def test_paced_drain_of_the_last_worker() -> None:
     async with (
         Service(WORKERS=1, HANDLERS=HANDLERS) as service,

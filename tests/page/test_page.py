@@ -23,6 +23,7 @@ DESKTOP = {"width": 1360, "height": 900}
 SECRET = "0123456789abcdef0123456789abcdef"
 
 
+@pytest.mark.alone
 async def test_live_figures_within_a_second_of_the_first_visit(
     browser: Browser, service: Service
 ) -> None:

@@ -1,4 +1,4 @@
-"""Unit tests wait for no time, assert nothing of the wall clock, and start no process."""
+"""Unit tests wait for no time and start no process; no test asserts on the wall clock or is skipped."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ CLOCKS = frozenset(
     {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"}
 )
 PROCESSES = frozenset({"subprocess", "multiprocessing", "os.fork", "os.posix_spawn", "os.system"})
+
+CLOCK = "asserts on the wall clock"
+SKIP = "may be skipped: a missing program fails (tests/support/programs.py)"
+SKIPS = frozenset({"pytest.skip", "pytest.importorskip", "pytest.mark.skip", "pytest.mark.skipif"})
 
 EXCEPTIONS: dict[str, str] = {}
 """`file: function` of what may break a rule, and why."""
@@ -88,11 +92,13 @@ class Rules(ast.NodeVisitor):
     def visit_Assert(self, node: ast.Assert) -> None:
         self.generic_visit(node)
         if self.is_clock(node.test):
-            self.note(node, "asserts on the wall clock")
+            self.note(node, CLOCK)
 
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
         name = self.name(node.func)
+        if name in SKIPS:
+            self.note(node, SKIP)
         if name == "time.sleep":
             self.note(node, "time.sleep")
         if name == "asyncio.sleep" and not (
@@ -114,6 +120,16 @@ def test_unit_tests_take_no_time_and_start_nothing() -> None:
     assert list(violations()) == []
 
 
+def test_no_test_asserts_on_the_wall_clock_or_is_skipped() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line} {function}: {what}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for function, line, what in Rules(ast.parse(path.read_text())).found
+        if what in {CLOCK, SKIP}
+    ]
+    assert found == []
+
+
 def test_no_exception_is_left_over() -> None:
     used = {
         f"{path.name}: {function}"
@@ -129,8 +145,10 @@ def test_no_exception_is_left_over() -> None:
         ("import time\ndef test():\n    time.sleep(0.1)", "time.sleep"),
         ("from time import sleep as s\ndef test():\n    s(1)", "time.sleep"),
         ("import asyncio\nasync def test():\n    await asyncio.sleep(delay)", "asyncio.sleep of more than 0"),
-        ("import time\ndef test():\n    b = time.monotonic()\n    f()\n    assert time.monotonic() - b < 1", "asserts on the wall clock"),
-        ("import time\ndef test():\n    b = time.time()\n    f()\n    e = time.time() - b\n    assert 1 < e < 2", "asserts on the wall clock"),
+        ("import time\ndef test():\n    b = time.monotonic()\n    f()\n    assert time.monotonic() - b < 1", CLOCK),
+        ("import time\ndef test():\n    b = time.time()\n    f()\n    e = time.time() - b\n    assert 1 < e < 2", CLOCK),
+        ("import pytest\ndef test():\n    pytest.skip('no')", SKIP),
+        ("import pytest\n@pytest.mark.skipif(True, reason='no')\ndef test(): ...", SKIP),
         ("import subprocess\ndef test():\n    subprocess.run(['true'])", "starts a process: subprocess.run"),
         ("from multiprocessing import Process\ndef test():\n    Process()", "starts a process: multiprocessing.Process"),
     ],
