@@ -20,7 +20,7 @@ Eight steps:
   7 websocket     handshake, subscription, a message received
   8 report        what happened, and how many clients noticed: backups/NAME/report.json
 
-Nothing that runs is stopped before its heir serves. When a step from 3 on fails, the code and
+Nothing that runs is stopped before its successor serves. When a step from 3 on fails, the code and
 configuration of the last good deployment are put back (the new ones are kept in
 backups/NAME/failed) and taken by the service; what was stored stays.
 

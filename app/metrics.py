@@ -196,7 +196,7 @@ class Metrics:
             ["result"],
             ["passed", "taken", "drained", "lost"],
         )
-        self.handover_pause = WeightedHistogram(
+        self.handoff_pause = WeightedHistogram(
             "realtime_handover_pause_seconds",
             "Time in which neither worker served a connection during its handoff.",
             buckets=LATENCY_BUCKETS,

@@ -59,7 +59,7 @@ class RealtimeWorker(GunicornWebWorker):
     row = -1
 
     before_leaving: Callable[[], Awaitable[bool]] | None = None
-    """Called on TERM; the worker serves until it returns. False: stay, there is no heir."""
+    """Called on TERM; the worker serves until it returns. False: stay, there is no successor."""
 
     after_end: Callable[[], None] | None = None
     """Called when the row has been freed, the very last thing."""

@@ -22,10 +22,11 @@ from app.setting_values import worker_count
 from app.transport.door import DoorRunner
 from workers import gunicorn_worker, log_level, logs, master
 from workers.gunicorn_worker import CannotServe, RealtimeWorker
-from workers.handoff.deaf import Replacement
+from workers.handoff.deaf import DeafWatch
 from workers.handoff.departure import Departure
-from workers.handoff.giver import Succession
+from workers.handoff.giver import Giver
 from workers.handoff.http import HttpHandoff
+from workers.handoff.successor import Successor
 from workers.leader import valkey
 from workers.leader.collector import Collector
 from workers.leader.election import Leader
@@ -74,14 +75,12 @@ async def create() -> web.AppRunner:
         await leader.stop()
 
     async def looking_after(_: web.Application) -> AsyncIterator[None]:
-        replacement = Replacement(
-            worker.slots, worker.row, lambda: parts.canary.is_deaf, worker.ppid
-        )
+        deaf_watch = DeafWatch(worker.slots, worker.row, lambda: parts.canary.is_deaf, worker.ppid)
         keep = parts.supervisor.start
         tasks = [
             keep("sweep", lambda: _sweep(worker.slots), vital=False),
             keep("guard", guard.run, vital=False),
-            keep("replacement", replacement.run, vital=False),
+            keep("deaf watch", deaf_watch.run, vital=False),
             keep(
                 "log level",
                 lambda: log_level.follow(settings.data_dir, settings.log_level),
@@ -138,23 +137,20 @@ async def create() -> web.AppRunner:
         shutdown_timeout=settings.graceful_timeout * 0.95,
     )
     transfer = Transfer(parts.context, parts.manager, parts.history, slots)
-    succession = Succession(
-        settings.data_dir,
-        worker.slots,
-        worker.row,
-        transfer,
-        HttpHandoff(runner),
-        worker.listeners,
+    http = HttpHandoff(runner)
+    giver = Giver(settings.data_dir, worker.slots, worker.row, transfer, http)
+    successor = Successor(
+        settings.data_dir, worker.slots, worker.row, transfer, http, worker.listeners
     )
-    succession.start()
-    shared["the socket for handoffs"] = succession
+    successor.start()
+    shared["the socket for handoffs"] = successor
 
     async def stop_taking(_: web.Application) -> None:
-        await succession.stop()
+        await successor.stop()
 
     application.on_shutdown.insert(0, stop_taking)
     worker.before_leaving = Departure(
-        parts, runner, succession, leader, worker.slots, worker.row, settings.data_dir
+        parts, runner, giver, successor, leader, worker.slots, worker.row, settings.data_dir
     ).run
     parts.is_hurried = lambda: worker.hurried
     return runner

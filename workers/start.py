@@ -83,7 +83,7 @@ def ask(settings: Settings) -> Received | None:
         if row.state != READY:
             continue
         try:
-            return Received(master, _ask_worker(paths.heir_socket(settings.data_dir, row.pid)))
+            return Received(master, _ask_worker(paths.successor_socket(settings.data_dir, row.pid)))
         except (OSError, EOFError, ValueError) as error:
             reason = f"worker {row.pid}: {error}"
     raise Failed(f"master {master} runs, but its listening sockets cannot be had: {reason}")

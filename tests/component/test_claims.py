@@ -167,14 +167,14 @@ async def test_a_forgetful_backplane_is_told_again(valkey: ValkeyProcess, machin
 async def test_an_adopted_connection_counts_whatever_the_cap(
     valkey: ValkeyProcess, machine: Make
 ) -> None:
-    old, heir = await machine(), await machine()
+    old, successor = await machine(), await machine()
     for _ in range(3):
         assert await old.claim("ann")
-    heir.adopt("ann")
+    successor.adopt("ann")
     old.release("ann")
-    assert await heir.claim("bob")
+    assert await successor.claim("bob")
     assert await old.claim("bob")
-    assert await held(valkey, heir) == {"ann": 1, "bob": 1}
+    assert await held(valkey, successor) == {"ann": 1, "bob": 1}
     assert await held(valkey, old) == {"ann": 2, "bob": 1}
     assert not await old.claim("ann")
 

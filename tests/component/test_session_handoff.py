@@ -51,7 +51,7 @@ async def test_a_plain_session(make: MakeBench) -> None:
     await bench.hand_over()
     assert bench.counts() == [0, 1]
     assert not bench.giver.worker.registry.by_id
-    now = bench.taker.only
+    now = bench.successor.only
     assert (now.id, now.user, now.claimed, now.welcomed) == (was.id, "anna", True, True)
     assert now.group.types == {"status", "health"}
     assert now.group.batch
@@ -68,7 +68,7 @@ async def test_a_plain_session(make: MakeBench) -> None:
     assert not client.closed
 
 
-async def test_a_taker_that_is_behind_or_ahead(make: MakeBench) -> None:
+async def test_a_successor_that_is_behind_or_ahead(make: MakeBench) -> None:
     """Its reader stands elsewhere than the giver's: nothing is lost and nothing comes twice."""
     bench = await make()
     clients = [bench.connect(options=ConnectOptions(types=("status",))) for _ in range(2)]
@@ -77,7 +77,7 @@ async def test_a_taker_that_is_behind_or_ahead(make: MakeBench) -> None:
         await client.event("pong")
     batch = await bench.pack()
     last = await bench.tick(10)
-    await until(lambda: bench.taker.worker.fanout.positions["status"].seq == last)
+    await until(lambda: bench.successor.worker.fanout.positions["status"].seq == last)
     await bench.deliver(batch)
     for client in clients:
         await until(lambda client=client: client.seqs() == list(range(1, 11)))
@@ -117,10 +117,10 @@ async def test_fragments(make: MakeBench) -> None:
     client.sock.sendall(client.frame(text[:60], fin=False) + second[:5])
     await until(lambda: bench.giver.only.reader is not None)
     await bench.hand_over()
-    assert bench.taker.worker.hub.incoming > 60
+    assert bench.successor.worker.hub.incoming > 60
     client.sock.sendall(second[5:] + client.frame(text[61:], opcode=Opcode.CONT))
     assert (await client.event("pong"))["data"]["payload"] == "ä" * 50
-    assert bench.taker.worker.hub.incoming == 0
+    assert bench.successor.worker.hub.incoming == 0
 
 
 async def test_a_message_that_is_being_skipped(make: MakeBench) -> None:
@@ -139,7 +139,7 @@ async def test_a_message_that_is_being_skipped(make: MakeBench) -> None:
 
 
 async def test_unsent_bytes(make: MakeBench) -> None:
-    """Cut within a frame, the rest leaves at the taker, before anything new."""
+    """Cut within a frame, the rest leaves at the successor, before anything new."""
     bench = await make()
     client = bench.connect(options=ConnectOptions(types=("status",)), small=True)
     client.ask("ping")
@@ -148,10 +148,10 @@ async def test_unsent_bytes(make: MakeBench) -> None:
     await until(lambda: bench.giver.worker.fanout.positions["status"].seq == last)
     assert bench.giver.only.pending is not None
     await bench.hand_over()
-    assert bench.taker.only.pending is not None
+    assert bench.successor.only.pending is not None
     last = await bench.tick(5, size=5000)
     await until(lambda: client.seqs() == list(range(1, last + 1)))
-    assert bench.taker.only.pending is None
+    assert bench.successor.only.pending is None
 
 
 async def test_held_until_its_first_frame(make: MakeBench) -> None:
@@ -160,9 +160,9 @@ async def test_held_until_its_first_frame(make: MakeBench) -> None:
     await client.event("connected")
     assert bench.giver.only.phase == HELD
     await bench.hand_over()
-    assert bench.taker.only.phase == HELD
+    assert bench.successor.only.phase == HELD
     last = await bench.tick(3)
-    await until(lambda: bench.taker.worker.fanout.positions["status"].seq == last)
+    await until(lambda: bench.successor.worker.fanout.positions["status"].seq == last)
     assert client.seqs() == []
     client.ask("ping")
     await until(lambda: client.seqs() == [1, 2, 3])
@@ -198,7 +198,7 @@ async def test_awaiting_a_token(make: MakeBench) -> None:
     client.ask("ping")
     await client.event("error")
     await bench.hand_over()
-    now = bench.taker.only
+    now = bench.successor.only
     assert not now.welcomed
     assert now.need_extra().expiry is not None
     token = jwt.encode({"sub": "anna", "exp": int(time.time()) + 600}, SECRET, "HS256")
@@ -218,7 +218,7 @@ async def test_the_end_of_a_token(make: MakeBench) -> None:
     giver_extra = bench.giver.only.need_extra()
     await bench.hand_over()
     assert giver_extra.expiry is None or giver_extra.expiry.cancelled()
-    extra = bench.taker.only.need_extra()
+    extra = bench.successor.only.need_extra()
     assert extra.expires_at == expires
     assert extra.expiry is not None
     # The warning comes a minute before the end.
@@ -235,7 +235,7 @@ async def test_heartbeat_goes_on_where_it_was(make: MakeBench) -> None:
     session.seen -= round(20 / wheel.tick_length)
     silent, due = wheel.times(session)
     await bench.hand_over()
-    now = bench.taker.worker.hub.wheel.times(bench.taker.only)
+    now = bench.successor.worker.hub.wheel.times(bench.successor.only)
     assert now == pytest.approx((silent, due), abs=3 * wheel.tick_length)
     assert now[0] >= 19
 
@@ -264,27 +264,27 @@ async def test_a_socketio_session(make: MakeBench) -> None:
     await bench.hand_over()
     assert not manager._members
     assert not manager._clients
-    taker = bench.taker.worker.manager
-    now = bench.taker.only
+    successor = bench.successor.worker.manager
+    now = bench.successor.only
     assert (now.id, now.user) == (was.id, "anna")
-    assert [taker.sid_from_eio_sid(now, space) for space in spaces] == sids
+    assert [successor.sid_from_eio_sid(now, space) for space in spaces] == sids
     assert [
-        sorted(taker.get_rooms(sid, space)) for sid, space in zip(sids, spaces, strict=True)
+        sorted(successor.get_rooms(sid, space)) for sid, space in zip(sids, spaces, strict=True)
     ] == rooms
     client.say('4220["kept"]')
     assert await client.wait(reply("4320[")) == '4320[{"a":[1,{"b":null}]}]'
     client.say('42/app,21["kept"]')
     assert json.loads((await client.wait(reply("43/app,21[")))[9:]) == [{"c": "ä"}]
     # Rooms work, for emits of either worker, and each comes once.
-    for number, place in enumerate((bench.giver, bench.taker)):
+    for number, place in enumerate((bench.giver, bench.successor)):
         await place.worker.sio.emit("hello", number, room="one")
         await place.worker.sio.emit("hello", number, room="two", namespace="/app")
         await client.wait(lambda text, n=number: text == f'42["hello",{n}]')
         await client.wait(lambda text, n=number: text == f'42/app,["hello",{n}]')
     assert sum('"hello"' in text for text in client.texts) == 4
     client.sock.close()
-    await until(lambda: not bench.taker.worker.registry.by_id)
-    await until(lambda: not taker._members and not taker._clients)
+    await until(lambda: not bench.successor.worker.registry.by_id)
+    await until(lambda: not successor._members and not successor._clients)
     assert bench.counts() == [0, 0]
 
 
@@ -299,7 +299,7 @@ async def test_before_its_connect_packet(make: MakeBench) -> None:
     connected = await client.event("connected")
     assert connected["data"]["subscriptions"] == ["health"]
     assert connected["data"]["user"] == "anna"
-    assert bench.taker.only.group.batch
+    assert bench.successor.only.group.batch
 
 
 async def test_a_binary_packet_half_way(make: MakeBench) -> None:
@@ -318,7 +318,7 @@ async def test_a_binary_packet_half_way(make: MakeBench) -> None:
 
 
 async def test_an_ack_that_the_server_awaits(make: MakeBench) -> None:
-    """It comes in at the taker and goes home to the giver, whose handler waits."""
+    """It comes in at the successor and goes home to the giver, whose handler waits."""
     bench = await make()
     client = await bench.socketio()
     sid = bench.giver.only.id
@@ -328,8 +328,8 @@ async def test_an_ack_that_the_server_awaits(make: MakeBench) -> None:
     number = question[2 : question.index("[")]
     await bench.hand_over()
     assert bench.giver.worker.manager.awaits_answers()
-    # A call of the taker itself has another number.
-    other = asyncio.create_task(bench.taker.worker.sio.call("other", 2, to=sid, timeout=10))
+    # A call of the successor itself has another number.
+    other = asyncio.create_task(bench.successor.worker.sio.call("other", 2, to=sid, timeout=10))
     second = await client.wait(lambda text: "other" in text)
     assert second[2 : second.index("[")] != number
     client.say(f'43{number}["answer"]')
@@ -347,7 +347,7 @@ async def test_what_is_emitted_while_it_is_on_its_way(make: MakeBench) -> None:
     batch = await bench.pack()
     assert bench.giver.only.state == MOVING
     for number in range(3):
-        await bench.taker.worker.sio.emit("meanwhile", number, room="room")
+        await bench.successor.worker.sio.emit("meanwhile", number, room="room")
     await bench.deliver(batch)
     await bench.giver.worker.sio.emit("meanwhile", 3, room="room")
     await client.wait(lambda text: text == '42["meanwhile",3]')
@@ -427,11 +427,13 @@ async def test_another_version(make: MakeBench) -> None:
     [state] = batch.states
     for wrong in (state["version"] + 1, 0, None, "1", True):
         other = {**state, "version": wrong}
-        assert bench.taker.transfer.judge([other, state], batch.payload.chunks) == [False, True]
+        assert bench.successor.transfer.judge([other, state], batch.payload.chunks) == [False, True]
         with pytest.raises(CannotPass, match="version"):
-            session_state.load_session(bench.taker.worker.context, -1, other, batch.payload.chunks)
+            session_state.load_session(
+                bench.successor.worker.context, -1, other, batch.payload.chunks
+            )
     del state["version"]
-    assert bench.taker.transfer.judge([state], batch.payload.chunks) == [False]
+    assert bench.successor.transfer.judge([state], batch.payload.chunks) == [False]
     await bench.giver.transfer.take_back(batch, batch.sessions, stay=True)
 
 
@@ -489,11 +491,11 @@ async def test_bytes_that_sessions_share_travel_once(make: MakeBench) -> None:
     assert batch.payload.size < 700_000
     await bench.deliver(batch)
     assert output.total == 0
-    assert bench.taker.worker.hub.output.total < 700_000
+    assert bench.successor.worker.hub.output.total < 700_000
     last = await bench.tick(2)
     for client in clients:
         await until(lambda: client.seqs() == list(range(1, last + 1)))  # noqa: B023
-    assert bench.taker.worker.hub.output.total == 0
+    assert bench.successor.worker.hub.output.total == 0
 
 
 async def test_a_batch_is_bounded_in_bytes(
@@ -546,21 +548,21 @@ async def test_answers_that_wait_and_what_waits_behind_them(make: MakeBench) -> 
     assert [page["replyTo"] for page in pages] == ["s"] * 4 + ["h"]
     assert sorted(seq for page in seqs[:-1] for seq in page) == list(range(last - 9, last + 1))
     assert seqs[-1] == [last]
-    assert bench.taker.worker.hub.incoming == 0
+    assert bench.successor.worker.hub.incoming == 0
     assert await bench.tick() == last + 1
     await until(lambda: client.seqs() == [last + 1])
 
 
 async def test_a_type_that_is_no_more(make: MakeBench) -> None:
     types = Settings().message_types
-    bench = await make(message_types=(*types, "weather"), taker={"message_types": types})
+    bench = await make(message_types=(*types, "weather"), successor={"message_types": types})
     stays = bench.connect(options=ConnectOptions(types=("weather",)))
     goes = bench.connect(options=ConnectOptions(types=("status",)))
     for client in (stays, goes):
         client.ask("ping")
         await client.event("pong")
     batch = await bench.pack()
-    assert bench.taker.transfer.judge(batch.states, batch.payload.chunks) == [False, True]
+    assert bench.successor.transfer.judge(batch.states, batch.payload.chunks) == [False, True]
     await bench.giver.transfer.take_back(batch, batch.sessions, stay=True)
     assert [session.state for session in batch.sessions] == [OPEN, OPEN]
 
@@ -577,7 +579,7 @@ async def test_one_that_is_not_welcome_yet_joins_no_group(make: MakeBench, gives
         await bench.deliver(batch)
     else:
         await bench.giver.transfer.take_back(batch, batch.sessions, stay=False)
-    place = bench.taker if gives else bench.giver
+    place = bench.successor if gives else bench.giver
     fanout = place.worker.fanout
     assert not [group for group in fanout.groups() if group.members]
     client.say("40")
@@ -602,14 +604,14 @@ async def test_a_malformed_state_is_refused_before_anything_is_made_of_it(make: 
     await until(lambda: len(bench.giver.worker.sio._binary_packet) == 1)
     await until(lambda: any(s.reader for s in bench.giver.worker.registry.by_id.values()))
     batch = await bench.pack()
-    taker = bench.taker
+    successor = bench.successor
     states = json.loads(json.dumps(batch.states))
-    assert taker.transfer.judge(states, batch.payload.chunks) == [True, True]
+    assert successor.transfer.judge(states, batch.payload.chunks) == [True, True]
     for state in states:
         for name in state:
             lacking = {key: value for key, value in state.items() if key != name}
             assert (
-                taker.transfer.judge([lacking, 5, None, [state]], batch.payload.chunks)
+                successor.transfer.judge([lacking, 5, None, [state]], batch.payload.chunks)
                 == [False] * 4
             ), name
         for name, wrong in {
@@ -622,17 +624,19 @@ async def test_a_malformed_state_is_refused_before_anything_is_made_of_it(make: 
             "wishes": {"types": "all"},
             "user": None,
         }.items():
-            assert taker.transfer.judge([{**state, name: wrong}], batch.payload.chunks) == [
+            assert successor.transfer.judge([{**state, name: wrong}], batch.payload.chunks) == [
                 False
             ], name
     rng = random.Random(1)
     for _ in range(2000):
         spoilt = spoil_value(rng, rng.choice(states))
-        [taken] = taker.transfer.judge([spoilt], batch.payload.chunks)
+        [taken] = successor.transfer.judge([spoilt], batch.payload.chunks)
         if not taken:
             with pytest.raises(CannotPass):
-                session_state.load_session(taker.worker.context, -1, spoilt, batch.payload.chunks)
-    assert not taker.worker.registry.by_id
+                session_state.load_session(
+                    successor.worker.context, -1, spoilt, batch.payload.chunks
+                )
+    assert not successor.worker.registry.by_id
     await bench.giver.transfer.take_back(batch, batch.sessions, stay=True)
 
 
@@ -645,7 +649,7 @@ async def test_a_state_that_cannot_be_loaded(
     for client in clients:
         await client.event("connected")
     batch = await bench.pack()
-    hub = bench.taker.worker.hub
+    hub = bench.successor.worker.hub
     attach = hub.attach
 
     def fail(session: Session, times: tuple[float, float] | None = None) -> None:
@@ -657,7 +661,7 @@ async def test_a_state_that_cannot_be_loaded(
     taken = await bench.deliver(batch)
     assert len(taken) == 2
     assert bench.counts() == [0, 2]
-    assert len(bench.taker.worker.registry.by_id) == 2
+    assert len(bench.successor.worker.registry.by_id) == 2
     assert "lost in the handoff" in caplog.text
     await until(lambda: clients[1].read() is not None and clients[1].closed)
     for client in (clients[0], clients[2]):

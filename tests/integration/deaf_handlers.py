@@ -13,7 +13,7 @@ from socketio import AsyncServer
 
 from app import canary
 from app.backplane.reader import Batch, StreamReader
-from workers.handoff import deaf as replacement
+from workers.handoff import deaf
 
 _read = StreamReader.read
 
@@ -29,4 +29,4 @@ def register(_: AsyncServer) -> None:
     """Arm this worker, with limits that a test can wait for."""
     StreamReader.read = _read_or_not  # type: ignore[method-assign]
     canary.INTERVAL, canary.LIMIT = 0.5, 2.0
-    replacement.GRACE = float(os.environ["DEAF_GRACE"])
+    deaf.GRACE = float(os.environ["DEAF_GRACE"])

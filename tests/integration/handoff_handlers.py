@@ -1,4 +1,4 @@
-"""Handlers for the tests of the handoff: slow ones, calls of the server, and heirs gone wrong.
+"""Handlers for the tests of the handoff: slow ones, calls of the server, and successors gone wrong.
 
 What the file `TEST_SWITCH` says when a worker starts decides what is wrong with that worker.
 """

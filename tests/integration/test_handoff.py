@@ -461,7 +461,7 @@ async def test_old_worker_killed_in_the_middle() -> None:
 
 
 async def check_drained(service: Service) -> None:
-    """Reload with heirs that take nobody: everybody is told to come back, and recovers."""
+    """Reload with successors that take nobody: everybody is told to come back, and recovers."""
     async with Fleet(service, back=True) as fleet, Ticker(service) as ticker:
         await fleet.open(200)
         await service.hup()
@@ -495,7 +495,7 @@ async def test_heirs_without_descriptors(tmp_path: Path) -> None:
         switch.unlink()
         await fleet.all_at(ticker.last)
         ticker.check(fleet.streams)
-        # What did not fit was drained in order, or came back after the heir had recovered.
+        # What did not fit was drained in order, or came back after the successor had recovered.
         assert len(fleet.closes) > 0
         assert {code for code, _ in fleet.closes} <= {1012, 1006}
         assert Counter(code for code, _ in fleet.closes)[1012] > 100

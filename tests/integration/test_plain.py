@@ -481,11 +481,11 @@ async def test_resume_reaches_a_connection_of_another_worker(service: Service) -
         holder = service.worker_of(hanging.port)
         back = await PlainClient.open(service, resume=resume)
         await back.barrier()
-        heir = service.worker_of(back.port)
+        successor = service.worker_of(back.port)
         _, close = await hanging.until_frame(CLOSE)
         assert close.close_code == 4409
         await back.close()
-        if heir != holder:
+        if successor != holder:
             break
     else:
         pytest.fail("30 connections met only one worker")

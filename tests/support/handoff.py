@@ -135,11 +135,11 @@ class Workplace:
 
 
 class Bench:
-    """A giver and a taker."""
+    """A giver and a successor."""
 
-    def __init__(self, giver: Workplace, taker: Workplace, table: SlotTable) -> None:
+    def __init__(self, giver: Workplace, successor: Workplace, table: SlotTable) -> None:
         self.giver = giver
-        self.taker = taker
+        self.successor = successor
         self.table = table
         self.clients: list[Client] = []
 
@@ -177,13 +177,13 @@ class Bench:
         return transfer.pack(transfer.at_rest(100))
 
     async def deliver(self, batch: Batch) -> list[Session]:
-        """Over to the taker, by way of JSON and duplicates."""
+        """Over to the successor, by way of JSON and duplicates."""
         states = json.loads(json.dumps(batch.states))
-        assert self.taker.transfer.judge(states, batch.payload.chunks) == [True] * len(states)
+        assert self.successor.transfer.judge(states, batch.payload.chunks) == [True] * len(states)
         fds = [os.dup(fd) for fd in batch.descriptors]
         self.giver.transfer.let_go(batch.sessions)
         origin = (self.giver.slots.index, self.giver.generation)
-        return await self.taker.transfer.unpack(
+        return await self.successor.transfer.unpack(
             origin, states, fds, batch.control, batch.payload.chunks
         )
 
@@ -198,7 +198,7 @@ class Bench:
 
     def counts(self) -> list[int]:
         rows = {row.number: row.connections for row in self.table.rows()}
-        return [rows[self.giver.slots.index], rows[self.taker.slots.index]]
+        return [rows[self.giver.slots.index], rows[self.successor.slots.index]]
 
 
 MakeBench = Callable[..., Awaitable[Bench]]
@@ -231,7 +231,7 @@ def register(worker: Worker) -> None:
 async def make(
     valkey: ValkeyProcess, make_node: MakeNode, tmp_path: Path
 ) -> AsyncIterator[MakeBench]:
-    """Makes a bench; keyword arguments are settings of both, or of the taker with `taker_`."""
+    """Makes a bench; keyword arguments are settings of both, or of the successor with `successor_`."""
     made: list[Bench] = []
     table = SlotTable(tmp_path / "slots")
 
@@ -246,15 +246,15 @@ async def make(
         worker.start()
         return Workplace(worker, slots, table)
 
-    async def bench(taker: dict[str, Any] | None = None, **changes: Any) -> Bench:
+    async def bench(successor: dict[str, Any] | None = None, **changes: Any) -> Bench:
         giver = await workplace(**changes)
-        made.append(Bench(giver, await workplace(**{**changes, **(taker or {})}), table))
+        made.append(Bench(giver, await workplace(**{**changes, **(successor or {})}), table))
         return made[-1]
 
     yield bench
     for one in made:
         for client in one.clients:
             client.sock.close()
-        for place in (one.giver, one.taker):
+        for place in (one.giver, one.successor):
             place.worker.is_hurried = lambda: True
             await place.worker.stop()

@@ -285,7 +285,7 @@ class Service:
         return victim
 
     async def replaced(self, victim: int) -> None:
-        """Wait until a worker that ended has an heir that serves."""
+        """Wait until a worker that ended has a successor that serves."""
 
         def again() -> bool:
             return victim not in self.worker_pids() and self._is_ready()

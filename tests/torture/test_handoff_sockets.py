@@ -19,7 +19,8 @@ from tests.support.mutations import seed_of_day, spoil_bytes, spoil_value
 from tests.support.service import Service
 from tests.torture import watch
 from tests.torture.watch import LONG
-from workers.handoff.channel import Broken, Giver
+from workers.handoff.channel import Broken, Threads
+from workers.handoff.giver import Conversation
 from workers.shared import paths
 
 pytestmark = pytest.mark.timeout(600)
@@ -85,7 +86,7 @@ async def record_offer(make: MakeBench, directory: Path) -> Recorded:
         return kept
 
     kept = asyncio.create_task(asyncio.to_thread(keep))
-    giver = Giver(path)
+    giver = Conversation(path, Threads())
     offer = {
         "giver": {"row": 100, "generation": 1_000_000, "pid": 1, "born": 1},
         "control": [batch.control.epoch, batch.control.seq],

@@ -65,10 +65,10 @@ def test_an_alert_whose_end_was_never_told_goes_on(alarm: Alarm) -> None:
 
 def test_another_leader_goes_on(alarm: Alarm) -> None:
     feed(alarm, 90, 90, 90)
-    heir = Alarm("cpu", "CPU usage", 80)
-    heir.load(alarm.dump())
-    assert feed(heir, 90, 90, 90) == []
-    assert feed(heir, 10, 10, 10) == ["health_recovery"]
+    successor = Alarm("cpu", "CPU usage", 80)
+    successor.load(alarm.dump())
+    assert feed(successor, 90, 90, 90) == []
+    assert feed(successor, 10, 10, 10) == ["health_recovery"]
 
 
 @pytest.mark.parametrize("dumped", [{}, {"raised": True, "told": True}, {"since": None}])

@@ -377,9 +377,9 @@ async def test_the_next_leader_goes_on(world: World) -> None:
     await until(lambda: len(world.published) >= before + 6)
     task.cancel()
     await asyncio.wait({task})
-    heirs = world.published[before:]
-    assert "health" not in {type for type, _, _ in heirs}
-    assert heirs[-1][2]["periods"]["1h"]["published"] == 7
+    successors = world.published[before:]
+    assert "health" not in {type for type, _, _ in successors}
+    assert successors[-1][2]["periods"]["1h"]["published"] == 7
     world.change(cpu_percent=20.0)
     assert "health_recovery" in await world.events(3)
 

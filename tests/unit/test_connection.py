@@ -927,22 +927,22 @@ async def test_another_hub_goes_on_where_one_was(hub: Hub, connect: Connect) -> 
     assert hub.release(old)
     assert not hub.release(old)
     assert traces(hub) == NO_TRACES
-    heir_hub = make_hub()
+    successor_hub = make_hub()
     try:
         assert old.pending is not None
-        heir = Server(heir_hub, old.fd)
-        heir.pending = Pending(old.pending.content(), 0, heir_hub.output, headless=True)
-        heir.reader = old.reader
-        heir_hub.attach(heir, times)
-        assert heir_hub.incoming == 10
-        assert heir_hub.wheel.times(heir) == times
+        successor = Server(successor_hub, old.fd)
+        successor.pending = Pending(old.pending.content(), 0, successor_hub.output, headless=True)
+        successor.reader = old.reader
+        successor_hub.attach(successor, times)
+        assert successor_hub.incoming == 10
+        assert successor_hub.wheel.times(successor) == times
         assert times[1] == 23
         client.send(data[10:])
-        await until(lambda: heir.got)
-        assert heir.got == ["half of it"]
-        assert heir_hub.incoming == 0
+        await until(lambda: successor.got)
+        assert successor.got == ["half of it"]
+        assert successor_hub.incoming == 0
         assert await client.frame() == (BINARY, b"x" * 200_000)
-        await until(lambda: heir.pending is None)
+        await until(lambda: successor.pending is None)
         assert old.events == []
     finally:
-        heir_hub.stop()
+        successor_hub.stop()

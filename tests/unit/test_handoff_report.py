@@ -8,24 +8,33 @@ from typing import Any
 
 import pytest
 
-from workers.handoff.report import Handoff
+from workers.handoff.report import HandoffReport, Pause
 from workers.shared import paths
 
 GOOD = {"pid": 7, "passed": 3, "left": 1, "heirs": 2, "seconds": 0.5, "pauses": [[0.1, 3]]}
 
 
-def fetch(data_dir: Path, text: str | bytes) -> Handoff | None:
+def fetch(data_dir: Path, text: str | bytes) -> HandoffReport | None:
     path = paths.left_file(data_dir, 7)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return Handoff.fetch(data_dir, 7, 11)
+    return HandoffReport.fetch(data_dir, 7, 11)
 
 
 def test_a_report_is_found_once(tmp_path: Path) -> None:
     found = fetch(tmp_path, json.dumps(GOOD | {"born": 11}))
     assert found is not None
-    assert "3 connections" in str(found)
-    assert Handoff.fetch(tmp_path, 7, 11) is None
+    assert "3 connections over to 2 workers" in str(found)
+    assert HandoffReport.fetch(tmp_path, 7, 11) is None
+
+
+def test_another_version_can_read_the_file(tmp_path: Path) -> None:
+    """A worker of one version leaves it for the `make reload` of the other."""
+    report = HandoffReport(7, 3, 1, 2, 0.5, [Pause(0.1, 3)])
+    report.save(tmp_path)
+    written = json.loads(paths.left_file(tmp_path, 7).read_bytes())
+    written.pop("born")
+    assert written == GOOD
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "5", "{}", "[" * 50_000, b"\\xff", "{"])

@@ -120,14 +120,14 @@ def test_what_is_kept_is_bounded(periods: Periods, clock: Clock) -> None:
 def test_another_leader_goes_on(periods: Periods, clock: Clock) -> None:
     total = run(periods, clock, 2 * 3600)
     before = {name: periods.figures(name) for name in PERIODS}
-    heir = Periods(clock)
-    heir.load(json.loads(json.dumps(periods.dump())))
-    assert {name: heir.figures(name) for name in PERIODS} == before
+    successor = Periods(clock)
+    successor.load(json.loads(json.dumps(periods.dump())))
+    assert {name: successor.figures(name) for name in PERIODS} == before
     # What was counted while nobody looked belongs to the periods as well.
     clock.now += 30
-    heir.add(Totals(requests=total + 30))
-    assert heir.figures("1h")["requests"] == pytest.approx(3600, abs=30)
-    assert heir.figures("1m")["requests"] == pytest.approx(60, abs=3)
+    successor.add(Totals(requests=total + 30))
+    assert successor.figures("1h")["requests"] == pytest.approx(3600, abs=30)
+    assert successor.figures("1m")["requests"] == pytest.approx(60, abs=3)
 
 
 def test_after_a_long_break_the_short_periods_begin_anew(periods: Periods, clock: Clock) -> None:
@@ -158,12 +158,12 @@ def test_what_cannot_be_read_changes_nothing(periods: Periods, clock: Clock, dam
         dumped["coarse"][0].pop()
     else:
         dumped[damage] = ["x"]
-    heir = Periods(clock)
-    run(heir, clock, 10)
-    before = heir.figures("1h")
+    successor = Periods(clock)
+    run(successor, clock, 10)
+    before = successor.figures("1h")
     with pytest.raises(ValueError):
-        heir.load(dumped)
-    assert heir.figures("1h") == before
+        successor.load(dumped)
+    assert successor.figures("1h") == before
 
 
 def test_totals_come_from_the_joined_metrics(monkeypatch: pytest.MonkeyPatch) -> None:

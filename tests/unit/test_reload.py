@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.handoff.giver import Outcome
-from workers.handoff.report import Handoff, percentiles
+from workers.handoff.report import HandoffReport, Outcome, Pause, percentiles
 from workers.reload import command as reload
 from workers.reload import fingerprint
 from workers.shared import paths
@@ -78,23 +77,23 @@ def test_the_first_process_of_a_container_stays(
 
 def test_percentiles_are_weighted() -> None:
     assert percentiles([]) == (0.0, 0.0, 0.0)
-    assert percentiles([(0.5, 1), (0.1, 98), (0.2, 1)]) == (0.1, 0.2, 0.5)
-    assert percentiles([(0.5, 10)]) == (0.5, 0.5, 0.5)
+    assert percentiles([Pause(0.5, 1), Pause(0.1, 98), Pause(0.2, 1)]) == (0.1, 0.2, 0.5)
+    assert percentiles([Pause(0.5, 10)]) == (0.5, 0.5, 0.5)
 
 
 def test_report_of_a_worker_is_fetched_once(data_dir: Path) -> None:
-    first = Outcome(passed=3, left=1, heirs=2, seconds=0.5, pauses=[(0.1, 3)])
-    last = Outcome(passed=1, left=2, heirs=1, seconds=0.25, pauses=[(0.2, 1)])
-    report = Handoff.of(first, last)
+    first = Outcome(passed=3, left=1, successors=2, seconds=0.5, pauses=[Pause(0.1, 3)])
+    last = Outcome(passed=1, left=2, successors=1, seconds=0.25, pauses=[Pause(0.2, 1)])
+    report = HandoffReport.of(first, last)
     assert "Handed 4 connections over to 2 workers in 0.75 s; 2 are drained" in str(report)
     assert "100 ms (p50), 200 ms (p99), 200 ms (max)" in str(report)
     report.save(data_dir)
     born = start_time(os.getpid())
-    assert Handoff.fetch(data_dir, os.getpid(), 1) is None, "another process with this pid"
-    fetched = Handoff.fetch(data_dir, os.getpid(), born)
+    assert HandoffReport.fetch(data_dir, os.getpid(), 1) is None, "another process with this pid"
+    fetched = HandoffReport.fetch(data_dir, os.getpid(), born)
     assert fetched is not None
-    assert (fetched.passed, fetched.left, fetched.pauses) == (4, 2, [[0.1, 3], [0.2, 1]])
-    assert Handoff.fetch(data_dir, os.getpid(), born) is None
+    assert (fetched.passed, fetched.left, fetched.pauses) == (4, 2, [(0.1, 3), (0.2, 1)])
+    assert HandoffReport.fetch(data_dir, os.getpid(), born) is None
 
 
 def test_only_the_end_of_an_error_is_shown() -> None:

@@ -23,8 +23,8 @@ _INTERVAL = 1.0
 log = logging.getLogger(__name__)
 
 
-class Replacement:
-    """Decides once a second what a worker that is deaf should do.
+class DeafWatch:
+    """Decides once a second what this worker does about being deaf.
 
     Args:
         slots: the slot table.

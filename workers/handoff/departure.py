@@ -14,9 +14,10 @@ from pathlib import Path
 from aiohttp import web
 
 from app.worker import Worker
-from workers.handoff.giver import Outcome, Succession
-from workers.handoff.report import Handoff
-from workers.handoff.waiting import wait_for_heir
+from workers.handoff.giver import Giver
+from workers.handoff.report import HandoffReport, Outcome
+from workers.handoff.successor import Successor
+from workers.handoff.waiting import wait_for_successor
 from workers.leader.election import Leader
 from workers.shared.slots import SlotTable
 
@@ -35,7 +36,8 @@ class Departure:
     Args:
         parts: of this worker.
         runner: serves its HTTP connections.
-        succession: gives connections to other workers.
+        giver: gives its connections to other workers.
+        successor: takes those of others over, until it leaves itself.
         leader: of this machine, should this worker be it.
         slots: the slot table.
         row: this worker's row.
@@ -46,7 +48,8 @@ class Departure:
         self,
         parts: Worker,
         runner: web.AppRunner,
-        succession: Succession,
+        giver: Giver,
+        successor: Successor,
         leader: Leader,
         slots: SlotTable,
         row: int,
@@ -54,7 +57,8 @@ class Departure:
     ) -> None:
         self._parts = parts
         self._runner = runner
-        self._succession = succession
+        self._giver = giver
+        self._successor = successor
         self._leader = leader
         self._slots = slots
         self._row = row
@@ -62,10 +66,9 @@ class Departure:
 
     async def run(self) -> bool:
         """Wait for a successor and give it everything; False: stay, there is none."""
-        if not await wait_for_heir(self._slots, self._row):
+        if not await wait_for_successor(self._slots, self._row):
             return False
-        succession = self._succession
-        first = await succession.give_all()
+        first = await self._giver.give_all()
         if first.orphaned:
             log.error("The workers that took over are gone: this one goes on serving")
             return False
@@ -73,10 +76,11 @@ class Departure:
         for site in list(self._runner.sites):
             await site.stop()
         last = await self._finish_requests()
-        await succession.stop()
+        await self._successor.stop()
         self._parts.metrics.handed_over["passed"].inc(first.passed + last.passed)
-        report = Handoff.of(first, last)
+        report = HandoffReport.of(first, last)
         report.save(self._data_dir)
+        self._giver.close()
         log.info("%s", report)
         return True
 
@@ -85,29 +89,29 @@ class Departure:
 
         What is in progress may turn out to be an upgrade, so sessions are given as well.
         """
-        parts, succession = self._parts, self._succession
+        parts, giver = self._parts, self._giver
         loop = asyncio.get_running_loop()
         began = loop.time()
-        outcome = await succession.give_all()
+        outcome = await giver.give_all()
         until = began + self._seconds(outcome.left)
         drain: asyncio.Task[None] | None = None
         while not parts.is_hurried():
-            await succession.give_http()
-            if succession.has_takers():
-                if succession.http.is_empty():
+            await giver.give_http()
+            if giver.has_http_successors():
+                if giver.http.is_empty():
                     break
             else:
                 parts.closing = True
                 if drain is None:
                     drain = loop.create_task(parts.drain())
                 late = loop.time() - began >= LATE_SECONDS
-                if drain.done() and late and not succession.http.is_answering():
+                if drain.done() and late and not giver.http.is_answering():
                     break
             if loop.time() >= until:
                 break
             await asyncio.sleep(_INTERVAL)
             if drain is None and len(parts.registry):
-                outcome.add(await succession.give_all())
+                outcome.add(await giver.give_all())
         if drain is not None:
             await drain
         return outcome

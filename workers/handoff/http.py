@@ -2,7 +2,7 @@
 
 Publishers and scrapers keep connections open between their calls. One on which nothing has
 begun and nothing is owed has no state but the number of its requests; it passes by the same
-conversation as sessions do (`workers/handoff/channel.py`), in offers of their own kind.
+conversation as sessions do (`channel.py`), in offers of their own kind.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class HttpParcel:
+class HttpBatch:
     """Connections that are offered; they read nothing meanwhile."""
 
     connections: list[HttpConnection]
@@ -66,13 +66,13 @@ class HttpHandoff:
         """Whether a request is in progress on some connection."""
         return self._server is not None and any(one.is_answering for one in self._server.all())
 
-    def pack(self, limit: int) -> HttpParcel:
+    def pack(self, limit: int) -> HttpBatch:
         """Take connections that are at rest, at most `limit`."""
-        parcel = HttpParcel([], [], [])
+        batch = HttpBatch([], [], [])
         if self._server is None:
-            return parcel
+            return batch
         for connection in self._server.all():
-            if len(parcel.connections) >= limit:
+            if len(batch.connections) >= limit:
                 break
             if not connection.is_at_rest:
                 continue
@@ -82,22 +82,22 @@ class HttpHandoff:
                 log.warning("An HTTP connection is not handed over: %s", error)
                 break
             connection.pause()
-            parcel.connections.append(connection)
-            parcel.states.append({"version": VERSION, "requests": connection.requests})
-            parcel.descriptors.append(descriptor)
-        return parcel
+            batch.connections.append(connection)
+            batch.states.append({"version": VERSION, "requests": connection.requests})
+            batch.descriptors.append(descriptor)
+        return batch
 
     @staticmethod
-    def settle(parcel: HttpParcel, answer: Sequence[bool]) -> int:
+    def settle(batch: HttpBatch, answer: Sequence[bool]) -> int:
         """Forget what was taken, and go on with the rest; returns how many were taken."""
-        for connection, taken in zip(parcel.connections, answer, strict=True):
+        for connection, taken in zip(batch.connections, answer, strict=True):
             if taken:
                 connection.let_go()
             else:
                 connection.resume()
         return sum(answer)
 
-    # Taking.
+    # Taking over.
 
     def judge(self, states: Sequence[Any]) -> list[bool]:
         """Which of these connections this worker can take."""

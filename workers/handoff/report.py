@@ -1,4 +1,7 @@
-"""What a worker that left says about its connections: one log line, and a file for `make reload`."""
+"""What a worker that left says about its connections: one log line, and a file for `make reload`.
+
+`make reload` must run when `app` does not import, so this module imports nothing of it.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +13,73 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, NamedTuple, Self
 
 from workers.shared import paths
 from workers.shared.file import write_whole
 from workers.shared.processes import start_time
-
-if TYPE_CHECKING:  # `make reload` reads reports, and must run when `app` does not import
-    from workers.handoff.giver import Outcome
 
 log = logging.getLogger(__name__)
 
 _KEPT_SECONDS = 3600
 
 
+_KEYS = {"successors": "heirs"}
+"""Fields that the file has under another name: a reload brings together two versions."""
+
+
+class Pause(NamedTuple):
+    """One batch on its way."""
+
+    seconds: float
+    """In which no worker served it."""
+    connections: int
+
+
+class Percentiles(NamedTuple):
+    """Of pauses in seconds, weighted by their connections."""
+
+    p50: float
+    p99: float
+    longest: float
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the connections of a worker that left."""
+
+    passed: int = 0
+    left: int = 0
+    """Not given: no successor would or could take them."""
+    successors: int = 0
+    """Workers that have taken connections."""
+    orphaned: bool = False
+    """There were successors, but they are gone."""
+    seconds: float = 0.0
+    pauses: list[Pause] = field(default_factory=list)
+    """One for each batch."""
+
+    def add(self, later: Outcome) -> None:
+        """Add what became of connections that came late."""
+        self.passed += later.passed
+        self.left = later.left
+        self.successors = max(self.successors, later.successors)
+        self.seconds += later.seconds
+        self.pauses += later.pauses
+
+
 @dataclass(frozen=True)
-class Handoff:
+class HandoffReport:
     """The connections of one worker that left."""
 
     pid: int
     passed: int
     left: int
     """Not passed, so they are drained."""
-    heirs: int
+    successors: int
     seconds: float
-    pauses: Sequence[tuple[float, int]] = field(default_factory=list)
-    """For each batch the seconds for which nobody served it, and its connections."""
+    pauses: Sequence[Pause] = ()
+    """One for each batch."""
 
     @classmethod
     def of(cls, first: Outcome, last: Outcome) -> Self:
@@ -44,7 +88,7 @@ class Handoff:
             pid=os.getpid(),
             passed=first.passed + last.passed,
             left=last.left,
-            heirs=max(first.heirs, last.heirs),
+            successors=max(first.successors, last.successors),
             seconds=first.seconds + last.seconds,
             pauses=first.pauses + last.pauses,
         )
@@ -52,13 +96,13 @@ class Handoff:
     def __str__(self) -> str:
         p50, p99, longest = (1000 * value for value in percentiles(self.pauses))
         return (
-            f"Handed {self.passed} connections over to {self.heirs} workers in"
+            f"Handed {self.passed} connections over to {self.successors} workers in"
             f" {self.seconds:.2f} s; {self.left} are drained; pauses of"
             f" {p50:.0f} ms (p50), {p99:.0f} ms (p99), {longest:.0f} ms (max)"
         )
 
     def save(self, data_dir: Path) -> None:
-        """Leave it for `make reload`; reports that nobody has fetched are removed."""
+        """Leave it for `make reload`; reports that were not fetched are removed."""
         with contextlib.suppress(OSError):
             paths.make_private(paths.runtime_dir(data_dir))  # it may be removed
         for old in paths.left_file(data_dir, 0).parent.glob("left-*.json"):
@@ -66,7 +110,8 @@ class Handoff:
                 if time.time() - old.stat().st_mtime > _KEPT_SECONDS:
                     old.unlink()
         try:
-            text = json.dumps(asdict(self) | {"born": start_time(self.pid)})
+            values = {_KEYS.get(name, name): value for name, value in asdict(self).items()}
+            text = json.dumps(values | {"born": start_time(self.pid)})
             write_whole(paths.left_file(data_dir, self.pid), text.encode())
         except OSError:
             log.exception("The report on the handoff is not written")
@@ -82,12 +127,17 @@ class Handoff:
         if not isinstance(found, dict) or found.pop("born", None) != born:
             return None
         path.unlink(missing_ok=True)
-        return cls(**found) if _is_report(found) else None
+        if not _is_report(found):
+            return None
+        names = {key: name for name, key in _KEYS.items()}
+        values: dict[str, Any] = {str(names.get(key, key)): value for key, value in found.items()}
+        pauses = [Pause(*pause) for pause in values.pop("pauses", [])]
+        return cls(**values, pauses=pauses)
 
 
 def _is_report(found: dict[str, Any]) -> bool:
     """Whether a file holds the fields of a report, and counts and seconds in them."""
-    names = {field.name for field in fields(Handoff)}
+    names = {_KEYS.get(one.name, one.name) for one in fields(HandoffReport)}
     pauses = found.get("pauses", [])
     return (
         found.keys() <= names
@@ -103,12 +153,12 @@ def _is_report(found: dict[str, Any]) -> bool:
     )
 
 
-def percentiles(pauses: Sequence[tuple[float, int]]) -> tuple[float, float, float]:
-    """The median, the 99th percentile and the longest of weighted values; zeros for none."""
+def percentiles(pauses: Sequence[Pause]) -> Percentiles:
+    """Of all pauses; zeros for none."""
     ordered = sorted(pauses)
     total = sum(count for _, count in ordered)
     if not total:
-        return 0.0, 0.0, 0.0
+        return Percentiles(0.0, 0.0, 0.0)
 
     def at(share: float) -> float:
         seen = 0
@@ -116,6 +166,6 @@ def percentiles(pauses: Sequence[tuple[float, int]]) -> tuple[float, float, floa
             seen += count
             if seen >= share * total:
                 return value
-        return ordered[-1][0]
+        return ordered[-1].seconds
 
-    return at(0.5), at(0.99), ordered[-1][0]
+    return Percentiles(at(0.5), at(0.99), ordered[-1].seconds)

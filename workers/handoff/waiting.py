@@ -15,14 +15,14 @@ _SETTLED = 0.3
 """Seconds that a picture must last: workers get TERM together, but not at the same moment."""
 
 
-async def wait_for_heir(slots: SlotTable, own_row: int) -> bool:
-    """Wait until another worker serves (True), or the heirs have died (False: stay).
+async def wait_for_successor(slots: SlotTable, own_row: int) -> bool:
+    """Wait until another worker serves (True), or the successors have died (False: stay).
 
-    True also when all workers leave: the service is stopping, and nobody will come.
+    True also when all workers leave: the service is stopping, and no worker will come.
     """
     failed_before = slots.failed_starts
     loop = asyncio.get_running_loop()
-    heirs: set[int] = set()
+    successors: set[int] = set()
     seen: bool | None = None
     since = 0.0
     while True:
@@ -30,8 +30,8 @@ async def wait_for_heir(slots: SlotTable, own_row: int) -> bool:
         others = [row for row in slots.rows() if row.number != own_row]
         starting = {row.generation for row in others if row.state == STARTING}
         ready = {row.generation for row in others if row.state == READY}
-        heirs |= starting
-        if ready & heirs:
+        successors |= starting
+        if ready & successors:
             return True
         if starting:
             seen = None

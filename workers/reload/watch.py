@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workers.handoff.report import Handoff
+from workers.handoff.report import HandoffReport
 from workers.shared import paths
 from workers.shared.processes import command_line, start_time
 from workers.shared.slots import READY, STARTING, Row, SlotTable
@@ -55,7 +55,7 @@ class Watch:
         """How many new workers are to come."""
         self.lost = 0
         """Connections of old workers that died without a word."""
-        self.reports: list[Handoff] = []
+        self.reports: list[HandoffReport] = []
         """Of the old workers that have left."""
         self._data_dir = data_dir
         self._master = master
@@ -230,7 +230,7 @@ class Watch:
             if row is not None and row.generation == self._old[pid].generation:
                 self._old[pid] = row
             elif start_time(pid) != self._births[pid]:
-                report = Handoff.fetch(self._data_dir, pid, self._births[pid])
+                report = HandoffReport.fetch(self._data_dir, pid, self._births[pid])
                 if report is not None:
                     self.reports.append(report)
                 else:

@@ -108,9 +108,25 @@ def slots_file(data_dir: Path) -> Path:
     return _SHARED_MEMORY / f"yujian-{identity(data_dir)}-slots-v1"
 
 
-def heir_socket(data_dir: Path, pid: int) -> Path:
+def successor_socket(data_dir: Path, pid: int) -> Path:
     """Where the worker of a process takes connections over, and gives its listening sockets."""
     return runtime_dir(data_dir) / f"heir-{pid}.sock"
+
+
+def successor_sockets(data_dir: Path) -> list[tuple[int, Path]]:
+    """The sockets that there are, with the pids of their workers."""
+    return _by_pid(data_dir, "heir-*.sock")
+
+
+def _by_pid(data_dir: Path, pattern: str) -> list[tuple[int, Path]]:
+    """Files of processes in the runtime directory; `*` is the pid."""
+    before, after = pattern.split("*")
+    found = []
+    for path in runtime_dir(data_dir).glob(pattern):
+        pid = path.name.removeprefix(before).removesuffix(after)
+        if pid.isdigit():
+            found.append((int(pid), path))
+    return found
 
 
 def metrics_dir(data_dir: Path) -> Path:

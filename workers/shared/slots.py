@@ -349,6 +349,10 @@ class SlotTable:
         used = [n for n in range(high) if columns[PID][n] and columns[STATE][n] != GONE]
         return [_row(n, [column[n] for column in columns], self._read_stats(n)) for n in used]
 
+    def row(self, number: int) -> Row | None:
+        """One of these."""
+        return next((row for row in self.rows() if row.number == number), None)
+
     @property
     def failed_starts(self) -> int:
         """Workers that have ended while they were `starting`, since the file exists."""

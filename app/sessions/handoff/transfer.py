@@ -1,9 +1,9 @@
 """Gives live sessions to another worker and takes them from one, without their clients noticing.
 
 Only one of the two writes to a socket at any time: the giver stops before it describes a
-session, and the taker begins when the giver has said that it let go. What Socket.IO emitted in
-between is in the control stream, and the taker, or the giver if it keeps the session after
-all, delivers it from there.
+session, and the successor begins when the giver has said that it let go. What Socket.IO emitted in
+between is in the control stream, and the successor, or the giver if it keeps the session
+after all, delivers it from there.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class Transfer:
                 self._context.catchup.start(session)
         await self._manager.replay(missing, _over_socketio(kept))
 
-    # The taker.
+    # The successor.
 
     def judge(self, states: Sequence[Any], chunks: Sequence[bytes] = ()) -> list[bool]:
         """Which of these sessions, whose bytes are among `chunks`, this worker can take."""
@@ -240,7 +240,7 @@ class Transfer:
         metrics.handed_over["taken"].inc(len(taken))
         if states:
             pause = time.monotonic() - states[0]["exported_at"]
-            metrics.handover_pause.observe_many(pause, len(taken))
+            metrics.handoff_pause.observe_many(pause, len(taken))
         return taken
 
     async def _control_after(self, position: Position) -> list[dict[str, Any]]:

@@ -23,19 +23,21 @@ import pytest
 
 from tests.support.waiting import until
 from workers.handoff import channel as handoff
-from workers.handoff.channel import BATCH, Broken, Giver, Heir
+from workers.handoff.channel import BATCH, Broken, Threads
+from workers.handoff.giver import Conversation
+from workers.handoff.successor import OfferListener
 from workers.shared.processes import start_time
 
 REPO = Path(__file__).parents[2]
 
 
-class Taker:
-    """An heir that remembers what it took."""
+class Successor:
+    """Remembers what it took."""
 
     def __init__(self, path: Path) -> None:
         self.accepts: Callable[[Any], bool] = lambda state: True
         self.taken: list[tuple[Any, int]] = []
-        self.heir = Heir(path, self.judge, self.take, self.is_alive)
+        self.listener = OfferListener(path, self.judge, self.take, self.is_alive)
 
     def judge(self, offer: dict[str, Any]) -> list[bool]:
         return [self.accepts(state) for state in offer["states"]]
@@ -74,11 +76,11 @@ def path() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def taker(path: Path) -> AsyncIterator[Taker]:
-    made = Taker(path)
-    made.heir.start()
+async def successor(path: Path) -> AsyncIterator[Successor]:
+    made = Successor(path)
+    made.listener.start()
     yield made
-    await made.heir.stop()
+    await made.listener.stop()
     for _, fd in made.taken:
         os.close(fd)
 
@@ -101,6 +103,10 @@ def connections() -> Iterator[Callable[[int], Pairs]]:
 Make = Callable[[int], Pairs]
 
 
+def conversation(path: Path, timeout: float = handoff.TIMEOUT) -> Conversation:
+    return Conversation(path, Threads(), timeout)
+
+
 def offer_of(count: int, pid: int = 0) -> dict[str, Any]:
     pid = pid or os.getpid()
     return {"pid": pid, "born": start_time(pid), "states": list(range(count))}
@@ -116,83 +122,84 @@ async def steady(count: int) -> None:
     await until(lambda: len(descriptors()) == count)
 
 
-async def test_a_full_batch(path: Path, taker: Taker, connections: Make) -> None:
+async def test_a_full_batch(path: Path, successor: Successor, connections: Make) -> None:
     pairs = connections(BATCH)
-    giver = Giver(path)
+    giver = conversation(path)
     assert await giver.offer(offer_of(BATCH), pairs.ours) == [True] * BATCH
-    assert taker.taken == []  # nothing before the commit
+    assert successor.taken == []  # nothing before the commit
     await giver.commit()
     handoff.close_all(pairs.ours)
     pairs.ours = []
-    assert [state for state, _ in taker.taken] == list(range(BATCH))
-    for number, (_, fd) in enumerate(taker.taken):
+    assert [state for state, _ in successor.taken] == list(range(BATCH))
+    for number, (_, fd) in enumerate(successor.taken):
         os.write(fd, b"%d" % number)
         assert pairs.clients[number].recv(100) == b"%d" % number
     giver.close()
 
 
 async def test_several_batches_in_one_conversation(
-    path: Path, taker: Taker, connections: Make
+    path: Path, successor: Successor, connections: Make
 ) -> None:
-    giver = Giver(path)
+    giver = conversation(path)
     for _ in range(3):
         pairs = connections(5)
         assert await giver.offer(offer_of(5), pairs.ours) == [True] * 5
         await giver.commit()
-    assert [state for state, _ in taker.taken] == [0, 1, 2, 3, 4] * 3
+    assert [state for state, _ in successor.taken] == [0, 1, 2, 3, 4] * 3
     giver.close()
 
 
-async def test_a_large_state(path: Path, taker: Taker, connections: Make) -> None:
+async def test_a_large_state(path: Path, successor: Successor, connections: Make) -> None:
     """Far more than a socket's buffer."""
     pairs = connections(1)
-    giver = Giver(path)
+    giver = conversation(path)
     state = "x" * 20_000_000
     assert await giver.offer({**offer_of(0), "states": [state]}, pairs.ours) == [True]
     await giver.commit()
-    assert taker.taken[0][0] == state
+    assert successor.taken[0][0] == state
     giver.close()
 
 
-async def test_what_is_refused_is_closed_by_the_taker(
-    path: Path, taker: Taker, connections: Make
+async def test_what_is_refused_is_closed_by_the_successor(
+    path: Path, successor: Successor, connections: Make
 ) -> None:
-    taker.accepts = lambda state: state % 3 == 0
+    successor.accepts = lambda state: state % 3 == 0
     pairs = connections(9)
-    giver = Giver(path)
+    giver = conversation(path)
     before = len(descriptors())
     answer = await giver.offer(offer_of(9), pairs.ours)
     assert answer == [True, False, False] * 3
     # Three duplicates and the two ends of the conversation.
     await steady(before + 3 + 2)
     await giver.commit()
-    assert [state for state, _ in taker.taken] == [0, 3, 6]
+    assert [state for state, _ in successor.taken] == [0, 3, 6]
     assert not any(pairs.closed())
     giver.close()
 
 
 async def test_giver_that_closes_before_the_commit(
-    path: Path, taker: Taker, connections: Make
+    path: Path, successor: Successor, connections: Make
 ) -> None:
-    """It lives, so it keeps its connections: the taker's duplicates go."""
+    """It lives, so it keeps its connections: the successor's duplicates go."""
     pairs = connections(3)
     before = len(descriptors())
-    giver = Giver(path)
+    giver = conversation(path)
     assert await giver.offer(offer_of(3), pairs.ours) == [True] * 3
     giver.close()
     await steady(before)
-    assert taker.taken == []
+    assert successor.taken == []
     assert not any(pairs.closed())
 
 
 CHILD = """
 import asyncio, os, sys
 from pathlib import Path
-from workers.handoff.channel import Giver
+from workers.handoff.channel import Threads
+from workers.handoff.giver import Conversation
 from workers.shared.processes import start_time
 
 async def main():
-    giver = Giver(Path(sys.argv[1]))
+    giver = Conversation(Path(sys.argv[1]), Threads())
     fds = [int(word) for word in sys.argv[2].split(",")]
     pid = os.getpid()
     offer = {"pid": pid, "born": start_time(pid), "states": list(range(len(fds)))}
@@ -205,9 +212,9 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("attempt", range(3))
 async def test_giver_killed_before_the_commit(
-    path: Path, taker: Taker, connections: Make, attempt: int
+    path: Path, successor: Successor, connections: Make, attempt: int
 ) -> None:
-    """Nobody else has these connections any more, so the taker serves them."""
+    """Nobody else has these connections any more, so the successor serves them."""
     pairs = connections(4)
     words = ",".join(map(str, pairs.ours))
     child = await asyncio.create_subprocess_exec(
@@ -225,12 +232,12 @@ async def test_giver_killed_before_the_commit(
     pairs.ours = []
     assert child.stdout is not None
     assert await child.stdout.readline() == b"[True, True, True, True]\n"
-    assert taker.taken == []
+    assert successor.taken == []
     child.send_signal(signal.SIGKILL)
     await child.wait()
-    await until(lambda: len(taker.taken) == 4)
+    await until(lambda: len(successor.taken) == 4)
     assert not any(pairs.closed())
-    for number, (state, fd) in enumerate(taker.taken):
+    for number, (state, fd) in enumerate(successor.taken):
         assert state == number
         os.write(fd, b"still here")
         assert pairs.clients[number].recv(100) == b"still here"
@@ -240,20 +247,20 @@ async def test_giver_killed_before_the_commit(
 
 async def test_nobody_listens(path: Path, connections: Make) -> None:
     pairs = connections(2)
-    giver = Giver(path)
+    giver = conversation(path)
     with pytest.raises(Broken):
         await giver.offer(offer_of(2), pairs.ours)
     assert not any(pairs.closed())
 
 
-async def test_taker_that_dies_before_it_answers(path: Path, connections: Make) -> None:
+async def test_successor_that_dies_before_it_answers(path: Path, connections: Make) -> None:
     """The giver has everything still, and nothing of the conversation stays open."""
     pairs = connections(2)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
         before = descriptors()
-        giver = Giver(path)
+        giver = conversation(path)
         offering = asyncio.create_task(giver.offer(offer_of(2), pairs.ours))
         connection, _ = await asyncio.to_thread(listener.accept)
         _, got = await asyncio.to_thread(handoff.receive, connection)
@@ -265,16 +272,13 @@ async def test_taker_that_dies_before_it_answers(path: Path, connections: Make) 
     assert not any(pairs.closed())
 
 
-async def test_taker_that_is_silent(
-    path: Path, connections: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(handoff, "TIMEOUT", 0.1)
+async def test_successor_that_is_silent(path: Path, connections: Make) -> None:
     pairs = connections(1)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
         with pytest.raises(Broken):
-            await Giver(path).offer(offer_of(1), pairs.ours)
+            await conversation(path, timeout=0.1).offer(offer_of(1), pairs.ours)
     assert not any(pairs.closed())
 
 
@@ -284,7 +288,7 @@ async def test_answer_that_makes_no_sense(path: Path, connections: Make, answer:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        offering = asyncio.create_task(Giver(path).offer(offer_of(2), pairs.ours))
+        offering = asyncio.create_task(conversation(path).offer(offer_of(2), pairs.ours))
         connection, _ = await asyncio.to_thread(listener.accept)
         with connection:
             _, got = await asyncio.to_thread(handoff.receive, connection)
@@ -295,12 +299,12 @@ async def test_answer_that_makes_no_sense(path: Path, connections: Make, answer:
 
 
 async def test_no_confirmation_of_the_commit(path: Path, connections: Make) -> None:
-    """What was committed is gone, whatever the taker says."""
+    """What was committed is gone, whatever the successor says."""
     pairs = connections(1)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        giver = Giver(path)
+        giver = conversation(path)
         offering = asyncio.create_task(giver.offer(offer_of(1), pairs.ours))
         connection, _ = await asyncio.to_thread(listener.accept)
         _, got = await asyncio.to_thread(handoff.receive, connection)
@@ -333,7 +337,7 @@ GARBAGE = [
 @pytest.mark.parametrize(("body", "length"), GARBAGE)
 async def test_garbage(
     path: Path,
-    taker: Taker,
+    successor: Successor,
     connections: Make,
     caplog: pytest.LogCaptureFixture,
     body: bytes,
@@ -346,61 +350,61 @@ async def test_garbage(
         peer.connect(str(path))
         peer.sendmsg(*raw_message(body, pairs.ours, length))
     await steady(before)
-    assert taker.taken == []
+    assert successor.taken == []
     assert not any(pairs.closed())
-    giver = Giver(path)
+    giver = conversation(path)
     assert await giver.offer(offer_of(2), pairs.ours) == [True, True]
     await giver.commit()
-    assert len(taker.taken) == 2
+    assert len(successor.taken) == 2
     giver.close()
 
 
 async def test_judge_that_fails(
-    path: Path, taker: Taker, connections: Make, caplog: pytest.LogCaptureFixture
+    path: Path, successor: Successor, connections: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(_: Any) -> bool:
         raise KeyError("state")
 
-    taker.accepts = fail
+    successor.accepts = fail
     pairs = connections(2)
     before = len(descriptors())
     with pytest.raises(Broken):
-        await Giver(path).offer(offer_of(2), pairs.ours)
+        await conversation(path).offer(offer_of(2), pairs.ours)
     await steady(before)
     assert "A handoff broke off" in caplog.text
 
 
 async def test_stop_does_not_wait_for_a_silent_giver(path: Path, connections: Make) -> None:
-    taker = Taker(path)
-    taker.heir.start()
-    giver = Giver(path)
+    successor = Successor(path)
+    successor.listener.start()
+    giver = conversation(path)
     pairs = connections(1)
     assert await giver.offer(offer_of(1), pairs.ours) == [True]
     await giver.commit()
     # The thread that waits for the next offer must end as well, or the process could not.
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(5):
-        await taker.heir.stop()
+        await successor.listener.stop()
         await loop.shutdown_default_executor()
     assert not path.exists()
     with contextlib.suppress(RuntimeError):
         giver.close()
-    for _, fd in taker.taken:
+    for _, fd in successor.taken:
         os.close(fd)
 
 
 FULL = """
 import asyncio, os, resource, sys
 from pathlib import Path
-from workers.handoff.channel import Heir
+from workers.handoff.successor import OfferListener
 
 async def take(offer, states, descriptors):
     print("took", len(descriptors), flush=True)
 
 async def main():
-    heir = Heir(Path(sys.argv[1]), lambda offer: [True] * len(offer["states"]), take,
-                lambda offer: True)
-    heir.start()
+    listener = OfferListener(Path(sys.argv[1]), lambda offer: [True] * len(offer["states"]), take,
+                             lambda offer: True)
+    listener.start()
     def limit():
         used = max(int(name) for name in os.listdir("/proc/self/fd"))
         resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, used + 20))
@@ -427,7 +431,7 @@ async def test_full_descriptor_table(path: Path, connections: Make) -> None:
     assert child.stdout is not None
     assert child.stdin is not None
     assert await child.stdout.readline() == b"ready\n"
-    giver = Giver(path)
+    giver = conversation(path)
     pairs = connections(BATCH)
     for _ in range(3):  # what did come is closed again, so it does not get worse
         assert await giver.offer(offer_of(BATCH), pairs.ours) == [False] * BATCH
@@ -443,12 +447,12 @@ async def test_full_descriptor_table(path: Path, connections: Make) -> None:
     assert not any(pairs.closed())
 
 
-async def test_heir_that_had_no_descriptor_for_a_conversation(
-    path: Path, taker: Taker, connections: Make, caplog: pytest.LogCaptureFixture
+async def test_successor_that_had_no_descriptor_for_a_conversation(
+    path: Path, successor: Successor, connections: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     pairs = connections(1)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    giver = Giver(path)
+    giver = conversation(path)
     # The giver's socket takes the last one.
     spare = os.open("/dev/null", os.O_RDONLY)
     os.close(spare)
@@ -460,5 +464,5 @@ async def test_heir_that_had_no_descriptor_for_a_conversation(
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert await offering == [True]
     await giver.commit()
-    assert len(taker.taken) == 1
+    assert len(successor.taken) == 1
     giver.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.handoff.deaf import GRACE, Replacement
+from workers.handoff.deaf import GRACE, DeafWatch
 from workers.shared.slots import READY, SlotTable
 
 MASTER = os.getppid()
@@ -24,7 +24,7 @@ class Scene:
         self.deaf = True
         self.sent: list[tuple[int, int]] = []
         self.row = self.worker(deaf=True)
-        self.replacement = Replacement(
+        self.watch = DeafWatch(
             table,
             self.row,
             lambda: self.deaf,
@@ -40,7 +40,7 @@ class Scene:
 
     def pass_time(self, seconds: float) -> None:
         for _ in range(int(seconds)):
-            self.replacement.look(1.0)
+            self.watch.look(1.0)
 
 
 @pytest.fixture
@@ -71,19 +71,19 @@ def test_stays_when_it_comes_round(scene: Scene) -> None:
 def test_alone_it_asks_for_another_once_and_goes_when_that_hears(scene: Scene) -> None:
     scene.pass_time(GRACE + 20)
     assert scene.sent == [(MASTER, signal.SIGTTIN)]
-    heir = scene.table.claim_row(master=MASTER)
+    successor = scene.table.claim_row(master=MASTER)
     scene.pass_time(20)
-    scene.table.set_state(heir, READY)
+    scene.table.set_state(successor, READY)
     scene.pass_time(20)
-    assert scene.sent == [(MASTER, signal.SIGTTIN)], "the heir has heard nothing yet"
-    scene.table.set_stats(heir, {"hears": True})
+    assert scene.sent == [(MASTER, signal.SIGTTIN)], "the successor has heard nothing yet"
+    scene.table.set_stats(successor, {"hears": True})
     scene.pass_time(1)
     assert scene.sent[1:] == [(MASTER, signal.SIGTTOU)]
 
 
 def test_one_asks_for_all(scene: Scene) -> None:
     other = scene.worker(deaf=True)
-    second = Replacement(
+    second = DeafWatch(
         scene.table,
         other,
         lambda: True,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clock import elapse, virtual_time
-from workers.handoff.waiting import wait_for_heir
+from workers.handoff.waiting import wait_for_successor
 from workers.shared.slots import LEAVING, READY, SlotTable
 
 
@@ -37,48 +37,50 @@ def free(table: SlotTable, row: int) -> None:
 
 async def waiting(table: SlotTable, own: int, seconds: float) -> asyncio.Task[bool]:
     """A wait that has not come to an end yet."""
-    task = asyncio.create_task(wait_for_heir(table, own))
+    task = asyncio.create_task(wait_for_successor(table, own))
     await elapse(seconds)
     assert not task.done()
     return task
 
 
 @virtual_time
-async def test_heir_that_gets_ready(table: SlotTable, own: int) -> None:
-    heir = table.claim_row(master=1)
+async def test_successor_that_gets_ready(table: SlotTable, own: int) -> None:
+    successor = table.claim_row(master=1)
     task = await waiting(table, own, 0.5)
-    table.set_state(heir, READY)
+    table.set_state(successor, READY)
     assert await task
 
 
 @virtual_time
-async def test_heirs_that_die(table: SlotTable, own: int) -> None:
-    heirs = [table.claim_row(master=1) for _ in range(2)]
+async def test_successors_that_die(table: SlotTable, own: int) -> None:
+    successors = [table.claim_row(master=1) for _ in range(2)]
     task = await waiting(table, own, 0.1)
-    free(table, heirs[0])
+    free(table, successors[0])
     await elapse(0.1)
     assert not task.done()
-    free(table, heirs[1])
+    free(table, successors[1])
     assert not await task
 
 
 @virtual_time
-async def test_heirs_that_die_while_a_sibling_stays(table: SlotTable, own: int) -> None:
+async def test_successors_that_die_while_a_sibling_stays(table: SlotTable, own: int) -> None:
     sibling = table.claim_row(master=1)
     table.set_state(sibling, LEAVING)
-    heir = table.claim_row(master=1)
+    successor = table.claim_row(master=1)
     task = await waiting(table, own, 0.1)
     table.set_state(sibling, READY)
-    free(table, heir)
-    assert not await task, "the sibling found that there is no heir: that is no heir either"
+    free(table, successor)
+    assert not await task, (
+        "the sibling found that there is no successor: that is no successor either"
+    )
 
 
 @virtual_time
-async def test_one_heir_of_two_is_enough(table: SlotTable, own: int) -> None:
-    heirs = [table.claim_row(master=1) for _ in range(2)]
+async def test_one_successor_of_two_is_enough(table: SlotTable, own: int) -> None:
+    successors = [table.claim_row(master=1) for _ in range(2)]
     task = await waiting(table, own, 0.1)
-    free(table, heirs[0])
-    table.set_state(heirs[1], READY)
+    free(table, successors[0])
+    table.set_state(successors[1], READY)
     assert await task
 
 
@@ -97,15 +99,15 @@ async def test_sibling_that_is_late_to_leave(table: SlotTable, own: int) -> None
     sibling = table.claim_row(master=1)
     table.set_state(sibling, READY)
     task = await waiting(table, own, 0.1)
-    heir = table.claim_row(master=1)
+    successor = table.claim_row(master=1)
     table.set_state(sibling, LEAVING)
     await elapse(0.4)
     assert not task.done()
-    table.set_state(heir, READY)
+    table.set_state(successor, READY)
     assert await task
 
 
 @virtual_time
 async def test_one_worker_less(table: SlotTable, own: int) -> None:
     table.set_state(table.claim_row(master=1), READY)
-    assert await wait_for_heir(table, own)
+    assert await wait_for_successor(table, own)
