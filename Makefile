@@ -55,6 +55,7 @@ lint: $(VENV)/installed-dev ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict app workers scripts
+	$(BIN)/mypy --config-file tests/mypy.ini tests benchmarks
 	$(BIN)/shellcheck -x .ci/run *.sh scripts/*.sh monitoring/*.sh deploy/systemd/*.sh
 
 format: $(VENV)/installed-dev ## format the code and mend what can be mended

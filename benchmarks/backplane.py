@@ -124,7 +124,7 @@ class _Worker:
         body = _BODY % (b"x" * (_BYTES - len(body)))
         drafts = [Draft(_TYPE, "status_update", "", body, time.time()) for _ in range(count)]
         loop = asyncio.get_running_loop()
-        return (await self.publisher.store(drafts, loop.time() + 10))[-1].seq
+        return (await self.publisher.store(drafts, loop.time() + 10))[-1].seq  # type: ignore[union-attr]
 
     async def close(self) -> None:
         """Stop reading and claiming, and close all connections."""

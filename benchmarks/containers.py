@@ -51,7 +51,7 @@ class _Tls(http.client.HTTPSConnection):
         self._trusted = trusted
 
     def connect(self) -> None:
-        raw = self._create_connection(("127.0.0.1", self.port), self.timeout)
+        raw = self._create_connection(("127.0.0.1", self.port), self.timeout)  # type: ignore[attr-defined]
         # Head and body are two segments.
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = self._trusted.wrap_socket(raw, server_hostname=self.host)

@@ -59,7 +59,7 @@ async def make_worker(
     async def make(**settings: int) -> Worker:
         node = await make_node()
         table = SlotTable(tmp_path / "slots")
-        slots = WorkerSlots(table, table.claim_row(1), dataclasses.replace(Settings(), **settings))
+        slots = WorkerSlots(table, table.claim_row(1), dataclasses.replace(Settings(), **settings))  # type: ignore[arg-type]
         workers.append(Worker(node, slots))
         return workers[-1]
 

@@ -226,7 +226,7 @@ class Touched:
 
     def __getitem__(self, at: int | slice) -> Any:
         part = self.entries[at]
-        self.gate.count(1 if isinstance(at, int) else len(part))
+        self.gate.count(1 if isinstance(at, int) else len(part))  # type: ignore[arg-type]
         return part
 
     def __setitem__(self, at: int, value: int) -> None:

@@ -76,7 +76,7 @@ async def get(
     ],
 )
 def test_caddy_itself_finds_no_fault(settings: dict[str, str]) -> None:
-    checking = Caddy("127.0.0.1:1", **settings)
+    checking = Caddy("127.0.0.1:1", **settings)  # type: ignore[arg-type]
     try:
         done = checking.command("validate", "--config", "Caddyfile", "--adapter", "caddyfile")
         assert done.returncode == 0, done.stderr
@@ -211,7 +211,7 @@ async def test_only_the_pages_origin_may_connect(caddy: Caddy) -> None:
     assert refused.value.response.status_code == 403
     status, headers, _ = await get(caddy, f"{caddy.api}/ws/stats", Origin=caddy.site)
     assert status == 200
-    assert headers["Access-Control-Allow-Origin"] == caddy.site
+    assert headers["Access-Control-Allow-Origin"] == caddy.site  # type: ignore[index]
 
 
 async def test_the_clients_address_is_passed_on_and_cannot_be_forged(
@@ -302,9 +302,9 @@ async def test_security_headers(caddy: Caddy) -> None:
     for url in (f"{caddy.api}/status", f"{caddy.site}/"):
         status, headers, _ = await get(caddy, url)
         assert status == 200
-        assert "max-age=" in headers["Strict-Transport-Security"]
-        assert headers["X-Content-Type-Options"] == "nosniff"
-        assert headers["X-Frame-Options"] == "DENY"
+        assert "max-age=" in headers["Strict-Transport-Security"]  # type: ignore[index]
+        assert headers["X-Content-Type-Options"] == "nosniff"  # type: ignore[index]
+        assert headers["X-Frame-Options"] == "DENY"  # type: ignore[index]
         assert "Referrer-Policy" in headers
         assert "Server" not in headers
         assert "Via" not in headers
@@ -347,7 +347,7 @@ async def test_pages_are_cached_and_compressed(caddy: Caddy) -> None:
 async def test_the_page_obeys_its_own_policy(caddy: Caddy) -> None:
     status, headers, page = await get(caddy, f"{caddy.site}/")
     assert status == 200
-    policy = headers["Content-Security-Policy"]
+    policy = headers["Content-Security-Policy"]  # type: ignore[index]
     assert "script-src 'self'" in policy
     assert "unsafe-inline" not in policy
     assert f"wss://{API}:{caddy.port}" in policy
@@ -359,7 +359,7 @@ async def test_the_page_obeys_its_own_policy(caddy: Caddy) -> None:
         assert (await get(caddy, f"{caddy.site}{name}"))[0] == 200
     _, headers, config = await get(caddy, f"{caddy.site}/config.json")
     assert json.loads(config) == {"api": caddy.api}
-    assert headers["Content-Type"] == "application/json"
+    assert headers["Content-Type"] == "application/json"  # type: ignore[index]
 
 
 async def test_hidden_files_are_not_served(caddy: Caddy) -> None:

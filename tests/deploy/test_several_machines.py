@@ -115,7 +115,7 @@ class _Ending:
 
 
 @contextmanager
-def machines(**settings: object) -> Iterator[Machines]:
+def machines(**settings: Any) -> Iterator[Machines]:
     """The set-up of docs/operations/DEPLOYMENT.md, on ports of the loopback."""
     https_port = free_port()
     with valkeys() as start, ExitStack() as stack:

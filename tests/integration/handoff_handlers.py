@@ -64,4 +64,4 @@ def _break(what: str) -> None:
             await unpack(*args)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        Transfer.unpack = unpack_and_die  # type: ignore[method-assign]
+        Transfer.unpack = unpack_and_die  # type: ignore[assignment, method-assign]

@@ -123,7 +123,7 @@ async def test_a_backplane_that_refuses(
 
         await until(is_unwritable, "the metric says so")
         await valkey.execute_command(*mend)
-        answer = await until(lambda: _published(service), "publishing works again", 5)
+        answer = await until(lambda: _published(service), "publishing works again", 5)  # type: ignore[arg-type, return-value]
         assert answer.body["seq"] == first["seq"] + 1
 
         async def is_well() -> bool:
@@ -145,7 +145,7 @@ async def test_a_blocking_script_is_named(start_valkey: Starter) -> None:
     valkey = redis.asyncio.Redis.from_url(url, socket_timeout=60, retry=None)
     async with Service(BACKPLANE_URL=url) as service:
         await service.publish()
-        endless = asyncio.create_task(valkey.eval("while true do end", 0))
+        endless = asyncio.create_task(valkey.eval("while true do end", 0))  # type: ignore[arg-type]
         await asyncio.sleep(0.5)
         async with asyncio.timeout(QUICK):
             answer = await publish(service)
@@ -257,7 +257,7 @@ async def test_the_connection_moves_to_the_new_primary(start_valkey: Starter) ->
             await before.execute_command("REPLICAOF", "127.0.0.1", port_of(new))
             answer = await until(lambda: _published(service), "publishing works again", 5)
             for client in clients:
-                await client.wait_seq("status", answer.body["seq"])
+                await client.wait_seq("status", answer.body["seq"])  # type: ignore[union-attr]
                 await client.close()
         await before.aclose()
         await after.aclose()

@@ -258,8 +258,8 @@ async def test_dead_connections_give_their_places_up() -> None:
         sixth = await PlainClient.open(service, user="ann")
         assert await sixth.wait_closed() == 1008
         await alive.barrier()
-        for one in (alive, fourth, fifth):
-            await one.close()
+        for one in (alive, fourth, fifth):  # type: ignore[assignment]
+            await one.close()  # type: ignore[attr-defined]
 
 
 async def test_a_dead_socketio_client_gives_its_place_up() -> None:

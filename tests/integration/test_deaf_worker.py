@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(120)
 class DeafService(Service):
     """A service with workers that a test can make deaf."""
 
-    def __init__(self, *, grace: float, **settings: object) -> None:
+    def __init__(self, *, grace: float, **settings: Any) -> None:
         super().__init__(HANDLERS="tests.integration.deaf_handlers", DEAF_GRACE=grace, **settings)
         self.settings["DEAF_FILE"] = str(self.home / "deaf")
 

@@ -317,7 +317,9 @@ async def test_subprotocols(service: Service) -> None:
     async with Service(AUTH_SECRET=SECRET) as guarded:
         offered = [f"bearer.{token('sue')}"]
         async with connect(
-            f"ws://127.0.0.1:{guarded.port}/ws/realtime", subprotocols=offered, proxy=None
+            f"ws://127.0.0.1:{guarded.port}/ws/realtime",
+            subprotocols=offered,  # type: ignore[arg-type]
+            proxy=None,
         ) as client:
             assert json.loads(await client.recv())["data"]["user"] == "sue"
 

@@ -21,7 +21,7 @@ async def test_nobody_is_cut_by_a_pause_of_everything() -> None:
         "HEARTBEAT_INTERVAL": "1s",
         "HEARTBEAT_TIMEOUT": "3s",
     }
-    async with Service(**settings) as service:
+    async with Service(**settings) as service:  # type: ignore[arg-type]
         workers = set(service.worker_pids())
         clients = [await PlainClient.open(service, types="status") for _ in range(20)]
         await asyncio.gather(*(client.barrier() for client in clients))
@@ -37,7 +37,7 @@ async def test_nobody_is_cut_by_a_pause_of_everything() -> None:
             os.kill(pid, signal.SIGCONT)
         sent = await until(lambda: published(service), "publishing works again")
         for client in clients:
-            await client.wait_seq("status", sent)
+            await client.wait_seq("status", sent)  # type: ignore[arg-type]
         assert [client.socket.close_code for client in clients] == [None] * len(clients)
         assert set(service.worker_pids()) == workers
         assert "WORKER TIMEOUT" not in service.log

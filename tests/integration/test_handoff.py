@@ -608,7 +608,8 @@ async def test_paced_drain_of_the_last_worker() -> None:
         for stream in fleet.streams:
             stream.on_closed = lambda s: (closed.append(s.closed_at), fleet._on_closed(s))[0]
         old = set(spread_of(service))
-        os.kill(*old, signal.SIGTERM)
+        [last] = old
+        os.kill(last, signal.SIGTERM)
         await settled(service, old)
         await until(lambda: len(closed) >= 300, "everybody was told")
         await fleet.all_at(ticker.last)

@@ -36,7 +36,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "requirements.pth").write_text(sysconfig.get_path("purelib"))
     pip = [sys.executable, "-m", "pip", "--python", environment / "bin/python", "install"]
-    subprocess.run([*pip, "-qq", "--no-deps", "--no-index", wheel], check=True)
+    subprocess.run([*pip, "-qq", "--no-deps", "--no-index", wheel], check=True)  # type: ignore[list-item]
     return environment / "bin"
 
 

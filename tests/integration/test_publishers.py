@@ -253,7 +253,7 @@ async def test_the_pid_file_is_there_all_the_time(service: Service) -> None:
     def look() -> None:
         while looking:
             try:
-                if int(path.read_text()) != service.process.pid:
+                if int(path.read_text()) != service.process.pid:  # type: ignore[union-attr]
                     wrong.append(path.read_text())
             except (OSError, ValueError) as error:
                 wrong.append(str(error))

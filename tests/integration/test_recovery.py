@@ -99,7 +99,7 @@ async def publish_through_storm(service: Service, count: int) -> list[int]:
         except OSError:
             return None
 
-    return [await until(lambda n=number: one(n), "published") for number in range(count)]
+    return [await until(lambda n=number: one(n), "published") for number in range(count)]  # type: ignore[arg-type]
 
 
 async def test_node_recovers_after_a_restart_of_everything(node: Path) -> None:

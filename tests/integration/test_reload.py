@@ -83,7 +83,7 @@ class Reloaded(CopiedService):
         message = await self.publish("status", "test", {})
         for client in self.clients:
             await until(
-                lambda client=client: any(e.get("seq") == message["seq"] for e in client.received),
+                lambda client=client: any(e.get("seq") == message["seq"] for e in client.received),  # type: ignore[arg-type]
                 "the message at every client",
             )
             assert not any(e.get("event") == "gap" for e in client.received)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import termios
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_ctrl_c_while_starting() -> None:
 class InTerminal(Service):
     """A service in a terminal of its own, as `make run` is; `nohup`: it ignores the terminal's end."""
 
-    def __init__(self, *, nohup: bool = False, **settings: object) -> None:
+    def __init__(self, *, nohup: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
         self.nohup = nohup
 

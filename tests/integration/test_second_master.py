@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psutil
@@ -32,7 +33,7 @@ CLIENTS = 30
 class Checkouts(Service):
     """A service that runs from one of several copies of the code, with one DATA_DIR."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, **settings: Any) -> None:
         super().__init__(**{"DRAIN_SECONDS": 1, "GRACEFUL_TIMEOUT": 20, **settings})
         self.started: list[subprocess.Popen[bytes]] = []
 

@@ -97,7 +97,7 @@ class Browser:
         for future in self._answers.values():
             future.set_exception(AssertionError("the driver of the browser has ended"))
 
-    async def call(self, op: str, timeout: float = _ANSWER_TIMEOUT, **arguments: object) -> Any:
+    async def call(self, op: str, timeout: float = _ANSWER_TIMEOUT, **arguments: Any) -> Any:
         """Carry out an operation of the driver, and return its value."""
         assert self._process is not None
         assert self._process.stdin is not None
@@ -111,7 +111,7 @@ class Browser:
         assert "error" not in answer, f"{op} {arguments}: {answer['error']}"
         return answer["value"]
 
-    async def open(self, url: str, **options: object) -> Tab:
+    async def open(self, url: str, **options: Any) -> Tab:
         """Open an address in a new profile.
 
         Args:
@@ -138,7 +138,7 @@ class Tab:
         with contextlib.suppress(AssertionError, TimeoutError):
             await self.do("close")
 
-    async def do(self, op: str, **arguments: object) -> Any:
+    async def do(self, op: str, **arguments: Any) -> Any:
         """An operation of the driver on this page."""
         return await self.browser.call(op, page=self.name, **arguments)
 

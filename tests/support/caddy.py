@@ -249,7 +249,7 @@ def address(service: Service) -> str:
     return f"127.0.0.1:{service.port}"
 
 
-def behind_caddy(https_port: int, **settings: object) -> Service:
+def behind_caddy(https_port: int, **settings: Any) -> Service:
     """A service that believes Caddy, and lets the pages' origin connect."""
     merged: Mapping[str, object] = {
         "WORKERS": 1,

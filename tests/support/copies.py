@@ -55,7 +55,7 @@ class Installed(Service):
     Its settings are in `.env` of the copy, except for the address, so that scripts find them.
     """
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, **settings: Any) -> None:
         super().__init__(**{"HANDLERS": "", "WORKERS": 1, "DRAIN_SECONDS": 2, **settings})
         self.root = self.home / "yujian"
         self.root.mkdir()

@@ -96,7 +96,7 @@ class Sub(Subscriber):
         assert self.parser.parser_exc is None
         for frame in self.parser.events_received():
             if frame.opcode == 1:  # type: ignore[union-attr]
-                self.told.append(_short(json.loads(frame.data)))  # type: ignore[union-attr]
+                self.told.append(_short(json.loads(bytes(frame.data))))  # type: ignore[union-attr]
             else:
                 self.told.append(frame.opcode.name.lower())  # type: ignore[union-attr]
         return self.told

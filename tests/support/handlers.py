@@ -76,7 +76,7 @@ def _register(sio: AsyncServer, namespace: str) -> None:
         """Emit as told: event, data, and `room`, `to` or `skip_sid`."""
         options = {name: data[name] for name in ("room", "to") if name in data}
         if data.get("skip_me"):
-            options["skip_sid"] = sid
+            options["skip_sid"] = sid  # type: ignore[index]
         await sio.emit(data["event"], data["data"], namespace=namespace, **options)
         return "said"
 

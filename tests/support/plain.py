@@ -7,7 +7,7 @@ import json
 import uuid
 from collections.abc import Callable, Container, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlencode
 
 import websockets
@@ -18,7 +18,7 @@ from tests.support.service import Service
 from tests.support.waiting import DEADLINE
 
 
-def endpoint(service: Service, **query: str | int) -> str:
+def endpoint(service: Service, **query: Any) -> str:
     """URL of the socket endpoint of a service."""
     mark = "?" if query else ""
     return f"ws://127.0.0.1:{service.port}/ws/realtime{mark}{urlencode(query)}"
@@ -37,7 +37,7 @@ class PlainClient:
 
     @classmethod
     async def open(
-        cls, service: Service, *, headers: Mapping[str, str] | None = None, **query: str | int
+        cls, service: Service, *, headers: Mapping[str, str] | None = None, **query: Any
     ) -> Self:
         """Connect; the query is that of PROTOCOL.md."""
         opened = await connect(
@@ -164,7 +164,7 @@ class PlainClient:
         await self._find(lambda got: reaches(got, type, seq), f"{type} up to {seq}", timeout)
 
 
-async def spread(service: Service, count: int = 2, **query: str | int) -> list[PlainClient]:
+async def spread(service: Service, count: int = 2, **query: Any) -> list[PlainClient]:
     """Clients on `count` different workers; the kernel chooses, so ask until it does.
 
     Those of a named user come one after another, for the sake of the cap per user.

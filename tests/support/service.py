@@ -64,7 +64,7 @@ class Service:
         data_dir: Path | None = None,
         allow_traceback: bool = False,
         open_files: int = 0,
-        **settings: object,
+        **settings: Any,
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="yj-"))
         self.data_dir = data_dir or self.home / "data"

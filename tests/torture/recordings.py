@@ -13,8 +13,7 @@ from typing import Any
 
 import jwt
 import socketio
-import websockets
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 
 from tests.support.mutations import Frame
 from tests.support.service import TOKEN, Service
@@ -235,7 +234,7 @@ async def _recovery(port: int, auth: Mapping[str, str]) -> None:
             await client.send("41")
 
 
-async def _until(client: websockets.asyncio.client.ClientConnection, mark: str) -> str:
+async def _until(client: ClientConnection, mark: str) -> str:
     async with asyncio.timeout(10):
         while True:
             text = await client.recv()

@@ -132,7 +132,7 @@ class Spoiler:
         message: Any = {"method": self.rng.choice([*METHODS, "later", None])}
         for name, values in FIELDS.items():
             if self.rng.random() < 0.8:
-                message[name] = self.rng.choice(values)
+                message[name] = self.rng.choice(values)  # type: ignore[arg-type]
         for _ in range(self.rng.randint(0, 2)):
             message[self.rng.choice([*FIELDS])] = self.rng.choice(VALUES)
         if message["method"] == "emit" and message.get("event") in ("connected", "offset"):
@@ -351,7 +351,7 @@ async def test_nothing_that_others_write_ends_a_worker_or_costs_a_client_a_messa
                 spoiler.write_word(shared_slots.PID, shared_slots.ROWS - 1, 0)
                 spoiler.close()
                 valkey.close()
-            for client in [*plain, *socketio]:
+            for client in [*plain, *socketio]:  # type: ignore[assignment]
                 await client.close()
             assert "cannot go on" not in service.log
         # The end of the service asserts that no traceback was logged.

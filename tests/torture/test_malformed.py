@@ -54,7 +54,7 @@ async def test_malformed_input_harms_nobody(kind: str, tokens: bool, tmp_path: P
     settings = {"AUTH_SECRET": recordings.SECRET} if tokens else {}
     seed = seed_of_day()
     print(f"TORTURE_SEED={seed}")
-    async with Service(HANDLERS="tests.torture.handlers", **settings) as service:
+    async with Service(HANDLERS="tests.torture.handlers", **settings) as service:  # type: ignore[arg-type]
         recorded = await recordings.record(service)
         requests = recordings.http_requests(service.port)
         job = tmp_path / "job"
@@ -71,7 +71,7 @@ async def test_malformed_input_harms_nobody(kind: str, tokens: bool, tmp_path: P
                 assert frozenset(service.worker_pids()) == before.pids, what
                 assert not watch.errors_in(service.log), what
                 inputs += outcome["inputs"]  # type: ignore[operator]
-                answers += Counter(outcome["answers"])  # type: ignore[arg-type]
+                answers += Counter(outcome["answers"])  # type: ignore[arg-type, call-overload]
                 if first == 0:
                     grown = await asyncio.to_thread(watch.memory, service)
             await watch.back_at_rest(service, before)

@@ -126,7 +126,7 @@ class Load:
                 ):
                     if isinstance(part, bytes):
                         await client.send(part)
-                    elif part.startswith("["):
+                    elif part.startswith("["):  # type: ignore[attr-defined]
                         await client.send(f"42{number}{part}")
                 await asyncio.sleep(rng.random() * 0.2)
             if rng.random() < 0.5:

@@ -99,7 +99,7 @@ def has_reached(client: SioClient, seq: int) -> bool:
 async def witnesses(service: Service) -> AsyncIterator[Witnesses]:
     """Two honest clients, and a publisher that they hear every `TICK`."""
     auth = {"token": token("witness")} if "AUTH_SECRET" in service.settings else {"user": "witness"}
-    plain = await PlainClient.open(service, types="status", **auth)
+    plain = await PlainClient.open(service, types="status", **auth)  # type: ignore[arg-type]
     socketio = SioClient()
     await socketio.connect(service, {"user": "other"} if "user" in auth else auth)
     await plain.barrier()

@@ -96,7 +96,7 @@ GAP = Gap("status", "e1", 3, 4, "history")
 @both
 def test_a_flush_keeps_the_order(codec: Codec) -> None:
     items = [message(1), message(2), GAP, message(5)]
-    found = events(codec, codec.flush(items, batch=False))
+    found = events(codec, codec.flush(items, batch=False))  # type: ignore[arg-type]
     assert [event for event, _ in found] == [*["status_update"] * 2, "gap", "status_update"]
     assert [envelope.get("seq") for _, envelope in found] == [1, 2, None, 5]
     ((event, _),) = events(codec, codec.flush([GAP], batch=False))

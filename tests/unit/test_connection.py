@@ -644,7 +644,7 @@ async def test_the_server_closes(hub: Hub, connect: Connect) -> None:
     ]
     assert len(hub) == 1
     client.say("still under way")
-    client.send(frame(CLOSE, client.frames[-1].data[:2]))
+    client.send(frame(CLOSE, bytes(client.frames[-1].data[:2])))
     await until(lambda: server.state == CLOSED)
     assert server.got == []
     assert server.events == [(4401, "no valid token"), "detached"]

@@ -136,9 +136,9 @@ def test_names_that_applications_give() -> None:
     for wrong in (b"a", 1.5, {"a": 1}, [None], [["a"]], "x" * (MAX_NAME + 1), True, 2**64):
         with pytest.raises(ValueError, match="The name of a room"):
             check_rooms(wrong)
-    for wrong in (1, b"a", ["a", 1], "x" * (MAX_NAME + 1)):
+    for wrong in (1, b"a", ["a", 1], "x" * (MAX_NAME + 1)):  # type: ignore[assignment]
         with pytest.raises(ValueError, match="The id of a client"):
             check_skipped(wrong)
-    for wrong in (1, None, b"a", "connect", "disconnect", "\ud800"):
+    for wrong in (1, None, b"a", "connect", "disconnect", "\ud800"):  # type: ignore[assignment]
         with pytest.raises(ValueError, match="event"):
             check_event(wrong)

@@ -72,15 +72,15 @@ async def rests(pieces: Iterator[bytes]) -> list[tuple[int, bool]]:
     """Bytes sent so far, and whether the connection is at rest; after each piece."""
     connection = HttpServer(web.Server(answer), Guard(lambda _: None))()
     connection.connection_made(Memory())
-    await settled(connection)
-    seen, sent = [(0, connection.is_at_rest)], 0
+    await settled(connection)  # type: ignore[arg-type]
+    seen, sent = [(0, connection.is_at_rest)], 0  # type: ignore[attr-defined]
     for piece in pieces:
         connection.data_received(piece)
-        await settled(connection)
+        await settled(connection)  # type: ignore[arg-type]
         sent += len(piece)
-        seen.append((sent, connection.is_at_rest))
+        seen.append((sent, connection.is_at_rest))  # type: ignore[attr-defined]
     connection.connection_lost(None)
-    await settled(connection)
+    await settled(connection)  # type: ignore[arg-type]
     return seen
 
 

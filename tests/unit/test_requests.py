@@ -203,7 +203,7 @@ def test_positions_to_recover_from(position: Any) -> None:
 def test_the_edges_of_a_position() -> None:
     for position in ({"epoch": "e" * 64, "seq": 0}, {"epoch": "", "seq": 2**63 - 1}):
         payload = {"types": ["status"], "recover": {"status": position}}
-        assert parse_subscribe(payload, KNOWN).recover == {"status": Position(**position)}
+        assert parse_subscribe(payload, KNOWN).recover == {"status": Position(**position)}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("recover", [[], "status", 1, True, [["status", AT]]])
@@ -254,7 +254,7 @@ def test_strings_have_a_length() -> None:
     for payload in (None, {}, {"token": ""}, {"token": "a" * 6}, {"token": 1}):
         message = refused(ErrorCode.INVALID_PAYLOAD, parse_string, payload, "token", 5)
         assert message == "'token' must be a string of 1 to 5 characters."
-    for payload in (["token"], "token"):
+    for payload in (["token"], "token"):  # type: ignore[assignment]
         refused(ErrorCode.INVALID_PAYLOAD, parse_string, payload, "token", 5)
 
 

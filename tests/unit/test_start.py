@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from app import config
 from workers import start
 
 
-def listening(family: socket.AddressFamily, address: object) -> socket.socket:
+def listening(family: socket.AddressFamily, address: Any) -> socket.socket:
     listener = socket.socket(family)
     listener.bind(address)
     listener.listen()

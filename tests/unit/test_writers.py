@@ -58,7 +58,7 @@ async def test_each_of_the_tokens_writes() -> None:
     async with http_side(PUBLISH_TOKENS=TOKENS, PUBLISH_TOKEN="alone") as side:
         for token in ("first-token", "second-token", "third:with:colons", "alone"):
             assert (await post(side, token))[0] == 200, token
-        for token in ("first", "ci", "ci:first-token", "firsttoken,", TOKENS, None):
+        for token in ("first", "ci", "ci:first-token", "firsttoken,", TOKENS, None):  # type: ignore[assignment]
             status, answer = await post(side, token)
             assert (status, answer["code"]) == (401, "UNAUTHORIZED"), token
 
@@ -79,7 +79,7 @@ async def test_a_client_publishes_with_its_own_token(publish_token: str) -> None
         for claims in ({}, {"publish": False}, {"publish": []}, {"types": ["status"]}):
             status, answer = await post(side, client_token(**claims))
             assert (status, answer["code"]) == (403, "FORBIDDEN"), claims
-        for claims in ({"publish": ["config"]}, {"publish": True, "types": ["stats"]}):
+        for claims in ({"publish": ["config"]}, {"publish": True, "types": ["stats"]}):  # type: ignore[assignment]
             status, answer = await post(side, client_token(**claims))
             assert (status, answer["code"]) == (403, "FORBIDDEN"), claims
             assert "'status'" in answer["error"]
