@@ -202,7 +202,7 @@ class History:
             page, _ = await self._read_page(type, b"XRANGE", entry_id(first), b"+", 1, 0)
             return page
 
-        # A whole chunk is gone: continue where history begins, once for all requests that go that far back.
+        # The chunk is gone: continue where history begins, once for all requests that go that far back.
         oldest = await self._flights.share(("oldest", type, reached), read)
         return (await self._from_chunk(type, epoch, oldest[0].seq))[0] if oldest else []
 

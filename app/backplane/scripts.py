@@ -23,7 +23,7 @@ CONTROL = "control"
 """The type whose stream carries control messages between workers."""
 
 ONCE_WINDOW = 300.0
-"""Seconds for which a chosen id is known (PROTOCOL.md)."""
+"""Seconds for which a chosen id is known (docs/PROTOCOL.md)."""
 ONCE_MAX = 100_000
 """Chosen ids that are known per type, at least."""
 

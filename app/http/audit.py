@@ -1,4 +1,4 @@
-"""One line in the log for each call that writes: who, from where, what, and what came of it.
+"""One line in the log for each call that writes: publisher, address, messages and result.
 
 At most AUDIT_RATE lines a second of writers and `STRANGERS` of those without a valid token are
 written; what is beyond is counted, and one line a second says how many calls of which writer are

@@ -37,7 +37,7 @@ class Limiter:
     """The middleware and its state.
 
     Args:
-        writers: knows who is not limited here.
+        writers: recognises publishers, which are not limited here.
         clients: tells addresses.
         budgets: of the addresses.
         note_refused: called with the reason `http_rate` of each refusal.

@@ -1,4 +1,4 @@
-"""Calls that write: what they bring, and `POST /ws/broadcast` (PROTOCOL.md, "HTTP")."""
+"""Messages of publishers, and `POST /ws/broadcast` (docs/PROTOCOL.md, "Publishing")."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def make_draft(
         now: Unix time in seconds.
         size: of the message in bytes, when it is known already.
         decoded: it is what `decode_json` has returned.
-        writer: who sends it; None: the service itself.
+        writer: the publisher; None: the service itself.
 
     Raises:
         ClientError: what is wrong with it.

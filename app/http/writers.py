@@ -1,4 +1,4 @@
-"""Who may write: publish tokens with labels, and clients' tokens with the claim `publish`.
+"""Publishers: publish tokens with labels, and clients' tokens with the claim `publish`.
 
 A label stands for a token wherever one is named: in the log, in the metrics, in budgets. Several
 tokens may have one label, so that a new one can be used before the old one is taken away.
@@ -31,7 +31,7 @@ MAX_CLIENTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Who writes."""
+    """A publisher."""
 
     label: str
     """Of its token; `CLIENTS_LABEL` for the token of a client."""
@@ -53,7 +53,7 @@ class Writer:
         """
         if self.types is not None and isinstance(type, str) and type not in self.types:
             raise ClientError(
-                ErrorCode.FORBIDDEN, f"This token does not allow to publish to {type[:64]!r}."
+                ErrorCode.FORBIDDEN, f"This token does not allow publishing to {type[:64]!r}."
             )
 
 
@@ -87,14 +87,14 @@ class Writers:
         return bool(self._tokens) and self._publisher(_token(request)) is not None
 
     async def require(self, request: web.Request, *, clients: bool = False) -> Writer:
-        """Find out who writes, and make sure that it has not used up its budget.
+        """Identify the publisher, and make sure that it has not used up its budget.
 
         Args:
             request: with a token.
             clients: whether the tokens of clients count as well.
 
         Raises:
-            HttpError: 403 when nobody may write, 401 for a missing or wrong token, 429.
+            HttpError: 403 when publishing is disabled, 401 for a missing or wrong token, 429.
             ClientError: UNAUTHORIZED, FORBIDDEN or SERVICE_UNAVAILABLE.
         """
         clients = clients and self._verifier.enabled
@@ -156,7 +156,7 @@ class Writers:
     async def _client(self, token: str) -> Writer:
         identity = await self._verifier.verify_patiently(token)
         if identity.publish is not None and not identity.publish:
-            message = "This token does not allow to publish: it has no 'publish' claim."
+            message = "This token does not allow publishing: it has no 'publish' claim."
             raise ClientError(ErrorCode.FORBIDDEN, message)
         return Writer(CLIENTS_LABEL, identity.user, identity.publish)
 

@@ -1,1 +1,1 @@
-"""Clients: who they are, what they subscribed to, what they may ask for."""
+"""Sessions of clients: identity, subscriptions, requests and limits."""

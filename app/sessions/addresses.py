@@ -23,7 +23,7 @@ class TooMany(PresenceError):
 
     Args:
         reason: one word for the metric of refused connections.
-        message: what the client is told.
+        message: reported to the client.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -58,10 +58,10 @@ class Addresses:
             if self._connects[network] > self._most_connects:
                 raise TooMany(
                     "address_rate",
-                    f"An address may connect {self._most_connects} times a second.",
+                    f"One address may connect at most {self._most_connects} times per second.",
                 )
         if self._most and self._held[network] >= self._most:
-            raise TooMany("address", f"An address may have {self._most} connections.")
+            raise TooMany("address", f"One address may have at most {self._most} connections.")
 
     def hold(self, connection: Connection, address: str) -> None:
         """Count a connection until `release`; the address may be what `of` has returned."""

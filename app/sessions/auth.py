@@ -1,9 +1,8 @@
-"""Who a client is: the names that users may have, and JSON Web Tokens (RFC 7519) that prove one.
+"""Identities of clients: valid user names, and JSON Web Tokens (RFC 7519) that prove one.
 
 A token is signed with HS256 and AUTH_SECRET, or with RS256, ES256 or EdDSA and a private key whose
 public half is in AUTH_JWKS_FILE or behind AUTH_JWKS_URL. The keys of one kind are never tried on the
-other, so a public key signs nothing. Its sender learns what is wrong with a token; keys and claims
-are not told.
+other, so a public key signs nothing. The sender of a token learns its fault, but no keys and claims.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ _OTHER_CLAIMS = ("at_hash", "c_hash", "events")
 _PROBLEMS: tuple[tuple[type[Exception], str], ...] = (
     (jwt.ExpiredSignatureError, "The token has expired."),
     (jwt.ImmatureSignatureError, "The token is not valid yet."),
-    (jwt.InvalidIssuedAtError, "The token has a wrong 'iat' claim."),
-    (jwt.InvalidSignatureError, "The token's signature is wrong."),
+    (jwt.InvalidIssuedAtError, "The token has an invalid 'iat' claim."),
+    (jwt.InvalidSignatureError, "The token's signature is invalid."),
     (jwt.InvalidAudienceError, "The token is for another audience ('aud')."),
     (jwt.InvalidIssuerError, "The token is of another issuer ('iss')."),
     (jwt.exceptions.InvalidSubjectError, "The token's 'sub' claim is not a string."),
@@ -156,7 +155,7 @@ class TokenVerifier:
         return self.verify(token, may_fetch=False)
 
     def verify(self, token: str, *, may_fetch: bool = True) -> Identity:
-        """Say whom a token names.
+        """Check a token and return the identity that it names.
 
         Args:
             token: of a client.
@@ -179,7 +178,7 @@ class TokenVerifier:
         if not _is_access_token(header, claims):
             raise _unauthorized(
                 "The token is for something else: an access token is needed, no ID, refresh,"
-                " logout or DPoP token, and none that is bound to a key."
+                " logout or DPoP token, nor one that is bound to a key."
             )
         user = user_name(subject)
         if user is None:
@@ -218,7 +217,7 @@ class TokenVerifier:
             else:
                 return claims
         self._miss(may_fetch)
-        raise _unauthorized("The token is signed with a key that is not known.")
+        raise _unauthorized("The token is signed with an unknown key.")
 
     def _keys_for(self, algorithm: object, key_id: object) -> list[Any]:
         if algorithm == "HS256" and self._secret:

@@ -157,7 +157,7 @@ class Claiming:
         self._refusals.note("user")
         if answering < most:
             return NoRoomNow(
-                f"All {most} places of this user are taken, some of them by connections that do"
+                f"This user has reached the limit of {most} connections, some of them by connections that do"
                 " not answer; come back later.",
                 draw_delay(),
             )

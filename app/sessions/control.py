@@ -71,7 +71,7 @@ def check_sid(sid: object) -> str:
 
 
 def check_skipped(skipped: object) -> str | list[str] | None:
-    """Who does not get an event: one client, several, or (None) nobody."""
+    """The clients that an event skips: one, several, or (None) none."""
     if skipped is None:
         return None
     if isinstance(skipped, _COLLECTIONS):
@@ -198,7 +198,7 @@ def _counts(value: Any) -> None:
 
 def _number(value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= _LARGEST_NUMBER:
-        raise ValueError("a whole number is needed")
+        raise ValueError("an integer is needed")
 
 
 _METHODS: dict[str, Iterable[tuple[str, Callable[[Any], object]]]] = {

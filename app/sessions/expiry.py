@@ -12,7 +12,7 @@ from app.sessions.session import Session
 AUTH_SECONDS = 10.0
 """How long a client may take to show its token."""
 EXPIRY_WARNING = 60.0
-"""Seconds before the end of a token at which its client is told."""
+"""Seconds before the expiry of a token at which its client gets `token_expiring`."""
 
 
 class Expiry:
@@ -53,6 +53,8 @@ class Expiry:
 
     def _expire(self, session: Session) -> None:
         session.send_error(
-            ClientError(ErrorCode.UNAUTHORIZED, "A valid token is needed; connect with a new one.")
+            ClientError(
+                ErrorCode.UNAUTHORIZED, "A valid token is required; reconnect with a new one."
+            )
         )
         session.end(CloseCode.UNAUTHORIZED, "no valid token")

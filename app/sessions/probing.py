@@ -1,8 +1,8 @@
 """Whether the clients that hold something still answer, asked of every worker.
 
-Two questions go through the control stream. *Who has these sessions?* is asked for a client that
-comes back with the token of an older connection: one that answers a ping lives on, and the
-newcomer is somebody else (a duplicated tab); one that is silent is closed for its client's new
+Two questions go through the control stream. *Where are these sessions?* is asked for a client that
+reconnects with the token of an older connection: one that answers a ping stays open, and the new
+connection is another client (a duplicated tab); one that is silent is closed for its client's new
 connection. *Do the holders of these users' places answer?* is asked for a user at the cap: of the
 silent ones each worker closes the one that has been silent for the longest.
 
@@ -33,13 +33,13 @@ FEW_WORKERS = 8
 ALL_ANSWER_SECONDS = 1.0
 """How long their answers are awaited."""
 GRACE_SECONDS = 0.3
-"""How long an answer is awaited where only those who have a session give one."""
+"""How long an answer is awaited where only workers that have a session answer."""
 LATE_SHARE = 0.8
-"""Who reads a question after this share of that time replaces without a probe: its answer would
-come too late."""
+"""A worker that reads a question after this share of that time replaces without a probe: its answer
+would come too late."""
 VERDICT_SECONDS = 2.5
-"""How long the answers about pings are awaited; who has a session and says no more is taken for
-one whose client answers."""
+"""How long the answers about pings are awaited; a worker that has a session and sends no answer
+counts as one whose client answers."""
 GATHER_SECONDS = 0.02
 """Users at their cap that come within this time share a question."""
 MAX_USERS = 1000
@@ -227,7 +227,7 @@ class Prober:
                 "alive", message, {"sids": held, "alive": [session.id for session in alive]}
             )
         except ClientError as error:
-            logger.info("an answer about pings is lost: %s", error.code)
+            logger.info("cannot send an answer about pings: %s", error.code)
 
     def on_probe(self, message: dict[str, Any]) -> None:
         """Another worker asks whether the holders of these users' places answer."""
@@ -238,7 +238,7 @@ class Prober:
             users = await self._probe(message["users"])
             await self._answer("alive", message, {"sids": [], "alive": [], "users": users})
         except ClientError as error:
-            logger.info("an answer about pings is lost: %s", error.code)
+            logger.info("cannot send an answer about pings: %s", error.code)
 
     async def _probe(self, users: Iterable[str]) -> dict[str, int]:
         """Connections here that answer, by user; the one of each that is silent longest ends."""

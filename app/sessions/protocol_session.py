@@ -20,7 +20,7 @@ from app.transport.hub import PAUSE_INBOX
 logger = logging.getLogger("realtime.session")
 
 _RATE_LIMITED = ClientError(
-    ErrorCode.RATE_LIMITED, "This connection sends too much; the message was not taken."
+    ErrorCode.RATE_LIMITED, "This connection exceeds its limits; the message was dropped."
 )
 _TAKE, _CLOSE = Verdict.TAKE, Verdict.CLOSE
 
@@ -32,7 +32,7 @@ class ProtocolSession(Session):
         context: the parts of this worker.
         fd: descriptor, see `Connection`.
         id: connection id.
-        user: who it is; None for a client without a name.
+        user: its name; None for an anonymous client.
     """
 
     __slots__ = ("context",)
@@ -131,7 +131,7 @@ class ProtocolSession(Session):
             work = self.handle(message)
         except ClientError as error:
             self.send_error(error)
-        except Exception as error:  # noqa: BLE001 (logged and told)
+        except Exception as error:  # noqa: BLE001 (logged and reported)
             self._failed(error)
         if work is not None:
             self.start_task(work, was_welcomed, size=weigh(message))
@@ -160,7 +160,7 @@ class ProtocolSession(Session):
             await metered(work, self._spent)
         except ClientError as error:
             self.send_error(error)
-        except Exception as error:  # noqa: BLE001 (logged and told)
+        except Exception as error:  # noqa: BLE001 (logged and reported)
             self._failed(error)
         finally:
             extra.task = None
@@ -197,7 +197,10 @@ class ProtocolSession(Session):
     def _failed(self, error: Exception) -> None:
         logger.error("request failed", extra={"connection": self.id}, exc_info=error)
         self.send_error(
-            ClientError(ErrorCode.INTERNAL_ERROR, "The server failed to do this; it is logged.")
+            ClientError(
+                ErrorCode.INTERNAL_ERROR,
+                "An internal error occurred; the log of the server has details.",
+            )
         )
 
     # The life of a connection.
@@ -231,7 +234,7 @@ class ProtocolSession(Session):
             self.context.catchup.start(self)
 
     def heartbeat_missed(self) -> None:
-        """Nothing came for the whole timeout."""
+        """Nothing was received within the timeout."""
         if self.hub.spare(self):
             return
         self.send_error(

@@ -5,11 +5,11 @@ it until its share has grown to what it used. When that has gone on for `REFUSE_
 are refused, unread, and after `CLOSE_SECONDS` it is closed. Messages over their number are refused at
 once, and frames over theirs close at once: they cost less to send than to wait for.
 
-All connections of a worker together may use `INPUT_SHARE` of its time. Beyond that those wait that
-used more than an even part of it, so that there is always time for deliveries, and for clients that
-ask for little. Nobody is closed for this.
+All connections of a worker together may use `INPUT_SHARE` of its time. Beyond that
+connections wait that used more than an even part of it, so that there is always time for
+deliveries and for light clients. No connection is closed for this.
 
-Only connections that sent something in this second have a place here, and those that wait.
+Only connections that sent something in this second, and those that wait, have an entry here.
 """
 
 from __future__ import annotations

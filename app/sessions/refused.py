@@ -53,7 +53,7 @@ class Refuser:
         self._count = 0
 
     def has_room(self, now: float) -> bool:
-        """Whether one more may be told; counts it.
+        """Whether one more connection may be made; counts it.
 
         Args:
             now: monotonic seconds.

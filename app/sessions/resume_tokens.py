@@ -16,7 +16,7 @@ from app.types import Position
 
 @dataclass(frozen=True, slots=True)
 class Pid:
-    """Who a Socket.IO client was."""
+    """The earlier session of a Socket.IO client."""
 
     sid: str
     offset: Offset
@@ -38,7 +38,7 @@ class ResumeTokens:
         self._offset = ""
 
     def resume(self, id: str, user: str | None = None) -> str:
-        """What proves that a client was connection `id`, of this user."""
+        """The token that proves that a client was connection `id`, of this user."""
         return f"{id}.{self._proof(id if user is None else f'resume|{id}|{user}')}"
 
     def pid(
@@ -49,7 +49,7 @@ class ResumeTokens:
         batch: bool,
         positions: Mapping[str, Position],
     ) -> str:
-        """What proves who a Socket.IO client is, and where it stands as it connects.
+        """The token that proves a Socket.IO client's identity and its positions as it connects.
 
         Args:
             id: of its connection.

@@ -1,4 +1,4 @@
-"""Requests of clients, one method per action (PROTOCOL.md, "Actions")."""
+"""Requests of clients, one method per action (docs/PROTOCOL.md, "Actions")."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ class Router:
     def _authenticated(self, session: Session, request: Request, identity: Identity) -> Work | None:
         if session.welcomed and identity.user != session.user:
             raise ClientError(
-                ErrorCode.UNAUTHORIZED, "This token is another user's; open another connection."
+                ErrorCode.UNAUTHORIZED,
+                "The token belongs to another user; open another connection.",
             )
         session.authenticated(identity)
         expires = None if identity.expires_at is None else round(identity.expires_at * 1000)

@@ -1,4 +1,4 @@
-"""A session as the parts of a worker see it: who it is, what it holds, and what it can be asked.
+"""A session as the parts of a worker see it: its identity, its resources, and its operations.
 
 What it does with its client's messages is in `protocol_session.py`, above all the parts.
 """
@@ -210,7 +210,7 @@ class Session(Subscriber):
         hub: the connections of this worker.
         fd: descriptor, see `Connection`.
         id: connection id.
-        user: who it is; None for a client without a name.
+        user: its name; None for an anonymous client.
     """
 
     __slots__ = ("claimed", "extra", "phase", "user")

@@ -22,7 +22,7 @@ from app.types import Position
 logger = logging.getLogger("realtime.session")
 
 HOLD_SECONDS = 1.0
-"""How long default subscriptions wait for the client's first frame (PROTOCOL.md)."""
+"""How long default subscriptions wait for the client's first frame (docs/PROTOCOL.md)."""
 MAX_RECONNECT_ATTEMPTS = 10
 """What clients are advised; the service itself does not count."""
 GREETINGS = 256

@@ -1,7 +1,7 @@
 """Bytes that travel beside the states of sessions: unsent ones, half-read frames, messages.
 
 They are no part of the JSON, which names each by its number. A chunk that several sessions of a
-batch share, such as the bytes of a flush, travels once, and is shared by those who get it.
+batch share, such as the bytes of a flush, travels once, and the sessions share it.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def is_flag(value: Any) -> bool:
 
 
 def is_count(value: Any) -> bool:
-    """Whether it is a whole number that may count or name something."""
+    """Whether it is an integer that may count or name something."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 

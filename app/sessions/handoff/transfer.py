@@ -118,7 +118,7 @@ class Transfer:
         return any(session not in self.stay for session in self.left())
 
     def resume(self) -> None:
-        """Read again from those who are left."""
+        """Read again from the sessions that are left."""
         for session in self.left():
             self._context.hub.resume(session)
             session.go_on()
@@ -173,7 +173,7 @@ class Transfer:
                 self._manager.let_go(session)
 
     async def take_back(self, batch: Batch, sessions: Sequence[Session], *, stay: bool) -> None:
-        """Go on serving sessions that were not taken; `stay`: nobody else will take them."""
+        """Go on serving sessions that were not taken; `stay`: no other successor will take them."""
         kept = frozenset(sessions)
         missing = await self._control_after(batch.control)
         for session, times in zip(batch.sessions, batch.times, strict=True):
@@ -256,7 +256,9 @@ class Transfer:
                 items = []
             messages = [item for item in items if isinstance(item, Message)]
             if not messages:
-                logger.warning("messages between workers are lost: they cannot be read again")
+                logger.warning(
+                    "control messages between workers are lost: they cannot be read again"
+                )
                 break
             found += messages
             position = Position(messages[-1].epoch, messages[-1].seq)

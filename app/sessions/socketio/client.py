@@ -27,7 +27,7 @@ class SocketIOClient(Session):
     # How it enters a namespace, and leaves.
 
     def identify(self, data: Any) -> Work | None:
-        """Find out who connects, from the CONNECT packet, and claim its place.
+        """Identify the client from its CONNECT packet, and claim its place.
 
         Raises:
             ClientError: it may not connect.

@@ -269,7 +269,7 @@ class StreamManager(AsyncPubSubManager, RoomManager):
         """
         callback = self.callbacks.get(sid, {}).pop(id, None) if id else None
         if callback is None:
-            logger.debug("an acknowledgement that nothing awaits")
+            logger.debug("unexpected acknowledgement")
             return
         result = callback(*data)
         if inspect.isawaitable(result):
@@ -481,7 +481,7 @@ class StreamManager(AsyncPubSubManager, RoomManager):
         return isinstance(callback, partial) and callback.func == self._return_callback
 
     async def can_disconnect(self, sid: str, namespace: str) -> bool:
-        """Whether the client is here; otherwise its own worker is told."""
+        """Whether the client is here; otherwise the request is sent to its own worker."""
         session = self._find(check_sid(sid), namespace)
         if session is not None:
             return self.is_connected(sid, namespace) and session.state == OPEN

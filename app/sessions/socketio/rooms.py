@@ -1,4 +1,4 @@
-"""python-socketio's client manager for the clients of one worker: who is in which room.
+"""python-socketio's client manager for the clients of one worker: the members of rooms.
 
 A room named like a message type, in the main namespace, is the subscription to that type.
 """

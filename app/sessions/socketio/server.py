@@ -235,7 +235,7 @@ class RealtimeServer(socketio.AsyncServer):
     # Messages.
 
     def dispatch(self, session: SocketIOClient, packet: Any, size: int) -> Work | None:
-        """Carry out a whole packet; returns what the next ones must wait for.
+        """Carry out a complete packet; returns what the next ones must wait for.
 
         Args:
             session: it came from.
@@ -255,11 +255,12 @@ class RealtimeServer(socketio.AsyncServer):
                 return None
             if packet.data[0] in RESERVED_ON_WIRE or packet.data[0] == CATCH_ALL:
                 raise ClientError(
-                    ErrorCode.INVALID_PAYLOAD, f"No event can be named {packet.data[0]!r}."
+                    ErrorCode.INVALID_PAYLOAD, f"The event name {packet.data[0]!r} is reserved."
                 )
             if not self.has_handler(packet.data[0], namespace):
                 raise ClientError(
-                    ErrorCode.INVALID_ACTION, f"Nobody handles the event {packet.data[0][:64]!r}."
+                    ErrorCode.INVALID_ACTION,
+                    f"No handler is registered for event {packet.data[0][:64]!r}.",
                 )
             extra = session.need_extra()
             extra.handlers += 1
@@ -271,7 +272,7 @@ class RealtimeServer(socketio.AsyncServer):
         if kind in (sio_packet.ACK, sio_packet.BINARY_ACK):
             work = self._handle_ack(session, namespace, packet.id, packet.data)
             return work  # noqa: RET504 (the library is untyped)
-        raise ClientError(ErrorCode.PARSE_ERROR, "A client does not send this kind of packet.")
+        raise ClientError(ErrorCode.PARSE_ERROR, "Clients must not send packets of this type.")
 
     async def _handle_event_internal(
         self,
@@ -300,7 +301,7 @@ class RealtimeServer(socketio.AsyncServer):
                     extra={"connection": eio_sid.id},
                 )
             if namespace == MAIN:
-                failed = "The server failed to acknowledge this; it is logged."
+                failed = "The acknowledgement failed; the log of the server has details."
                 eio_sid.send_error(
                     ClientError(ErrorCode.INTERNAL_ERROR, failed), Request("", None, None, id)
                 )

@@ -36,7 +36,7 @@ from app.transport.connection import OPEN, OUTPUT_LIMIT
 MAX_ATTACHMENTS = 100
 """Binary attachments of one packet."""
 
-_UNFIT = "The placeholders do not fit the attachments."
+_UNFIT = "The placeholders do not match the attachments."
 _CONNECT = str(sio_packet.CONNECT)
 """To the main namespace without `auth`: what most clients of a storm begin with."""
 _LONGEST_CONNECT = 64 * 1024
@@ -58,7 +58,7 @@ _REASONS = {
     "client disconnect": "client disconnect",
     "heartbeat timeout": "ping timeout",
 }
-"""What python-socketio's disconnect handlers are told; everything else is the server's doing."""
+"""Reasons given to python-socketio's disconnect handlers; any other end is `server disconnect`."""
 
 
 class SocketIOSession(ProtocolSession, SocketIOClient):
@@ -143,7 +143,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
             if len(message) > most:
                 raise ClientError(
                     ErrorCode.MESSAGE_TOO_LARGE,
-                    f"An event is at most {most} characters long, without its attachments.",
+                    f"An event may have at most {most} characters, without its attachments.",
                 )
         else:
             check_cost(message)
@@ -151,7 +151,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
     def _packet(self, text: str) -> Work | None:
         server = self.context.sio
         if self.drop_packet():
-            message = "The packet before is dropped: its attachments are missing."
+            message = "The previous packet is dropped: its attachments are missing."
             self.send_error(ClientError(ErrorCode.PARSE_ERROR, message))
         if text == _CONNECT:
             return server.connect(self, MAIN, None)
@@ -160,17 +160,17 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
             isinstance(packet.data, list) and packet.data and isinstance(packet.data[0], str)
         ):
             raise ClientError(
-                ErrorCode.INVALID_PAYLOAD, "An event is an array that begins with its name."
+                ErrorCode.INVALID_PAYLOAD, "An event must be an array that begins with its name."
             )
         if packet.packet_type in (sio_packet.ACK, sio_packet.BINARY_ACK) and (
             packet.id is None or not isinstance(packet.data, list)
         ):
-            raise ClientError(ErrorCode.INVALID_PAYLOAD, "An ACK has an id and an array.")
+            raise ClientError(ErrorCode.INVALID_PAYLOAD, "An ACK must have an id and an array.")
         if packet.attachment_count:
             if packet.attachment_count > MAX_ATTACHMENTS:
                 raise ClientError(
                     ErrorCode.MESSAGE_TOO_LARGE,
-                    f"A packet has at most {MAX_ATTACHMENTS} attachments.",
+                    f"A packet may have at most {MAX_ATTACHMENTS} attachments.",
                 )
             namespace = packet.namespace or MAIN
             sid = server.manager.sid_from_eio_sid(self, namespace)
@@ -204,7 +204,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
         server = self.context.sio
         packet = server._binary_packet.get(self)
         if packet is None:
-            raise ClientError(ErrorCode.PARSE_ERROR, "No packet waits for this attachment.")
+            raise ClientError(ErrorCode.PARSE_ERROR, "The attachment belongs to no packet.")
         if self._result_size(packet, data) > self.hub.max_message:
             self.drop_packet()
             raise self._too_large()
@@ -255,7 +255,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
     # Coming in.
 
     def identify(self, data: Any) -> Work | None:
-        """Find out who connects, from the CONNECT packet, and claim its place.
+        """Identify the client from its CONNECT packet, and claim its place.
 
         Raises:
             ClientError: it may not connect.
@@ -429,7 +429,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
         return held
 
     def left(self, namespace: str) -> None:
-        """Out of a namespace; who is in none must enter one in time."""
+        """Note that the client left a namespace; outside of all it must enter one in time."""
         if namespace == MAIN:
             self._left_main()
         if self.state == OPEN and not self.is_entering:
