@@ -217,7 +217,7 @@ class TokenVerifier:
             else:
                 return claims
         self._miss(may_fetch)
-        raise _unauthorized("The token is signed with an unknown key.")
+        raise _unauthorized("The token is signed with a key that is not known.")
 
     def _keys_for(self, algorithm: object, key_id: object) -> list[Any]:
         if algorithm == "HS256" and self._secret:
