@@ -29,15 +29,15 @@ check: lint ## lint, types, import directions, unit tests: before each commit
 
 # Tests of one file share a service, so a file stays in one process. What is marked `alone` measures.
 PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder -m 'not alone'
-COVERED := --cov --cov-append --cov-fail-under=0 --cov-report=
+COVERED := --cache-clear --cov --cov-append --cov-fail-under=0 --cov-report=
 # What fails while others use the processors must pass alone; the first failure stays in the output.
-AGAIN := $(BIN)/pytest --lf --lfnf=none
+AGAIN := $(BIN)/pytest --lf --lfnf=none --cov --cov-append --cov-fail-under=0 --cov-report=
 PARTS := $(addprefix tests/,component integration deploy monitoring page)
 test: lint ## lint, types, all tests, coverage: what CI runs
 	rm -f .coverage .coverage.*
-	$(BIN)/pytest -n 4 tests/architecture tests/unit $(COVERED) || $(AGAIN) $(COVERED)
-	$(BIN)/pytest $(PARALLEL) $(PARTS) $(COVERED) || $(AGAIN) $(COVERED)
-	$(BIN)/pytest $(PARALLEL) tests/torture || $(AGAIN)
+	$(BIN)/pytest -n 4 tests/architecture tests/unit $(COVERED) || $(AGAIN)
+	$(BIN)/pytest $(PARALLEL) $(PARTS) $(COVERED) || $(AGAIN)
+	$(BIN)/pytest $(PARALLEL) --cache-clear tests/torture || $(AGAIN)
 	$(BIN)/pytest -m alone $(PARTS) tests/torture --cov --cov-append
 
 torture: $(VENV)/installed-dev ## fuzzing, the Autobahn suite, storms and a soak, at full length (TORTURE_SEED=n repeats a run)

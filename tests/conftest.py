@@ -6,11 +6,18 @@ import signal
 from collections.abc import Generator
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support import programs
 from tests.support.service import Service
 from workers.leader import valkey as private_valkey
+
+# No limit of time for an example: how long one takes says how busy the machine is.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 # The longest files first, so that none of them is left for the end when files run in parallel.
 _LONG = (
