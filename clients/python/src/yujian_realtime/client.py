@@ -1,0 +1,669 @@
+"""One connection that comes back by itself: newest state first, recovery, requests."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import json
+import logging
+import random as _random
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+
+import aiohttp
+
+from yujian_realtime.addresses import DEFAULT, socket_url
+from yujian_realtime.closing import Backoff, Ending
+from yujian_realtime.errors import ConnectionClosed, RealtimeError, RequestTimeout
+from yujian_realtime.failures import describe
+from yujian_realtime.ledger import Ledger
+from yujian_realtime.messages import Counts, Gap, History, Message, State
+
+log = logging.getLogger("yujian_realtime")
+
+Token = str | Callable[[], str | Awaitable[str]]
+"""A JSON Web Token, or a function that gets one."""
+
+QUEUE_LIMIT = 1000
+"""Messages that a subscription holds while nobody reads it; then the oldest is dropped."""
+
+_LARGEST_FRAME = 64 * 2**20
+"""Bytes of a message that are taken: the service's own limit is far below."""
+_OPEN_TIMEOUT = 15.0
+_CLOSE_TIMEOUT = 2.0
+_EVENTS = ("state", "message", "gap", "error", "rtt")
+_REFUSED = "The handshake was refused with HTTP status"
+
+
+def connect(url: str = DEFAULT, **options: Any) -> Realtime:
+    """A client of the service at `url`; the options are those of `Realtime`."""
+    return Realtime(url, **options)
+
+
+class Realtime:
+    """A client of the plain protocol. `async with` connects in the background and leaves at the end.
+
+    Args:
+        url: of the service, `http(s)` or `ws(s)`; without a path it is `/ws/realtime`.
+        token: a JWT, or a function (it may be async) that gets one: for each connection, and a
+            minute before one expires. It goes into the first message, never into the address.
+        user: name of the client, where the service asks for no token.
+        history: newest messages of each type that come first, 0 to 100.
+        ping: seconds between pings; twice as much silence ends a connection.
+        pause: shortest and longest pause before a reconnect, in seconds; half of it is random.
+        session: to connect with, for proxies and certificates; by default one of its own.
+        random: a number from 0 to 1.
+
+    Raises:
+        ValueError: `url` is no address.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT,
+        *,
+        token: Token | None = None,
+        user: str | None = None,
+        history: int = 1,
+        ping: float = 15.0,
+        pause: tuple[float, float] = (0.5, 15.0),
+        session: aiohttp.ClientSession | None = None,
+        random: Callable[[], float] = _random.random,
+    ) -> None:
+        self._url = socket_url(url)
+        self._token = token
+        self._user = user
+        self._history = history
+        self._ping_every = ping
+        self._session = session
+        self._owns_session = session is None
+        self._backoff = Backoff(*pause, random)
+        self._ledger = Ledger()
+        self._state = State("connecting")
+        self._connected: Mapping[str, Any] = {}
+        self._clock_offset = 0.0
+        self._subscriptions: list[Subscription] = []
+        self._handlers: dict[str, list[Callable[[Any], object]]] = {name: [] for name in _EVENTS}
+        self._pending: dict[str, asyncio.Future[Message]] = {}
+        self._ids = itertools.count(1)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop_task: asyncio.Task[None] | None = None
+        self._attempt: asyncio.Task[Ending] | None = None
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._ended: asyncio.Future[Ending] | None = None
+        self._last_error: RealtimeError | None = None
+        self._token_tried = False
+        self._wake = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._final = asyncio.Event()
+        self.rtt: float | None = None
+        """Last round trip in seconds."""
+
+    # Life
+
+    async def __aenter__(self) -> Self:
+        if self._loop_task is not None:
+            raise RuntimeError("A client connects once; make another one.")
+        if self._session is None:
+            self._session = aiohttp.ClientSession()
+        self._loop_task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Leave for good. Iterators end, requests that wait raise `ConnectionClosed`."""
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.wait({self._loop_task})
+        self._finish(State("closed", "left", 1000))
+        for task in [*self._tasks]:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._owns_session and self._session is not None:
+            await self._session.close()
+
+    def reconnect(self, *, token: Token | None = None) -> None:
+        """Connect now, also after what is final.
+
+        Args:
+            token: in place of the present one.
+        """
+        if token is not None:
+            self._token = token
+        self._token_tried = False
+        self._backoff.succeeded()
+        self._final.clear()
+        self._wake.set()
+        if self._attempt is not None:
+            self._attempt.cancel()
+
+    async def opened(self) -> None:
+        """Wait until the connection is open.
+
+        Raises:
+            ConnectionClosed: it has ended for good.
+        """
+        if self._ready.is_set():
+            return
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._ready, self._final)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if not self._ready.is_set():
+            raise self._closed()
+
+    # What is known
+
+    @property
+    def state(self) -> State:
+        """State of the connection; `on("state", ...)` tells of changes."""
+        return self._state
+
+    @property
+    def counts(self) -> Counts:
+        """What has happened so far."""
+        return self._ledger.counts
+
+    @property
+    def connected(self) -> Mapping[str, Any]:
+        """Data of `connected`: `connectionId`, `user`, `supportedTypes`, limits; at first empty."""
+        return self._connected
+
+    @property
+    def clock_offset(self) -> float:
+        """Seconds by which the service's clock is ahead of this one."""
+        return self._clock_offset
+
+    # Messages
+
+    def subscribe(
+        self, *types: str, history: int | None = None, limit: int = QUEUE_LIMIT
+    ) -> Subscription:
+        """Messages of one or more types, as an asynchronous iterator; the newest come first.
+
+        Args:
+            types: names; `all` stands for every type.
+            history: newest messages of each that come first; by default that of the client.
+            limit: messages that are held while nobody reads; then the oldest is dropped, counted
+                and told as a gap with the reason `slow`.
+        """
+        if not types:
+            raise ValueError("Name a type, or 'all'.")
+        chosen = self._history if history is None else history
+        subscription = Subscription(self, frozenset(types), chosen, limit)
+        for message in self._ledger.newest():
+            if subscription.wants(message.type):
+                subscription.put(message, again=True)
+        self._subscriptions.append(subscription)
+        if self._ready.is_set():
+            self._spawn(self._follow())
+        return subscription
+
+    @overload
+    def on(
+        self, event: Literal["state"], handler: Callable[[State], object]
+    ) -> Callable[[], None]: ...
+    @overload
+    def on(
+        self, event: Literal["message"], handler: Callable[[Message], object]
+    ) -> Callable[[], None]: ...
+    @overload
+    def on(self, event: Literal["gap"], handler: Callable[[Gap], object]) -> Callable[[], None]: ...
+    @overload
+    def on(
+        self, event: Literal["error"], handler: Callable[[RealtimeError], object]
+    ) -> Callable[[], None]: ...
+    @overload
+    def on(
+        self, event: Literal["rtt"], handler: Callable[[float], object]
+    ) -> Callable[[], None]: ...
+    def on(self, event: str, handler: Callable[[Any], object]) -> Callable[[], None]:
+        """Call a function at each `state`, `message`, `gap`, `error` or `rtt` (in seconds).
+
+        Returns:
+            A function that ends it.
+        """
+        handlers = self._handlers[event]
+        handlers.append(handler)
+
+        def remove() -> None:
+            if handler in handlers:
+                handlers.remove(handler)
+
+        return remove
+
+    # Requests
+
+    async def request(
+        self, action: str, payload: Mapping[str, Any] | None = None, *, timeout: float = 15.0
+    ) -> Message:
+        """Ask the service; waits for a connection.
+
+        Args:
+            action: of the protocol.
+            payload: its argument.
+            timeout: seconds until the answer, the wait for a connection included.
+
+        Raises:
+            RealtimeError: the service answered with an error.
+            ConnectionClosed: the connection ended before the answer.
+            RequestTimeout: no answer came in time.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self.opened()
+                return await self._ask(action, payload or {})
+        except TimeoutError:
+            raise RequestTimeout(f"No answer to '{action}' in {timeout:g} seconds.") from None
+
+    async def history(self, type: str, limit: int = 50, before: int | None = None) -> History:
+        """Older messages of a type, the newest last; raises like `request`."""
+        payload: dict[str, Any] = {"type": type, "limit": limit}
+        if before is not None:
+            payload["before"] = before
+        data = (await self.request("get_history", payload)).data
+        return History([Message.of(one, "history") for one in data["messages"]], data["more"])
+
+    async def presence(self, type: str) -> dict[str, int]:
+        """How many are subscribed to a type, `{connections, users}`; raises like `request`."""
+        data: dict[str, int] = (await self.request("presence", {"type": type})).data
+        return data
+
+    async def ping(self) -> float:
+        """Round trip in seconds; raises like `request`."""
+        began = time.monotonic()
+        await self.request("ping")
+        return self._note_rtt(began)
+
+    # The connection
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            self._become(State("connecting", self._state.cause, self._state.code))
+            self._attempt = asyncio.create_task(self._connect())
+            try:
+                await asyncio.wait({self._attempt})
+            except asyncio.CancelledError:
+                self._attempt.cancel()
+                await asyncio.wait({self._attempt})
+                raise
+            attempt, self._attempt = self._attempt, None
+            if attempt.cancelled():
+                continue  # `reconnect`
+            if error := attempt.exception():
+                log.error("The connection failed", exc_info=error)
+                ending = Ending(message=str(error))
+            else:
+                ending = attempt.result()
+            await self._pause(ending)
+
+    async def _pause(self, ending: Ending) -> None:
+        cause, back = ending.meaning
+        # A token that the service refuses may be old: one that is got anew has another chance.
+        if cause == "token" and callable(self._token) and not self._token_tried:
+            self._token_tried = back = True
+        if not back:
+            self._finish(State("closed", cause, ending.code, ending.message))
+            await self._wake.wait()
+            return
+        pause = self._backoff.pause(ending)
+        self._ledger.counts.reconnects += 1
+        self._become(State("waiting", cause, ending.code, ending.message, pause))
+        try:
+            async with asyncio.timeout(pause):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _connect(self) -> Ending:
+        """One connection, from the handshake to its end."""
+        assert self._session is not None
+        query = {"types": ""}
+        if self._user is not None:
+            query["user"] = self._user
+        resume = self._connected.get("resume")
+        if isinstance(resume, str):
+            query["resume"] = resume
+        self._last_error = None
+        try:
+            async with asyncio.timeout(_OPEN_TIMEOUT):
+                socket = await self._session.ws_connect(
+                    self._url.update_query(query), max_msg_size=_LARGEST_FRAME, autoping=True
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            after = error.headers.get("Retry-After", "") if error.headers else ""
+            said = f"{_REFUSED} {error.status}."
+            return Ending(status=error.status, retry_after=after, message=said)
+        except TimeoutError:
+            return Ending(message="The service did not answer the handshake in time.")
+        except (aiohttp.ClientError, OSError) as error:
+            return Ending(message=describe(error))
+        self._socket = socket
+        self._ended = asyncio.get_running_loop().create_future()
+        helpers = [
+            asyncio.create_task(self._read(socket)),
+            asyncio.create_task(self._authenticate()),
+            asyncio.create_task(self._beat()),
+        ]
+        try:
+            return await self._ended
+        finally:
+            self._socket = None
+            self._ready.clear()
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.wait(helpers)
+            self._fail_pending()
+            closing = asyncio.create_task(socket.close())
+            await asyncio.wait({closing}, timeout=_CLOSE_TIMEOUT)
+            closing.cancel()
+
+    def _end(self, ending: Ending) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(ending)
+
+    async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        code, reason, message = 1006, "", ""
+        try:
+            while True:
+                # Pings of the service count as well: the limit is for each frame.
+                frame = await socket.receive(timeout=2 * self._ping_every)
+                if frame.type is aiohttp.WSMsgType.TEXT:
+                    await self._receive(json.loads(frame.data))
+                    continue
+                if frame.type is aiohttp.WSMsgType.CLOSE:
+                    code, reason = frame.data or 1006, frame.extra or ""
+                elif frame.type is aiohttp.WSMsgType.ERROR:
+                    message = str(frame.data)
+                break
+        except TimeoutError:
+            message = "Nothing was received in time."
+        except (aiohttp.ClientError, OSError) as error:
+            message = describe(error)
+        except (ValueError, KeyError, TypeError) as error:
+            log.exception("A message of the service cannot be read")
+            message = f"A message of the service cannot be read: {error!r}"
+        told = self._last_error
+        self._end(
+            Ending(
+                code,
+                reason,
+                error=told.code if told else "",
+                message=told.message if told else message,
+            )
+        )
+
+    async def _authenticate(self) -> None:
+        """Show the token, if there is one, in the first frame; else make the first round trip.
+
+        Where a token is needed, a request without one is refused at once.
+        """
+        began = time.monotonic()
+        try:
+            if self._token is None:
+                await self._ask("ping", {})
+                self._note_rtt(began)
+                return
+            value = self._token() if callable(self._token) else self._token
+            token = await value if inspect.isawaitable(value) else value
+        except ConnectionClosed:
+            return
+        except RealtimeError as error:
+            if error.code == "UNAUTHORIZED":
+                self._end(Ending(4401, error=error.code, message=error.message))
+            return
+        except Exception as error:  # noqa: BLE001 - whatever the caller's function raises
+            self._end(Ending(error="TOKEN", message=f"No token: {error!r}"))
+            return
+        try:
+            await self._ask("auth", {"token": token})
+        except ConnectionClosed:
+            return
+        except RealtimeError as error:
+            code = 4401 if error.code == "UNAUTHORIZED" else 1006
+            self._end(Ending(code, error=error.code, message=error.message))
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._ping_every)
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(2 * self._ping_every):
+                    await self._ask("ping", {})
+            except (RealtimeError, TimeoutError):
+                continue  # silence is noticed where frames are read
+            self._note_rtt(began)
+
+    async def _ask(self, action: str, payload: Mapping[str, Any]) -> Message:
+        socket = self._socket
+        if socket is None:
+            raise self._closed()
+        id = f"p{next(self._ids)}"
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._pending[id] = answer
+        try:
+            await socket.send_str(json.dumps({"id": id, "action": action, "payload": payload}))
+            return await answer
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            raise ConnectionClosed("network", 1006, str(error)) from None
+        finally:
+            self._pending.pop(id, None)
+
+    async def _follow(self) -> None:
+        """Subscribe to what is wanted and does not flow yet."""
+        requests = self._ledger.missing(self._wanted())
+        await asyncio.gather(*(self._ask_or_tell("subscribe", payload) for payload in requests))
+
+    async def _ask_or_tell(self, action: str, payload: Mapping[str, Any]) -> None:
+        try:
+            await self._ask(action, payload)
+        except ConnectionClosed:
+            pass
+        except RealtimeError as error:
+            self._emit("error", error)
+
+    def _wanted(self) -> dict[str, int]:
+        supported = self._connected.get("supportedTypes", ())
+        wanted: dict[str, int] = {}
+        for subscription in self._subscriptions:
+            for type in supported if "all" in subscription.types else sorted(subscription.types):
+                wanted[type] = max(wanted.get(type, 0), subscription.history)
+        return wanted
+
+    async def _receive(self, envelope: dict[str, Any]) -> None:
+        event: str = envelope["event"]
+        data: Any = envelope.get("data")
+        asked = self._pending.get(envelope.get("replyTo") or "")
+        if event == "batch_update":
+            for one in data["messages"]:
+                await self._receive(one)
+            return
+        if event == "connected":
+            await self._welcomed(data)
+        elif event == "subscribed":
+            self._ledger.subscribed(data["types"])
+        elif event == "history_data" and asked is None:
+            for message in self._ledger.past(envelope["type"], data["messages"]):
+                self._deliver(message)
+        elif event == "gap":
+            self._emit("gap", self._ledger.gap(envelope["type"], data))
+        elif event == "token_expiring" and callable(self._token):
+            self._spawn(self._authenticate())
+        elif event == "error":
+            self._refused(RealtimeError(data["code"], data["message"]), asked)
+        if "seq" in envelope:
+            live = self._ledger.live(envelope)
+            if live is not None:
+                self._deliver(live)
+        if asked is not None and not asked.done():
+            asked.set_result(Message.of(envelope, "live"))
+
+    async def _welcomed(self, data: dict[str, Any]) -> None:
+        self._connected = data
+        self._clock_offset = data["serverTime"] / 1000 - time.time()
+        self._backoff.succeeded()
+        self._token_tried = False
+        self._ledger.connected()
+        self._ready.set()
+        self._become(State("open"))
+        self._spawn(self._follow())
+        await asyncio.sleep(0)  # what is subscribed to is asked for before other requests
+
+    def _refused(self, error: RealtimeError, asked: asyncio.Future[Message] | None) -> None:
+        if asked is None:
+            self._last_error = error
+            self._emit("error", error)
+        elif not asked.done():
+            asked.set_exception(error)
+
+    # Helpers
+
+    def _deliver(self, message: Message) -> None:
+        for subscription in [*self._subscriptions]:
+            if subscription.wants(message.type):
+                lost = subscription.put(message)
+                if lost is not None:
+                    self.counts.gaps += 1
+                    self.counts.missed += 1
+                    self._emit("gap", lost)
+        self._emit("message", message)
+
+    def _drop(self, subscription: Subscription) -> None:
+        if subscription not in self._subscriptions:
+            return
+        self._subscriptions.remove(subscription)
+        gone = self._ledger.unwanted(self._wanted())
+        if gone and self._ready.is_set():
+            self._spawn(self._ask_or_tell("unsubscribe", {"types": gone}))
+
+    def _emit(self, event: str, value: object) -> None:
+        for handler in [*self._handlers[event]]:
+            try:
+                handler(value)
+            except Exception:
+                log.exception("A handler of %r failed", event)
+
+    def _become(self, state: State) -> None:
+        self._state = state
+        self._emit("state", state)
+
+    def _finish(self, state: State) -> None:
+        if self._final.is_set() and self._state.cause == "left":
+            return
+        self._ready.clear()
+        self._become(state)
+        self._final.set()
+        self._fail_pending()
+        for subscription in self._subscriptions:
+            subscription.wake()
+
+    def _closed(self) -> ConnectionClosed:
+        state = self._state
+        said = state.message or f"The connection has ended ({state.cause or 'network'})."
+        return ConnectionClosed(state.cause or "network", state.code or 1006, said)
+
+    def _fail_pending(self) -> None:
+        for answer in self._pending.values():
+            if not answer.done():
+                answer.set_exception(self._closed())
+                answer.exception()  # whoever asked may be gone
+        self._pending.clear()
+
+    def _note_rtt(self, began: float) -> float:
+        self.rtt = time.monotonic() - began
+        self._emit("rtt", self.rtt)
+        return self.rtt
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class Subscription(AsyncIterator[Message]):
+    """Messages of some types, in order, each once; made by `Realtime.subscribe`.
+
+    Iteration ends when the client is closed, and raises `ConnectionClosed` when the service has
+    closed the connection for good (a wrong token, too many connections of the user).
+    """
+
+    def __init__(self, client: Realtime, types: frozenset[str], history: int, limit: int) -> None:
+        self.types = types
+        self.history = history
+        self._client = client
+        self._messages: deque[Message] = deque()
+        self._limit = max(limit, 1)
+        self._changed = asyncio.Event()
+        self._ended = False
+
+    def wants(self, type: str) -> bool:
+        """Whether messages of this type belong to it."""
+        return type in self.types or "all" in self.types
+
+    def put(self, message: Message, *, again: bool = False) -> Gap | None:
+        """Add a message.
+
+        Args:
+            message: the next one.
+            again: others have had it; to this subscription it is the past.
+
+        Returns:
+            What was dropped for it.
+        """
+        if again:
+            message = Message.of(message.envelope, "history")
+        lost = None
+        if len(self._messages) >= self._limit:
+            old = self._messages.popleft()
+            seq = old.seq or 0
+            lost = Gap(old.type, seq, seq, old.epoch or "", "slow")
+        self._messages.append(message)
+        self._changed.set()
+        return lost
+
+    def wake(self) -> None:
+        """Look at the state of the client again."""
+        self._changed.set()
+
+    def close(self) -> None:
+        """End it; the service sends no more messages that nobody else wants."""
+        self._ended = True
+        self._changed.set()
+        self._client._drop(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __anext__(self) -> Message:
+        while not self._messages:
+            state = self._client.state
+            if self._ended or (state.name == "closed" and state.cause == "left"):
+                raise StopAsyncIteration
+            if state.name == "closed":
+                raise self._client._closed()
+            self._changed.clear()
+            await self._changed.wait()
+        return self._messages.popleft()

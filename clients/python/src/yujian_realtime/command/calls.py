@@ -1,0 +1,249 @@
+"""The commands that make one call: history, publish, presence, status, token."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, TextIO, cast
+
+from yujian_realtime.command.exits import Exit, Failure, failure_of
+from yujian_realtime.command.settings import Connection
+from yujian_realtime.command.text import (
+    clock,
+    compact,
+    duration,
+    has_colour,
+    paint,
+    printable,
+    summary,
+)
+from yujian_realtime.errors import PublishError, RealtimeError
+from yujian_realtime.http import HttpClient
+from yujian_realtime.publisher import Draft, Publisher, Stored
+
+PAGE = 100
+"""Messages that one call for the history brings."""
+
+State = Literal["idle", "working", "offline"]
+Priority = Literal["high", "normal", "low"]
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def _json(value: object) -> None:
+    _print(json.dumps(value, ensure_ascii=False))
+
+
+async def history(
+    connection: Connection, type: str, limit: int, before: int | None, *, as_json: bool
+) -> Exit:
+    """Print the newest messages of a type, the newest last.
+
+    Args:
+        connection: which service.
+        type: of the messages.
+        limit: how many; 0: all that are kept.
+        before: only those with a lower `seq`; None: up to the newest.
+        as_json: one envelope a line.
+    """
+    pages: list[list[dict[str, Any]]] = []
+    left = limit
+    try:
+        async with HttpClient(connection.url, connection.bearer()) as client:
+            while True:
+                query: dict[str, str | int] = {"type": type, "limit": min(left, PAGE) or PAGE}
+                if before is not None:
+                    query["before"] = before
+                answer = await client.get("/history", query)
+                messages = answer["messages"]
+                pages.append(messages)
+                left -= len(messages)
+                if not messages or not answer["more"] or (limit and left <= 0):
+                    break
+                before = messages[0]["seq"]
+    except RealtimeError as error:
+        raise failure_of(error, connection.url) from None
+    for page in reversed(pages):
+        for message in page:
+            if as_json:
+                _json(message)
+            else:
+                text = printable(summary(message["event"], message["data"]))
+                place = f"{clock(message['timestamp'])}  {message['event']}  {message['seq']}"
+                _print(f"{place}  {text}")
+    return Exit.OK
+
+
+def parse_data(text: str) -> Any:
+    """The value of a DATA argument.
+
+    Raises:
+        Failure: it is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        hint = f'DATA is not JSON ({error}): write \'{{"text": "hello"}}\' or \'"hello"\'.'
+        raise Failure(Exit.USAGE, hint) from None
+
+
+async def publish(connection: Connection, draft: Draft, *, as_json: bool) -> Exit:
+    """Publish one message and print where it stands."""
+    token = connection.require_publish_token()
+    try:
+        async with Publisher(connection.url, token) as publisher:
+            stored = await publisher.publish(
+                draft.type, draft.event, draft.data, priority=draft.priority, id=draft.id
+            )
+    except RealtimeError as error:
+        raise failure_of(error, connection.url) from None
+    _stored(stored, as_json=as_json)
+    return Exit.OK
+
+
+def _stored(stored: Stored, *, as_json: bool) -> None:
+    if as_json:
+        _json({"id": stored.id, "type": stored.type, "seq": stored.seq, "epoch": stored.epoch})
+    else:
+        _print(f"{stored.type}  {stored.seq}  {stored.id}")
+
+
+def read_drafts(lines: Iterable[str]) -> Iterator[Draft]:
+    """Messages of JSON lines, `{"type", "event", "data", "priority"?, "id"?}`.
+
+    Raises:
+        Failure: a line is none.
+    """
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+            fields.setdefault("data", None)
+            yield Draft(**fields)
+        except (ValueError, TypeError, AttributeError):
+            wanted = '{"type": ..., "event": ..., "data": ...}'
+            raise Failure(Exit.USAGE, f"Line {number} is no message: write {wanted}.") from None
+
+
+async def publish_lines(connection: Connection, lines: TextIO, *, as_json: bool) -> Exit:
+    """Publish the messages of JSON lines in batches, and print where each stands."""
+    token = connection.require_publish_token()
+    drafts = list(read_drafts(lines))
+    code = Exit.OK
+    try:
+        async with Publisher(connection.url, token) as publisher:
+            results = await publisher.publish_many(drafts)
+    except RealtimeError as error:
+        raise failure_of(error, connection.url) from None
+    for result in results:
+        if isinstance(result, Stored):
+            _stored(result, as_json=as_json)
+            continue
+        code = Exit.REFUSED
+        if as_json:
+            _json({"id": result.id, "error": result.message, "code": result.code})
+        print(f"yujian: {result.id}: {result.message} ({result.code})", file=sys.stderr)
+    return code
+
+
+async def presence_get(connection: Connection, *, as_json: bool) -> Exit:
+    """Print what the lab does."""
+    presence = (await _status(connection)).get("presence")
+    if not isinstance(presence, dict):
+        raise Failure(Exit.REFUSED, f"{connection.url}: the service says nothing of a presence.")
+    if as_json:
+        _json(presence)
+    else:
+        task = presence.get("task")
+        _print(printable(str(presence["state"]) + (f"  {task}" if task else "")))
+    return Exit.OK
+
+
+async def presence_set(
+    connection: Connection, state: str, task: str | None, *, as_json: bool
+) -> Exit:
+    """Set what the lab does, and print it."""
+    token = connection.require_publish_token()
+    try:
+        async with Publisher(connection.url, token) as publisher:
+            presence = await publisher.set_presence(cast("State", state), task)
+    except RealtimeError as error:
+        raise failure_of(error, connection.url) from None
+    if as_json:
+        _json(presence)
+    else:
+        _print(printable(state + (f"  {task}" if task else "")))
+    return Exit.OK
+
+
+async def _status(connection: Connection) -> dict[str, Any]:
+    try:
+        async with HttpClient(connection.url, attempts=3) as client:
+            status = await client.get("/status", check=False)
+    except PublishError as error:
+        raise failure_of(error, connection.url) from None
+    if not isinstance(status, dict) or "status" not in status:
+        message = f"{connection.url}: what answers there is no Yujian Presence."
+        raise Failure(Exit.UNREACHABLE, message)
+    return status
+
+
+async def status(connection: Connection, *, as_json: bool) -> Exit:
+    """Print the state of the service."""
+    state = await _status(connection)
+    if as_json:
+        _json(state)
+    else:
+        for name, text in _rows(state):
+            _print(f"{name:<12}{printable(text)}")
+    return Exit.OK if state["status"] == "ok" else Exit.REFUSED
+
+
+def _rows(state: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    colour = has_colour(sys.stdout)
+    word = str(state["status"])
+    yield "service", connection_word(word, on=colour)
+    for cause in state.get("causes") or ():
+        yield "cause", cause if isinstance(cause, str) else compact(cause)
+    if "version" in state:
+        yield "version", str(state["version"])
+    if isinstance(state.get("uptime"), int | float):
+        yield "uptime", duration(state["uptime"])
+    if "connections" in state:
+        yield "connections", f"{state['connections']} of {state.get('maxConnections', '?')}"
+    for worker in state.get("workers") or ():
+        if isinstance(worker, dict):
+            yield (
+                "worker",
+                f"{worker.get('pid')}  {worker.get('state')}  {worker.get('connections')} connections",
+            )
+    presence = state.get("presence")
+    if isinstance(presence, dict):
+        task = presence.get("task")
+        yield "presence", str(presence.get("state")) + (f"  {task}" if task else "")
+
+
+def connection_word(word: str, *, on: bool) -> str:
+    """`ok` in green, anything else in red."""
+    return paint(word, "green" if word == "ok" else "red", on=on)
+
+
+def token(
+    connection: Connection,
+    user: str,
+    ttl: float | None,
+    types: list[str],
+    publish_types: list[str] | bool | None,
+) -> Exit:
+    """Print a client's token that is signed with AUTH_SECRET."""
+    claims: dict[str, object] = {}
+    if types:
+        claims["types"] = types
+    if publish_types is not None:
+        claims["publish"] = publish_types
+    _print(connection.sign(user, ttl, claims))
+    return Exit.OK

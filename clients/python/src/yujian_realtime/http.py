@@ -1,0 +1,187 @@
+"""Calls over HTTP that are repeated while that may help."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random as _random
+from collections.abc import Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import aiohttp
+
+from yujian_realtime.addresses import DEFAULT, base_url
+from yujian_realtime.errors import PublishError
+from yujian_realtime.failures import describe
+
+_REPEATED = frozenset({408, 429, 502, 503, 504})
+"""Statuses after which the same call may succeed."""
+
+
+class Answer(NamedTuple):
+    """An HTTP answer of the service."""
+
+    status: int
+    body: Any
+    retry_after: float
+    """Seconds that the service asks to wait; 0 where it does not ask."""
+
+
+class HttpClient:
+    """Calls of one service.
+
+    Args:
+        url: of the service.
+        token: sent as `Authorization: Bearer`; empty: none.
+        attempts: how often a call is made at most.
+        patience: seconds after which no attempt is begun any more; less than the five minutes for
+            which the service recognises a repeated id.
+        timeout: seconds for one attempt.
+        pause: shortest and longest pause between two attempts, in seconds; half of it is random.
+        session: to call with, for proxies and certificates; by default one of its own.
+        random: a number from 0 to 1.
+        sleep: waits for some seconds.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT,
+        token: str = "",
+        *,
+        attempts: int = 6,
+        patience: float = 60.0,
+        timeout: float = 15.0,
+        pause: tuple[float, float] = (0.2, 5.0),
+        session: aiohttp.ClientSession | None = None,
+        random: Callable[[], float] = _random.random,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._base = base_url(url)
+        self._token = token
+        self._attempts = max(attempts, 1)
+        self._patience = min(patience, 240.0)
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._pause = pause
+        self._session = session
+        self._owns_session = session is None
+        self._random = random
+        self._sleep = sleep
+
+    async def __aenter__(self) -> Self:
+        if self._session is None:
+            self._session = aiohttp.ClientSession()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._owns_session and self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def get(
+        self, path: str, query: Mapping[str, str | int] | None = None, *, check: bool = True
+    ) -> Any:
+        """Value that a path answers.
+
+        Args:
+            path: of the service.
+            query: of the address.
+            check: whether an answer of 400 or more is an error.
+
+        Raises:
+            PublishError: the service refuses, or cannot be reached.
+        """
+        return (await self.call("GET", path, query=query, check=check)).body
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        check: bool = True,
+    ) -> Answer:
+        """Make a call; one that may succeed later is repeated.
+
+        Raises:
+            PublishError: the service refuses, or cannot be reached.
+        """
+        waited = 0.0
+        attempt = 0
+        while True:
+            attempt += 1
+            answer, failure = await self._attempt(method, path, body, query or {})
+            repeat = answer is None or (check and answer.status in _REPEATED)
+            hint = answer.retry_after if answer is not None else 0.0
+            pause = max(hint, self.pause(attempt))
+            waited += pause
+            if repeat and attempt < self._attempts and waited <= self._patience:
+                await self._sleep(pause)
+                continue
+            if answer is None:
+                raise PublishError("UNREACHABLE", failure)
+            if check and answer.status >= 400:
+                raise refusal(answer)
+            return answer
+
+    def pause(self, attempt: int) -> float:
+        """Seconds to wait after an attempt, the first of which is 1."""
+        least, most = self._pause
+        grown: float = min(most, least * 2 ** min(attempt - 1, 16))
+        return grown * (0.5 + self._random())
+
+    async def _attempt(
+        self, method: str, path: str, body: object, query: Mapping[str, str | int]
+    ) -> tuple[Answer | None, str]:
+        if self._session is None:
+            raise RuntimeError("Use it with 'async with'.")
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        url = self._base.joinpath(path.lstrip("/"))
+        data = None
+        if method != "GET":
+            data = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+            headers["Content-Type"] = "application/json"
+        try:
+            async with self._session.request(
+                method,
+                url.update_query({name: str(value) for name, value in query.items()}),
+                data=data,
+                headers=headers,
+                timeout=self._timeout,
+                allow_redirects=False,
+            ) as response:
+                text = await response.text()
+        except TimeoutError:
+            return None, f"No answer within {self._timeout.total:g} seconds."
+        except (aiohttp.ClientError, OSError) as error:
+            return None, describe(error)
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = {}
+        return Answer(response.status, value, _seconds(response.headers.get("Retry-After"))), ""
+
+
+def refusal(answer: Answer) -> PublishError:
+    """The error that an answer stands for."""
+    body = answer.body if isinstance(answer.body, dict) else {}
+    code = str(body.get("code") or f"HTTP_{answer.status}")
+    message = str(body.get("error") or f"The service answered with HTTP status {answer.status}.")
+    return PublishError(code, message, answer.status)
+
+
+def _seconds(header: str | None) -> float:
+    try:
+        return min(max(float(header or 0), 0.0), 60.0)
+    except ValueError:
+        return 0.0

@@ -1,0 +1,108 @@
+"""Where each type of message stands: what to ask for, and what of the received is new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from yujian_realtime.messages import Counts, Gap, Message, Origin
+
+
+class Position(NamedTuple):
+    """Place in the stream of a type."""
+
+    epoch: str
+    seq: int
+
+
+class Ledger:
+    """Positions of all types over all connections; does no I/O."""
+
+    def __init__(self) -> None:
+        self.counts = Counts()
+        self._positions: dict[str, Position] = {}
+        self._newest: dict[str, Message] = {}
+        self._live_from: dict[str, int] = {}
+        self._flowing: set[str] = set()
+
+    def connected(self) -> None:
+        """A connection has begun: nothing flows on it yet."""
+        self._flowing.clear()
+
+    def missing(self, wanted: Mapping[str, int]) -> list[dict[str, Any]]:
+        """Payloads of the `subscribe` requests for what does not flow yet; from then on it does.
+
+        Args:
+            wanted: number of newest messages that come first, by type.
+        """
+        fresh = [type for type in wanted if type not in self._flowing]
+        self._flowing.update(fresh)
+        known = [type for type in fresh if type in self._positions]
+        payloads: list[dict[str, Any]] = []
+        if known:
+            recover = {type: self._positions[type]._asdict() for type in known}
+            payloads.append({"types": known, "recover": recover})
+        by_history: dict[int, list[str]] = {}
+        for type in fresh:
+            if type not in self._positions:
+                by_history.setdefault(wanted[type], []).append(type)
+        for history, types in by_history.items():
+            payloads.append({"types": types, "history": history} if history else {"types": types})
+        return payloads
+
+    def unwanted(self, wanted: Iterable[str]) -> list[str]:
+        """Forget types that nobody wants any more, and return those that flow."""
+        gone = sorted(self._flowing - set(wanted))
+        for type in gone:
+            self._flowing.discard(type)
+            self._positions.pop(type, None)
+            self._newest.pop(type, None)
+        return gone
+
+    def newest(self) -> list[Message]:
+        """The newest message of each type that flows."""
+        return list(self._newest.values())
+
+    def subscribed(self, places: Mapping[str, Mapping[str, Any]]) -> None:
+        """A `subscribed` has come: where each type begins to be live."""
+        for type, place in places.items():
+            self._live_from[type] = int(place["seq"])
+            if type not in self._positions:
+                self._positions[type] = Position(str(place["epoch"]), int(place["from"]) - 1)
+
+    def gap(self, type: str, data: Mapping[str, Any]) -> Gap:
+        """A `gap` has come: go on behind it."""
+        gap = Gap(type, int(data["first"]), int(data["last"]), str(data["epoch"]), data["reason"])
+        if gap.reason != "latest":
+            self.counts.gaps += 1
+            if gap.reason == "history":
+                self.counts.missed += gap.last - gap.first + 1
+        self._positions[type] = Position(gap.epoch, gap.last)
+        return gap
+
+    def past(self, type: str, envelopes: Iterable[Mapping[str, Any]]) -> list[Message]:
+        """Messages of a `history_data` that follows a subscription."""
+        if type not in self._flowing:
+            return []
+        return [self._take(envelope, "history") for envelope in envelopes]
+
+    def live(self, envelope: Mapping[str, Any]) -> Message | None:
+        """A message of a stream; None if it was delivered before."""
+        type, seq, epoch = envelope["type"], envelope["seq"], envelope.get("epoch", "")
+        known = self._positions.get(type)
+        if known is not None and known.epoch == epoch and seq <= known.seq:
+            return None
+        recovered = seq <= self._live_from.get(type, 0)
+        self.counts.received += 1
+        if recovered and self.counts.reconnects:
+            self.counts.recovered += 1
+        return self._take(envelope, "recovered" if recovered else "live")
+
+    def _take(self, envelope: Mapping[str, Any], origin: Origin) -> Message:
+        message = Message.of(envelope, origin)
+        position = Position(message.epoch or "", message.seq or 0)
+        known = self._positions.get(message.type)
+        if known is None or known.epoch != position.epoch or position.seq >= known.seq:
+            self._positions[message.type] = position
+            self._newest[message.type] = message
+        return message
