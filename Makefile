@@ -13,7 +13,7 @@ run: $(VENV)/installed ## start the service in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m workers.run
 
 listen: $(VENV)/installed ## show what a client receives from the running service
-	@exec $(BIN)/python examples/listen.py $(URL)
+	@PYTHONPATH=clients/python/src exec $(BIN)/python -m yujian_realtime watch $(if $(URL),--url $(URL))
 
 reload: $(VENV)/installed ## let the running service take new code and settings
 	@$(BIN)/python -m workers.reload $(if $(JSON),--json)
@@ -54,7 +54,7 @@ page: ## build the page at /, the runbook as a page and the client library into 
 lint: $(VENV)/installed-dev ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict app workers scripts
+	$(BIN)/mypy --strict app workers scripts clients/python/src
 	$(BIN)/mypy --config-file tests/mypy.ini tests benchmarks
 	$(BIN)/shellcheck -x .ci/run *.sh scripts/*.sh monitoring/*.sh deploy/systemd/*.sh
 

@@ -17,6 +17,7 @@ PAGES = [
     "README.md",
     "README.zh-CN.md",
     "clients/js/README.md",
+    "clients/python/README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",

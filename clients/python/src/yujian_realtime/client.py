@@ -488,7 +488,7 @@ class Realtime:
     async def _receive(self, envelope: dict[str, Any]) -> None:
         event: str = envelope["event"]
         data: Any = envelope.get("data")
-        asked = self._pending.get(envelope.get("replyTo") or "")
+        asked = self._pending.pop(envelope.get("replyTo") or "", None)
         if event == "batch_update":
             for one in data["messages"]:
                 await self._receive(one)

@@ -82,7 +82,7 @@ class Table:
             facts.append(f"round trip {lab.rtt * 1000:.0f} ms")
         head = fit(f"{link}  {self.address}  " + "  ".join(facts), columns)
         drawn = [paint(head[: len(link)], _LINKS[state.name], on=self.colour) + head[len(link) :]]
-        titles = f"{pad('TYPE', 10)}  {pad('EVENT', 18)}  {pad('SEQ', 8)}  {pad('AGE', 9)}  DATA"
+        titles = f"{pad('TYPE', 10)}  {pad('EVENT', 18)}  {pad('SEQ', 8)}  {pad('AGE', 10)}  DATA"
         drawn.append(paint(fit(titles, columns), "grey", on=self.colour))
         shown = sorted(self.rows.items())
         room = max(lines - 3, 1)
@@ -93,7 +93,7 @@ class Table:
             age = duration(now - message.timestamp / 1000)
             text = printable(summary(event, message.data))
             row = "  ".join(
-                (pad(type, 10), pad(event, 18), pad(str(message.seq), 8), pad(age, 9), text)
+                (pad(type, 10), pad(event, 18), pad(str(message.seq), 8), pad(age, 10), text)
             )
             row = fit(row, columns)
             if event == "health_alert":

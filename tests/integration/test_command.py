@@ -1,0 +1,343 @@
+"""The command `yujian` against the real service: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+
+from tests.support import REPO
+from tests.support.ports import free_port
+from tests.support.service import TOKEN, Service
+from tests.support.waiting import until, until_now
+
+pytestmark = pytest.mark.timeout(120)
+
+SECRET = "0123456789abcdef0123456789abcdef"
+PROGRAM = (sys.executable, "-m", "yujian_realtime")
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    running = Service(COLLECTOR=1).start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def home(tmp_path: Path, service: Service) -> Path:
+    """A directory with the `.env` of the service."""
+    (tmp_path / ".env").write_text(f"BIND=127.0.0.1:{service.port}\nPUBLISH_TOKEN={TOKEN}\n")
+    return tmp_path
+
+
+def environ() -> dict[str, str]:
+    # What the tests themselves are started with must not be what the command reads.
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return kept | {"PYTHONPATH": str(REPO / "clients/python/src"), "TERM": "xterm"}
+
+
+def yujian(home: Path, *arguments: str, input: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *arguments],
+        cwd=home,
+        env=environ(),
+        input=input,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def lines(done: subprocess.CompletedProcess[str]) -> list[Any]:
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_publish_history_and_repeated_ids(home: Path) -> None:
+    (stored,) = lines(yujian(home, "publish", "config", "hello", '{"a": "ü"}', "--json"))
+    assert set(stored) == {"id", "type", "seq", "epoch"}
+    (again,) = lines(
+        yujian(home, "publish", "config", "hello", '{"a": "ü"}', "--json", "--id", stored["id"])
+    )
+    assert again == stored
+    (message,) = lines(yujian(home, "history", "config", "--limit", "1", "--json"))
+    assert (message["seq"], message["data"]) == (stored["seq"], {"a": "ü"})
+    done = yujian(home, "history", "config", "--limit", "1")
+    assert f"hello  {stored['seq']}  " in done.stdout
+    assert '{"a":"ü"}' in done.stdout
+    conflict = yujian(home, "publish", "config", "hello", "2", "--id", stored["id"])
+    assert conflict.returncode == 1
+    assert "CONFLICT" in conflict.stderr
+
+
+def test_publish_from_standard_input(home: Path) -> None:
+    done = yujian(home, "publish", "config", "piped", "-", "--json", input="[1, 2]")
+    assert lines(done)[0]["type"] == "config"
+    many = "".join(f'{{"type": "config", "event": "line", "data": {n}}}\n' for n in range(150))
+    stored = lines(yujian(home, "publish", "--lines", "--json", input=many))
+    assert len(stored) == 150
+    kept = lines(yujian(home, "history", "config", "--limit", "150", "--json"))
+    assert [one["data"] for one in kept] == list(range(150))
+    whole = lines(yujian(home, "history", "config", "--all", "--json"))
+    assert [one["seq"] for one in whole] == list(range(1, whole[-1]["seq"] + 1))
+    mixed = '{"type": "config", "event": "good"}\n{"type": "nope", "event": "bad"}\n'
+    done = yujian(home, "publish", "--lines", input=mixed)
+    assert done.returncode == 1
+    assert done.stdout.startswith("config  ")
+    assert "INVALID_TYPE" in done.stderr
+
+
+def test_presence(home: Path) -> None:
+    assert yujian(home, "presence", "set", "working", "Tea ☕").returncode == 0
+    assert yujian(home, "presence", "get").stdout == "working  Tea ☕\n"
+    (presence,) = lines(yujian(home, "presence", "get", "--json"))
+    assert (presence["state"], presence["task"]) == ("working", "Tea ☕")
+    assert yujian(home, "presence", "set", "idle").returncode == 0
+    assert yujian(home, "presence", "get").stdout == "idle\n"
+    assert yujian(home, "presence", "set").returncode == 2
+
+
+def test_status(home: Path, service: Service) -> None:
+    done = yujian(home, "status")
+    assert done.returncode == 0
+    assert done.stdout.startswith("service     ok\n")
+    assert "\x1b" not in done.stdout
+    (state,) = lines(yujian(home, "status", "--json"))
+    assert state["status"] == "ok"
+    assert {worker["pid"] for worker in state["workers"]} == set(service.worker_pids())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--url", "http://127.0.0.1:1", "watch"], 2, "usage"),
+        (["watch", "--url", "http://127.0.0.1:1"], 3, "Connection refused"),
+        (["status", "--url", "http://127.0.0.1:1"], 3, "Connection refused"),
+        (["watch", "nope"], 1, "INVALID_TYPE"),
+        (["history", "nope"], 1, "INVALID_TYPE"),
+        (["publish", "config", "x", "{broken"], 2, "not JSON"),
+        (["publish", "config"], 2, "needs TYPE and EVENT"),
+        (["publish", "config", "x", "--publish-token", "wrong"], 4, "publish token"),
+        (["presence", "set", "asleep"], 2, "invalid choice"),
+        (["watch", "--history", "101"], 2, "invalid choice"),
+        (["load", "http://192.0.2.1:80", "--clients", "1"], 2, "not this machine"),
+        (["status", "--url", "ftp://x"], 2, "no address"),
+        (["nope"], 2, "invalid choice"),
+        ([], 2, "COMMAND"),
+    ],
+)
+def test_exit_codes(home: Path, arguments: list[str], code: int, said: str) -> None:
+    done = yujian(home, *arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_watch_ends_after_a_count_and_writes_json_or_lines(home: Path) -> None:
+    assert yujian(home, "publish", "config", "to_watch", '"a\\u001b[31m"').returncode == 0
+    (message,) = lines(yujian(home, "watch", "config", "--count", "1", "--json"))
+    assert (message["event"], message["data"]) == ("to_watch", "a\x1b[31m")
+    done = yujian(home, "watch", "config", "--count", "1")
+    assert done.returncode == 0
+    assert "  config  to_watch  " in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:
+    command = (
+        f"{sys.executable} -m yujian_realtime history status --all | head -1; exit $PIPESTATUS"
+    )
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=home, env=environ(), capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_watch_survives_a_restart_and_ends_at_ctrl_c(tmp_path: Path) -> None:
+    async with Service(WORKERS=1) as service:
+        process = await asyncio.create_subprocess_exec(
+            *(*PROGRAM, "watch", "config", "--json", "--url", service.base),
+            cwd=tmp_path,
+            env=environ(),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        try:
+            await service.wait_connections(1)
+            await service.publish("config", "tick", 1)
+            assert json.loads(await process.stdout.readline())["data"] == 1
+            victim = service.kill_worker()
+            await service.replaced(victim)
+            await service.publish("config", "tick", 2)
+            assert json.loads(await process.stdout.readline())["data"] == 2
+            process.send_signal(signal.SIGINT)
+            _, said = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert process.returncode == 0
+        assert b"Connected again." in said
+        assert b"Traceback" not in said
+
+
+def test_the_table_of_a_terminal_updates(home: Path, service: Service) -> None:
+    main, side = pty.openpty()
+    process = subprocess.Popen(
+        [*PROGRAM, "watch", "status"], cwd=home, env=environ(), stdin=side, stdout=side, stderr=side
+    )
+    os.close(side)
+    seen = bytearray()
+
+    def read() -> None:
+        try:
+            while chunk := os.read(main, 65536):
+                seen.extend(chunk)
+        except OSError:
+            return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        until_now(lambda: b"status_update" in seen and b"\x1b[32mlive" in seen, "a table")
+        until_now(lambda: b"\x1b[3F" in seen, "drawn again in the same place")
+    finally:
+        process.send_signal(signal.SIGINT)
+        code = process.wait(20)
+        reader.join(20)
+        os.close(main)
+    assert code == 0
+    assert b"Traceback" not in seen
+
+
+def test_tokens_of_the_command_let_in(tmp_path: Path) -> None:
+    service = Service(AUTH_SECRET=SECRET, WORKERS=1).start()
+    try:
+        url = ("--url", service.base)
+        done = yujian(tmp_path, "watch", "config", *url)
+        assert done.returncode == 4
+        assert "oken" in done.stderr
+        dotenv = f"AUTH_SECRET={SECRET}\nPUBLISH_TOKEN={TOKEN}\nBIND=127.0.0.1:{service.port}\n"
+        (tmp_path / ".env").write_text(dotenv)
+        assert yujian(tmp_path, "publish", "config", "guarded", "1").returncode == 0
+        done = yujian(tmp_path, "watch", "config", "--count", "1", "--json")
+        assert lines(done)[0]["event"] == "guarded"
+        assert lines(yujian(tmp_path, "history", "config", "--json"))[0]["event"] == "guarded"
+        token = yujian(tmp_path, "token", "--user", "ann", "--ttl", "90s").stdout.strip()
+        claims = jwt.decode(token, SECRET, ["HS256"])
+        assert claims["exp"] - claims["iat"] == 90
+        (tmp_path / ".env").unlink()
+        done = yujian(tmp_path, "watch", "config", "--count", "1", "--json", *url, "--token", token)
+        assert lines(done)[0]["event"] == "guarded"
+        (tmp_path / ".env").write_text(dotenv)
+        result = lines(yujian(tmp_path, "load", "--clients", "20", "--seconds", "1s", "--json"))[0]
+        assert (result["connected"], result["failed"]) == (20, {})
+    finally:
+        service.stop()
+
+
+def test_load(home: Path, service: Service) -> None:
+    done = yujian(
+        home,
+        "load",
+        service.base,
+        "--clients",
+        "50",
+        "--seconds",
+        "1s",
+        "--publish",
+        "10",
+        "--json",
+    )
+    (result,) = lines(done)
+    assert (result["connected"], result["failed"], result["closed"]) == (50, {}, {})
+    assert result["missed"] == 0
+    assert result["published"] >= 1
+    assert result["messages"] >= 50 * result["published"]
+    assert result["latencyMs"]["p50"] is not None
+    full = Service(WORKERS=1, MAX_TOTAL_CONNECTIONS=5).start()
+    try:
+        done = yujian(home, "load", full.base, "--clients", "8", "--seconds", "1s")
+    finally:
+        full.stop()
+    assert done.returncode == 5
+    assert "connected     5 of 8" in done.stdout
+    assert "failed        3: HTTP 503" in done.stdout
+
+
+async def test_the_example_prints_what_comes(service: Service) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-u", str(REPO / "examples/listen.py"), service.base),
+        env=environ(),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        line = await asyncio.wait_for(process.stdout.readline(), 30)
+        assert line
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def test_make_listen_calls_it(service: Service) -> None:
+    sent = await service.publish("status", "for_make_listen", {"n": 1})
+    process = await asyncio.create_subprocess_exec(
+        *("make", "--no-print-directory", "listen", f"URL={service.base}"),
+        cwd=REPO,
+        env=dict(os.environ),
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        text = b""
+
+        async def read() -> bool:
+            nonlocal text
+            assert process.stdout is not None
+            text += await process.stdout.read(65536)
+            return b"status" in text and str(sent["seq"]).encode() in text
+
+        await until(read, "a line of the watch")
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        await process.wait()
+
+
+def test_no_service_there(tmp_path: Path) -> None:
+    done = yujian(tmp_path, "watch", "--url", f"127.0.0.1:{free_port()}")
+    assert done.returncode == 3
+
+
+def test_it_can_be_installed(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(
+        REPO / "clients/python", source, ignore=shutil.ignore_patterns("build", "*.egg-info")
+    )
+    target = tmp_path / "installed"
+    pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target")
+    done = subprocess.run([*pip, target, source], capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert (target / "yujian_realtime/py.typed").exists()
+    shown = subprocess.run(
+        [target / "bin/yujian", "--help"],
+        env=environ() | {"PYTHONPATH": str(target)},
+        capture_output=True,
+        text=True,
+    )
+    assert shown.stdout.startswith("usage: yujian "), shown.stderr

@@ -1,0 +1,299 @@
+"""`yujian-realtime` against the real service: recovery, reloads, gaps, tokens, drains, publishing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+
+from tests.support.service import TOKEN, Service
+from yujian_realtime import (
+    ConnectionClosed,
+    Draft,
+    Gap,
+    Message,
+    Publisher,
+    Realtime,
+    RealtimeError,
+    State,
+    Stored,
+    Subscription,
+    connect,
+)
+
+pytestmark = pytest.mark.timeout(120)
+
+SECRET = "0123456789abcdef0123456789abcdef"
+PAUSE = (0.05, 0.5)
+
+
+@pytest.fixture(scope="module")
+def service() -> Any:
+    running = Service().start()
+    yield running
+    running.stop()
+
+
+async def collect(subscription: Subscription, last: object) -> list[Message]:
+    """Messages up to the one whose data is `last`."""
+    messages = []
+    async with asyncio.timeout(60):
+        async for message in subscription:
+            messages.append(message)
+            if message.data == last:
+                break
+    return messages
+
+
+def data(messages: list[Message]) -> list[Any]:
+    return [message.data for message in messages]
+
+
+def states(lab: Realtime) -> list[State]:
+    seen: list[State] = []
+    lab.on("state", seen.append)
+    return seen
+
+
+async def test_the_newest_state_comes_first(service: Service) -> None:
+    for number in range(3):
+        await service.publish("config", "tick", f"first {number}")
+    async with connect(service.base, pause=PAUSE) as lab:
+        subscription = lab.subscribe("config")
+        first = await anext(subscription)
+        assert (first.data, first.origin) == ("first 2", "history")
+        sent = await service.publish("config", "tick", "first 3")
+        second = await anext(subscription)
+        assert (second.seq, second.epoch, second.origin) == (sent["seq"], sent["epoch"], "live")
+        # Another one has the newest message at once, and an answer is for who asked only.
+        with lab.subscribe("config") as late:
+            assert (await anext(late)).origin == "history"
+            page = await lab.history("config", 2)
+            assert data(page.messages) == ["first 2", "first 3"]
+            assert page.more
+            await service.publish("config", "tick", "first 4")
+            assert (await anext(late)).data == "first 4"
+        assert (await anext(subscription)).data == "first 4"
+        assert set(await lab.presence("config")) == {"connections", "users"}
+        assert await lab.ping() > 0
+        with pytest.raises(RealtimeError) as caught:
+            await lab.history("nope")
+        assert caught.value.code == "INVALID_TYPE"
+    assert lab.state.cause == "left"
+    with pytest.raises(StopAsyncIteration):
+        await anext(subscription)
+    with pytest.raises(ConnectionClosed):
+        await lab.ping()
+
+
+async def test_all_stands_for_every_type_and_what_nobody_wants_ends(service: Service) -> None:
+    async with connect(service.base, history=0) as lab:
+        everything = lab.subscribe("all")
+        await lab.ping()
+        for type in ("config", "system"):
+            mark = uuid.uuid4().hex
+            await service.publish(type, "tick", mark)
+            assert (await collect(everything, mark))[-1].type == type
+        everything.close()
+        for _ in range(20):
+            if (await lab.presence("system"))["connections"] == 0:
+                break
+            await asyncio.sleep(0.1)
+        assert (await lab.presence("system"))["connections"] == 0
+
+
+async def test_kill_9_loses_nothing_and_repeats_nothing(service: Service) -> None:
+    async with (
+        connect(service.base, pause=PAUSE) as lab,
+        Publisher(service.base, TOKEN, attempts=60, pause=(0.1, 0.5)) as publisher,
+    ):
+        subscription = lab.subscribe("config")
+        seen = states(lab)
+        await publisher.publish("config", "tick", 100)
+        await collect(subscription, 100)
+        for victim in service.worker_pids():
+            service.kill_worker(victim)
+        for number in range(101, 110):
+            await publisher.publish("config", "tick", number)
+        messages = await collect(subscription, 109)
+        assert data(messages) == list(range(101, 110))
+        assert any(state.name == "waiting" for state in seen)
+        assert lab.counts.reconnects >= 1
+        assert (lab.counts.missed, lab.counts.gaps) == (0, 0)
+    stored = [one["data"] for one in await service.history("config", limit=9)]
+    assert stored == list(range(101, 110)), "each is stored once"
+
+
+async def test_a_reload_is_not_noticed(service: Service) -> None:
+    async with connect(service.base, pause=PAUSE) as lab:
+        subscription = lab.subscribe("config")
+        await lab.ping()
+        seen = states(lab)
+        await service.hup()
+        await service.publish("config", "tick", "reloaded")
+        await collect(subscription, "reloaded")
+        assert seen == []
+
+
+async def test_a_gap_is_told() -> None:
+    async with (
+        Service(HISTORY_SIZE=5, RECOVERY_WINDOW=0, WORKERS=1) as service,
+        connect(service.base, pause=(60.0, 60.0)) as lab,
+    ):
+        subscription = lab.subscribe("config")
+        gaps: list[Gap] = []
+        lab.on("gap", gaps.append)
+        await service.publish("config", "tick", 0)
+        await collect(subscription, 0)
+        # While the client waits, more comes than the history holds; twice, since what a worker
+        # still has in memory it would replay.
+        victim = service.kill_worker()
+        await service.replaced(victim)
+        for number in range(1, 21):
+            await service.publish("config", "tick", number)
+        victim = service.kill_worker()
+        await service.replaced(victim)
+        assert lab.state.name == "waiting"
+        lab.reconnect()
+        messages = await collect(subscription, 20)
+        (gap,) = gaps
+        assert gap.reason == "history"
+        lost = gap.last - gap.first + 1
+        assert data(messages) == list(range(1 + lost, 21))
+        assert (lab.counts.gaps, lab.counts.missed) == (1, lost)
+
+
+def token(seconds: float, **claims: object) -> str:
+    return jwt.encode({"sub": "ann", "exp": time.time() + seconds} | claims, SECRET)
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Any:
+    running = Service(AUTH_SECRET=SECRET).start()
+    yield running
+    running.stop()
+
+
+async def test_tokens_are_renewed(guarded: Service) -> None:
+    # The first is refused, the second ends within the minute of the warning.
+    tokens = [token(-60), token(55), token(600)]
+    renewed = asyncio.Event()
+
+    async def get() -> str:
+        if len(tokens) == 1:
+            renewed.set()
+            return tokens[0]
+        return tokens.pop(0)
+
+    async with connect(guarded.base, token=get, pause=PAUSE) as lab:
+        subscription = lab.subscribe("config")
+        seen = states(lab)
+        async with asyncio.timeout(60):
+            await renewed.wait()
+        await guarded.publish("config", "tick", "renewed")
+        await collect(subscription, "renewed")
+        assert [state.name for state in seen if state.name != "connecting"] == ["waiting", "open"]
+        assert lab.connected["user"] == "ann"
+
+
+@pytest.mark.parametrize(("given", "said"), [(None, ""), ("nonsense", "not a valid JSON Web")])
+async def test_a_wrong_token_is_final_until_another_one_comes(
+    guarded: Service, given: str | None, said: str
+) -> None:
+    async with connect(guarded.base, token=given) as lab:
+        subscription = lab.subscribe("config", history=0)
+        with pytest.raises(ConnectionClosed) as caught:
+            await anext(subscription)
+        assert (caught.value.cause, caught.value.close_code) == ("token", 4401)
+        assert said in caught.value.message
+        with pytest.raises(ConnectionClosed):
+            await lab.ping()
+        lab.reconnect(token=token(600))
+        assert await lab.ping() > 0
+
+
+async def test_a_token_that_cannot_be_had_is_asked_for_again(guarded: Service) -> None:
+    answers = iter([ValueError("no issuer"), token(600)])
+
+    def get() -> str:
+        answer = next(answers)
+        if isinstance(answer, ValueError):
+            raise answer
+        return answer
+
+    async with connect(guarded.base, token=get, pause=PAUSE) as lab:
+        seen = states(lab)
+        assert await lab.ping() > 0
+        assert ["no issuer" in state.message for state in seen if state.name == "waiting"] == [True]
+
+
+async def test_who_has_too_many_connections_is_told() -> None:
+    async with (
+        Service(MAX_CONNECTIONS_PER_USER=1) as service,
+        connect(service.base, user="ann") as first,
+    ):
+        await first.ping()
+        async with connect(service.base, user="ann", pause=PAUSE) as second:
+            seen = states(second)
+            with pytest.raises(RealtimeError):
+                await second.request("ping", timeout=5)
+            assert {state.cause for state in seen if state.cause} <= {"user-limit", "full"}
+            assert any(state.cause for state in seen)
+
+
+async def test_a_drain_says_when_to_come_back(tmp_path: Path) -> None:
+    first = Service(data_dir=tmp_path / "data", DRAIN_SECONDS=1)
+    await first.__aenter__()
+    try:
+        async with connect(first.base, pause=(30.0, 30.0)) as lab:
+            subscription = lab.subscribe("config")
+            seen = states(lab)
+            await first.publish("config", "tick", 1)
+            await collect(subscription, 1)
+            await asyncio.to_thread(first.stop)
+            (waiting, *_) = [state for state in seen if state.name == "waiting"]
+            assert (waiting.code, waiting.cause) == (1012, "restart")
+            # Not after the thirty seconds of its own.
+            assert waiting.pause is not None
+            assert waiting.pause < 15
+            second = Service(data_dir=tmp_path / "data", BIND=f"127.0.0.1:{first.port}")
+            second.port = first.port
+            async with second:
+                lab.reconnect()
+                await second.publish("config", "tick", 2)
+                assert data(await collect(subscription, 2)) == [2]
+    finally:
+        await asyncio.to_thread(first.destroy)
+
+
+async def test_batches_and_presence(service: Service) -> None:
+    async with Publisher(service.base, TOKEN) as publisher:
+        drafts = [Draft("config", "tick", number) for number in range(50)]
+        results = await publisher.publish_many([*drafts, Draft("nope", "tick")])
+        assert [isinstance(result, Stored) for result in results] == [True] * 50 + [False]
+        seqs = [result.seq for result in results if isinstance(result, Stored)]
+        assert seqs == list(range(seqs[0], seqs[0] + 50))
+        again = await publisher.publish_many(drafts)
+        assert again == results[:50], "the same ids are stored once"
+        await publisher.set_presence("working", "Testing")
+        status = await publisher.get("/status")
+        assert (status["presence"]["state"], status["presence"]["task"]) == ("working", "Testing")
+
+
+async def test_a_client_that_is_left_leaves_nothing(service: Service) -> None:
+    async def stream() -> AsyncIterator[Message]:
+        async with connect(service.base) as lab:
+            async for message in lab.subscribe("config"):
+                yield message
+
+    before = set(asyncio.all_tasks())
+    messages = stream()
+    assert await anext(messages)
+    await messages.aclose()  # type: ignore[attr-defined]
+    assert set(asyncio.all_tasks()) == before
