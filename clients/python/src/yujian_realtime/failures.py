@@ -11,6 +11,7 @@ def describe(error: Exception) -> str:
     """What went wrong, without the names of a library's own parts."""
     if isinstance(error, aiohttp.ClientConnectorError):
         cause = error.os_error
-        text = os.strerror(cause.errno) if (cause.errno or 0) > 0 else str(cause.strerror or cause)
+        number = cause.errno or 0
+        text = os.strerror(number) if number > 0 else str(cause.strerror or cause)
         return f"Cannot connect to {error.host}:{error.port}: {text}."
     return str(error) or type(error).__name__

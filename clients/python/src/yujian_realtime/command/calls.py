@@ -54,7 +54,10 @@ async def history(
     try:
         async with HttpClient(connection.url, connection.bearer()) as client:
             while True:
-                query: dict[str, str | int] = {"type": type, "limit": min(left, PAGE) if limit else PAGE}
+                query: dict[str, str | int] = {
+                    "type": type,
+                    "limit": min(left, PAGE) if limit else PAGE,
+                }
                 if before is not None:
                     query["before"] = before
                 answer = await client.get("/history", query)
