@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,7 @@ async def test_a_wrong_token_is_final_until_another_one_comes(
 
 
 async def test_a_token_that_cannot_be_had_is_asked_for_again(guarded: Service) -> None:
-    answers = iter([ValueError("no issuer"), token(600)])
+    answers: Iterator[str | ValueError] = iter([ValueError("no issuer"), token(600)])
 
     def get() -> str:
         answer = next(answers)
