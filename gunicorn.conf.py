@@ -21,7 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 if str(_CODE) not in sys.path:
     sys.path.insert(0, str(_CODE))
 
-from workers import logs, master  # noqa: E402
+from workers import gunicorn_private, logs, master  # noqa: E402
 from workers.shared import paths  # noqa: E402
 
 try:
@@ -87,16 +87,15 @@ def on_reload(server: Any) -> None:
 
 
 def pre_fork(server: Any, _worker: Any) -> None:
-    _master.claim_pid_file(server)
+    gunicorn_private.claim_pid_file(server)
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    worker.early_signals = server.SIG_QUEUE
+    worker.take_early_signals(gunicorn_private.signals(server))
 
 
 def pre_exec(server: Any) -> None:
-    # gunicorn would run its __main__.py as a script, where its own `http` hides Python's.
-    server.START_CTX["args"] = [sys.executable, "-m", "gunicorn", *sys.argv[1:]]
+    gunicorn_private.start_again_by_module(server)
 
 
 def child_exit(server: Any, _worker: Any) -> None:
@@ -114,5 +113,5 @@ def on_exit(_: Any) -> None:
 
 def _limit_send_buffers(server: Any) -> None:
     """Set on the listeners: sockets that they accept inherit it."""
-    for listener in server.LISTENERS:
-        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    for listener in gunicorn_private.listening_sockets(server):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)

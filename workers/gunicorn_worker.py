@@ -1,8 +1,8 @@
 """The gunicorn worker class: aiohttp's, on uvloop, with a row in the slot table.
 
 The master imports this module once and keeps it over reloads, so it holds only what gunicorn
-needs to know; everything else is `workers.runtime`, imported after the fork, which hangs itself
-in by `before_leaving` and `after_end`.
+needs to know; everything else is `workers.runtime`, imported after the fork, which adds its hooks
+by `on_leave` and `on_end`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,8 @@ from typing import Any
 
 import uvloop
 from aiohttp import web
-from aiohttp.worker import GunicornWebWorker
-from gunicorn.arbiter import Arbiter
 
-from workers import master
+from workers import gunicorn_private, master
 from workers.shared import paths
 from workers.shared.file import write_whole
 from workers.shared.slots import LEAVING, READY, SlotTable
@@ -41,14 +39,14 @@ _LONGEST_REASON = 4000
 """Characters of a reason for a failed start that are kept for `make reload`: the last ones."""
 
 _FAILED = 1
-"""Exit code. With `Arbiter.WORKER_BOOT_ERROR` the master would stop the whole service."""
+"""Exit code. With `BOOT_ERROR` the master would stop the whole service."""
 
 
 class CannotServe(Exception):
     """A worker cannot start, for a reason that needs no traceback: one line."""
 
 
-class RealtimeWorker(GunicornWebWorker):
+class RealtimeWorker(gunicorn_private.Worker):
     """A worker that shows its state in the slot table.
 
     `starting` from the fork, `ready` when its sockets serve, `leaving` when it was told to go,
@@ -58,18 +56,12 @@ class RealtimeWorker(GunicornWebWorker):
     slots: SlotTable
     row = -1
 
-    before_leaving: Callable[[], Awaitable[bool]] | None = None
-    """Called on TERM; the worker serves until it returns. False: stay, there is no successor."""
-
-    after_end: Callable[[], None] | None = None
-    """Called when the row has been freed, the very last thing."""
-
-    early_signals: SimpleQueue[int]
-    """Where the handlers of the master put signals, until the worker has its own."""
-
     hurried = False
     """Told to stop at once, which leaves no time for a drain."""
 
+    _before_leaving: Callable[[], Awaitable[bool]] | None = None
+    _after_end: Callable[[], None] | None = None
+    _early_signals: SimpleQueue[int]
     _served = False
     _leaving: asyncio.Task[None] | None = None
 
@@ -82,6 +74,21 @@ class RealtimeWorker(GunicornWebWorker):
                 " duplicated descriptors; let a proxy in front of it do TLS"
             )
             sys.exit(1)
+
+    def take_early_signals(self, queue: SimpleQueue[int]) -> None:
+        """Where the handlers of the master put signals, until the worker has its own."""
+        self._early_signals = queue
+
+    def on_leave(self, hand_over: Callable[[], Awaitable[bool]]) -> None:
+        """Call this on TERM; the worker serves until it returns.
+
+        It returns False when this worker must stay, since there is no successor.
+        """
+        self._before_leaving = hand_over
+
+    def on_end(self, act: Callable[[], None]) -> None:
+        """Call this when the row has been freed, the very last thing."""
+        self._after_end = act
 
     def init_process(self) -> None:
         """Run the worker; ends with SystemExit."""
@@ -101,8 +108,7 @@ class RealtimeWorker(GunicornWebWorker):
             asyncio.set_event_loop(self.loop)
             # Without gunicorn's wrapper, which logs an error when one is closed twice.
             self.sockets: list[Any] = [listener.sock for listener in self.sockets]
-            # Past aiohttp's own, which would make an asyncio loop or set a loop policy.
-            super(GunicornWebWorker, self).init_process()
+            self.start()
         except Exception as error:
             _note_failure(master.current.data_dir, error)
             if self._served:
@@ -114,8 +120,8 @@ class RealtimeWorker(GunicornWebWorker):
             sys.exit(self._boot_failure_code())
         finally:
             self.slots.free(os.getpid())
-            if self.after_end is not None:
-                self.after_end()
+            if self._after_end is not None:
+                self._after_end()
 
     def listeners(self) -> list[int]:
         """Duplicates of the listening sockets, which are the caller's; none when it leaves."""
@@ -131,7 +137,8 @@ class RealtimeWorker(GunicornWebWorker):
         except asyncio.CancelledError:  # told to leave before it served
             sys.exit(0)
 
-    async def _run(self) -> None:
+    async def work(self) -> None:
+        """Serve until told to leave."""
         try:
             await self._serve()
         finally:
@@ -155,7 +162,7 @@ class RealtimeWorker(GunicornWebWorker):
                     self.alive = False
                     self.log.info("The master has gone: this worker stops")
                 else:
-                    await self._wait_next_notify()
+                    await self.pause()
         except Exception:
             self.log.exception("This worker stops")
         await runner.cleanup()
@@ -195,7 +202,7 @@ class RealtimeWorker(GunicornWebWorker):
         super().init_signals()
         with contextlib.suppress(Empty):
             while True:
-                sig = self.early_signals.get_nowait()
+                sig = self._early_signals.get_nowait()
                 if sig == signal.SIGTERM:
                     self.handle_exit(sig, None)
                 elif sig in (signal.SIGINT, signal.SIGQUIT):
@@ -216,9 +223,9 @@ class RealtimeWorker(GunicornWebWorker):
         super().handle_quit(sig, frame)
 
     async def _leave(self) -> None:
-        if self._served and self.before_leaving is not None:
+        if self._served and self._before_leaving is not None:
             try:
-                stays = not await self.before_leaving()
+                stays = not await self._before_leaving()
             except Exception:
                 self.log.exception("This worker leaves at once")
                 stays = False
@@ -228,11 +235,11 @@ class RealtimeWorker(GunicornWebWorker):
                 return
         self.alive = False
         self._cancel_start()
-        self._notify_waiter_done()
+        self.wake()
 
     def _cancel_start(self) -> None:
-        if not self._served and self._task is not None:
-            self._task.cancel()
+        if not self._served:
+            self.cancel_work()
 
     def _boot_failure_code(self) -> int:
         """With workers of the same master serving, only this one has failed.
@@ -247,8 +254,7 @@ class RealtimeWorker(GunicornWebWorker):
                 return _FAILED
         if not self.slots.first_to_halt(self.ppid):
             return _FAILED  # a second one would cut the master's orderly halt short
-        code: int = Arbiter.WORKER_BOOT_ERROR
-        return code
+        return gunicorn_private.BOOT_ERROR
 
 
 def _note_failure(data_dir: Path, error: Exception) -> None:

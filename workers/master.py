@@ -26,6 +26,7 @@ from typing import Any
 
 from dotenv import dotenv_values
 
+from workers import gunicorn_private
 from workers.reload import fingerprint
 from workers.shared import paths
 from workers.shared.file import write_whole
@@ -124,15 +125,13 @@ class Master:
         passes them on by itself at USR2.
         """
         if SUCCESSOR in os.environ:
-            arbiter.systemd = False
-        stop = arbiter.stop
+            gunicorn_private.keep_socket_paths(arbiter, keep=False)
 
-        def guarded(graceful: bool = True) -> None:
+        def leave_to_others() -> None:
             if not self.lock.is_alone():
-                arbiter.systemd = True
-            stop(graceful)
+                gunicorn_private.keep_socket_paths(arbiter, keep=True)
 
-        arbiter.stop = guarded
+        gunicorn_private.before_stop(arbiter, leave_to_others)
 
     def _open_slots(self, alone: bool) -> SlotTable:
         """Open the slot table; one that was removed is for the processes that run to put back."""
@@ -154,18 +153,11 @@ class Master:
 
         gunicorn would exit, and the whole service with it.
         """
-        application = arbiter.app
-        read = application.reload
 
-        def reload() -> None:
-            good = application.cfg
-            try:
-                read()
-            except (Exception, SystemExit) as error:  # noqa: BLE001 (a file may raise anything)
-                log.error("gunicorn.conf.py fails, so the old one stays in force: %s", error)
-                application.cfg = good
+        def report(error: BaseException) -> None:
+            log.error("gunicorn.conf.py fails, so the old one stays in force: %s", error)
 
-        application.reload = reload
+        gunicorn_private.on_wrong_configuration(arbiter, report)
 
     def watch_over(self, arbiter: Any) -> None:
         """Extend what the master does once a second, in place of killing silent workers alone.
@@ -173,7 +165,7 @@ class Master:
         It puts shared files back. And when it was stopped itself, as a frozen container is, it
         gives its workers, which were stopped as well, another `timeout` before it kills any.
         """
-        murder, looked_at = arbiter.murder_workers, [self._monotonic()]
+        looked_at = [self._monotonic()]
 
         def look() -> None:
             self.keep_files(arbiter)
@@ -182,9 +174,8 @@ class Master:
             passed, looked_at[0] = now - looked_at[0], now
             if passed > _SLEPT:
                 self._forgive(arbiter, now, passed)
-            murder()
 
-        arbiter.murder_workers = look
+        gunicorn_private.each_second(arbiter, look)
 
     def guard_terminal(self, arbiter: Any) -> None:
         """End when the terminal is closed, which the kernel and shells tell by HUP too.
@@ -192,16 +183,15 @@ class Master:
         A HUP counts as that when it comes with the loss of the terminal. Without a terminal, with
         nohup, or long after the loss, HUP is a reload and nothing else.
         """
-        reload = arbiter.handle_hup
 
-        def handle_hup() -> None:
+        def is_closed() -> bool:
             self._look_at_terminal()
-            if self._monotonic() - self._terminal_lost < _HANGUP:
+            closed = self._monotonic() - self._terminal_lost < _HANGUP
+            if closed:
                 log.warning("The terminal was closed: the service ends")
-                arbiter.handle_term()
-            reload()
+            return closed
 
-        arbiter.handle_hup = handle_hup
+        gunicorn_private.before_hup(arbiter, is_closed)
 
     def _look_at_terminal(self) -> None:
         if self._in_terminal and not has_terminal():
@@ -209,18 +199,13 @@ class Master:
 
     def _forgive(self, arbiter: Any, now: float, passed: float) -> None:
         """Let workers that have been silent count as heard of just now."""
-        forgiven = []
-        for pid, worker in list(arbiter.WORKERS.items()):
-            with contextlib.suppress(OSError, ValueError):
-                if now - worker.tmp.last_update() > _SLEPT:
-                    worker.tmp.notify()
-                    forgiven.append(str(pid))
+        forgiven = gunicorn_private.forgive(arbiter, now, _SLEPT)
         if forgiven:
             log.warning(
                 "This process was stopped for %.0f s: workers that were silent meanwhile (%s) are"
                 " given time anew",
                 passed,
-                ", ".join(forgiven),
+                ", ".join(map(str, forgiven)),
             )
 
     def keep_files(self, arbiter: Any) -> None:
@@ -232,12 +217,12 @@ class Master:
                 log.error("Something removed the lock of the masters; it is there again")
             paths.make_private(self.metrics_dir)
             paths.make_private(paths.runtime_dir(self.data_dir))
-            if arbiter.pidfile is not None:
-                self._keep_pid_file(arbiter.pidfile)
+            if gunicorn_private.has_pid_file(arbiter):
+                self._keep_pid_file(arbiter)
         except Exception as error:  # noqa: BLE001 (a master that ends takes all with it)
             log.error("Shared files cannot be put back: %s", error)
 
-    def _keep_pid_file(self, pidfile: Any) -> None:
+    def _keep_pid_file(self, arbiter: Any) -> None:
         if any(_pid_in(path) == os.getpid() for path in self._pid_files):
             return
         path = self.pid_file
@@ -246,7 +231,7 @@ class Master:
         log.error("Something removed %s; it is there again", path)
         write_whole(path, f"{os.getpid()}\n".encode())
         path.chmod(0o644)
-        pidfile.fname, pidfile.pid = str(path), os.getpid()
+        gunicorn_private.move_pid_file(arbiter, str(path), os.getpid())
 
     def allow_open_files(self) -> None:
         """Raise the limit of open files as far as this process may; workers inherit it."""
@@ -272,17 +257,11 @@ class Master:
         gunicorn removes its pid file now and writes it anew: who looks in between would find no
         service. Without an object of it, it leaves the file alone and makes the object anew.
         """
-        self._age_at_reload = arbiter.worker_age
-        arbiter.pidfile = None
+        self._age_at_reload = gunicorn_private.age(arbiter)
+        gunicorn_private.forget_pid_file(arbiter)
         first, second = self._pid_files
         if self.pid_file == first and _pid_in(second) == os.getpid():
             second.replace(first)  # the master that was there before has been killed
-
-    @staticmethod
-    def claim_pid_file(arbiter: Any) -> None:
-        """Let gunicorn remove at its end the file that it found to be its own."""
-        if arbiter.pidfile is not None and arbiter.pidfile.pid is None:
-            arbiter.pidfile.pid = arbiter.pid
 
     def end_failed_reload(self, arbiter: Any) -> None:
         """Let the master's loop go on when every new worker of a reload has died.
@@ -291,12 +270,8 @@ class Master:
         `graceful_timeout`, and replaces no dead worker meanwhile. The old ones stay, so they
         count as started anew.
         """
-        workers = list(arbiter.WORKERS.values())
-        if self._age_at_reload and all(worker.age <= self._age_at_reload for worker in workers):
+        if self._age_at_reload and gunicorn_private.make_younger(arbiter, self._age_at_reload):
             self._age_at_reload = 0
-            for worker in sorted(workers, key=lambda worker: int(worker.age)):
-                arbiter.worker_age += 1
-                worker.age = arbiter.worker_age
 
     def clean_up(self) -> None:
         """Remove what is in memory, unless workers of a killed master still use it."""

@@ -92,7 +92,7 @@ async def create() -> web.AppRunner:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    worker.after_end = lambda: _stop_valkey_if_orphaned(worker, settings)
+    worker.on_end(lambda: _stop_valkey_if_orphaned(worker, settings))
     # First of all, since what is built may wait for the Valkey that the leader starts.
     await leader.start()
     try:
@@ -149,9 +149,10 @@ async def create() -> web.AppRunner:
         await successor.stop()
 
     application.on_shutdown.insert(0, stop_taking)
-    worker.before_leaving = Departure(
+    departure = Departure(
         parts, runner, giver, successor, leader, worker.slots, worker.row, settings.data_dir
-    ).run
+    )
+    worker.on_leave(departure.run)
     parts.is_hurried = lambda: worker.hurried
     return runner
 

@@ -53,6 +53,7 @@ LEAVES = {
 MASTER = {
     "workers.reload",
     "workers.reload.fingerprint",
+    "workers.gunicorn_private",
     "workers.gunicorn_worker",
     "workers.logs",
     "workers.master",
