@@ -196,9 +196,16 @@ class Settings:
     backplane_url: str = _setting(
         "",
         values.backplane_url,
-        "Redis or Valkey server shared by several machines, `redis://`, `rediss://` or `unix://`;"
-        " empty: this machine runs a private Valkey.",
+        "Redis or Valkey server shared by several machines, `redis://`, `rediss://` or `unix://`, or"
+        " the Sentinels that name it, `redis+sentinel://host1,host2,host3/NAME`; empty: this machine"
+        " runs a private Valkey.",
         secret=True,
+    )
+    backplane_wait: int = _setting(
+        "0",
+        values.integer(0, 16),
+        "Replicas of the shared server that must confirm a message before its publisher gets an answer.",
+        zero="none",
     )
     backplane_fsync: Fsync = _setting(
         "no",

@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
-from urllib.parse import urlsplit
+from typing import Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from app import cgroups
 
@@ -298,13 +298,63 @@ def networks(text: str) -> tuple[Network, ...]:
     return tuple(found)
 
 
+class SentinelAddress(NamedTuple):
+    """What a `redis+sentinel://` URL says."""
+
+    sentinels: tuple[tuple[str, int], ...]
+    """Host and port of each Sentinel."""
+    name: str
+    """Name of the primary."""
+    url: str
+    """`redis://` or `rediss://` with the user, password, database and options for the servers."""
+
+
+_SENTINEL_SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
+_SENTINEL_PORT = 26379
+
+
+def sentinel_address(text: str) -> SentinelAddress | None:
+    """The parts of `redis+sentinel://[user:password@]host[:port],.../NAME[/db][?option=value]`.
+
+    Returns:
+        None: the text is another kind of URL.
+
+    Raises:
+        ValueError: it is incomplete. The error does not contain the text, which may hold a password.
+    """
+    scheme, _, rest = text.partition("://")
+    if scheme not in _SENTINEL_SCHEMES:
+        return None
+    rest, _, query = rest.partition("?")
+    where, _, path = rest.partition("/")
+    login, at, hosts = where.rpartition("@")
+    name, _, database = path.strip("/").partition("/")
+    if not name or (database and not database.isdigit()):
+        raise ValueError
+    sentinels = []
+    for word in hosts.split(","):
+        url = urlsplit(f"//{word}")
+        if not url.hostname or url.username is not None or url.path:
+            raise ValueError
+        sentinels.append((url.hostname, url.port or _SENTINEL_PORT))
+    url_of_servers = (
+        f"{_SENTINEL_SCHEMES[scheme]}://{login}{at}primary/{database}{'?' if query else ''}{query}"
+    )
+    return SentinelAddress(tuple(sentinels), unquote(name), url_of_servers)
+
+
 def backplane_url(text: str) -> str:
-    """A URL that redis-py understands, or nothing."""
+    """A URL that redis-py understands, one of Sentinels, or nothing."""
     if not text:
         return text
     # The text may hold a password: it is in no message.
-    wrong = ValueError("must be redis://host[:port][/db], rediss://... or unix:///path")
+    wrong = ValueError(
+        "must be redis://host[:port][/db], rediss://..., unix:///path or"
+        " redis+sentinel://host[:port],.../name[/db]"
+    )
     try:
+        if sentinel_address(text) is not None:
+            return text
         url = urlsplit(text)
         complete = bool(url.path.strip("/")) if url.scheme == "unix" else bool(url.hostname)
         _ = url.port

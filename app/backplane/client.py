@@ -19,14 +19,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import hiredis
-from redis.asyncio.connection import AbstractConnection, Connection, parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
 
 from app.backplane.faults import Fault, explain, unavailable
 from app.backplane.repair import is_damage, log_repaired, repair_keys
 from app.backplane.scripts import SHARE_KEY, Script
+from app.backplane.server import Server, server_at
 from app.config import Settings, full_backplane
 from app.errors import BackplaneUnavailable, PresenceError
 
@@ -35,7 +34,6 @@ logger = logging.getLogger(__name__)
 FAILURES = (RedisError, OSError)
 """What a call may raise: no answer in time (TimeoutError), a lost connection, an error reply."""
 
-CONNECT_TIMEOUT = 1.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between two attempts to reach an absent backplane: the first pause and the longest."""
 ANSWER_TIMEOUT = 2.0
@@ -76,22 +74,16 @@ class Link:
     """One connection with one caller at a time; opened by the first call after a failure.
 
     Args:
-        url: `unix://path`, `redis://` or `rediss://`.
+        server: opens connections.
         name: shown by CLIENT LIST.
         report: is given the faults that each call has met; none means that all is well.
     """
 
-    def __init__(self, url: str, name: str, report: Callable[[Sequence[Fault]], None]) -> None:
-        options: dict[str, Any] = dict(parse_url(url))
-        self._class: type[AbstractConnection] = options.pop("connection_class", Connection)
-        self._options = options | {
-            "client_name": name,
-            "driver_info": None,
-            "protocol": 2,
-            "retry": Retry(NoBackoff(), 0),
-            "socket_connect_timeout": CONNECT_TIMEOUT,
-            "socket_timeout": None,
-        }
+    def __init__(
+        self, server: Server, name: str, report: Callable[[Sequence[Fault]], None]
+    ) -> None:
+        self._server = server
+        self._name = name
         self._report = report
         self._connection: AbstractConnection | None = None
         self._opened_at = 0.0
@@ -105,6 +97,12 @@ class Link:
     def renew(self) -> None:
         """Let the next call open a new connection: the address may mean another server now."""
         self._outdated = self._connection is not None
+
+    async def abort(self) -> None:
+        """End the connection, and the call that waits for an answer on it."""
+        if self._connection is not None:
+            with contextlib.suppress(*FAILURES):
+                await self._connection.disconnect(nowait=True)
 
     async def call(self, commands: Sequence[Command], timeout: float) -> list[Any]:
         """Send commands in one write and return their replies.
@@ -161,33 +159,45 @@ class Link:
         return answers
 
     async def run(
-        self, calls: Sequence[tuple[Script, Sequence[Argument]]], timeout: float
+        self,
+        calls: Sequence[tuple[Script, Sequence[Argument]]],
+        timeout: float,
+        last: Sequence[Command] = (),
     ) -> list[Any]:
         """Run scripts in one round trip; each call is a script and what follows its sha.
 
         A server that has forgotten the scripts gets them, and again the calls that need them.
 
+        Args:
+            calls: scripts with their arguments.
+            timeout: in seconds, for each round trip.
+            last: commands to follow on the same connection; their answers come last.
+
         Raises:
             FailedCalls: some were answered with an error; it holds all answers.
             FAILURES: as `call`.
         """
-        answers = await self._run(calls, timeout)
+        answers = await self._run(calls, timeout, last)
         missing = [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if missing:
             scripts = {script.sha: script for script, _ in calls}.values()
             await self.call([(b"SCRIPT", b"LOAD", script.source) for script in scripts], timeout)
-            again = await self._run([calls[n] for n in missing], timeout)
-            for n, answer in zip(missing, again, strict=True):
+            again = await self._run([calls[n] for n in missing], timeout, last)
+            places = [*missing, *range(len(calls), len(answers))]
+            for n, answer in zip(places, again, strict=True):
                 answers[n] = answer
         if any(isinstance(answer, RedisError) for answer in answers):
             raise FailedCalls(answers)
         return answers
 
     async def _run(
-        self, calls: Sequence[tuple[Script, Sequence[Argument]]], timeout: float
+        self,
+        calls: Sequence[tuple[Script, Sequence[Argument]]],
+        timeout: float,
+        last: Sequence[Command],
     ) -> list[Any]:
-        packed = pack([(b"EVALSHA", script.sha, *rest) for script, rest in calls])
-        return await self._exchange(packed, len(calls), timeout)
+        packed = pack([*((b"EVALSHA", script.sha, *rest) for script, rest in calls), *last])
+        return await self._exchange(packed, len(calls) + len(last), timeout)
 
     async def close(self) -> None:
         """Close the connection; the next call opens another."""
@@ -198,11 +208,15 @@ class Link:
                 await connection.disconnect(nowait=True)
 
     async def _connect(self) -> AbstractConnection:
-        # Kept before it is open, so that whatever interrupts the handshake closes it.
-        self._connection = connection = self._class(**self._options)
         self._opened_at = time.monotonic()
-        await connection.connect()  # type: ignore[no-untyped-call]
-        return connection
+        await self._server.open(self._name, self._keep)
+        if self._connection is None:
+            raise ConnectionError("The connection was closed while it was opened.")
+        return self._connection
+
+    def _keep(self, connection: AbstractConnection) -> None:
+        # Before it is open, so that whatever interrupts the handshake closes it.
+        self._connection = connection
 
 
 class Pauses:
@@ -221,7 +235,7 @@ class Backplane:
     """All connections of one worker to the backplane.
 
     Args:
-        url: where it is; see `Link`.
+        url: where it is; see `setting_values.backplane_url`.
         worker_id: names this worker among all that use the backplane, ever.
     """
 
@@ -233,9 +247,12 @@ class Backplane:
         """Failed calls since the start, by cause (`faults.CAUSES`)."""
         self.reading_fault: Fault | None = None
         """What the last call of `reading` has met; None: it went well."""
-        self.reading = Link(url, f"yujian-read-{worker_id}", self._note_reading)
-        self.publishing = Link(url, f"yujian-publish-{worker_id}", self._note_publishing)
-        self._asking = Link(url, f"yujian-ask-{worker_id}", self._note)
+        self._server = server = server_at(url)
+        self._listening: asyncio.Task[None] | None = None
+        self._aborting: asyncio.Task[None] | None = None
+        self.reading = Link(server, f"yujian-read-{worker_id}", self._note_reading)
+        self.publishing = Link(server, f"yujian-publish-{worker_id}", self._note_publishing)
+        self._asking = Link(server, f"yujian-ask-{worker_id}", self._note)
         self._misled = False
         self._lock = asyncio.Lock()
         self._answered = False
@@ -266,14 +283,19 @@ class Backplane:
                     words = explain(error).words
                     raise BackplaneUnavailable(f"The backplane cannot be used: {words}.") from error
                 await asyncio.sleep(pause)
-        self._warnings = _risks(
-            info.decode(errors="replace"), await self._config(), full_backplane(self.settings)
-        )
+        self._warnings = _risks(info.decode(errors="replace"), await self._config(), self.settings)
+        if self._listening is None:
+            self._listening = self._server.listen(self._leave_server)
 
     async def close(self) -> None:
         """Close every connection."""
+        for task in (self._listening, self._aborting):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         for link in (self.reading, self.publishing, self._asking):
             await link.close()
+        await self._server.close()
 
     def warnings(self) -> list[str]:
         """Ways in which the server's own configuration can lose messages, found at `connect`."""
@@ -365,6 +387,19 @@ class Backplane:
         words = [word.decode() for reply in replies for word in reply]
         return dict(zip(words[::2], words[1::2], strict=True))
 
+    def count(self, fault: Fault) -> None:
+        """Count a fault that no call was answered with."""
+        self.errors[fault.cause] += 1
+
+    def _leave_server(self) -> None:
+        """Another server is the primary: let no call wait for the old one."""
+        self._aborting = asyncio.get_running_loop().create_task(self._abort())
+
+    async def _abort(self) -> None:
+        for link in (self.reading, self.publishing, self._asking):
+            link.renew()
+            await link.abort()
+
     def _note(self, faults: Sequence[Fault]) -> None:
         self.errors.update(fault.cause for fault in faults)
         self._answered = all(fault.answered for fault in faults)
@@ -396,12 +431,9 @@ def _goes_on(old: Mapping[str, str | None], new: Mapping[str, str]) -> bool:
     return silence <= PRESENCE_SILENCE * 1000
 
 
-def _risks(info: str, config: Mapping[str, str], full: int) -> list[str]:
-    """What in a server's INFO and CONFIG can lose messages or cannot work.
-
-    Args:
-        full: bytes that it needs when all histories are full.
-    """
+def _risks(info: str, config: Mapping[str, str], settings: Settings) -> list[str]:
+    """What in a server's INFO and CONFIG can lose messages or cannot work."""
+    full = full_backplane(settings)
     facts = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
     risks = []
     if facts.get("cluster_enabled") == "1":
@@ -417,6 +449,14 @@ def _risks(info: str, config: Mapping[str, str], full: int) -> list[str]:
     policy = config.get("maxmemory-policy", facts.get("maxmemory_policy", "noeviction"))
     if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
         risks.append(f"maxmemory-policy {policy}: a full backplane drops messages without notice")
+    replicas = int(facts.get("connected_slaves", "0"))
+    if replicas < settings.backplane_wait:
+        risks.append(
+            f"BACKPLANE_WAIT is {settings.backplane_wait}, and the backplane has {replicas}"
+            " replicas: publishing is refused until there are enough"
+        )
+    elif replicas and not settings.backplane_wait:
+        risks.append("BACKPLANE_WAIT is 0: a failover to a replica may lose the last messages")
     limit = facts.get("maxmemory", "0").strip()
     if limit.isdigit() and 0 < int(limit) < full:
         risks.append(

@@ -9,10 +9,11 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import RedisError
 
-from app.errors import BackplaneFull, BackplaneUnavailable
+from app.errors import BackplaneFull, BackplaneUnavailable, PresenceError
 
 _LONGEST = 160
 """Characters of the server's own words that are kept."""
@@ -34,6 +35,15 @@ class Fault:
     """A new connection may lead to a server that can: a failover changes what a name means."""
     of_server: bool = True
     """Every call that writes fails likewise, whatever its keys."""
+
+
+class TooFewReplicas(PresenceError, RedisError):
+    """Something is stored, and fewer replicas than BACKPLANE_WAIT have confirmed it."""
+
+    def __init__(self, reached: int, wanted: int) -> None:
+        super().__init__(
+            f"{reached} of {wanted} replicas have confirmed what was stored (BACKPLANE_WAIT)"
+        )
 
 
 _BY_CODE: Final[dict[str, tuple[str, str]]] = {
@@ -59,8 +69,16 @@ _BY_CODE: Final[dict[str, tuple[str, str]]] = {
 _PASSES = frozenset({"LOADING", "TRYAGAIN", "UNBLOCKED"})
 _ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "UNBLOCKED", "NOAUTH"})
 
-CAUSES: Final = (*sorted({cause for cause, _ in _BY_CODE.values()}), "refused", "lost", "timeout")
-"""All causes: `refused` is any other error reply, `lost` no connection, `timeout` no answer."""
+CAUSES: Final = (
+    *sorted({cause for cause, _ in _BY_CODE.values()}),
+    "refused",
+    "lost",
+    "timeout",
+    "no_primary",
+    "unreplicated",
+)
+"""All causes: `refused` is any other error reply, `lost` no connection, `timeout` no answer,
+`no_primary` no Sentinel names one, `unreplicated` too few replicas have what was stored."""
 
 # A server older than Redis 7 hides the code of an error inside a script in its text.
 _HIDDEN = re.compile(rf"-({'|'.join(_BY_CODE)}) ")
@@ -72,6 +90,10 @@ _FORBIDDEN = "ACL failure in script: "
 
 def explain(error: BaseException | None) -> Fault:
     """What a failed call says of the backplane."""
+    if isinstance(error, TooFewReplicas):
+        return Fault("unreplicated", str(error), passes=True)
+    if isinstance(error, MasterNotFoundError):
+        return Fault("no_primary", _short(str(error)), answered=False, passes=True)
     code, text = _code(error)
     known = _BY_CODE.get(code)
     if known is not None:

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from app.backplane.client import FAILURES, Argument, Backplane, FailedCalls, Pauses
+from app.backplane.client import FAILURES, Argument, Backplane, Command, FailedCalls, Pauses
 from app.backplane.entries import body_name
-from app.backplane.faults import Fault, explain, of_fault
+from app.backplane.faults import Fault, TooFewReplicas, explain, of_fault
 from app.backplane.repair import is_damage, log_repaired, repair_type
 from app.backplane.scripts import (
     ONCE_MAX,
@@ -42,6 +42,9 @@ _ANCHORED = 3600.0
 """Seconds for which a stream's time that was read once tells what it should be."""
 _OLDEST = 60_000_000
 """Microseconds: no message waits longer to be stored. What looks older is a step of our own clock."""
+
+WAIT_TIMEOUT = 1.0
+"""Seconds for which the server waits for its replicas (BACKPLANE_WAIT) before a batch is tried again."""
 
 MAX_REPAIRS = 3
 """Maximum repairs of the keys of a type for one batch."""
@@ -86,6 +89,9 @@ class StreamPublisher:
         self._faults: dict[str, tuple[Fault, float]] = {}  # by type; '' for those of the server
         self._stored: dict[str, Position] = {}
         self._number = 0
+        self._replicas = backplane.settings.backplane_wait
+        wait = (b"WAIT", self._replicas, int(WAIT_TIMEOUT * 1000))
+        self._last: tuple[Command, ...] = (wait,) if self._replicas else ()
 
     @property
     def fault(self) -> Fault | None:
@@ -147,14 +153,22 @@ class StreamPublisher:
         while left and (seconds := deadline - loop.time()) > 0:
             link, types = self._backplane.publishing, list(left)
             try:
-                answers = await link.run(list(left.values()), min(seconds, ATTEMPT_TIMEOUT))
-                if not self._faults:
+                answers = self._confirmed(
+                    await link.run(list(left.values()), min(seconds, ATTEMPT_TIMEOUT), self._last)
+                )
+                if not self._faults and not any(isinstance(a, Exception) for a in answers):
                     done.update(zip(types, answers, strict=True))
                     left.clear()
                     break
             except FailedCalls as error:
-                answers = error.answers
+                answers = self._confirmed(error.answers)
             except FAILURES as error:
+                if (
+                    last is not None
+                    and isinstance(error, TimeoutError)
+                    and seconds < ATTEMPT_TIMEOUT
+                ):
+                    break  # this attempt was cut short: what the one before met is the cause
                 answers = [error] * len(types)
             damaged = _damaged(types, answers)
             if damaged and all(repaired[type] < MAX_REPAIRS for type in damaged):
@@ -177,6 +191,20 @@ class StreamPublisher:
         if len(failed) == len(done):
             raise failed[0]
         return done
+
+    def _confirmed(self, answers: list[Any]) -> list[Any]:
+        """The answers of the scripts, as errors where too few replicas have what was stored."""
+        if not self._replicas:
+            return answers
+        *answers, reached = answers
+        if isinstance(reached, int) and reached >= self._replicas:
+            return answers
+        if isinstance(reached, int):
+            error: Exception = TooFewReplicas(reached, self._replicas)
+            self._backplane.count(explain(error))
+        else:
+            error = reached
+        return [answer if isinstance(answer, Exception) else error for answer in answers]
 
     async def _repair(self, types: Iterable[str]) -> None:
         """Make the keys of types usable again that another program has written to."""

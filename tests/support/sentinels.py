@@ -1,0 +1,144 @@
+"""A primary with two replicas, and the three Sentinels that watch them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+
+from tests.support.ports import free_port
+from tests.support.valkeys import binary
+from tests.support.waiting import until_now
+
+NAME = "lab"
+QUORUM = 2
+DOWN_AFTER_MS = 700
+"""Milliseconds without an answer after which a Sentinel holds a server for down."""
+
+
+class _Process:
+    """A Valkey or a Sentinel on the loopback."""
+
+    def __init__(self, home: Path, port: int, *arguments: str) -> None:
+        self.port = port
+        home.mkdir()
+        self._log = (home / "log").open("wb")
+        self._process = subprocess.Popen(
+            [binary(), *arguments], cwd=home, stdout=self._log, stderr=self._log
+        )
+        self.client = redis.Redis(port=port, socket_timeout=1, decode_responses=True)
+        until_now(self.answers, f"the server on port {port} answers")
+
+    def answers(self) -> bool:
+        with contextlib.suppress(redis.RedisError):
+            return bool(self.client.ping())
+        return False
+
+    def kill(self) -> None:
+        """End it with SIGKILL, also when it is stopped."""
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """Let it do nothing, with its connections open."""
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def cont(self) -> None:
+        """Let it go on."""
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        self.client.close()
+        self.kill()
+        self._log.close()
+
+
+class Sentinels:
+    """Started by `with`; `url` is for BACKPLANE_URL."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self.servers: list[_Process] = []
+        self.sentinels: list[_Process] = []
+
+    def __enter__(self) -> Self:
+        root = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="yj-s-")))
+        for number in range(3):
+            port = free_port()
+            words = ["--port", str(port), "--bind", "127.0.0.1", "--appendonly", "yes"]
+            words += ["--save", "", "--repl-diskless-sync-delay", "0"]
+            if number:
+                words += ["--replicaof", f"127.0.0.1 {self.servers[0].port}"]
+            self._add(self.servers, _Process(root / f"server{number}", port, *words))
+        until_now(lambda: self._in_sync() == 2, "both replicas are in sync")
+        for number in range(3):
+            port = free_port()
+            config = root / f"sentinel{number}.conf"
+            config.write_text(
+                f"port {port}\nbind 127.0.0.1\n"
+                f"sentinel monitor {NAME} 127.0.0.1 {self.servers[0].port} {QUORUM}\n"
+                f"sentinel down-after-milliseconds {NAME} {DOWN_AFTER_MS}\n"
+                f"sentinel failover-timeout {NAME} 4000\n"
+                f"sentinel parallel-syncs {NAME} 2\n"
+            )
+            one = _Process(root / f"sentinel{number}", port, str(config), "--sentinel")
+            self._add(self.sentinels, one)
+        until_now(self._know_each_other, "the Sentinels know each other and the replicas")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def url(self) -> str:
+        hosts = ",".join(f"127.0.0.1:{one.port}" for one in self.sentinels)
+        return f"redis+sentinel://{hosts}/{NAME}"
+
+    def primary(self) -> _Process:
+        """The server that most Sentinels name."""
+        ports = [self._named(one) for one in self.sentinels]
+        port = max(set(ports), key=ports.count)
+        return next(server for server in self.servers if server.port == port)
+
+    def replicas(self) -> list[_Process]:
+        return [server for server in self.servers if server is not self.primary()]
+
+    def _add(self, group: list[_Process], process: _Process) -> None:
+        group.append(process)
+        self._stack.callback(process.close)
+
+    def _in_sync(self) -> int:
+        info: dict[str, Any] = self.servers[0].client.info("replication")  # type: ignore[assignment]
+        return sum(info[f"slave{n}"]["state"] == "online" for n in range(info["connected_slaves"]))
+
+    def _know_each_other(self) -> bool:
+        for one in self.sentinels:
+            found: Any = one.client.execute_command("SENTINEL", "MASTER", NAME)
+            facts = (
+                found
+                if isinstance(found, dict)
+                else dict(zip(found[::2], found[1::2], strict=True))
+            )
+            if int(facts["num-other-sentinels"]) != 2 or int(facts["num-slaves"]) != 2:
+                return False
+        return True
+
+    def _named(self, sentinel: _Process) -> int:
+        with contextlib.suppress(redis.RedisError):
+            found: Any = sentinel.client.execute_command(
+                "SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME
+            )
+            return int(found[1])
+        return 0
