@@ -11,6 +11,7 @@ import pytest
 from app import config
 from app.config import TABLE, Settings, full_backplane, load
 from app.errors import SettingsError
+from app.setting_values import sentinel_address
 
 ROOT = Path(__file__).parents[2]
 
@@ -246,16 +247,47 @@ def test_trusted_proxies() -> None:
     assert "must be IP addresses or networks" in wrong("TRUSTED_PROXIES", "caddy")
 
 
-@pytest.mark.parametrize("url", ["redis://h", "rediss://u:p@h:6380/1", "unix:///run/v.sock?db=1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h",
+        "rediss://u:p@h:6380/1",
+        "unix:///run/v.sock?db=1",
+        "redis+sentinel://a,b:26380,[::1]:26381/lab",
+        "rediss+sentinel://u:p@a/lab/1?ssl_ca_certs=/ca.pem&sentinel_password=s",
+    ],
+)
 def test_backplane_url(url: str) -> None:
     assert load({"BACKPLANE_URL": url}).backplane_url == url
 
 
-@pytest.mark.parametrize("url", ["h:6379", "http://:hunter2@h", "redis://:hunter2@", "unix://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "h:6379",
+        "http://:hunter2@h",
+        "redis://:hunter2@",
+        "unix://",
+        "redis+sentinel://:hunter2@a,b",
+        "redis+sentinel://:hunter2@a,,b/lab",
+        "redis+sentinel://:hunter2@a:x/lab",
+        "redis+sentinel://:hunter2@/lab",
+        "redis+sentinel://:hunter2@a/lab/x",
+    ],
+)
 def test_wrong_backplane_url_is_not_repeated(url: str) -> None:
     line = wrong("BACKPLANE_URL", url)
     assert "must be redis://" in line
     assert "hunter2" not in line
+
+
+def test_the_parts_of_a_url_of_sentinels() -> None:
+    assert sentinel_address("redis://h/lab") is None
+    plain = sentinel_address("redis+sentinel://a,[::1]:26381/lab%2F1")
+    assert plain == ((("a", 26379), ("::1", 26381)), "lab/1", "redis://primary/")
+    full = sentinel_address("rediss+sentinel://u:p%40@a:1/lab/2?ssl_cert_reqs=none")
+    assert full is not None
+    assert full.url == "rediss://u:p%40@primary/2?ssl_cert_reqs=none"
 
 
 def test_auth_secret_has_32_bytes() -> None:
