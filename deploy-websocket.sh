@@ -94,7 +94,7 @@ directory=$backups/$stamp
 last_good=$backups/last-good.tar.gz
 image=yujian-presence-backend
 
-step='' began=$SECONDS how='nothing' noticed=0 handed_over=0 steps=() tried='' put_back=false nothing_before='' own_ca=''
+step='' began=$SECONDS how='nothing' noticed=0 handed_over=0 steps=() tried='' put_back=false nothing_before='' own_ca='' not_back='' ending=''
 
 # How a step ends: note STATE DETAIL
 note() {
@@ -117,6 +117,7 @@ report() {
 fail() {
   local code=$1
   note failed "$2"
+  rm -f "$backups/.$stamp.rdb" # of a backup that was interrupted
   # Steps that come before any change have nothing to put back.
   if ((code >= 13)) && [[ -n $rollback && -z $dry_run ]]; then
     step=rollback
@@ -129,7 +130,7 @@ fail() {
       fi
     else
       code=20
-      note failed "look at the service"
+      note failed "${not_back:-what ran before could not be put back}: look at the service"
     fi
   fi
   report "$code"
@@ -263,6 +264,22 @@ start_host() {
   return 1
 }
 
+# Puts the code and configuration of the last good deployment in place.
+restore_files() {
+  local told
+  mkdir -p "$directory"
+  told=$("$python" -m scripts.release restore "$last_good" "$directory/failed" 2>&1) || {
+    not_back="the files of before cannot be put in place: $(tail -n 1 <<< "$told")"
+    return 1
+  }
+}
+
+# Whether what ran before serves again.
+is_back() {
+  local told
+  told=$(wait_until_well) || { not_back="the service is not well: $told"; return 1; }
+}
+
 put_back_host() {
   local result=0 pid
   if [[ -n $tried && $how == 'started for the first time'* ]]; then
@@ -271,16 +288,16 @@ put_back_host() {
   # A first deployment has nothing that ran before.
   if [[ ! -f $last_good ]]; then
     say "There was no deployment before this one: the files stay as they are."
-    ! master_pid > /dev/null || wait_until_well > /dev/null
+    ! master_pid > /dev/null || is_back
     return
   fi
-  mkdir -p "$directory"
-  "$python" -m scripts.release restore "$last_good" "$directory/failed" || return 1
-  install_requirements now || return 1
+  restore_files || return 1
+  install_requirements now || { not_back='the requirements of before cannot be installed'; return 1; }
   if master_pid > /dev/null; then
     # What failed may have left new workers of the new code, or none.
     [[ -z $tried ]] || reload_host || result=$?
-    ((result == 0 || result == 3)) && wait_until_well > /dev/null
+    ((result == 0 || result == 3)) || { not_back='the service does not take the code of before'; return 1; }
+    is_back
   fi
 }
 
@@ -446,6 +463,10 @@ replace_containers() {
     return 1
   }
   fresh=$(running backend | grep -vxF "$(printf '%s\n' "${old[@]-}")" || true)
+  if [[ -n $fresh && $(image_of "$fresh") != "$(image_id "$image:latest")" ]]; then
+    how='Compose has started a container of another image'
+    return 1
+  fi
   if [[ -z $fresh ]] || ! wait_healthy "$fresh"; then
     [[ -n $fresh ]] || fresh=$(docker compose ps --all --quiet --status exited --status restarting backend | head -n 1)
     how="the new container is not well: $(last_words "$fresh")"
@@ -454,6 +475,7 @@ replace_containers() {
     return 1
   fi
   for one in "${old[@]}"; do
+    ending=$one
     if is_live "$one"; then
       # TERM: its workers hand their sockets over to those of the new container.
       docker stop "$one" > /dev/null || return 1
@@ -472,6 +494,7 @@ replace_containers() {
       wait "$holder" || true
     fi
     docker rm "$one" > /dev/null || return 1
+    ending=''
   done
   if [[ -n $live ]]; then
     how='live sockets were handed over to a new container'
@@ -482,10 +505,7 @@ replace_containers() {
 
 put_back_docker() {
   local bad=() one good
-  if [[ -f $last_good ]]; then
-    mkdir -p "$directory"
-    "$python" -m scripts.release restore "$last_good" "$directory/failed" || return 1
-  fi
+  if [[ -f $last_good ]]; then restore_files || return 1; fi
   [[ -n $tried ]] || return 0
   good=$(image_id "$image:previous") || {
     say "There was no deployment before this one: the containers stay as they are."
@@ -493,6 +513,8 @@ put_back_docker() {
     return 0
   }
   docker tag "$good" "$image:latest" || return 1
+  # One that was told to end, as we were interrupted, hands over and ends: it cannot be counted on.
+  [[ -z $ending ]] || timeout "$timeout" docker wait "$ending" > /dev/null 2>&1 || true
   docker compose rm --force backend > /dev/null || return 1
   for one in $(running backend); do
     [[ $(image_of "$one") == "$good" ]] || bad+=("$one")
@@ -502,12 +524,12 @@ put_back_docker() {
     if running backend | grep -qvxF "$(printf '%s\n' "${bad[@]-}")"; then
       docker stop "${bad[@]}" > /dev/null && docker rm "${bad[@]}" > /dev/null || return 1
     else
-      replace_containers || return 1
+      replace_containers || { not_back=$how; return 1; }
     fi
   fi
   # Its files are those of before.
   docker compose exec -T caddy caddy reload --config /etc/caddy/Caddyfile --adapter caddyfile --force || true
-  wait_until_well > /dev/null
+  is_back
 }
 
 build() { if [[ $mode == docker ]]; then build_docker; else build_host; fi; }

@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import aiohttp
 import websockets
+from aiohttp.abc import AbstractResolver, ResolveResult
 from websockets.asyncio.client import connect
 
 from tests.support import REPO
@@ -114,6 +118,10 @@ class Project:
             "TLS_ISSUER": "internal",
             "HTTP_PUBLISH": f"127.0.0.1:{free_port()}",
             "HTTPS_PUBLISH": f"127.0.0.1:{self.port}",
+            **{
+                f"{name}_PUBLISH": f"127.0.0.1:{free_port()}"
+                for name in ("PROMETHEUS", "ALERTMANAGER", "GRAFANA")
+            },
             "FRONT_SUBNET": "172.30.77.0/24",
             # These machines may not give containers more.
             "NOFILE": "20000",
@@ -170,22 +178,28 @@ class Project:
         wait = ("--min-free", "100", "--timeout", "40")
         return self.run("deploy-websocket.sh", "--docker", "--json", *wait, *options, **environ)
 
-    def interrupt_deploy(self, when: Callable[[], bool]) -> Done:
-        """Start a deployment, and press ^C when a condition holds."""
-        process = subprocess.Popen(
-            [str(self.root / "deploy-websocket.sh"), "--docker", "--json"],
-            cwd="/",
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        until_now(when, "the moment to interrupt", 120)
+    def interrupt_deploy(self, when: Callable[[str], bool]) -> Done:
+        """Start a deployment, and press ^C when a condition holds.
+
+        Args:
+            when: is given what was printed so far.
+        """
+        said = self.root.parent / "interrupted.log"
+        with said.open("w") as log:
+            process = subprocess.Popen(
+                [str(self.root / "deploy-websocket.sh"), "--docker", "--json"],
+                cwd="/",
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+        until_now(lambda: when(said.read_text()), "the moment to interrupt", 180)
         os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=120)
-        return Done(process.returncode, out, err)
+        out, _ = process.communicate(timeout=180)
+        return Done(process.returncode, out, said.read_text())
 
     def fetch_certificate(self) -> None:
         """Get the certificate of Caddy's own authority."""
@@ -202,6 +216,13 @@ class Project:
     def version(self, version: str) -> None:
         """Bring the code of a version."""
         (self.root / "app/__init__.py").write_text(f'__version__ = "{version}"\n')
+
+    def session(self) -> aiohttp.ClientSession:
+        """HTTP to what Caddy publishes, by the names of its sites."""
+        self.fetch_certificate()
+        trusted = ssl.create_default_context(cafile=str(self.certificate))
+        connector = aiohttp.TCPConnector(ssl=trusted, resolver=_ThisMachine())
+        return aiohttp.ClientSession(connector=connector)
 
     @property
     def address(self) -> str:
@@ -230,6 +251,21 @@ class Project:
     def destroy(self) -> None:
         """Remove all containers, volumes and networks."""
         self.compose("--profile", "monitoring", "down", "--volumes", "--timeout", "5", check=False)
+
+
+class _ThisMachine(AbstractResolver):
+    """Every name stands for 127.0.0.1."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(
+                hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0
+            )
+        ]
+
+    async def close(self) -> None: ...
 
 
 class Crowd:

