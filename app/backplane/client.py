@@ -137,7 +137,8 @@ class Link:
                     except RedisError as failure:
                         if not connection.is_connected:
                             raise
-                        answers.append(failure)
+                        # Its traceback would hold this frame, and with it all that was sent.
+                        answers.append(failure.with_traceback(None))
                 done = True
         except FAILURES as failure:
             self._report([explain(failure)])

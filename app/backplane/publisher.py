@@ -169,7 +169,8 @@ class StreamPublisher:
                     and seconds < ATTEMPT_TIMEOUT
                 ):
                     break  # this attempt was cut short: what the one before met is the cause
-                answers = [error] * len(types)
+                # Its traceback leads to this frame, and so back to itself, with all the bodies.
+                answers = [error.with_traceback(None)] * len(types)
             damaged = _damaged(types, answers)
             if damaged and all(repaired[type] < MAX_REPAIRS for type in damaged):
                 # Retried as soon as the keys are repaired; the others are answered then as well.
@@ -189,7 +190,11 @@ class StreamPublisher:
                 done[type] = BackplaneUnavailable()
         failed = [reply for reply in done.values() if isinstance(reply, BackplaneUnavailable)]
         if len(failed) == len(done):
-            raise failed[0]
+            try:
+                raise failed[0]
+            finally:
+                # The traceback would lead back to the error, in a cycle with all the bodies.
+                del failed, done
         return done
 
     def _confirmed(self, answers: list[Any]) -> list[Any]:

@@ -311,6 +311,8 @@ class BroadcastQueue:
         try:
             outcomes = await self._publisher.store(drafts, deadline)
         except BackplaneUnavailable as error:
+            # A traceback would keep the batch, and in it the error, until the collector comes.
+            error.with_traceback(None)
             for entry in batch:
                 entry.fail(error)
         except Exception:

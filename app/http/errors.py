@@ -148,10 +148,10 @@ def error_middleware(
                     close=True,
                 )
             response = await handler(request)
-        except HttpError as error:
-            response = _respond(error)
-        except ClientError as error:
-            response = _respond(HttpError.of(error))
+        except (HttpError, ClientError) as error:
+            # The frames of its traceback may hold the error, in a cycle with the body of the request.
+            error.with_traceback(None)
+            response = _respond(HttpError.of(error) if isinstance(error, ClientError) else error)
         except web.HTTPMethodNotAllowed as error:
             methods = ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))
             if request.method == "OPTIONS":

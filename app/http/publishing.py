@@ -258,7 +258,7 @@ def _submit(
         draft = make_draft(message, context.settings, now, size, decoded=True, writer=writer)
         return _Submitted(draft, context.publisher.submit(draft))
     except ClientError as error:
-        return error
+        return error.with_traceback(None)  # which would hold this request in a cycle
 
 
 async def _outcome(
@@ -273,6 +273,7 @@ async def _outcome(
     except Conflict as conflict:
         return conflict.answer | {"error": conflict.message, "code": conflict.code}
     except ClientError as error:
+        error.with_traceback(None)
         chosen = message.get("id") if isinstance(message, Mapping) else None
         id = chosen if _is_id(chosen) else None
         return {"id": id, "error": error.message, "code": error.code}

@@ -202,7 +202,7 @@ async def test_a_restore_that_fails_puts_back_what_was_there(project: Project) -
     project.change(
         "rollback.sh",
         "rmdir .fresh' &&",
-        "rmdir .fresh; echo nonsense > appendonlydir/*manifest' &&",
+        "rmdir .fresh; echo nonsense > appendonlydir/appendonly.aof.manifest' &&",
     )
     async with Crowd(project.address, 20) as crowd:
         back = await asyncio.to_thread(

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+import redis
 
 from tests.support.plain import PlainClient
 from tests.support.raw import BINARY, CLOSE, TEXT, RawClient, encode, text
@@ -325,3 +326,26 @@ async def test_handlers_of_one_connection_are_bounded_and_none_is_lost() -> None
             if payload.startswith(b"43"):
                 answered.add(payload)
         await client.abort()
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+async def test_messages_that_the_backplane_refuses_are_not_kept(at_once: int) -> None:
+    """One by one, and in an array whose items fail: not even until the collector comes."""
+    async with Service(WORKERS=1, COLLECTOR=0) as service:
+        message = {"type": "status", "event": "bulk", "data": "x" * (900_000 // at_once)}
+        with redis.Redis(unix_socket_path=service.valkey_socket()) as server:
+            server.config_set("maxmemory", 1)
+        body: object = message if at_once == 1 else [message] * (at_once - 1) + [{"type": "no"}]
+
+        async def refused() -> None:
+            answer = await service.post("/ws/broadcast", body)
+            assert answer.status == (503 if at_once == 1 else 207), answer
+            codes = {one["code"] for one in ([answer.body] if at_once == 1 else answer.body)}
+            assert "BACKPLANE_FULL" in codes
+
+        for _ in range(5):
+            await refused()
+        before = resident(service)
+        for _ in range(36):
+            await refused()
+        assert resident(service) - before < 12 * MB
