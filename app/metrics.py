@@ -18,6 +18,8 @@ import bisect
 import functools
 import mmap
 import os
+import struct
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
@@ -424,15 +426,17 @@ class _ProcessName:
     """
 
     def __init__(self) -> None:
-        self._pid = 0
-        self._name = ""
+        self.known = ""
+        """The name; empty after a fork, until it is asked for."""
+        os.register_at_fork(after_in_child=self._forget)
 
     def __call__(self) -> str:
-        pid = os.getpid()
-        if pid != self._pid:
-            self._name = process_identity(pid) or str(pid)
-            self._pid = pid
-        return self._name
+        if not self.known:
+            self.known = process_identity() or str(os.getpid())
+        return self.known
+
+    def _forget(self) -> None:
+        self.known = ""
 
 
 @functools.cache
@@ -444,4 +448,28 @@ def _use_process_files() -> None:
     """
     library: Any = values
     library.MmapedDict = _KeptDict
-    library.ValueClass = library.MultiProcessValue(_ProcessName())
+    name = _ProcessName()
+    library.ValueClass = _counting_fast(library.MultiProcessValue(name), name)
+
+
+def _counting_fast(kind: Any, name: _ProcessName) -> Any:
+    """The library's class of values, with an increment that costs a third.
+
+    Every connection and every publish counts several times.
+    """
+    lock, write = threading.Lock(), struct.Struct("dd").pack_into
+
+    class Value(kind):  # type: ignore[misc]
+        """A value in the file of this process."""
+
+        def inc(self, amount: float) -> None:
+            """Add to it."""
+            if not name.known:  # a fork: the library begins new files
+                super().inc(amount)
+                return
+            with lock:
+                self._value += amount
+                file = self._file
+                write(file._m, file._positions[self._key], self._value, 0.0)
+
+    return Value

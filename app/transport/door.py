@@ -120,6 +120,8 @@ class Door:
         self._epoll = select.epoll()
         self._loop.add_reader(self._epoll.fileno(), self._on_events)
         self._listeners: list[socket.socket] = []
+        self._most = 1
+        """Connections that are accepted in the next pass: more while there are always more."""
         self._newcomers: dict[int, Newcomer] = {}
 
     def __len__(self) -> int:
@@ -128,13 +130,14 @@ class Door:
     def open(self, listeners: Sequence[socket.socket]) -> None:
         """Accept from listening sockets, which belong to the door from now on."""
         for listener in listeners:
+            family = listener.family
             listener.setblocking(False)
-            if listener.family != socket.AF_UNIX:
+            if family != socket.AF_UNIX:
                 # What is accepted inherits them, so nobody has to set them for each connection.
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._listeners.append(listener)
-            self._loop.add_reader(listener, self._accept, listener)
+            self._loop.add_reader(listener, self._accept, listener, family)
 
     async def close(self) -> None:
         """Accept nothing more; aiohttp goes on with those that have sent nothing."""
@@ -155,37 +158,50 @@ class Door:
             self._forget(newcomer)
             os.close(newcomer.fd)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket, family: int) -> None:
         ends = time.monotonic() + ACCEPT_SLICE
-        for _ in range(ACCEPTS):
+        for _ in range(self._most):
             try:
                 fd, address = listener._accept()  # type: ignore[attr-defined]
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                self._most = 1
                 return
             except OSError as error:
-                self._pause(listener, error)
+                self._pause(listener, family, error)
                 return
             os.set_blocking(fd, False)
-            peer = address[0].partition("%")[0] if isinstance(address, tuple) else None
-            newcomer = Newcomer(self, fd, listener.family, peer)
-            if fd >= self._guard.most_upgraded and not self._guard.has_room(newcomer, fd):
+            if fd >= self._guard.most_upgraded and not self._guard.has_room(None, fd):
                 os.close(fd)
             else:
-                # Most have sent their request by now.
-                self._read(newcomer)
+                peer = address[0].partition("%")[0] if isinstance(address, tuple) else None
+                self._begin(fd, family, peer)
             if time.monotonic() >= ends:
                 return
+        self._most = min(2 * self._most, ACCEPTS)
 
-    def _pause(self, listener: socket.socket, error: OSError) -> None:
+    def _pause(self, listener: socket.socket, family: int, error: OSError) -> None:
         """The kernel could not accept: let others go first, and do not ask again at once."""
         logger.warning("Connections cannot be accepted now: %s", error.strerror)
         self._guard.make_room()
         self._loop.remove_reader(listener)
-        self._loop.call_later(PAUSE_SECONDS, self._resume, listener)
+        self._loop.call_later(PAUSE_SECONDS, self._resume, listener, family)
 
-    def _resume(self, listener: socket.socket) -> None:
+    def _resume(self, listener: socket.socket, family: int) -> None:
         if listener in self._listeners:
-            self._loop.add_reader(listener, self._accept, listener)
+            self._loop.add_reader(listener, self._accept, listener, family)
+
+    def _begin(self, fd: int, family: int, peer: str | None) -> None:
+        """Read from a connection that was accepted: most clients have sent their request by now."""
+        try:
+            data = os.read(fd, FIRST_READ)
+        except BlockingIOError:
+            self._wait(Newcomer(self, fd, family, peer))
+            return
+        except OSError:
+            data = b""
+        passed = self._show(fd, peer, data)
+        if passed is not None:
+            self._pass_on(Newcomer(self, fd, family, peer), data, passed)
 
     def _wait(self, newcomer: Newcomer) -> None:
         self._newcomers[newcomer.fd] = newcomer
@@ -207,33 +223,30 @@ class Door:
                 return
 
     def _read(self, newcomer: Newcomer) -> None:
+        """Read from a connection that has been silent until now."""
         fd = newcomer.fd
-        waits = self._newcomers.get(fd) is newcomer
         try:
             data = os.read(fd, FIRST_READ)
         except BlockingIOError:
-            if not waits:
-                self._wait(newcomer)
             return
         except OSError:
             data = b""
-        if waits:
-            self._forget(newcomer)
-        if not data:
-            self._guard.heard(newcomer)
-            os.close(fd)
-            return
-        try:
-            passed = self._enter(fd, newcomer.peer, data)
-        except Exception:
-            logger.exception("A connection cannot be let in")
-            self._guard.heard(newcomer)
-            os.close(fd)
-            return
+        self._forget(newcomer)
+        passed = self._show(fd, newcomer.peer, data)
         if passed is None:
             self._guard.heard(newcomer)
         else:
             self._pass_on(newcomer, data, passed)
+
+    def _show(self, fd: int, peer: str | None, data: bytes) -> Passed | None:
+        """Show first bytes to the entrance; None when aiohttp does not get the connection."""
+        if data:
+            try:
+                return self._enter(fd, peer, data)
+            except Exception:
+                logger.exception("A connection cannot be let in")
+        os.close(fd)
+        return None
 
     def _pass_on(self, newcomer: Newcomer, data: bytes, passed: Passed) -> None:
         self._guard.wait(newcomer)

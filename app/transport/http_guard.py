@@ -132,7 +132,7 @@ class Guard:
         """It takes what is written, or is gone."""
         self._unread.pop(connection, None)
 
-    def has_room(self, connection: Waiting, fd: int) -> bool:
+    def has_room(self, connection: Waiting | None, fd: int) -> bool:
         """Whether a connection with this descriptor may stay.
 
         The kernel gives out the lowest free number, so a high one says that few are left. Then
@@ -358,13 +358,17 @@ def _with_known_expectations(
 ) -> Callable[[Any], Awaitable[web.StreamResponse]]:
     """Refuse every `Expect` but 100-continue: aiohttp quotes it, and fails if it is not UTF-8."""
 
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+    async def refuse() -> web.StreamResponse:
+        return _error(
+            417, ErrorCode.EXPECTATION_FAILED, "Only 'Expect: 100-continue' is known here."
+        )
+
+    # No coroutine of its own: it would cost every request.
+    def handle(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         expected = request.headers.get("Expect")
         if expected is not None and expected.lower() != "100-continue":
-            return _error(
-                417, ErrorCode.EXPECTATION_FAILED, "Only 'Expect: 100-continue' is known here."
-            )
-        return await handler(request)
+            return refuse()
+        return handler(request)
 
     return handle
 
