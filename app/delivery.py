@@ -9,6 +9,7 @@ import time
 from app.backplane.history import History
 from app.backplane.reader import Batch, StreamReader
 from app.backplane.scripts import CONTROL
+from app.broadcast.catchup import CatchUp
 from app.broadcast.fanout import FanOut
 from app.canary import PROBE, Canary
 from app.sessions.socketio.manager import StreamManager
@@ -30,6 +31,7 @@ class Delivery:
         reader: started.
         history: remembers what was read.
         fanout: writes messages to subscribers.
+        catchup: brings those up to date that a fault has kept from it.
         manager: carries out control messages between workers.
         canary: is notified of probes.
         supervisor: notes what was skipped.
@@ -41,6 +43,7 @@ class Delivery:
         reader: StreamReader,
         history: History,
         fanout: FanOut,
+        catchup: CatchUp,
         manager: StreamManager,
         canary: Canary,
         supervisor: Supervisor,
@@ -49,6 +52,7 @@ class Delivery:
         self._reader = reader
         self._history = history
         self._fanout = fanout
+        self._catchup = catchup
         self._manager = manager
         self._canary = canary
         self._supervisor = supervisor
@@ -75,8 +79,10 @@ class Delivery:
                 self._supervisor.note(NAME, error)
             try:
                 await self._fanout.deliver(batch.messages)
-            except Exception as error:  # noqa: BLE001 (the fan-out lets all subscribers catch up)
+            except Exception as error:  # noqa: BLE001 (those that were not written catch up)
                 self._supervisor.note(NAME, error)
+            for subscriber in self._fanout.take_missed():
+                self._catchup.start(subscriber)
         if batch.control_lost:
             logger.warning(
                 "the backplane lost its data: control messages between workers are missing"

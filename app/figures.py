@@ -7,6 +7,7 @@ between which the loop gets a turn, and requests read its result.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from app.broadcast.fanout import FanOut
 from app.broadcast.queue import BroadcastQueue
 from app.broadcast.subscriber import Group
 from app.canary import Canary
+from app.clock import steady_time
 from app.metrics import Metrics
 from app.ports import Slots
 from app.sessions.rates import Rates
@@ -39,6 +41,41 @@ SLICE = 500
 """Sessions that are looked at before the loop gets a turn: some 200 us."""
 USERS_SLICE = 50
 """Users whose subscriptions are shown before the loop gets a turn: some 200 us."""
+
+
+class FlushFigures:
+    """Counts what the fan-out has written.
+
+    Args:
+        metrics: where.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def count(
+        self, items: Sequence[Message | Gap], receivers: Mapping[str, int], began: float
+    ) -> None:
+        """Count what one flush has written.
+
+        Args:
+            items: messages and gaps.
+            receivers: connections that got them, by type.
+            began: monotonic seconds at which the flush began.
+        """
+        now = steady_time()
+        metrics = self._metrics
+        metrics.flush_duration.observe(time.monotonic() - began)
+        counts: Counter[str] = Counter()
+        for item in items:
+            count = receivers[item.type]
+            if isinstance(item, Gap):
+                metrics.gaps[item.reason].inc(count)
+            elif count:
+                counts[item.type] += count
+                metrics.delivery_latency.observe_many(now - item.accepted, count)
+        for type, count in counts.items():
+            metrics.delivered[type].inc(count)
 
 
 class SubscriberCounts:
@@ -112,34 +149,6 @@ class Figures:
         """Whether this worker can publish, by its last attempts."""
         return self._publisher.fault is None and self._backplane.available
 
-    def count_flush(
-        self,
-        items: Sequence[Message | Gap],
-        receivers: Mapping[str, int],
-        duration: float,
-        now: float,
-    ) -> None:
-        """Count what one flush has written.
-
-        Args:
-            items: messages and gaps.
-            receivers: connections that got them, by type.
-            duration: of the flush, in seconds.
-            now: Unix time in seconds, by which latencies are measured.
-        """
-        metrics = self._metrics
-        metrics.flush_duration.observe(duration)
-        counts: Counter[str] = Counter()
-        for item in items:
-            count = receivers[item.type]
-            if isinstance(item, Gap):
-                metrics.gaps[item.reason].inc(count)
-            elif count:
-                counts[item.type] += count
-                metrics.delivery_latency.observe_many(now - item.accepted, count)
-        for type, count in counts.items():
-            metrics.delivered[type].inc(count)
-
     async def show(self) -> None:
         """Put what the other workers may ask for into the slot table, and read what they put."""
         sizes: Counter[Group] = Counter()
@@ -186,7 +195,7 @@ class Figures:
                 "anonymous": unnamed.total(),
                 "dropped": dict(zip(_PRIORITIES, dropped, strict=True)),
                 "lag": round(self._reader.lag(), 3),
-                "slow": len(self._catchup.slow),
+                "slow": len(self._fanout.slow),
                 "hears": self._canary.hears,
                 "deaf": self._canary.is_deaf,
             }
@@ -218,7 +227,7 @@ class Figures:
     def export(self) -> None:
         """Bring the metrics up to date that are not counted as things happen."""
         metrics, hub = self._metrics, self._hub
-        metrics.slow_consumers.set(len(self._catchup.slow))
+        metrics.slow_consumers.set(len(self._fanout.slow))
         metrics.incoming_bytes.set(hub.incoming)
         metrics.backplane_up.set(self._backplane.available)
         metrics.backplane_writable.set(self.writable())

@@ -1,24 +1,36 @@
-"""Puts one worker together; the only module that knows all others."""
+"""Puts one worker together: every part is made here, by its constructor, and none is completed later.
+
+The parts of sessions among themselves are put together in app/sessions/assembly.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import inspect
 import logging
 import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from aiohttp import hdrs, web
 from prometheus_client.metrics_core import Metric
 
-from app import __version__, memory
+from app import __version__, delivery
+from app.backplane.claims import UserClaims
 from app.backplane.client import FAILURES, Backplane
 from app.backplane.faults import explain
+from app.backplane.history import History
+from app.backplane.publisher import StreamPublisher
 from app.backplane.reader import StreamReader
+from app.backplane.scripts import CONTROL
+from app.backplane.series import Series
+from app.broadcast.catchup import CatchUp
+from app.broadcast.fanout import FanOut
+from app.broadcast.queue import BroadcastQueue
+from app.canary import PROBE, Canary
 from app.config import Settings
-from app.errors import BackplaneUnavailable, SettingsError
+from app.errors import BackplaneUnavailable
+from app.figures import Figures, FlushFigures, SubscriberCounts
+from app.handlers import load_handlers
 from app.http.admission import Admission
 from app.http.audit import Audit
 from app.http.bodies import Bodies
@@ -32,104 +44,57 @@ from app.http.routes import add_routes
 from app.http.upgrade import Upgrade
 from app.http.writers import Writers
 from app.machine import MachineStatus
+from app.memory import Memory
+from app.metrics import Metrics
+from app.parts import Parts
 from app.ports import Slots
-from app.sessions.socketio.server import RealtimeServer
+from app.presence import Presence
+from app.publishing import Publishing
+from app.sessions.assembly import make_context
+from app.sessions.auth import TokenVerifier
+from app.sessions.rates import Limits, Rates
+from app.sessions.token_keys import RemoteKeys
+from app.supervisor import Supervisor
+from app.tick import Tick
 from app.transport.door import ENTRANCE
 from app.transport.http_guard import GUARD, Guard
-from app.worker import Worker
+from app.transport.hub import MAX_OUTGOING, Hub
+from app.worker import Worker, give_up
 
 logger = logging.getLogger("realtime.worker")
 
 BACKPLANE_SECONDS = 20.0
 """How long a worker waits at its start for the backplane."""
-
-WORKER = web.AppKey("WORKER", Worker)
-
-
-def load_handlers(name: str, sio: RealtimeServer) -> None:
-    """Let an application register its handlers.
-
-    Raises:
-        SettingsError: there is no such module, it has no `register`, or either fails.
-    """
-    try:
-        register = getattr(importlib.import_module(name), "register", None)
-        if not callable(register):
-            raise SettingsError(f"HANDLERS={name}: the module has no function register(sio)")
-        result = register(sio)
-    except SettingsError:
-        raise
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        words = " ".join(str(error).split())
-        raise SettingsError(
-            f"HANDLERS={name}: {type(error).__name__}: {words} ({frame.filename}, line"
-            f" {frame.lineno})"
-        ) from error
-    if inspect.isawaitable(result):
-        if inspect.iscoroutine(result):
-            result.close()
-        raise SettingsError(
-            f"HANDLERS={name}: register(sio) must be a plain function, not 'async def': it runs"
-            " before the worker accepts connections"
-        )
+KEYS_FILE = "jwks.json"
+"""In DATA_DIR: the last keys of AUTH_JWKS_URL."""
+MAX_BODY = 64 * 1024 * 1024
+"""Bytes of the body of an HTTP request, before any route looks at it."""
 
 
-async def build(
-    settings: Settings,
-    slots: Slots,
-    backplane_url: str,
-    worker_id: str,
-    *,
-    collect_metrics: Callable[[], Iterable[Metric]],
-    other_processes: Callable[[], Mapping[str, int]],
-    has_memory: Callable[[], bool],
-    max_outgoing: int,
-    local_faults: Callable[[], Sequence[str]] = tuple,
-) -> web.Application:
-    """Make the aiohttp application of one worker, with a `Worker` under `WORKER`.
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A backplane that answers."""
+
+    backplane: Backplane
+    """Connected."""
+    reader: StreamReader
+    """Started."""
+    key: bytes
+    """The secret that all workers share."""
+
+
+async def reach_backplane(settings: Settings, url: str, worker_id: str) -> Reached:
+    """Wait for the backplane; what a worker needs of it before it can serve.
 
     Args:
         settings: of the service.
-        slots: counts that the workers of this machine share.
-        backplane_url: where the streams are.
+        url: where the streams are.
         worker_id: names this worker among all.
-        collect_metrics: joins the metrics of all workers; may block.
-        other_processes: further processes of the service, for the metrics of memory: process ids by name.
-        has_memory: whether there is memory for more connections.
-        local_faults: what is wrong on this machine beside, for `GET /status`.
-        max_outgoing: bytes that this worker holds for clients which do not read them.
-
-    Raises:
-        BackplaneUnavailable: it did not answer within `BACKPLANE_SECONDS`.
-        SettingsError: HANDLERS names nothing that can be loaded.
-    """
-    backplane = Backplane(backplane_url, settings, worker_id)
-    reader, key = await _reach(backplane)
-    for warning in backplane.warnings():
-        logger.warning("%s", warning)
-    worker = Worker(settings, slots, backplane, reader, key, max_outgoing)
-    if settings.handlers:
-        load_handlers(settings.handlers, worker.sio)
-    app = web.Application(client_max_size=64 * 1024 * 1024)
-    app[WORKER] = worker
-    _add_http(app, worker, collect_metrics, other_processes, has_memory, local_faults)
-
-    async def stop(_: web.Application) -> None:
-        await worker.stop()
-
-    app.on_shutdown.append(stop)
-    worker.start()
-    memory.prepare()
-    return app
-
-
-async def _reach(backplane: Backplane) -> tuple[StreamReader, bytes]:
-    """Wait for the backplane; what a worker needs of it before it can serve.
 
     Raises:
         BackplaneUnavailable: it did not answer within `BACKPLANE_SECONDS`.
     """
+    backplane = Backplane(url, settings, worker_id)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + BACKPLANE_SECONDS
     while True:
@@ -137,11 +102,15 @@ async def _reach(backplane: Backplane) -> tuple[StreamReader, bytes]:
         reader = StreamReader(backplane)
         try:
             await reader.start()
-            return reader, await backplane.shared_key()
+            reached = Reached(backplane, reader, await backplane.shared_key())
+            break
         except (*FAILURES, BackplaneUnavailable) as error:
             if loop.time() >= deadline:
                 raise BackplaneUnavailable(_reason(error)) from error
             await asyncio.sleep(0.1)
+    for warning in backplane.warnings():
+        logger.warning("%s", warning)
+    return reached
 
 
 def _reason(error: Exception) -> str:
@@ -150,36 +119,181 @@ def _reason(error: Exception) -> str:
     return f"The backplane cannot be used: {explain(error).words}."
 
 
-def _add_http(
-    app: web.Application,
-    worker: Worker,
-    collect_metrics: Callable[[], Iterable[Metric]],
-    other_processes: Callable[[], Mapping[str, int]],
-    has_memory: Callable[[], bool],
-    local_faults: Callable[[], Sequence[str]],
-) -> None:
-    settings, slots = worker.settings, worker.slots
+def make_parts(
+    settings: Settings, slots: Slots, reached: Reached, max_outgoing: int = MAX_OUTGOING
+) -> Parts:
+    """Make the parts of one worker.
+
+    Args:
+        settings: of the service.
+        slots: counts that the workers of this machine share.
+        reached: the backplane.
+        max_outgoing: bytes that this worker holds for clients which do not read them.
+
+    Raises:
+        SettingsError: a file of keys cannot be used, or HANDLERS names nothing that can be loaded.
+    """
+    backplane, reader = reached.backplane, reached.reader
+    metrics = Metrics(settings.message_types)
+    supervisor = Supervisor(lambda name: metrics.loop_failures[name].inc(), give_up)
+
+    # Messages on their way in.
+    publisher = StreamPublisher(backplane, reader.positions)
+    queue = BroadcastQueue(slots, publisher)
+    publishing = Publishing(queue, metrics)
+
+    # Connections, and messages on their way out.
+    rates = Rates(Limits.of(settings))
+    hub = Hub(
+        heartbeat_interval=settings.heartbeat_interval,
+        heartbeat_timeout=settings.heartbeat_timeout,
+        max_message=settings.max_message_size,
+        max_incoming=settings.max_incoming_bytes,
+        max_outgoing=max_outgoing,
+        meter=rates,
+    )
+    history = History(backplane, reader.positions, hub.output.page)
+    fanout = FanOut(
+        hub,
+        reader.positions,
+        settings.broadcast_batch_size,
+        FlushFigures(metrics).count,
+        lambda error: supervisor.note(delivery.NAME, error),
+    )
+    catchup = CatchUp(fanout, history, settings.latest_only_types)
+
+    # Sessions.
+    claims = (
+        UserClaims(backplane, slots, settings.max_connections_per_user)
+        if settings.backplane_url
+        else None
+    )
+    remote_keys = (
+        RemoteKeys(
+            settings.auth_jwks_url,
+            settings.data_dir / KEYS_FILE,
+            count=lambda result: metrics.key_fetches[result].inc(),
+        )
+        if settings.auth_jwks_url
+        else None
+    )
+    subscribers = SubscriberCounts(settings.message_types)
+    sessions = make_context(
+        settings=settings,
+        key=reached.key,
+        hub=hub,
+        rates=rates,
+        fanout=fanout,
+        catchup=catchup,
+        history=history,
+        slots=slots,
+        claims=claims,
+        verifier=TokenVerifier(settings, remote_keys),
+        metrics=metrics,
+        subscribers=subscribers.of,
+        control_position=reader.positions[CONTROL],
+        send_control=publishing.send_control,
+        publish=publishing.publish,
+        note_unreadable=lambda: reader.unreadable.update([CONTROL]),
+    )
+    if settings.handlers:
+        load_handlers(settings.handlers, sessions.sio)
+    manager = sessions.sio.manager
+
+    # What looks after the others.
+    canary = Canary(
+        lambda: queue.send_probe(PROBE),
+        lambda: backplane.available,
+        writable=lambda: publisher.fault is None,
+    )
+    figures = Figures(
+        types=settings.message_types,
+        slots=slots,
+        metrics=metrics,
+        hub=hub,
+        fanout=fanout,
+        registry=sessions.registry,
+        rates=rates,
+        manager=manager,
+        catchup=catchup,
+        queue=queue,
+        reader=reader,
+        history=history,
+        backplane=backplane,
+        publisher=publisher,
+        canary=canary,
+        subscribers=subscribers,
+    )
+    return Parts(
+        settings=settings,
+        slots=slots,
+        supervisor=supervisor,
+        metrics=metrics,
+        publishing=publishing,
+        queue=queue,
+        backplane=backplane,
+        history=history,
+        series=Series(backplane),
+        presence=Presence(backplane.get_presence, backplane.set_presence),
+        claims=claims,
+        delivery=delivery.Delivery(
+            reader,
+            history,
+            fanout,
+            catchup,
+            manager,
+            canary,
+            supervisor,
+            settings.broadcast_flush_interval,
+        ),
+        sessions=sessions,
+        remote_keys=remote_keys,
+        canary=canary,
+        figures=figures,
+        tick=Tick(metrics, rates, sessions.addresses, figures, Memory(), hub),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What the other processes of this machine provide."""
+
+    collect_metrics: Callable[[], Iterable[Metric]]
+    """Joins the metrics of all workers; may block."""
+    other_processes: Callable[[], Mapping[str, int]]
+    """Further processes of the service, for the metrics of memory: process ids by name."""
+    has_memory: Callable[[], bool]
+    """Whether there is memory for more connections."""
+    local_faults: Callable[[], Sequence[str]] = tuple
+    """What is wrong on this machine beside, for `GET /status`."""
+
+
+def make_application(worker: Worker, machine: Machine) -> web.Application:
+    """Make the HTTP side of a worker."""
+    parts = worker.parts
+    settings, slots, sessions = parts.settings, parts.slots, parts.sessions
+    app = web.Application(client_max_size=MAX_BODY)
     clients = Clients(settings.trusted_proxies)
     origins = Origins(settings, clients)
     admission = Admission(
         settings,
         slots,
-        worker.verifier,
+        sessions.verifier,
         clients,
         origins,
-        is_serving=lambda: worker.accepting and not worker.canary.is_deaf,
-        has_memory=has_memory,
-        count_refused=lambda reason: worker.metrics.refused[reason].inc(),
-        addresses=worker.context.addresses,
+        is_serving=lambda: worker.accepts,
+        has_memory=machine.has_memory,
+        count_refused=lambda reason: parts.metrics.refused[reason].inc(),
+        addresses=sessions.addresses,
     )
-    guard = app[GUARD] = Guard(worker.context.refusals.note)
+    guard = app[GUARD] = Guard(sessions.refusals.note)
     hosts = Hosts(settings, clients)
     upgrade = Upgrade(
-        worker.context,
+        sessions,
         admission,
         lambda: guard.most_upgraded,
         hosts,
-        lambda: worker.metrics.count_request(PATH, "GET", 101),
+        lambda: parts.metrics.count_request(PATH, "GET", 101),
     )
     upgrade.add_routes(app)
     app[ENTRANCE] = upgrade.enter
@@ -188,49 +302,55 @@ def _add_http(
         "max_queue_size": settings.max_queue_size,
     }
     page = MetricsPage(
-        slots, collect_metrics, other_processes, limits, settings.workers, shared_for=1.0
+        slots,
+        machine.collect_metrics,
+        machine.other_processes,
+        limits,
+        settings.workers,
+        shared_for=1.0,
     )
     app.router.add_get("/metrics", page.metrics)
-    bodies = Bodies(worker.hub.output, worker.hub.close_stalled)
+    bodies = Bodies(sessions.hub.output, sessions.hub.close_stalled)
     context = HttpContext(
         settings=settings,
         slots=slots,
-        publisher=worker,
-        history=worker.history,
-        presence=worker.presence,
-        verifier=worker.verifier,
-        writers=Writers(settings, worker.verifier),
+        publisher=parts.publishing,
+        history=parts.history,
+        presence=parts.presence,
+        verifier=sessions.verifier,
+        writers=Writers(settings, sessions.verifier),
         audit=Audit(
             settings.audit_rate,
-            lambda label, status: worker.metrics.writes[label, str(status)].inc(),
+            lambda label, status: parts.metrics.writes[label, str(status)].inc(),
         ),
         clients=clients,
         origins=origins,
-        backplane_available=lambda: worker.backplane.available,
-        warnings=worker.backplane.warnings,
-        count_request=worker.metrics.count_request,
+        backplane_available=lambda: parts.backplane.available,
+        warnings=parts.backplane.warnings,
+        count_request=parts.metrics.count_request,
         hosts=hosts,
-        note_refused=worker.context.refusals.note,
+        note_refused=sessions.refusals.note,
         started_at=min((row.started for row in slots.rows()), default=time.time()),
         version=__version__,
-        backplane_fault=lambda: fault.words if (fault := worker.figures.fault()) else None,
-        backplane_writable=worker.figures.writable,
-        accepting=lambda: worker.accepting and not worker.canary.is_deaf,
+        backplane_fault=lambda: fault.words if (fault := parts.figures.fault()) else None,
+        backplane_writable=parts.figures.writable,
+        accepting=lambda: worker.accepts,
         expected_workers=lambda: settings.workers,
         since_death=slots.since_death,
         room=bodies.room,
         budgets=Budgets(settings.http_rate_limit, settings.http_rate_time),
-        local_faults=local_faults,
-        series=worker.series.read,
+        local_faults=machine.local_faults,
+        series=parts.series.read,
         machine_status=MachineStatus(settings.data_dir).read if settings.collector else dict,
     )
     add_routes(app, context)
     app.middlewares.insert(0, bodies.middleware())
 
     async def end_keep_alive(_: web.Request, response: web.StreamResponse) -> None:
-        if worker.closing:
+        if worker.ends_keep_alive:
             response.force_close()
             # aiohttp has written this header by now; without it the client sends another request.
             response.headers[hdrs.CONNECTION] = "close"
 
     app.on_response_prepare.append(end_keep_alive)
+    return app

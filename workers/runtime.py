@@ -8,18 +8,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
-from app import config, main
+from app import config, main, memory
 from app.config import Settings
 from app.errors import BackplaneUnavailable, SettingsError
 from app.metrics import files_are_there, restore_files
+from app.parts import Parts
 from app.sessions.handoff.transfer import Transfer
 from app.setting_values import worker_count
 from app.transport.door import DoorRunner
+from app.worker import Worker
 from workers import gunicorn_worker, log_level, logs, master
 from workers.gunicorn_worker import CannotServe, RealtimeWorker
 from workers.handoff.deaf import DeafWatch
@@ -54,107 +58,197 @@ async def create() -> web.AppRunner:
     Raises:
         CannotServe: a setting is wrong.
     """
-    worker = gunicorn_worker.current()
+    process = gunicorn_worker.current()
     settings = _settings()
-    logs.enter_worker(worker.row, config.secrets(settings))
-    _log_workers(worker.row)
+    logs.enter_worker(process.row, config.secrets(settings))
+    _log_workers(process.row)
     _fold_metrics(settings)
-    leader = Leader(paths.leader_lock(settings.data_dir))
-    backplane_url = settings.backplane_url
-    if not backplane_url:
-        backplane_url = f"unix://{paths.valkey_socket(settings.data_dir)}"
-        maxmemory = _backplane_memory(settings)
-        leader.add(Valkey(settings.data_dir, settings.backplane_fsync, maxmemory=maxmemory).run)
+    life = Life(process, settings)
+    process.on_leave(life.leave)
+    process.on_end(life.after_end)
+    return await life.start()
 
-    shared: dict[str, Part] = {"the slot table": worker.slots, "the metrics": _MetricsPart()}
-    if not settings.backplane_url:
-        shared["the socket of Valkey"] = _ValkeySocket(settings.data_dir)
-    guard = Guard(shared, worker.slots.count_restored)
 
-    async def give_up_leadership(_: web.Application) -> None:
-        await leader.stop()
+@dataclass(frozen=True, slots=True)
+class _Serving:
+    """What a worker has once it serves."""
 
-    async def looking_after(_: web.Application) -> AsyncIterator[None]:
-        deaf_watch = DeafWatch(worker.slots, worker.row, lambda: parts.canary.is_deaf, worker.ppid)
-        keep = parts.supervisor.start
-        tasks = [
-            keep("sweep", lambda: _sweep(worker.slots), vital=False),
-            keep("guard", guard.run, vital=False),
-            keep("deaf watch", deaf_watch.run, vital=False),
-            keep(
-                "log level",
-                lambda: log_level.follow(settings.data_dir, settings.log_level),
-                vital=False,
-            ),
-        ]
-        yield
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    worker: Worker
+    successor: Successor
+    departure: Departure
+    loops: list[asyncio.Task[None]]
 
-    worker.on_end(lambda: _stop_valkey_if_orphaned(worker, settings))
-    # First of all, since what is built may wait for the Valkey that the leader starts.
-    await leader.start()
-    try:
-        slots = WorkerSlots(worker.slots, worker.row, settings)
-        metrics_files = MetricsFiles(paths.metrics_dir(settings.data_dir))
-        application = await main.build(
-            settings,
-            slots,
-            backplane_url,
-            slots.worker_name(),
-            collect_metrics=metrics_files.collect,
-            other_processes=lambda: _other_processes(settings),
-            has_memory=Headroom(HostSampler(settings.data_dir)),
-            max_outgoing=_max_outgoing(settings),
-            local_faults=guard.faults,
+
+class Life:
+    """The life of one worker process; each method is a step, in this order.
+
+    Args:
+        process: gunicorn's worker.
+        settings: of the service.
+    """
+
+    def __init__(self, process: RealtimeWorker, settings: Settings) -> None:
+        self._process = process
+        self._settings = settings
+        self._slots = WorkerSlots(process.slots, process.row, settings)
+        self._metrics_files = MetricsFiles(paths.metrics_dir(settings.data_dir))
+        self._leader = Leader(paths.leader_lock(settings.data_dir))
+        shared: dict[str, Part] = {"the slot table": process.slots, "the metrics": _MetricsPart()}
+        if not settings.backplane_url:
+            shared["the socket of Valkey"] = _ValkeySocket(settings.data_dir)
+        self._guard = Guard(shared, process.slots.count_restored)
+        self._serving: _Serving | None = None
+
+    # It starts.
+
+    async def start(self) -> web.AppRunner:
+        """Join the other processes and make everything; returns what serves HTTP.
+
+        Raises:
+            CannotServe: the backplane does not answer, or a setting cannot be used.
+        """
+        if not self._settings.backplane_url:
+            self._leader.add(_valkey(self._settings).run)
+        # First of all, since what is made may wait for the Valkey that the leader starts.
+        await self._leader.start()
+        try:
+            worker = Worker(await self._make_parts(), lambda: self._process.hurried)
+            if self._settings.collector:
+                self._leader.add(self._make_collector(worker.parts).run)
+            application = main.make_application(worker, self._machine())
+            worker.start()
+            memory.prepare()
+        except (BackplaneUnavailable, SettingsError) as error:
+            await self._leader.stop()
+            raise CannotServe(str(error)) from error
+        except BaseException:
+            await self._leader.stop()
+            raise
+        runner = self._make_runner(application)
+        transfer, http = (
+            Transfer(worker.parts.sessions, worker.parts.history, self._slots),
+            HttpHandoff(runner),
         )
-        parts = application[main.WORKER]
-        if settings.collector:
-            collector = Collector(
-                settings,
-                slots,
-                publish=parts.publish,
-                presence=parts.presence,
-                collect=metrics_files.collect,
-                sample_host=HostSampler(settings.data_dir).sample,
-                record=parts.series.add,
-            )
-            leader.add(collector.run)
-    except (BackplaneUnavailable, SettingsError) as error:
-        await leader.stop()
-        raise CannotServe(str(error)) from error
-    except BaseException:
-        await leader.stop()
-        raise
-    application.on_shutdown.insert(0, give_up_leadership)
-    application.cleanup_ctx.append(looking_after)
-    runner = DoorRunner(
-        application,
-        logger=worker.log,
-        keepalive_timeout=worker.cfg.keepalive,
-        access_log=None,
-        shutdown_timeout=settings.graceful_timeout * 0.95,
-    )
-    transfer = Transfer(parts.context, parts.manager, parts.history, slots)
-    http = HttpHandoff(runner)
-    giver = Giver(settings.data_dir, worker.slots, worker.row, transfer, http)
-    successor = Successor(
-        settings.data_dir, worker.slots, worker.row, transfer, http, worker.listeners
-    )
-    successor.start()
-    shared["the socket for handoffs"] = successor
+        successor = self._make_successor(transfer, http)
+        successor.start()
+        self._guard.add("the socket for handoffs", successor)
+        self._serving = _Serving(
+            worker,
+            successor,
+            self._make_departure(worker, runner, transfer, http, successor),
+            self._start_loops(worker.parts),
+        )
+        return runner
 
-    async def stop_taking(_: web.Application) -> None:
-        await successor.stop()
+    # It serves; then it leaves.
 
-    application.on_shutdown.insert(0, stop_taking)
-    departure = Departure(
-        parts, runner, giver, successor, leader, worker.slots, worker.row, settings.data_dir
-    )
-    worker.on_leave(departure.run)
-    parts.is_hurried = lambda: worker.hurried
-    return runner
+    async def leave(self) -> bool:
+        """Wait for a successor and give it everything; False: stay, there is none."""
+        assert self._serving is not None
+        return await self._serving.departure.run()
+
+    # It stops.
+
+    async def stop(self, _: web.Application) -> None:
+        """Take nothing over any more, lead no more, and close what is left."""
+        assert self._serving is not None
+        await self._serving.successor.stop()
+        await self._leader.stop()
+        await self._serving.worker.stop()
+
+    async def end_loops(self, _: web.Application) -> None:
+        """End what looks after the others."""
+        assert self._serving is not None
+        for task in self._serving.loops:
+            task.cancel()
+        await asyncio.gather(*self._serving.loops, return_exceptions=True)
+
+    def after_end(self) -> None:
+        """Do a dead master's last duty, when this was the last worker; its row is free."""
+        process, settings = self._process, self._settings
+        if settings.backplane_url or os.getppid() == process.ppid:
+            return
+        process.slots.sweep()
+        lock = MastersLock(paths.masters_lock(settings.data_dir))
+        if not process.slots.rows() and lock.is_alone():
+            valkey.stop(settings.data_dir)
+
+    # What it makes on the way.
+
+    async def _make_parts(self) -> Parts:
+        settings = self._settings
+        url = settings.backplane_url or f"unix://{paths.valkey_socket(settings.data_dir)}"
+        reached = await main.reach_backplane(settings, url, self._slots.worker_name())
+        return main.make_parts(settings, self._slots, reached, _max_outgoing(settings))
+
+    def _machine(self) -> main.Machine:
+        return main.Machine(
+            collect_metrics=self._metrics_files.collect,
+            other_processes=lambda: _other_processes(self._settings),
+            has_memory=Headroom(HostSampler(self._settings.data_dir)),
+            local_faults=self._guard.faults,
+        )
+
+    def _make_collector(self, parts: Parts) -> Collector:
+        return Collector(
+            self._settings,
+            self._slots,
+            publish=parts.publishing.publish,
+            presence=parts.presence,
+            collect=self._metrics_files.collect,
+            sample_host=HostSampler(self._settings.data_dir).sample,
+            record=parts.series.add,
+        )
+
+    def _make_runner(self, application: web.Application) -> DoorRunner:
+        application.on_shutdown.append(self.stop)
+        application.on_cleanup.append(self.end_loops)
+        return DoorRunner(
+            application,
+            logger=self._process.log,
+            keepalive_timeout=self._process.cfg.keepalive,
+            access_log=None,
+            shutdown_timeout=self._settings.graceful_timeout * 0.95,
+        )
+
+    def _make_successor(self, transfer: Transfer, http: HttpHandoff) -> Successor:
+        process = self._process
+        return Successor(
+            self._settings.data_dir,
+            process.slots,
+            process.row,
+            transfer,
+            http,
+            process.listeners,
+        )
+
+    def _make_departure(
+        self,
+        worker: Worker,
+        runner: DoorRunner,
+        transfer: Transfer,
+        http: HttpHandoff,
+        successor: Successor,
+    ) -> Departure:
+        data_dir, process = self._settings.data_dir, self._process
+        giver = Giver(data_dir, process.slots, process.row, transfer, http)
+        return Departure(
+            worker, runner, giver, successor, self._leader, process.slots, process.row, data_dir
+        )
+
+    def _start_loops(self, parts: Parts) -> list[asyncio.Task[None]]:
+        """Begin to look after the others and after what all share."""
+        process, settings = self._process, self._settings
+        deaf_watch = DeafWatch(
+            process.slots, process.row, lambda: parts.canary.is_deaf, process.ppid
+        )
+        loops: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "sweep": lambda: _sweep(process.slots),
+            "guard": self._guard.run,
+            "deaf watch": deaf_watch.run,
+            "log level": lambda: log_level.follow(settings.data_dir, settings.log_level),
+        }
+        return [parts.supervisor.start(name, loop, vital=False) for name, loop in loops.items()]
 
 
 class _MetricsPart:
@@ -199,6 +293,12 @@ def _max_outgoing(settings: Settings) -> int:
     return chosen
 
 
+def _valkey(settings: Settings) -> Valkey:
+    """The private Valkey, for the leader to supervise."""
+    maxmemory = _backplane_memory(settings)
+    return Valkey(settings.data_dir, settings.backplane_fsync, maxmemory=maxmemory)
+
+
 def _backplane_memory(settings: Settings) -> int:
     """Most bytes of the private Valkey: what full histories take, within its part of the memory."""
     full, total = config.full_backplane(settings), HostSampler(settings.data_dir).memory_total()
@@ -240,15 +340,6 @@ async def _sweep(slots: SlotTable) -> None:
                 log.warning("Freed the row of worker %d, which is gone", pid)
             else:
                 await asyncio.sleep(0)
-
-
-def _stop_valkey_if_orphaned(worker: RealtimeWorker, settings: Settings) -> None:
-    """Do a dead master's last duty, when this was the last worker."""
-    if settings.backplane_url or os.getppid() == worker.ppid:
-        return
-    worker.slots.sweep()
-    if not worker.slots.rows() and MastersLock(paths.masters_lock(settings.data_dir)).is_alone():
-        valkey.stop(settings.data_dir)
 
 
 def _other_processes(settings: Settings) -> dict[str, int]:

@@ -50,12 +50,8 @@ class CatchUp:
         self._history = history
         self._latest_only = latest_only
         self._tasks: dict[Subscriber, asyncio.Task[None]] = {}
-        fanout.on_behind = self._on_behind
-        fanout.on_missed = self.start
         self.replayed = 0
         """Messages written to subscribers that were behind."""
-        self.slow: dict[Subscriber, None] = {}
-        """Subscribers that are behind because they did not read."""
 
     def start(self, subscriber: Subscriber) -> None:
         """Bring a subscriber up to date; harmless when that is under way."""
@@ -76,16 +72,13 @@ class CatchUp:
 
     def discard(self, subscriber: Subscriber) -> None:
         """Forget a subscriber that is gone."""
-        self.slow.pop(subscriber, None)
+        self._fanout.slow.pop(subscriber, None)
         task = self._tasks.pop(subscriber, None)
         if task is not None:
             task.cancel()
 
-    def _on_behind(self, subscriber: Subscriber) -> None:
-        self.slow[subscriber] = None
-
     def _live(self, subscriber: Subscriber) -> None:
-        self.slow.pop(subscriber, None)
+        self._fanout.slow.pop(subscriber, None)
         self._fanout.join(subscriber)
 
     def _try_now(self, subscriber: Subscriber) -> bool:

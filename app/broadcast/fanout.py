@@ -77,10 +77,10 @@ class FanOut:
     ) -> None:
         self.positions: dict[str, Position] = dict(positions)
         """What live subscribers have been written; replaced, never changed, by each flush."""
-        self.on_behind: Callable[[Subscriber], None] = lambda _subscriber: None
-        """Called when a live subscriber does not take its bytes and falls behind."""
-        self.on_missed: Callable[[Subscriber], None] = lambda _subscriber: None
-        """Called when a live subscriber was not written and must catch up."""
+        self.slow: dict[Subscriber, None] = {}
+        """Subscribers that have fallen behind, since they did not take their bytes; `CatchUp` takes
+        them out when they have caught up."""
+        self._missed: list[Subscriber] = []
         self.failed = failed
         self._hub = hub
         self._batch_size = batch_size
@@ -156,6 +156,11 @@ class FanOut:
             await self._flush(items[start:end])
             start = end
 
+    def take_missed(self) -> list[Subscriber]:
+        """Live subscribers that were not written, for a fault, and must catch up now."""
+        missed, self._missed = self._missed, []
+        return missed
+
     async def _flush(self, items: Sequence[Message | Gap]) -> None:
         began = time.monotonic()
         self._before = self.positions
@@ -193,8 +198,7 @@ class FanOut:
         for subscriber in missed:
             subscriber.track = {type: self._before[type] for type in subscriber.group.types}
             self.discard(subscriber)
-        for subscriber in missed:
-            self.on_missed(subscriber)
+        self._missed += missed
 
     def _plan(self, items: Sequence[Message | Gap], types: set[str]) -> None:
         self._drop_unused()
@@ -217,7 +221,7 @@ class FanOut:
         if pending is not None and pending.size > HIGH_WATER:
             subscriber.track = {type: self._before[type] for type in subscriber.group.types}
             self.discard(subscriber)
-            self.on_behind(subscriber)
+            self.slow[subscriber] = None
         else:
             subscriber.write(self._hub.take_queued(subscriber) + job.data)
 

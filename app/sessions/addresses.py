@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from app.errors import PresenceError
-
-if TYPE_CHECKING:
-    from app.transport.connection import Connection
+from app.transport.connection import Connection
 
 _V6_PREFIX = 64
 

@@ -215,6 +215,8 @@ class Session(Subscriber):
 
     __slots__ = ("claimed", "extra", "phase", "user")
 
+    hub: Hub
+
     protocol: str
     """Its name in metrics and in the state that is handed over."""
 

@@ -16,16 +16,14 @@ import os
 import socket
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from app.errors import CloseCode
 from app.log_limit import LogLimit
 from app.protocol import frames
 from app.protocol.frames import FrameReader
 from app.transport.output import OutputAccount
-
-if TYPE_CHECKING:
-    from app.transport.hub import Hub
+from app.transport.timer_wheel import TimerWheel
 
 logger = logging.getLogger("realtime.connection")
 
@@ -154,6 +152,56 @@ class Pending:
         self.headless = False
 
 
+class ConnectionHub(Protocol):
+    """What a connection needs of its hub (app/transport/hub.py), which stands above it."""
+
+    wheel: TimerWheel
+    max_message: int
+    output_limit: int
+    slice_ends: float
+    owed_pongs: dict[Connection, bytes]
+    bytes_sent: int
+    bytes_received: int
+    extra_frames: int
+    closed: dict[int, int]
+
+    def send_soon(self, connection: Connection, frame: bytes, /) -> None:
+        """Queue a frame for the end of this pass of the loop."""
+
+    def take_queued(self, connection: Connection, /) -> bytes:
+        """The queued frames of a connection, to be written before anything else."""
+
+    def back_up(self, connection: Connection, data: bytes, sent: int, /) -> None:
+        """Keep what a socket did not take."""
+
+    def watch(self, connection: Connection, /) -> None:
+        """Make the epoll wait for what the connection is ready for now."""
+
+    def put_off(self, connection: Connection, /) -> None:
+        """Go on in the next pass with what a connection has sent."""
+
+    def note_unfinished(self, connection: Connection, change: int, /) -> None:
+        """Account for bytes of unfinished messages."""
+
+    def hold(self, connection: Connection, seconds: float, /) -> None:
+        """Read nothing from a connection for some time, or close it."""
+
+    def spare(self, connection: Connection, /) -> bool:
+        """Go on with a connection that is silent, if that is since it reads slowly."""
+
+    def log_given_up(self, connection: Connection, reason: str, /) -> None:
+        """Log that a connection is closed for not reading."""
+
+    def close_later(self, connection: Connection, /) -> None:
+        """Close the descriptor if the peer does not in time."""
+
+    def close_flooding(self, connection: Connection, /) -> None:
+        """Read nothing more from a connection that is being closed with 4429."""
+
+    def detach(self, connection: Connection, /) -> None:
+        """Forget a connection and close its descriptor."""
+
+
 class Connection:
     """One WebSocket peer. Subclasses say what its messages mean.
 
@@ -165,7 +213,7 @@ class Connection:
 
     __slots__ = ("bucket", "fd", "hub", "id", "pending", "reader", "seen", "state")
 
-    def __init__(self, hub: Hub, fd: int, id: str) -> None:
+    def __init__(self, hub: ConnectionHub, fd: int, id: str) -> None:
         self.hub = hub
         self.fd = fd
         self.id = id

@@ -80,18 +80,12 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imports(module: str, *, typing_only: bool = True) -> Iterator[str]:
-    """Every name that a module imports, those inside functions included.
-
-    Args:
-        typing_only: whether those under `if TYPE_CHECKING` count.
-    """
+def imports(module: str) -> Iterator[str]:
+    """Every name that a module imports, those inside functions and for types included."""
     path = MODULES[module]
     nodes: list[ast.AST] = [ast.parse(path.read_text())]
     while nodes:
         node = nodes.pop()
-        if _is_for_typing(node) and not typing_only:
-            continue
         nodes.extend(ast.iter_child_nodes(node))
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -103,10 +97,6 @@ def imports(module: str, *, typing_only: bool = True) -> Iterator[str]:
                 base = ".".join([*parents, *([base] if base else [])])
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
-
-
-def _is_for_typing(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def within(name: str, package: str) -> bool:
@@ -149,7 +139,7 @@ def test_no_cycles() -> None:
     edges = {
         module: {
             other
-            for name in imports(module, typing_only=False)
+            for name in imports(module)
             for other in (name, name.rpartition(".")[0])
             if other in MODULES and other != module
         }

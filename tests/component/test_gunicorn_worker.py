@@ -28,21 +28,28 @@ ADDED = """
 
 import os
 
-_build_real = build
+_really_reach, _really_make = reach_backplane, make_application
+_urls = []
 
 
-async def build(settings, slots, backplane_url, worker_id, **the_rest):
+async def reach_backplane(settings, url, worker_id):
     if os.path.exists("broken"):
         raise ValueError("broken on purpose")
     if os.path.exists("slow"):
         await asyncio.sleep(3600)
+    _urls.append(url)
+    return await _really_reach(settings, url, worker_id)
+
+
+def make_application(worker, machine):
+    slots = worker.parts.slots
+    cap = worker.parts.settings.max_total_connections
 
     async def status(request):
         rows = {row.pid: [row.state, row.connections] for row in slots.rows()}
-        answer = {"rows": rows, "cap": settings.max_total_connections, "url": backplane_url}
-        return web.json_response(answer)
+        return web.json_response({"rows": rows, "cap": cap, "url": _urls[0]})
 
-    application = await _build_real(settings, slots, backplane_url, worker_id, **the_rest)
+    application = _really_make(worker, machine)
     application.router.add_get("/", status)
     slots.reserve_connection()
     return application

@@ -15,6 +15,7 @@ import pytest
 from websockets.frames import Opcode
 
 from app.backplane.history import History
+from app.backplane.scripts import CONTROL
 from app.config import Settings
 from app.protocol.frames import BINARY, build_frame
 from app.sessions.handoff import state as session_state
@@ -45,12 +46,12 @@ async def test_a_plain_session(make: MakeBench) -> None:
     client.ask("ping")
     await client.event("pong")
     last = await bench.tick(3)
-    await until(lambda: bench.giver.worker.fanout.positions["status"].seq == last)
+    await until(lambda: bench.giver.sessions.fanout.positions["status"].seq == last)
     was = bench.giver.only
     assert bench.counts() == [1, 0]
     await bench.hand_over()
     assert bench.counts() == [0, 1]
-    assert not bench.giver.worker.registry.by_id
+    assert not bench.giver.sessions.registry.by_id
     now = bench.successor.only
     assert (now.id, now.user, now.claimed, now.welcomed) == (was.id, "anna", True, True)
     assert now.group.types == {"status", "health"}
@@ -77,7 +78,7 @@ async def test_a_successor_that_is_behind_or_ahead(make: MakeBench) -> None:
         await client.event("pong")
     batch = await bench.pack()
     last = await bench.tick(10)
-    await until(lambda: bench.successor.worker.fanout.positions["status"].seq == last)
+    await until(lambda: bench.successor.sessions.fanout.positions["status"].seq == last)
     await bench.deliver(batch)
     for client in clients:
         await until(lambda client=client: client.seqs() == list(range(1, 11)))
@@ -117,10 +118,10 @@ async def test_fragments(make: MakeBench) -> None:
     client.sock.sendall(client.frame(text[:60], fin=False) + second[:5])
     await until(lambda: bench.giver.only.reader is not None)
     await bench.hand_over()
-    assert bench.successor.worker.hub.incoming > 60
+    assert bench.successor.sessions.hub.incoming > 60
     client.sock.sendall(second[5:] + client.frame(text[61:], opcode=Opcode.CONT))
     assert (await client.event("pong"))["data"]["payload"] == "ä" * 50
-    assert bench.successor.worker.hub.incoming == 0
+    assert bench.successor.sessions.hub.incoming == 0
 
 
 async def test_a_message_that_is_being_skipped(make: MakeBench) -> None:
@@ -145,7 +146,7 @@ async def test_unsent_bytes(make: MakeBench) -> None:
     client.ask("ping")
     await until(lambda: bench.giver.only.track is None)
     last = await bench.tick(20, size=5000)
-    await until(lambda: bench.giver.worker.fanout.positions["status"].seq == last)
+    await until(lambda: bench.giver.sessions.fanout.positions["status"].seq == last)
     assert bench.giver.only.pending is not None
     await bench.hand_over()
     assert bench.successor.only.pending is not None
@@ -162,7 +163,7 @@ async def test_held_until_its_first_frame(make: MakeBench) -> None:
     await bench.hand_over()
     assert bench.successor.only.phase == HELD
     last = await bench.tick(3)
-    await until(lambda: bench.successor.worker.fanout.positions["status"].seq == last)
+    await until(lambda: bench.successor.sessions.fanout.positions["status"].seq == last)
     assert client.seqs() == []
     client.ask("ping")
     await until(lambda: client.seqs() == [1, 2, 3])
@@ -186,7 +187,7 @@ async def test_held_refused_and_silent(make: MakeBench) -> None:
     await client.event("connected")
     batch = await bench.pack()
     # Its time to be released comes and goes while it is on its way.
-    bench.giver.worker.context.welcome._held.clear()
+    bench.giver.sessions.welcome._held.clear()
     await bench.giver.transfer.take_back(batch, batch.sessions, stay=True)
     await bench.tick(1)
     await until(lambda: client.seqs() == [1])
@@ -230,12 +231,12 @@ async def test_heartbeat_goes_on_where_it_was(make: MakeBench) -> None:
     bench = await make(heartbeat_interval=30.0, heartbeat_timeout=60.0)
     client = bench.connect()
     await client.event("connected")
-    wheel = bench.giver.worker.hub.wheel
+    wheel = bench.giver.sessions.hub.wheel
     session = bench.giver.only
     session.seen -= round(20 / wheel.tick_length)
     silent, due = wheel.times(session)
     await bench.hand_over()
-    now = bench.successor.worker.hub.wheel.times(bench.successor.only)
+    now = bench.successor.sessions.hub.wheel.times(bench.successor.only)
     assert now == pytest.approx((silent, due), abs=3 * wheel.tick_length)
     assert now[0] >= 19
 
@@ -256,7 +257,7 @@ async def test_a_socketio_session(make: MakeBench) -> None:
     ):
         client.say(f'{head}{number}["join","{room}"]')
         await client.wait(reply(f"43{head[2:]}{number}["))
-    manager = bench.giver.worker.manager
+    manager = bench.giver.sessions.sio.manager
     was = bench.giver.only
     spaces = ("/", "/app")
     sids = [manager.sid_from_eio_sid(was, space) for space in spaces]
@@ -264,7 +265,7 @@ async def test_a_socketio_session(make: MakeBench) -> None:
     await bench.hand_over()
     assert not manager._members
     assert not manager._clients
-    successor = bench.successor.worker.manager
+    successor = bench.successor.sessions.sio.manager
     now = bench.successor.only
     assert (now.id, now.user) == (was.id, "anna")
     assert [successor.sid_from_eio_sid(now, space) for space in spaces] == sids
@@ -278,13 +279,13 @@ async def test_a_socketio_session(make: MakeBench) -> None:
     assert json.loads((await client.wait(reply("43/app,21[")))[9:]) == [{"c": "ä"}]
     # Rooms work, for emits of either worker, and each comes once.
     for number, place in enumerate((bench.giver, bench.successor)):
-        await place.worker.sio.emit("hello", number, room="one")
-        await place.worker.sio.emit("hello", number, room="two", namespace="/app")
+        await place.sessions.sio.emit("hello", number, room="one")
+        await place.sessions.sio.emit("hello", number, room="two", namespace="/app")
         await client.wait(lambda text, n=number: text == f'42["hello",{n}]')
         await client.wait(lambda text, n=number: text == f'42/app,["hello",{n}]')
     assert sum('"hello"' in text for text in client.texts) == 4
     client.sock.close()
-    await until(lambda: not bench.successor.worker.registry.by_id)
+    await until(lambda: not bench.successor.sessions.registry.by_id)
     await until(lambda: not successor._members and not successor._clients)
     assert bench.counts() == [0, 0]
 
@@ -309,7 +310,7 @@ async def test_a_binary_packet_half_way(make: MakeBench) -> None:
     holder = [{"_placeholder": True, "num": n} for n in range(2)]
     client.say(f"452-/app,9{json.dumps(['echo', *holder])}")
     client.sock.sendall(client.frame(b"first", opcode=Opcode.BINARY))
-    packets = bench.giver.worker.sio._binary_packet
+    packets = bench.giver.sessions.sio._binary_packet
     await until(lambda: any(len(packet.attachments) == 1 for packet in packets.values()))
     await bench.hand_over()
     assert not packets
@@ -323,21 +324,21 @@ async def test_an_ack_that_the_server_awaits(make: MakeBench) -> None:
     bench = await make()
     client = await bench.socketio()
     sid = bench.giver.only.id
-    sio = bench.giver.worker.sio
+    sio = bench.giver.sessions.sio
     calling = asyncio.create_task(sio.call("question", 1, to=sid, timeout=10))
     question = await client.wait(lambda text: "question" in text)
     number = question[2 : question.index("[")]
     await bench.hand_over()
-    assert bench.giver.worker.manager.awaits_answers()
+    assert bench.giver.sessions.sio.manager.awaits_answers()
     # A call of the successor itself has another number.
-    other = asyncio.create_task(bench.successor.worker.sio.call("other", 2, to=sid, timeout=10))
+    other = asyncio.create_task(bench.successor.sessions.sio.call("other", 2, to=sid, timeout=10))
     second = await client.wait(lambda text: "other" in text)
     assert second[2 : second.index("[")] != number
     client.say(f'43{number}["answer"]')
     client.say(f'43{second[2 : second.index("[")]}["second"]')
     assert await calling == "answer"
     assert await other == "second"
-    assert not bench.giver.worker.manager.awaits_answers()
+    assert not bench.giver.sessions.sio.manager.awaits_answers()
 
 
 async def test_what_is_emitted_while_it_is_on_its_way(make: MakeBench) -> None:
@@ -348,9 +349,9 @@ async def test_what_is_emitted_while_it_is_on_its_way(make: MakeBench) -> None:
     batch = await bench.pack()
     assert bench.giver.only.state == MOVING
     for number in range(3):
-        await bench.successor.worker.sio.emit("meanwhile", number, room="room")
+        await bench.successor.sessions.sio.emit("meanwhile", number, room="room")
     await bench.deliver(batch)
-    await bench.giver.worker.sio.emit("meanwhile", 3, room="room")
+    await bench.giver.sessions.sio.emit("meanwhile", 3, room="room")
     await client.wait(lambda text: text == '42["meanwhile",3]')
     assert [text for text in client.texts if "meanwhile" in text] == [
         f'42["meanwhile",{n}]' for n in range(4)
@@ -364,7 +365,7 @@ async def test_taken_back(make: MakeBench) -> None:
     client.say('421["join","room"]')
     await client.wait(reply("431["))
     batch = await bench.pack()
-    await bench.giver.worker.sio.emit("meanwhile", 1, room="room")
+    await bench.giver.sessions.sio.emit("meanwhile", 1, room="room")
     await bench.tick(2)
     await bench.giver.transfer.take_back(batch, batch.sessions, stay=False)
     await client.wait(lambda text: text == '42["meanwhile",1]')
@@ -381,11 +382,12 @@ async def test_taken_back_without_the_backplane(make: MakeBench, valkey: ValkeyP
     bench = await make()
     client = await bench.socketio()
     batch = await bench.pack()
-    giver = bench.giver.worker
+    giver, parts = bench.giver.sessions, bench.giver.worker.parts
     await giver.sio.emit("meanwhile", 1)
-    assert giver.manager.position != batch.control
+    assert giver.sio.manager.position != batch.control
     # Nothing in memory: it would have to be read again.
-    bench.giver.transfer._history = History(giver.backplane, giver.reader.positions)
+    positions = {CONTROL: giver.sio.manager.position}
+    bench.giver.transfer._history = History(parts.backplane, positions)
     valkey.kill()
     async with asyncio.timeout(20):
         await bench.giver.transfer.take_back(batch, batch.sessions, stay=False)
@@ -405,7 +407,7 @@ async def test_a_session_that_json_cannot_say(make: MakeBench, value: Any) -> No
     bench = await make()
     stays, goes = await bench.socketio(), await bench.socketio()
     sid = json.loads((await stays.wait(reply('40{"sid"')))[2:])["sid"]
-    await bench.giver.worker.sio.save_session(sid, value)
+    await bench.giver.sessions.sio.save_session(sid, value)
     batch = await bench.pack()
     assert len(batch.sessions) == 1
     assert [session.id for session in bench.giver.transfer.stay] == [sid]
@@ -430,9 +432,7 @@ async def test_another_version(make: MakeBench) -> None:
         other = {**state, "version": wrong}
         assert bench.successor.transfer.judge([other, state], batch.payload.chunks) == [False, True]
         with pytest.raises(CannotPass, match="version"):
-            session_state.load_session(
-                bench.successor.worker.context, -1, other, batch.payload.chunks
-            )
+            session_state.load_session(bench.successor.sessions, -1, other, batch.payload.chunks)
     del state["version"]
     assert bench.successor.transfer.judge([state], batch.payload.chunks) == [False]
     await bench.giver.transfer.take_back(batch, batch.sessions, stay=True)
@@ -484,19 +484,19 @@ async def test_bytes_that_sessions_share_travel_once(make: MakeBench) -> None:
         client.ask("ping")
         await client.event("pong")
     await bench.tick(1, size=600_000)
-    sessions = list(bench.giver.worker.registry.by_id.values())
+    sessions = list(bench.giver.sessions.registry.by_id.values())
     await until(lambda: all(session.pending is not None for session in sessions))
-    output = bench.giver.worker.hub.output
+    output = bench.giver.sessions.hub.output
     assert output.total < 700_000
     batch = await bench.pack()
     assert batch.payload.size < 700_000
     await bench.deliver(batch)
     assert output.total == 0
-    assert bench.successor.worker.hub.output.total < 700_000
+    assert bench.successor.sessions.hub.output.total < 700_000
     last = await bench.tick(2)
     for client in clients:
         await until(lambda: client.seqs() == list(range(1, last + 1)))  # noqa: B023
-    assert bench.successor.worker.hub.output.total == 0
+    assert bench.successor.sessions.hub.output.total == 0
 
 
 async def test_a_batch_is_bounded_in_bytes(
@@ -507,10 +507,10 @@ async def test_a_batch_is_bounded_in_bytes(
     clients = [bench.connect(small=True) for _ in range(8)]
     for number, client in enumerate(clients):
         await client.event("connected")
-        session = bench.giver.worker.registry.by_id[client_id(client)]
+        session = bench.giver.sessions.registry.by_id[client_id(client)]
         session.send(build_frame(BINARY, b"%d" % number * 200_000))
     await until(
-        lambda: all(s.pending is not None for s in bench.giver.worker.registry.by_id.values())
+        lambda: all(s.pending is not None for s in bench.giver.sessions.registry.by_id.values())
     )
     sizes = []
     while bench.giver.transfer.left():
@@ -542,14 +542,14 @@ async def test_answers_that_wait_and_what_waits_behind_them(make: MakeBench) -> 
     await until(lambda: session.pending is not None and len(session.extra.inbox) == 2)
     assert len(session.extra.pages) == 1
     await bench.hand_over()
-    assert bench.giver.worker.hub.incoming == 0
+    assert bench.giver.sessions.hub.incoming == 0
     await client.event("pong")
     pages = client.named("history_data")
     seqs = [[one["seq"] for one in page["data"]["messages"]] for page in pages]
     assert [page["replyTo"] for page in pages] == ["s"] * 4 + ["h"]
     assert sorted(seq for page in seqs[:-1] for seq in page) == list(range(last - 9, last + 1))
     assert seqs[-1] == [last]
-    assert bench.successor.worker.hub.incoming == 0
+    assert bench.successor.sessions.hub.incoming == 0
     assert await bench.tick() == last + 1
     await until(lambda: client.seqs() == [last + 1])
 
@@ -581,7 +581,7 @@ async def test_one_that_is_not_welcome_yet_joins_no_group(make: MakeBench, gives
     else:
         await bench.giver.transfer.take_back(batch, batch.sessions, stay=False)
     place = bench.successor if gives else bench.giver
-    fanout = place.worker.fanout
+    fanout = place.sessions.fanout
     assert not [group for group in fanout.groups() if group.members]
     client.say("40")
     await client.event("connected")
@@ -591,7 +591,7 @@ async def test_one_that_is_not_welcome_yet_joins_no_group(make: MakeBench, gives
     await until(lambda: client.seqs() == [1])
     assert [len(group.members) for group in fanout.groups() if group.members] == [1]
     client.sock.close()
-    await until(lambda: not place.worker.registry.by_id)
+    await until(lambda: not place.sessions.registry.by_id)
     assert not [group for group in fanout.groups() if group.members]
 
 
@@ -602,8 +602,8 @@ async def test_a_malformed_state_is_refused_before_anything_is_made_of_it(make: 
     client.sock.sendall(client.frame("x" * 300)[:150])
     sio = await bench.socketio("/app", auth={"user": "bob"})
     sio.say('451-["echo",{"_placeholder":true,"num":0}]')
-    await until(lambda: len(bench.giver.worker.sio._binary_packet) == 1)
-    await until(lambda: any(s.reader for s in bench.giver.worker.registry.by_id.values()))
+    await until(lambda: len(bench.giver.sessions.sio._binary_packet) == 1)
+    await until(lambda: any(s.reader for s in bench.giver.sessions.registry.by_id.values()))
     batch = await bench.pack()
     successor = bench.successor
     states = json.loads(json.dumps(batch.states))
@@ -634,10 +634,8 @@ async def test_a_malformed_state_is_refused_before_anything_is_made_of_it(make: 
         [taken] = successor.transfer.judge([spoilt], batch.payload.chunks)
         if not taken:
             with pytest.raises(CannotPass):
-                session_state.load_session(
-                    successor.worker.context, -1, spoilt, batch.payload.chunks
-                )
-    assert not successor.worker.registry.by_id
+                session_state.load_session(successor.sessions, -1, spoilt, batch.payload.chunks)
+    assert not successor.sessions.registry.by_id
     await bench.giver.transfer.take_back(batch, batch.sessions, stay=True)
 
 
@@ -650,7 +648,7 @@ async def test_a_state_that_cannot_be_loaded(
     for client in clients:
         await client.event("connected")
     batch = await bench.pack()
-    hub = bench.successor.worker.hub
+    hub = bench.successor.sessions.hub
     attach = hub.attach
 
     def fail(session: Session, times: tuple[float, float] | None = None) -> None:
@@ -662,7 +660,7 @@ async def test_a_state_that_cannot_be_loaded(
     taken = await bench.deliver(batch)
     assert len(taken) == 2
     assert bench.counts() == [0, 2]
-    assert len(bench.successor.worker.registry.by_id) == 2
+    assert len(bench.successor.sessions.registry.by_id) == 2
     assert "lost in the handoff" in caplog.text
     await until(lambda: clients[1].read() is not None and clients[1].closed)
     for client in (clients[0], clients[2]):
@@ -674,7 +672,7 @@ async def test_busy_sessions_are_waited_for(make: MakeBench) -> None:
     bench = await make()
     go_on = asyncio.Event()
 
-    @bench.giver.worker.sio.on("slow")
+    @bench.giver.sessions.sio.on("slow")
     async def slow(sid: str) -> str:
         await go_on.wait()
         return "done"

@@ -168,9 +168,9 @@ def missing_handlers(service: Reloaded) -> str:
 def dying_worker(service: Reloaded) -> str:
     service.change(
         "app/main.py",
-        "async def build(",
-        "async def build(*_: object, **__: object) -> web.Application:\n"
-        "    raise ValueError('not today')\n\n\nasync def real_build(",
+        "async def reach_backplane(",
+        "async def reach_backplane(*_: object) -> Reached:\n"
+        "    raise ValueError('not today')\n\n\nasync def really_reach(",
     )
     return "ValueError: not today"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -15,10 +16,12 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side
 
 from app.config import Settings
+from app.main import Reached, make_parts
 from app.protocol.envelope import new_id
 from app.sessions.handoff.transfer import Batch, Transfer
 from app.sessions.plain import PlainSession
 from app.sessions.session import ConnectOptions, Session
+from app.sessions.socketio.server import RealtimeServer
 from app.sessions.socketio.session import SocketIOSession
 from app.worker import Worker
 from tests.support.backplane import MakeNode
@@ -102,7 +105,8 @@ class Workplace:
     def __init__(self, worker: Worker, slots: WorkerSlots, table: SlotTable) -> None:
         self.worker = worker
         self.slots = slots
-        self.transfer = Transfer(worker.context, worker.manager, worker.history, slots)
+        self.sessions = worker.parts.sessions
+        self.transfer = Transfer(self.sessions, worker.parts.history, slots)
         self.generation = next(r.generation for r in table.rows() if r.number == slots.index)
 
     def session(
@@ -114,7 +118,7 @@ class Workplace:
         ours.setblocking(False)
         theirs.setblocking(False)
         assert self.slots.reserve_connection()
-        context = self.worker.context
+        context = self.sessions
         session: PlainSession | SocketIOSession
         if socketio:
             session = SocketIOSession(context, ours.detach(), new_id(), user)
@@ -130,7 +134,7 @@ class Workplace:
     @property
     def only(self) -> Any:
         """The one session of this worker."""
-        [session] = self.worker.registry.by_id.values()
+        [session] = self.sessions.registry.by_id.values()
         return session
 
 
@@ -193,7 +197,9 @@ class Bench:
     async def tick(self, count: int = 1, type: str = "status", size: int = 0) -> int:
         """Publish messages; the last one's `seq`."""
         for number in range(count):
-            position = await self.giver.worker.publish(type, "tick", [number, "x" * size])
+            position = await self.giver.worker.parts.publishing.publish(
+                type, "tick", [number, "x" * size]
+            )
         return position.seq
 
     def counts(self) -> list[int]:
@@ -204,25 +210,25 @@ class Bench:
 MakeBench = Callable[..., Awaitable[Bench]]
 
 
-def register(worker: Worker) -> None:
+def register(sio: RealtimeServer) -> None:
     """An application's handlers."""
     for namespace in ("/", "/app"):
 
-        @worker.sio.on("keep", namespace=namespace)
+        @sio.on("keep", namespace=namespace)
         async def keep(sid: str, value: Any, namespace: str = namespace) -> str:
-            await worker.sio.save_session(sid, value, namespace=namespace)
+            await sio.save_session(sid, value, namespace=namespace)
             return "kept"
 
-        @worker.sio.on("kept", namespace=namespace)
+        @sio.on("kept", namespace=namespace)
         async def kept(sid: str, namespace: str = namespace) -> Any:
-            return await worker.sio.get_session(sid, namespace=namespace)
+            return await sio.get_session(sid, namespace=namespace)
 
-        @worker.sio.on("join", namespace=namespace)
+        @sio.on("join", namespace=namespace)
         async def join(sid: str, room: str, namespace: str = namespace) -> str:
-            await worker.sio.enter_room(sid, room, namespace=namespace)
+            await sio.enter_room(sid, room, namespace=namespace)
             return "joined"
 
-        @worker.sio.on("echo", namespace=namespace)
+        @sio.on("echo", namespace=namespace)
         async def echo(sid: str, *args: Any, namespace: str = namespace) -> Any:
             return args
 
@@ -234,6 +240,7 @@ async def make(
     """Makes a bench; keyword arguments are settings of both, or of the successor with `successor_`."""
     made: list[Bench] = []
     table = SlotTable(tmp_path / "slots")
+    stopping = asyncio.Event()
 
     async def workplace(**changes: Any) -> Workplace:
         settings = dataclasses.replace(Settings(), **{"rate_limit": 0, **changes})
@@ -241,8 +248,9 @@ async def make(
         node = await make_node(**types)
         slots = WorkerSlots(table, table.claim_row(master=1), settings)
         key = await node.backplane.shared_key()
-        worker = Worker(settings, slots, node.backplane, node.reader, key)
-        register(worker)
+        parts = make_parts(settings, slots, Reached(node.backplane, node.reader, key))
+        register(parts.sessions.sio)
+        worker = Worker(parts, stopping.is_set)
         worker.start()
         return Workplace(worker, slots, table)
 
@@ -252,9 +260,9 @@ async def make(
         return made[-1]
 
     yield bench
+    stopping.set()
     for one in made:
         for client in one.clients:
             client.sock.close()
         for place in (one.giver, one.successor):
-            place.worker.is_hurried = lambda: True
             await place.worker.stop()

@@ -439,14 +439,14 @@ async def test_a_slow_one_waits_until_it_has_drained(bench: CatchUpBench) -> Non
     sub = bench.live(small=True)
     await bench.deliver(*(message(seq, size=2000) for seq in range(1, 101)))
     await bench.deliver(*(message(seq, size=2000) for seq in range(101, 301)))
-    assert bench.up.slow == {sub: None}
+    assert bench.fanout.slow == {sub: None}
     assert bench.up._tasks == {}
     # It reads a little: not enough to go on.
     assert sub.pending is not None
     await turn()
     assert bench.history.asked == []
     assert await bench.caught_up(sub) == words(1, 300)
-    assert bench.up.slow == {}
+    assert bench.fanout.slow == {}
     assert sub.pending is None or sub.pending.size <= HIGH_WATER + 4000
     await until(lambda: sub.received() and sub.pending is None)
     await bench.deliver(*messages(301, 301))
@@ -469,9 +469,9 @@ async def test_a_slow_one_that_goes_away_is_forgotten(bench: CatchUpBench) -> No
     sub = bench.live(small=True)
     for start in range(1, 302, 100):
         await bench.deliver(*(message(seq, size=2000) for seq in range(start, start + 100)))
-    assert bench.up.slow
+    assert bench.fanout.slow
     sub.drop("gone")
-    assert bench.up.slow == {}
+    assert bench.fanout.slow == {}
     await assert_no_task(bench)
 
 

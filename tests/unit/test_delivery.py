@@ -28,6 +28,8 @@ class Parts:
         self.bad: set[int] = set()
         self.noted: list[str] = []
         self.position = Position("", 0)
+        self.missed: list[Any] = []
+        self.started: list[Any] = []
 
     async def read(self) -> Batch:
         if self.batches:
@@ -51,13 +53,20 @@ class Parts:
     def reach(self, position: Position) -> None:
         self.position = position
 
+    def take_missed(self) -> list[Any]:
+        missed, self.missed = self.missed, []
+        return missed
+
+    def start(self, subscriber: Any) -> None:
+        self.started.append(subscriber)
+
     def hear(self) -> None:
         self.done.append("heard")
 
     async def run(self) -> None:
         supervisor = Supervisor(self.noted.append)
         parts: Any = self
-        delivery = Delivery(parts, parts, parts, parts, parts, supervisor, 0.0)
+        delivery = Delivery(parts, parts, parts, parts, parts, parts, supervisor, 0.0)
         task = asyncio.create_task(delivery.run())
         async with asyncio.timeout(5):
             while self.batches or self.position.seq != 9:
@@ -90,3 +99,10 @@ async def test_what_fails_is_skipped(bad: int, skipped: str | None) -> None:
         expected = [item for item in expected if isinstance(item, str)]
     assert parts.done == [item for item in expected if item != skipped]
     assert set(parts.noted) == {"delivery"}
+
+
+async def test_subscribers_that_a_fault_left_out_catch_up_at_once() -> None:
+    parts = Parts(Batch([message(1)], []))
+    parts.missed = ["a", "b"]
+    await parts.run()
+    assert parts.started == ["a", "b"]

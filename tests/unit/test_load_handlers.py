@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.errors import SettingsError
-from app.main import load_handlers
+from app.handlers import load_handlers
 
 
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> list[Any]:

@@ -34,7 +34,7 @@ class Departure:
     """The last thing that a worker does before it ends.
 
     Args:
-        parts: of this worker.
+        worker: this one.
         runner: serves its HTTP connections.
         giver: gives its connections to other workers.
         successor: takes those of others over, until it leaves itself.
@@ -46,7 +46,7 @@ class Departure:
 
     def __init__(
         self,
-        parts: Worker,
+        worker: Worker,
         runner: web.AppRunner,
         giver: Giver,
         successor: Successor,
@@ -55,7 +55,7 @@ class Departure:
         row: int,
         data_dir: Path,
     ) -> None:
-        self._parts = parts
+        self._worker = worker
         self._runner = runner
         self._giver = giver
         self._successor = successor
@@ -77,7 +77,7 @@ class Departure:
             await site.stop()
         last = await self._finish_requests()
         await self._successor.stop()
-        self._parts.metrics.handed_over["passed"].inc(first.passed + last.passed)
+        self._worker.parts.metrics.handed_over["passed"].inc(first.passed + last.passed)
         report = HandoffReport.of(first, last)
         report.save(self._data_dir)
         self._giver.close()
@@ -89,28 +89,29 @@ class Departure:
 
         What is in progress may turn out to be an upgrade, so sessions are given as well.
         """
-        parts, giver = self._parts, self._giver
+        worker, giver = self._worker, self._giver
+        registry = worker.parts.sessions.registry
         loop = asyncio.get_running_loop()
         began = loop.time()
         outcome = await giver.give_all()
         until = began + self._seconds(outcome.left)
         drain: asyncio.Task[None] | None = None
-        while not parts.is_hurried():
+        while not worker.is_hurried():
             await giver.give_http()
             if giver.has_http_successors():
                 if giver.http.is_empty():
                     break
             else:
-                parts.closing = True
+                worker.end_keep_alive()
                 if drain is None:
-                    drain = loop.create_task(parts.drain())
+                    drain = loop.create_task(worker.drain())
                 late = loop.time() - began >= LATE_SECONDS
                 if drain.done() and late and not giver.http.is_answering():
                     break
             if loop.time() >= until:
                 break
             await asyncio.sleep(_INTERVAL)
-            if drain is None and len(parts.registry):
+            if drain is None and len(registry):
                 outcome.add(await giver.give_all())
         if drain is not None:
             await drain
@@ -118,6 +119,6 @@ class Departure:
 
     def _seconds(self, left: int) -> float:
         """How long requests may go on: what is left over is drained after them."""
-        settings = self._parts.settings
+        settings = self._worker.parts.settings
         seconds = settings.graceful_timeout * _SHARE
         return max(1.0, seconds - settings.drain_seconds) if left else seconds

@@ -36,9 +36,13 @@ class Guard:
     """
 
     def __init__(self, parts: Mapping[str, Part], count: Callable[[], None]) -> None:
-        self._parts = parts
+        self._parts = dict(parts)
         self._count = count
         self._failing: set[str] = set()
+
+    def add(self, name: str, part: Part) -> None:
+        """Look after one part more."""
+        self._parts[name] = part
 
     def faults(self) -> list[str]:
         """What is missing now, for `GET /status`."""

@@ -31,7 +31,6 @@ from app.sessions.handoff.state import (
     load_session,
 )
 from app.sessions.session import HELD, Session
-from app.sessions.socketio.manager import StreamManager
 from app.sessions.socketio.session import SocketIOSession
 from app.transport.connection import CLOSED, MOVING, OPEN
 from app.types import Message, Position
@@ -76,16 +75,13 @@ class Transfer:
 
     Args:
         context: the parts of this worker.
-        manager: delivers what was emitted while a session was on its way.
-        history: where that is read.
+        history: where is read what was emitted while a session was on its way.
         counts: the slot table.
     """
 
-    def __init__(
-        self, context: SessionContext, manager: StreamManager, history: History, counts: Counts
-    ) -> None:
+    def __init__(self, context: SessionContext, history: History, counts: Counts) -> None:
         self._context = context
-        self._manager = manager
+        self._manager = context.sio.manager
         self._history = history
         self._counts = counts
         self.stay: dict[Session, None] = {}

@@ -1,0 +1,61 @@
+"""What a worker does once a second."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from app.figures import Figures
+from app.memory import Memory
+from app.metrics import Metrics
+from app.sessions.addresses import Addresses
+from app.sessions.rates import Rates
+from app.transport.hub import Hub
+
+logger = logging.getLogger("realtime.worker")
+
+
+class Tick:
+    """Begins new accounts, shows figures, and looks at the memory.
+
+    Args:
+        metrics: shows how late the loop is.
+        rates: what connections have used in this second.
+        addresses: what client addresses have used in this second, where that is limited.
+        figures: shown to the other workers and to Prometheus.
+        memory: given back after a storm.
+        hub: the connections of this worker.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        rates: Rates,
+        addresses: Addresses | None,
+        figures: Figures,
+        memory: Memory,
+        hub: Hub,
+    ) -> None:
+        self._metrics = metrics
+        self._rates = rates
+        self._addresses = addresses
+        self._figures = figures
+        self._memory = memory
+        self._hub = hub
+
+    async def run(self) -> None:
+        """Tick for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + 1.0
+            await asyncio.sleep(1.0)
+            self._metrics.loop_delay.set(max(0.0, loop.time() - due))
+            self._rates.start_second()
+            if self._addresses is not None:
+                self._addresses.start_second()
+            try:
+                await self._figures.show()
+                self._figures.export()
+            except Exception:
+                logger.exception("cannot update the statistics of this second")
+            self._memory.look(len(self._hub))
