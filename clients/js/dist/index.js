@@ -159,7 +159,7 @@ var a = class {
 		});
 		return new Promise((r, i) => {
 			let c = setTimeout(() => {
-				this.pending.delete(o), i(new e("TIMEOUT", `No answer to '${t}'.`));
+				this.pending.delete(o), this.queue = this.queue.filter((e) => e.id !== o), i(new e("TIMEOUT", `No answer to '${t}'.`));
 			}, n), l = (e) => (...t) => {
 				clearTimeout(c), e(...t);
 			};
@@ -214,7 +214,7 @@ var a = class {
 				});
 				break;
 			case "history_data":
-				if (this.flowing.has(t.type)) for (let e of n.messages) this.take(e, "history");
+				if (!r && this.flowing.has(t.type)) for (let e of n.messages) this.take(e, "history");
 				break;
 			case "batch_update":
 				for (let e of n.messages) this.receive(e);

@@ -337,6 +337,7 @@ export class Realtime {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         this.pending.delete(id);
+        this.queue = this.queue.filter((waiting) => waiting.id !== id);
         reject(new RealtimeError('TIMEOUT', `No answer to '${action}'.`));
       }, REQUEST_TIMEOUT);
       const settle = <A extends unknown[]>(call: (...values: A) => void) => (...values: A) => {
@@ -404,7 +405,8 @@ export class Realtime {
         }
         break;
       case 'history_data':
-        if (this.flowing.has(message.type)) {
+        // An answer to `history()` is for who asked; what follows a subscription is for the listeners.
+        if (!pending && this.flowing.has(message.type)) {
           for (const past of data.messages as unknown as Message<never>[]) this.take(past, 'history');
         }
         break;

@@ -323,6 +323,26 @@ describe('requests', () => {
     await expect(asked).resolves.toMatchObject({ more: true });
   });
 
+  it('for the past of a type that flows are answered to who asked only', async () => {
+    const listener = vi.fn();
+    start({ history: 0 }).subscribe('status', listener);
+    socket().greet();
+    socket().reply('subscribe', 'subscribed', subscribed(8));
+    const asked = client.history('status', 2);
+    socket().reply('get_history', 'history_data', { messages: [message(7), message(8)], more: true }, 'status');
+    await expect(asked).resolves.toMatchObject({ more: true });
+    expect(listener).not.toHaveBeenCalled();
+  });
+
+  it('that have timed out are not sent later', async () => {
+    start({ pause: [20_000, 20_000] });
+    const asked = expect(client.request('ack', { id: 'x' })).rejects.toMatchObject({ code: 'TIMEOUT' });
+    await vi.advanceTimersByTimeAsync(15_000);
+    await asked;
+    socket().greet();
+    expect(socket().of('ack')).toEqual([]);
+  });
+
   it('reject with the code of an error', async () => {
     start();
     socket().greet();
