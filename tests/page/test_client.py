@@ -27,7 +27,7 @@ LIVE = REPO / "clients/js/test/live.mjs"
 SECRET = "0123456789abcdef0123456789abcdef"
 
 
-RUNTIMES = {"node": "node", "bun": str(REPO / "node_modules/.bin/bun")}
+RUNTIMES = {"node": "", "bun": str(REPO / "node_modules/.bin/bun")}
 
 Client = Callable[..., AbstractAsyncContextManager[Node]]
 

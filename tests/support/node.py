@@ -74,10 +74,10 @@ def installed(directory: Path, *needed: str) -> Path:
 
 
 @asynccontextmanager
-async def script(path: Path, **environ: str) -> AsyncIterator[Node]:
-    """Run a script until the end of the block."""
+async def script(path: Path, program: str = "", **environ: str) -> AsyncIterator[Node]:
+    """Run a script until the end of the block, under Node or another runtime."""
     process = await asyncio.create_subprocess_exec(
-        programs.find("node"),
+        program or programs.find("node"),
         str(path),
         env=dict(os.environ) | environ,
         stdin=asyncio.subprocess.PIPE,
