@@ -22,18 +22,17 @@ async def until(
 async def until(condition: Callable[[], _T], what: str = "", timeout: float = DEADLINE) -> _T: ...
 async def until(condition: Callable[[], Any], what: str = "", timeout: float = DEADLINE) -> Any:
     """Wait until `condition` gives something true, and return that."""
-    deadline = time.monotonic() + timeout
-    turns = 0
+    began = time.monotonic()
     while True:
         result = condition()
         value = await result if inspect.isawaitable(result) else result
         if value:
             return value
-        if time.monotonic() > deadline:
+        passed = time.monotonic() - began
+        if passed > timeout:
             raise _late(condition, what, timeout, value)
-        turns += 1
         asked = result is not value  # of another process, which it costs something
-        here = 0 if turns < 1000 else 0.005  # turns of this loop cost no time
+        here = 0 if passed < 0.05 else 0.005  # turns of this loop cost no time
         await asyncio.sleep(0.05 if asked else here)
 
 

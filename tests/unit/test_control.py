@@ -103,7 +103,9 @@ def test_odd_values_in_every_field(good: dict[str, Any]) -> None:
 
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text()),
-    lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 FIELDS = ["event", "data", "namespace", "room", "skip_sid", "callback", "binary", "sid", "sids"]

@@ -198,9 +198,10 @@ async def test_nothing_more_is_read_behind_a_slow_request() -> None:
     for number in range(3 * INBOX_MESSAGES):
         client.ask("ping", None, number)
         await asyncio.sleep(0)
-    await turn()
     extra = client.session.extra
     assert extra is not None
+    await until(lambda: len(extra.inbox) == INBOX_MESSAGES)
+    await turn()
     assert len(extra.inbox) == INBOX_MESSAGES
     assert client.session.state == OPEN
     worker.history.open.set()
