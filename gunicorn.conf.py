@@ -1,4 +1,4 @@
-"""What the gunicorn master is told. It is executed again on every reload (HUP).
+"""The configuration of the gunicorn master. It is executed again on every reload (HUP).
 
 The settings come from the environment and `.env` by way of a child process, so that the master
 never imports `app`: see `workers/master.py`, which also keeps what must outlive a reload.

@@ -1,4 +1,4 @@
-"""The life of one worker: it starts, serves, is drained of what nobody took over, and stops."""
+"""The life of one worker: it starts, serves, drains the connections that are left, and stops."""
 
 from __future__ import annotations
 

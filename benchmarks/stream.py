@@ -61,7 +61,7 @@ class Publisher(_Thread):
     """Publishes a message every `INTERVAL` over one keep-alive connection.
 
     When the connection is closed it makes another one, and when an answer is missing it repeats
-    the message with the same id, as PROTOCOL.md tells publishers. Being late, it hurries.
+    the message with the same id, as docs/PROTOCOL.md asks of publishers. Being late, it hurries.
     """
 
     def __init__(self, server: Server | None) -> None:

@@ -65,7 +65,7 @@ class Damaged(BackupError):
 
 
 def create(target: Path, settings: Settings, rdb: Path | None, release: Path | None) -> None:
-    """Make a backup; the directory appears only when it is whole.
+    """Make a backup; the directory appears only when it is complete.
 
     Args:
         target: the directory, which does not exist yet.
@@ -346,7 +346,7 @@ def _lock(data_dir: Path, *, blocking: bool) -> Iterator[None]:
 
 
 def _take_from_server(fd: int, data_dir: Path) -> None:
-    """Wait for the lock in the kernel before the server ends: nobody comes in between."""
+    """Wait for the lock in the kernel before the server ends: no other process takes it in between."""
     waiter = threading.Thread(target=fcntl.flock, args=(fd, fcntl.LOCK_EX), daemon=True)
     waiter.start()
     deadline = time.monotonic() + _STOP_SECONDS

@@ -3,7 +3,7 @@
     python -m scripts.release pack FILE            pack what is here
     python -m scripts.release restore FILE KEEP    put it back; what it replaces goes to KEEP
 
-Imports nothing of the service, since it is what mends a broken one.
+Imports nothing of the service, since it must work when the service does not.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CONFIGURATION = (".env", "Caddyfile", "caddy", "docker-compose.yml", "monitoring
 
 
 def pack(file: Path) -> None:
-    """Pack the release and configuration of this directory; the file appears when it is whole."""
+    """Pack the release and configuration of this directory; the file appears when it is complete."""
     partial = file.with_name(f".{file.name}.partial")
     # 0600: .env is in it.
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as raw:

@@ -61,7 +61,7 @@ class Worker(GunicornWebWorker):
         super(GunicornWebWorker, self).init_process()
 
     async def work(self) -> None:
-        """Serve until told to leave."""
+        """Serve until TERM."""
         raise NotImplementedError
 
     async def _run(self) -> None:
@@ -143,7 +143,7 @@ def before_hup(arbiter: Any, should_end: Callable[[], bool]) -> None:
 
 
 def forgive(arbiter: Any, now: float, seconds: float) -> list[int]:
-    """Let workers that have been silent for `seconds` count as heard of just now; their pids."""
+    """Let workers that have been silent for `seconds` count as active just now; their pids."""
     forgiven = []
     for pid, worker in list(arbiter.WORKERS.items()):
         with contextlib.suppress(OSError, ValueError):

@@ -39,7 +39,7 @@ _LONGEST_REASON = 4000
 """Characters of a reason for a failed start that are kept for `make reload`: the last ones."""
 
 _FAILED = 1
-"""Exit code. With `BOOT_ERROR` the master would stop the whole service."""
+"""Exit code. With `BOOT_ERROR` the master would stop the service."""
 
 
 class CannotServe(Exception):
@@ -49,7 +49,7 @@ class CannotServe(Exception):
 class RealtimeWorker(gunicorn_private.Worker):
     """A worker that shows its state in the slot table.
 
-    `starting` from the fork, `ready` when its sockets serve, `leaving` when it was told to go,
+    `starting` from the fork, `ready` when its sockets serve, `leaving` after TERM,
     and the row is freed at its end.
     """
 
@@ -57,7 +57,7 @@ class RealtimeWorker(gunicorn_private.Worker):
     row = -1
 
     hurried = False
-    """Told to stop at once, which leaves no time for a drain."""
+    """Whether to stop at once, without time for a drain."""
 
     _before_leaving: Callable[[], Awaitable[bool]] | None = None
     _after_end: Callable[[], None] | None = None
@@ -128,17 +128,17 @@ class RealtimeWorker(gunicorn_private.Worker):
         return [os.dup(listener.fileno()) for listener in self.sockets if listener.fileno() >= 0]
 
     def run(self) -> None:
-        """Serve until told to leave; ends with SystemExit."""
+        """Serve until TERM; ends with SystemExit."""
         self.booted = False  # set anew when the sockets serve
         self._keep_notifying()
         self.loop.call_soon(self._take_signals)
         try:
             super().run()
-        except asyncio.CancelledError:  # told to leave before it served
+        except asyncio.CancelledError:  # TERM before it served
             sys.exit(0)
 
     async def work(self) -> None:
-        """Serve until told to leave."""
+        """Serve until TERM."""
         try:
             await self._serve()
         finally:
@@ -149,7 +149,7 @@ class RealtimeWorker(gunicorn_private.Worker):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self) -> None:
-        """Serve until told to leave: as aiohttp's worker does, but on sites of the runner's own."""
+        """Serve until TERM: as aiohttp's worker does, but on sites of the runner's own."""
         runner = await self.wsgi()
         await runner.setup()
         for site in self._make_sites(runner):
@@ -160,7 +160,7 @@ class RealtimeWorker(gunicorn_private.Worker):
                 self.notify()
                 if self.ppid != os.getppid():
                     self.alive = False
-                    self.log.info("The master has gone: this worker stops")
+                    self.log.info("The master is gone: this worker stops")
                 else:
                     await self.pause()
         except Exception:
@@ -193,8 +193,8 @@ class RealtimeWorker(gunicorn_private.Worker):
     def init_signals(self) -> None:
         """Leave most signals to the handlers of the master until the loop runs.
 
-        uvloop loses what comes before: a worker that was told to leave while it started would
-        have to be killed.
+        uvloop loses what comes before: a worker that gets TERM while it starts would have
+        to be killed.
         """
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 

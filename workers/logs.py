@@ -17,7 +17,7 @@ from typing import Any
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _HIDDEN = "***"
-# A value in quotes, which may be escaped as a whole, as in JSON within JSON.
+# A value in quotes, which may be escaped, as in JSON within JSON.
 _QUOTED = r"""(?P<e{0}>\\*) (?P<q{0}>["']) (?: (?! (?<!\\) (?P=e{0}) (?P=q{0}) ) . )*"""
 _SECRETS = re.compile(
     rf"""

@@ -151,7 +151,7 @@ class Master:
     def guard_configuration(self, arbiter: Any) -> None:
         """Let a gunicorn.conf.py that fails on a reload change nothing.
 
-        gunicorn would exit, and the whole service with it.
+        gunicorn would exit, and the service with it.
         """
 
         def report(error: BaseException) -> None:
@@ -198,7 +198,7 @@ class Master:
             self._in_terminal, self._terminal_lost = False, self._monotonic()
 
     def _forgive(self, arbiter: Any, now: float, passed: float) -> None:
-        """Let workers that have been silent count as heard of just now."""
+        """Let workers that have been silent count as active just now."""
         forgiven = gunicorn_private.forgive(arbiter, now, _SLEPT)
         if forgiven:
             log.warning(
@@ -254,7 +254,7 @@ class Master:
     def note_reload(self, arbiter: Any) -> None:
         """Remember which workers are the old ones; before the new ones are started.
 
-        gunicorn removes its pid file now and writes it anew: who looks in between would find no
+        gunicorn removes its pid file now and writes it anew: a reader in between would find no
         service. Without an object of it, it leaves the file alone and makes the object anew.
         """
         self._age_at_reload = gunicorn_private.age(arbiter)
@@ -282,7 +282,7 @@ class Master:
             shutil.rmtree(self.metrics_dir, ignore_errors=True)
 
     def reload(self) -> None:
-        """Take new settings; wrong ones are told in one line, and the last good ones stay."""
+        """Take new settings; invalid ones are logged in one line, and the last valid ones stay."""
         try:
             settings, dotenv = _read(self._home)
             if settings["data_dir"] != self.settings["data_dir"]:

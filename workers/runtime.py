@@ -324,7 +324,7 @@ def _log_workers(row: int) -> None:
 
 
 def _fold_metrics(settings: Settings) -> None:
-    """Fold what dead workers have counted: files would pile up if nobody asked for metrics."""
+    """Fold what dead workers have counted: files would accumulate without requests for metrics."""
     try:
         MetricsFiles(paths.metrics_dir(settings.data_dir)).fold()
     except (OSError, TimeoutError):

@@ -1,11 +1,11 @@
 """Starts the service; where one with the same DATA_DIR runs, beside it, as its successor.
 
-    python -m workers.start             for containers: whoever started it ends the old one
+    python -m workers.start             for containers: the caller ends the old one
     python -m workers.start --replace   ends the old one when every new worker serves
 
 A new master that is no child of the old one gets the listening sockets from a worker, and gives
 them to gunicorn as systemd would. From then on it is as after USR2: both masters belong to one
-service, new clients reach workers of both, and when the old one is told to end its workers hand
+service, new clients reach workers of both, and when the old one gets TERM its workers hand
 over what they serve. A successor that cannot start leaves the old one as it was.
 
 Both must see the same DATA_DIR, /dev/shm and process ids, and be of the same user.

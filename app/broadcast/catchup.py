@@ -62,7 +62,7 @@ class CatchUp:
         try:
             done = self._try_now(subscriber)
         except Exception:
-            # Its client connects anew and recovers; whoever started this goes on.
+            # Its client reconnects and recovers; the caller is not affected.
             logger.exception("catch-up failed", extra={"connection": subscriber.id})
             subscriber.drop("catch-up failed")
             return

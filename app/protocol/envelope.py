@@ -303,7 +303,7 @@ def envelope(
 
 
 def answer(type: str, event: str, data: bytes, reply_to: Any = None) -> bytes:
-    """Write a whole envelope around data that is JSON already; see `body`."""
+    """Write a complete envelope around data that is encoded as JSON; see `body`."""
     end = b"" if reply_to is None else b',"replyTo":' + encode_json(reply_to)
     return (
         b'{"id":"%b","type":%b,"timestamp":%d,"direction":"server-to-client","event":%b,'

@@ -267,7 +267,7 @@ class Connection:
         self.send(_PING_FRAME)
 
     def heartbeat_missed(self) -> None:
-        """The peer was silent for the whole timeout."""
+        """Nothing was received within the heartbeat timeout."""
         if self.hub.spare(self):
             return
         self.close(CloseCode.HEARTBEAT_TIMEOUT, "heartbeat timeout")
@@ -447,7 +447,7 @@ class Connection:
         if was_open:
             self._lost(code, reason)
         self.hub.detach(self)
-        # Its number will soon be somebody else's.
+        # The kernel will soon give its number to another file.
         self.fd = -1
         self.reader = None
         if self.pending is not None:

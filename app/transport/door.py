@@ -133,7 +133,7 @@ class Door:
             family = listener.family
             listener.setblocking(False)
             if family != socket.AF_UNIX:
-                # What is accepted inherits them, so nobody has to set them for each connection.
+                # What is accepted inherits them, so they need not be set for each connection.
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._listeners.append(listener)

@@ -5,8 +5,8 @@ the end of a pass of the loop, heartbeats, limits and totals.
 
 What clients send is handled for `INPUT_SLICE` in one pass of the loop, in turn, so deliveries wait no
 longer than that. A connection that has sent more than fits is put off: its bytes stay in its reader,
-nothing more is read from it, and it goes on in the next pass. What each connection costs is told to a
-`Meter`, which may want it to be held back for a while, or closed.
+nothing more is read from it, and it goes on in the next pass. The cost of each connection goes to a
+`Meter`, which may hold it back for a while, or close it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ ConnectionT = TypeVar("ConnectionT", bound=Connection)
 
 
 class Meter(Protocol):
-    """Told what each connection costs; see app/sessions/rates.py."""
+    """Gets the cost of each connection; see app/sessions/rates.py."""
 
     is_busy: bool
     """All connections together use more than their share of the loop's time."""
@@ -103,7 +103,7 @@ class Hub:
         max_message: largest incoming message in bytes, inclusive.
         max_incoming: bytes of incoming messages that are held over all connections.
         max_outgoing: bytes over all connections that the sockets have not yet taken.
-        meter: told what each connection costs.
+        meter: gets the cost of each connection.
     """
 
     def __init__(
@@ -309,7 +309,7 @@ class Hub:
         """Write the same bytes to many connections, and take those that were written out.
 
         Args:
-            connections: who still lacks the bytes, with their descriptors.
+            connections: those that still lack the bytes, with their descriptors.
             data: finished frames.
             most: connections to take out.
 
@@ -317,7 +317,7 @@ class Hub:
             Those that were taken out but not written, since they have something unsent.
         """
         # The one loop that decides what a delivery costs, hence no call but the write itself.
-        # Nor does it look at a connection while nobody is slow: that would cost a cache miss each.
+        # Nor does it look at a connection while none is slow: that would cost a cache miss each.
         outbox, backed_up = self._outbox, self._backed_up
         write, take, size = os.write, connections.popitem, len(data)
         others: list[ConnectionT] = []
@@ -398,7 +398,7 @@ class Hub:
         if not stalled:
             return False
         largest = max(stalled, key=_cost)
-        largest.give_up("others wait for the memory of what this client does not read")
+        largest.give_up("other connections wait for memory that this client's unread output holds")
         return True
 
     def log_given_up(self, connection: Connection, reason: str) -> None:
@@ -444,7 +444,7 @@ class Hub:
         if account.total <= account.limit:
             return
         for connection in sorted(self._backed_up, key=_cost, reverse=True):
-            connection.give_up("the server holds too many bytes that its clients do not read")
+            connection.give_up("the server holds too much unread output")
             if account.total <= account.limit:
                 break
 

@@ -22,7 +22,7 @@ class Watched(Protocol):
         """Send a ping."""
 
     def heartbeat_missed(self) -> None:
-        """Nothing was received for the whole timeout."""
+        """Nothing was received within the timeout."""
 
 
 class TimerWheel:

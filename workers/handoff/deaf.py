@@ -1,8 +1,8 @@
-"""Has a deaf worker replaced (`app/canary.py`), and its connections handed over, not dropped.
+"""Replaces a deaf worker (`app/canary.py`) and hands its connections over.
 
-TERM alone does when a sibling hears: the worker hands over to its siblings, and the master starts
-another in its place. Without such a sibling the master is asked for one worker more first (TTIN),
-and for one less when that one hears (TTOU), which ends the oldest. If it is deaf as well,
+TERM is enough when a sibling receives messages: the worker hands over to its siblings, and the
+master starts another in its place. Otherwise the master is asked for one worker more first (TTIN),
+and for one less when that one receives messages (TTOU), which ends the oldest. If it is deaf as well,
 everything stays as it is: a deaf worker still answers its clients and lets them recover.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from workers.shared.slots import READY, STARTING, Row, SlotTable
 
 GRACE = 5.0
-"""Seconds for which a deaf worker may still come round."""
+"""Seconds in which a deaf worker may recover."""
 _INTERVAL = 1.0
 
 log = logging.getLogger(__name__)
@@ -63,18 +63,20 @@ class DeafWatch:
             self._give_back()
             return
         if not self._deaf_for:
-            log.error("This worker no longer gets what goes through the backplane")
+            log.error("This worker no longer gets messages from the backplane")
         self._deaf_for += passed
         if self._deaf_for <= GRACE:
             return
         rows = self._slots.rows()
-        if any(row.number != self._row and _hears(row) for row in rows):
+        if any(row.number != self._row and _receives(row) for row in rows):
             if not self._give_back():
-                log.error("A deaf worker leaves, and hands over to those that hear")
+                log.error(
+                    "Worker no longer receives backplane messages: handing its connections over and exiting"
+                )
                 self._kill(os.getpid(), signal.SIGTERM)
             self._deaf_for = passed
         elif not self._asked and self._is_first(rows):
-            log.error("No worker hears: the master is asked for another")
+            log.error("No worker receives backplane messages: asking the master for another worker")
             self._asked = True
             self._tell_master(signal.SIGTTIN)
 
@@ -86,7 +88,7 @@ class DeafWatch:
         return asked
 
     def _is_first(self, rows: list[Row]) -> bool:
-        """One asks for all; and nobody while another worker starts or has not heard yet."""
+        """Whether this worker is the one that asks; none does while another worker starts."""
         if any(row.state == STARTING for row in rows):
             return False
         ready = [row for row in rows if row.state == READY]
@@ -98,5 +100,5 @@ class DeafWatch:
             self._kill(self._master, signum)
 
 
-def _hears(row: Row) -> bool:
+def _receives(row: Row) -> bool:
     return row.state == READY and bool(row.stats.get("hears")) and not row.stats.get("deaf")

@@ -1,7 +1,7 @@
-"""Whether a worker that was told to leave may go, read off the slot table.
+"""Decides by the slot table whether a worker may exit after TERM.
 
 A reload, a change of masters, one worker less and a stop of the service all look alike to a
-worker: TERM. What differs is who else is there.
+worker: TERM. What differs are the other workers.
 """
 
 from __future__ import annotations

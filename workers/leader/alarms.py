@@ -55,12 +55,12 @@ class Alarm:
             return
         self._streak = 0
         self._raised = not self._raised
-        # If the clients were never told that the last alarm is over, it goes on for them.
+        # If the end of the last alarm was never published, it is still active for clients.
         if self._raised and not self._told:
             self._since = self._began
 
     def news(self) -> tuple[str, dict[str, object]] | None:
-        """Event and data that the clients should be told, if there is anything new."""
+        """Event and data to publish, if there is a change."""
         if self._raised == self._told:
             return None
         value = f"{self._title} is at {self._value:.0f} %"

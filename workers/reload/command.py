@@ -5,7 +5,7 @@ master (USR2). Either way the old workers go on until new ones serve, so a reloa
 changes nothing.
 
 Exit codes: 0 all went well; 1 the reload failed and the old workers serve as before; 2 nothing
-runs, or wrong arguments; 3 connections were drained or lost, or the service is not whole.
+runs, or wrong arguments; 3 connections were drained or lost, or not all workers are running.
 """
 
 from __future__ import annotations
@@ -218,7 +218,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report, text, code = {"error": str(error)}, f"Not reloaded: {error}", NOT_RUNNING
     except Failed as error:
         code = FAILED if error.unchanged else PARTLY
-        after = "The old workers serve as before." if error.unchanged else "Look at the service!"
+        after = (
+            "The old workers serve as before."
+            if error.unchanged
+            else "The service is in an unknown state: check it."
+        )
         report, text = {"error": str(error)}, f"The reload has failed:\n{error}\n{after}"
     report["code"] = code
     if options.json:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """A reload that brought new workers. Pauses are those in which nobody served a client."""
+    """A reload that brought new workers. Pauses are times in which no worker served a client."""
 
     signal: str
     why: str

@@ -63,7 +63,7 @@ class Watch:
         try:
             self._slots = SlotTable(paths.slots_file(data_dir), 1, wait=_SLOTS_SECONDS)
         except FileNotFoundError:
-            raise Failed("the slot table was removed and nobody puts it back") from None
+            raise Failed("the slot table was removed and is not restored") from None
         rows = self._await_rows()
         self._newest = max((row.generation for row in rows), default=0)
         self._old = {row.pid: row for row in rows}

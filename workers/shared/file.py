@@ -77,7 +77,7 @@ def open_shared(path: Path, header: bytes, *, random: int, size: int, create: bo
                 os.ftruncate(fd, 0)
                 os.ftruncate(fd, size)
                 os.pwrite(fd, os.urandom(random), len(header))
-                os.pwrite(fd, header, 0)  # last: whoever sees it sees a whole file
+                os.pwrite(fd, header, 0)  # last: a process that sees it sees a complete file
                 return fd
             if current:
                 path.unlink()
@@ -134,7 +134,7 @@ def show_file(shown: mmap.mmap, fd: int, offset: int = 0) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that its readers see whole or not at all."""
+    """Write a file that its readers see complete or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:

@@ -1,6 +1,6 @@
 """Puts back what other programs remove from under the service while it runs.
 
-systemd removes the shared memory of a user who logs out (RemoveIPC), cleaners empty /tmp. What the
+systemd removes the shared memory of a user at logout (RemoveIPC), cleaners empty /tmp. What the
 processes have open goes on working, but those that start find nothing.
 """
 

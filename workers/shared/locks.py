@@ -1,7 +1,7 @@
 """Which gunicorn masters of a data directory are alive.
 
-Each holds a shared lock on one file. During a change of masters (USR2) there are two. Who can
-have the lock exclusively knows that there is no other.
+Each holds a shared lock on one file. During a change of masters (USR2) there are two. A master
+that gets the lock exclusively knows that there is no other.
 """
 
 from __future__ import annotations

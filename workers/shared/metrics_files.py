@@ -6,7 +6,7 @@ counted is added to `counter_folded.db` or `histogram_folded.db`, and its file i
 
 A process that is killed while it folds leaves nothing counted twice: the new folded file, which
 also names the files that it holds in sum, takes its place by one rename, and only then are those
-files removed. Whoever takes the lock next removes what is left of them. Names of files never come
+files removed. The next process that takes the lock removes what is left of them. Names of files never come
 back, since they are made of the process' start time too.
 """
 

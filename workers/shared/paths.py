@@ -15,7 +15,7 @@ _LONGEST_SOCKET_PATH = 107
 
 _SOCKET_NAME = "valkey.sock"
 
-# Names in shared directories are guessable: who opens them checks the owner (`make_private`).
+# Names in shared directories are guessable: the owner is checked before use (`make_private`).
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 _TEMPORARY = Path("/tmp")  # noqa: S108
 

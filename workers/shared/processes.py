@@ -15,7 +15,7 @@ def start_time(pid: int) -> int | None:
     A zombie counts as gone: it runs no code and holds no sockets.
 
     Raises:
-        OSError: it cannot be told, since this process has no descriptor left.
+        OSError: unknown, since this process has no descriptor left.
     """
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()

@@ -6,7 +6,7 @@ that each process opens for itself after the fork: the kernel drops the lock of 
 dies. Such locks belong to the process and end when it closes *any* descriptor of the file, so
 a process opens the file once, and threads do not exclude each other: one thread uses it.
 
-A process may be killed inside the critical section. Nothing needs mending then: the counts
+A process may be killed inside the critical section. Nothing needs repair then: the counts
 that matter are single 8-byte stores in the row of the process that died, sums are taken over
 the rows, and a row is in use from the moment its pid is written, which is last, until it is
 cleared, which is last too. What must never be counted low (connections of living workers) is
@@ -14,7 +14,7 @@ never derived from two stores.
 
 The file may be removed while processes use it (systemd's RemoveIPC does that when a user logs
 out). Then one of them puts a copy in its place under the lock of the old file, and marks that as
-moved; whoever takes the lock of a file that has moved goes over to the copy. So no count is lost,
+moved; a process that takes the lock of a file that has moved changes to the copy. So no count is lost,
 and a process that starts finds the same table (`restore`).
 
 The file has no settings: callers bring the caps, so that workers before and after a reload
@@ -83,7 +83,7 @@ _GEOMETRY = struct.pack("<8sIIII", b"YJ-SLOTS", _VERSION, ROWS, _COLUMNS, STATS_
 _KEY = slice(len(_GEOMETRY), len(_GEOMETRY) + 16)
 _HIGH, _NEXT_GENERATION, _FAILED_STARTS, _HALTED, _USERS = range(5, 10)
 """Words of the header: rows that were ever in use, the next generation, workers that died
-while starting, the master that was told to halt, and the first word of the users' table."""
+while starting, the master that is to halt, and the first word of the users' table."""
 _DIED = _USERS + UsersTable.HEADER_WORDS
 _DIED_AT = _DIED + 1
 """Words of the header: workers that died while they served, and when one last died, be it at its
@@ -184,7 +184,7 @@ class SlotTable:
     def is_there(self) -> bool:
         """Whether processes that start will find this table, as far as it is for them."""
         if self._header[_MOVED] and self._path.exists():
-            with self.lock:  # goes over to the copy, for those who read without the lock
+            with self.lock:  # changes to the copy, for readers without the lock
                 pass
         return is_at(self._path, self._fd) or (self._path.exists() and not self._is_rival())
 
@@ -364,12 +364,12 @@ class SlotTable:
         return int(self._header[_DIED])
 
     def since_death(self) -> float:
-        """Seconds since a worker ended without being told to; infinite when none has."""
+        """Seconds since a worker exited unexpectedly; infinite when none has."""
         died_at = self._header[_DIED_AT]
         return max(0.0, (_monotonic() - died_at) / 1e6) if died_at else math.inf
 
     def first_to_halt(self, master: int) -> bool:
-        """Whether nobody has asked this before about that master, which is a pid."""
+        """Whether this is the first call about that master, which is a pid."""
         name = (start_time(master) or 0) << 32 | master
         with self.lock:
             if self._header[_HALTED] == name:

@@ -13,8 +13,8 @@ is copied to another part of the file and replaces the old one by a single store
 Every call under the lock touches the entries of one user and their neighbours, a handful, however
 many users there are. What must be known of all users is counted as entries change: different
 users, and different users of each type. These counts may be off by the one step that a process
-was killed in; it leaves a mark, and `recount` corrects them. Only `make_room` and `recount` read the
-whole table under the lock: at the start of a worker, and after a process was killed inside it.
+was killed in; it leaves a mark, and `recount` corrects them. Only `make_room` and `recount` read all
+of the table under the lock: at the start of a worker, and after a process was killed inside it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class UsersTable:
         fd: the slot file.
         header: three 8-byte words of it that belong to this table.
         by_type: `TYPE_WORDS` more words, zero in a new file.
-        base: offset in the file after which nothing but this table lies; a whole page.
+        base: offset in the file after which nothing but this table lies; a multiple of the page size.
     """
 
     HEADER_WORDS = 3
@@ -363,6 +363,6 @@ def _row(value: int) -> int:
 
 
 def _place(area: int) -> tuple[int, int]:
-    """Offset and number of entries: offsets are whole pages, which leaves low bits free."""
+    """Offset and number of entries: offsets are multiples of a page, which leaves low bits free."""
     low = mmap.PAGESIZE - 1
     return area & ~low, 1 << min(area & low, _MOST_BITS)

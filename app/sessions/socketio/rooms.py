@@ -50,7 +50,7 @@ class RoomManager(AsyncManager):
         self._members: dict[tuple[str, str], dict[SocketIOClient, None]] = {}
         """By (namespace, room), without subscriptions and the room that each client is alone in."""
 
-    # Who is there.
+    # Members.
 
     def get_namespaces(self) -> list[str]:
         """Namespaces with clients."""
@@ -62,7 +62,7 @@ class RoomManager(AsyncManager):
             session = found if isinstance(found, SocketIOClient) and found.phase else None
         else:
             session = self._clients.get(namespace, {}).get(sid)
-        # Who is on its way to another worker is that worker's business already.
+        # A client on its way to another worker already belongs to that worker.
         return None if session is None or session.state == MOVING else session
 
     def phase(self, sid: str, namespace: str) -> Phase:

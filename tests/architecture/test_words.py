@@ -1,0 +1,95 @@
+"""Plain technical English in messages, docstrings, comments and pages, and pages that exist."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+SOURCES = sorted(
+    [
+        ROOT / "gunicorn.conf.py",
+        *(path for name in ("app", "workers", "scripts") for path in (ROOT / name).rglob("*.py")),
+    ]
+)
+PAGES = sorted(
+    [
+        *(
+            ROOT / name
+            for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")
+        ),
+        *(ROOT / "docs").rglob("*.md"),
+    ]
+)
+
+WORDS = re.compile(
+    r"\b(who|whom|whoever|told|hears?|heard|mend(s|ed|ing)?|whole|lone|nobody|heirs?)\b",
+    re.IGNORECASE,
+)
+"""Say instead: the client, the worker; reported; receives; repairs; complete; single; no client;
+successor."""
+ALLOWED = re.compile(r"\bwhole (numbers?|seconds)\b", re.IGNORECASE)
+"""Terms of mathematics."""
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of every comment, docstring and message; names and keys have no space."""
+    source = path.read_text()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield node.lineno, node.value
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+
+
+def found(text: str) -> list[str]:
+    return [match[0] for match in WORDS.finditer(ALLOWED.sub("", text))]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_code_speaks_plain_english(path: Path) -> None:
+    assert [(line, words) for line, text in texts(path) if (words := found(text))] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_pages_speak_plain_english(path: Path) -> None:
+    lines = enumerate(path.read_text().splitlines(), 1)
+    assert [(line, words) for line, text in lines if (words := found(text))] == []
+
+
+CITED = re.compile(r'\b((?:[\w.-]+/)*[A-Z][A-Z_]{3,}\.md|docs/[\w/]+\.md)(?:, "([^"\n]+)")?')
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for path in [
+            *SOURCES,
+            *(ROOT / "benchmarks").rglob("*.py"),
+            *ROOT.glob("*.sh"),
+            *(ROOT / "deploy").rglob("*.service"),
+            *(ROOT / "monitoring").glob("*.yml"),
+            ROOT / "caddy/Caddyfile",
+            ROOT / "Dockerfile",
+            ROOT / "Makefile",
+        ]
+        if CITED.search(path.read_text())
+    ],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_pages_that_are_cited_exist(path: Path) -> None:
+    """By their path from the root; a part in quotes is one of their headings."""
+    for name, heading in CITED.findall(path.read_text()):
+        page = ROOT / name.removeprefix("opt/yujian-presence/")
+        assert page.is_file(), name
+        if heading:
+            assert re.search(rf"^#+ {re.escape(heading)}$", page.read_text(), re.MULTILINE), heading
