@@ -31,7 +31,7 @@ from workers.reload import fingerprint
 from workers.shared import paths
 from workers.shared.file import write_whole
 from workers.shared.locks import MastersLock
-from workers.shared.processes import start_time
+from workers.shared.processes import read_pid, start_time
 from workers.shared.slots import SlotTable
 
 log = logging.getLogger("gunicorn.error")
@@ -93,16 +93,15 @@ class Master:
         self._terminal_lost = -math.inf
 
     @property
-    def _pid_files(self) -> tuple[Path, Path]:
-        """Of the master, and of one that is to take its place."""
-        return self.data_dir / "gunicorn.pid", self.data_dir / "gunicorn.pid.2"
+    def _pid_files(self) -> paths.PidFiles:
+        return paths.pid_files(self.data_dir)
 
     @property
     def pid_file(self) -> Path:
         """Where gunicorn writes its process id; after USR2 it puts a suffix of its own to it."""
         first, second = self._pid_files
         if SUCCESSOR in os.environ and "GUNICORN_PID" not in os.environ:
-            owner = _pid_in(first)
+            owner = read_pid(first)
             if owner not in (None, os.getpid()) and start_time(owner):
                 return second
         return first
@@ -110,9 +109,9 @@ class Master:
     def pass_pid_file_on(self) -> None:
         """At the end of this master: the one beside it is the master from now on."""
         first, second = self._pid_files
-        if _pid_in(first) == os.getpid():
+        if read_pid(first) == os.getpid():
             first.unlink(missing_ok=True)
-        successor = _pid_in(second)
+        successor = read_pid(second)
         if successor not in (None, os.getpid()) and not first.exists() and start_time(successor):
             with contextlib.suppress(FileNotFoundError):
                 second.rename(first)
@@ -223,7 +222,7 @@ class Master:
             log.error("Shared files cannot be put back: %s", error)
 
     def _keep_pid_file(self, arbiter: Any) -> None:
-        if any(_pid_in(path) == os.getpid() for path in self._pid_files):
+        if any(read_pid(path) == os.getpid() for path in self._pid_files):
             return
         path = self.pid_file
         if path.exists():
@@ -260,7 +259,7 @@ class Master:
         self._age_at_reload = gunicorn_private.age(arbiter)
         gunicorn_private.forget_pid_file(arbiter)
         first, second = self._pid_files
-        if self.pid_file == first and _pid_in(second) == os.getpid():
+        if self.pid_file == first and read_pid(second) == os.getpid():
             second.replace(first)  # the master that was there before has been killed
 
     def end_failed_reload(self, arbiter: Any) -> None:
@@ -275,7 +274,7 @@ class Master:
 
     def clean_up(self) -> None:
         """Remove what is in memory, unless workers of a killed master still use it."""
-        fingerprint.file_of(self.data_dir, os.getpid()).unlink(missing_ok=True)
+        paths.fingerprint_file(self.data_dir, os.getpid()).unlink(missing_ok=True)
         self.slots.sweep()
         if not self.slots.rows():
             paths.slots_file(self.data_dir).unlink(missing_ok=True)
@@ -345,13 +344,6 @@ def _read(home: Path) -> tuple[dict[str, Any], dict[str, str]]:
         log.warning("%s", line.removeprefix("warning: "))
     values = dotenv_values(stream=io.StringIO(before.decode()), interpolate=False)
     return json.loads(checked.stdout), {name: text or "" for name, text in values.items()}
-
-
-def _pid_in(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _contents(path: Path) -> bytes:

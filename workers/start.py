@@ -31,7 +31,7 @@ from workers.master import SUCCESSOR
 from workers.reload.command import NotRunning, find_master
 from workers.reload.watch import Failed, Watch
 from workers.shared import paths
-from workers.shared.processes import start_time
+from workers.shared.processes import read_pid, start_time
 from workers.shared.slots import READY, SlotTable
 
 FIRST_FD = 3
@@ -71,11 +71,9 @@ def ask(settings: Settings) -> Received | None:
         master = find_master(settings.data_dir)
     except NotRunning:
         return None
-    second = settings.data_dir / "gunicorn.pid.2"
-    with contextlib.suppress(OSError, ValueError):
-        pid = int(second.read_text())
-        if pid != master and start_time(pid):
-            raise Failed(f"master {pid} is about to take the place of master {master} already")
+    pid = read_pid(paths.pid_files(settings.data_dir).second)
+    if pid not in (None, master) and start_time(pid):
+        raise Failed(f"master {pid} is about to take the place of master {master} already")
     table = SlotTable(paths.slots_file(settings.data_dir), settings.max_total_connections)
     table.sweep()
     reason = "no worker of it serves"

@@ -16,6 +16,7 @@ import pytest
 from tests.support.waiting import until
 from workers.leader import election as module
 from workers.leader.election import Leader
+from workers.shared.locks import FileLock
 
 FORK = multiprocessing.get_context("fork")
 
@@ -41,13 +42,13 @@ async def test_takes_over_when_the_leader_dies(
     other.start()
     await until(path.with_suffix(".held").exists)
     tries: list[bool] = []
-    real = module._try_lock
+    real = FileLock.try_enter
 
-    def counted(fd: int) -> bool:
-        tries.append(real(fd))
+    def counted(lock: FileLock) -> bool:
+        tries.append(real(lock))
         return tries[-1]
 
-    monkeypatch.setattr(module, "_try_lock", counted)
+    monkeypatch.setattr(FileLock, "try_enter", counted)
     leader = Leader(path, interval=0.01)
     await leader.start()
     try:

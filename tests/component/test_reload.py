@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Path:
 def test_records_of_dead_masters_are_removed(data_dir: Path, root: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    old = fingerprint.file_of(data_dir, child.pid)
+    old = paths.fingerprint_file(data_dir, child.pid)
     old.write_text("{}")
     fingerprint.record(root, data_dir)
     assert not old.exists()

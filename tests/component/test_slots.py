@@ -20,7 +20,7 @@ import pytest
 from tests.support.slots import slots
 from tests.support.waiting import until_now
 from workers.shared import users as shared_users
-from workers.shared.file import FileLock
+from workers.shared.locks import FileLock
 from workers.shared.slots import READY, SlotTable
 
 FORK = multiprocessing.get_context("fork")

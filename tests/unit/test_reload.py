@@ -60,7 +60,7 @@ def test_a_changed_library_needs_usr2(
 def test_a_master_that_has_said_nothing_needs_usr2(data_dir: Path, root: Path) -> None:
     assert reload.choose(data_dir, os.getpid())[0] == signal.SIGUSR2
     fingerprint.record(root, data_dir)
-    written = fingerprint.file_of(data_dir, os.getpid())
+    written = paths.fingerprint_file(data_dir, os.getpid())
     # The record of another process that had this pid.
     written.write_text(json.dumps(json.loads(written.read_text()) | {"born": 1}))
     assert fingerprint.changes(data_dir, os.getpid()) is None

@@ -105,7 +105,7 @@ class HandoffReport:
         """Leave it for `make reload`; reports that were not fetched are removed."""
         with contextlib.suppress(OSError):
             paths.make_private(paths.runtime_dir(data_dir))  # it may be removed
-        for old in paths.left_file(data_dir, 0).parent.glob("left-*.json"):
+        for old in paths.left_files(data_dir):
             with contextlib.suppress(OSError):
                 if time.time() - old.stat().st_mtime > _KEPT_SECONDS:
                     old.unlink()

@@ -38,6 +38,7 @@ from app.presence import Presence, PresenceState
 from workers.leader.alarms import Alarm
 from workers.leader.host import HostSample
 from workers.leader.periods import PERIODS, Periods, Totals
+from workers.shared import paths
 
 INTERVAL = 2.0
 """Seconds between samples."""
@@ -109,7 +110,7 @@ class Collector:
         self._interval = interval
         self._clock = clock
         self._monotonic = monotonic
-        self._file = settings.data_dir / "collector.json"
+        self._file = paths.collector_file(settings.data_dir)
         self._periods = Periods(clock)
         self._alarms = [
             Alarm("cpu", "CPU usage", settings.alert_cpu),

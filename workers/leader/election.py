@@ -7,7 +7,6 @@ dies; a worker that leaves gives it up. The others ask for it a few times a seco
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 from collections.abc import Callable, Coroutine
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app.supervisor import Supervisor
-from workers.shared.file import is_at
+from workers.shared.locks import FileLock, is_at, open_lock
 
 Duty = Callable[[], Coroutine[Any, Any, None]]
 
@@ -87,8 +86,8 @@ class Leader:
             if not opened or not is_at(self._lock, opened[-1]):
                 if opened:  # removed: the leader, if there is one, is to lock the new one first
                     await asyncio.sleep(2 * _LOOK_INTERVAL)
-                opened.append(self._open())
-            if _try_lock(opened[-1]):
+                opened.append(open_lock(self._lock))
+            if FileLock(opened[-1]).try_enter():
                 return
             await asyncio.sleep(self._interval)
 
@@ -99,13 +98,10 @@ class Leader:
             if is_at(self._lock, opened[-1]):
                 continue
             # The locks of the removed ones are kept as well, for processes that still use them.
-            opened.append(self._open())
-            if not _try_lock(opened[-1]):
+            opened.append(open_lock(self._lock))
+            if not FileLock(opened[-1]).try_enter():
                 return
             log.warning("%s was removed; it is there again", self._lock)
-
-    def _open(self) -> int:
-        return os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     async def _end_duties(self) -> None:
         self.leading = False
@@ -131,11 +127,3 @@ async def _keep(duty: Duty) -> None:
             log.exception("A task of the leader failed; it restarts in %g s", delay)
         await asyncio.sleep(delay)
         delay = min(_LONGEST_BACKOFF, delay * 2)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import fcntl
 import importlib.util
 import logging
 import os
@@ -25,7 +24,12 @@ import time
 from pathlib import Path
 
 from workers.shared import paths
+from workers.shared.locks import open_lock, try_flock
+from workers.shared.polling import wait_until
 from workers.shared.processes import command_line, start_time
+
+_GONE_INTERVAL = 0.01
+"""Seconds between two looks whether the server has ended."""
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +86,7 @@ def find(data_dir: Path) -> int | None:
     path = paths.valkey_socket(data_dir)
     candidates = [_listener(path)]
     with contextlib.suppress(OSError, ValueError):
-        candidates.append(int(_pid_file(data_dir).read_text()))
+        candidates.append(int(paths.valkey_pid_file(data_dir).read_text()))
     for pid in candidates:
         if pid and b"\0%b\0" % os.fsencode(path) in command_line(pid) and start_time(pid):
             return pid
@@ -128,7 +132,7 @@ class Valkey:
         self._data_dir = data_dir
         self._directory = paths.valkey_dir(data_dir)
         self._socket = paths.valkey_socket(data_dir)
-        self._log_file = self._directory / "valkey.log"
+        self._log_file = paths.valkey_log(data_dir)
         self._appendfsync = appendfsync
         self._maxmemory = maxmemory
         self._silence = silence
@@ -167,12 +171,10 @@ class Valkey:
         """Start the server; return when it takes connections, though it may still load."""
         paths.make_private(self._directory)
         paths.make_private(self._socket.parent)
-        lock = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = open_lock(self._directory / "lock")
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CannotStart("another server still holds its files") from None
+            if not try_flock(lock):
+                raise CannotStart("another server still holds its files")
             with self._log_file.open("ab") as output:
                 log_begins = output.tell()
                 child = subprocess.Popen(  # noqa: ASYNC220, S603 (our own program, and a millisecond)
@@ -202,7 +204,7 @@ class Valkey:
             "unixsocketperm": "700",
             "set-proc-title": "no",  # the command line must go on naming the socket
             "daemonize": "no",
-            "pidfile": str(_pid_file(self._data_dir)),
+            "pidfile": str(paths.valkey_pid_file(self._data_dir)),
             "logfile": str(self._log_file),
             "loglevel": "warning",  # the file is not rotated
             "dir": str(self._directory),
@@ -279,11 +281,12 @@ class Valkey:
 
     async def _gone(self, pid: int) -> None:
         """Wait, a second at most, for the process to be gone."""
-        for _ in range(100):
+
+        def gone() -> bool:
             _reap()
-            if start_time(pid) is None:
-                return
-            await asyncio.sleep(0.01)
+            return start_time(pid) is None
+
+        await wait_until(gone, 1.0, _GONE_INTERVAL)
 
 
 def _listener(path: Path) -> int | None:
@@ -301,10 +304,6 @@ def _listener(path: Path) -> int | None:
 
 def _reap() -> None:
     _children[:] = [child for child in _children if child.poll() is None]
-
-
-def _pid_file(data_dir: Path) -> Path:
-    return paths.valkey_dir(data_dir) / "valkey.pid"
 
 
 def _backoff(failures: int) -> float:

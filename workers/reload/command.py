@@ -30,8 +30,8 @@ from workers.reload import fingerprint
 from workers.reload.report import Report
 from workers.reload.watch import Failed, Watch
 from workers.shared import paths
-from workers.shared.file import FileLock
-from workers.shared.processes import command_line, start_time
+from workers.shared.locks import FileLock, open_lock
+from workers.shared.processes import command_line, read_pid, start_time
 
 OK, FAILED, NOT_RUNNING, PARTLY = range(4)
 
@@ -58,12 +58,9 @@ def find_master(data_dir: Path) -> int:
         NotRunning: there is none.
     """
     # The second is that of a new master whose predecessor has just ended.
-    for name in ("gunicorn.pid", "gunicorn.pid.2"):
-        try:
-            pid = int((data_dir / name).read_text())
-        except (FileNotFoundError, ValueError):
-            continue
-        if start_time(pid) and b"gunicorn" in command_line(pid):
+    for file in paths.pid_files(data_dir):
+        pid = read_pid(file)
+        if pid is not None and start_time(pid) and b"gunicorn" in command_line(pid):
             return pid
     raise NotRunning(f"no service runs with DATA_DIR {data_dir}")
 
@@ -144,7 +141,7 @@ def _is_in_container(master: int) -> bool:
 @contextmanager
 def only_one(data_dir: Path) -> Iterator[None]:
     """Wait for a reload that is under way; say so."""
-    fd = os.open(data_dir / "reload.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = open_lock(paths.reload_lock(data_dir))
     lock = FileLock(fd)
     try:
         if not lock.try_enter():

@@ -19,20 +19,13 @@ from workers.shared import paths
 from workers.shared.file import write_whole
 from workers.shared.processes import start_time
 
-_PREFIX = "master-"
 _INSTALLED = (".dist-info", ".egg-info")
-
-
-def file_of(data_dir: Path, pid: int) -> Path:
-    """Where the master of that pid has written what it is made of."""
-    return paths.runtime_dir(data_dir) / f"{_PREFIX}{pid}.json"
 
 
 def record(root: Path, data_dir: Path) -> None:
     """Write what this process is made of by now; done by a master before its first fork."""
-    for old in paths.runtime_dir(data_dir).glob(f"{_PREFIX}*.json"):
-        pid = old.stem.removeprefix(_PREFIX)
-        if not (pid.isdigit() and start_time(int(pid))):
+    for pid, old in paths.fingerprint_files(data_dir):
+        if not start_time(pid):
             old.unlink(missing_ok=True)
     held = [root / "gunicorn.conf.py"]
     for name, module in list(sys.modules.items()):
@@ -46,13 +39,13 @@ def record(root: Path, data_dir: Path) -> None:
         "libraries": libraries,
         "installed": sorted(_installed(libraries)),
     }
-    write_whole(file_of(data_dir, os.getpid()), json.dumps(taken).encode())
+    write_whole(paths.fingerprint_file(data_dir, os.getpid()), json.dumps(taken).encode())
 
 
 def changes(data_dir: Path, pid: int) -> list[str] | None:
     """What has changed since that master started, by name; None when it has not said."""
     try:
-        taken: dict[str, Any] = json.loads(file_of(data_dir, pid).read_bytes())
+        taken: dict[str, Any] = json.loads(paths.fingerprint_file(data_dir, pid).read_bytes())
     except (OSError, ValueError):
         return None
     if taken["born"] != start_time(pid):

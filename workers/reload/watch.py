@@ -13,7 +13,8 @@ from typing import Any
 
 from workers.handoff.report import HandoffReport
 from workers.shared import paths
-from workers.shared.processes import command_line, start_time
+from workers.shared.polling import block_until
+from workers.shared.processes import command_line, read_pid, start_time
 from workers.shared.slots import READY, STARTING, Row, SlotTable
 
 START_SECONDS = 60.0
@@ -58,6 +59,7 @@ class Watch:
         self.reports: list[HandoffReport] = []
         """Of the old workers that have left."""
         self._data_dir = data_dir
+        self._pid_files = paths.pid_files(data_dir)
         self._master = master
         self._born = start_time(master)
         try:
@@ -76,16 +78,19 @@ class Watch:
 
     def _await_rows(self) -> list[Row]:
         """The rows of the workers that run, once each has one: by these all is counted."""
-        deadline = time.monotonic() + _SLOTS_SECONDS
-        while True:
-            rows = self._slots.rows()
-            missing = _workers_of(self._master) - {row.pid for row in rows}
-            if not missing:
-                return rows
-            if time.monotonic() > deadline:
-                listed = ", ".join(map(str, sorted(missing)))
-                raise Failed(f"the slot table does not know the workers that run: {listed}")
-            time.sleep(_INTERVAL)
+        rows: list[Row] = []
+        missing: set[int] = set()
+
+        def all_known() -> bool:
+            rows[:] = self._slots.rows()
+            missing.clear()
+            missing.update(_workers_of(self._master) - {row.pid for row in rows})
+            return not missing
+
+        if not block_until(all_known, _SLOTS_SECONDS, _INTERVAL):
+            listed = ", ".join(map(str, sorted(missing)))
+            raise Failed(f"the slot table does not know the workers that run: {listed}")
+        return rows
 
     # The two ways.
 
@@ -105,8 +110,8 @@ class Watch:
         Raises:
             Failed: they did not come; the new master is gone again.
         """
-        second = self._data_dir / "gunicorn.pid.2"
-        if (pid := _read_pid(second)) and start_time(pid):
+        second = self._pid_files.second
+        if (pid := read_pid(second)) and start_time(pid):
             raise Failed(f"a change of masters is under way already: the new one is {pid}")
         before = _children(self._master)
         os.kill(self._master, signal.SIGUSR2)
@@ -121,8 +126,8 @@ class Watch:
         self._await_end_of_old(new)
         self._until(lambda: start_time(self._master) != self._born, EXIT_SECONDS)
         # Until then it would not understand another USR2.
-        first = self._data_dir / "gunicorn.pid"
-        self._until(lambda: _read_pid(first) == new, EXIT_SECONDS)
+        first = self._pid_files.first
+        self._until(lambda: read_pid(first) == new, EXIT_SECONDS)
 
     def await_successor(self, new: int) -> None:
         """A new master that is no child of the old one, and has its listening sockets.
@@ -153,12 +158,12 @@ class Watch:
             # Workers that the old master replaces just now have rows.
             rows = {row.pid for row in self._slots.rows()}
             found.update(_children(self._master) - before - rows)
-            return _read_pid(self._data_dir / "gunicorn.pid.2") in found or (
+            return read_pid(self._pid_files.second) in found or (
                 bool(found) and not any(map(start_time, found))
             )
 
         self._until(appeared, START_SECONDS)
-        pid = _read_pid(self._data_dir / "gunicorn.pid.2")
+        pid = read_pid(self._pid_files.second)
         if pid is None or not start_time(pid):
             raise Failed(self._reason("the new master ended at once: see the log of the service"))
         return pid
@@ -211,14 +216,11 @@ class Watch:
             )
 
     def _until(self, condition: Callable[[], bool], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > deadline:
-                raise Failed(
-                    f"not done after {seconds:.0f} s: see the log of the service",
-                    unchanged=self._is_unchanged(),
-                )
-            time.sleep(_INTERVAL)
+        if not block_until(condition, seconds, _INTERVAL):
+            raise Failed(
+                f"not done after {seconds:.0f} s: see the log of the service",
+                unchanged=self._is_unchanged(),
+            )
 
     def _look(self) -> bool:
         """Note what old workers have come to; True when all are gone."""
@@ -293,12 +295,6 @@ class _Lasting:
         now = time.monotonic()
         self._since = (self._since or now) if holds else None
         return self._since is not None and now - self._since >= _SETTLED
-
-
-def _read_pid(path: Path) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        return int(path.read_text())
-    return None
 
 
 def _workers_of(master: int) -> set[int]:

@@ -1,44 +1,17 @@
-"""A file that processes share, and the lock on it.
-
-The lock is `lockf` (POSIX): the kernel takes it from a process that dies. It belongs to the
-process, not to the descriptor, and ends when the process closes *any* descriptor of the file;
-so a process opens the file once. Threads of one process do not exclude each other.
-"""
+"""A file that processes share: made once, copied, shown in place of another, written in one piece."""
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 from pathlib import Path
+
+from workers.shared.locks import FileLock
 
 _PIECE = 64 * 1024
 """Bytes that are copied at once."""
 _MAP_FIXED = 0x10
 """mmap(2), on every architecture but MIPS-like ones; Python does not name it."""
-
-
-class FileLock:
-    """Exclusive lock on the first byte of an open file, over processes; not reentrant."""
-
-    __slots__ = ("_fd",)
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def try_enter(self) -> bool:
-        """Take the lock if no other process has it."""
-        try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-        except (BlockingIOError, PermissionError):
-            return False
-        return True
-
-    def __enter__(self) -> None:
-        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1)
-
-    def __exit__(self, *_: object) -> None:
-        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1)
 
 
 def open_shared(path: Path, header: bytes, *, random: int, size: int, create: bool = True) -> int:
@@ -83,16 +56,6 @@ def open_shared(path: Path, header: bytes, *, random: int, size: int, create: bo
                 path.unlink()
                 flags |= os.O_CREAT
         os.close(fd)
-
-
-def is_at(path: Path, fd: int) -> bool:
-    """Whether an open file is the one that others find under a path."""
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return False
-    mine = os.fstat(fd)
-    return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
 
 
 def make_copy(fd: int, path: Path) -> Path:

@@ -13,12 +13,10 @@ back, since they are made of the process' start time too.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import struct
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +26,13 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from app.metrics import process_identity
+from workers.shared.locks import open_lock, try_flock
+from workers.shared.polling import block_until
 
 LOCK_WAIT = 5.0
 """Seconds to wait for another process that scrapes or folds; that takes milliseconds."""
+_LOCK_INTERVAL = 0.005
+"""Seconds between two tries for it."""
 
 _FOLDED = "folded"
 _SOURCES = "realtime_folded_files"
@@ -93,20 +95,11 @@ class MetricsFiles:
         It is tied to a descriptor of its own, so that it also keeps the threads of one process
         apart, and falls with the process.
         """
-        deadline = time.monotonic() + LOCK_WAIT
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may be removed
-        descriptor = os.open(
-            self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode=0o600
-        )
+        descriptor = open_lock(self._directory / "lock")
         try:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise TimeoutError("the metrics files stay locked") from None
-                    time.sleep(0.005)
+            if not block_until(lambda: try_flock(descriptor), LOCK_WAIT, _LOCK_INTERVAL):
+                raise TimeoutError("the metrics files stay locked")
             yield
         finally:
             os.close(descriptor)

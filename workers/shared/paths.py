@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 _LONGEST_SOCKET_PATH = 107
 """Bytes that fit in `sockaddr_un.sun_path` before its final zero (unix(7))."""
@@ -78,6 +79,40 @@ def valkey_socket(data_dir: Path) -> Path:
     return runtime_dir(data_dir) / _SOCKET_NAME
 
 
+def valkey_pid_file(data_dir: Path) -> Path:
+    """Process id of the private Valkey, which writes it."""
+    return valkey_dir(data_dir) / "valkey.pid"
+
+
+def valkey_log(data_dir: Path) -> Path:
+    """What the private Valkey writes to its output."""
+    return valkey_dir(data_dir) / "valkey.log"
+
+
+class PidFiles(NamedTuple):
+    """Process ids of gunicorn masters."""
+
+    first: Path
+    """Of the master."""
+    second: Path
+    """Of one that is to take its place; gunicorn names it so after USR2."""
+
+
+def pid_files(data_dir: Path) -> PidFiles:
+    """Where masters write their process ids."""
+    return PidFiles(data_dir / "gunicorn.pid", data_dir / "gunicorn.pid.2")
+
+
+def reload_lock(data_dir: Path) -> Path:
+    """File on which a `make reload` holds a lock while it works."""
+    return data_dir / "reload.lock"
+
+
+def collector_file(data_dir: Path) -> Path:
+    """What the collector must know when it begins again: alarms and figures of the past."""
+    return data_dir / "collector.json"
+
+
 def leader_lock(data_dir: Path) -> Path:
     """File whose lock makes a worker the leader of this machine."""
     return data_dir.resolve() / "leader.lock"
@@ -101,6 +136,21 @@ def log_level_file(data_dir: Path) -> Path:
 def left_file(data_dir: Path, pid: int) -> Path:
     """What became of the connections of a worker that has left, as JSON."""
     return runtime_dir(data_dir) / f"left-{pid}.json"
+
+
+def left_files(data_dir: Path) -> list[Path]:
+    """All of these that there are."""
+    return [path for _, path in _by_pid(data_dir, "left-*.json")]
+
+
+def fingerprint_file(data_dir: Path, pid: int) -> Path:
+    """What the master of that pid was made of, as JSON."""
+    return runtime_dir(data_dir) / f"master-{pid}.json"
+
+
+def fingerprint_files(data_dir: Path) -> list[tuple[int, Path]]:
+    """All of these that there are, with the pids of their masters."""
+    return _by_pid(data_dir, "master-*.json")
 
 
 def slots_file(data_dir: Path) -> Path:

@@ -27,6 +27,14 @@ def start_time(pid: int) -> int | None:
     return int(fields[_START_TIME])
 
 
+def read_pid(path: Path) -> int | None:
+    """The process id in a file; None when there is none."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def command_line(pid: int) -> bytes:
     """Arguments of a process, each ended by a zero byte; empty when it is gone."""
     try:

@@ -35,7 +35,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from workers.shared.file import FileLock, is_at, make_copy, open_shared, show_file
+from workers.shared.file import make_copy, open_shared, show_file
+from workers.shared.locks import FileLock, is_at
 from workers.shared.processes import start_time
 from workers.shared.users import UsersTable
 
