@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from app.backoff import pause_after
 from app.log_limit import LogLimit
 
 logger = logging.getLogger("realtime.worker")
@@ -82,5 +83,4 @@ class Supervisor:
                     return
                 if self._log_limit.allows(name) or vital:
                     logger.error("%s failed and is restarted", name, exc_info=error)
-            exponent = min(len(failures) - 1, 10)
-            await self._sleep(min(FIRST_PAUSE * 2**exponent, LONGEST_PAUSE))
+            await self._sleep(pause_after(len(failures), FIRST_PAUSE, LONGEST_PAUSE))

@@ -22,6 +22,7 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
 
+from app.backoff import Backoff
 from app.backplane.faults import Fault, explain, unavailable
 from app.backplane.repair import is_damage, log_repaired, repair_keys
 from app.backplane.scripts import SHARE_KEY, Script
@@ -220,16 +221,9 @@ class Link:
         self._connection = connection
 
 
-class Pauses:
-    """How long to wait before each further attempt: twice the last, within bounds."""
-
-    def __init__(self) -> None:
-        self._next = FIRST_PAUSE
-
-    def take(self) -> float:
-        """The next pause in seconds."""
-        pause, self._next = self._next, min(self._next * 2, LONGEST_PAUSE)
-        return pause
+def new_backoff() -> Backoff:
+    """Pauses between attempts to reach the backplane."""
+    return Backoff(FIRST_PAUSE, LONGEST_PAUSE)
 
 
 class Backplane:
@@ -271,7 +265,7 @@ class Backplane:
             BackplaneUnavailable: it did not answer in time.
         """
         loop = asyncio.get_running_loop()
-        pauses = Pauses()
+        pauses = new_backoff()
         while True:
             try:
                 (info,) = await self.ask([(b"INFO",)])

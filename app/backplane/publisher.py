@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from app.backplane.client import FAILURES, Argument, Backplane, Command, FailedCalls, Pauses
+from app.backplane.client import FAILURES, Argument, Backplane, Command, FailedCalls, new_backoff
 from app.backplane.entries import body_name
 from app.backplane.faults import Fault, TooFewReplicas, explain, of_fault
 from app.backplane.repair import is_damage, log_repaired, repair_type
@@ -145,7 +145,7 @@ class StreamPublisher:
     ) -> dict[str, Reply | BackplaneUnavailable]:
         """The reply of each type, or its error."""
         loop = asyncio.get_running_loop()
-        pauses = Pauses()
+        pauses = new_backoff()
         left = dict(calls)
         done: dict[str, Reply | BackplaneUnavailable] = {}
         last: Fault | None = None

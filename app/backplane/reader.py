@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.backplane.client import ANSWER_TIMEOUT, FAILURES, Backplane, Command, Pauses
+from app.backplane.client import ANSWER_TIMEOUT, FAILURES, Backplane, Command, new_backoff
 from app.backplane.entries import OVERHEAD, entry_id, seq_of, to_message, with_gaps
 from app.backplane.faults import explain
 from app.backplane.repair import is_damage, log_repaired, repair_type
@@ -111,13 +111,13 @@ class StreamReader:
 
         Returns at most `broadcast_batch_size` messages. An outage is waited out.
         """
-        pauses, failed = Pauses(), False
+        pauses, failed = new_backoff(), False
         while not self._pending:
             try:
                 if self._is_lost or not self._link.connected:
                     self._is_lost = True
                     await self._resume()
-                    self._is_lost, failed, pauses = False, False, Pauses()
+                    self._is_lost, failed, pauses = False, False, new_backoff()
                 elif self._damaged:
                     await self._repair(sorted(self._damaged))
                     await self._check()

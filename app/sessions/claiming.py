@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from app.backoff import Backoff
 from app.backplane.claims import LEASE, UserClaims
 from app.errors import ClientError, ErrorCode, NoRoomNow
 from app.ports import Slots
@@ -118,7 +119,7 @@ class Claiming:
         if user is None:
             return
         probe: asyncio.Task[int] | None = None
-        pause = FIRST_CLAIM_PAUSE
+        pauses = Backoff(FIRST_CLAIM_PAUSE, LONGEST_CLAIM_PAUSE)
         while not await self._claim(user):
             if session.state != OPEN:
                 return
@@ -129,8 +130,7 @@ class Claiming:
                     raise self._too_many(user, probe.result())
             if probe is None:
                 probe = self._loop.create_task(self._count_answering(user))
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_CLAIM_PAUSE)
+            await asyncio.sleep(pauses.take())
         if session.state == OPEN:
             session.claimed = True
         else:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.backoff import Backoff
 from app.backplane.history import History
 from app.broadcast.catchup import CatchUp
 from app.broadcast.fanout import FanOut
@@ -22,7 +23,7 @@ from app.sessions.session import HELD, Session, Work
 from app.transport.connection import OPEN
 from app.types import Gap, Message, Position
 
-FIRST_AHEAD_PAUSE = 0.02
+FIRST_AHEAD_PAUSE, LONGEST_AHEAD_PAUSE = 0.02, 0.5
 """Seconds before a recovery looks again whether this worker has caught up; then twice the last."""
 AHEAD_SECONDS = 2.0
 """How long a recovery waits for this worker to reach what the client saw on a faster one."""
@@ -226,10 +227,9 @@ class Subscriptions:
     async def find_start(self, type: str, position: Position) -> Start:
         """Where a client that has seen `position` goes on."""
         deadline = time.monotonic() + AHEAD_SECONDS
-        pause = FIRST_AHEAD_PAUSE
-        while self._is_ahead(type, position) and time.monotonic() < deadline:
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 0.5)
+        pauses = Backoff(FIRST_AHEAD_PAUSE, LONGEST_AHEAD_PAUSE)
+        while self._is_ahead(type, position) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(pauses.take())
         live = self._fanout.positions[type]
         same_epoch = position.epoch == live.epoch
         if position == live:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from app.backoff import Backoff
 from app.supervisor import Supervisor
 from workers.shared.locks import FileLock, is_at, open_lock
 
@@ -118,12 +119,12 @@ class Leader:
 
 
 async def _keep(duty: Duty) -> None:
-    delay = _FIRST_BACKOFF
+    pauses = Backoff(_FIRST_BACKOFF, _LONGEST_BACKOFF)
     while True:
         try:
             await duty()
             return
         except Exception:
+            delay = pauses.take()
             log.exception("A task of the leader failed; it restarts in %g s", delay)
         await asyncio.sleep(delay)
-        delay = min(_LONGEST_BACKOFF, delay * 2)

@@ -23,9 +23,10 @@ import subprocess
 import time
 from pathlib import Path
 
+from app.backoff import pause_after
 from workers.shared import paths
 from workers.shared.locks import open_lock, try_flock
-from workers.shared.polling import wait_until
+from workers.shared.polling import block_until, wait_until
 from workers.shared.processes import command_line, start_time
 
 _GONE_INTERVAL = 0.01
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 _SILENCE = 15
 """Seconds without an answer after which the server is killed. A pause of ten is survived."""
 
-_LONGEST_BACKOFF = 15.0
+_FIRST_BACKOFF, _LONGEST_BACKOFF = 0.25, 15.0
 """Seconds between two tries to start a server that cannot start."""
 _LONGEST_PAUSE = 1.0
 """Seconds before a server is started again that was running."""
@@ -108,11 +109,8 @@ def stop(data_dir: Path, grace: float = _STOP_GRACE) -> bool:
     for signum, limit in ((signal.SIGTERM, grace), (signal.SIGKILL, _STOP_GRACE)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signum)
-        deadline = time.monotonic() + limit
-        while time.monotonic() < deadline:
-            if start_time(pid) != born:
-                return True
-            time.sleep(0.02)
+        if block_until(lambda: start_time(pid) != born, limit):
+            return True
         log.warning("Valkey (pid %d) does not react to signal %d", pid, signum)
     return True
 
@@ -308,4 +306,4 @@ def _reap() -> None:
 
 def _backoff(failures: int) -> float:
     """Seconds to wait; the first restart is at once."""
-    return 0.0 if failures < 2 else min(_LONGEST_BACKOFF, 0.25 * 2.0 ** (failures - 2))
+    return 0.0 if failures < 2 else pause_after(failures - 1, _FIRST_BACKOFF, _LONGEST_BACKOFF)
