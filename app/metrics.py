@@ -393,9 +393,9 @@ class _KeptDict(_mmaped_dict):  # type: ignore[misc]
 
     def restore(self) -> bool:
         """Write the file anew with all figures, if it is gone."""
-        path = Path(self._fname)
-        if path.exists():
+        if os.path.exists(self._fname):  # noqa: PTH110 (each second)
             return False
+        path = Path(self._fname)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = path.with_suffix(".new")
         file = temporary.open("w+b")
@@ -411,7 +411,7 @@ class _KeptDict(_mmaped_dict):  # type: ignore[misc]
 
 def files_are_there() -> bool:
     """Whether the files of this process are where a scrape looks for them."""
-    return all(Path(kept._fname).exists() for kept in _KeptDict.opened)
+    return all(os.path.exists(kept._fname) for kept in _KeptDict.opened)  # noqa: PTH110 (each second)
 
 
 def restore_files() -> bool:
@@ -453,7 +453,7 @@ def _use_process_files() -> None:
 
 
 def _counting_fast(kind: Any, name: _ProcessName) -> Any:
-    """The library's class of values, with an increment that costs a third.
+    """The library's class of values, with changes that cost a third.
 
     Every connection and every publish counts several times.
     """
@@ -471,5 +471,15 @@ def _counting_fast(kind: Any, name: _ProcessName) -> Any:
                 self._value += amount
                 file = self._file
                 write(file._m, file._positions[self._key], self._value, 0.0)
+
+        def set(self, value: float, timestamp: float | None = None) -> None:
+            """Replace it."""
+            if not name.known or timestamp:
+                super().set(value, timestamp)
+                return
+            with lock:
+                self._value, self._timestamp = value, 0.0
+                file = self._file
+                write(file._m, file._positions[self._key], value, 0.0)
 
     return Value

@@ -38,7 +38,8 @@ LINGER_SECONDS = 2.0
 sees the answer rather than a reset."""
 WRITE_SECONDS = 20.0
 """Time in which a client that is written to must take something of it."""
-SWEEP_SECONDS = 0.25
+SWEEP_SECONDS, IDLE_SWEEP_SECONDS = 0.25, 1.0
+"""Between two looks at the deadlines: while there are any, and while there are none."""
 MOST_RESERVED = 64
 LEAST_RESERVED = 8
 """Descriptors that are kept back from WebSocket connections: an eighth of all, within these."""
@@ -114,6 +115,11 @@ class Guard:
     def waiting(self) -> int:
         """Connections that have no complete head of a request."""
         return len(self._waiting)
+
+    @property
+    def has_deadlines(self) -> bool:
+        """Whether any connection must do something in time."""
+        return bool(self._waiting or self._unread)
 
     def wait(self, connection: Waiting) -> None:
         """Expect the head of a request within `HEAD_SECONDS`; one that waits already keeps its place."""
@@ -399,8 +405,9 @@ class GuardedServer(web.Server):
         return self.connection_class(self, loop=self._loop, **self._kwargs)
 
     def _sweep(self) -> None:
-        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         self.guard.sweep()
+        pause = SWEEP_SECONDS if self.guard.has_deadlines else IDLE_SWEEP_SECONDS
+        self._timer = self._loop.call_later(pause, self._sweep)
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """End every connection."""
