@@ -310,7 +310,7 @@ async def test_a_binary_packet_half_way(make: MakeBench) -> None:
     holder = [{"_placeholder": True, "num": n} for n in range(2)]
     client.say(f"452-/app,9{json.dumps(['echo', *holder])}")
     client.sock.sendall(client.frame(b"first", opcode=Opcode.BINARY))
-    packets = bench.giver.sessions.sio._binary_packet
+    packets = bench.giver.sessions.sio.incomplete
     await until(lambda: any(len(packet.attachments) == 1 for packet in packets.values()))
     await bench.hand_over()
     assert not packets
@@ -602,7 +602,7 @@ async def test_a_malformed_state_is_refused_before_anything_is_made_of_it(make: 
     client.sock.sendall(client.frame("x" * 300)[:150])
     sio = await bench.socketio("/app", auth={"user": "bob"})
     sio.say('451-["echo",{"_placeholder":true,"num":0}]')
-    await until(lambda: len(bench.giver.sessions.sio._binary_packet) == 1)
+    await until(lambda: len(bench.giver.sessions.sio.incomplete) == 1)
     await until(lambda: any(s.reader for s in bench.giver.sessions.registry.by_id.values()))
     batch = await bench.pack()
     successor = bench.successor

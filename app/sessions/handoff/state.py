@@ -249,7 +249,7 @@ def _dump_socketio(session: SocketIOSession, payload: Payload) -> State:
         LEAVING,
     ):
         raise CannotPass("it is on its way into or out of a namespace")
-    packet = server._binary_packet.get(session)
+    packet = server.incomplete.get(session)
     rooms = [list(key) for key in extra.rooms]
     if not _is_json([extra.session, extra.environ, rooms]):
         raise CannotPass("what the application keeps of it is not JSON")
@@ -292,7 +292,7 @@ def _load_socketio(session: SocketIOSession, state: State) -> None:
         )
         made.attachment_count = packet["count"]
         made.attachments = list(packet["attachments"])
-        server._binary_packet[session] = made
+        server.incomplete[session] = made
         extra = session.need_extra()
         extra.packet_size = getsizeof(made.data) + sum(map(len, made.attachments))
         session.hub.keep(session, extra.packet_size)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import engineio
 from engineio import packet as eio_packet
 
 from app.config import Settings
@@ -17,6 +16,7 @@ from app.errors import CloseCode
 from app.protocol.envelope import encode_json
 from app.protocol.frames import BINARY, TEXT, build_frame
 from app.sessions.socketio.client import SocketIOClient
+from app.sessions.socketio.private import EngineServer
 from app.transport.connection import OPEN
 
 _ID_PLACE = b"0" * 36
@@ -54,10 +54,11 @@ class OpenPacket:
         return self._frame.replace(_ID_PLACE, id.encode())
 
 
-class DetachedEngine(engineio.AsyncServer):
+class DetachedEngine(EngineServer):
     """Engine.IO 4 on the WebSocket transport only."""
 
-    def _get_socket(self, sid: SocketIOClient | None) -> SocketIOClient:
+    def find_socket(self, sid: SocketIOClient | None) -> SocketIOClient:
+        """The session itself, while it is open."""
         if sid is None or sid.state != OPEN:
             raise KeyError("Session is disconnected")
         return sid

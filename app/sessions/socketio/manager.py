@@ -13,11 +13,9 @@ import inspect
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from functools import partial
 from typing import Any
 
 from socketio import packet as sio_packet
-from socketio.async_pubsub_manager import AsyncPubSubManager
 
 from app.errors import ClientError, ErrorCode
 from app.log_limit import LogLimit
@@ -39,6 +37,7 @@ from app.sessions.probing import Prober
 from app.sessions.registry import Registry
 from app.sessions.session import Session
 from app.sessions.socketio.client import MAIN, SocketIOClient
+from app.sessions.socketio.private import PubSubManager
 from app.sessions.socketio.rooms import RoomManager
 from app.sessions.subscriptions import Subscriptions
 from app.transport.connection import OPEN
@@ -50,7 +49,7 @@ READ_BACK_SECONDS = 5.0
 """How long an emit waits to be read back; it is in the stream by then and will be delivered."""
 
 
-class StreamManager(AsyncPubSubManager, RoomManager):
+class StreamManager(PubSubManager, RoomManager):
     """Rooms over all workers, through the control stream.
 
     Args:
@@ -151,7 +150,7 @@ class StreamManager(AsyncPubSubManager, RoomManager):
         if callback is not None:
             if room is None or isinstance(room, list):
                 raise ValueError("Cannot use callback without a room set, or with several.")
-            awaited = (room, namespace, self._generate_ack_id(room, callback))
+            awaited = (room, namespace, self.new_ack_id(room, callback))
         try:
             if binary:
                 arguments, attachments = sio_packet.Packet.deconstruct_binary(arguments)
@@ -225,10 +224,11 @@ class StreamManager(AsyncPubSubManager, RoomManager):
         finally:
             self._unread.pop(number, None)
 
-    async def _publish(self, data: dict[str, Any]) -> None:
-        await self._send_control(data)
+    async def send_to_others(self, message: dict[str, Any]) -> None:
+        """Store a message in the control stream."""
+        await self._send_control(message)
 
-    async def _return_callback(
+    async def return_ack(
         self, host_id: str, sid: str, namespace: str, callback_id: int, *args: Any
     ) -> None:
         """Bring an acknowledgement to the worker that waits for it, attachments as base64."""
@@ -237,7 +237,7 @@ class StreamManager(AsyncPubSubManager, RoomManager):
             return
         answer, attachments = sio_packet.Packet.deconstruct_binary(list(args))
         try:
-            await self._publish(
+            await self._send_control(
                 {
                     "method": "callback",
                     "host_id": host_id,
@@ -253,7 +253,7 @@ class StreamManager(AsyncPubSubManager, RoomManager):
                 ErrorCode.INVALID_PAYLOAD, f"This acknowledgement cannot be passed on: {error}."
             ) from None
 
-    async def _handle_callback(self, message: Control) -> None:
+    async def _take_ack(self, message: Control) -> None:
         if message["host_id"] != self.host_id:
             return
         args = message["args"]
@@ -347,7 +347,7 @@ class StreamManager(AsyncPubSubManager, RoomManager):
 
     def let_go(self, session: SocketIOClient) -> None:
         """Forget a session that another worker has taken, but for the answers awaited here."""
-        self.server._binary_packet.pop(session, None)
+        self.server.incomplete.pop(session, None)
         sids = self._sids(session)
         extra = session.extra
         if extra is not None:
@@ -364,13 +364,11 @@ class StreamManager(AsyncPubSubManager, RoomManager):
         method = message.get("method")
         try:
             if method == "emit":
-                await self._handle_emit(message)
-            elif method == "enter_room":
-                await self._handle_enter_room(message)
-            elif method == "leave_room":
-                await self._handle_leave_room(message)
-            elif method == "close_room" and message.get("host_id") != self.host_id:
-                await self._handle_close_room(message)
+                await self.take_emit(message)
+            elif method in {"enter_room", "leave_room"} or (
+                method == "close_room" and message.get("host_id") != self.host_id
+            ):
+                await self.take_room_change(message)
             elif method == "replace":
                 self._replace(message)
             elif method == "probe" and message["host_id"] != self.host_id:
@@ -379,9 +377,9 @@ class StreamManager(AsyncPubSubManager, RoomManager):
                 self.prober.on_answer(message)
             elif method == "callback":
                 # These run handlers of the application, which may emit and so wait for us.
-                self.start_task(self._handle_callback(message))
+                self.start_task(self._take_ack(message))
             elif method == "disconnect":
-                self.start_task(self._handle_disconnect(message))
+                self.start_task(self.take_disconnect(message))
         except ValueError as error:
             # Such as a room that is a client's own, or attachments that are not base64.
             if self._log_limit.allows(method):
@@ -443,7 +441,7 @@ class StreamManager(AsyncPubSubManager, RoomManager):
         for id, callback in callbacks.items():
             if id == 0:
                 continue
-            if self._is_from_elsewhere(callback):
+            if self.is_returning(callback):
                 homes[str(id)] = list(callback.args)
             else:
                 homes[str(id)] = [self.host_id, sid, namespace, id]
@@ -455,7 +453,7 @@ class StreamManager(AsyncPubSubManager, RoomManager):
             return
         self.callbacks[sid] = {0: itertools.count(dumped["next"])}
         for id, home in dumped["homes"].items():
-            self.callbacks[sid][int(id)] = partial(self._return_callback, *home)
+            self.callbacks[sid][int(id)] = self.returning(*home)
 
     def awaits_answers(self) -> bool:
         """Whether some client, here or elsewhere, has yet to answer a handler of this worker."""
@@ -470,22 +468,18 @@ class StreamManager(AsyncPubSubManager, RoomManager):
         if callbacks is None:
             return False
         for id, callback in list(callbacks.items()):
-            if id and self._is_from_elsewhere(callback):
+            if id and self.is_returning(callback):
                 del callbacks[id]
         if len(callbacks) == 1:
             del self.callbacks[sid]
         return len(callbacks) > 1
-
-    def _is_from_elsewhere(self, callback: Any) -> bool:
-        """Whether an acknowledgement goes on to the worker whose handler waits for it."""
-        return isinstance(callback, partial) and callback.func == self._return_callback
 
     async def can_disconnect(self, sid: str, namespace: str) -> bool:
         """Whether the client is here; otherwise the request is sent to its own worker."""
         session = self._find(check_sid(sid), namespace)
         if session is not None:
             return self.is_connected(sid, namespace) and session.state == OPEN
-        await self._publish(
+        await self._send_control(
             {"method": "disconnect", "sid": sid, "namespace": namespace, "host_id": self.host_id}
         )
         return False

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from socketio import packet as sio_packet
-from socketio.async_manager import AsyncManager
 
 from app.sessions.registry import Registry
 from app.sessions.session import ENTERED, ENTERING, LEAVING, OUTSIDE, Phase
 from app.sessions.socketio.client import MAIN, SocketIOClient
 from app.sessions.socketio.engine import message_frame
+from app.sessions.socketio.private import ClientManager
 from app.sessions.subscriptions import Subscriptions
 from app.transport.connection import MOVING
 
@@ -29,7 +29,7 @@ MAX_AWAITED_ACKS = 10_000
 """Clients, here and elsewhere, whose acknowledgements are awaited; then the oldest is forgotten."""
 
 
-class RoomManager(AsyncManager):
+class RoomManager(ClientManager):
     """Rooms of the clients of this worker.
 
     The constructor of a subclass sets the parts below: the library's classes, which stand between
@@ -303,7 +303,7 @@ class RoomManager(AsyncManager):
                     sio_packet.EVENT,
                     namespace=namespace,
                     data=[event, *arguments],
-                    id=self._generate_ack_id(sid, callback),
+                    id=self.new_ack_id(sid, callback),
                 )
                 frames = self._frames(packet)
             self._write(session, namespace, frames)
@@ -325,10 +325,10 @@ class RoomManager(AsyncManager):
         else:
             session.send(frames)
 
-    def _generate_ack_id(self, sid: str, callback: Callable[..., Any]) -> int:
+    def new_ack_id(self, sid: str, callback: Callable[..., Any]) -> int:
+        """The id of an acknowledgement that is awaited from now on; there are not too many."""
         if sid not in self.callbacks and len(self.callbacks) >= MAX_AWAITED_ACKS:
             oldest = next(iter(self.callbacks))
             logger.warning("too many awaited acknowledgements: forgetting those of %s", oldest)
             del self.callbacks[oldest]
-        id: int = super()._generate_ack_id(sid, callback)
-        return id
+        return super().new_ack_id(sid, callback)

@@ -11,8 +11,6 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-import engineio
-import socketio
 from socketio import exceptions
 from socketio import packet as sio_packet
 
@@ -25,6 +23,7 @@ from app.sessions.session import ENTERED, Extra, Work
 from app.sessions.socketio.client import MAIN, SocketIOClient
 from app.sessions.socketio.engine import DetachedEngine, message_frame
 from app.sessions.socketio.manager import StreamManager
+from app.sessions.socketio.private import SocketServer
 from app.transport.connection import OPEN
 
 logger = logging.getLogger("realtime.socketio")
@@ -67,10 +66,11 @@ class EnvironView(dict[SocketIOClient, dict[str, Any]]):
         return False
 
 
-class RealtimeServer(socketio.AsyncServer):
+class RealtimeServer(SocketServer):
     """The Socket.IO server of one worker; applications see plain python-socketio."""
 
     manager: StreamManager
+    engine_class = DetachedEngine
 
     def __init__(self, manager: StreamManager, max_message_size: int) -> None:
         super().__init__(
@@ -89,16 +89,6 @@ class RealtimeServer(socketio.AsyncServer):
         self._tasks: set[asyncio.Task[Any]] = set()
         # A client can make a handler fail as often as it likes.
         self._log_limit = LogLimit(most=20)
-
-    def _engineio_server_class(self) -> type[engineio.AsyncServer]:
-        return DetachedEngine
-
-    def has_handler(self, event: str, namespace: str) -> bool:
-        """Whether the application wants an event."""
-        return (
-            self._get_event_handler(event, namespace, ())[0] is not None
-            or self._get_namespace_handler(namespace, ())[0] is not None
-        )
 
     def start_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run something beside the connection's own messages."""
@@ -195,14 +185,14 @@ class RealtimeServer(socketio.AsyncServer):
     ) -> bool:
         environ = self.environ[session]
         if data:
-            result = await self._trigger_event("connect", namespace, sid, environ, data)
+            result = await self.trigger("connect", namespace, sid, environ, data)
         else:
             # A handler may or may not take the client's `auth`; see python-socketio's own.
             try:
-                result = await self._trigger_event("connect", namespace, sid, environ, None)
+                result = await self.trigger("connect", namespace, sid, environ, None)
             except TypeError as first:
                 try:
-                    result = await self._trigger_event("connect", namespace, sid, environ)
+                    result = await self.trigger("connect", namespace, sid, environ)
                 except TypeError:
                     raise first from None
         return result is not False
@@ -246,8 +236,7 @@ class RealtimeServer(socketio.AsyncServer):
         if kind == sio_packet.CONNECT:
             return self.connect(session, namespace, packet.data)
         if kind == sio_packet.DISCONNECT:
-            work: Work = self._handle_disconnect(session, namespace, self.reason.CLIENT_DISCONNECT)
-            return work
+            return self.leave_namespace(session, namespace, self.reason.CLIENT_DISCONNECT)
         if kind in (sio_packet.EVENT, sio_packet.BINARY_EVENT):
             sid = self.manager.sid_from_eio_sid(session, namespace)
             if sid is None or not self.manager.is_connected(sid, namespace):
@@ -266,26 +255,23 @@ class RealtimeServer(socketio.AsyncServer):
             extra.handlers += 1
             session.hub.keep(session, size)
             self.start_task(
-                self._handle_event_internal(self, sid, session, packet.data, namespace, packet.id)
+                self._run_handler(sid, session, packet.data, namespace, packet.id)
             ).add_done_callback(lambda _: _handler_done(session, extra, size))
             return None
         if kind in (sio_packet.ACK, sio_packet.BINARY_ACK):
-            work = self._handle_ack(session, namespace, packet.id, packet.data)
-            return work  # noqa: RET504 (the library is untyped)
+            return self.take_ack(session, namespace, packet.id, packet.data)
         raise ClientError(ErrorCode.PARSE_ERROR, "Clients must not send packets of this type.")
 
-    async def _handle_event_internal(
+    async def _run_handler(
         self,
-        server: Any,
         sid: str,
-        eio_sid: SocketIOClient,
+        session: SocketIOClient,
         data: list[Any],
         namespace: str,
         id: int | None,
     ) -> None:
         """Run the handler of an event, and acknowledge the event with what it returns."""
-        del server
-        result = await self._trigger_event(data[0], namespace, sid, *data[1:])
+        result = await self.trigger(data[0], namespace, sid, *data[1:])
         if result is self.not_handled or id is None:
             return
         answer = [] if result is None else list(result) if isinstance(result, tuple) else [result]
@@ -298,16 +284,16 @@ class RealtimeServer(socketio.AsyncServer):
                     "What the handler of the event %r returns cannot be sent: %s",
                     data[0][:64],
                     error,
-                    extra={"connection": eio_sid.id},
+                    extra={"connection": session.id},
                 )
             if namespace == MAIN:
                 failed = "The acknowledgement failed; the log of the server has details."
-                eio_sid.send_error(
+                session.send_error(
                     ClientError(ErrorCode.INTERNAL_ERROR, failed), Request("", None, None, id)
                 )
             return
         for part in encoded if isinstance(encoded, list) else [encoded]:
-            eio_sid.send(message_frame(part))
+            session.send(message_frame(part))
 
     # Leaving.
 
@@ -342,7 +328,7 @@ class RealtimeServer(socketio.AsyncServer):
                     continue
                 try:
                     if self.manager.is_connected(sid, namespace):
-                        await self._handle_disconnect(session, namespace, reason)
+                        await self.leave_namespace(session, namespace, reason)
                 except Exception:
                     logger.exception("disconnect handler failed", extra={"connection": session.id})
                 self._forget(session, namespace)

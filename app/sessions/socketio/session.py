@@ -181,7 +181,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
             numbers = list(_placeholders(packet.data))
             if any(not _is_place(number, packet.attachment_count) for number in numbers):
                 raise ClientError(ErrorCode.PARSE_ERROR, _UNFIT)
-            server._binary_packet[self] = packet
+            server.incomplete[self] = packet
             extra = self.need_extra()
             extra.packet_size = weigh(text)
             self.hub.keep(self, extra.packet_size)
@@ -202,7 +202,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
 
     def _attachment(self, data: bytes) -> Work | None:
         server = self.context.sio
-        packet = server._binary_packet.get(self)
+        packet = server.incomplete.get(self)
         if packet is None:
             raise ClientError(ErrorCode.PARSE_ERROR, "The attachment belongs to no packet.")
         if self._result_size(packet, data) > self.hub.max_message:
@@ -232,7 +232,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
 
     def drop_packet(self) -> bool:
         """Forget the packet that waits for its attachments; whether there was one."""
-        if self.context.sio._binary_packet.pop(self, None) is None:
+        if self.context.sio.incomplete.pop(self, None) is None:
             return False
         extra = self.need_extra()
         self.hub.keep(self, -extra.packet_size)

@@ -1,0 +1,180 @@
+"""What this service expects of the private names of python-socketio and python-engineio."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import engineio
+import pytest
+import socketio
+from socketio.async_pubsub_manager import AsyncPubSubManager
+
+from app.sessions.socketio import private
+
+ROOT = Path(__file__).parents[2]
+
+
+class Manager(private.PubSubManager, private.ClientManager):
+    """Notes what it is asked to send."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[Any] = []
+
+    async def send_to_others(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+    async def return_ack(self, *home: Any) -> None:
+        self.sent.append(home)
+
+
+class Engine(private.EngineServer):
+    def find_socket(self, sid: Any) -> Any:
+        return [sid]
+
+
+class Server(private.SocketServer):
+    engine_class = Engine
+
+
+@pytest.fixture
+def manager() -> Manager:
+    return Manager()
+
+
+@pytest.fixture
+def server(manager: Manager) -> Server:
+    return Server(client_manager=manager, async_mode="aiohttp")
+
+
+def test_a_name_that_is_gone_ends_the_import_with_one_line() -> None:
+    with pytest.raises(ImportError) as caught:
+        private.check({socketio.AsyncServer: {"_no_such": "(self)"}}, {})
+    assert "AsyncServer._no_such" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ImportError):
+        private.check({socketio.AsyncServer: {"_trigger_event": "(self, event)"}}, {})
+    with pytest.raises(ImportError):
+        private.check({}, {socketio.AsyncServer: ("_no_such",)})
+
+
+def test_the_import_makes_sure_of_them() -> None:
+    tree = ast.parse(Path(private.__file__).read_text())
+    assert "check()" in [ast.unparse(node) for node in tree.body]
+
+
+def test_the_server_has_the_engine_that_it_is_given(server: Server) -> None:
+    assert isinstance(server.eio, Engine)
+    assert server.eio._get_socket("x") == ["x"]
+
+
+def test_incomplete_packets_are_those_of_the_library(server: Server) -> None:
+    assert server.incomplete == {}
+    server.incomplete["session"] = 1
+    assert server._binary_packet == {"session": 1}
+
+
+async def test_handlers_are_found_and_called(server: Server) -> None:
+    got: list[Any] = []
+
+    @server.on("known")
+    async def known(sid: str, *args: Any) -> str:
+        got.append((sid, *args))
+        return "done"
+
+    assert server.has_handler("known", "/")
+    assert not server.has_handler("unknown", "/")
+    assert not server.has_handler("known", "/other")
+    assert await server.trigger("known", "/", "s", 1, 2) == "done"
+    assert got == [("s", 1, 2)]
+    assert await server.trigger("unknown", "/", "s") is server.not_handled
+
+
+async def test_an_ack_reaches_what_awaits_it(server: Server, manager: Manager) -> None:
+    got: list[Any] = []
+    sid = await manager.connect("eio", "/")
+    number = manager.new_ack_id(sid, lambda *args: got.append(args))
+    await server.take_ack("eio", "/", number, ["a", 1])
+    assert got == [("a", 1)]
+
+
+async def test_numbers_of_acks_begin_at_one_and_rise(manager: Manager) -> None:
+    """Under 0 the library keeps the counter; `dump_acks` and `load_acks` rely on it."""
+    assert [manager.new_ack_id("s", print) for _ in range(3)] == [1, 2, 3]
+    assert next(manager.callbacks["s"][0]) == 4
+
+
+async def test_leaving_calls_the_disconnect_handler(server: Server, manager: Manager) -> None:
+    reasons: list[str] = []
+
+    @server.on("disconnect")
+    async def disconnect(sid: str, reason: str) -> None:
+        reasons.append(reason)
+
+    sid = await manager.connect("eio", "/")
+    await server.leave_namespace("eio", "/", "transport close")
+    assert reasons == ["transport close"]
+    assert not manager.is_connected(sid, "/")
+
+
+async def test_acks_of_other_processes_go_home(manager: Manager, server: Server) -> None:
+    manager.set_server(server)
+    home = manager.returning("host", "sid", "/", 7)
+    assert manager.is_returning(home)
+    assert home.args == ("host", "sid", "/", 7)
+    assert not manager.is_returning(print)
+    await home("answer")
+    assert manager.sent == [("host", "sid", "/", 7, "answer")]
+
+
+async def test_an_emit_of_another_process_awaits_its_ack_in_the_same_way(
+    manager: Manager, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.set_server(server)
+    emitted: list[Any] = []
+
+    async def emit(self: Any, *args: Any, **options: Any) -> None:
+        emitted.append((args, options))
+
+    monkeypatch.setattr(private.ClientManager, "emit", emit)
+    await manager.take_emit(
+        {
+            "method": "emit",
+            "event": "e",
+            "data": [1],
+            "namespace": "/",
+            "room": "s",
+            "callback": ["s", "/", 3],
+            "host_id": "elsewhere",
+        }
+    )
+    [(args, options)] = emitted
+    assert args[0] == "e"
+    assert manager.is_returning(options["callback"])
+    assert options["callback"].args == ("elsewhere", "s", "/", 3)
+
+
+async def test_room_changes_and_disconnects_are_published_for_others(manager: Manager) -> None:
+    await manager.enter_room("gone", "/", "room")
+    await manager.close_room("room", "/")
+    assert [message["method"] for message in manager.sent] == ["enter_room", "close_room"]
+
+
+def test_no_other_module_uses_private_names_of_these_libraries() -> None:
+    names = set()
+    for owner in (engineio.AsyncServer, socketio.AsyncServer, AsyncPubSubManager):
+        names |= {name for name in dir(owner) if name.startswith("_") and name[1] != "_"}
+    names.add("_binary_packet")
+    wrong = []
+    for path in sorted((ROOT / "app/sessions").rglob("*.py")):
+        if path == Path(private.__file__) or "socketio" not in path.read_text():
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node, "attr", None) or (
+                node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else None
+            )
+            if name in names:
+                wrong.append(f"{path.relative_to(ROOT)}: {name}")
+    assert wrong == []
