@@ -11,6 +11,7 @@ or after `CLOSE_TIMEOUT`.
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
 import socket
@@ -42,11 +43,31 @@ FRAMES_AT_ONCE = 4
 CLOSE_TIMEOUT = 5.0
 """Seconds that a peer has to answer a close frame."""
 
-OPEN = 0
-CLOSING = 1
-CLOSED = 2
-MOVING = 3
-"""On its way to another worker: nothing is read or written here."""
+
+class ConnectionState(enum.IntEnum):
+    """Where a connection is in its life.
+
+         close()          the peer closes, or CLOSE_TIMEOUT
+    OPEN ───────► CLOSING ───────► CLOSED
+     │ ▲                             ▲
+     │ └ taken back                  │ another worker has it
+     └──────────► MOVING ────────────┘
+          drop(): from any of them to CLOSED
+    """
+
+    OPEN = 0
+    """Messages are read and written."""
+    CLOSING = 1
+    """The close frame is on its way; what still comes is not looked at."""
+    CLOSED = 2
+    """The descriptor is closed."""
+    MOVING = 3
+    """On its way to another worker: nothing is read or written here."""
+
+
+# A lookup in the module costs less than one in the class.
+OPEN, CLOSING = ConnectionState.OPEN, ConnectionState.CLOSING
+CLOSED, MOVING = ConnectionState.CLOSED, ConnectionState.MOVING
 
 
 class Pending:
