@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from codecs import utf_8_decode
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from app.errors import CloseCode, PresenceError
@@ -24,7 +25,7 @@ PONG = 0xA
 TOO_LARGE = -1
 """A message over the limit was skipped; its payload was not kept."""
 VIOLATION = -2
-"""The peer violated the protocol; the payload is that of the close frame to answer with."""
+"""The peer violated the protocol; the payload is a `Violation`."""
 
 SKIP_ALLOWANCE = 64 * 1024
 """A message at most this much over the limit is skipped; a larger one ends the connection."""
@@ -32,8 +33,22 @@ SKIP_ALLOWANCE = 64 * 1024
 LONG = 2048
 """Bytes of frames after which `FrameReader.feed` takes no more of them, if it is to take only some."""
 
-Event = tuple[int, str | bytes]
-"""Opcode, or one of the two negative values above, and the payload: `str` for TEXT only."""
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """What a peer has done against the protocol, as the close frame says it."""
+
+    code: int
+    """Of the close frame."""
+    reason: str
+    """At most 123 bytes long."""
+
+
+Event = tuple[int, str | bytes | Violation]
+"""Opcode, or one of the two negative values above, and the payload: `str` for TEXT only.
+
+A pair, since nearly all events are messages; what a rare one says more is an object in it.
+"""
 
 _MASKED = 0x80
 _FIN = 0x80
@@ -110,11 +125,11 @@ def read_single(data: bytes) -> Event | None:
 
 
 class ViolationError(PresenceError):
-    """A frame violates RFC 6455; the connection is closed with the payload of this error."""
+    """A frame violates RFC 6455; the connection is closed for the `violation` of this error."""
 
     def __init__(self, code: CloseCode, reason: str) -> None:
         super().__init__(reason)
-        self.payload = close_payload(code, reason)
+        self.violation = Violation(code, reason)
 
 
 class FrameReader:
@@ -270,7 +285,7 @@ class FrameReader:
                     taken += 1
         except ViolationError as error:
             self._message = None
-            events.append((VIOLATION, error.payload))
+            events.append((VIOLATION, error.violation))
         self.frames = taken
         return events
 

@@ -22,7 +22,7 @@ from typing import Protocol
 from app.errors import CloseCode
 from app.log_limit import LogLimit
 from app.protocol import frames
-from app.protocol.frames import FrameReader
+from app.protocol.frames import FrameReader, Violation
 from app.transport.output import OutputAccount
 from app.transport.timer_wheel import TimerWheel
 
@@ -417,10 +417,12 @@ class Connection:
                 return
             data = b""
 
-    def _handle(self, opcode: int, payload: str | bytes) -> None:
+    def _handle(self, opcode: int, payload: str | bytes | Violation) -> None:
         if self.state == OPEN:
             if isinstance(payload, str):
                 self.on_text(payload)
+            elif isinstance(payload, Violation):
+                self._violated(payload)
             elif opcode == frames.BINARY:
                 self.on_binary(payload)
             elif opcode == frames.PING:
@@ -434,24 +436,24 @@ class Connection:
                 self._leave(code, "transport close", frames.build_frame(frames.CLOSE, payload[:2]))
             elif opcode == frames.TOO_LARGE:
                 self.on_too_large()
-            elif opcode == frames.VIOLATION:
-                code = int.from_bytes(payload[:2], "big")
-                reason = payload[2:].decode()
-                if _violations.allows(reason):
-                    logger.info(
-                        "protocol violation: %s",
-                        reason,
-                        extra={"connection": self.id, "code": code},
-                    )
-                if code == CloseCode.TOO_BIG:
-                    self.on_unusable()
-                self.close(code, reason)
         elif self.state == CLOSING:
             if opcode == frames.CLOSE:
                 self.drop("closed")
             elif opcode == frames.VIOLATION:
                 # What follows cannot be understood, so only the end of the stream counts now.
                 self.reader = None
+
+    def _violated(self, violation: Violation) -> None:
+        """Close, since the peer has violated the protocol."""
+        if _violations.allows(violation.reason):
+            logger.info(
+                "protocol violation: %s",
+                violation.reason,
+                extra={"connection": self.id, "code": violation.code},
+            )
+        if violation.code == CloseCode.TOO_BIG:
+            self.on_unusable()
+        self.close(violation.code, violation.reason)
 
     # Closing.
 
