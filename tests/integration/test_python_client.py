@@ -247,6 +247,29 @@ async def test_who_has_too_many_connections_is_told() -> None:
             assert any(state.cause for state in seen)
 
 
+async def test_a_full_server_is_waited_for() -> None:
+    async with (
+        Service(MAX_TOTAL_CONNECTIONS=1, WORKERS=1) as service,
+        connect(service.base) as first,
+    ):
+        await first.ping()
+        second = connect(service.base, pause=PAUSE)
+        refused = asyncio.Event()
+
+        def look(state: State) -> None:
+            if state.cause == "full" and "503" in state.message:
+                refused.set()
+
+        second.on("state", look)
+        async with second:
+            async with asyncio.timeout(20):
+                await refused.wait()
+            await first.close()
+            await service.wait_connections(0)
+            second.reconnect()
+            assert await second.ping() > 0
+
+
 async def test_a_drain_says_when_to_come_back(tmp_path: Path) -> None:
     first = Service(data_dir=tmp_path / "data", DRAIN_SECONDS=1)
     await first.__aenter__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -32,6 +33,7 @@ from yujian_realtime.command.exits import Exit, Failure, failure_of
 from yujian_realtime.command.load import percentile
 from yujian_realtime.command.main import MEANINGS, parser, run
 from yujian_realtime.command.settings import Connection, read_dotenv, seconds
+from yujian_realtime.command.watch import Table
 from yujian_realtime.ledger import Ledger
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -498,7 +500,27 @@ def test_colour_is_for_terminals_only() -> None:
     assert text.has_colour(Terminal(), {"TERM": "xterm"})
     assert not text.has_colour(io.StringIO(), {"TERM": "xterm"})
     assert not text.has_colour(Terminal(), {"TERM": "xterm", "NO_COLOR": "1"})
+    assert text.has_colour(Terminal(), {"TERM": "xterm", "NO_COLOR": ""})
     assert not text.has_colour(Terminal(), {"TERM": "dumb"})
+    assert text.is_screen(Terminal(), {"TERM": "xterm", "NO_COLOR": "1"})
+
+
+def test_the_table_fits_the_terminal_and_has_a_row_for_each_kind() -> None:
+    lab = Realtime()
+    for colour in (False, True):
+        table = Table("http://lab:3001", colour)
+        for seq in range(1, 31):
+            data = {"host": f"host-{seq % 3}", "cpu": seq, "note": "温" * 50}
+            one = envelope(seq) | {"timestamp": 1000 * seq, "data": data}
+            table.add(Message.of(one | {"event": "health_alert"}, "live"))
+            table.add(Message.of(one, "live"))
+        drawn = table.draw(lab, 60, 40, now=40.0)
+        assert len(drawn) == 2 + 6
+        assert any("\x1b[31m" in line for line in drawn) is colour
+        plain = [re.sub(r"\x1b\[\d+m", "", line) for line in drawn]
+        assert max(map(text.width, plain)) <= 60
+        assert [line for line in plain if "tick" in line and " 30 " in line and " 10 s " in line]
+        assert len(table.draw(lab, 60, 6, now=40.0)) == 5
 
 
 def test_lines_to_publish() -> None:

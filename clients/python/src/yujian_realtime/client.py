@@ -39,11 +39,6 @@ _EVENTS = ("state", "message", "gap", "error", "rtt")
 _REFUSED = "The handshake was refused with HTTP status"
 
 
-def connect(url: str = DEFAULT, **options: Any) -> Realtime:
-    """A client of the service at `url`; the options are those of `Realtime`."""
-    return Realtime(url, **options)
-
-
 class Realtime:
     """A client of the plain protocol. `async with` connects in the background and leaves at the end.
 
@@ -593,6 +588,10 @@ class Realtime:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+connect = Realtime
+"""`async with connect(url) as lab:` reads well."""
 
 
 class Subscription(AsyncIterator[Message]):

@@ -12,9 +12,14 @@ from typing import Any, TextIO
 _CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "grey": "90", "bold": "1"}
 
 
+def is_screen(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a stream is a terminal whose cursor can be moved."""
+    return stream.isatty() and environ.get("TERM", "dumb") != "dumb"
+
+
 def has_colour(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether a stream is a terminal that shows colours and moves its cursor."""
-    return stream.isatty() and "NO_COLOR" not in environ and environ.get("TERM", "dumb") != "dumb"
+    """Whether a stream is a terminal that shows colours, and they are wanted (no-color.org)."""
+    return is_screen(stream, environ) and not environ.get("NO_COLOR")
 
 
 def paint(text: str, colour: str, *, on: bool) -> str:

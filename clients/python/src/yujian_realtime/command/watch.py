@@ -20,6 +20,7 @@ from yujian_realtime.command.text import (
     duration,
     fit,
     has_colour,
+    is_screen,
     pad,
     paint,
     printable,
@@ -133,8 +134,8 @@ class Watch:
         self._json = as_json
         self._out = out
         self._err = err
-        self._colour = has_colour(out)
-        self._table = None if as_json or not self._colour else Table(connection.url, True)
+        is_table = is_screen(out) and not as_json
+        self._table = Table(connection.url, has_colour(out)) if is_table else None
         self._drawn = 0
         self._was_open = False
         self._failed: asyncio.Future[Failure] | None = None
