@@ -71,8 +71,16 @@ class Master:
         self.data_dir = Path(self.settings["data_dir"])
         # One that exists may be shared with others: its mode is not ours to change.
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.data_dir.stat().st_mode & 0o1002 == 0o002:
+            log.warning(
+                "Every user of this machine may write into DATA_DIR %s: chmod o-w it", self.data_dir
+            )
+        for file in paths.files_in(self.data_dir):
+            paths.check_own(file)
         paths.make_private(paths.runtime_dir(self.data_dir))
-        self.metrics_dir = paths.metrics_dir(self.data_dir)
+        if not self.settings["backplane_url"]:
+            paths.make_private(paths.valkey_dir(self.data_dir))
+        self.metrics_dir = paths.make_private(paths.metrics_dir(self.data_dir))
         self.lock = MastersLock(paths.masters_lock(self.data_dir))
         self.lock.share()  # waits for a last master that is about to clean up
         alone = self.lock.is_alone()

@@ -9,13 +9,28 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from workers.shared.paths import check_own
+
 
 def open_lock(path: Path) -> int:
-    """A descriptor of the file of a lock, which is the caller's; the file is made if need be."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """A descriptor of the file of a lock, which is the caller's; the file is made if need be.
+
+    Raises:
+        PermissionError: it is a link, a directory, a socket or a pipe, or another user's.
+    """
+    check_own(path)
+    # Between the two calls it may have changed; a pipe must not block.
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(path, flags, 0o600)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        os.close(fd)
+        raise PermissionError(f"{path} was exchanged while it was opened")
+    return fd
 
 
 def try_flock(fd: int) -> bool:

@@ -6,8 +6,10 @@ second tool finds the same files.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,15 +52,34 @@ def make_private(directory: Path) -> Path:
     """Create a directory that only this user can enter, and return it.
 
     Raises:
-        PermissionError: it exists and belongs to somebody else.
+        PermissionError: it exists and is a link, a file, or another user's.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700, parents=True)
     status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise PermissionError(f"{directory} is not a directory: remove it")
     if status.st_uid != os.geteuid():
         raise PermissionError(f"{directory} belongs to another user")
     if status.st_mode & 0o077:
         directory.chmod(0o700)
     return directory
+
+
+def check_own(file: Path) -> None:
+    """Make sure that what is at the path of a file of the service is such a file, or nothing.
+
+    Raises:
+        PermissionError: it is a link, a directory, a socket or a pipe, or another user's.
+    """
+    try:
+        status = file.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise PermissionError(f"{file} is not a plain file: remove it")
+    if status.st_uid != os.geteuid():
+        raise PermissionError(f"{file} belongs to another user")
 
 
 def runtime_dir(data_dir: Path) -> Path:
@@ -151,6 +172,19 @@ def fingerprint_file(data_dir: Path, pid: int) -> Path:
 def fingerprint_files(data_dir: Path) -> list[tuple[int, Path]]:
     """All of these that there are, with the pids of their masters."""
     return _by_pid(data_dir, "master-*.json")
+
+
+def files_in(data_dir: Path) -> list[Path]:
+    """The files of a service that exist while it does not run, or whose names can be guessed."""
+    return [
+        masters_lock(data_dir),
+        leader_lock(data_dir),
+        reload_lock(data_dir),
+        slots_file(data_dir),
+        *pid_files(data_dir),
+        data_dir.resolve() / "jwks.json",
+        valkey_dir(data_dir) / "lock",
+    ]
 
 
 def slots_file(data_dir: Path) -> Path:
