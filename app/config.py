@@ -263,6 +263,12 @@ class Settings:
         "per second",
         "no limit",
     )
+    deflate: bool = _setting(
+        "0",
+        values.boolean,
+        "Whether messages are compressed (permessage-deflate) for clients that offer it.",
+        zero="they are not",
+    )
     audit_rate: int = _integer(
         10,
         0,

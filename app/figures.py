@@ -178,7 +178,7 @@ class Figures:
         subscriptions = dict.fromkeys(self._types, 0)
         unnamed_by_type = dict.fromkeys(self._types, 0)
         for group, count in sizes.items():
-            protocols[group.codec.name] += count
+            protocols[group.codec.protocol] += count
             for type in group.types:
                 subscriptions[type] += count
                 unnamed_by_type[type] += unnamed[group]

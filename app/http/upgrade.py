@@ -12,8 +12,10 @@ from app.errors import CloseCode, ErrorCode
 from app.http.admission import Admission, Admitted, Refused, choose_subprotocol
 from app.http.cors import Hosts
 from app.http.request_head import PATH, UpgradeHead, parse_upgrade
+from app.protocol.deflate import answer, negotiate
 from app.protocol.envelope import new_id
 from app.sessions.context import SessionContext
+from app.sessions.deflated import session_class
 from app.sessions.plain import PlainSession
 from app.sessions.refused import Refuser
 from app.sessions.retry import retry_reason
@@ -23,6 +25,8 @@ from app.sessions.token_keys import KeysUnavailable
 from app.transport.door import PASSED, Passed
 from app.transport.http_connection import HttpConnection
 from app.transport.takeover import DetachedResponse, detach, handshake_response
+
+_EXTENSIONS = "Sec-WebSocket-Extensions"
 
 logger = logging.getLogger("realtime.connection")
 
@@ -48,6 +52,7 @@ class Upgrade:
         count: Callable[[], object],
     ) -> None:
         self._context = context
+        self._deflates = context.settings.deflate
         self._admission = admission
         self._most = most
         self._hosts = hosts
@@ -153,14 +158,16 @@ class Upgrade:
         context = self._context
         options = ConnectOptions(admitted.types, admitted.batch, admitted.resume, admitted.history)
         session: PlainSession | SocketIOSession
+        bits = negotiate(request.headers.getall(_EXTENSIONS, ())) if self._deflates else None
         if admitted.protocol == "plain":
-            session = PlainSession(context, fd, new_id(), admitted.user)
+            session = session_class(PlainSession, bits)(context, fd, new_id(), admitted.user)
         else:
-            session = SocketIOSession(context, fd, new_id(), admitted.user)
+            session = session_class(SocketIOSession, bits)(context, fd, new_id(), admitted.user)
             if context.keeps_environ:
                 session.keep_environ(make_environ(request, admitted.address))
         context.hub.attach(session)
-        session.send(handshake_response(admitted.key, choose_subprotocol(request)))
+        extension = None if bits is None else answer(bits)
+        session.send(handshake_response(admitted.key, choose_subprotocol(request), extension))
         if context.addresses is not None:
             context.addresses.hold(session, admitted.address)
         if isinstance(session, PlainSession):

@@ -19,6 +19,8 @@ class Codec:
     """Encodes for the plain protocol: an envelope is a text frame."""
 
     name = "plain"
+    protocol = "plain"
+    """What the client speaks, whichever extension it uses."""
 
     def message(self, message: Message) -> bytes:
         """The frame of a stream's message."""
@@ -78,6 +80,7 @@ class SocketIOCodec(Codec):
     """Encodes for Socket.IO 5 over Engine.IO 4: MESSAGE, EVENT, `[event, envelope]`."""
 
     name = "socketio"
+    protocol = "socketio"
 
     def event(self, event: str, envelope: bytes) -> bytes:
         """The frame of any envelope."""

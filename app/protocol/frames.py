@@ -1,8 +1,8 @@
 """WebSocket frames (RFC 6455) as a pure parser and builder, server side.
 
 An idle connection needs no `FrameReader`: `read_single` handles a frame that arrives complete, and
-a reader is made only for frames that arrive in parts. Extensions are never negotiated, so any RSV bit is an
-error.
+a reader is made only for frames that arrive in parts. Any RSV bit is an error; `app.protocol.deflate` has
+the reader for clients with an extension.
 """
 
 from __future__ import annotations

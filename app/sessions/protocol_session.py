@@ -43,7 +43,7 @@ class ProtocolSession(Session):
     def __init__(self, context: SessionContext, fd: int, id: str, user: str | None) -> None:
         super().__init__(context.hub, fd, id, user)
         self.context = context
-        self.group = context.no_subscriptions[self.codec.name]
+        self.group = context.no_subscriptions[self.codec.protocol]
         context.registry.add(self)
 
     # What protocols implement, beside what `Session` lists.

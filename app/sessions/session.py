@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Collection, Coroutine
 from dataclasses import dataclass
 from sys import getsizeof
-from typing import Any
+from typing import Any, ClassVar
 
 from app.broadcast.subscriber import Subscriber
 from app.errors import ClientError, CloseCode
@@ -216,6 +216,9 @@ class Session(Subscriber):
     __slots__ = ("claimed", "extra", "phase", "user")
 
     hub: Hub
+
+    deflate: ClassVar[int | None] = None
+    """Window size in bits, where permessage-deflate is negotiated."""
 
     protocol: str
     """Its name in metrics and in the state that is handed over."""

@@ -35,7 +35,9 @@ class DetachedResponse(web.StreamResponse):
         """Write nothing."""
 
 
-def handshake_response(key: str, subprotocol: str | None = None) -> bytes:
+def handshake_response(
+    key: str, subprotocol: str | None = None, extension: str | None = None
+) -> bytes:
     """The answer to an upgrade request with this `Sec-WebSocket-Key` (RFC 6455, 4.2.2)."""
     digest = hashlib.sha1(key.encode() + _WEBSOCKET_GUID, usedforsecurity=False).digest()
     return (
@@ -43,6 +45,7 @@ def handshake_response(key: str, subprotocol: str | None = None) -> bytes:
         b"Sec-WebSocket-Accept: "
         + base64.b64encode(digest)
         + (b"\r\nSec-WebSocket-Protocol: " + subprotocol.encode() if subprotocol else b"")
+        + (b"\r\nSec-WebSocket-Extensions: " + extension.encode() if extension else b"")
         + b"\r\n\r\n"
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from app.protocol.deflate import LEAST_BITS, MOST_BITS, InflatingReader
 from app.protocol.frames import FrameReader
 
 Check = Callable[[Any], bool]
@@ -151,6 +152,11 @@ _STATE: dict[str, Check] = {
     "wishes": none_or(_WISHES),
 }
 
+_RARE: dict[str, Check] = {
+    "allowed": list_of(is_text),
+    "deflate": lambda value: is_count(value) and LEAST_BITS <= value <= MOST_BITS,
+}
+
 
 def fault(state: Any) -> str | None:
     """What is wrong with the shape of a state; None if nothing is."""
@@ -161,15 +167,17 @@ def fault(state: Any) -> str | None:
             return f"it has no {name}"
         if not check(state[name]):
             return f"its {name} is not as this version writes it"
-    if "allowed" in state and not list_of(is_text)(state["allowed"]):
-        return "its allowed is not as this version writes it"
+    for name, check in _RARE.items():
+        if name in state and not check(state[name]):
+            return f"its {name} is not as this version writes it"
     if state["offset"] > len(state["unsent"][0]) if state["unsent"] else state["offset"]:
         return "more is sent of its first chunk than there is"
     if state["claimed"] and state["user"] is None:
         return "it has claimed a place for no user"
     if state["reader"] is not None:
         try:
-            FrameReader.load(0, state["reader"])
+            reader_class = InflatingReader if "deflate" in state else FrameReader
+            reader_class.load(0, state["reader"])
         except (KeyError, TypeError, ValueError, OverflowError):
             return "its reader is not as this version writes it"
     if state["protocol"] == "socketio":

@@ -11,10 +11,12 @@ from sys import getsizeof
 from typing import Any
 
 from app.errors import ClientError, PresenceError
+from app.protocol.deflate import InflatingReader
 from app.protocol.envelope import decode_json, encode_json
 from app.protocol.frames import FrameReader
 from app.protocol.requests import Request
 from app.sessions.context import SessionContext
+from app.sessions.deflated import session_class
 from app.sessions.handoff import shape
 from app.sessions.handoff.payload import Payload, unfold
 from app.sessions.plain import PlainSession
@@ -35,11 +37,13 @@ from app.transport.connection import Pending
 from app.types import Position
 
 VERSION = 2
-LIMITED_VERSION = 3
-"""Of a session whose token limits its types: a service that does not know of that must not go on
-with it."""
+NEWER_VERSION = 3
+"""Of a session whose token limits its types, or with an extension: a service that does not know of that
+must not go on with it."""
 OLD_VERSION = 1
 """What the service before this one writes: its bytes are base64."""
+
+_NEWER = {"allowed", "deflate"}
 
 State = dict[str, Any]
 
@@ -71,7 +75,7 @@ def dump_session(
     assert session.track is not None
     extra, pending = session.extra, session.pending
     state: State = {
-        "version": VERSION if extra is None or extra.allowed is None else LIMITED_VERSION,
+        "version": VERSION,
         "protocol": session.protocol,
         "id": session.id,
         "user": session.user,
@@ -96,6 +100,10 @@ def dump_session(
     }
     if extra is not None and extra.allowed is not None:
         state["allowed"] = sorted(extra.allowed)
+    if session.deflate is not None:
+        state["deflate"] = session.deflate
+    if not _NEWER.isdisjoint(state):
+        state["version"] = NEWER_VERSION
     assert isinstance(session, ProtocolSession)
     addresses = session.context.addresses
     if addresses is not None:
@@ -122,15 +130,20 @@ def load_session(
     state = check_state(context, packed, chunks)
     session: PlainSession | SocketIOSession
     if state["protocol"] == PlainSession.protocol:
-        session = PlainSession(context, fd, state["id"], state["user"])
+        session = session_class(PlainSession, state.get("deflate"))(
+            context, fd, state["id"], state["user"]
+        )
     else:
-        session = SocketIOSession(context, fd, state["id"], state["user"])
+        session = session_class(SocketIOSession, state.get("deflate"))(
+            context, fd, state["id"], state["user"]
+        )
     session.claimed = state["claimed"]
     positions = {type: Position(*place) for type, place in state["positions"].items()}
     session.group = context.fanout.group(session.codec, frozenset(positions), state["batch"])
     session.track = positions
     if state["reader"] is not None:
-        session.reader = FrameReader.load(context.hub.max_message, state["reader"])
+        reader_class = FrameReader if session.deflate is None else InflatingReader
+        session.reader = reader_class.load(context.hub.max_message, state["reader"])
     if state["unsent"]:
         session.pending = _load_pending(context, state)
     if isinstance(session, SocketIOSession):
@@ -175,7 +188,7 @@ def check_state(context: SessionContext, packed: Any, chunks: Sequence[bytes] = 
         CannotPass: it is of another version, malformed, or has what this worker does not know.
     """
     version = packed.get("version") if isinstance(packed, dict) else None
-    if version not in (VERSION, LIMITED_VERSION, OLD_VERSION) or isinstance(version, bool):
+    if version not in (VERSION, NEWER_VERSION, OLD_VERSION) or isinstance(version, bool):
         raise CannotPass(f"state of version {version!r}, not {VERSION}")
     try:
         state = unfold(packed, chunks)
@@ -184,8 +197,8 @@ def check_state(context: SessionContext, packed: Any, chunks: Sequence[bytes] = 
     fault = shape.fault(state)
     if fault is not None:
         raise CannotPass(f"the state is malformed: {fault}")
-    if (version == LIMITED_VERSION) != ("allowed" in state):
-        raise CannotPass("the state is malformed: its version and its types do not agree")
+    if (version == NEWER_VERSION) == _NEWER.isdisjoint(state):
+        raise CannotPass("the state is malformed: its version does not fit what it has")
     unknown = set(state["positions"]) - context.known_types
     unknown |= {page["type"] for page in state["pages"]} - context.known_types
     if unknown:

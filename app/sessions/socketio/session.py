@@ -443,7 +443,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
         context.claiming.release(self)
         self.phase = OUTSIDE
         self.track = None
-        self.group = context.no_subscriptions[self.codec.name]
+        self.group = context.no_subscriptions[self.codec.protocol]
         context.registry.rename(self)
 
     # Sending.
