@@ -118,7 +118,8 @@ def test_what_does_not_become_smaller_is_sent_as_it_is() -> None:
 def stream() -> tuple[bytes, list[Event]]:
     """Frames of a client, compressed and not, and what they say."""
     extension = client()
-    frames, expected = b"", []
+    frames = b""
+    expected: list[Event] = []
     for number, text in enumerate(["a", "", "z" * 3000, "é" * 700, json.dumps([1] * 500)]):
         body = extension.encode(Frame(Opcode.TEXT, text.encode(), True)).data
         assert isinstance(body, bytes)
