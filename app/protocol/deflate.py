@@ -207,8 +207,12 @@ class InflatingReader(FrameReader):
             raise ValueError("a message under way is text or binary")
         reader = super().load(limit, dumped)
         assert isinstance(reader, InflatingReader)
-        reader._compressed = compressed if reader._opcode or reader._left else 0
+        reader._go_on(compressed)
         return reader
+
+    def _go_on(self, compressed: int) -> None:
+        """Say what the message under way really is, if there is one."""
+        self._compressed = compressed if self._opcode or self._left else 0
 
     def _next(self, data: bytes, place: int, events: list[Event]) -> int:
         if not self._left and data[place] & _RSV1 and not data[place] & 0x30:

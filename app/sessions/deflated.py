@@ -24,9 +24,8 @@ def _with_deflate(base: Any, bits: int) -> Any:
 
         def receive(self, data: bytes) -> None:
             """Handle received bytes with a reader that knows compressed messages."""
-            session: Any = self
-            if session.reader is None and data:
-                session.reader = InflatingReader(session.hub.max_message)
+            if self.reader is None and data:  # type: ignore[has-type]
+                self.reader = InflatingReader(self.hub.max_message)  # type: ignore[misc]
             super().receive(data)
 
     return Deflated
