@@ -65,19 +65,6 @@ def _refused(where: Callable[[Path], Path], plant: Callable[[Path], object], say
         service.destroy()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-@pytest.mark.parametrize("name", ["leader.lock", "run"])
-def test_of_another_user(name: str) -> None:
-    def plant(path: Path) -> None:
-        if name == "run":
-            path.mkdir()
-        else:
-            path.touch()
-        os.chown(path, 12345, 12345)
-
-    _refused(lambda data: data / name, plant, "belongs to another user")
-
-
 async def test_nothing_is_open_to_other_users() -> None:
     """But the pid file, which tells a number that `ps` tells as well."""
     async with Service() as service:

@@ -34,3 +34,23 @@ def test_private_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(PermissionError, match="belongs to another user"):
         paths.make_private(made)
+
+
+def test_what_belongs_to_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, directory = tmp_path / "file", tmp_path / "directory"
+    file.touch()
+    directory.mkdir()
+    paths.check_own(file)
+    paths.check_own(tmp_path / "missing")
+    paths.check_own(file / "below-a-file")
+    os.close(paths.open_lock(file))
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    for refuse, path in (
+        (paths.check_own, file),
+        (paths.open_lock, file),
+        (paths.make_private, directory),
+    ):
+        with pytest.raises(PermissionError, match="belongs to another user"):
+            refuse(path)
