@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.shared import paths
+from workers.shared import locks, paths
 
 
 def test_names_follow_the_real_directory(tmp_path: Path) -> None:
@@ -45,11 +45,11 @@ def test_what_belongs_to_another_user_is_refused(
     paths.check_own(file)
     paths.check_own(tmp_path / "missing")
     paths.check_own(file / "below-a-file")
-    os.close(paths.open_lock(file))
+    os.close(locks.open_lock(file))
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     for refuse, path in (
         (paths.check_own, file),
-        (paths.open_lock, file),
+        (locks.open_lock, file),
         (paths.make_private, directory),
     ):
         with pytest.raises(PermissionError, match="belongs to another user"):
