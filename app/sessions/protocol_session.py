@@ -73,8 +73,8 @@ class ProtocolSession(Session):
         else:
             self.reply(request, "error", envelope)
 
-    def tell_offset(self) -> None:
-        """After a change of subscriptions: tell clients that keep an offset where they stand."""
+    def send_offset(self) -> None:
+        """After a change of subscriptions: send the offset to clients that keep one."""
         offset = self.offset(self.context.fanout.positions if self.track is None else self.track)
         if offset:
             self.send(offset)

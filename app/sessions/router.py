@@ -129,7 +129,7 @@ class Router:
             # The new token allows less than the one before.
             left = had.intersection(session.types)
             self._subscriptions.move(session, left, session.group.batch)
-            session.tell_offset()
+            session.send_offset()
         return None
 
     def _answer(self, event: str, data: Any, request: Request) -> bytes:

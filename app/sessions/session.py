@@ -256,8 +256,8 @@ class Session(Subscriber):
         """Tell the client what it did wrong."""
         raise NotImplementedError
 
-    def tell_offset(self) -> None:
-        """After a change of subscriptions: tell clients that keep an offset where they stand."""
+    def send_offset(self) -> None:
+        """After a change of subscriptions: send the offset to clients that keep one."""
         raise NotImplementedError
 
     def authenticated(self, identity: Identity) -> None:

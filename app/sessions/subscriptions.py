@@ -102,7 +102,7 @@ class Subscriptions:
         self.move(session, left, session.group.batch)
         data = {"types": sorted(left)}
         session.reply(request, "unsubscribed", _answer("unsubscribed", data, request))
-        session.tell_offset()
+        session.send_offset()
 
     async def _subscribe_with_past(
         self, session: Session, request: Request, wanted: Subscribe
@@ -141,7 +141,7 @@ class Subscriptions:
             if start.gap is not None:
                 self._metrics.gaps[start.gap.reason].inc()
                 session.send(session.codec.gap(start.gap))
-        session.tell_offset()
+        session.send_offset()
         if wanted.history is not None:
             self._pages.plan(session, wanted.types, wanted.history, ends, request.id)
         self._catchup.start(session)
@@ -185,13 +185,13 @@ class Subscriptions:
         """Subscribe a session to one type more."""
         if type not in session.group.types:
             self.move(session, session.group.types | {type}, session.group.batch)
-            session.tell_offset()
+            session.send_offset()
 
     def remove(self, session: Session, type: str) -> None:
         """Take one type away from a session."""
         if type in session.group.types:
             self.move(session, session.group.types - {type}, session.group.batch)
-            session.tell_offset()
+            session.send_offset()
 
     def move(
         self,

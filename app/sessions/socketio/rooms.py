@@ -309,7 +309,7 @@ class RoomManager(ClientManager):
             self._write(session, namespace, frames)
             if ends_in_string and session.welcomed:
                 # The client takes the string for its offset.
-                session.tell_offset()
+                session.send_offset()
 
     @staticmethod
     def _frames(packet: sio_packet.Packet) -> bytes:

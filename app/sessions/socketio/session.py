@@ -401,7 +401,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
                 for gap in recovery.gaps:
                     self.context.metrics.gaps[gap.reason].inc()
                     self.send(self.codec.gap(gap))
-                self.tell_offset()
+                self.send_offset()
                 self.context.catchup.start(self)
         for frames in self.take_held(namespace):
             self.send(frames)
