@@ -457,7 +457,7 @@ def _counting_fast(kind: Any, name: _ProcessName) -> Any:
 
     Every connection and every publish counts several times.
     """
-    lock, write = threading.Lock(), struct.Struct("dd").pack_into
+    lock, pack = threading.Lock(), struct.Struct("dd").pack
 
     class Value(kind):  # type: ignore[misc]
         """A value in the file of this process."""
@@ -469,8 +469,7 @@ def _counting_fast(kind: Any, name: _ProcessName) -> Any:
                 return
             with lock:
                 self._value += amount
-                file = self._file
-                write(file._m, file._positions[self._key], self._value, 0.0)
+                self._show()
 
         def set(self, value: float, timestamp: float | None = None) -> None:
             """Replace it."""
@@ -479,7 +478,12 @@ def _counting_fast(kind: Any, name: _ProcessName) -> Any:
                 return
             with lock:
                 self._value, self._timestamp = value, 0.0
-                file = self._file
-                write(file._m, file._positions[self._key], value, 0.0)
+                self._show()
+
+        def _show(self) -> None:
+            file = self._file
+            at = file._positions[self._key]
+            # One copy: `pack_into` writes zeros first, which another process may read.
+            file._m[at : at + 16] = pack(self._value, 0.0)
 
     return Value
