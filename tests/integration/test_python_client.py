@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -12,6 +15,7 @@ from typing import Any
 import jwt
 import pytest
 
+from tests.support import REPO
 from tests.support.service import TOKEN, Service
 from yujian_realtime import (
     ConnectionClosed,
@@ -320,3 +324,29 @@ async def test_a_client_that_is_left_leaves_nothing(service: Service) -> None:
     assert await anext(messages)
     await messages.aclose()  # type: ignore[attr-defined]
     assert set(asyncio.all_tasks()) == before
+
+
+@pytest.mark.parametrize(
+    ("page", "language"), [("clients/python/README.md", "python"), ("docs/CLIENTS.md", "py")]
+)
+async def test_the_first_message_as_the_papers_have_it(
+    service: Service, page: str, language: str
+) -> None:
+    found = re.search(
+        rf"^```{language}\n(.*?)^```", (REPO / page).read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert found is not None
+    await service.publish("status", "greeting", {"page": page})
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-u", "-c", found[1].replace("http://127.0.0.1:3001", service.base)),
+        env=dict(os.environ) | {"PYTHONPATH": str(REPO / "clients/python/src")},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            line = await process.stdout.readline()
+    finally:
+        process.kill()
+        await process.wait()
+    assert line.decode() == f"greeting {{'page': '{page}'}}\n"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from yujian_realtime import __version__
 from yujian_realtime.command import calls
 from yujian_realtime.command.exits import MEANINGS, Exit, Failure
 from yujian_realtime.command.load import Plan, load
@@ -70,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_exits(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, help: str, epilog: str, *more: argparse.ArgumentParser) -> Any:
