@@ -42,6 +42,9 @@ INPUT_SLICE = 0.0005
 BUSY_INPUT_SLICE = 0.0001
 """The same while there is more input than there should be: a message passes the loop several times
 on its way to the clients, and waits for such a slice each time."""
+LONG_STEP = 0.001
+"""Seconds of one step for a connection from which on only the CPU time in it is charged: on a busy
+machine the worker may have been stopped meanwhile."""
 HOLD_TICK = 0.05
 """Seconds to which the times are rounded for which connections are held back."""
 FLOOD = -1.0
@@ -127,6 +130,8 @@ class Hub:
         self.incoming = 0
         """Bytes of the peers' input held now: unfinished messages, and what `keep` counts."""
         self.meter = meter
+        self._cpu = 0.0
+        """CPU time of this thread when the pass began, or at the end of its last long step."""
         self.slice_ends = 0.0
         """Monotonic time at which the connection that is being read is to be put off."""
         self.extra_frames = 0
@@ -522,7 +527,7 @@ class Hub:
 
     def _on_events(self) -> None:
         table, ready = self._connections, self._ready
-        now = time.monotonic()
+        now, self._cpu = time.monotonic(), time.thread_time()
         # Those that the last pass had no time for come first: epoll would begin with the others.
         if not ready:
             ready.extend(self._epoll.poll(0, EVENTS_PER_CALL))
@@ -550,10 +555,14 @@ class Hub:
     def _charge(self, connection: Connection, began: float, size: int, extras: int) -> float:
         """Tell the meter what a connection has just cost; returns the time."""
         now = time.monotonic()
+        spent = now - began
+        if spent > LONG_STEP:
+            cpu = time.thread_time()
+            spent, self._cpu = min(spent, cpu - self._cpu), cpu
         if self.meter is not None:
             pause = self.meter.spend(
                 connection,
-                now - began,
+                spent,
                 self.bytes_received - size,
                 self.extra_frames - extras,
                 now,
@@ -577,7 +586,7 @@ class Hub:
         """Handle what was put off, each connection in turn."""
         self._backlog_planned = False
         waiting, self._backlog = self._backlog, {}
-        now = time.monotonic()
+        now, self._cpu = time.monotonic(), time.thread_time()
         ends = now + self._slice()
         for connection in list(waiting):
             if now >= ends:

@@ -25,11 +25,13 @@ class Server(Connection):
         super().__init__(hub, fd, "c")
         self.order = order
         self.cost = 0.0
+        self.stopped = 0.0
         self.codes: list[int] = []
 
     def on_text(self, text: str) -> None:
         self.order.append(text)
-        clock.now += self.cost
+        clock.now += self.cost + self.stopped
+        clock.cpu += self.cost
 
     def on_binary(self, data: bytes) -> None:
         self.order.append(data.decode())
@@ -42,6 +44,7 @@ class Server(Connection):
 
 class Clock:
     now = 1000.0
+    cpu = 10.0
 
 
 clock = Clock()
@@ -89,6 +92,7 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
 
     class Time:
         monotonic = staticmethod(lambda: clock.now)
+        thread_time = staticmethod(lambda: clock.cpu)
 
     for module in ("app.transport.hub", "app.transport.connection"):
         monkeypatch.setattr(f"{module}.time", Time)
@@ -130,6 +134,14 @@ async def test_the_costs_of_a_connection_are_told(world: World) -> None:
     client.send(encode(BINARY, b"x" * 50_000)[:100])
     await until(lambda: len(world.told) == 3)
     assert world.told[2] == (0.0, 100, 0), "a message that comes in pieces is one frame"
+
+
+async def test_a_worker_that_was_stopped_does_not_charge_for_that(world: World) -> None:
+    server, client = world.connect()
+    server.cost, server.stopped = 0.002, 4.0
+    client.send(texts("a", 2))
+    await until(lambda: len(world.order) == 2)
+    assert sum(seconds for seconds, _, _ in world.told) == pytest.approx(0.004)
 
 
 def let_go(world: World, server: Server) -> None:
