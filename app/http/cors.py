@@ -25,6 +25,8 @@ MAX_AGE = 600
 _MAX_ORIGIN = 300
 """Characters of an origin that is looked at: a name has at most 253."""
 _SHORT_HOST = re.compile(r"[A-Za-z0-9_-]+(:\d{1,5})?", re.ASCII)
+_BROWSER_HEADERS = ("Origin", "Accept-Language", "Sec-Fetch-Site")
+"""Each request of a browser has one of these, and no page can take `Accept-Language` away."""
 _ALLOWED_HEADERS = "Authorization, Content-Type, X-Publish-Token, X-Request-ID"
 _EXPOSED_HEADERS = "Retry-After, X-Request-ID"
 
@@ -149,8 +151,12 @@ class Hosts:
             return True
         if self._clients.is_behind_proxy(request):
             return True
-        # Probes and scripts name anything; no site of the internet has a name without dots.
-        return "Origin" not in request.headers and _SHORT_HOST.fullmatch(host) is not None
+        # Probes and scripts name anything, such as a service of Compose. No site of the internet has
+        # a name without dots, but a network may give one to a page's host: no request of a browser.
+        headers = request.headers
+        return _SHORT_HOST.fullmatch(host) is not None and not any(
+            name in headers for name in _BROWSER_HEADERS
+        )
 
     def _look_up(self, host: str) -> bool:
         name = _host_name(host.lower())

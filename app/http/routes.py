@@ -26,6 +26,8 @@ from app.machine import describe_connections, describe_worker, figure
 from app.protocol.requests import MAX_HISTORY, Allowed, check_type
 from app.types import Priority
 
+_POLICY = "default-src 'none'; frame-ancestors 'none'"
+"""Content-Security-Policy of whatever is not the page: it is data, and nothing that a browser shows."""
 _SMALL_BODY = 16_384
 _PRIORITY_NAMES = tuple(priority.name.lower() for priority in Priority)
 
@@ -71,6 +73,7 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
         headers = response.headers
         headers["X-Request-ID"] = context.clients.request_id(request)
         headers.setdefault("X-Content-Type-Options", "nosniff")
+        headers.setdefault("Content-Security-Policy", _POLICY)
         # aiohttp's own names its version and Python's.
         headers.pop("Server", None)
         context.origins.add_headers(request, response)
@@ -89,13 +92,13 @@ def _audited(
     return answer
 
 
-async def get_status(_request: web.Request, context: HttpContext) -> web.Response:
+async def get_status(request: web.Request, context: HttpContext) -> web.Response:
     """`GET /status`: can clients be served, and what is the lab doing."""
     rows = context.slots.rows()
     presence, confirmed = await context.presence.read()
     health = Health.of(rows, context)
     healthy = health.serving and not health.causes
-    status = {
+    status: dict[str, object] = {
         "status": "ok" if healthy else "degraded" if health.serving else "unavailable",
         "causes": health.causes,
         "version": context.version,
@@ -105,8 +108,9 @@ async def get_status(_request: web.Request, context: HttpContext) -> web.Respons
         "expectedWorkers": context.expected_workers(),
         "workers": [describe_worker(row) for row in rows],
         "backplane": health.backplane | {"warnings": list(context.warnings())},
-        "presence": presence.to_json() | ({} if confirmed else {"stale": True}),
     }
+    if await _may_read(request, context, "status"):
+        status["presence"] = presence.to_json() | ({} if confirmed else {"stale": True})
     return json_response(status, 200 if health.serving else 503)
 
 
@@ -194,6 +198,15 @@ async def get_queue(_request: web.Request, context: HttpContext) -> web.Response
             "lag": _milliseconds(max((figure(row.stats, "lag") for row in rows), default=0)),
         }
     )
+
+
+async def _may_read(request: web.Request, context: HttpContext, type: str) -> bool:
+    """Whether a request may see messages of a type; it is answered without them otherwise."""
+    try:
+        await _require_reader(request, context, type)
+    except ClientError:
+        return False
+    return True
 
 
 async def _require_reader(request: web.Request, context: HttpContext, type: str) -> None:

@@ -11,9 +11,14 @@ from app.http.cors import Hosts
 from tests.support.http_side import http_side
 
 
-def allows(host: str | None, Origin: str = "", **environ: str) -> bool:  # noqa: N803
+def allows(
+    host: str | None,
+    Origin: str = "",  # noqa: N803
+    browser: dict[str, str] | None = None,
+    **environ: str,
+) -> bool:
     settings = load(environ)
-    headers = {"Origin": Origin} if Origin else {}
+    headers = ({"Origin": Origin} if Origin else {}) | (browser or {})
     headers |= {} if host is None else {"Host": host}
     request = make_mocked_request("GET", "/history", headers=headers).clone(remote="127.0.0.1")
     return Hosts(settings, Clients(settings.trusted_proxies)).allows(request)
@@ -58,6 +63,10 @@ def test_programs_may_name_anything_without_a_dot() -> None:
     assert allows("x")
     assert allows("backend:3001")
     assert not allows("x", Origin="http://x")
+    # The same-origin GET of a page bears no Origin, but what the browser adds to each request.
+    assert not allows("x", browser={"Accept-Language": "en"})
+    assert not allows("backend:3001", browser={"Sec-Fetch-Site": "same-origin"})
+    assert allows("localhost:3001", browser={"Accept-Language": "en"})
     assert not allows("[::2]")
 
 

@@ -236,3 +236,31 @@ async def test_names_in_the_count_are_bounded() -> None:
         audit._leave_out(f"user {number}")
     assert len(audit._unwritten) <= 33
     assert audit._unwritten["others"] == 68
+
+
+async def test_strangers_do_not_learn_what_the_lab_does_where_clients_need_a_token() -> None:
+    async with http_side(AUTH_SECRET=SECRET, PUBLISH_TOKEN="t") as side:
+        for token, shown in (
+            (None, False),
+            ("wrong", False),
+            (client_token(types=["stats"]), False),
+            (client_token(types=["status"]), True),
+            (client_token(), True),
+            ("t", True),
+        ):
+            answer = await side.client.get("/status", headers=bearer(token) if token else {})
+            body = await answer.json()
+            assert answer.status == 200
+            assert body["status"] == "ok"
+            assert ("presence" in body) == shown, token
+    async with http_side(PUBLISH_TOKEN="t") as side:
+        assert "presence" in await (await side.client.get("/status")).json()
+
+
+async def test_headers_of_answers() -> None:
+    async with http_side() as side:
+        for path in ("/status", "/nothing", "/ws/stats"):
+            answer = await side.client.get(path)
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+            assert "Server" not in answer.headers
