@@ -244,6 +244,14 @@ def test_tokens_of_the_command_let_in(tmp_path: Path) -> None:
         done = yujian(tmp_path, "watch", "config", "--count", "1", "--json", *url, "--token", token)
         assert lines(done)[0]["event"] == "guarded"
         (tmp_path / ".env").write_text(dotenv)
+        limited = yujian(tmp_path, "token", "--user", "ann", "--types", "config").stdout.strip()
+        for types in ("config", "all"):
+            done = yujian(tmp_path, "watch", types, "--count", "1", "--json", "--token", limited)
+            assert lines(done)[0]["event"] == "guarded"
+        done = yujian(tmp_path, "watch", "status", "--token", limited)
+        assert (done.returncode, done.stdout) == (4, ""), done.stderr
+        done = yujian(tmp_path, "history", "status", "--token", limited)
+        assert (done.returncode, done.stdout) == (4, ""), done.stderr
         result = lines(yujian(tmp_path, "load", "--clients", "20", "--seconds", "1s", "--json"))[0]
         assert (result["connected"], result["failed"]) == (20, {})
     finally:

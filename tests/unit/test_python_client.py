@@ -213,6 +213,16 @@ async def test_a_history_that_comes_with_the_answer_is_for_the_listeners() -> No
     assert not subscription._messages
 
 
+async def test_what_was_never_begun_says_so() -> None:
+    lab = Realtime()
+    with pytest.raises(RuntimeError, match="async with"):
+        await lab.ping()
+    with pytest.raises(RuntimeError, match="async with"):
+        await anext(lab.subscribe("status"))
+    with pytest.raises(ValueError, match="Name a type"):
+        lab.subscribe()
+
+
 async def test_a_handler_that_fails_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
     lab = Realtime()
     lab.on("message", lambda message: 1 / 0)

@@ -149,9 +149,11 @@ class Realtime:
 
         Raises:
             ConnectionClosed: it has ended for good.
+            RuntimeError: it was never begun.
         """
         if self._ready.is_set():
             return
+        self._require_begun()
         waits = [asyncio.ensure_future(event.wait()) for event in (self._ready, self._final)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -567,6 +569,10 @@ class Realtime:
         for subscription in self._subscriptions:
             subscription.wake()
 
+    def _require_begun(self) -> None:
+        if self._loop_task is None:
+            raise RuntimeError("Connect first: 'async with connect(url) as lab'.")
+
     def _closed(self) -> ConnectionClosed:
         state = self._state
         said = state.message or f"The connection has ended ({state.cause or 'network'})."
@@ -663,6 +669,7 @@ class Subscription(AsyncIterator[Message]):
                 raise StopAsyncIteration
             if state.name == "closed":
                 raise self._client._closed()
+            self._client._require_begun()
             self._changed.clear()
             await self._changed.wait()
         return self._messages.popleft()
