@@ -19,7 +19,6 @@ from typing import Any
 from aiohttp import hdrs, web
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import RequestHandler
 
 from app.transport.http_guard import Guard, GuardedConnection, GuardedRunner, GuardedServer, Waiting
 
@@ -29,14 +28,6 @@ _END = b"\r\n\r\n"
 """Of a head, and of a body in chunks."""
 _KEPT = len(_END) - 1
 _UNKNOWN = -1
-
-_PRIVATE_NAMES = {"_close", "_force_close"}
-"""Beside those that `GuardedConnection` needs."""
-if missing := _PRIVATE_NAMES - {
-    name for kind in RequestHandler.__mro__ for name in getattr(kind, "__slots__", ())
-}:
-    # Else it would show at the first reload.
-    raise ImportError(f"aiohttp's RequestHandler has no {', '.join(sorted(missing))}")
 
 
 class HttpConnection(GuardedConnection):

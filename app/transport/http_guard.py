@@ -19,11 +19,11 @@ from typing import Any, Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
-from aiohttp.web_protocol import RequestHandler
 
 from app.errors import ErrorCode
 from app.protocol.envelope import encode_json
 from app.transport import kernel
+from app.transport.aiohttp_private import RequestHandler
 
 logger = logging.getLogger("realtime.http")
 
@@ -45,20 +45,6 @@ LEAST_RESERVED = 8
 """Descriptors that are kept back from WebSocket connections: an eighth of all, within these."""
 
 _END_OF_HEAD = b"\r\n\r\n"
-_PRIVATE_NAMES = {
-    "_manager",
-    "_message_tail",
-    "_messages",
-    "_request_count",
-    "_request_in_progress",
-    "_upgraded",
-    "_waiter",
-}
-if missing := _PRIVATE_NAMES - {
-    name for kind in RequestHandler.__mro__ for name in getattr(kind, "__slots__", ())
-}:
-    # Else it would show at the first client, after a reload that seemed to go well.
-    raise ImportError(f"aiohttp's RequestHandler has no {', '.join(sorted(missing))}")
 
 
 class Waiting(Protocol):

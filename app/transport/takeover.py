@@ -14,13 +14,8 @@ import os
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.web_protocol import RequestHandler
 
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-
-if not hasattr(RequestHandler, "_message_tail"):
-    # Else it would show at the first client, after a reload that seemed to go well.
-    raise ImportError("aiohttp has no RequestHandler._message_tail, where early bytes are kept")
 
 
 class DetachedResponse(web.StreamResponse):

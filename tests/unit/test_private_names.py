@@ -1,17 +1,20 @@
-"""What this service expects of the private names of python-socketio and python-engineio."""
+"""What this service expects of the private names of libraries."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import engineio
 import pytest
 import socketio
+from aiohttp import web
 from socketio.async_pubsub_manager import AsyncPubSubManager
 
 from app.sessions.socketio import private
+from app.transport import aiohttp_private
 
 ROOT = Path(__file__).parents[2]
 
@@ -178,3 +181,50 @@ def test_no_other_module_uses_private_names_of_these_libraries() -> None:
             if name in names:
                 wrong.append(f"{path.relative_to(ROOT)}: {name}")
     assert wrong == []
+
+
+# aiohttp.
+
+
+def test_a_name_of_aiohttp_that_is_gone_ends_the_import_with_one_line() -> None:
+    with pytest.raises(ImportError) as caught:
+        aiohttp_private.check({"_messages", "_no_such"})
+    assert "_no_such" in str(caught.value)
+    assert "_messages" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_other_module_imports_the_connection_of_aiohttp() -> None:
+    importers = [
+        path.name
+        for path in sorted((ROOT / "app").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        and node.module == "aiohttp.web_protocol"
+        and "RequestHandler" in [alias.name for alias in node.names]
+    ]
+    assert importers == ["aiohttp_private.py"]
+
+
+async def test_a_connection_of_aiohttp_has_what_is_read_of_it() -> None:
+    """Of one that nothing was sent to: no message waits, none is in progress, nothing is upgraded."""
+
+    async def never(request: web.BaseRequest) -> web.StreamResponse:
+        raise AssertionError(request)
+
+    server = web.Server(never)
+    connection: Any = server()
+    connection.connection_made(MagicMock())
+    try:
+        assert len(connection._messages) == 0
+        assert connection._message_tail == b""
+        assert not connection._upgraded
+        assert not connection._request_in_progress
+        assert connection._request_count == 0
+        assert connection._manager is server
+        assert not connection._close
+        assert not connection._force_close
+    finally:
+        connection.force_close()
+        await server.shutdown(0.0)
+    assert connection._force_close

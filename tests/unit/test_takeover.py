@@ -16,7 +16,7 @@ import uvloop
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from app.transport import takeover
+from app.transport import aiohttp_private
 from app.transport.takeover import DetachedResponse, detach, handshake_response
 
 # pytest-asyncio's hook for loops works in a conftest only, for all tests at once.
@@ -253,7 +253,7 @@ async def test_a_client_that_does_not_read_is_not_taken(service: Service) -> Non
 
 def test_a_private_name_that_is_gone_is_told_at_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(RequestHandler, "_message_tail")
-    spec = importlib.util.spec_from_file_location("takeover_again", takeover.__file__)
+    spec = importlib.util.spec_from_file_location("again", aiohttp_private.__file__)
     assert spec is not None
     assert spec.loader is not None
     with pytest.raises(ImportError, match=r"aiohttp .*_message_tail"):
