@@ -18,8 +18,8 @@ from aiohttp import web
 from app import config, main, memory
 from app.config import Settings
 from app.errors import BackplaneUnavailable, SettingsError
-from app.metrics import files_are_there, restore_files
 from app.parts import Parts
+from app.prometheus_private import files_are_there, restore_files
 from app.sessions.handoff.transfer import Transfer
 from app.setting_values import worker_count
 from app.transport.door import DoorRunner

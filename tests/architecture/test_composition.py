@@ -51,7 +51,7 @@ EXCEPTIONS = {
         f"reader.{name}" for name in ("_buffer", "_head", "_left", "_message", "_opcode", "_total")
     },
     # Libraries, in the modules that are about them.
-    "app.metrics": {"library.MmapedDict", "library.ValueClass"},
+    "app.prometheus_private": {"library.MmapedDict", "library.ValueClass"},
     "app.transport.http_connection": {"connection._request_count"},
     "app.transport.takeover": {"protocol._message_tail"},
     "workers.logs": {"handler.formatter.worker", "handler.formatter.hidden"},

@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
-from app.metrics import process_identity
+from app.prometheus_private import process_identity
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,8 @@ def test_processes_count_in_files_that_outlive_them(tmp_path: Path) -> None:
     program = textwrap.dedent(
         """
         import os
-        from app.metrics import Metrics, process_identity
+        from app.metrics import Metrics
+        from app.prometheus_private import process_identity
         metrics = Metrics(["status"])
         metrics.delivered["status"].inc(7)
         metrics.subscriptions["status"].set(5)

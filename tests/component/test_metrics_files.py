@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from app.metrics import Metrics, process_identity
+from app.metrics import Metrics
+from app.prometheus_private import process_identity
 from workers.shared import metrics_files
 from workers.shared.metrics_files import MetricsFiles
 

@@ -11,8 +11,10 @@ import engineio
 import pytest
 import socketio
 from aiohttp import web
+from prometheus_client import CollectorRegistry, Histogram
 from socketio.async_pubsub_manager import AsyncPubSubManager
 
+from app import prometheus_private
 from app.sessions.socketio import private
 from app.transport import aiohttp_private
 
@@ -181,6 +183,34 @@ def test_no_other_module_uses_private_names_of_these_libraries() -> None:
             if name in names:
                 wrong.append(f"{path.relative_to(ROOT)}: {name}")
     assert wrong == []
+
+
+# prometheus_client.
+
+
+def test_a_name_of_prometheus_client_that_is_gone_ends_the_import_with_one_line() -> None:
+    names = frozenset({"_sum", "_no_such"})
+    with pytest.raises(ImportError) as caught:
+        prometheus_private.check({Histogram._metric_init: names})
+    assert "_no_such of Histogram._metric_init" in str(caught.value)
+    assert "_sum" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_many_equal_observations_are_those_of_the_library() -> None:
+    registry = CollectorRegistry()
+    many = prometheus_private.WeightedHistogram("many", "x", buckets=(1, 2), registry=registry)
+    each = Histogram("each", "x", buckets=(1, 2), registry=registry)
+    many.observe_many(1.5, 3)
+    many.observe_many(0.5, 1)
+    for amount in (1.5, 1.5, 1.5, 0.5):
+        each.observe(amount)
+
+    def samples(name: str) -> list[float | None]:
+        names = [(f"{name}_bucket", {"le": limit}) for limit in ("1.0", "2.0", "+Inf")]
+        return [registry.get_sample_value(*one) for one in [*names, (f"{name}_sum", {})]]
+
+    assert samples("many") == samples("each") == [1.0, 4.0, 4.0, 5.0]
 
 
 # aiohttp.

@@ -25,7 +25,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from app.metrics import process_identity
+from app.prometheus_private import process_identity
 from workers.shared.locks import open_lock, try_flock
 from workers.shared.polling import block_until
 
