@@ -12,7 +12,7 @@ from typing import Final, Literal, get_args
 from app.backplane.client import PRESENCE_SILENCE
 from app.errors import ClientError, ErrorCode
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 State = Literal["idle", "working", "offline"]
 STATES: Final[tuple[State, ...]] = get_args(State)
@@ -124,7 +124,7 @@ class Presence:
                 self._learn(_from_fields(stored))
         except ClientError as error:
             if self._confirmed:
-                log.warning("cannot read the presence state: %s", error)
+                logger.warning("cannot read the presence state: %s", error)
             self._confirmed = False
         finally:
             self._asked = self._monotonic()

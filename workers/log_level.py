@@ -20,7 +20,7 @@ _INTERVAL = 1.0
 _LONGEST = 100
 """Bytes of the file that are read; it holds one word."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def wanted(data_dir: Path, default: str) -> str:
@@ -44,7 +44,7 @@ async def follow(data_dir: Path, default: str) -> None:
         level = wanted(data_dir, default)
         if level != logging.getLevelName(root.level):
             root.setLevel(level)
-            log.log(root.level, "The log level is %s from now on", level.lower())
+            logger.log(root.level, "The log level is %s from now on", level.lower())
         await asyncio.sleep(_INTERVAL)
 
 

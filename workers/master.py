@@ -31,13 +31,11 @@ from workers.reload import fingerprint
 from workers.shared import paths
 from workers.shared.file import write_whole
 from workers.shared.locks import MastersLock
-from workers.shared.processes import read_pid, start_time
+from workers.shared.processes import SUCCESSOR, read_pid, start_time
 from workers.shared.slots import SlotTable
 
-log = logging.getLogger("gunicorn.error")
+logger = logging.getLogger("gunicorn.error")
 
-SUCCESSOR = "SUCCESSOR_OF"
-"""Environment variable of a master that was started beside another one: the pid of that."""
 _SLOTS_WAIT = 5.0
 """Seconds to wait for other processes to put the slot table back."""
 _SLEPT = 5.0
@@ -162,7 +160,7 @@ class Master:
         """
 
         def report(error: BaseException) -> None:
-            log.error("gunicorn.conf.py fails, so the old one stays in force: %s", error)
+            logger.error("gunicorn.conf.py fails, so the old one stays in force: %s", error)
 
         gunicorn_private.on_wrong_configuration(arbiter, report)
 
@@ -195,7 +193,7 @@ class Master:
             self._look_at_terminal()
             closed = self._monotonic() - self._terminal_lost < _HANGUP
             if closed:
-                log.warning("The terminal was closed: the service ends")
+                logger.warning("The terminal was closed: the service ends")
             return closed
 
         gunicorn_private.before_hup(arbiter, is_closed)
@@ -208,7 +206,7 @@ class Master:
         """Let workers that have been silent count as active just now."""
         forgiven = gunicorn_private.forgive(arbiter, now, _SLEPT)
         if forgiven:
-            log.warning(
+            logger.warning(
                 "This process was stopped for %.0f s: workers that were silent meanwhile (%s) are"
                 " given time anew",
                 passed,
@@ -219,15 +217,15 @@ class Master:
         """Put back shared files that something has removed; raises nothing."""
         try:
             if self.slots.restore():
-                log.error("Something removed the slot table; it is there again")
+                logger.error("Something removed the slot table; it is there again")
             if self.lock.restore():
-                log.error("Something removed the lock of the masters; it is there again")
+                logger.error("Something removed the lock of the masters; it is there again")
             paths.make_private(self.metrics_dir)
             paths.make_private(paths.runtime_dir(self.data_dir))
             if gunicorn_private.has_pid_file(arbiter):
                 self._keep_pid_file(arbiter)
         except Exception as error:  # noqa: BLE001 (a master that ends takes all with it)
-            log.error("Shared files cannot be put back: %s", error)
+            logger.error("Shared files cannot be put back: %s", error)
 
     def _keep_pid_file(self, arbiter: Any) -> None:
         if any(read_pid(path) == os.getpid() for path in self._pid_files):
@@ -235,7 +233,7 @@ class Master:
         path = self.pid_file
         if path.exists():
             return  # of another master
-        log.error("Something removed %s; it is there again", path)
+        logger.error("Something removed %s; it is there again", path)
         write_whole(path, f"{os.getpid()}\n".encode())
         path.chmod(0o644)
         gunicorn_private.move_pid_file(arbiter, str(path), os.getpid())
@@ -248,10 +246,10 @@ class Master:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
                 soft = hard
             except (OSError, ValueError) as error:
-                log.warning("The limit of open files stays at %d: %s", soft, error)
+                logger.warning("The limit of open files stays at %d: %s", soft, error)
         cap = self.settings["max_total_connections"]
         if soft != resource.RLIM_INFINITY and soft < cap + _SPARE_FILES:
-            log.warning(
+            logger.warning(
                 "MAX_TOTAL_CONNECTIONS=%d: a worker may open %d files only; raise the limit"
                 " (LimitNOFILE, ulimit -Hn) or lower the setting",
                 cap,
@@ -295,7 +293,7 @@ class Master:
             if settings["data_dir"] != self.settings["data_dir"]:
                 raise WrongSettings("DATA_DIR: cannot change on a reload; restart the service")
         except WrongSettings as error:
-            log.error("The settings stay as they were: %s", error)
+            logger.error("The settings stay as they were: %s", error)
         else:
             self.settings, self.dotenv = settings, dotenv
 
@@ -349,7 +347,7 @@ def _read(home: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if checked.returncode:
         raise WrongSettings(told[-1] if told else f"exit code {checked.returncode}")
     for line in told:
-        log.warning("%s", line.removeprefix("warning: "))
+        logger.warning("%s", line.removeprefix("warning: "))
     values = dotenv_values(stream=io.StringIO(before.decode()), interpolate=False)
     return json.loads(checked.stdout), {name: text or "" for name, text in values.items()}
 

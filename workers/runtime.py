@@ -49,7 +49,7 @@ _VALKEY_SHARE = 2, 5
 LEAST_OUTGOING = 8 * 2**20
 """Bytes of the output account where the service may use little memory."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 async def create() -> web.AppRunner:
@@ -233,7 +233,14 @@ class Life:
         data_dir, process = self._settings.data_dir, self._process
         giver = Giver(data_dir, process.slots, process.row, transfer, http)
         return Departure(
-            worker, runner, giver, successor, self._leader, process.slots, process.row, data_dir
+            worker,
+            runner,
+            giver,
+            successor,
+            self._leader.stop,
+            process.slots,
+            process.row,
+            data_dir,
         )
 
     def _start_loops(self, parts: Parts) -> list[asyncio.Task[None]]:
@@ -289,7 +296,7 @@ def _max_outgoing(settings: Settings) -> int:
     if not chosen:
         memory = HostSampler(settings.data_dir).memory_total()
         chosen = max(memory // 8 // settings.workers, LEAST_OUTGOING, 2 * settings.max_message_size)
-    log.info("Each worker holds at most %d MB for clients that do not read", chosen // 2**20)
+    logger.info("Each worker holds at most %d MB for clients that do not read", chosen // 2**20)
     return chosen
 
 
@@ -305,7 +312,7 @@ def _backplane_memory(settings: Settings) -> int:
     share = total * _VALKEY_SHARE[0] // _VALKEY_SHARE[1]
     chosen = settings.backplane_memory or min(full, share)
     if chosen > share:
-        log.warning(
+        logger.warning(
             "BACKPLANE_MEMORY: the private Valkey may take %d MB of the %d MB that there are: the"
             " kernel may kill it before it refuses messages; lower HISTORY_BYTES",
             chosen // 2**20,
@@ -320,7 +327,7 @@ def _log_workers(row: int) -> None:
     wanted = os.environ.get("WORKERS") or master.current.dotenv.get("WORKERS") or "auto"
     if wanted == "auto" and row == 0:
         count, reason = worker_count()
-        log.info("WORKERS=auto: %d workers, for %s", count, reason)
+        logger.info("WORKERS=auto: %d workers, for %s", count, reason)
 
 
 def _fold_metrics(settings: Settings) -> None:
@@ -328,7 +335,7 @@ def _fold_metrics(settings: Settings) -> None:
     try:
         MetricsFiles(paths.metrics_dir(settings.data_dir)).fold()
     except (OSError, TimeoutError):
-        log.exception("The metrics of dead workers are not folded yet")
+        logger.exception("The metrics of dead workers are not folded yet")
 
 
 async def _sweep(slots: SlotTable) -> None:
@@ -337,7 +344,7 @@ async def _sweep(slots: SlotTable) -> None:
         await asyncio.sleep(_SWEEP_INTERVAL)
         for pid in slots.sweep_in_steps():
             if pid:
-                log.warning("Freed the row of worker %d, which is gone", pid)
+                logger.warning("Freed the row of worker %d, which is gone", pid)
             else:
                 await asyncio.sleep(0)
 

@@ -27,11 +27,10 @@ from app import config
 from app.config import Settings
 from app.errors import SettingsError
 from workers.handoff.channel import LISTENERS, TIMEOUT, close_all, receive, send
-from workers.master import SUCCESSOR
 from workers.reload.command import NotRunning, find_master
 from workers.reload.watch import Failed, Watch
 from workers.shared import paths
-from workers.shared.processes import read_pid, start_time
+from workers.shared.processes import SUCCESSOR, read_pid, start_time
 from workers.shared.slots import READY, SlotTable
 
 FIRST_FD = 3

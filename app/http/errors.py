@@ -15,7 +15,7 @@ from app.http.clients import Clients
 from app.http.cors import Hosts, Origins
 from app.protocol.envelope import encode_json
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RETRY_AFTER = 1
 """Seconds after which a publisher may try again."""
@@ -164,12 +164,12 @@ def error_middleware(
             response = _respond(_explain(error, _describe(error, request)))
         except Exception:
             id = clients.request_id(request)
-            log.exception("%s %s failed", request.method, _path(request), extra={"request": id})
+            logger.exception("%s %s failed", request.method, _path(request), extra={"request": id})
             message = f"An internal error occurred; the log has details under {id}."
             response = _respond(HttpError(500, ErrorCode.INTERNAL_ERROR, message))
-        if log.isEnabledFor(logging.DEBUG):
+        if logger.isEnabledFor(logging.DEBUG):
             id = clients.request_id(request)
-            log.debug(
+            logger.debug(
                 "%s %s: %d", request.method, _path(request), response.status, extra={"request": id}
             )
         resource = request.match_info.route.resource

@@ -26,7 +26,7 @@ import jwt
 from app.errors import ClientError, ErrorCode, SettingsError
 from app.protocol.envelope import decode_json
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 KEY_TYPES = {"RS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
 """Kinds of keys by the algorithm that a token names."""
@@ -92,7 +92,7 @@ class FileKeys:
                 self._version = version
                 self._keys = read_keys(self._path.read_bytes())
         except (OSError, ValueError) as error:
-            log.warning("AUTH_JWKS_FILE: %s; the old keys stay in use", error)
+            logger.warning("AUTH_JWKS_FILE: %s; the old keys stay in use", error)
         return self._keys
 
     def _stat(self) -> tuple[int, int, int]:
@@ -184,7 +184,7 @@ class RemoteKeys:
         except (OSError, ValueError, aiohttp.ClientError, TimeoutError) as error:
             self._count("failed")
             if not self._failed:
-                log.warning(
+                logger.warning(
                     "AUTH_JWKS_URL: no keys from %s: %s; %s",
                     self._host,
                     _words(error),
@@ -194,7 +194,7 @@ class RemoteKeys:
             return
         self._count("ok")
         if self._failed:
-            log.info("AUTH_JWKS_URL: %s gives keys again", self._host)
+            logger.info("AUTH_JWKS_URL: %s gives keys again", self._host)
         self._failed = False
         if is_new:
             self._keep(body)
@@ -223,7 +223,7 @@ class RemoteKeys:
                 file.write(body)
             temporary.replace(self._cache)
         except OSError as error:
-            log.warning("AUTH_JWKS_URL: the keys cannot be kept in %s: %s", self._cache, error)
+            logger.warning("AUTH_JWKS_URL: the keys cannot be kept in %s: %s", self._cache, error)
 
     async def _get_over_http(self) -> bytes:
         timeout = aiohttp.ClientTimeout(total=FETCH_SECONDS)

@@ -20,7 +20,7 @@ GRACE = 5.0
 """Seconds in which a deaf worker may recover."""
 _INTERVAL = 1.0
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class DeafWatch:
@@ -63,20 +63,22 @@ class DeafWatch:
             self._give_back()
             return
         if not self._deaf_for:
-            log.error("This worker no longer gets messages from the backplane")
+            logger.error("This worker no longer gets messages from the backplane")
         self._deaf_for += passed
         if self._deaf_for <= GRACE:
             return
         rows = self._slots.rows()
         if any(row.number != self._row and _receives(row) for row in rows):
             if not self._give_back():
-                log.error(
+                logger.error(
                     "Worker no longer receives backplane messages: handing its connections over and exiting"
                 )
                 self._kill(os.getpid(), signal.SIGTERM)
             self._deaf_for = passed
         elif not self._asked and self._is_first(rows):
-            log.error("No worker receives backplane messages: asking the master for another worker")
+            logger.error(
+                "No worker receives backplane messages: asking the master for another worker"
+            )
             self._asked = True
             self._tell_master(signal.SIGTTIN)
 

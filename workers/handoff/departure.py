@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
@@ -18,7 +19,6 @@ from workers.handoff.giver import Giver
 from workers.handoff.report import HandoffReport, Outcome
 from workers.handoff.successor import Successor
 from workers.handoff.waiting import wait_for_successor
-from workers.leader.election import Leader
 from workers.shared.slots import SlotTable
 
 LATE_SECONDS = 0.2
@@ -27,7 +27,7 @@ _INTERVAL = 0.02
 _SHARE = 0.9
 """Of GRACEFUL_TIMEOUT: the master kills what takes longer."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Departure:
@@ -38,7 +38,7 @@ class Departure:
         runner: serves its HTTP connections.
         giver: gives its connections to other workers.
         successor: takes those of others over, until it leaves itself.
-        leader: of this machine, should this worker be it.
+        stop_leading: gives leadership up, should this worker have it.
         slots: the slot table.
         row: this worker's row.
         data_dir: of the service.
@@ -50,7 +50,7 @@ class Departure:
         runner: web.AppRunner,
         giver: Giver,
         successor: Successor,
-        leader: Leader,
+        stop_leading: Callable[[], Awaitable[None]],
         slots: SlotTable,
         row: int,
         data_dir: Path,
@@ -59,7 +59,7 @@ class Departure:
         self._runner = runner
         self._giver = giver
         self._successor = successor
-        self._leader = leader
+        self._stop_leading = stop_leading
         self._slots = slots
         self._row = row
         self._data_dir = data_dir
@@ -70,9 +70,9 @@ class Departure:
             return False
         first = await self._giver.give_all()
         if first.orphaned:
-            log.error("The workers that took over are gone: this one goes on serving")
+            logger.error("The workers that took over are gone: this one goes on serving")
             return False
-        await self._leader.stop()
+        await self._stop_leading()
         for site in list(self._runner.sites):
             await site.stop()
         last = await self._finish_requests()
@@ -81,7 +81,7 @@ class Departure:
         report = HandoffReport.of(first, last)
         report.save(self._data_dir)
         self._giver.close()
-        log.info("%s", report)
+        logger.info("%s", report)
         return True
 
     async def _finish_requests(self) -> Outcome:

@@ -45,7 +45,7 @@ SWEEP_SECONDS = 0.2
 REST_SECONDS = 2.0
 """How long the handlers of a connection may go on running before it is drained instead."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Conversation:
@@ -129,7 +129,7 @@ class Conversation:
             send(self._connection, "commit")
             receive(self._connection)
         except (OSError, EOFError, ValueError) as error:
-            log.warning("A successor did not confirm what it took over: %s", error)
+            logger.warning("A successor did not confirm what it took over: %s", error)
             self.close()
 
 
@@ -219,7 +219,7 @@ class Giver:
                 answer = await conversations[successor.pid].offer(offer, batch.descriptors)
                 await conversations[successor.pid].commit()
             except Broken as error:
-                log.warning("Worker %d takes nothing over: %s", successor.pid, error)
+                logger.warning("Worker %d takes nothing over: %s", successor.pid, error)
                 self._broken.add(successor.pid)
                 answer = [False] * len(batch.connections)
                 return
@@ -313,7 +313,7 @@ class Giver:
         try:
             answer = await conversation.offer(offer, batch.descriptors, batch.payload.chunks)
         except Broken as error:
-            log.warning("Worker %d takes nothing over: %s", successor.pid, error)
+            logger.warning("Worker %d takes nothing over: %s", successor.pid, error)
             self._broken.add(successor.pid)
             await self._transfer.take_back(batch, batch.sessions, stay=False)
             return 0

@@ -24,7 +24,7 @@ KIND = "http"
 VERSION = "http-1"
 """No version of a session's state: code that does not know this kind refuses what it is offered."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ class HttpHandoff:
             try:
                 descriptor = os.dup(connection.descriptor())
             except OSError as error:
-                log.warning("An HTTP connection is not handed over: %s", error)
+                logger.warning("An HTTP connection is not handed over: %s", error)
                 break
             connection.pause()
             batch.connections.append(connection)
@@ -122,4 +122,4 @@ class HttpHandoff:
         )
         for result in await asyncio.gather(*adopted, return_exceptions=True):
             if isinstance(result, BaseException):
-                log.warning("An HTTP connection was lost in the handoff: %s", result)
+                logger.warning("An HTTP connection was lost in the handoff: %s", result)

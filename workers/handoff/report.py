@@ -19,7 +19,7 @@ from workers.shared import paths
 from workers.shared.file import write_whole
 from workers.shared.processes import start_time
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _KEPT_SECONDS = 3600
 
@@ -114,7 +114,7 @@ class HandoffReport:
             text = json.dumps(values | {"born": start_time(self.pid)})
             write_whole(paths.left_file(data_dir, self.pid), text.encode())
         except OSError:
-            log.exception("The report on the handoff is not written")
+            logger.exception("The report on the handoff is not written")
 
     @classmethod
     def fetch(cls, data_dir: Path, pid: int, born: int | None) -> Self | None:

@@ -45,7 +45,7 @@ _ACCEPT_PAUSE = 0.1
 _DEATH_INTERVAL = 0.01
 """Seconds between two looks whether a giver has died."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class OfferListener:
@@ -126,7 +126,7 @@ class OfferListener:
             try:
                 connection, _ = await loop.sock_accept(listener)
             except Exception as error:  # noqa: BLE001 (too many open files, as a rule)
-                log.error("No conversation about a handoff: %s", error)
+                logger.error("No conversation about a handoff: %s", error)
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
             connection.settimeout(_PATIENCE)
@@ -140,9 +140,9 @@ class OfferListener:
         except EOFError:
             pass
         except (OSError, ValueError) as error:
-            log.warning("A handoff broke off: %s", error)
+            logger.warning("A handoff broke off: %s", error)
         except Exception:
-            log.exception("A handoff broke off")
+            logger.exception("A handoff broke off")
         finally:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it
@@ -175,7 +175,7 @@ class OfferListener:
             else:
                 offer.pop("chunks", None)
             if len(states) != len(mine):
-                log.error("No descriptors left for connections of another worker")
+                logger.error("No descriptors left for connections of another worker")
                 answer = [False] * len(states)
             elif not all(map(_is_socket, mine)):
                 raise ValueError("an offer has descriptors of sockets only")

@@ -63,7 +63,7 @@ Publish = Callable[[str, str, dict[str, object]], Awaitable[object]]
 Record = Callable[[str, int, Sample], Awaitable[object]]
 """Stores a sample of a host and a step in seconds; raises `ClientError` when it is not stored."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Collector:
@@ -259,11 +259,11 @@ class Collector:
                 self._failing.add(name)
                 # Timeouts are OSErrors.
                 is_expected = isinstance(error, (ClientError, OSError, *expected))
-                log.warning("Collector: %s fails: %s", name, error, exc_info=not is_expected)
+                logger.warning("Collector: %s fails: %s", name, error, exc_info=not is_expected)
         else:
             if name in self._failing:
                 self._failing.remove(name)
-                log.info("Collector: %s works again", name)
+                logger.info("Collector: %s works again", name)
 
     def _load(self) -> None:
         damage = ValueError, RecursionError

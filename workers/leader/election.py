@@ -24,7 +24,7 @@ _LOOK_INTERVAL = 1.0
 _FIRST_BACKOFF = 1.0
 _LONGEST_BACKOFF = 30.0
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Leader:
@@ -69,12 +69,14 @@ class Leader:
         try:
             while True:
                 await self._acquire(opened)
-                log.info("This worker leads now")
+                logger.info("This worker leads now")
                 self.leading = True
                 for duty in self._duties:
                     self._begin(duty)
                 await self._hold(opened)
-                log.warning("Another worker leads: %s was removed, and is another file", self._lock)
+                logger.warning(
+                    "Another worker leads: %s was removed, and is another file", self._lock
+                )
                 await self._end_duties()
         finally:
             await self._end_duties()
@@ -102,7 +104,7 @@ class Leader:
             opened.append(open_lock(self._lock))
             if not FileLock(opened[-1]).try_enter():
                 return
-            log.warning("%s was removed; it is there again", self._lock)
+            logger.warning("%s was removed; it is there again", self._lock)
 
     async def _end_duties(self) -> None:
         self.leading = False
@@ -126,5 +128,5 @@ async def _keep(duty: Duty) -> None:
             return
         except Exception:
             delay = pauses.take()
-            log.exception("A task of the leader failed; it restarts in %g s", delay)
+            logger.exception("A task of the leader failed; it restarts in %g s", delay)
         await asyncio.sleep(delay)

@@ -32,7 +32,7 @@ from workers.shared.processes import command_line, start_time
 _GONE_INTERVAL = 0.01
 """Seconds between two looks whether the server has ended."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _SILENCE = 15
 """Seconds without an answer after which the server is killed. A pause of ten is survived."""
@@ -111,7 +111,7 @@ def stop(data_dir: Path, grace: float = _STOP_GRACE) -> bool:
             os.kill(pid, signum)
         if block_until(lambda: start_time(pid) != born, limit):
             return True
-        log.warning("Valkey (pid %d) does not react to signal %d", pid, signum)
+        logger.warning("Valkey (pid %d) does not react to signal %d", pid, signum)
     return True
 
 
@@ -147,21 +147,21 @@ class Valkey:
                 except (CannotStart, OSError) as error:
                     failures += 1
                     delay = _backoff(failures + 1)
-                    log.error("Valkey cannot start, next try in %g s: %s", delay, error)
+                    logger.error("Valkey cannot start, next try in %g s: %s", delay, error)
                     await asyncio.sleep(delay)
                     continue
-                log.info("Valkey started (pid %d)", pid)
+                logger.info("Valkey started (pid %d)", pid)
             else:
-                log.info("Valkey is running already (pid %d)", pid)
+                logger.info("Valkey is running already (pid %d)", pid)
             end = await self._watch(pid)
             if end is _End.SILENT and find(self._data_dir) == pid:
-                log.error("Valkey (pid %d) was silent for %d s: killed", pid, self._silence)
+                logger.error("Valkey (pid %d) was silent for %d s: killed", pid, self._silence)
                 os.kill(pid, signal.SIGKILL)
             elif end is _End.UNREACHABLE and find(self._data_dir) == pid:
-                log.error("Something removed the socket of Valkey (pid %d): restarted", pid)
+                logger.error("Something removed the socket of Valkey (pid %d): restarted", pid)
                 await asyncio.to_thread(stop, self._data_dir)
             await self._gone(pid)
-            log.warning("Valkey (pid %d) has ended or closed our connection", pid)
+            logger.warning("Valkey (pid %d) has ended or closed our connection", pid)
             failures = failures + 1 if time.monotonic() - began < _SHORT_LIFE else 0
             await asyncio.sleep(min(_LONGEST_PAUSE, _backoff(failures)))
 

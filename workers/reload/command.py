@@ -25,13 +25,12 @@ from typing import Any
 
 from dotenv import dotenv_values
 
-from workers.master import SUCCESSOR
 from workers.reload import fingerprint
 from workers.reload.report import Report
 from workers.reload.watch import Failed, Watch
 from workers.shared import paths
 from workers.shared.locks import FileLock, open_lock
-from workers.shared.processes import command_line, read_pid, start_time
+from workers.shared.processes import SUCCESSOR, command_line, read_pid, start_time
 
 OK, FAILED, NOT_RUNNING, PARTLY = range(4)
 

@@ -14,7 +14,7 @@ from typing import Protocol
 INTERVAL = 1.0
 """Seconds between two looks."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Part(Protocol):
@@ -60,11 +60,11 @@ class Guard:
         for name, part in self._parts.items():
             try:
                 if part.restore():
-                    log.error("Something removed %s; it is there again", name)
+                    logger.error("Something removed %s; it is there again", name)
                     self._count()
             except Exception:
                 if name not in self._failing:
-                    log.exception("%s cannot be put back; it is tried again", name)
+                    logger.exception("%s cannot be put back; it is tried again", name)
                 self._failing.add(name)
             else:
                 self._failing.discard(name)

@@ -43,7 +43,7 @@ _mmaped_dict: Any = MmapedDict  # the library leaves it untyped
 _DAMAGE = (RuntimeError, ValueError, KeyError, TypeError, IndexError, struct.error)
 """What reading a file may raise that no process of this service has written so."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def is_alive(process: str) -> bool:
@@ -163,7 +163,7 @@ def _is_sound(path: Path) -> bool:
 
 
 def _put_aside(path: Path, error: Exception) -> None:
-    log.error("The metrics in %s are damaged and not counted: %r", path, error)
+    logger.error("The metrics in %s are damaged and not counted: %r", path, error)
     with contextlib.suppress(OSError):
         path.replace(path.with_suffix(".damaged"))
 
@@ -175,7 +175,7 @@ def _read(path: Path) -> list[tuple[str, float]]:
         values = _mmaped_dict.read_all_values_from_file(str(path))
         return [(key, value) for key, value, _, _ in values]
     except _DAMAGE as error:
-        log.warning("The metrics in %s are damaged and not counted: %s", path, error)
+        logger.warning("The metrics in %s are damaged and not counted: %s", path, error)
         return []
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+SUCCESSOR = "SUCCESSOR_OF"
+"""Environment variable of a master that was started beside another one: the pid of that."""
+
 _STATE = 0
 _START_TIME = 19
 """Fields of /proc/<pid>/stat counted from the one after the name (proc_pid_stat(5))."""

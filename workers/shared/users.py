@@ -22,6 +22,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Container, Iterator
+from typing import NamedTuple
 
 from workers.shared.file import show_file
 
@@ -51,6 +52,15 @@ _SETTLED = MAX_TYPES
 
 _STRIDE = 1024
 """Entries that are read at once without the lock: some 100 us."""
+
+
+class Place(NamedTuple):
+    """Where a table lies in the file."""
+
+    offset: int
+    """Bytes."""
+    buckets: int
+    """Entries that it has room for."""
 
 
 class UsersTable:
@@ -267,7 +277,7 @@ class UsersTable:
     def show_file(self) -> None:
         """Show what the descriptor leads to now, a copy of the file of before."""
         if self._map is not None:
-            show_file(self._map, self._fd, _place(self._area)[0])
+            show_file(self._map, self._fd, _place(self._area).offset)
 
     def tidy(self) -> None:
         """Let go of old tables. Call it without the lock.
@@ -362,7 +372,7 @@ def _row(value: int) -> int:
     return value >> _ROW_SHIFT & _ROW
 
 
-def _place(area: int) -> tuple[int, int]:
-    """Offset and number of entries: offsets are multiples of a page, which leaves low bits free."""
+def _place(area: int) -> Place:
+    """What the word of a place says: offsets are multiples of a page, which leaves low bits free."""
     low = mmap.PAGESIZE - 1
-    return area & ~low, 1 << min(area & low, _MOST_BITS)
+    return Place(area & ~low, 1 << min(area & low, _MOST_BITS))
