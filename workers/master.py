@@ -70,7 +70,7 @@ class Master:
         # One that exists may be shared with others: its mode is not ours to change.
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.data_dir.stat().st_mode & 0o1002 == 0o002:
-            log.warning(
+            logger.warning(
                 "Every user of this machine may write into DATA_DIR %s: chmod o-w it", self.data_dir
             )
         for file in paths.files_in(self.data_dir):
