@@ -33,6 +33,7 @@ from app.protocol.frames import (
     VIOLATION,
     Event,
     FrameReader,
+    Violation,
 )
 from app.sessions.deflated import session_class
 from app.sessions.plain import PlainSession
@@ -178,8 +179,8 @@ def code_of(frames: bytes, limit: int = LIMIT) -> int:
     """Close code that the last event, a violation, bears."""
     kind, payload = InflatingReader(limit).feed(frames)[-1]
     assert kind == VIOLATION
-    assert isinstance(payload, bytes)
-    return int.from_bytes(payload[:2], "big")
+    assert isinstance(payload, Violation)
+    return payload.code
 
 
 def test_a_bomb_ends_at_the_limit() -> None:
