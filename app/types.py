@@ -63,6 +63,11 @@ class Message:
         self.frames: dict[str, bytes] = {}
 
     @property
+    def position(self) -> Position:
+        """Where a client stands that has got this message last."""
+        return Position(self.epoch, self.seq)
+
+    @property
     def envelope(self) -> bytes:
         """The complete envelope as JSON."""
         return b'%b,"seq":%d,"epoch":"%b"}' % (self.body, self.seq, self.epoch.encode())
@@ -80,6 +85,11 @@ class Gap:
     first: int
     last: int
     reason: GapReason
+
+    @property
+    def position(self) -> Position:
+        """Where a client stands that has got this gap last."""
+        return Position(self.epoch, self.last)
 
 
 @dataclass(frozen=True, slots=True)

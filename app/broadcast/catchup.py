@@ -169,7 +169,7 @@ class CatchUp:
         wanted = wanted[:taken]
         self.replayed += len(wanted)
         last = wanted[-1]
-        track[type] = Position(last.epoch, last.seq if isinstance(last, Message) else last.last)
+        track[type] = last.position
         data = self._encode(subscriber, wanted)
         self._write(subscriber, data + subscriber.offset(track))
         return True
@@ -215,4 +215,4 @@ class CatchUp:
         )
 
     def _write(self, subscriber: Subscriber, data: bytes) -> None:
-        subscriber.write(subscriber.hub.take_queued(subscriber) + data)
+        subscriber.write_now(data)

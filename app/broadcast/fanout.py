@@ -126,7 +126,7 @@ class FanOut:
         """
         job = self._jobs.get(subscriber.group)
         if job is not None and subscriber in job.waiting:
-            subscriber.write(self._hub.take_queued(subscriber) + job.data)
+            subscriber.write_now(job.data)
         self.discard(subscriber)
         return {type: self.positions[type] for type in subscriber.group.types}
 
@@ -164,7 +164,7 @@ class FanOut:
     async def _flush(self, items: Sequence[Message | Gap]) -> None:
         began = time.monotonic()
         self._before = self.positions
-        self.positions = {**self.positions, **{item.type: _position(item) for item in items}}
+        self.positions = {**self.positions, **{item.type: item.position for item in items}}
         types = {item.type for item in items}
         self._plan(items, types)
         receivers = dict.fromkeys(types, 0)
@@ -223,12 +223,8 @@ class FanOut:
             self.discard(subscriber)
             self.slow[subscriber] = None
         else:
-            subscriber.write(self._hub.take_queued(subscriber) + job.data)
+            subscriber.write_now(job.data)
 
 
 def _size(job: _Job) -> int:
     return len(job.waiting)
-
-
-def _position(item: Message | Gap) -> Position:
-    return Position(item.epoch, item.seq if isinstance(item, Message) else item.last)

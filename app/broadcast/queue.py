@@ -82,8 +82,6 @@ class BroadcastQueue:
         """Size of all messages that are counted into the bounds, those under way included."""
         self.dropped = [0] * len(_RANKS)
         """Messages pushed out or refused since the start, by priority."""
-        self.batches = 0
-        """Batches stored since the start."""
         self._slots = slots
         self._publisher = publisher
         self._waiting: tuple[deque[_Entry], ...] = tuple(deque() for _ in _RANKS)
@@ -164,10 +162,6 @@ class BroadcastQueue:
         if self._timer is None:
             self._timer = loop.call_later(POLL_INTERVAL, self._tick)
         return entry.future
-
-    async def publish(self, draft: Draft) -> Position:
-        """`submit` and wait."""
-        return await self.submit(draft)
 
     def send_control(self, data: bytes) -> asyncio.Future[Position]:
         """Send opaque bytes to all workers, this one included, through the control stream."""
@@ -321,7 +315,6 @@ class BroadcastQueue:
             for entry in batch:
                 entry.fail(BackplaneUnavailable())
         else:
-            self.batches += 1
             for entry, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, BackplaneUnavailable):
                     entry.fail(outcome)

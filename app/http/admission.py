@@ -18,7 +18,7 @@ from multidict import MultiMapping
 
 from app.config import Settings
 from app.errors import ClientError, CloseCode, ErrorCode
-from app.http.clients import Clients
+from app.http.clients import Clients, bearer_token
 from app.http.cors import Origins
 from app.http.errors import HttpError
 from app.http.request_head import RequestHead
@@ -229,8 +229,8 @@ class Admission:
             return None
         token = query.get("token")
         if not token:
-            scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer":
+            token = bearer_token(request.headers)
+            if token is None:
                 token = _offered_token(request)
                 if token is None:
                     return None

@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from app import __version__
 from app.errors import ErrorCode
 from app.http.errors import HttpError
-from app.ports import Slots
+from app.ports import QueueTotals, Slots, WorkersDied
 from app.types import WorkerRow
 
 BUSY_PAGES, BUSY_SECONDS = 4, 15.0
@@ -143,8 +143,8 @@ class _Table:
 
     connections: int
     users: int
-    queue: tuple[int, int]
-    died: tuple[int, int]
+    queue: QueueTotals
+    died: WorkersDied
     expected_workers: int
     restored: int
     rows: list[WorkerRow]

@@ -11,6 +11,7 @@ from app.backplane.series import RANGES
 from app.errors import ClientError, ErrorCode
 from app.http.alert_hook import post_alerts
 from app.http.audit import Write
+from app.http.clients import bearer_token
 from app.http.context import HttpContext
 from app.http.errors import HttpError, error_middleware, json_response, raw_json_response
 from app.http.health import Health
@@ -215,8 +216,8 @@ async def _require_reader(request: web.Request, context: HttpContext, type: str)
         return
     token = request.query.get("token")
     if not token:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
+        token = bearer_token(request.headers)
+        if token is None:
             message = "Send a client's token as 'Authorization: Bearer <token>'."
             raise ClientError(ErrorCode.UNAUTHORIZED, message)
     identity = await context.verifier.verify_patiently(token.strip())

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from app.config import Settings
 from app.errors import ClientError, ErrorCode
+from app.http.clients import bearer_token
 from app.http.errors import HttpError
 from app.sessions.auth import TokenVerifier
 
@@ -163,8 +164,4 @@ class Writers:
 
 def _token(request: web.Request) -> str | None:
     token = request.headers.get("X-Publish-Token")
-    if token is None:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            return None
-    return token.strip()
+    return bearer_token(request.headers) if token is None else token.strip()

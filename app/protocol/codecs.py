@@ -44,10 +44,9 @@ class Codec:
 
     def batch(self, messages: Sequence[Message]) -> bytes:
         """One `batch_update` frame for several messages."""
-        head = envelope.body("system", "batch_update", None)
         joined = b",".join(message.envelope for message in messages)
-        # The body ends in the data, here `null`, which the list takes the place of.
-        return self.event("batch_update", head[:-4] + b'{"messages":[' + joined + b"]}}")
+        data = b'{"messages":[%b]}' % joined
+        return self.event("batch_update", envelope.answer("system", "batch_update", data))
 
     def run(self, messages: Sequence[Message]) -> bytes:
         """Messages without a gap between them, for a subscriber that takes batches."""

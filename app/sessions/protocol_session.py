@@ -99,7 +99,7 @@ class ProtocolSession(Session):
         """Say so; the message is gone."""
         self.send_error(self._too_large())
 
-    def on_unusable(self) -> None:
+    def on_oversized(self) -> None:
         """Say so before the close frame."""
         self.send_error(self._too_large())
 

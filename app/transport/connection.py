@@ -201,6 +201,9 @@ class ConnectionHub(Protocol):
     def put_off(self, connection: Connection, /) -> None:
         """Go on in the next pass with what a connection has sent."""
 
+    def forget_unfinished(self, connection: Connection, /) -> None:
+        """Stop accounting for bytes of its unfinished messages."""
+
     def note_unfinished(self, connection: Connection, change: int, /) -> None:
         """Account for bytes of unfinished messages."""
 
@@ -258,7 +261,7 @@ class Connection:
         """A message over the limit was skipped."""
         raise NotImplementedError
 
-    def on_unusable(self) -> None:
+    def on_oversized(self) -> None:
         """A message so large that the connection ends with 1009; the last chance to say so."""
 
     def on_drained(self) -> None:
@@ -299,6 +302,10 @@ class Connection:
         """Queue a finished frame for the end of this pass of the loop."""
         if self.state == OPEN:
             self.hub.send_soon(self, frame)
+
+    def write_now(self, data: bytes) -> None:
+        """Write finished frames now, behind those that are queued for the end of this pass."""
+        self.write(self.hub.take_queued(self) + data)
 
     def write(self, data: bytes) -> None:
         """Write finished frames now; what does not fit waits in `pending`."""
@@ -452,7 +459,7 @@ class Connection:
                 extra={"connection": self.id, "code": violation.code},
             )
         if violation.code == CloseCode.TOO_BIG:
-            self.on_unusable()
+            self.on_oversized()
         self.close(violation.code, violation.reason)
 
     # Closing.
@@ -484,7 +491,7 @@ class Connection:
         last_words = self.hub.take_queued(self)
         self.state = CLOSING
         self._lost(code, reason)
-        self.hub.note_unfinished(self, 0)
+        self.hub.forget_unfinished(self)
         if self.reader is not None and self.reader.held:
             # The rest of a half-read message is noise now, and not worth its memory.
             self.reader = None

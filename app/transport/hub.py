@@ -241,7 +241,7 @@ class Hub:
         self._held.pop(connection, None)
         self.owed_pongs.pop(connection, None)
         self._looks.pop(connection, None)
-        self.note_unfinished(connection, 0)
+        self.forget_unfinished(connection)
         # The registration would outlive the descriptor if a duplicate of it were open elsewhere.
         self._epoll.unregister(fd)
         return True
@@ -458,7 +458,7 @@ class Hub:
         self._closing.append((self._loop.time() + CLOSE_TIMEOUT, connection))
 
     def note_unfinished(self, connection: Connection, change: int) -> None:
-        """Account for bytes of unfinished messages; `change` 0 forgets the connection."""
+        """Account for bytes of unfinished messages that a connection holds more (or less)."""
         reader = connection.reader
         if change and reader is not None and connection.state in (OPEN, CLOSING):
             self.incoming += change
@@ -468,10 +468,13 @@ class Hub:
                 self._unfinished.pop(connection, None)
             if self.incoming > self.max_incoming:
                 self._drop_largest()
-        elif not change and connection in self._unfinished:
+
+    def forget_unfinished(self, connection: Connection) -> None:
+        """Stop accounting for bytes of unfinished messages of a connection."""
+        if connection in self._unfinished:
             del self._unfinished[connection]
-            if reader is not None:
-                self.incoming -= reader.held
+            if connection.reader is not None:
+                self.incoming -= connection.reader.held
 
     def keep(self, connection: Connection, change: int) -> None:
         """Count bytes of a peer's input that are kept beside unfinished messages, or given back.

@@ -102,7 +102,7 @@ class Server(Connection):
     def on_too_large(self) -> None:
         self.events.append("too large")
 
-    def on_unusable(self) -> None:
+    def on_oversized(self) -> None:
         self.events.append("unusable")
         self.send(build_frame(TEXT, b"unusable"))
 

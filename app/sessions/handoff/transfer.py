@@ -257,7 +257,7 @@ class Transfer:
                 )
                 break
             found += messages
-            position = Position(messages[-1].epoch, messages[-1].seq)
+            position = messages[-1].position
         readable = []
         for message in found:
             with contextlib.suppress(Unreadable):

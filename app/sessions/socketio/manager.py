@@ -281,7 +281,7 @@ class StreamManager(PubSubManager, RoomManager):
 
     async def handle_control(self, item: Message) -> None:
         """Carry out what came through the control stream, in the order of the stream."""
-        self.position = Position(item.epoch, item.seq)
+        self.position = item.position
         try:
             message = self.parse(item)
             await self._carry_out(message)
