@@ -9,7 +9,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from math import isfinite
 from typing import Any, NoReturn
@@ -100,8 +100,32 @@ def _parse_int(text: str) -> int:
 _decoder = json.JSONDecoder(
     parse_float=_parse_float, parse_int=_parse_int, parse_constant=_refuse_constant
 )
-_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-_ascii_encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def _make_encoder(*, ensure_ascii: bool) -> Callable[[Any], str]:
+    """`JSONEncoder.encode`, but with the encoder in C made once instead of at every call.
+
+    What contains itself ends as a RecursionError: nothing remembers where the encoder has been.
+    """
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, allow_nan=False, check_circular=False, separators=(",", ":")
+    )
+    make: Any = json.encoder.c_make_encoder  # type: ignore[attr-defined]
+    if make is None:  # no C here
+        return encoder.encode
+    string: Callable[[str], str] = (
+        json.encoder.encode_basestring_ascii if ensure_ascii else json.encoder.encode_basestring
+    )
+    chunks = make(None, encoder.default, string, None, ":", ",", False, False, False)
+
+    def encode(value: Any) -> str:
+        return string(value) if type(value) is str else "".join(chunks(value, 0))
+
+    return encode
+
+
+_encode = _make_encoder(ensure_ascii=False)
+_encode_to_ascii = _make_encoder(ensure_ascii=True)
 
 
 def encode_json(value: Any) -> bytes:
@@ -116,7 +140,7 @@ def encode_json(value: Any) -> bytes:
         TypeError: it holds something that JSON cannot say.
     """
     try:
-        encoded = _encoder.encode(value).encode()
+        encoded = _encode(value).encode()
     except (ValueError, RecursionError) as error:
         encoded = _encode_again(value, error)
     if len(encoded) > _SHORT:
@@ -127,7 +151,7 @@ def encode_json(value: Any) -> bytes:
 def encode_ascii(value: Any) -> str:
     """As `encode_json`, but as a text of ASCII characters; raises the same."""
     try:
-        text = _ascii_encoder.encode(value)
+        text = _encode_to_ascii(value)
     except (ValueError, RecursionError) as error:
         text = _encode_again(value, error).decode()
     if len(text) > _SHORT:
@@ -138,7 +162,7 @@ def encode_ascii(value: Any) -> str:
 def encode_decoded(value: Any) -> bytes:
     """As `encode_json`, for what `decode_json` returned or a part of it: it is known to be good."""
     try:
-        return _encoder.encode(value).encode()
+        return _encode(value).encode()
     except (ValueError, RecursionError) as error:
         return _encode_again(value, error)
 
@@ -147,7 +171,7 @@ def _encode_again(value: Any, error: Exception) -> bytes:
     """Encode what UTF-8 cannot say, or raise the error with what to do about it."""
     if isinstance(error, UnicodeEncodeError):
         # Half of a surrogate pair is legal in JSON as an escape, but not in UTF-8.
-        return _ascii_encoder.encode(value).encode()
+        return _encode_to_ascii(value).encode()
     if isinstance(error, RecursionError):
         raise ValueError(TOO_DEEP) from None
     if "integer string conversion" in str(error):  # more digits than Python writes
