@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -326,6 +327,79 @@ def test_what_the_service_thinks_of_its_container(project: Project) -> None:
     # The messages are on the disk of the engine's volumes.
     place = project.docker("info", "--format", "{{.DockerRootDir}}")
     assert disk == shutil.disk_usage(place).total
+
+
+async def test_full_histories_and_clients_that_read_nothing_in_512_mb(project: Project) -> None:
+    """The image alone, with its private Valkey: publishing is refused before the kernel kills."""
+    own = [f"t{number}" for number in range(27)]
+    types = [*own, "status", "stats", "health", "config", "system"]
+    settings = {"BIND": "0.0.0.0:3001", "PUBLISH_TOKEN": TOKEN, "RATE_LIMIT": "0", "WORKERS": "2"}
+    settings |= {"MESSAGE_TYPES": ",".join(own), "COLLECTOR": "0"}
+    options = [word for name, value in settings.items() for word in ("--env", f"{name}={value}")]
+    name = project.docker(
+        *("run", "--detach", "--memory", "512m", "--memory-swap", "512m", "--shm-size", "256m"),
+        *(*options, "yujian-presence-backend:latest"),
+    )
+    try:
+        host = project.docker(
+            "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name
+        )
+        until_now(lambda: project.state(name) == "healthy.", "it serves", 60)
+        answers = await fill(f"http://{host}:3001", host, types)
+        assert answers.keys() == {(200, None), (503, "BACKPLANE_FULL")}, answers
+        # What is refused leaves nothing behind.
+        assert answers[503, "BACKPLANE_FULL"] > 200
+        found = json.loads(project.docker("inspect", name))[0]["State"]
+        assert (found["Running"], found["OOMKilled"]) == (True, False)
+        log = project.docker(
+            "exec", name, "sh", "-c", "cat /sys/fs/cgroup/memory/memory.oom_control"
+        )
+        assert "oom_kill 0" in log
+    finally:
+        project.docker("rm", "--force", "--volumes", name)
+
+
+async def fill(base: str, host: str, types: list[str]) -> Counter[tuple[int, str | None]]:
+    """Publish 17 MB to each type, eight at once, while 40 clients read nothing; the answers."""
+    answers: Counter[tuple[int, str | None]] = Counter()
+    deaf: list[asyncio.StreamWriter] = []
+
+    async def stall(query: str) -> None:
+        """A client that wants everything, and takes nothing."""
+        reader, writer = await asyncio.open_connection(host, 3001, limit=1024)
+        writer.transport.pause_reading()
+        writer.write(
+            f"GET /ws/realtime?types={','.join(types)}{query} HTTP/1.1\r\nHost: {host}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+        )
+        await writer.drain()
+        deaf.append(writer)
+
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+
+        async def post(type: str) -> None:
+            body = {"type": type, "event": "bulk", "data": "x" * 1_000_000}
+            async with http.post(f"{base}/ws/broadcast", json=body) as answer:
+                answers[answer.status, (await answer.json()).get("code")] += 1
+
+        for _ in range(20):
+            await stall("")
+        for round in range(17):
+            for first in range(0, len(types), 8):
+                await asyncio.gather(*map(post, types[first : first + 8]))
+            if round in (3, 8):
+                for _ in range(10):
+                    await stall("&history=100")
+        async with http.get(f"{base}/status") as answer:
+            status = await answer.json()
+        assert all(row["generation"] < 2 for row in status["workers"]), "no worker has died"
+        async with http.get(f"{base}/metrics") as answer:
+            page = await answer.text()
+        assert 'realtime_workers_died_total{state="ready"} 0.0' in page
+    for writer in deaf:
+        writer.close()
+    return answers
 
 
 def test_more_open_files_than_the_host_gives(project: Project) -> None:
