@@ -366,8 +366,8 @@ async def fill(base: str, host: str, types: list[str]) -> Counter[tuple[int, str
 
     async def stall(query: str) -> None:
         """A client that wants everything, and takes nothing."""
+        # Past twice the limit it reads nothing.
         _, writer = await asyncio.open_connection(host, 3001, limit=1024)
-        writer.transport.pause_reading()
         writer.write(
             f"GET /ws/realtime?types={','.join(types)}{query} HTTP/1.1\r\nHost: {host}\r\n"
             "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
