@@ -103,10 +103,7 @@ export function Chart({ name, metric, points, from, to, hole, at, onAt: setAt }:
       >
         <svg width={width} height={HEIGHT} viewBox={`0 0 ${width} ${HEIGHT}`} aria-hidden="true">
           {[0, top / 2, top].map((value) => (
-            <g key={value}>
-              <line className="grid" data-floor={value === 0 || undefined} x1="0" x2={width} y1={y(value)} y2={y(value)} />
-              {value > 0 && <text y={y(value) - 3}>{`${value} %`}</text>}
-            </g>
+            <line key={value} className="grid" data-floor={value === 0 || undefined} x1="0" x2={width} y1={y(value)} y2={y(value)} />
           ))}
           {ticks.map((time) => (
             <line key={time} className="grid" x1={x(time)} x2={x(time)} y1={TOP} y2={FLOOR} />
@@ -120,6 +117,9 @@ export function Chart({ name, metric, points, from, to, hole, at, onAt: setAt }:
               </g>
             );
           })}
+          {[top / 2, top].map((value) => (
+            <text key={value} y={y(value) - 3}>{`${value} %`}</text>
+          ))}
           {chosen && (
             <g className="cross">
               <line x1={x(chosen.t)} x2={x(chosen.t)} y1={TOP} y2={FLOOR} />
