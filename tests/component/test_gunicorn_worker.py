@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.copies import SERVICE, Copy
 from tests.support.ports import free_port
 from tests.support.waiting import until_now
 from workers.leader import valkey
@@ -56,15 +57,14 @@ def make_application(worker, machine):
 """
 
 
-class Service:
+class Service(Copy):
     """gunicorn with a copy of `workers`, in a directory of its own."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.data_dir = home / "data"
-        for name in ("app", "workers"):
-            shutil.copytree(REPO / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(REPO / "gunicorn.conf.py", home)
+        self.root = home
+        self.fill(SERVICE)
         with (home / "app" / "main.py").open("a") as main:
             main.write(ADDED)
         self.port = free_port()

@@ -6,14 +6,12 @@ import asyncio
 import functools
 import json
 import os
-import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +20,7 @@ import websockets
 from aiohttp.abc import AbstractResolver, ResolveResult
 from websockets.asyncio.client import connect
 
-from tests.support import REPO
+from tests.support.copies import SCRIPTED, Copy, Done
 from tests.support.ports import free_port
 from tests.support.service import TOKEN
 from tests.support.waiting import until, until_now
@@ -32,11 +30,7 @@ HOME = Path(os.environ.get("ENGINE_DIR", "/var/tmp/yujian-engine"))
 """Where the engine is installed and keeps its images."""
 API, SITE = "api.localhost", "lab.localhost"
 _started: list[str] = []
-_COPIED = (
-    "app", "workers", "scripts", "frontend", "caddy", "monitoring", "gunicorn.conf.py",
-    "requirements.txt", "requirements.lock", "docker-compose.yml", "deploy-websocket.sh", "rollback.sh",
-    "verify-deployment.sh", "Dockerfile", ".dockerignore",
-)  # fmt: skip
+COPIED = (*SCRIPTED, "frontend", "monitoring", "Dockerfile", ".dockerignore")
 
 
 @functools.cache
@@ -82,33 +76,12 @@ def stop_engine() -> None:
         _started.clear()
 
 
-@dataclass(frozen=True)
-class Done:
-    """A script that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """What it printed with --json."""
-        return json.loads(self.out.splitlines()[-1])
-
-
-class Project:
+class Project(Copy):
     """A copy of the repository, and its containers."""
 
     def __init__(self, home: Path) -> None:
         self.root = home / "yujian"
-        self.root.mkdir(parents=True)
-        for name in _COPIED:
-            if (REPO / name).is_dir():
-                ignored = shutil.ignore_patterns("__pycache__", "node_modules")
-                shutil.copytree(REPO / name, self.root / name, ignore=ignored)
-            else:
-                shutil.copy2(REPO / name, self.root / name)
-        (self.root / "Caddyfile").symlink_to("caddy/Caddyfile")
+        self.fill(COPIED)
         self.port = free_port()
         self.certificate = home / "root.crt"
         self.settings = {
@@ -161,17 +134,8 @@ class Project:
         return self.docker("compose", *arguments, check=check)
 
     def run(self, script: str, *arguments: str, **environ: str) -> Done:
-        """Run a script to its end, from elsewhere."""
-        done = subprocess.run(
-            [str(self.root / script), *arguments],
-            cwd="/",
-            env=self.environ | environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+        """Run a script of the copy to its end."""
+        return self.run_script(script, *arguments, environ=self.environ | environ, timeout=280)
 
     def deploy(self, *options: str, **environ: str) -> Done:
         """`deploy-websocket.sh --json`."""
@@ -205,17 +169,6 @@ class Project:
         """Get the certificate of Caddy's own authority."""
         inside = "caddy:/data/caddy/pki/authorities/local/root.crt"
         self.compose("cp", inside, str(self.certificate))
-
-    def change(self, file: str, old: str, new: str) -> None:
-        """Change the code, as a new version does."""
-        path = self.root / file
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new, 1))
-
-    def version(self, version: str) -> None:
-        """Bring the code of a version."""
-        (self.root / "app/__init__.py").write_text(f'__version__ = "{version}"\n')
 
     def session(self) -> aiohttp.ClientSession:
         """HTTP to what Caddy publishes, by the names of its sites."""

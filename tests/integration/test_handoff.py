@@ -541,7 +541,7 @@ async def test_reloads_that_cannot_start_change_nothing() -> None:
     async with service, Fleet(service) as fleet, Ticker(service) as ticker:
         await fleet.open(60)
         old = set(spread_of(service))
-        main = service.code / "app" / "main.py"
+        main = service.root / "app" / "main.py"
         good = main.read_text()
 
         async def fails_to_reload(sign: str) -> None:
@@ -556,15 +556,15 @@ async def test_reloads_that_cannot_start_change_nothing() -> None:
         main.write_text(good + "\nraise RuntimeError('fails on import')\n")
         await fails_to_reload("fails on import")
         main.write_text(good)
-        (service.code / ".env").write_text("HEARTBEAT_INTERVAL=never\n")
+        (service.root / ".env").write_text("HEARTBEAT_INTERVAL=never\n")
         await fails_to_reload("HEARTBEAT_INTERVAL")
-        (service.code / ".env").unlink()
+        (service.root / ".env").unlink()
 
         # New code, at last: everybody gets it without noticing.
         before = set(spread_of(service))
-        init = service.code / "app" / "__init__.py"
+        init = service.root / "app" / "__init__.py"
         init.write_text(init.read_text().rsplit("=", 1)[0] + '= "9.9.9"\n')
-        handlers = service.code / "handlers.py"
+        handlers = service.root / "handlers.py"
         handlers.write_text(
             handlers.read_text().replace('return "entered"', 'return "entered, says the new code"')
         )
@@ -582,7 +582,7 @@ async def test_configuration_that_raises_changes_nothing() -> None:
     service = CopiedService(allow_traceback=True)
     async with service, Fleet(service) as fleet, Ticker(service) as ticker:
         await fleet.open(60)
-        configuration = service.code / "gunicorn.conf.py"
+        configuration = service.root / "gunicorn.conf.py"
         good = configuration.read_text()
         configuration.write_text(good + "\nraise RuntimeError('a configuration that raises')\n")
         signal_master(service, signal.SIGHUP)

@@ -49,7 +49,7 @@ class Reloaded(CopiedService):
     def begin_reload(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "workers.reload", "--json", *arguments],
-            cwd=self.code,
+            cwd=self.root,
             env=dict(os.environ) | {"DATA_DIR": str(self.data_dir)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -64,16 +64,6 @@ class Reloaded(CopiedService):
         report: dict[str, Any] = json.loads(printed)
         assert report["code"] == process.returncode
         return report | {"told": told}
-
-    def change(self, name: str, old: str, new: str) -> None:
-        path = self.code / name
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new, 1))
-
-    def version(self, value: str) -> None:
-        """Code that another version of the service would bring."""
-        (self.code / "app/__init__.py").write_text(f'__version__ = "{value}"\n')
 
     async def serves(self, version: str | None) -> None:
         """Assert which version answers, and that no client has noticed anything."""
@@ -127,7 +117,7 @@ async def test_new_code_by_hup(service: Reloaded) -> None:
 async def test_new_master_when_the_master_itself_changes(service: Reloaded) -> None:
     master = service.master
     service.version("second")
-    with (service.code / "workers/shared/paths.py").open("a") as file:
+    with (service.root / "workers/shared/paths.py").open("a") as file:
         file.write("# changed\n")
     report = await service.reload()
     assert report["code"] == 0, report
@@ -144,24 +134,24 @@ async def test_new_master_when_the_master_itself_changes(service: Reloaded) -> N
 
 
 def broken_code(service: Reloaded) -> str:
-    with (service.code / "app/main.py").open("a") as file:
+    with (service.root / "app/main.py").open("a") as file:
         file.write("import no_such_module\n")
     return "No module named 'no_such_module'"
 
 
 def wrong_setting(service: Reloaded) -> str:
-    (service.code / ".env").write_text("HISTORY_SIZE=many\n")
+    (service.root / ".env").write_text("HISTORY_SIZE=many\n")
     return "HISTORY_SIZE"
 
 
 def raising_configuration(service: Reloaded) -> str:
-    with (service.code / "gunicorn.conf.py").open("a") as file:
+    with (service.root / "gunicorn.conf.py").open("a") as file:
         file.write("raise ValueError('not this time')\n")
     return "not this time"
 
 
 def missing_handlers(service: Reloaded) -> str:
-    (service.code / "handlers.py").write_text("x = 1\n")
+    (service.root / "handlers.py").write_text("x = 1\n")
     return "register"
 
 
@@ -180,7 +170,7 @@ def dying_worker(service: Reloaded) -> str:
 )
 async def test_what_cannot_start_changes_nothing(service: Reloaded, spoil: Any) -> None:
     master, workers = service.master, service.workers_now()
-    code = {path: path.read_bytes() for path in service.code.rglob("*.py")}
+    code = {path: path.read_bytes() for path in service.root.rglob("*.py")}
     service.version("second")
     reason = spoil(service)
     report = await service.reload()
@@ -196,7 +186,7 @@ async def test_what_cannot_start_changes_nothing(service: Reloaded, spoil: Any) 
 
     for path, content in code.items():
         path.write_bytes(content)
-    (service.code / ".env").unlink(missing_ok=True)
+    (service.root / ".env").unlink(missing_ok=True)
     service.version("third")
     report = await service.reload()
     assert (report["code"], report["handed_over"]) == (0, CLIENTS), report

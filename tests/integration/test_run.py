@@ -21,7 +21,7 @@ import pytest
 from tests.support import REPO
 from tests.support.envelopes import walk
 from tests.support.plain import PlainClient, spread
-from tests.support.service import MARK, Service
+from tests.support.service import Service
 from tests.support.sioclient import sio_clients
 from tests.support.waiting import until
 
@@ -78,7 +78,7 @@ class InTerminal(Service):
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"],
                 cwd=REPO,
-                env=dict(os.environ) | self.settings | {MARK: self._mark},
+                env=self.environ,
                 stdin=theirs,
                 stdout=log,
                 stderr=subprocess.STDOUT,

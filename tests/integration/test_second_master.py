@@ -48,7 +48,7 @@ class Checkouts(Service):
 
     def launch(self, place: Path, *options: str, **settings: str) -> subprocess.Popen[bytes]:
         """`python -m workers.start` in a checkout."""
-        environ = dict(os.environ) | self.settings | {"YUJIAN_TEST_ID": self._mark} | settings
+        environ = self.environ | settings
         with self.log_path.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "workers.start", *options],

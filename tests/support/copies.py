@@ -1,4 +1,4 @@
-"""A copy of the repository with a service of its own, for scripts that change what they deploy."""
+"""Copies of the repository, for tests and scripts that change what they deploy or reload."""
 
 from __future__ import annotations
 
@@ -9,30 +9,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from tests.support import REPO
+from tests.support import REPO, programs
 from tests.support.service import MARK, Service
 
-_COPIED = (
-    "app",
-    "workers",
-    "scripts",
-    "gunicorn.conf.py",
-    "requirements.txt",
-    "requirements.lock",
-    "Caddyfile",
-    "caddy",
-    "docker-compose.yml",
-    "deploy-websocket.sh",
-    "rollback.sh",
-    "verify-deployment.sh",
+SERVICE = ("app", "workers", "gunicorn.conf.py")
+"""What a service needs."""
+SCRIPTED = (
+    *SERVICE,
+    *("scripts", "requirements.txt", "requirements.lock", "caddy", "docker-compose.yml"),
+    *("deploy-websocket.sh", "rollback.sh", "verify-deployment.sh"),
 )
+"""What the scripts of a deployment need as well."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +39,59 @@ class Done:
 
     @property
     def json(self) -> Any:
-        """What it printed with --json."""
-        return json.loads(self.out)
+        """What it printed last with --json."""
+        return json.loads(self.out.splitlines()[-1])
 
 
-class Installed(Service):
+class Copy:
+    """Files and directories of the repository in a directory of their own."""
+
+    root: Path
+
+    def fill(self, names: Iterable[str]) -> None:
+        """Copy files and directories of the repository to `root`."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        ignored = shutil.ignore_patterns("__pycache__", "node_modules")
+        for name in names:
+            if (REPO / name).is_dir():
+                shutil.copytree(REPO / name, self.root / name, ignore=ignored)
+            else:
+                shutil.copy2(REPO / name, self.root / name)
+        if (self.root / "caddy").is_dir():
+            (self.root / "Caddyfile").symlink_to("caddy/Caddyfile")
+
+    def change(self, file: str, old: str, new: str) -> None:
+        """Change the code, as a new version does."""
+        path = self.root / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    def version(self, version: str) -> None:
+        """Let the code say that it is of a version."""
+        (self.root / "app/__init__.py").write_text(f'__version__ = "{version}"\n')
+
+    def read(self, file: str) -> str:
+        """A file of the copy."""
+        return (self.root / file).read_text()
+
+    def run_script(
+        self, script: str, *arguments: str, environ: dict[str, str], timeout: float
+    ) -> Done:
+        """Run a script of the copy to its end, from elsewhere."""
+        done = subprocess.run(
+            [str(self.root / script), *arguments],
+            cwd="/",
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+
+class Installed(Copy, Service):
     """A service that runs from a copy of the repository.
 
     Its settings are in `.env` of the copy, except for the address, so that scripts find them.
@@ -58,17 +100,9 @@ class Installed(Service):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"HANDLERS": "", "WORKERS": 1, "DRAIN_SECONDS": 2, **settings})
         self.root = self.home / "yujian"
-        self.root.mkdir()
-        for name in _COPIED:
-            if (REPO / name).is_dir():
-                ignored = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(REPO / name, self.root / name, ignore=ignored)
-            else:
-                shutil.copy2(REPO / name, self.root / name)
+        self.fill(SCRIPTED)
         lines = [f"{name}={value}\n" for name, value in self.settings.items()]
         (self.root / ".env").write_text("".join(lines))
-        self.mark = uuid.uuid4().hex
-        self._mark = self.mark
 
     @property
     def backups(self) -> Path:
@@ -79,51 +113,16 @@ class Installed(Service):
     def environ(self) -> dict[str, str]:
         """The environment of the service and of the scripts."""
         plain = {name: value for name, value in os.environ.items() if name not in self.settings}
-        caddy = str(Path(sys.executable).with_name("caddy"))
         return plain | {
             MARK: self.mark,
             "PYTHON": sys.executable,
-            "CADDY": caddy,
+            "CADDY": programs.find("caddy"),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
-    def spawn(self) -> subprocess.Popen[bytes]:
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"],
-                cwd=self.root,
-                env=self.environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        Service.running.append(self)
-        return self.process
-
     def run(self, script: str, *arguments: str, **environ: str) -> Done:
-        """Run a script of the copy to its end, from elsewhere."""
-        done = subprocess.run(
-            [str(self.root / script), *arguments],
-            cwd="/",
-            env=self.environ | environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
-
-    def change(self, file: str, old: str, new: str) -> None:
-        """Change the code, as a new version does."""
-        path = self.root / file
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new, 1))
-
-    def read(self, file: str) -> str:
-        """A file of the copy."""
-        return (self.root / file).read_text()
+        """Run a script of the copy to its end."""
+        return self.run_script(script, *arguments, environ=self.environ | environ, timeout=100)
 
     def end(self) -> None:
         """Stop a service that a script has started."""
@@ -134,35 +133,16 @@ class Installed(Service):
         self.assert_nothing_left()
 
 
-class CopiedService(Service):
+class CopiedService(Copy, Service):
     """A service that runs a copy of the code, which a test may change between reloads."""
 
     def __init__(self, **options: Any) -> None:
-        self.code = Path(tempfile.mkdtemp(prefix="yj-code-"))
-        ignored = shutil.ignore_patterns("__pycache__")
-        for name in ("app", "workers"):
-            shutil.copytree(REPO / name, self.code / name, ignore=ignored)
-        shutil.copy(REPO / "gunicorn.conf.py", self.code)
         super().__init__(**{"HANDLERS": "handlers", **options})
-        shutil.copy(REPO / "tests/support/handlers.py", self.code)
-
-    def spawn(self) -> subprocess.Popen[bytes]:
-        """Start the processes in the directory of the copy."""
-        environ = dict(os.environ) | self.settings | {MARK: self._mark}
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"],
-                cwd=self.code,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        Service.running.append(self)
-        return self.process
+        self.root = Path(tempfile.mkdtemp(prefix="yj-code-"))
+        self.fill(SERVICE)
+        shutil.copy(REPO / "tests/support/handlers.py", self.root)
 
     def destroy(self) -> None:
         """Remove the copy as well."""
         super().destroy()
-        shutil.rmtree(self.code, ignore_errors=True)
+        shutil.rmtree(self.root, ignore_errors=True)

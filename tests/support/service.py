@@ -57,6 +57,8 @@ class Service:
     """
 
     running: ClassVar[list[Service]] = []
+    root: Path = REPO
+    """Where its code is."""
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class Service:
         self.settings |= {name: str(value) for name, value in settings.items()}
         self.log_path = self.home / "service.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self._mark = uuid.uuid4().hex
+        self.mark = uuid.uuid4().hex
 
     # Life cycle
 
@@ -105,9 +107,13 @@ class Service:
             return ""
         return self.log_path.read_text(errors="replace")
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment of its processes, by which they are found."""
+        return dict(os.environ) | self.settings | {MARK: self.mark}
+
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the processes and do not wait for anything."""
-        environ = dict(os.environ) | self.settings | {MARK: self._mark}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -118,8 +124,8 @@ class Service:
                     ),
                     *(sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"),
                 ],
-                cwd=REPO,
-                env=environ,
+                cwd=self.root,
+                env=self.environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -227,7 +233,7 @@ class Service:
             with contextlib.suppress(psutil.Error):
                 if process.status() == psutil.STATUS_ZOMBIE:
                     continue
-                ours = process.environ().get(MARK) == self._mark
+                ours = process.environ().get(MARK) == self.mark
                 if ours or process.pid in self._valkey_candidates():
                     found.append(process)
         return found
