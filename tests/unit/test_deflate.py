@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import zlib
@@ -226,6 +227,7 @@ def test_what_is_too_large_compressed_already() -> None:
             CloseCode.PROTOCOL_ERROR,
         ),
     ],
+    ids=itertools.count(),  # masks are random
 )
 def test_violations(frames: bytes, code: CloseCode) -> None:
     assert code_of(frames) == code
