@@ -90,17 +90,17 @@ def answer(bits: int) -> str:
     return f"permessage-deflate; server_no_context_takeover; client_no_context_takeover{window}"
 
 
-def compress(payload: bytes, bits: int) -> bytes:
-    """A text frame whose payload is compressed, if that makes it smaller."""
+def compress(payload: bytes, bits: int, opcode: int = TEXT) -> bytes:
+    """A frame whose payload is compressed, if that makes it smaller."""
     size = len(payload)
     if not LEAST_SIZE <= size <= LARGEST_SIZE:
-        return build_frame(TEXT, payload)
+        return build_frame(opcode, payload)
     level = LEVEL if size < LARGE_SIZE else LARGE_LEVEL
     deflater = zlib.compressobj(level, zlib.DEFLATED, -bits)
     made = deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH)
     if len(made) - len(_TAIL) >= size:
-        return build_frame(TEXT, payload)
-    frame = bytearray(build_frame(TEXT, made[: -len(_TAIL)]))
+        return build_frame(opcode, payload)
+    frame = bytearray(build_frame(opcode, made[: -len(_TAIL)]))
     frame[0] |= _RSV1
     return bytes(frame)
 

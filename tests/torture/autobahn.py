@@ -14,10 +14,11 @@ from typing import Any
 REQUIREMENTS = Path(__file__).with_name("autobahn.txt")
 ENVIRONMENT = Path(sys.prefix) / "autobahn"
 """Where the suite is installed: beside what runs these tests, so that `make clean` removes it."""
-NOT_OFFERED = ("12.*", "13.*")
-"""Cases of compression, which the service does not negotiate."""
+COMPRESSION = ("12.*", "13.*")
+"""Cases of compression, which take minutes."""
 BUILD_SECONDS = 300
 RUN_SECONDS = 300
+COMPRESSION_SECONDS = 1800
 
 # `zope` is spread over directories by .pth files, which only a site directory may have.
 _RUN = "import site; site.addsitedir({!r}); from autobahntestsuite.wstest import run; run()"
@@ -75,13 +76,22 @@ def install(environment: Path = ENVIRONMENT) -> Path:
     return environment / "packages"
 
 
-def run(url: str, directory: Path, cases: list[str]) -> dict[str, dict[str, Any]]:
+def run(
+    url: str,
+    directory: Path,
+    cases: list[str],
+    *,
+    left_out: tuple[str, ...] = (),
+    seconds: int = RUN_SECONDS,
+) -> dict[str, dict[str, Any]]:
     """Run cases against a server that echoes.
 
     Args:
         url: of the server.
         directory: for the reports; it must exist.
-        cases: ids or patterns of the suite; `*`: all. Those of compression are left out.
+        cases: ids or patterns of the suite; `*`: all.
+        left_out: ids or patterns of those that are not run.
+        seconds: that the run may take.
 
     Returns:
         What the suite says of each case, by its id: `behavior`, `behaviorClose` and `report`, the
@@ -89,7 +99,7 @@ def run(url: str, directory: Path, cases: list[str]) -> dict[str, dict[str, Any]
 
     Raises:
         NoPython: there is no Python 2.7.
-        subprocess.SubprocessError: the suite failed, or took longer than `RUN_SECONDS`.
+        subprocess.SubprocessError: the suite failed, or took longer than `seconds`.
     """
     packages = install()
     specification = directory / "specification.json"
@@ -98,7 +108,7 @@ def run(url: str, directory: Path, cases: list[str]) -> dict[str, dict[str, Any]
         "outdir": str(reports),
         "servers": [{"agent": "service", "url": url}],
         "cases": cases,
-        "exclude-cases": list(NOT_OFFERED),
+        "exclude-cases": list(left_out),
         "exclude-agent-cases": {},
     }
     specification.write_text(json.dumps(described))
@@ -108,7 +118,7 @@ def run(url: str, directory: Path, cases: list[str]) -> dict[str, dict[str, Any]
             [*suite, "--mode", "fuzzingclient", "--spec", str(specification)],
             stdout=log,
             stderr=subprocess.STDOUT,
-            timeout=RUN_SECONDS,
+            timeout=seconds,
             check=True,
         )
     verdicts: dict[str, dict[str, Any]] = json.loads((reports / "index.json").read_text())[

@@ -12,6 +12,7 @@ import sys
 import uvloop
 from aiohttp import web
 
+from app.protocol.deflate import InflatingReader, answer, compress, negotiate
 from app.protocol.frames import BINARY, TEXT, build_frame
 from app.transport.connection import Connection
 from app.transport.hub import Hub
@@ -33,6 +34,28 @@ class Echo(Connection):
         self.send(build_frame(BINARY, data))
 
 
+class DeflatedEcho(Echo):
+    """Sends each message back compressed, as its client has negotiated."""
+
+    def __init__(self, hub: Hub, fd: int, bits: int) -> None:
+        super().__init__(hub, fd, "echo")
+        self.bits = bits
+
+    def receive(self, data: bytes) -> None:
+        """Read compressed messages."""
+        if self.reader is None and data:
+            self.reader = InflatingReader(self.hub.max_message)
+        super().receive(data)
+
+    def on_text(self, text: str) -> None:
+        """Send it back."""
+        self.send(compress(text.encode(), self.bits))
+
+    def on_binary(self, data: bytes) -> None:
+        """Send it back."""
+        self.send(compress(data, self.bits, BINARY))
+
+
 async def serve(port: int) -> None:
     """Serve until this is cancelled."""
     hub = Hub(
@@ -45,9 +68,11 @@ async def serve(port: int) -> None:
     async def upgrade(request: web.Request) -> web.StreamResponse:
         key = request.headers["Sec-WebSocket-Key"]
         fd, received = detach(request)
-        connection = Echo(hub, fd, "echo")
+        bits = negotiate(request.headers.getall("Sec-WebSocket-Extensions", ()))
+        connection = Echo(hub, fd, "echo") if bits is None else DeflatedEcho(hub, fd, bits)
         hub.attach(connection)
-        connection.send(handshake_response(key))
+        extension = None if bits is None else answer(bits)
+        connection.send(handshake_response(key, extension=extension))
         if received:
             connection.receive(received)
         return DetachedResponse(status=101)

@@ -1,4 +1,4 @@
-"""Every case of the Autobahn suite but those of compression, against the service's transport."""
+"""Every case of the Autobahn suite against the service's transport."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from tests.torture import autobahn
 pytestmark = pytest.mark.timeout(autobahn.BUILD_SECONDS + autobahn.RUN_SECONDS)
 
 CASES = 301
+COMPRESSION_CASES = 216
+DECLINED = 0
 NOT_JUDGED = {"7.1.6", "7.13.1", "7.13.2"}
 """Cases that the suite calls informational whatever the server does."""
 
@@ -38,7 +40,9 @@ async def echo() -> AsyncIterator[str]:
 
 
 async def test_every_case_is_ok(echo: str, tmp_path: Path) -> None:
-    verdicts = await asyncio.to_thread(autobahn.run, echo, tmp_path, ["*"])
+    verdicts = await asyncio.to_thread(
+        autobahn.run, echo, tmp_path, ["*"], left_out=autobahn.COMPRESSION
+    )
     wrong = {
         case: (verdict["behavior"], verdict["behaviorClose"], Path(verdict["report"]).read_text())
         for case, verdict in verdicts.items()
@@ -49,6 +53,27 @@ async def test_every_case_is_ok(echo: str, tmp_path: Path) -> None:
     assert {
         verdicts[case][what] for case in NOT_JUDGED for what in ("behavior", "behaviorClose")
     } == {"INFORMATIONAL"}
+
+
+@pytest.mark.timeout(autobahn.BUILD_SECONDS + autobahn.COMPRESSION_SECONDS)
+async def test_every_case_of_compression_is_ok(echo: str, tmp_path: Path) -> None:
+    verdicts = await asyncio.to_thread(
+        autobahn.run,
+        echo,
+        tmp_path,
+        list(autobahn.COMPRESSION),
+        seconds=autobahn.COMPRESSION_SECONDS,
+    )
+    wrong = {
+        case: (verdict["behavior"], verdict["behaviorClose"], Path(verdict["report"]).read_text())
+        for case, verdict in verdicts.items()
+        if not {verdict["behavior"], verdict["behaviorClose"]} <= {"OK", "UNIMPLEMENTED"}
+    }
+    assert not wrong
+    assert len(verdicts) == COMPRESSION_CASES
+    # The suite offers nothing else in these, and a window of 8 bits is declined.
+    declined = {case for case, one in verdicts.items() if one["behavior"] == "UNIMPLEMENTED"}
+    assert len(declined) == DECLINED
 
 
 def test_without_a_python_2_7_it_says_how_to_get_one(
