@@ -18,7 +18,6 @@ COMPRESSION = ("12.*", "13.*")
 """Cases of compression, which take minutes."""
 BUILD_SECONDS = 300
 RUN_SECONDS = 300
-COMPRESSION_SECONDS = 1800
 
 # `zope` is spread over directories by .pth files, which only a site directory may have.
 _RUN = "import site; site.addsitedir({!r}); from autobahntestsuite.wstest import run; run()"
