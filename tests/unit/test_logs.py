@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.logs import JsonFormatter, LineFormatter, TextFormatter, enter_worker, logconfig
+from workers.logs import (
+    _SECRETS,
+    JsonFormatter,
+    LineFormatter,
+    TextFormatter,
+    _hide,
+    enter_worker,
+    logconfig,
+)
 
 FORMATTERS: list[type[LineFormatter]] = [TextFormatter, JsonFormatter]
 
@@ -215,3 +223,17 @@ def test_process_ids_and_settings_stay() -> None:
 )
 def test_no_value_can_pass_for_another_field(value: object, shown: str) -> None:
     assert TextFormatter().format(record("m", user=value)).endswith(f"m user={shown}")
+
+
+_PARTS = st.sampled_from(
+    [
+        *("Token", "=", ": ", "paſſword", "://u:p@h", "eyJhbGciOi.", "a.b", '"', "pid", " ", "x1"),
+        *("0f" * 18, "-", ".", "ab" * 12, "BEARER ", "Cookie", "resume%3d", "\\", "secret", "42"),
+    ]
+)
+
+
+@settings(max_examples=500)
+@given(st.lists(_PARTS, max_size=12).map("".join))
+def test_the_quick_look_misses_no_secret(text: str) -> None:
+    assert LineFormatter().redacted(text) == _SECRETS.sub(_hide, text)
