@@ -82,19 +82,14 @@ class WeightedHistogram(Histogram):
         self._buckets[bisect.bisect_left(self._upper_bounds, amount)].inc(count)
 
 
-def process_identity(pid: int | None = None) -> str | None:
-    """Name a process as no other is named until the machine restarts: `<pid>-<start time>`.
-
-    Returns None when there is no such process or it is dead and only not yet waited for.
-    """
+def process_name() -> str:
+    """Name this process as no other is named until the machine restarts: `<pid>-<start time>`."""
     try:
-        stat = Path(f"/proc/{pid or os.getpid()}/stat").read_text("ascii", "replace")
+        stat = Path("/proc/self/stat").read_text("ascii", "replace")
     except OSError:
-        return None
+        return str(os.getpid())
     # The second field, the command in brackets, may hold blanks and brackets itself.
-    fields = stat.rpartition(")")[2].split()
-    state, start = fields[0], fields[19]
-    return None if state in "ZX" else f"{pid or os.getpid()}-{start}"
+    return f"{os.getpid()}-{stat.rpartition(')')[2].split()[19]}"
 
 
 _mmaped_dict: Any = MmapedDict  # the library leaves it untyped
@@ -149,7 +144,7 @@ def restore_files() -> bool:
 
 
 class _ProcessName:
-    """`process_identity` of this process, looked up once after each fork.
+    """`process_name` of this process, looked up once after each fork.
 
     prometheus_client asks for it at every increment.
     """
@@ -161,7 +156,7 @@ class _ProcessName:
 
     def __call__(self) -> str:
         if not self.known:
-            self.known = process_identity() or str(os.getpid())
+            self.known = process_name()
         return self.known
 
     def _forget(self) -> None:
@@ -172,7 +167,7 @@ class _ProcessName:
 def use_process_files() -> None:
     """Make metrics that are created from now on keep their values in files of this process.
 
-    The files are named by `process_identity` instead of the bare pid, which the kernel gives
+    The files are named by `process_name` instead of the bare pid, which the kernel gives
     away again: the figures of a dead worker must not become those of a stranger.
     """
     library: Any = values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,9 @@ from prometheus_client import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
-from app.prometheus_private import process_identity
+from app.prometheus_private import process_name
+from workers.shared.metrics_files import is_alive
+from workers.shared.processes import start_time
 
 
 @pytest.fixture(autouse=True)
@@ -21,17 +24,17 @@ def plain_mode(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_identity_tells_a_process_from_the_next_with_its_pid() -> None:
-    own = process_identity()
-    assert own is not None
-    assert own == process_identity()
+    assert process_name() == f"{os.getpid()}-{start_time(os.getpid())}"
     with subprocess.Popen(["sleep", "60"]) as child:
-        assert (process_identity(child.pid) or "").startswith(f"{child.pid}-")
+        name = f"{child.pid}-{start_time(child.pid)}"
+        assert is_alive(name)
+        assert not is_alive(f"{name}0")
         child.kill()
         # Dead, but not waited for: its entry in /proc is still there for a while.
-        while process_identity(child.pid) is not None:
+        while is_alive(name):
             pass
         assert Path(f"/proc/{child.pid}").exists()
-    assert process_identity(child.pid) is None
+    assert not is_alive(name)
 
 
 def test_processes_count_in_files_that_outlive_them(tmp_path: Path) -> None:
@@ -40,7 +43,9 @@ def test_processes_count_in_files_that_outlive_them(tmp_path: Path) -> None:
         """
         import os
         from app.metrics import Metrics
-        from app.prometheus_private import process_identity
+        from app.prometheus_private import process_name
+from workers.shared.metrics_files import is_alive
+from workers.shared.processes import start_time
         metrics = Metrics(["status"])
         metrics.delivered["status"].inc(7)
         metrics.subscriptions["status"].set(5)
@@ -50,7 +55,7 @@ def test_processes_count_in_files_that_outlive_them(tmp_path: Path) -> None:
             metrics.delivered["status"].inc(1)
             os._exit(0)
         os.waitpid(child, 0)
-        print(process_identity())
+        print(process_name())
         """
     )
     done = subprocess.run(

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from app.metrics import Metrics
-from app.prometheus_private import process_identity
+from app.prometheus_private import process_name
 from workers.shared import metrics_files
 from workers.shared.metrics_files import MetricsFiles
+from workers.shared.processes import start_time
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def fork() -> Iterator[Callable[[Callable[[], None]], int]]:
 
     yield start
     for pid in children:
-        if process_identity(pid):
+        if start_time(pid):
             kill(pid)
 
 
@@ -188,10 +189,10 @@ def test_files_of_living_processes_stay(
 
 
 def test_the_name_of_a_process_is_more_than_its_pid() -> None:
-    own = process_identity()
-    assert own is not None
+    own = process_name()
     assert metrics_files.is_alive(own)
     assert not metrics_files.is_alive(own + "0")
+    assert metrics_files.is_alive(own.partition("-")[0])
     assert not metrics_files.is_alive("nonsense")
 
 
@@ -211,10 +212,10 @@ def test_unfinished_and_damaged_files_of_dead_processes_are_removed(
 
 
 def test_a_new_file_without_a_size_is_left_alone(directory: Path) -> None:
-    (directory / f"counter_{process_identity()}.db").touch()
+    (directory / f"counter_{process_name()}.db").touch()
     files = MetricsFiles(directory)
     assert files.collect() == []
-    assert (directory / f"counter_{process_identity()}.db").exists()
+    assert (directory / f"counter_{process_name()}.db").exists()
 
 
 def test_one_at_a_time_even_between_threads(

@@ -25,9 +25,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from app.prometheus_private import process_identity
 from workers.shared.locks import open_lock, try_flock
 from workers.shared.polling import block_until
+from workers.shared.processes import start_time
 
 LOCK_WAIT = 5.0
 """Seconds to wait for another process that scrapes or folds; that takes milliseconds."""
@@ -47,9 +47,18 @@ logger = logging.getLogger(__name__)
 
 
 def is_alive(process: str) -> bool:
-    """Whether the process that `process_identity` gave this name still runs."""
-    pid = process.partition("-")[0]
-    return pid.isdigit() and process_identity(int(pid)) == process
+    """Whether the process with this name, `<pid>-<start time>`, still runs or may do so.
+
+    One that could not read its start time is named by its pid alone.
+    """
+    pid, _, born = process.partition("-")
+    if not (pid.isdigit() and (born.isdigit() or not born)):
+        return False
+    try:
+        found = start_time(int(pid))
+        return found is not None and (not born or found == int(born))
+    except OSError:
+        return True  # no descriptor is left to look: it is folded another time
 
 
 class MetricsFiles:
