@@ -44,8 +44,6 @@ def test_processes_count_in_files_that_outlive_them(tmp_path: Path) -> None:
         import os
         from app.metrics import Metrics
         from app.prometheus_private import process_name
-from workers.shared.metrics_files import is_alive
-from workers.shared.processes import start_time
         metrics = Metrics(["status"])
         metrics.delivered["status"].inc(7)
         metrics.subscriptions["status"].set(5)
