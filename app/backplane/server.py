@@ -127,6 +127,9 @@ class SentinelServer:
             self._sentinel_options |= tls | {"ssl": True}
         self._addresses = address.sentinels
         self._last_switch = ""
+        # The library moves the Sentinel that answers to the front, and loses one of them when two
+        # searches do that at once.
+        self._searching = asyncio.Lock()
         self._sentinels = Sentinel(  # type: ignore[no-untyped-call]
             list(address.sentinels),
             sentinel_kwargs=self._sentinel_options | {"socket_timeout": SENTINEL_TIMEOUT},
@@ -135,7 +138,8 @@ class SentinelServer:
     async def open(self, name: str, keep: Callable[[AbstractConnection], None]) -> None:
         """See `Server`; asks the Sentinels first."""
         try:
-            host, port = await self._sentinels.discover_master(self._name)
+            async with self._searching:
+                host, port = await self._sentinels.discover_master(self._name)
         except MasterNotFoundError:
             # The library's text lists each Sentinel's failure with its address.
             raise MasterNotFoundError(f"no Sentinel names a primary for {self._name!r}") from None

@@ -11,6 +11,7 @@ from typing import Self
 
 import pytest
 
+from app.backplane.server import SentinelServer
 from app.config import Settings
 from app.errors import BackplaneUnavailable
 from app.types import Gap, Message, Position
@@ -120,6 +121,22 @@ async def test_each_sentinel_may_be_gone(sentinels: Sentinels) -> None:
         await stream.reaches(len(stream.stored) + 10)
         sentinels.primary().kill()
         await stream.reaches(len(stream.stored) + 10)
+        sentinels.sentinels[0].cont()
+
+
+async def test_no_sentinel_is_forgotten_when_all_connections_search_at_once(
+    sentinels: Sentinels,
+) -> None:
+    async with joined(sentinels) as node:
+        await node.publish(draft())
+        sentinels.sentinels[0].stop()
+        links = (node.backplane.reading, node.backplane.publishing)
+        for link in links:
+            await link.close()
+        await asyncio.gather(*(link.call([(b"PING",)], 5) for link in links))
+        server = node.backplane._server
+        assert isinstance(server, SentinelServer)
+        assert len(set(map(id, server._sentinels.sentinels))) == 3
         sentinels.sentinels[0].cont()
 
 

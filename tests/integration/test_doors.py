@@ -157,14 +157,13 @@ async def test_attachments_before_connect_are_refused() -> None:
 async def test_silent_sockets_do_not_take_the_last_descriptors() -> None:
     """Nor do WebSocket connections: /status, publishing and a reload still work."""
     async with Service(open_files=120, WORKERS=1) as service:
-        silent = []
-        for _ in range(200):
-            with contextlib.suppress(OSError):
-                silent.append(await asyncio.open_connection("127.0.0.1", service.port))
-        assert (await service.get("/status")).status == 200
-        await service.publish("status")
-        for _, writer in silent:
-            writer.transport.abort()
+        with contextlib.ExitStack() as silent:
+            for _ in range(200):
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", service.port)
+                    silent.callback(writer.transport.abort)
+            assert (await service.get("/status")).status == 200
+            await service.publish("status")
         worker = psutil.Process(service.worker_pids()[0])
         await until(lambda: worker.num_fds() < 90, "the silent ones are closed")
         clients = []
