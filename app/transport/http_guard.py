@@ -128,12 +128,15 @@ class Guard:
         """Whether a connection with this descriptor may stay.
 
         The kernel gives out the lowest free number, so a high one says that few are left. Then
-        the connection that has been silent for the longest makes room.
+        those that have been silent for the longest make room: three times as many with each number above
+        the mark, since the next newcomers get the low numbers that they leave, and the high ones
+        are free again only when the row has passed.
         """
         if fd < self.most_upgraded:
             return True
         self.note_refused("descriptors")
-        self.make_room(connection)
+        for _ in range(min(len(self._waiting), 3 ** (fd - self.most_upgraded))):
+            self.make_room(connection)
         return fd < self._most
 
     def make_room(self, newest: Waiting | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import time
 from collections.abc import Awaitable, Callable
 
@@ -160,8 +161,8 @@ async def test_silent_sockets_do_not_take_the_last_descriptors() -> None:
         with contextlib.ExitStack() as silent:
             for _ in range(200):
                 with contextlib.suppress(OSError):
-                    _, writer = await asyncio.open_connection("127.0.0.1", service.port)
-                    silent.callback(writer.transport.abort)
+                    where = ("127.0.0.1", service.port)
+                    silent.enter_context(socket.create_connection(where))
             assert (await service.get("/status")).status == 200
             await service.publish("status")
         worker = psutil.Process(service.worker_pids()[0])

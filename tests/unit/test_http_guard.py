@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import json
 import resource
 import socket
@@ -324,6 +325,25 @@ async def test_the_last_descriptors_are_kept() -> None:
     # Several may be accepted before the first descriptor is free: each needs one of its own.
     assert not guard.has_room(newest, 94)  # type: ignore[arg-type]
     assert second.aborted
+
+
+@pytest.mark.parametrize("descriptors", [64, 120, 1024, 20_000])
+async def test_any_number_of_silent_connections_leaves_room_for_one_more(descriptors: int) -> None:
+    guard = Guard(lambda _: None, descriptors, now=lambda: 0.0)
+    free = list(range(30, descriptors))  # the kernel gives out the lowest
+
+    class Numbered(Silent):
+        def __init__(self, fd: int) -> None:
+            super().__init__()
+            self.fd = fd
+
+        def abort(self) -> None:
+            heapq.heappush(free, self.fd)
+
+    for _ in range(3 * descriptors):
+        newcomer = Numbered(heapq.heappop(free))
+        assert guard.has_room(None, newcomer.fd)
+        guard.wait(newcomer)  # type: ignore[arg-type]
 
 
 async def test_the_limit_of_open_files_is_that_of_now() -> None:
