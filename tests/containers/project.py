@@ -159,6 +159,8 @@ class Project(Copy):
                 stderr=log,
                 text=True,
                 start_new_session=True,
+                # As from a terminal: what runs in the background of a shell ignores it.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             )
         until_now(lambda: when(said.read_text()), "the moment to interrupt", 180)
         os.killpg(process.pid, signal.SIGINT)
