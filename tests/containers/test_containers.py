@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -138,6 +139,9 @@ async def test_an_interrupted_deployment_changes_nothing_and_the_next_one_is_goo
         crowd.check()
 
 
+LAST_STEPS = ("health", "websocket")
+
+
 async def test_an_interrupt_in_any_step_leaves_what_ran_before(project: Project) -> None:
     version = project.runs()
     project.version("4.0.0")
@@ -159,10 +163,13 @@ async def test_an_interrupt_in_any_step_leaves_what_ran_before(project: Project)
             project.version("4.0.0")
             done = await asyncio.to_thread(project.interrupt_deploy, moment)
             if done.code == 0:
-                assert step == "websocket", "it was over before"
+                assert step in LAST_STEPS, "it was over before"
                 continue
             assert done.code == 15, (step, done)
-            assert f"interrupted in the step {step}" in done.err
+            # The last steps take milliseconds: the next one may have begun.
+            begun = re.search(r"interrupted in the step (\w+)", done.err)
+            assert begun is not None, done.err
+            assert begun[1] == step or (step == "health" and begun[1] in LAST_STEPS), done.err
             assert list(project.backends().values()) == ["running"], step
             assert project.runs() == version, step
             left = {path.name for path in (project.root / "backups").glob(".*")}
