@@ -58,6 +58,10 @@ class Writer:
             )
 
 
+_IDENTIFIED: web.RequestKey[tuple[str | None, Writer | None]] = web.RequestKey("writer", tuple)
+"""Where a request keeps its token and its publisher: the limits and the handler both ask."""
+
+
 class Writers:
     """Knows the tokens and what their holders have left.
 
@@ -85,7 +89,7 @@ class Writers:
 
     def is_publisher(self, request: web.Request) -> bool:
         """Whether a request carries a publish token, as bearer token or as X-Publish-Token."""
-        return bool(self._tokens) and self._publisher(_token(request)) is not None
+        return self._identify(request)[1] is not None
 
     async def require(self, request: web.Request, *, clients: bool = False) -> Writer:
         """Identify the publisher, and make sure that it has not used up its budget.
@@ -102,8 +106,7 @@ class Writers:
         if not self._tokens and not clients:
             message = "Publishing is disabled: PUBLISH_TOKEN is not set."
             raise HttpError(403, ErrorCode.FORBIDDEN, message, close=True)
-        token = _token(request)
-        writer = self._publisher(token)
+        token, writer = self._identify(request)
         # What is no JWT is a publish token that is wrong, and is answered as one.
         if writer is None and token and clients and token.count(".") == 2:
             writer = await self._client(token)
@@ -143,9 +146,16 @@ class Writers:
                 close=True,
             )
 
-    def _publisher(self, token: str | None) -> Writer | None:
-        if token is None:
-            return None
+    def _identify(self, request: web.Request) -> tuple[str | None, Writer | None]:
+        """The token that a request carries and the publisher it belongs to, looked up once."""
+        found = request.get(_IDENTIFIED)
+        if found is None:
+            token = _token(request)
+            writer = None if token is None else self._publisher(token)
+            found = request[_IDENTIFIED] = token, writer
+        return found
+
+    def _publisher(self, token: str) -> Writer | None:
         shown = token.encode(errors="surrogateescape")
         found = None
         # All are compared, so that the time says nothing of the place of one.

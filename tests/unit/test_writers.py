@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 from typing import Any
 
 import jwt
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from app.config import load
 from app.errors import SettingsError
 from app.http.audit import STRANGERS, Audit
+from app.http.writers import Writers
+from app.sessions.auth import TokenVerifier
 from tests.support.http_side import HttpSide, http_side
 
 SECRET = "s" * 40
@@ -61,6 +65,21 @@ async def test_each_of_the_tokens_writes() -> None:
         for token in ("first", "ci", "ci:first-token", "firsttoken,", TOKENS, None):  # type: ignore[assignment]
             status, answer = await post(side, token)
             assert (status, answer["code"]) == (401, "UNAUTHORIZED"), token
+
+
+async def test_the_tokens_are_compared_once_for_each_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = []
+    compare = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(b) or compare(a, b))
+    settings = load({"PUBLISH_TOKENS": "ci:first-token,alerts:third-token"})
+    writers = Writers(settings, TokenVerifier(settings))
+    request = make_mocked_request("POST", "/ws/broadcast", headers=bearer("third-token"))
+    # The limits ask first, then the handler.
+    assert writers.is_publisher(request)
+    assert (await writers.require(request)).label == "alerts"
+    assert compared == [b"first-token", b"third-token"]
 
 
 async def test_without_any_token_publishing_is_disabled() -> None:
