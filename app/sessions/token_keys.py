@@ -158,12 +158,18 @@ class RemoteKeys:
         self._budget, self._budget_at = min(BURST, self._budget + refill), now
         if may_fetch and self._fetching is None and self._budget >= 1:
             self._budget -= 1
-            self._fetching = asyncio.get_running_loop().create_task(self.fetch())
-            self._fetching.add_done_callback(self._fetched)
+            self._begin()
         if may_fetch and self._fetching is not None:
             raise KeysUnavailable(self._fetching if self.waiting < MAX_WAITING else None)
         if self._failed or not self._keys:
             raise KeysUnavailable
+
+    def _begin(self) -> asyncio.Task[None]:
+        """Fetch the keys, unless that is under way; tokens of unknown keys wait for it."""
+        if self._fetching is None:
+            self._fetching = asyncio.get_running_loop().create_task(self.fetch())
+            self._fetching.add_done_callback(self._fetched)
+        return self._fetching
 
     def _fetched(self, _: asyncio.Task[None]) -> None:
         self._fetching = None
@@ -171,7 +177,7 @@ class RemoteKeys:
     async def run(self) -> None:
         """Fetch the keys again and again."""
         while True:
-            await self.fetch()
+            await self._begin()
             pause = REFRESH_SECONDS if self._keys else RETRY_SECONDS
             await asyncio.sleep(pause * random.uniform(0.9, 1.1))  # noqa: S311 (it spreads load)
 

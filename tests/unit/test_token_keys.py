@@ -317,3 +317,18 @@ def test_claims_of_another_form_are_refused(more: dict[str, Any]) -> None:
         VERIFIER.verify(claims(**more))
     assert caught.value.code is ErrorCode.UNAUTHORIZED
     assert next(iter(more)) in caught.value.message
+
+
+async def test_a_token_that_comes_during_the_first_fetch_waits_for_that_one() -> None:
+    issuer = Issuer()
+    issuer.give(jwk("1", ED_KEY))
+    issuer.answers.clear()
+    running = asyncio.create_task(issuer.keys.run())
+    await asyncio.sleep(0)
+    shown = asyncio.create_task(issuer.verify(signed(ED_KEY, "1")))
+    await asyncio.sleep(0)
+    issuer.answers.set()
+    assert await shown == "ann"
+    assert issuer.fetches == 1
+    running.cancel()
+    await asyncio.wait([running])
