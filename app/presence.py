@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,8 +24,8 @@ SILENCE = PRESENCE_SILENCE
 MAX_TASK_LENGTH = 500
 """Characters of a task."""
 
-STALENESS = 1.0
-"""Seconds for which a state that was read is good enough."""
+RETRY = 1.0
+"""Seconds after a read that failed until the backplane is asked again."""
 
 _LATEST = 2**53
 """Milliseconds; clients count in doubles."""
@@ -61,7 +62,9 @@ class PresenceState:
 class Presence:
     """Reads and writes the presence state.
 
-    Reads are shared and cached, so that any number of them costs the backplane one a second.
+    Reads that wait at the same time share one answer, so that a crowd of readers costs the
+    backplane one question for each of its answers. No answer is kept for later readers: what was
+    set in one worker is shown by every other one from then on.
 
     Args:
         get: reads the fields that `set` has stored last; empty before that.
@@ -84,7 +87,7 @@ class Presence:
         self._monotonic = monotonic
         self._known = PresenceState("offline", None, None)
         self._confirmed = False
-        self._asked = float("-inf")
+        self._failed = float("-inf")
         self._asking: asyncio.Task[None] | None = None
         self._updates = 0
 
@@ -106,15 +109,25 @@ class Presence:
         return new
 
     async def read(self) -> tuple[PresenceState, bool]:
-        """The state, and whether the backplane has confirmed it just now.
+        """The state, and whether the backplane has confirmed it during this call.
 
         Waits for `PATIENCE` at most; while the backplane is unavailable it is the last known state.
         """
-        if self._asking is None and self._monotonic() - self._asked >= STALENESS:
-            self._asking = asyncio.create_task(self._ask(), name="presence")
+        confirmed = False
+        if self._monotonic() - self._failed >= RETRY:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    await self._refresh()
+                    confirmed = self._confirmed
+        return self._known.at(self._now()), confirmed
+
+    async def _refresh(self) -> None:
+        """Wait for the answer to a question that is asked after this call began."""
         if self._asking is not None:
-            await asyncio.wait({self._asking}, timeout=PATIENCE)
-        return self._known.at(self._now()), self._confirmed and self._asking is None
+            await asyncio.wait({self._asking})
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask(), name="presence")
+        await asyncio.wait({self._asking})
 
     async def _ask(self) -> None:
         updates = self._updates
@@ -126,14 +139,14 @@ class Presence:
             if self._confirmed:
                 logger.warning("cannot read the presence state: %s", error)
             self._confirmed = False
+            self._failed = self._monotonic()
         finally:
-            self._asked = self._monotonic()
             self._asking = None
 
     def _learn(self, state: PresenceState) -> None:
         self._known = state
         self._confirmed = True
-        self._asked = self._monotonic()
+        self._failed = float("-inf")
 
 
 def _check_state(state: object) -> State:

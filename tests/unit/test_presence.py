@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from app.errors import BackplaneUnavailable, ClientError, ErrorCode
-from app.presence import MAX_TASK_LENGTH, SILENCE, STALENESS, Presence, PresenceState
+from app.presence import MAX_TASK_LENGTH, RETRY, SILENCE, Presence, PresenceState
 from tests.support.clock import Clock
 from tests.support.http_side import MemoryFields
 
@@ -42,9 +42,8 @@ async def test_what_was_said_is_shown_at_once_and_elsewhere(
     assert await presence.read() == (expected, True)
     other = Presence(fields.get, fields.set, now=clock, monotonic=clock)
     assert await other.read() == (expected, True)
-    clock.now += STALENESS
     await other.update("idle")
-    assert await presence.read() == (PresenceState("idle", None, 1_700_000_001_000), True)
+    assert await presence.read() == (PresenceState("idle", None, 1_700_000_000_000), True)
 
 
 async def test_silence_is_offline(presence: Presence, clock: Clock) -> None:
@@ -89,14 +88,30 @@ async def test_an_update_needs_the_backplane(presence: Presence, fields: MemoryF
     assert (await presence.read())[0].state == "offline"
 
 
-async def test_reads_are_shared(presence: Presence, fields: MemoryFields, clock: Clock) -> None:
+async def test_reads_that_wait_together_share_one_answer(
+    presence: Presence, fields: MemoryFields
+) -> None:
     await asyncio.gather(*(presence.read() for _ in range(100)))
-    assert fields.reads == 1
-    clock.now += STALENESS / 2
+    assert fields.reads == 2, "that of the first one, and one that is asked after all others came"
     await presence.read()
+    assert fields.reads == 3
+
+
+async def test_a_read_shows_what_was_set_elsewhere_before_it(
+    presence: Presence, fields: MemoryFields, clock: Clock
+) -> None:
+    other = Presence(fields.get, fields.set, now=clock, monotonic=clock)
+    fields.gate = asyncio.Event()
+    early = asyncio.create_task(presence.read())
+    while not fields.reads:
+        await asyncio.sleep(0)
+    said = await other.update("working", "x")
+    late = [asyncio.create_task(presence.read()) for _ in range(3)]
+    await asyncio.sleep(0)
     assert fields.reads == 1
-    clock.now += STALENESS / 2
-    await presence.read()
+    fields.gate.set()
+    await early
+    assert await asyncio.gather(*late) == [(said, True)] * 3
     assert fields.reads == 2
 
 
@@ -107,14 +122,14 @@ async def test_the_last_known_state_stands_while_the_backplane_is_away(
     fields.away = True
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            clock.now += STALENESS
+            clock.now += RETRY
             assert await presence.read() == (said, False)
     assert len(caplog.records) == 1
     assert fields.reads == 3
     await presence.read()
     assert fields.reads == 3, "failures are cached like answers"
     fields.away = False
-    clock.now += STALENESS
+    clock.now += RETRY
     assert await presence.read() == (said, True)
 
 
@@ -126,7 +141,7 @@ async def test_a_backplane_that_hangs_holds_nobody_up(
 ) -> None:
     monkeypatch.setattr("app.presence.PATIENCE", 0.01)
     said = await presence.update("working", "x")
-    clock.now += STALENESS
+    clock.now += RETRY
     fields.gate = asyncio.Event()
     assert await presence.read() == (said, False)
     assert await presence.read() == (said, False)
