@@ -20,36 +20,7 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER = 1
 """Seconds after which a publisher may try again."""
 
-STATUS: Mapping[ErrorCode, int] = {
-    ErrorCode.PARSE_ERROR: 400,
-    ErrorCode.INVALID_TYPE: 400,
-    ErrorCode.INVALID_ACTION: 400,
-    ErrorCode.INVALID_PAYLOAD: 400,
-    ErrorCode.SUBSCRIPTION_INVALID: 400,
-    ErrorCode.MESSAGE_TOO_LARGE: 413,
-    ErrorCode.RATE_LIMITED: 429,
-    ErrorCode.UNAUTHORIZED: 401,
-    ErrorCode.FORBIDDEN: 403,
-    ErrorCode.MAX_CONNECTIONS_EXCEEDED: 503,
-    ErrorCode.HEARTBEAT_TIMEOUT: 408,
-    ErrorCode.QUEUE_OVERFLOW: 503,
-    ErrorCode.BACKPLANE_UNAVAILABLE: 503,
-    ErrorCode.BACKPLANE_FULL: 503,
-    ErrorCode.SERVICE_UNAVAILABLE: 503,
-    ErrorCode.INTERNAL_ERROR: 500,
-    ErrorCode.BAD_REQUEST: 400,
-    ErrorCode.NOT_FOUND: 404,
-    ErrorCode.METHOD_NOT_ALLOWED: 405,
-    ErrorCode.REQUEST_TIMEOUT: 408,
-    ErrorCode.CONFLICT: 409,
-    ErrorCode.UNSUPPORTED_MEDIA_TYPE: 415,
-    ErrorCode.EXPECTATION_FAILED: 417,
-    ErrorCode.UPGRADE_REQUIRED: 426,
-    ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE: 431,
-}
-"""The status of an answer with a code. Answers about one address have 429 in place of 503."""
-
-_BY_STATUS = {status: code for code, status in STATUS.items() if code.is_http_only} | {
+_BY_STATUS = {code.status: code for code in ErrorCode if code.is_http_only} | {
     403: ErrorCode.FORBIDDEN,
     503: ErrorCode.SERVICE_UNAVAILABLE,
 }
@@ -92,7 +63,7 @@ class HttpError(PresenceError):
     @classmethod
     def of(cls, error: ClientError) -> HttpError:
         """The answer to a call that failed with `error`."""
-        status = STATUS[error.code]
+        status = error.code.status
         headers = {}
         if status in {429, 503}:
             headers["Retry-After"] = str(RETRY_AFTER)

@@ -9,7 +9,6 @@ import pytest
 
 from app import __version__
 from app.errors import CloseCode, ErrorCode
-from app.http.errors import STATUS
 from app.protocol.requests import ACTIONS
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +45,7 @@ def test_the_table_of_error_codes_is_true() -> None:
     http_only = text.index("These codes occur in HTTP answers only")
     for name, statuses, retry in rows:
         code = ErrorCode(name)
-        assert int(statuses.split(",")[0]) == STATUS[code], code
+        assert int(statuses.split(",")[0]) == code.status, code
         assert (text.index(f"| `{code}` |") > http_only) == code.is_http_only, code
         if code is not ErrorCode.MAX_CONNECTIONS_EXCEEDED:  # depends on the limit that is reached
             assert retry == ("yes" if code.retryable else "no"), code

@@ -11,7 +11,6 @@ import pytest
 
 from app.config import TABLE
 from app.errors import CloseCode, ErrorCode
-from app.http.errors import STATUS
 from app.refusals import HINTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,4 +84,4 @@ def test_the_page_names_only_what_there_is() -> None:
 @pytest.mark.parametrize("line", [line for _, line in rows()])
 def test_statuses_fit_their_codes(line: str) -> None:
     for status, code in re.findall(r"\b([45]\d\d) `([A-Z_]+)`", line):
-        assert int(status) in {STATUS[ErrorCode(code)], 429}, line
+        assert int(status) in {ErrorCode(code).status, 429}, line
