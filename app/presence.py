@@ -8,21 +8,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, get_args
 
 from app.backplane.client import PRESENCE_SILENCE
 from app.errors import ClientError, ErrorCode
+from app.protocol.schema.limits import MAX_TASK_LENGTH, PRESENCE_STATES, PresenceName
 
 logger = logging.getLogger(__name__)
 
-State = Literal["idle", "working", "offline"]
-STATES: Final[tuple[State, ...]] = get_args(State)
-
 SILENCE = PRESENCE_SILENCE
 """Seconds without an update after which the state is `offline`."""
-
-MAX_TASK_LENGTH = 500
-"""Characters of a task."""
 
 RETRY = 1.0
 """Seconds after a read that failed until the backplane is asked again."""
@@ -38,7 +32,7 @@ PATIENCE = 0.5
 class PresenceState:
     """The state that was last set."""
 
-    state: State
+    state: PresenceName
     task: str | None
     updated_at: int | None
     """Unix time in milliseconds; None: no state has been set yet."""
@@ -149,11 +143,11 @@ class Presence:
         self._failed = float("-inf")
 
 
-def _check_state(state: object) -> State:
-    for known in STATES:
+def _check_state(state: object) -> PresenceName:
+    for known in PRESENCE_STATES:
         if state == known:
             return known
-    message = f"'state' must be one of {', '.join(STATES)}."
+    message = f"'state' must be one of {', '.join(PRESENCE_STATES)}."
     raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
 
 

@@ -26,13 +26,13 @@ from app.http.audit import Write
 from app.http.context import HttpContext
 from app.http.errors import json_response
 from app.http.publishing import (
-    MAX_MESSAGES,
     Conflict,
     make_draft,
     publish,
     read_json,
 )
 from app.protocol.envelope import decode_json, encode_json
+from app.protocol.schema.limits import MAX_MESSAGES
 from app.types import Draft
 
 MAX_BODY = 4 * 1024 * 1024

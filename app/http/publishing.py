@@ -16,13 +16,9 @@ from app.http.context import HttpContext
 from app.http.errors import HttpError, json_response
 from app.http.writers import Writer
 from app.protocol.envelope import RESERVED_EVENTS, body, decode_json, encode_json, new_id
+from app.protocol.schema.limits import EVENT_NAME, MAX_ID, MAX_MESSAGES
+from app.protocol.schema.payloads import PUBLISHED
 from app.types import Draft, Position, Priority
-
-MAX_MESSAGES = 1000
-"""Maximum messages of one call."""
-
-MAX_ID_LENGTH = 128
-"""Maximum characters of a publisher's id."""
 
 BODY_TIMEOUT = 10.0
 """Seconds that a client may take to send the body of a request, and"""
@@ -33,8 +29,8 @@ BODY_RATE = 64 * 1024
 _LARGEST_ARRAY = 4
 """How many messages of the largest size fit into one call."""
 
-_FIELDS = ("type", "event", "data", "priority", "id")
-_EVENT = re.compile(r"[A-Za-z][A-Za-z0-9_.:/-]{0,63}", re.ASCII)
+_FIELDS = tuple(field.name for field in PUBLISHED.fields)
+_EVENT = re.compile(EVENT_NAME, re.ASCII)
 _PRIORITIES = {priority.name.lower(): priority for priority in Priority}
 _FORMS = (
     "application/json",
@@ -113,7 +109,7 @@ def make_draft(
             raise _invalid(f"Unknown field {name[:64]!r}: a message has {', '.join(_FIELDS)}.")
     type, event, id = message.get("type"), message.get("event"), message.get("id")
     if id is not None and not _is_id(id):
-        raise _invalid(f"'id' must have 1 to {MAX_ID_LENGTH} printable characters.")
+        raise _invalid(f"'id' must have 1 to {MAX_ID} printable characters.")
     if not isinstance(type, str) or type not in settings.message_types:
         types = ", ".join(settings.message_types)
         raise ClientError(ErrorCode.INVALID_TYPE, f"'type' must be one of {types}.")
@@ -280,7 +276,7 @@ async def _outcome(
 
 
 def _is_id(id: object) -> bool:
-    return isinstance(id, str) and 0 < len(id) <= MAX_ID_LENGTH and id.isprintable()
+    return isinstance(id, str) and 0 < len(id) <= MAX_ID and id.isprintable()
 
 
 def _too_large(limit: int) -> HttpError:

@@ -24,7 +24,8 @@ from app.http.publishing import (
     read_json,
 )
 from app.machine import describe_connections, describe_worker, figure
-from app.protocol.requests import MAX_HISTORY, Allowed, check_type
+from app.protocol.requests import Allowed, check_type
+from app.protocol.schema.limits import MAX_HISTORY, MAX_HTTP_BEFORE
 from app.types import Priority
 
 _POLICY = "default-src 'none'; frame-ancestors 'none'"
@@ -160,7 +161,7 @@ async def get_history(request: web.Request, context: HttpContext) -> web.Respons
     await _require_reader(request, context, type)
     check_type(type, settings.message_types)
     limit = _number(query, "limit", MAX_HISTORY)
-    before = _number(query, "before", 2**63 - 1)
+    before = _number(query, "before", MAX_HTTP_BEFORE)
     async with context.room():
         messages, more = await context.history.newest(
             type, settings.default_history_limit if limit is None else limit, before

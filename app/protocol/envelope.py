@@ -15,6 +15,7 @@ from math import isfinite
 from typing import Any, NoReturn
 
 from app.errors import ClientError, ErrorCode
+from app.protocol.schema import events
 
 MAX_DEPTH = 128
 """How deep arrays and objects may be nested; far below what exhausts the stack of a parser."""
@@ -38,18 +39,7 @@ when one comes, and its servers do."""
 RESERVED_EVENTS = RESERVED_ON_WIRE | frozenset(
     {
         # Events that only the service itself sends.
-        "connected",
-        "subscribed",
-        "unsubscribed",
-        "history_data",
-        "pong",
-        "presence_data",
-        "authenticated",
-        "batch_update",
-        "gap",
-        "token_expiring",
-        "error",
-        "offset",
+        *(event.name for event in events.TABLE if not event.is_stream),
         # Names that Socket.IO clients and servers give to their own events.
         "connecting",
         "connect_failed",

@@ -9,18 +9,19 @@ from typing import Any, TypeGuard
 
 from app.errors import ClientError, ErrorCode
 from app.protocol.envelope import decode_json, encode_json
+from app.protocol.schema.actions import ACTIONS
+from app.protocol.schema.limits import (
+    MAX_BEFORE,
+    MAX_EPOCH,
+    MAX_HISTORY,
+    MAX_ID,
+    MAX_REQUEST_SIZE,
+    MAX_SEQ,
+    MAX_VALUES,
+)
 from app.types import Position
 
-ACTIONS = frozenset({"subscribe", "unsubscribe", "get_history", "ping", "ack", "presence", "auth"})
-MAX_HISTORY = 100
-"""Maximum messages of one answer."""
-MAX_ID = 128
-"""Longest request id, in characters."""
 _FLAGS = {"": False, "0": False, "false": False, "1": True, "true": True}
-MAX_REQUEST_SIZE = 16 * 1024
-"""Maximum length of a request, in characters of its JSON. The longest useful one has a token."""
-MAX_VALUES = 500
-"""Maximum values in a request, which determine its cost; all types with `recover` need 130."""
 
 _HEAD = 512
 """Characters of a request that is not parsed in which its id is looked for."""
@@ -254,7 +255,7 @@ def parse_get_history(payload: Any, known: Collection[str], default_limit: int) 
     return GetHistory(
         type,
         default_limit if limit is None else _number(limit, "limit", 1, MAX_HISTORY),
-        None if before is None else _number(before, "before", 1, 2**53),
+        None if before is None else _number(before, "before", 1, MAX_BEFORE),
     )
 
 
@@ -305,13 +306,13 @@ def _number(value: Any, name: str, least: int, most: int) -> int:
 def _position(type: str, value: Any) -> Position:
     if isinstance(value, dict):
         epoch, seq = value.get("epoch"), value.get("seq")
-        if isinstance(epoch, str) and len(epoch) <= 64 and _is_count(seq):
+        if isinstance(epoch, str) and len(epoch) <= MAX_EPOCH and _is_count(seq):
             return Position(epoch, seq)
     raise _invalid(f'\'recover\' of {type!r} must be {{"epoch": "…", "seq": n}} as last received.')
 
 
 def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SEQ
 
 
 def _invalid(message: str) -> ClientError:

@@ -11,6 +11,7 @@ from app.metrics import Metrics
 from app.protocol import requests
 from app.protocol.envelope import envelope
 from app.protocol.requests import Request
+from app.protocol.schema.limits import MAX_ID, MAX_TOKEN
 from app.sessions.auth import Identity, TokenVerifier
 from app.sessions.pages import Pages
 from app.sessions.session import Page, Session, Work
@@ -83,7 +84,7 @@ class Router:
         session.reply(request, "pong", self._answer("pong", data, request))
 
     def _ack(self, session: Session, request: Request) -> None:
-        requests.parse_string(request.payload, "id", requests.MAX_ID)
+        requests.parse_string(request.payload, "id", MAX_ID)
         self._metrics.requests["ack"].inc()
 
     def _presence(self, session: Session, request: Request) -> None:
@@ -93,7 +94,7 @@ class Router:
         session.reply(request, "presence_data", self._answer("presence_data", data, request))
 
     def _auth(self, session: Session, request: Request) -> Work | None:
-        token = requests.parse_string(request.payload, "token", 16 * 1024)
+        token = requests.parse_string(request.payload, "token", MAX_TOKEN)
         try:
             identity = self._verifier.verify(token)
         except KeysUnavailable as unavailable:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from app.protocol.requests import MAX_REQUEST_SIZE
+from app.protocol.schema.limits import MAX_REQUEST_SIZE
 from tests.support.envelopes import Envelope
 from tests.support.fixtures import Opener
 from tests.support.plain import PlainClient

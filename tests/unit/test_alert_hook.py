@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from app.http.publishing import MAX_MESSAGES
+from app.protocol.schema.limits import MAX_MESSAGES
 from tests.support.http_side import HttpSide, http_side
 
 TOKEN = "publish-token-of-the-tests"

@@ -9,7 +9,7 @@ import pytest
 
 from app import __version__
 from app.errors import CloseCode, ErrorCode
-from app.protocol.requests import ACTIONS
+from app.protocol.schema.actions import ACTIONS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

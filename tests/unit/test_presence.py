@@ -8,7 +8,8 @@ import logging
 import pytest
 
 from app.errors import BackplaneUnavailable, ClientError, ErrorCode
-from app.presence import MAX_TASK_LENGTH, RETRY, SILENCE, Presence, PresenceState
+from app.presence import RETRY, SILENCE, Presence, PresenceState
+from app.protocol.schema.limits import MAX_TASK_LENGTH
 from tests.support.clock import Clock
 from tests.support.http_side import MemoryFields
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from app.errors import ClientError, ErrorCode
 from app.protocol.requests import (
-    ACTIONS,
     First,
     GetHistory,
     Request,
@@ -27,6 +26,7 @@ from app.protocol.requests import (
     parse_subscribe,
     parse_types,
 )
+from app.protocol.schema.actions import ACTIONS
 from app.types import Position
 
 KNOWN = ("status", "stats", "health")

@@ -23,9 +23,9 @@ from app.config import Settings, load
 from app.errors import ClientError, ErrorCode
 from app.http.clients import Clients
 from app.http.errors import HttpError
-from app.http.publishing import MAX_MESSAGES
 from app.http.routes import add_routes
 from app.machine import MachineStatus
+from app.protocol.schema.limits import MAX_MESSAGES
 from app.types import Priority
 from tests.support.http_side import HttpSide, http_side, worker_row
 from tests.support.waiting import until

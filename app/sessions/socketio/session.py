@@ -15,14 +15,9 @@ from app.errors import ClientError, CloseCode, ErrorCode
 from app.protocol.codecs import SOCKETIO
 from app.protocol.frames import TEXT, build_close, build_frame
 from app.protocol.offsets import Offset, decode_offset
-from app.protocol.requests import (
-    ACTIONS,
-    DEFAULT_FIRST,
-    MAX_VALUES,
-    Request,
-    check_cost,
-    parse_first,
-)
+from app.protocol.requests import DEFAULT_FIRST, Request, check_cost, parse_first
+from app.protocol.schema.actions import ACTIONS
+from app.protocol.schema.limits import MAX_VALUES
 from app.sessions.auth import NAME_RULE, user_name
 from app.sessions.claiming import REPLACE_SECONDS
 from app.sessions.protocol_session import ProtocolSession
