@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help lock run listen reload logs log-level check test torture containers page lint format bench regression clean
+.PHONY: help lock run listen reload logs log-level check test torture containers page lint format bench bench-peers regression clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -64,6 +64,11 @@ format: $(VENV)/installed-dev ## format the code and mend what can be mended
 
 bench: $(VENV)/installed-dev ## measure this service beside a plain python-socketio
 	$(BIN)/python -m benchmarks
+
+bench-peers: $(VENV)/installed-dev ## measure this service beside Node, Bun, Nchan, NATS and others; writes docs/benchmarks
+	$(BIN)/pip install --quiet -r benchmarks/peers/servers/requirements.txt
+	npm ci --silent --prefix benchmarks/peers/servers
+	$(BIN)/python -m benchmarks.peers
 
 regression: $(VENV)/installed-dev ## REV=commit: what this checkout costs beside another one, in the same run
 	$(BIN)/python -m benchmarks.regression $(REV)

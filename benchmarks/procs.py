@@ -116,11 +116,16 @@ class Server:
             os.sched_setaffinity(0, mine)
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and self._process.poll() is None:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                if self.get("/status")[0] == 200:
-                    return
+            if self.answers():
+                return
             time.sleep(0.05)
         raise BenchmarkError(f"{' '.join(self._argv)} does not answer:\n{self.log()}")
+
+    def answers(self) -> bool:
+        """Whether it serves requests."""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self.get("/status")[0] == 200
+        return False
 
     def get(self, path: str, timeout: float = 5) -> tuple[int, Any]:
         """GET a JSON page of the server; returns status and body."""

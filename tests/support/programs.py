@@ -9,6 +9,7 @@ from pathlib import Path
 PACKAGES = {
     "amtool": "apt-get install prometheus-alertmanager",
     "caddy": "pip install -r requirements-dev.txt",
+    "cc": "apt-get install gcc libc6-dev",
     "chromium": "apt-get install chromium",
     "curl": "apt-get install curl",
     "node": "apt-get install nodejs",

@@ -1,0 +1,477 @@
+/* Clients of a benchmark: many WebSocket connections in one thread, a publisher in another.
+ *
+ * Commands are lines on standard input, each is answered by one line of JSON on standard output:
+ *
+ *   connect N                        open N more connections; each is subscribed when it is counted
+ *   publish COUNT SIZE BYTES RATE    COUNT calls of SIZE messages with BYTES of filling;
+ *                                    RATE calls a second; 0: each when the one before has arrived
+ *                                    everywhere; -1: up to WINDOW calls before that
+ *
+ * Usage: load PORT PATH WIRE PUBLISH_PORT PUBLISH_PATH TOKEN
+ * Wires: raw (subscribed by the upgrade), sio (Socket.IO 5 over Engine.IO 4), nats (its protocol
+ * in WebSocket messages; publishes over TCP), nchan (raw; one request for each message).
+ * Messages carry `"t0":nanoseconds`; the clock is CLOCK_MONOTONIC of this machine.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MAX_CONNECTIONS = 20000, IN_FLIGHT = 256, WINDOW = 4, PATIENCE_S = 20 };
+enum { BUFFER = 1 << 22, BUCKETS = 4096, PER_SOURCE = 20000 };
+
+enum wire { RAW, SIO, NATS, NCHAN };
+enum state { UPGRADING, OPENING, ENTERING, READY, LOST };
+
+struct connection {
+    int fd;
+    enum state state;
+    uint64_t received;
+    uint8_t *kept; /* bytes of a frame that has not arrived completely */
+    uint32_t length;
+};
+
+static struct connection connections[MAX_CONNECTIONS];
+static int total, ready, lost, poller;
+static enum wire wire;
+static int port, publish_port;
+static const char *path, *publish_path, *token;
+static uint8_t *scratch;
+
+static atomic_ulong received;
+static atomic_bool publishing;
+static uint64_t bytes, histogram[BUCKETS], worst;
+
+static uint64_t now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * 1000000000ull + time.tv_nsec;
+}
+
+static void fail(const char *what)
+{
+    printf("{\"error\": \"%s: %s\"}\n", what, strerror(errno));
+    exit(1);
+}
+
+/* Latencies: buckets of 1/64 of a power of two microseconds. */
+
+static int bucket(uint64_t us)
+{
+    if (us < 64)
+        return us;
+    int exponent = 63 - __builtin_clzll(us);
+    int index = (exponent - 5) * 64 + ((us >> (exponent - 6)) & 63);
+    return index < BUCKETS ? index : BUCKETS - 1;
+}
+
+static double percentile(double part)
+{
+    uint64_t all = 0, below = 0;
+    for (int i = 0; i < BUCKETS; i++)
+        all += histogram[i];
+    for (int i = 0; i < BUCKETS; i++) {
+        below += histogram[i];
+        if (all && below >= part * all)
+            return (i < 64 ? i : (64.0 + i % 64) * (1ull << (i / 64 - 1))) / 1000;
+    }
+    return 0;
+}
+
+/* Writing: what a client says is short, so that it waits for room. */
+
+static void write_all(int fd, const void *data, size_t length)
+{
+    while (length) {
+        ssize_t sent = send(fd, data, length, MSG_NOSIGNAL);
+        if (sent < 0 && errno == EAGAIN) {
+            usleep(100);
+            continue;
+        }
+        if (sent < 0)
+            return; /* the reader sees the end of the connection */
+        data = (const char *)data + sent;
+        length -= sent;
+    }
+}
+
+static void send_frame(int fd, int opcode, const void *data, size_t length)
+{
+    uint8_t frame[256] = {0x80 | opcode, 0x80 | length}; /* masked by zeros */
+    if (length > 125)
+        length = 0;
+    memcpy(frame + 6, data, length);
+    write_all(fd, frame, 6 + length);
+}
+
+static void say(int fd, const char *text)
+{
+    send_frame(fd, wire == NATS ? 2 : 1, text, strlen(text));
+}
+
+static int dial(int to, int index, bool blocking)
+{
+    int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+    if (fd < 0)
+        fail("socket");
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    struct sockaddr_in own = {.sin_family = AF_INET}, there = own;
+    own.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1 + index / PER_SOURCE);
+    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
+    if (bind(fd, (struct sockaddr *)&own, sizeof own))
+        fail("bind");
+    there.sin_port = htons(to);
+    there.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (connect(fd, (struct sockaddr *)&there, sizeof there))
+        fail("connect");
+    if (!blocking) {
+        struct epoll_event event = {.events = EPOLLIN, .data.u32 = index};
+        epoll_ctl(poller, EPOLL_CTL_ADD, fd, &event);
+    }
+    return fd;
+}
+
+/* Reading */
+
+static void lose(struct connection *c)
+{
+    if (c->state == READY)
+        ready--;
+    c->state = LOST;
+    lost++;
+    close(c->fd);
+    free(c->kept);
+    c->kept = NULL;
+    c->length = 0;
+}
+
+static void enter(struct connection *c)
+{
+    c->state = READY;
+    ready++;
+}
+
+static void count_messages(struct connection *c, const uint8_t *data, size_t length, uint64_t at)
+{
+    const uint8_t *end = data + length;
+    while ((data = memmem(data, end - data, "\"t0\":", 5))) {
+        uint64_t sent = 0;
+        for (data += 5; data < end && *data >= '0' && *data <= '9'; data++)
+            sent = sent * 10 + (*data - '0');
+        uint64_t late = at > sent ? at - sent : 0;
+        histogram[bucket(late / 1000)]++;
+        if (late > worst)
+            worst = late;
+        c->received++;
+        atomic_fetch_add_explicit(&received, 1, memory_order_relaxed);
+    }
+}
+
+static void on_message(struct connection *c, int opcode, const uint8_t *data, size_t length, uint64_t at)
+{
+    if (opcode == 9) {
+        send_frame(c->fd, 10, data, length);
+    } else if (opcode == 8) {
+        lose(c);
+    } else if (wire == SIO && length == 1 && data[0] == '2') {
+        say(c->fd, "3");
+    } else if (wire == SIO && c->state == OPENING && data[0] == '0') {
+        c->state = ENTERING;
+        say(c->fd, "40");
+    } else if (wire == SIO && c->state == ENTERING && length > 1 && data[1] == '0') {
+        enter(c);
+    } else if (wire == NATS && c->state != READY && memmem(data, length, "PONG", 4)) {
+        enter(c);
+    } else if (wire == NATS && length >= 4 && !memcmp(data, "PING", 4)) {
+        say(c->fd, "PONG\r\n");
+    } else if (atomic_load_explicit(&publishing, memory_order_relaxed)) {
+        count_messages(c, data, length, at);
+    }
+}
+
+static size_t on_upgrade(struct connection *c, const uint8_t *data, size_t length)
+{
+    const uint8_t *end = memmem(data, length, "\r\n\r\n", 4);
+    if (!end)
+        return 0;
+    if (length < 12 || memcmp(data + 9, "101", 3)) {
+        lose(c);
+        return 0;
+    }
+    c->state = OPENING;
+    if (wire == NATS)
+        say(c->fd, "CONNECT {\"verbose\":false}\r\nSUB status 1\r\nPING\r\n");
+    else if (wire != SIO)
+        enter(c);
+    return end + 4 - data;
+}
+
+static void on_readable(struct connection *c)
+{
+    memcpy(scratch, c->kept, c->length);
+    ssize_t got = recv(c->fd, scratch + c->length, BUFFER - c->length, MSG_DONTWAIT);
+    if (got < 0 && errno == EAGAIN)
+        return;
+    if (got <= 0) {
+        lose(c);
+        return;
+    }
+    bytes += got;
+    uint64_t at = now();
+    size_t length = c->length + got, used = 0;
+    if (c->state == UPGRADING)
+        used = on_upgrade(c, scratch, length);
+    while (c->state != UPGRADING && c->state != LOST && length - used >= 2) {
+        const uint8_t *frame = scratch + used;
+        uint64_t size = frame[1] & 127;
+        size_t head = size == 126 ? 4 : size == 127 ? 10 : 2;
+        if (length - used < head)
+            break;
+        if (head > 2) {
+            size = 0;
+            for (size_t i = 2; i < head; i++)
+                size = size << 8 | frame[i];
+        }
+        if (length - used - head < size)
+            break;
+        on_message(c, frame[0] & 15, frame + head, size, at);
+        used += head + size;
+    }
+    if (c->state == LOST)
+        return;
+    free(c->kept);
+    c->kept = NULL;
+    c->length = length - used;
+    if (c->length) {
+        c->kept = malloc(c->length);
+        memcpy(c->kept, scratch + used, c->length);
+    }
+}
+
+static void poll_once(int wait_ms)
+{
+    struct epoll_event events[512];
+    int count = epoll_wait(poller, events, 512, wait_ms);
+    for (int i = 0; i < count; i++)
+        on_readable(&connections[events[i].data.u32]);
+}
+
+/* Commands */
+
+static void open_connections(int more)
+{
+    char head[512];
+    int length = snprintf(head, sizeof head,
+                          "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\n"
+                          "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                          "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+                          path, port);
+    int wanted = total + more < MAX_CONNECTIONS ? total + more : MAX_CONNECTIONS;
+    uint64_t began = now(), deadline = began + PATIENCE_S * 3 * 1000000000ull;
+    while (ready + lost < wanted && now() < deadline) {
+        if (total < wanted && total - ready - lost < IN_FLIGHT) {
+            struct connection *c = &connections[total];
+            *c = (struct connection){.fd = dial(port, total, false)};
+            write_all(c->fd, head, length);
+            total++;
+            poll_once(0);
+        } else {
+            poll_once(100);
+        }
+    }
+    printf("{\"ready\": %d, \"lost\": %d, \"seconds\": %.3f}\n", ready, lost, (now() - began) / 1e9);
+}
+
+struct order {
+    int count, size, filling;
+    double rate;
+    int failed;
+    uint64_t expected;
+    atomic_bool done;
+};
+
+/* Reads as many HTTP answers as there were requests; returns how many were not 2xx. */
+static int read_answers(int fd, int count)
+{
+    static char answer[1 << 20];
+    size_t length = 0;
+    int failed = 0;
+    while (count) {
+        ssize_t got = recv(fd, answer + length, sizeof answer - 1 - length, 0);
+        if (got <= 0)
+            return failed + count;
+        length += got;
+        answer[length] = 0;
+        char *end;
+        while (count && (end = strstr(answer, "\r\n\r\n"))) {
+            char *field = strcasestr(answer, "content-length:");
+            size_t body = field && field < end ? strtoul(field + 15, NULL, 10) : 0;
+            bool chunked = !(field && field < end) && strcasestr(answer, "chunked") < end &&
+                           strcasestr(answer, "chunked");
+            char *next = end + 4 + body;
+            if (chunked) {
+                char *last = strstr(end + 4, "0\r\n\r\n");
+                next = last ? last + 5 : answer + length + 1;
+            }
+            if (next > answer + length)
+                break;
+            if (answer[9] != '2')
+                failed++;
+            count--;
+            length -= next - answer;
+            memmove(answer, next, length + 1);
+        }
+    }
+    return failed;
+}
+
+static size_t write_message(char *to, int number, const char *filling)
+{
+    return sprintf(to, "{\"type\":\"status\",\"event\":\"tick\",\"data\":{\"n\":%d,\"t0\":%llu,\"filling\":\"%s\"}}",
+                   number, (unsigned long long)now(), filling);
+}
+
+static int publish_once(int fd, struct order *order, int number, char *body, char *request, const char *filling)
+{
+    size_t length = 0, size = 0;
+    for (int i = 0; i < order->size; i++) {
+        if (wire == NATS || wire == NCHAN) {
+            length = write_message(body, number + i, filling);
+            size += wire == NATS
+                        ? sprintf(request + size, "PUB status %zu\r\n%s\r\n", length, body)
+                        : sprintf(request + size, "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %zu\r\n\r\n%s",
+                                  publish_path, length, body);
+        } else {
+            length += sprintf(body + length, "%s", i ? "," : order->size > 1 ? "[" : "");
+            length += write_message(body + length, number + i, filling);
+        }
+    }
+    if (wire == RAW || wire == SIO) {
+        length += sprintf(body + length, "%s", order->size > 1 ? "]" : "");
+        size = sprintf(request,
+                       "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
+                       "Authorization: Bearer %s\r\nContent-Length: %zu\r\n\r\n%s",
+                       publish_path, publish_port, token, length, body);
+    }
+    write_all(fd, request, size);
+    if (wire == NATS)
+        return 0;
+    return read_answers(fd, wire == NCHAN ? order->size : 1);
+}
+
+static void *publish(void *argument)
+{
+    struct order *order = argument;
+    size_t room = (order->filling + 1024ul) * order->size + 4096;
+    char *body = malloc(room), *request = malloc(room), *filling = malloc(order->filling + 1);
+    memset(filling, 'x', order->filling);
+    filling[order->filling] = 0;
+    int fd = dial(publish_port, 0, true);
+    if (wire == NATS)
+        write_all(fd, "CONNECT {\"verbose\":false}\r\n", 27);
+    uint64_t began = now(), clients = ready, per_call = clients * order->size;
+    for (int i = 0; i < order->count; i++) {
+        if (order->rate > 0) {
+            int64_t early = began + (uint64_t)(i / order->rate * 1e9) - now();
+            if (early > 0)
+                usleep(early / 1000);
+        } else {
+            uint64_t deadline = now() + PATIENCE_S * 1000000000ull;
+            int ahead = order->rate < 0 ? WINDOW : 1;
+            uint64_t needed = i >= ahead ? (i - ahead + 1) * per_call : 0;
+            while (atomic_load(&received) < needed && now() < deadline)
+                usleep(50);
+        }
+        order->failed += publish_once(fd, order, i * order->size, body, request, filling);
+        order->expected += per_call;
+    }
+    close(fd);
+    free(body);
+    free(request);
+    free(filling);
+    atomic_store(&order->done, true);
+    return NULL;
+}
+
+static void run(struct order *order)
+{
+    memset(histogram, 0, sizeof histogram);
+    worst = bytes = 0;
+    atomic_store(&received, 0);
+    for (int i = 0; i < total; i++)
+        connections[i].received = 0;
+    atomic_store(&publishing, true);
+    uint64_t began = now(), progress = began, seen = 0, ended = began;
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, publish, order))
+        fail("pthread_create");
+    for (;;) {
+        poll_once(20);
+        uint64_t count = atomic_load(&received);
+        if (count != seen) {
+            seen = count;
+            progress = ended = now();
+        }
+        if (atomic_load(&order->done) && seen >= order->expected)
+            break;
+        if (now() - progress > PATIENCE_S * 1000000000ull)
+            break;
+    }
+    pthread_join(thread, NULL);
+    atomic_store(&publishing, false);
+    uint64_t each = (uint64_t)order->count * order->size, missing = 0, repeated = 0;
+    for (int i = 0; i < total; i++) {
+        if (connections[i].state != READY)
+            continue;
+        if (connections[i].received < each)
+            missing += each - connections[i].received;
+        else
+            repeated += connections[i].received - each;
+    }
+    printf("{\"received\": %lu, \"expected\": %lu, \"missing\": %lu, \"repeated\": %lu, \"failed\": %d, \"lost\": %d, "
+           "\"bytes\": %lu, \"seconds\": %.4f, \"latency_ms\": {\"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}}\n",
+           seen, order->expected, missing, repeated, order->failed, lost, bytes, (ended - began) / 1e9,
+           percentile(0.5), percentile(0.99), worst / 1e6);
+}
+
+int main(int count, char **arguments)
+{
+    if (count != 7) {
+        fprintf(stderr, "usage: load PORT PATH WIRE PUBLISH_PORT PUBLISH_PATH TOKEN\n");
+        return 2;
+    }
+    port = atoi(arguments[1]);
+    path = arguments[2];
+    wire = !strcmp(arguments[3], "sio") ? SIO : !strcmp(arguments[3], "nats") ? NATS : !strcmp(arguments[3], "nchan") ? NCHAN : RAW;
+    publish_port = atoi(arguments[4]);
+    publish_path = arguments[5];
+    token = arguments[6];
+    poller = epoll_create1(EPOLL_CLOEXEC);
+    scratch = malloc(BUFFER);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    char *line = NULL;
+    size_t room = 0;
+    while (getline(&line, &room, stdin) > 0) {
+        int more;
+        struct order order = {0};
+        if (sscanf(line, "connect %d", &more) == 1)
+            open_connections(more);
+        else if (sscanf(line, "publish %d %d %d %lf", &order.count, &order.size, &order.filling, &order.rate) == 4)
+            run(&order);
+        else
+            printf("{\"error\": \"not a command\"}\n");
+    }
+    return 0;
+}

@@ -1,0 +1,106 @@
+"""The load client of the field: `load.c`, compiled when it is first needed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+from benchmarks.procs import TOKEN, BenchmarkError, Server, cpus
+
+_SOURCE = Path(__file__).with_name("load.c")
+
+
+@cache
+def _binary() -> str:
+    """Compile the client; the file is removed when this process ends."""
+    directory = tempfile.TemporaryDirectory(prefix="yujian-load-")
+    _kept.append(directory)
+    target = str(Path(directory.name, "load"))
+    argv = ["cc", "-O2", "-pthread", "-o", target, str(_SOURCE)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchmarkError(f"{' '.join(argv)} fails:\n{done.stderr}")
+    return target
+
+
+_kept: list[tempfile.TemporaryDirectory[str]] = []
+
+
+class Load:
+    """A process with connections to one server.
+
+    Args:
+        server: that is running.
+        wire: of `load.c`.
+        path: of the upgrade.
+        publish_port: where messages are published.
+        publish_path: of these requests.
+    """
+
+    def __init__(
+        self, server: Server, wire: str, path: str, publish_port: int, publish_path: str
+    ) -> None:
+        argv = [_binary(), str(server.port), path, wire, str(publish_port), publish_path, TOKEN]
+        mine = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cpus()[1])  # a child inherits it
+        try:
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        finally:
+            os.sched_setaffinity(0, mine)
+
+    def __call__(self, command: str) -> dict[str, Any]:
+        """Run a command.
+
+        Raises:
+            BenchmarkError: it failed.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(command + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {"error": "it has ended"}
+        if "error" in answer:
+            raise BenchmarkError(f"load: {command}: {answer['error']}")
+        return answer
+
+    def connect(self, clients: int) -> dict[str, Any]:
+        """Open that many more connections.
+
+        Raises:
+            BenchmarkError: not all of them were served.
+        """
+        answer = self(f"connect {clients}")
+        if answer["lost"]:
+            raise BenchmarkError(f"load: {answer} of {clients} connections")
+        return answer
+
+    def publish(
+        self, count: int, size: int = 1, filling: int = 50, rate: float = 0
+    ) -> dict[str, Any]:
+        """Publish `count` calls of `size` messages with `filling` more bytes each.
+
+        `rate` is in calls a second. 0: each when the one before has arrived everywhere; -1: some
+        calls ahead of that.
+        """
+        return self(f"publish {count} {size} {filling} {rate}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()

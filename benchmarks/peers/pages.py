@@ -1,0 +1,111 @@
+"""The page of results and its plots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+
+mpl.use("svg")
+mpl.rcParams["svg.hashsalt"] = "yujian"  # the same figures make the same file
+
+_OWN = "service"
+_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("connect_us", "connect, us", "{:.0f}".format),
+    ("memory_kb", "memory, KB", "{:.1f}".format),
+    ("delivery_1_us", "delivery alone, us", "{:.1f}".format),
+    ("delivery_10_us", "10 a flush", "{:.2f}".format),
+    ("delivery_100_us", "100 a flush", "{:.2f}".format),
+    ("capacity", "deliveries a second", "{:,.0f}".format),
+)
+_LATENCIES = tuple(
+    (f"at_{share}_{name}_ms", f"{share} %: {name}")
+    for share in (25, 50, 75)
+    for name in ("p50", "p99", "max")
+)
+_PLOTS = (
+    ("delivery_1_us", "CPU of one delivery, one message at a time, us"),
+    ("delivery_100_us", "CPU of one delivery, 100 messages a flush, us"),
+    ("connect_us", "CPU of one connect, us"),
+    ("memory_kb", "Memory of one connection, KB"),
+    ("at_50_p99_ms", "Latency at half of its own capacity, p99, ms"),
+)
+
+
+def write_page(result: dict[str, Any], directory: Path) -> str:
+    """Write PEERS.md; returns its text."""
+    text = "\n".join(_page(result)) + "\n"
+    (directory / "PEERS.md").write_text(text)
+    return text
+
+
+def _page(result: dict[str, Any]) -> Iterable[str]:
+    yield "# This service beside others"
+    yield ""
+    yield f"Written by `{result['command']}` on {result['date']}; {result['machine']}."
+    yield (
+        "Every server is started as its own documentation advises, and sends the same envelope of "
+        "about 250 bytes to every connection. CPU and memory are those of all its processes, the "
+        "load has a processor of its own, and figures are medians of the rounds. Memory leaves "
+        "mapped files out. *Deliveries a second* is the largest rate without a loss, latencies "
+        "are those at a share of it."
+    )
+    for name, install in result["missing"].items():
+        yield f"\n**Missing on this machine: {name}** (`{install}`)."
+    for text in result["failed"]:
+        yield f"\n**No figures: {text.splitlines()[0]}**"
+    groups = sorted({(row["workers"], row["clients"]) for row in result["rows"]})
+    for workers, clients in groups:
+        rows = [
+            row for row in result["rows"] if (row["workers"], row["clients"]) == (workers, clients)
+        ]
+        yield f"\n## {clients:,} connections, {workers} worker{'s' if workers > 1 else ''}\n"
+        yield from _table(["server", *(title for _, title, _ in _COLUMNS)], rows, _cells)
+        yield ""
+        yield "Latency in ms at a share of the server's own capacity:\n"
+        yield from _table(["server", *(title for _, title in _LATENCIES)], rows, _latencies)
+        for row in rows:
+            for problem in row["problems"]:
+                yield f"\n{row['name']}: {problem}."
+    yield "\n## Plots\n"
+    for name, title in _PLOTS:
+        yield f"![{title}](peers-{name.removesuffix('_us')}.svg)\n"
+
+
+def _table(
+    titles: list[str], rows: list[dict[str, Any]], cells: Callable[[dict[str, Any]], list[str]]
+) -> Iterable[str]:
+    yield f"| {' | '.join(titles)} |"
+    yield "|---" * len(titles) + "|"
+    for row in rows:
+        yield f"| {' | '.join([row['name'], *cells(row)])} |"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [show(row[name]) for name, _, show in _COLUMNS]
+
+
+def _latencies(row: dict[str, Any]) -> list[str]:
+    return [f"{row[name]:.1f}" for name, _ in _LATENCIES]
+
+
+def write_plots(result: dict[str, Any], directory: Path) -> None:
+    """Write one bar chart for each figure, with the rows of one worker and the most connections."""
+    alone = [row for row in result["rows"] if row["workers"] == 1]
+    most = max((row["clients"] for row in alone), default=0)
+    rows = [row for row in alone if row["clients"] == most]
+    for name, title in _PLOTS:
+        figure, axes = plt.subplots(figsize=(8, 0.4 * len(rows) + 1))
+        names = [row["name"] for row in reversed(rows)]
+        colours = ["#0f766e" if one.startswith(_OWN) else "#94a3b8" for one in names]
+        bars = axes.barh(names, [row[name] for row in reversed(rows)], color=colours)
+        axes.bar_label(bars, fmt="%.2f", padding=3)
+        axes.set_title(f"{title} ({most:,} connections)", loc="left", fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.12)
+        figure.tight_layout()
+        figure.savefig(directory / f"peers-{name.removesuffix('_us')}.svg", metadata={"Date": None})
+        plt.close(figure)

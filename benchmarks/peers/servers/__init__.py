@@ -1,0 +1,1 @@
+"""The other servers of the field, each as its own documentation advises."""
