@@ -36,9 +36,9 @@ _PLOTS = (
 
 
 def write_page(result: dict[str, Any], directory: Path) -> str:
-    """Write PEERS.md; returns its text."""
+    """Write the page; returns its text."""
     text = "\n".join(_page(result)) + "\n"
-    (directory / "PEERS.md").write_text(text)
+    (directory / "README.md").write_text(text)
     return text
 
 

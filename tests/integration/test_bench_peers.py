@@ -52,7 +52,7 @@ def test_the_page_and_its_plots(
     assert [row["name"] for row in result["rows"]] == ["service, JSON", "bare loop"]
     assert all(row["capacity"] > 0 and row["problems"] == [] for row in result["rows"])
     assert result["missing"] == {"Gone": "fetch"}
-    page = (tmp_path / "PEERS.md").read_text()
+    page = (tmp_path / "README.md").read_text()
     assert page in capsys.readouterr().out
     assert "Missing on this machine: Gone" in page
     for plot in tmp_path.glob("*.svg"):
