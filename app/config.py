@@ -329,7 +329,7 @@ class Settings:
         0,
         0,
         1_000_000,
-        "Maximum WebSocket connections of one client address (IPv6: of a /64) at each worker.",
+        "Maximum WebSocket connections of one client address (IPv6: of a /64), over all workers of the machine.",
         zero="no limit",
     )
     max_connects_per_address: int = _integer(

@@ -250,7 +250,7 @@ def make_parts(
         remote_keys=remote_keys,
         canary=canary,
         figures=figures,
-        tick=Tick(metrics, rates, sessions.addresses, figures, Memory(), hub),
+        tick=Tick(metrics, rates, figures, Memory(), hub),
     )
 
 

@@ -44,6 +44,34 @@ class Slots(Protocol):
     def release_user(self, user: str) -> None:
         """Give one claim of this worker on `user` back."""
 
+    def count_handshake(self, address: str) -> int:
+        """Count a handshake of an address; how many there were within a second, this one included."""
+
+    def connections_of_address(self, address: str) -> int:
+        """Connections that an address holds on all workers."""
+
+    def claim_address(self, address: str) -> bool:
+        """Count one connection of an address; False when that address is at the cap."""
+
+    def release_address(self, address: str) -> None:
+        """Give one claim of this worker on an address back."""
+
+    def adopt_address(self, row: int, generation: int, address: str) -> None:
+        """Count a connection of an address here that was counted in another worker's row."""
+
+    def begin_line(self, kind: str, interval: float, waiting: int) -> int | None:
+        """Claim the one log line of a kind that all workers may write within `interval` seconds.
+
+        Args:
+            kind: of the line.
+            interval: in seconds.
+            waiting: events of that kind which this worker has not logged since its last call.
+
+        Returns:
+            Events that no worker has logged since the last line; None: a line was written already,
+            and the next one counts this event and those that were waiting.
+        """
+
     def reserve_queue(self, size: int) -> bool:
         """Count one message of `size` bytes into the queue; False when that is full."""
 

@@ -1,5 +1,8 @@
 """What the log says of refusals: one line a minute for each reason and origin, with the setting.
 
+That is one line of all workers of the machine. A worker whose line another one has written asks again a
+few seconds later, and what it has not logged meanwhile is in the next line of whichever worker writes it.
+
 A flood of refused clients costs a look into a small table each, and a line names the setting that
 an operator would change, or says what the client must change.
 """
@@ -14,6 +17,8 @@ logger = logging.getLogger("realtime.refused")
 
 INTERVAL = 60.0
 """Seconds between two lines about the same reason and origin."""
+PAUSE = 5.0
+"""Seconds after which a worker asks again whether it may write a line."""
 MAX_KEYS = 1000
 """Pairs of reason and origin that are remembered; past it only the reason counts."""
 MAX_ORIGIN = 200
@@ -54,18 +59,24 @@ class Refusals:
 
     Args:
         count: called with the reason of each.
+        begin_line: claims the one line of a kind within a time: see `Slots.begin_line`; None: this
+            worker is the only one.
         now: monotonic seconds.
     """
 
     def __init__(
         self,
         count: Callable[[str], object],
+        begin_line: Callable[[str, float, int], int | None] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._count = count
+        self._begin_line = begin_line
         self._now = now
-        self._last: dict[str, float] = {}
+        self._next: dict[str, float] = {}
+        """When the next line of each kind may be written, as far as this worker knows."""
         self._unlogged: dict[str, int] = {}
+        self._forget_next = float("-inf")
 
     def note(self, reason: str, origin: str | None = None, detail: str = "") -> None:
         """Count a refusal and log it."""
@@ -81,32 +92,29 @@ class Refusals:
             detail: the answer to the client; nothing secret.
         """
         key = f"{reason} {origin[:MAX_ORIGIN]}" if origin else reason
-        last = self._last.get(key)
         now = self._now()
-        if last is not None and now - last < INTERVAL:
+        if key not in self._next and len(self._next) >= MAX_KEYS:
+            self._forget_old(now)
+            if len(self._next) >= MAX_KEYS:  # too many origins to tell them apart
+                key, origin = reason, None
+        if now < self._next.get(key, now):
             self._unlogged[key] = self._unlogged.get(key, 0) + 1
             return
-        if last is None and len(self._last) >= MAX_KEYS:
-            self._forget_old(now)
-            if len(self._last) >= MAX_KEYS:
-                if key != reason:
-                    self._count_unlogged(reason, now, detail)
-                return
-        self._last[key] = now
-        unlogged = self._unlogged.pop(key, 0)
+        unlogged: int | None = self._unlogged.pop(key, 0)
+        if self._begin_line is not None:
+            unlogged = self._begin_line(key, INTERVAL, unlogged or 0)
+        if unlogged is None:
+            self._next[key] = now + PAUSE
+            return
+        self._next[key] = now + INTERVAL
         self._log(reason, origin, detail, unlogged)
 
-    def _count_unlogged(self, reason: str, now: float, detail: str) -> None:
-        """Too many origins to tell them apart: log by reason alone."""
-        if now - self._last.get(reason, float("-inf")) >= INTERVAL:
-            self._last[reason] = now
-            self._log(reason, None, detail, self._unlogged.pop(reason, 0))
-        else:
-            self._unlogged[reason] = self._unlogged.get(reason, 0) + 1
-
     def _forget_old(self, now: float) -> None:
-        self._last = {key: at for key, at in self._last.items() if now - at < INTERVAL}
-        self._unlogged = {key: n for key, n in self._unlogged.items() if key in self._last}
+        if now < self._forget_next:
+            return
+        self._forget_next = now + PAUSE
+        self._next = {key: at for key, at in self._next.items() if now < at}
+        self._unlogged = {key: n for key, n in self._unlogged.items() if key in self._next}
 
     def _log(self, reason: str, origin: str | None, detail: str, unlogged: int) -> None:
         level = logging.WARNING if reason in _FOR_OPERATORS else logging.INFO

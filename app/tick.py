@@ -8,7 +8,6 @@ import logging
 from app.figures import Figures
 from app.memory import Memory
 from app.metrics import Metrics
-from app.sessions.addresses import Addresses
 from app.sessions.rates import Rates
 from app.transport.hub import Hub
 
@@ -21,7 +20,6 @@ class Tick:
     Args:
         metrics: shows how late the loop is.
         rates: what connections have used in this second.
-        addresses: what client addresses have used in this second, where that is limited.
         figures: shown to the other workers and to Prometheus.
         memory: given back after a storm.
         hub: the connections of this worker.
@@ -31,14 +29,12 @@ class Tick:
         self,
         metrics: Metrics,
         rates: Rates,
-        addresses: Addresses | None,
         figures: Figures,
         memory: Memory,
         hub: Hub,
     ) -> None:
         self._metrics = metrics
         self._rates = rates
-        self._addresses = addresses
         self._figures = figures
         self._memory = memory
         self._hub = hub
@@ -51,8 +47,6 @@ class Tick:
             await asyncio.sleep(1.0)
             self._metrics.loop_delay.set(max(0.0, loop.time() - due))
             self._rates.start_second()
-            if self._addresses is not None:
-                self._addresses.start_second()
             try:
                 await self._figures.show()
                 self._figures.export()

@@ -78,7 +78,7 @@ class Refused(HttpError):
 
 
 class Admitted(NamedTuple):
-    """What an upgrade request asks for. One connection is reserved in the slot table for it."""
+    """What an upgrade request asks for. One connection is reserved for it, and counted for its address."""
 
     protocol: Protocol
     key: str
@@ -137,7 +137,7 @@ class Admission:
         self._firsts: dict[tuple[str | None, ...], First] = {}
 
     def check(self, request: RequestHead, *, again: bool = False) -> Admitted:
-        """Let a request in, and reserve its connection: the caller releases it.
+        """Let a request in, and reserve its connection, which the caller releases or gives back.
 
         Args:
             request: for an upgrade.
@@ -205,21 +205,20 @@ class Admission:
             first.history,
             resume,
         )
-        self._reserve()
+        self._reserve(address)
         return admitted
+
+    def give_back(self, admitted: Admitted) -> None:
+        """Give back what is reserved for a client that came in, but whose session did not begin."""
+        self._slots.release_connection()
+        if self._addresses is not None:
+            self._addresses.give_back(admitted.address)
 
     def _check_address(self, addresses: Addresses, address: str, again: bool) -> None:
         try:
             addresses.check(address, is_counted=again)
         except TooMany as error:
-            raise Refused(
-                429,
-                ErrorCode.MAX_CONNECTIONS_EXCEEDED,
-                str(error),
-                error.reason,
-                _draw_delay(),
-                close_code=CloseCode.TRY_AGAIN_LATER,
-            ) from None
+            raise _too_many(error) from None
 
     def _check_token(
         self, request: RequestHead, query: Mapping[str, str], again: bool
@@ -275,7 +274,7 @@ class Admission:
                 status, error.code, error.message, reason, close_code=CloseCode.POLICY_VIOLATION
             ) from None
 
-    def _reserve(self) -> None:
+    def _reserve(self, address: str) -> None:
         if not self._is_serving():
             message = "This worker accepts no connections now; try again."
             raise _unavailable(ErrorCode.SERVICE_UNAVAILABLE, message, "not_ready", 1)
@@ -288,6 +287,12 @@ class Admission:
             )
             code = ErrorCode.MAX_CONNECTIONS_EXCEEDED
             raise _unavailable(code, message, "cap", _draw_delay())
+        if self._addresses is not None:
+            try:
+                self._addresses.claim(address)
+            except TooMany as error:
+                self._slots.release_connection()
+                raise _too_many(error) from None
 
 
 def _parse_query(raw: str) -> dict[str, str]:
@@ -412,6 +417,12 @@ def _invalid(message: str, reason: str, close_code: CloseCode | None = None) -> 
 
 def _unavailable(code: ErrorCode, message: str, reason: str, retry_after: int) -> Refused:
     return Refused(503, code, message, reason, retry_after, close_code=CloseCode.TRY_AGAIN_LATER)
+
+
+def _too_many(error: TooMany) -> Refused:
+    code, delay = ErrorCode.MAX_CONNECTIONS_EXCEEDED, _draw_delay()
+    later = CloseCode.TRY_AGAIN_LATER
+    return Refused(429, code, str(error), error.reason, delay, close_code=later)
 
 
 def _draw_delay() -> int:

@@ -101,14 +101,13 @@ class Upgrade:
             if origin is None or refused.close_code is None:
                 raise
             return self._refuse(request, refused, refused.close_code)
-        slots = self._context.slots
         try:
             fd, received = detach(request, self._most())
         except ConnectionResetError:
-            slots.release_connection()
+            self._admission.give_back(admitted)
             return DetachedResponse(status=499)
         except OSError:
-            slots.release_connection()
+            self._admission.give_back(admitted)
             self._context.refusals.note("descriptors")
             raise Refused(
                 503,

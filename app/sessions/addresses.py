@@ -1,4 +1,4 @@
-"""Limits per client address at one worker: connections, and handshakes in a second.
+"""Limits per client address: connections, and handshakes in a second, over all workers of the machine.
 
 An IPv6 address counts as its /64, which is what one customer gets. Addresses are those that
 trusted proxies name (`app.http.clients`); a proxy that is not trusted is one address.
@@ -7,9 +7,9 @@ trusted proxies name (`app.http.clients`); a proxy that is not trusted is one ad
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter
 
 from app.errors import PresenceError
+from app.ports import Slots
 from app.transport.connection import Connection
 
 _V6_PREFIX = 64
@@ -29,59 +29,86 @@ class TooMany(PresenceError):
 
 
 class Addresses:
-    """What the addresses of this worker's clients hold.
+    """What the addresses of clients hold on this machine.
 
     Args:
         connections: most of one address at once; 0: no limit.
         connects: most handshakes of one address in a second; 0: no limit.
+        slots: counts them over all workers, up to the same limits.
     """
 
-    def __init__(self, connections: int, connects: int) -> None:
+    def __init__(self, connections: int, connects: int, slots: Slots) -> None:
         self._most = connections
         self._most_connects = connects
-        self._held: Counter[str] = Counter()
-        self._connects: Counter[str] = Counter()
+        self._slots = slots
         self._of: dict[Connection, str] = {}
 
     def check(self, address: str, *, is_counted: bool = False) -> None:
-        """Count a handshake, unless it is counted already.
+        """Count a handshake, unless it is counted already, before anything is done for it.
 
         Raises:
             TooMany: the address is at a limit.
         """
         network = network_of(address)
-        if self._most_connects and not is_counted:
-            self._connects[network] += 1
-            if self._connects[network] > self._most_connects:
-                raise TooMany(
-                    "address_rate",
-                    f"One address may connect at most {self._most_connects} times per second.",
-                )
-        if self._most and self._held[network] >= self._most:
-            raise TooMany("address", f"One address may have at most {self._most} connections.")
+        if (
+            self._most_connects
+            and not is_counted
+            and self._slots.count_handshake(network) > self._most_connects
+        ):
+            raise TooMany(
+                "address_rate",
+                f"One address may connect at most {self._most_connects} times per second.",
+            )
+        if self._most and self._slots.connections_of_address(network) >= self._most:
+            raise self._too_many()
+
+    def claim(self, address: str) -> None:
+        """Count a connection that is admitted: the caller gives it to `hold` or `give_back`.
+
+        Raises:
+            TooMany: the address is at its limit by now.
+        """
+        if self._most and not self._slots.claim_address(network_of(address)):
+            raise self._too_many()
+
+    def give_back(self, address: str) -> None:
+        """Count a connection no more that was claimed."""
+        if self._most:
+            self._slots.release_address(network_of(address))
 
     def hold(self, connection: Connection, address: str) -> None:
-        """Count a connection until `release`; the address may be what `of` has returned."""
-        network = address if "/" in address else network_of(address)
-        self._of[connection] = network
-        self._held[network] += 1
+        """Count a claimed connection until `release`."""
+        if self._most:
+            self._of[connection] = network_of(address)
+
+    def adopt(self, connection: Connection, network: str, giver: tuple[int, int]) -> None:
+        """Count a connection that another worker (row and generation) has counted.
+
+        Args:
+            connection: the same in this worker.
+            network: what `of` has returned there.
+            giver: the other worker.
+        """
+        if self._most:
+            self._slots.adopt_address(*giver, network)
+            self._of[connection] = network
+
+    def give(self, connection: Connection) -> None:
+        """Count a connection no more that another worker counts."""
+        self._of.pop(connection, None)
 
     def release(self, connection: Connection) -> None:
         """Count a connection no more."""
         network = self._of.pop(connection, None)
-        if network is None:
-            return
-        self._held[network] -= 1
-        if not self._held[network]:
-            del self._held[network]
+        if network is not None:
+            self._slots.release_address(network)
 
     def of(self, connection: Connection) -> str | None:
         """The network that a connection counts for."""
         return self._of.get(connection)
 
-    def start_second(self) -> None:
-        """Forget the handshakes of the second that is over."""
-        self._connects.clear()
+    def _too_many(self) -> TooMany:
+        return TooMany("address", f"One address may have at most {self._most} connections.")
 
 
 def network_of(address: str) -> str:

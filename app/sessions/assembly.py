@@ -76,7 +76,7 @@ def make_context(
     """
     known = frozenset(settings.message_types)
     registry = Registry()
-    refusals = Refusals(lambda reason: metrics.refused[reason].inc())
+    refusals = Refusals(lambda reason: metrics.refused[reason].inc(), slots.begin_line)
     pages = Pages(hub, history, catchup, rates)
     subscriptions = Subscriptions(
         known=known,
@@ -138,7 +138,7 @@ def make_context(
         pages=pages,
         slots=slots,
         rates=rates,
-        addresses=Addresses(most, connects) if most or connects else None,
+        addresses=Addresses(most, connects, slots) if most or connects else None,
         refusals=refusals,
         metrics=metrics,
         sio=RealtimeServer(manager, settings.max_message_size),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import multiprocessing
 import os
@@ -17,11 +18,15 @@ from typing import Any
 
 import pytest
 
+from app.config import Settings
+from tests.support.clock import Clock
 from tests.support.slots import slots
 from tests.support.waiting import until_now
+from workers.shared import slots as layout
 from workers.shared import users as shared_users
 from workers.shared.locks import FileLock
 from workers.shared.slots import READY, SlotTable
+from workers.shared.worker_slots import WorkerSlots
 
 FORK = multiprocessing.get_context("fork")
 CAP = 20
@@ -355,6 +360,82 @@ def test_counts_of_users_are_right_after_a_kill_within_a_step(path: Path, table:
     assert table.sweep() == [other.pid]
     assert [slots(table).users_of_type(number) for number in range(3)] == [1, 0, 1]
     assert slots(table).unique_users() == 1
+
+
+# Addresses
+
+
+def limited(table: SlotTable, row: int, cap: int) -> WorkerSlots:
+    return WorkerSlots(table, row, dataclasses.replace(Settings(), max_connections_per_address=cap))
+
+
+def hold_addresses(path: Path, addresses: list[str]) -> None:
+    table = SlotTable(path)
+    row = table.claim_row(master=1)
+    assert all(limited(table, row, 3).claim_address(address) for address in addresses)
+    table.set_state(row, READY)
+    time.sleep(60)
+
+
+def test_the_cap_of_an_address_holds_over_processes(path: Path, table: SlotTable) -> None:
+    mine = limited(table, table.claim_row(master=1), 3)
+    other = run(hold_addresses, path, ["192.0.2.1", "192.0.2.1", "192.0.2.2"])
+    try:
+        until_now(lambda: any(r.state == READY for r in table.rows()))
+        assert mine.claim_user("192.0.2.1"), "a user of that name is somebody else"
+        assert mine.claim_address("192.0.2.1")
+        assert not mine.claim_address("192.0.2.1")
+        assert mine.connections_of_address("192.0.2.1") == 3
+        assert (mine.connections_of_address("192.0.2.2"), mine.unique_users()) == (1, 1)
+    finally:
+        kill(other)
+    steps = table.sweep_in_steps()
+    next(steps)
+    assert mine.connections_of_address("192.0.2.1") == 1, "a dead worker holds nothing"
+    assert [pid for pid in steps if pid] == [other.pid]
+    assert [mine.claim_address("192.0.2.1") for _ in range(3)] == [True, True, False]
+    for _ in range(5):
+        mine.release_address("192.0.2.1")
+    assert mine.connections_of_address("192.0.2.1") == 0
+    assert mine.unique_users() == 1
+    table.users._by_type[shared_users._SETTLED] = 0
+    table.users.recount()
+    assert mine.unique_users() == 1
+
+
+def test_a_new_worker_of_a_row_begins_with_no_addresses(path: Path, table: SlotTable) -> None:
+    """A process of a version that does not know of them has swept the row."""
+    row = table.claim_row(master=1)
+    assert limited(table, row, 1).claim_address("192.0.2.1")
+    table.columns[layout.PID][row] = 0
+    again = table.claim_row(master=1)
+    assert again == row
+    assert limited(table, again, 1).connections_of_address("192.0.2.1") == 0
+
+
+def test_an_address_moves_with_its_connection(table: SlotTable) -> None:
+    giver, taker = (limited(table, table.claim_row(master=1), 1) for _ in range(2))
+    assert giver.claim_address("192.0.2.1")
+    generation = next(row.generation for row in table.rows() if row.number == giver.index)
+    taker.adopt_address(giver.index, generation, "192.0.2.1")
+    assert not giver.claim_address("192.0.2.1")
+    giver.release_address("192.0.2.1")
+    assert taker.connections_of_address("192.0.2.1") == 1
+    taker.release_address("192.0.2.1")
+    assert giver.claim_address("192.0.2.1")
+
+
+def test_handshakes_and_lines_are_counted_for_all(table: SlotTable) -> None:
+    now = Clock(1000.0)
+    settings = Settings()
+    one, two = (WorkerSlots(table, table.claim_row(master=1), settings, now) for _ in range(2))
+    assert [slots.count_handshake("192.0.2.1") for slots in (one, two, one)] == [1, 2, 3]
+    assert two.count_handshake("192.0.2.2") == 1
+    now.now += 1.0
+    assert two.count_handshake("192.0.2.1") == 1
+    assert [slots.begin_line("cap", 60.0, 0) for slots in (one, two)] == [0, None]
+    now.now += 60.0
+    assert [slots.begin_line("cap", 60.0, 0) for slots in (two, one)] == [1, None]
 
 
 # A file that something removes

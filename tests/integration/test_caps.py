@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import signal
+import time
 from collections import Counter
 
 import pytest
@@ -117,6 +119,65 @@ async def test_more_workers_share_one_cap() -> None:
         service.process.send_signal(signal.SIGTTOU)
         await until(lambda: len(service.worker_pids()) == 3, "three workers again", 60)
         await drop(accepted)
+        await service.wait_connections(0)
+
+
+# Per address
+
+
+async def test_the_cap_of_an_address_holds_over_workers_reloads_and_kills() -> None:
+    cap = 10
+    async with Service(
+        WORKERS=3, MAX_CONNECTIONS_PER_ADDRESS=cap, TRUSTED_PROXIES="127.0.0.1"
+    ) as service:
+
+        async def storm_from(address: str, count: int) -> list[RawClient]:
+            header = {"X-Forwarded-For": address}
+            clients = await asyncio.gather(
+                *(RawClient.open(service, headers=header) for _ in range(count))
+            )
+            assert {client.status for client in clients} <= {101, 429}
+            await drop([client for client in clients if client.status != 101])
+            return [client for client in clients if client.status == 101]
+
+        held: list[RawClient] = []
+
+        async def on_several_workers() -> bool:
+            await drop(held)
+            await service.wait_connections(0)
+            held[:] = await storm_from("192.0.2.1", 40)
+            assert len(held) == cap
+            return len({service.worker_of(client.port) for client in held}) > 1
+
+        await until(on_several_workers, "connections on several workers", 60)
+        others = await storm_from("2001:db8::1", 5) + await storm_from("2001:db8::2", 10)
+        assert len(others) == cap
+        await service.hup()
+        assert await service.total_connections() == 2 * cap
+        assert await storm_from("192.0.2.1", 20) == []
+        victim = service.worker_of(held[0].port)
+        left = [client for client in held if service.worker_of(client.port) != victim]
+        service.kill_worker(victim)
+        await service.replaced(victim)
+        again = await storm_from("192.0.2.1", 40)
+        assert len(left) + len(again) == cap
+        await drop([*left, *again, *others])
+        await service.wait_connections(0)
+        everything = await storm_from("2001:db8::3", 40)
+        assert len(everything) == cap
+        await drop(everything)
+
+
+async def test_handshakes_of_an_address_are_counted_over_workers() -> None:
+    """As many in each second in which some come, however many workers take them."""
+    async with Service(WORKERS=3, MAX_CONNECTS_PER_ADDRESS=12) as service:
+        began = time.monotonic()
+        accepted, refused = await storm(service, 60)
+        assert len(accepted) <= 12 * math.ceil(time.monotonic() - began)
+        assert {client.status for client in refused} == {429}
+        lines = [line for line in service.log.splitlines() if "MAX_CONNECTS_PER_ADDRESS" in line]
+        assert len(lines) == 1, "one line a minute, however many workers refuse"
+        await drop([*accepted, *refused])
         await service.wait_connections(0)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from app.config import Settings
@@ -20,10 +21,12 @@ STATES = {name: state for state, name in STATE_NAMES.items()}
 class TableSlots(WorkerSlots):
     """The slots of a worker that is ready, in a table of its own, and rows that a test writes."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(
+        self, settings: Settings | None = None, now: Callable[[], float] = time.monotonic
+    ) -> None:
         with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
             self.table = SlotTable(Path(directory) / "slots", 100)
-        super().__init__(self.table, self.table.claim_row(1), settings or Settings())
+        super().__init__(self.table, self.table.claim_row(1), settings or Settings(), now)
         self.table.set_state(self.index, READY)
         self.show([dataclasses.replace(row, updated=0.0) for row in self.rows()])
 

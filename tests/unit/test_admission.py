@@ -20,6 +20,7 @@ from app.http.clients import Clients
 from app.http.cors import Origins
 from app.sessions.addresses import Addresses, TooMany
 from app.sessions.auth import TokenVerifier
+from tests.support.clock import Clock
 from tests.support.slots import TableSlots
 
 SECRET = "s" * 32
@@ -37,13 +38,14 @@ class Door:
 
     def __init__(self, **environ: str) -> None:
         settings: Settings = load_settings(environ)
-        self.slots = TableSlots(settings)
+        self.clock = Clock(1000.0)
+        self.slots = TableSlots(settings, self.clock)
         self.reasons: list[str] = []
         self.serving = True
         self.memory = True
         clients = Clients(settings.trusted_proxies)
         most, connects = settings.max_connections_per_address, settings.max_connects_per_address
-        self.addresses = Addresses(most, connects) if most or connects else None
+        self.addresses = Addresses(most, connects, self.slots) if most or connects else None
         self.admission = Admission(
             settings,
             self.slots,
@@ -333,22 +335,38 @@ def test_limits_per_address() -> None:
     refused = door.refuse(X_Forwarded_For="2001:db8:0:1::3")
     assert (refused.status, refused.reason, refused.close_code) == (429, "address_rate", 1013)
     door.check(X_Forwarded_For="2001:db8:0:2::1")
-    assert door.addresses is not None
-    door.addresses.start_second()
+    door.clock.now += 0.99
+    door.refuse(X_Forwarded_For="2001:db8:0:1::3")
+    door.clock.now += 0.01
     door.check(X_Forwarded_For="2001:db8:0:1::3")
 
 
 def test_connections_per_address_are_counted_until_they_end() -> None:
-    addresses = Addresses(connections=1, connects=0)
+    settings = load_settings({"MAX_CONNECTIONS_PER_ADDRESS": "1"})
+    addresses = Addresses(1, 0, TableSlots(settings))
     one: Any = object()
     addresses.check("1.2.3.4")
+    addresses.claim("1.2.3.4")
     addresses.hold(one, "1.2.3.4")
-    with pytest.raises(TooMany):
-        addresses.check("::ffff:1.2.3.4")
-    addresses.check("1.2.3.5")
+    for refuse in (addresses.check, addresses.claim):
+        with pytest.raises(TooMany):
+            refuse("::ffff:1.2.3.4")
+    addresses.claim("1.2.3.5")
+    addresses.give_back("1.2.3.5")
+    addresses.claim("1.2.3.5")
     addresses.release(one)
     addresses.release(one)
-    addresses.check("1.2.3.4")
+    addresses.claim("1.2.3.4")
+
+
+def test_what_came_in_and_did_not_begin_is_given_back() -> None:
+    door = Door(MAX_CONNECTIONS_PER_ADDRESS="1")
+    before = door.slots.connections
+    admitted = door.check()
+    assert door.refuse().reason == "address"
+    door.admission.give_back(admitted)
+    assert door.slots.connections == before
+    door.check()
 
 
 def test_only_a_trusted_proxy_names_host_and_scheme() -> None:

@@ -38,7 +38,8 @@ from typing import Any, Literal, NamedTuple
 from workers.shared.file import make_copy, open_shared, show_file
 from workers.shared.locks import FileLock, is_at
 from workers.shared.processes import start_time
-from workers.shared.users import UsersTable
+from workers.shared.recent import RecentTable
+from workers.shared.users import OF_ADDRESS, UsersTable
 
 ROWS = 128
 """Workers at one time; with HUP and USR2 there are up to four times as many as configured."""
@@ -95,6 +96,8 @@ shared files of the service were removed and put back."""
 _USERS_BY_TYPE = 64
 """First word of the header that counts users by type: further on, since a worker of an older
 version that shares the file may use none of these words."""
+_LINES, _HANDSHAKES = slice(128, 256), slice(256, 512)
+"""Words of the header: log lines of the last minute, handshakes of addresses in the last second."""
 _REMOVED_AT_ONCE = 8
 """Users of a dead worker that are removed under one lock: some 20 us."""
 
@@ -176,6 +179,8 @@ class SlotTable:
         users = self._header[_USERS : _USERS + UsersTable.HEADER_WORDS]
         by_type = self._header[_USERS_BY_TYPE : _USERS_BY_TYPE + UsersTable.TYPE_WORDS]
         self.users = UsersTable(self._fd, users, by_type, _USERS_AT)
+        self.lines = RecentTable(self._header[_LINES])
+        self.handshakes = RecentTable(self._header[_HANDSHAKES])
         self._words = words[_TABLE_AT // _WORD : _STATS_AT // _WORD]
         with self.lock:
             self.users.make_room(connections)
@@ -297,7 +302,10 @@ class SlotTable:
                 (PID, pid),
             ):
                 self.columns[column][index] = value
-            return index
+        # A process of a version that does not know addresses has left those of the row's last worker.
+        for _ in self._remove_keys(index, pid, born, index | OF_ADDRESS):
+            pass
+        return index
 
     def free(self, pid: int) -> bool:
         """Free the row of a process that is about to end; False when it has none."""
@@ -428,15 +436,8 @@ class SlotTable:
                 self._header[_DIED_AT] = _monotonic()
             self.columns[STATE][index] = GONE
             self._clear(index)
-        for keys in self.users.keys_of_row(index):
-            for start in range(0, len(keys), _REMOVED_AT_ONCE):
-                with self.lock:
-                    if not self._is(index, pid, birth):
-                        return
-                    for key in keys[start : start + _REMOVED_AT_ONCE]:
-                        self.users.remove(key, index)
-                yield 0
-            yield 0
+        for row in (index, index | OF_ADDRESS):
+            yield from self._remove_keys(index, pid, birth, row)
         with self.lock:
             if not self._is(index, pid, birth):
                 return
@@ -444,6 +445,25 @@ class SlotTable:
             self.columns[STATE][index] = 0
             self.columns[PID][index] = 0
         yield pid
+
+    def _remove_keys(self, index: int, pid: int, birth: int, row: int) -> Iterator[int]:
+        """Take out what a row has in the users' table, in steps, while it is of that process.
+
+        Args:
+            index: of the row.
+            pid: of the process that has it.
+            birth: of that process.
+            row: what entries name it: itself, or with `OF_ADDRESS`.
+        """
+        for keys in self.users.keys_of_row(row):
+            for start in range(0, len(keys), _REMOVED_AT_ONCE):
+                with self.lock:
+                    if not self._is(index, pid, birth):
+                        return
+                    for key in keys[start : start + _REMOVED_AT_ONCE]:
+                        self.users.remove(key, row)
+                yield 0
+            yield 0
 
     def _is(self, index: int, pid: int, birth: int) -> bool:
         return bool(self.columns[PID][index] == pid and self.columns[BORN][index] == birth)

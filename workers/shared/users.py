@@ -3,7 +3,8 @@
 Open addressing with linear probing. An entry is two 8-byte words: the keyed hash of the user,
 and `types << 32 | row << 24 | count`: the connections that one worker holds for that user, and a bit
 for each type that any of them is subscribed to. A user with connections on three workers has
-three entries. Callers hold the lock of the slot file.
+three entries. Client addresses are counted in the same way where their connections are limited: as
+entries whose row has the bit `OF_ADDRESS`, which count towards no user. Callers hold the lock of the slot file.
 
 A process may be killed between any two stores, so each step leaves a table that is right as
 it stands: an entry exists from the moment its hash is written, which is last, and is gone
@@ -37,6 +38,8 @@ _COUNT = 0xFF_FFFF
 _ROW = 0xFF
 _ROW_SHIFT = 24
 _TYPES_SHIFT = 32
+OF_ADDRESS = 0x80
+"""Bit of the row in an entry of a client address; rows of workers are below it."""
 _ENTRY_SIZE = 16
 _ROOM = 4
 """Entries per connection: at a quarter full a search ends after one or two steps."""
@@ -108,7 +111,8 @@ class UsersTable:
         self._refresh()
         types: dict[int, int] = {}
         for key, value in self._live():
-            types[key] = types.get(key, 0) | value >> _TYPES_SHIFT
+            if not value >> _ROW_SHIFT & OF_ADDRESS:
+                types[key] = types.get(key, 0) | value >> _TYPES_SHIFT
         for number in range(MAX_TYPES):
             self._by_type[number] = sum(bits >> number & 1 for bits in types.values())
         self._header[_DISTINCT] = len(types)
@@ -121,7 +125,7 @@ class UsersTable:
 
         Args:
             key: 64-bit keyed hash of the user.
-            row: the worker that holds the connection.
+            row: the worker that holds the connection, with `OF_ADDRESS` for an address.
             cap: most connections of one user.
             gone: rows of dead workers, whose entries are being removed and do not count.
         """
@@ -140,7 +144,7 @@ class UsersTable:
             if found == key:
                 known = True
                 value = entries[2 * at + 1]
-                if _row(value) not in gone:
+                if _row(value) & ~OF_ADDRESS not in gone:
                     total += value & _COUNT
                 if _row(value) == row:
                     own = at
@@ -162,10 +166,26 @@ class UsersTable:
             self._step(_FILLED, 1)
         entries[2 * place + 1] = row << _ROW_SHIFT | 1
         entries[2 * place] = key
-        if not known:
+        if not (known or row & OF_ADDRESS):
             self._step(_DISTINCT, 1)
         self._by_type[_SETTLED] = settled
         return True
+
+    def held(self, key: int, gone: Container[int] = ()) -> int:
+        """Connections of a user, or of an address, on all rows but those that are `gone`."""
+        key = max(key, _FIRST_HASH)
+        self._refresh()
+        entries, mask = self._entries, self._mask
+        total, at = 0, key & mask
+        for _ in range(mask + 1):
+            found = entries[2 * at]
+            if found == _EMPTY:
+                break
+            value = entries[2 * at + 1]
+            if found == key and _row(value) & ~OF_ADDRESS not in gone:
+                total += value & _COUNT
+            at = (at + 1) & mask
+        return total
 
     def release(self, key: int, row: int) -> None:
         """Count one connection less; nothing happens when `row` holds none for that user."""
@@ -205,10 +225,11 @@ class UsersTable:
         return own, others, types
 
     def _remove(self, at: int, others: bool, types_of_others: int) -> None:
-        types = self._entries[2 * at + 1] >> _TYPES_SHIFT
+        value = self._entries[2 * at + 1]
+        types = value >> _TYPES_SHIFT
         settled = self._begin_step()
         self._erase(at)
-        if not others:
+        if not (others or _row(value) & OF_ADDRESS):
             self._step(_DISTINCT, -1)
         self._count_types(types | types_of_others, types_of_others)
         self._by_type[_SETTLED] = settled
@@ -251,7 +272,7 @@ class UsersTable:
         return int(self._by_type[number])
 
     def keys_of_row(self, row: int) -> Iterator[list[int]]:
-        """Hashes of the users that a row has entries of, stretch by stretch of the table.
+        """Hashes of the users, or with `OF_ADDRESS` addresses, of a row, stretch by stretch of the table.
 
         Needs no lock: the row is a dead worker's, so it gets no more entries, and what `remove`
         no longer finds it leaves alone. A table that was moved meanwhile is read again.

@@ -9,13 +9,15 @@ worker, so that a process that is killed leaves it right.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from app.config import Settings
 from app.ports import QueueTotals, Slots, WorkersDied
 from app.types import WorkerRow
 from workers.shared import slots as layout
 from workers.shared.slots import LARGEST_FIGURE, STATE_NAMES, WAITING, SlotTable
+from workers.shared.users import OF_ADDRESS
 
 _NO_CAP = 1 << 31
 
@@ -27,9 +29,16 @@ class WorkerSlots(Slots):
         table: the slot table, opened by this process.
         index: the row that this worker has claimed.
         settings: have the caps, so that workers before and after a reload may differ.
+        now: seconds of a clock that all processes of the machine share.
     """
 
-    def __init__(self, table: SlotTable, index: int, settings: Settings) -> None:
+    def __init__(
+        self,
+        table: SlotTable,
+        index: int,
+        settings: Settings,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.index = index
         self._table = table
         self._lock = table.lock
@@ -46,6 +55,11 @@ class WorkerSlots(Slots):
         self._user_cap = settings.max_connections_per_user
         self._queue_cap = settings.max_queue_size
         self._queue_bytes_cap = settings.max_queue_bytes
+        self._address_cap = settings.max_connections_per_address
+        self._now = now
+        if self._address_cap:  # an address takes as much room as a user
+            with self._lock:
+                self._users.make_room(2 * self._connections_cap)
 
     def worker_name(self) -> str:
         """Names this worker among all of all machines, ever: machine, row and generation."""
@@ -112,6 +126,44 @@ class WorkerSlots(Slots):
 
     def unique_users(self) -> int:
         return self._users.distinct
+
+    # Addresses.
+
+    def count_handshake(self, address: str) -> int:
+        key = self._address_key(address)
+        with self._lock:
+            return self._table.handshakes.count(key, self._now(), 1.0)
+
+    def connections_of_address(self, address: str) -> int:
+        key = self._address_key(address)
+        with self._lock:
+            return self._users.held(key, self._gone_rows())
+
+    def claim_address(self, address: str) -> bool:
+        key = self._address_key(address)
+        cap = self._address_cap or _NO_CAP
+        with self._lock:
+            return self._users.claim(key, self.index | OF_ADDRESS, cap, self._gone_rows())
+
+    def release_address(self, address: str) -> None:
+        key = self._address_key(address)
+        with self._lock:
+            self._users.release(key, self.index | OF_ADDRESS)
+
+    def adopt_address(self, row: int, generation: int, address: str) -> None:
+        """Count a connection of an address here that was counted in the row of a giver."""
+        key = self._address_key(address)
+        with self._lock:
+            self._users.claim(key, self.index | OF_ADDRESS, _NO_CAP)
+            if self._is_generation(row, generation):
+                self._users.release(key, row | OF_ADDRESS)
+
+    # Log lines.
+
+    def begin_line(self, kind: str, interval: float, waiting: int) -> int | None:
+        key = self._key(f"line\0{kind}")
+        with self._lock:
+            return self._table.lines.begin(key, self._now(), interval, waiting)
 
     # Broadcast queues.
 
@@ -215,6 +267,11 @@ class WorkerSlots(Slots):
             return ()
         return [n for n in range(high) if self._states[n] == layout.GONE]
 
-    def _key(self, user: str) -> int:
-        digest = hashlib.blake2b(user.encode(), digest_size=8, key=self._table.hash_key)
+    def _address_key(self, address: str) -> int:
+        return self._key(f"address\0{address}")  # no user's name has that character
+
+    def _key(self, name: str) -> int:
+        # An Origin header may have bytes that are no UTF-8.
+        word = name.encode(errors="surrogatepass")
+        digest = hashlib.blake2b(word, digest_size=8, key=self._table.hash_key)
         return int.from_bytes(digest.digest(), "little")

@@ -155,9 +155,6 @@ def load_session(
     _load_token(session, state)
     if isinstance(session, SocketIOSession) and not session.is_entering:
         context.entrance.await_connect(session)
-    address = state.get("address")
-    if context.addresses is not None and isinstance(address, str):
-        context.addresses.hold(session, address)
     silent, due = state["times"]
     context.hub.attach(session, (silent, due))
     if state["held"] and state["welcomed"]:

@@ -165,6 +165,8 @@ class Transfer:
                 session.extra.expiry.cancel()
             self._context.registry.discard(session.id)
             self._context.claiming.give(session)
+            if self._context.addresses is not None:
+                self._context.addresses.give(session)
             if isinstance(session, SocketIOSession):
                 self._manager.let_go(session)
 
@@ -221,6 +223,9 @@ class Transfer:
                 self._context.slots.release_connection()
                 self._context.metrics.handed_over["lost"].inc()
                 continue
+            address = state.get("address")
+            if self._context.addresses is not None and isinstance(address, str):
+                self._context.addresses.adopt(session, address, giver)
             if session.claimed:
                 assert session.user is not None
                 self._counts.adopt_user(*giver, session.user)
