@@ -62,6 +62,7 @@ MASTER = {
     "workers.shared.paths",
     "workers.shared.processes",
     "workers.shared.file",
+    "workers.shared.recent",
     "workers.shared.slots",
     "workers.shared.users",
 }
