@@ -56,19 +56,27 @@ class MachineStatus:
         return status
 
 
-def describe_worker(row: WorkerRow) -> dict[str, object]:
-    """A worker as `GET /status` and `GET /ws/stats` show it."""
-    shown: dict[str, object] = {
-        "pid": row.pid,
-        "state": row.state,
-        "connections": row.connections,
-        "generation": row.generation,
-        "startedAt": round(row.started * 1000),
-    }
+def describe_worker(row: WorkerRow, *, is_known: bool = True) -> dict[str, object]:
+    """A worker as `GET /status` and `GET /ws/stats` show it.
+
+    Args:
+        row: of the worker.
+        is_known: whether it is shown to others than strangers, for whom a process has no name and no age.
+    """
+    shown: dict[str, object] = {"state": row.state, "connections": row.connections}
+    if is_known:
+        shown = {
+            "pid": row.pid,
+            **shown,
+            "generation": row.generation,
+            "startedAt": round(row.started * 1000),
+        }
     return shown | {"deaf": True} if row.stats.get("deaf") else shown
 
 
-def describe_connections(slots: Slots, settings: Settings) -> dict[str, object]:
+def describe_connections(
+    slots: Slots, settings: Settings, *, is_known: bool = True
+) -> dict[str, object]:
     """The connections of this machine by type, protocol and worker: `GET /ws/stats`."""
     rows = slots.rows()
     total = sum(row.connections for row in rows)
@@ -87,7 +95,7 @@ def describe_connections(slots: Slots, settings: Settings) -> dict[str, object]:
         },
         "slowConsumers": sum(figure(row.stats, "slow") for row in rows),
         "maxConnections": settings.max_total_connections,
-        "workers": [describe_worker(row) for row in rows],
+        "workers": [describe_worker(row, is_known=is_known) for row in rows],
     }
 
 

@@ -32,6 +32,11 @@ class Health:
     backplane: dict[str, object]
     """`status`, `cause` and `writable`, as they stand in the answer."""
 
+    @property
+    def kinds(self) -> list[str]:
+        """What is wrong without how: nothing of the inside of the service."""
+        return list(dict.fromkeys(cause.partition(":")[0] for cause in self.causes))
+
     @classmethod
     def of(cls, rows: Sequence[WorkerRow], context: HttpContext) -> Health:
         """Judge."""

@@ -98,20 +98,24 @@ async def get_status(request: web.Request, context: HttpContext) -> web.Response
     """`GET /status`: can clients be served, and what is the lab doing."""
     rows = context.slots.rows()
     presence, confirmed = await context.presence.read()
+    knows = await _may_read(request, context)
     health = Health.of(rows, context)
     healthy = health.serving and not health.causes
     status: dict[str, object] = {
         "status": "ok" if healthy else "degraded" if health.serving else "unavailable",
-        "causes": health.causes,
-        "version": context.version,
-        "uptime": round(context.now() - context.started_at, 3),
+        "causes": health.causes if knows else health.kinds,
         "connections": sum(row.connections for row in rows),
         "maxConnections": context.settings.max_total_connections,
         "expectedWorkers": context.expected_workers(),
-        "workers": [describe_worker(row) for row in rows],
-        "backplane": health.backplane | {"warnings": list(context.warnings())},
+        "workers": [describe_worker(row, is_known=knows) for row in rows],
     }
-    if await _may_read(request, context, "status"):
+    if knows:
+        status["version"] = context.version
+        status["uptime"] = round(context.now() - context.started_at, 3)
+        status["backplane"] = health.backplane | {"warnings": list(context.warnings())}
+    else:
+        status["backplane"] = {name: health.backplane[name] for name in ("status", "writable")}
+    if knows and await _may_read(request, context, "status"):
         status["presence"] = presence.to_json() | ({} if confirmed else {"stale": True})
     return json_response(status, 200 if health.serving else 503)
 
@@ -172,9 +176,10 @@ async def get_history(request: web.Request, context: HttpContext) -> web.Respons
         )
 
 
-async def get_connections(_request: web.Request, context: HttpContext) -> web.Response:
+async def get_connections(request: web.Request, context: HttpContext) -> web.Response:
     """`GET /ws/stats`: the connections of this machine by type, protocol and worker."""
-    return json_response(describe_connections(context.slots, context.settings))
+    knows = await _may_read(request, context)
+    return json_response(describe_connections(context.slots, context.settings, is_known=knows))
 
 
 async def get_queue(_request: web.Request, context: HttpContext) -> web.Response:
@@ -202,8 +207,11 @@ async def get_queue(_request: web.Request, context: HttpContext) -> web.Response
     )
 
 
-async def _may_read(request: web.Request, context: HttpContext, type: str) -> bool:
-    """Whether a request may see messages of a type; it is answered without them otherwise."""
+async def _may_read(request: web.Request, context: HttpContext, type: str | None = None) -> bool:
+    """Whether a request may see messages of a type, or with None more than strangers do.
+
+    It is answered without them otherwise.
+    """
     try:
         await _require_reader(request, context, type)
     except ClientError:
@@ -211,8 +219,14 @@ async def _may_read(request: web.Request, context: HttpContext, type: str) -> bo
     return True
 
 
-async def _require_reader(request: web.Request, context: HttpContext, type: str) -> None:
-    """Require a token to read old messages where clients need one to receive new ones."""
+async def _require_reader(request: web.Request, context: HttpContext, type: str | None) -> None:
+    """Require a token to read old messages where clients need one to receive new ones.
+
+    Args:
+        request: to read.
+        context: of the service.
+        type: of the messages that the token must allow; None: any token that is valid will do.
+    """
     if not context.verifier.enabled or context.writers.is_publisher(request):
         return
     token = request.query.get("token")
@@ -222,7 +236,7 @@ async def _require_reader(request: web.Request, context: HttpContext, type: str)
             message = "Send a client's token as 'Authorization: Bearer <token>'."
             raise ClientError(ErrorCode.UNAUTHORIZED, message)
     identity = await context.verifier.verify_patiently(token.strip())
-    if identity.types is not None:
+    if type is not None and identity.types is not None:
         known = context.settings.message_types
         check_type(type, Allowed.of(known, identity.types) if type in known else known)
 

@@ -69,7 +69,7 @@ export function App({ store }: { store: Store }) {
       </main>
       <footer className="foot">
         <span>{t.title}</span>
-        {data.service && <span>{t.version(data.service.version)}</span>}
+        {data.service?.version && <span>{t.version(data.service.version)}</span>}
       </footer>
     </LangContext>
   );

@@ -13,18 +13,20 @@ export interface Presence {
 
 export interface ServiceStatus {
   status: string;
-  version: string;
-  uptime: number;
+  /** Not told to strangers, where clients need a token. */
+  version?: string;
+  uptime?: number;
   connections: number;
   maxConnections: number;
   presence: Presence;
 }
 
 export interface WorkerFigures {
-  pid: number;
+  /** Not told to strangers, where clients need a token; nor the generation. */
+  pid?: number;
   state: string;
   connections: number;
-  generation: number;
+  generation?: number;
   deaf?: boolean;
 }
 
@@ -80,11 +82,11 @@ export class Service {
   }
 
   status(): Promise<ServiceStatus> {
-    return call(`${this.base}/status`);
+    return call(`${this.base}/status`, { headers: this.bearer });
   }
 
   connections(): Promise<Connections> {
-    return call(`${this.base}/ws/stats`);
+    return call(`${this.base}/ws/stats`, { headers: this.bearer });
   }
 
   series(range: Range): Promise<SeriesAnswer> {

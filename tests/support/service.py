@@ -209,7 +209,8 @@ class Service:
             connection = socket.create_connection(("127.0.0.1", self.port), 1)
             connection.settimeout(5)
             connection.sendall(
-                b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                b"X-Publish-Token: %b\r\n\r\n" % self.settings["PUBLISH_TOKEN"].encode()
             )
             answer = b""
             while chunk := connection.recv(65536):
@@ -222,7 +223,11 @@ class Service:
         head, _, body = answer.partition(b"\r\n\r\n")
         if b" 200 " not in head.split(b"\r\n")[0]:
             return set()
-        return ready_workers(json.loads(body))
+        status = json.loads(body)
+        if all("pid" in row for row in status["workers"]):
+            return ready_workers(status)
+        ready = sum(row["state"] == "ready" for row in status["workers"])
+        return set(self.worker_pids()) if ready >= self.workers else set()
 
     # Processes
 

@@ -15,7 +15,7 @@ from app.errors import SettingsError
 from app.http.audit import STRANGERS, Audit
 from app.http.writers import Writers
 from app.sessions.auth import TokenVerifier
-from tests.support.http_side import HttpSide, http_side
+from tests.support.http_side import HttpSide, http_side, worker_row
 
 SECRET = "s" * 40
 MESSAGE = {"type": "status", "event": "deployed", "data": 1}
@@ -274,6 +274,39 @@ async def test_strangers_do_not_learn_what_the_lab_does_where_clients_need_a_tok
             assert ("presence" in body) == shown, token
     async with http_side(PUBLISH_TOKEN="t") as side:
         assert "presence" in await (await side.client.get("/status")).json()
+
+
+async def test_strangers_learn_nothing_of_the_inside_where_clients_need_a_token() -> None:
+    words = "it is a read-only replica (READONLY at 10.1.2.3)"
+    for token, knows in (
+        (None, False),
+        ("wrong", False),
+        (client_token(types=[]), True),
+        ("t", True),
+    ):
+        async with http_side(AUTH_SECRET=SECRET, PUBLISH_TOKEN="t") as side:
+            side.fault, side.writable = words, False
+            side.warnings.append("no password")
+            side.slots.show([worker_row(0, pid=4711, deaf=True)])
+            headers = bearer(token) if token else {}
+            status = await (await side.client.get("/status", headers=headers)).json()
+            stats = await (await side.client.get("/ws/stats", headers=headers)).json()
+            assert status["status"] == "unavailable"
+            assert status["workers"] == stats["workers"]
+            (worker,) = status["workers"]
+            if knows:
+                assert worker["pid"] == 4711
+                assert status["version"] == "1.2.3"
+                assert status["causes"] == [
+                    "deaf: 1 of 1 workers receive no messages", f"backplane: {words}"
+                ]  # fmt: skip
+                assert status["backplane"]["warnings"] == ["no password"]
+            else:
+                assert worker == {"state": "ready", "connections": 0, "deaf": True}
+                assert status["causes"] == ["deaf", "backplane"]
+                assert status["backplane"] == {"status": "degraded", "writable": False}
+                assert not status.keys() & {"version", "uptime", "presence"}
+                assert stats.keys() >= {"totalConnections", "uniqueUsers"}
 
 
 async def test_headers_of_answers() -> None:

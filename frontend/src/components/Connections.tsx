@@ -28,9 +28,9 @@ export function Connections({ data }: { data: Snapshot }) {
         <div className="three">
           <Bars
             title={t.byWorker}
-            rows={stats.workers.map((worker) => {
+            rows={stats.workers.map((worker, number) => {
               const state = worker.deaf ? 'deaf' : worker.state;
-              const name = t.worker(worker.pid);
+              const name = t.worker(worker.pid ?? number + 1);
               return [state === 'ready' ? name : `${name} · ${t.workerState[state] ?? state}`, worker.connections];
             })}
           />

@@ -40,7 +40,7 @@ export function Vitals({ store, data }: { store: Store; data: Snapshot }) {
             </select>
           </label>
         ) : (
-          <span className="aside">{[host, status && t.uptime(formatDuration(status.uptime, lang))].filter(Boolean).join(' · ')}</span>
+          <span className="aside">{[host, status?.uptime !== undefined && t.uptime(formatDuration(status.uptime, lang))].filter(Boolean).join(' · ')}</span>
         )}
         <fieldset className="segments" data-testid="range">
           <legend className="unseen">{t.range}</legend>

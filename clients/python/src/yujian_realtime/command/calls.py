@@ -185,7 +185,8 @@ async def presence_set(
 
 async def _status(connection: Connection) -> dict[str, Any]:
     try:
-        async with HttpClient(connection.url, attempts=3) as client:
+        # Where clients need a token, strangers are not told all.
+        async with HttpClient(connection.url, connection.bearer(), attempts=3) as client:
             status = await client.get("/status", check=False)
     except PublishError as error:
         raise failure_of(error, connection.url) from None
@@ -220,10 +221,9 @@ def _rows(state: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "connections", f"{state['connections']} of {state.get('maxConnections', '?')}"
     for worker in state.get("workers") or ():
         if isinstance(worker, dict):
-            yield (
-                "worker",
-                f"{worker.get('pid')}  {worker.get('state')}  {worker.get('connections')} connections",
-            )
+            # A service whose clients need a token does not tell strangers the pid.
+            name = f"{worker['pid']}  " if "pid" in worker else ""
+            yield "worker", f"{name}{worker.get('state')}  {worker.get('connections')} connections"
     presence = state.get("presence")
     if isinstance(presence, dict):
         task = presence.get("task")
