@@ -217,6 +217,9 @@ class Metrics:
             "1 while every worker of the machine can publish, else 0.",
             "livemin",
         )
+        # Until a worker that starts has looked it says nothing against the others, as in /status.
+        self.backplane_up.set(1)
+        self.backplane_writable.set(1)
         self.backplane_errors: Children[str, Counter] = self._counters(
             "backplane_errors", "Failed calls to the backplane, by cause.", ["cause"], CAUSES
         )

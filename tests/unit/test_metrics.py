@@ -89,3 +89,10 @@ def test_names_and_help_follow_the_conventions() -> None:
         assert len(family.documentation) > 15, family.name
         assert family.documentation.endswith("."), family.name
         assert not family.name.endswith(("_ms", "_total", "_count")), family.name
+
+
+def test_a_worker_that_starts_says_nothing_against_the_others() -> None:
+    """The lowest value of all workers counts, and until it has looked it knows of no fault."""
+    metrics = Metrics(["status"])
+    assert sample(metrics, "realtime_backplane_up") == 1
+    assert sample(metrics, "realtime_backplane_writable") == 1

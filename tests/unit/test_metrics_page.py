@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -154,3 +156,29 @@ async def test_metrics_that_stay_locked_are_told(serve: Any) -> None:
     response = await (await serve(collect)).get("/metrics")
     assert response.status == 503
     assert "stay locked" in await response.text()
+
+
+def described(registry: CollectorRegistry) -> dict[str, str]:
+    """A row of docs/operations/METRICS.md for each metric that workers count themselves."""
+    found = {}
+    for metric in registry._collector_to_names:
+        one: Any = metric
+        name = one._name + "_total" * (one._type == "counter")
+        labels = ", ".join(f"`{label}`" for label in one._labelnames)
+        found[name] = f"| `{name}` | {one._type} | {labels} | {one._documentation} |"
+    return found
+
+
+async def test_every_metric_is_described(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    rows = described(Metrics(["status"]).registry)
+    client = await serve(list)
+    page = await (await client.get("/metrics")).text()
+    for family in text_string_to_metric_families(page):
+        name = family.name + "_total" * (family.type == "counter")
+        labels = ", ".join(f"`{label}`" for label in family.samples[0].labels)
+        if not name.startswith("realtime_max_"):
+            rows[name] = f"| `{name}` | {family.type} | {labels} | {family.documentation} |"
+    text = (Path(__file__).parents[2] / "docs/operations/METRICS.md").read_text()
+    shown = dict(re.findall(r"^(?=\| `(realtime_\w+)`)(.*)$", text, re.MULTILINE))
+    assert shown == rows
