@@ -61,7 +61,7 @@ def describe_worker(row: WorkerRow, *, is_known: bool = True) -> dict[str, objec
 
     Args:
         row: of the worker.
-        is_known: whether it is shown to others than strangers, for whom a process has no name and no age.
+        is_known: whether its process is shown as well, which is not for strangers.
     """
     shown: dict[str, object] = {"state": row.state, "connections": row.connections}
     if is_known:
