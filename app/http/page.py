@@ -6,15 +6,14 @@ each time (304 when it is the same); what it loads bears a hash in its name and 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
 
 from app.errors import ErrorCode
 from app.http.errors import HttpError, json_response
+from app.http.files import ENCODINGS, File, weights
 
 ROOT = Path(__file__).resolve().parents[1] / "page"
 
@@ -36,9 +35,6 @@ _HEADERS = {
 }
 _ASKED_ANEW = "no-cache"
 _FOR_GOOD = "public, max-age=31536000, immutable"
-_ENCODINGS = (("br", ".br"), ("gzip", ".gz"))
-"""In the order of preference, with the endings of their files."""
-
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -60,19 +56,9 @@ LINKS: Mapping[str, str] = {
     "publish": "/ws/broadcast",
     "alertmanager": "/hooks/alertmanager",
     "metrics": "/metrics",
+    "openapi": "/openapi.json",
+    "asyncapi": "/asyncapi.json",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """One file and its compressed forms."""
-
-    type: str
-    caching: str
-    bodies: Mapping[str, bytes]
-    """By encoding; `identity` is always there."""
-    tags: Mapping[str, str]
-    """Entity tags by encoding."""
 
 
 class Page:
@@ -123,76 +109,32 @@ class Page:
             raise HttpError(
                 404, ErrorCode.NOT_FOUND, f"The path {request.path[:100]} does not exist."
             )
-        encoding = _choose(request.headers.get("Accept-Encoding", ""), file.bodies)
-        tag = file.tags[encoding]
-        headers = {
-            **_HEADERS,
-            "Cache-Control": file.caching,
-            "ETag": tag,
-            "Vary": "Accept, Accept-Encoding" if name == "index.html" else "Accept-Encoding",
-        }
-        known = request.headers.get("If-None-Match", "")
-        if known.strip() == "*" or tag in (each.strip() for each in known.split(",")):
-            return web.Response(status=304, headers=headers)
-        headers["Content-Type"] = file.type
-        if encoding != "identity":
-            headers["Content-Encoding"] = encoding
-        return web.Response(body=file.bodies[encoding], headers=headers)
+        caching = _FOR_GOOD if name.startswith("assets/") else _ASKED_ANEW
+        vary = "Accept, Accept-Encoding" if name == "index.html" else "Accept-Encoding"
+        return file.answer(request, {**_HEADERS, "Cache-Control": caching}, vary)
 
 
-def _read(root: Path) -> dict[str, _File]:
-    files: dict[str, _File] = {}
-    endings = tuple(ending for _, ending in _ENCODINGS)
+def _read(root: Path) -> dict[str, File]:
+    files: dict[str, File] = {}
+    endings = tuple(ending for _, ending in ENCODINGS)
     for path in sorted(root.rglob("*")):
         if not path.is_file() or path.name.endswith(endings):
             continue
         name = path.relative_to(root).as_posix()
         bodies = {"identity": path.read_bytes()}
-        for encoding, ending in _ENCODINGS:
+        for encoding, ending in ENCODINGS:
             packed = path.with_name(path.name + ending)
             if packed.is_file():
                 bodies[encoding] = packed.read_bytes()
-        digest = hashlib.blake2b(bodies["identity"], digest_size=12).hexdigest()
         type = _TYPES.get(path.suffix, "application/octet-stream")
-        files[name] = _File(
-            type,
-            _FOR_GOOD if name.startswith("assets/") else _ASKED_ANEW,
-            bodies,
-            {encoding: f'"{digest}-{encoding}"' for encoding in bodies},
-        )
+        files[name] = File.of(type, bodies)
     return files
-
-
-def _choose(accepted: str, bodies: Mapping[str, bytes]) -> str:
-    """The best encoding that is there and that the client takes (RFC 9110 section 12.5.3)."""
-    weights = _weights(accepted)
-    for encoding, _ in _ENCODINGS:
-        if encoding in bodies and weights.get(encoding, weights.get("*", 0.0)) > 0:
-            return encoding
-    return "identity"
 
 
 def _prefers_json(accept: str) -> bool:
     """Whether a client asks for JSON rather than for a page; one that takes anything does not."""
-    weights = _weights(accept)
-    anything = weights.get("*/*", 0.0 if accept else 1.0)
-    page = max(weights.get("text/html", 0.0), weights.get("text/*", 0.0), anything)
-    exact = weights.get("application/json", 0.0)
-    return exact > 0 and exact >= page if "text/html" not in weights else exact > page
-
-
-def _weights(header: str) -> dict[str, float]:
-    """The choices of an Accept header with their weights, 0 to 1."""
-    weights: dict[str, float] = {}
-    for item in header.split(","):
-        name, *parameters = (part.strip().lower() for part in item.split(";"))
-        weight = 1.0
-        for parameter in parameters:
-            if parameter.startswith("q="):
-                try:
-                    weight = min(max(float(parameter[2:]), 0.0), 1.0)
-                except ValueError:
-                    weight = 0.0
-        if name:
-            weights[name] = weight
-    return weights
+    choices = weights(accept)
+    anything = choices.get("*/*", 0.0 if accept else 1.0)
+    page = max(choices.get("text/html", 0.0), choices.get("text/*", 0.0), anything)
+    exact = choices.get("application/json", 0.0)
+    return exact > 0 and exact >= page if "text/html" not in choices else exact > page

@@ -13,6 +13,7 @@ from app.http.alert_hook import post_alerts
 from app.http.audit import Write
 from app.http.clients import bearer_token
 from app.http.context import HttpContext
+from app.http.documents import add_documents
 from app.http.errors import HttpError, error_middleware, json_response, raw_json_response
 from app.http.health import Health
 from app.http.limiter import Limiter
@@ -57,6 +58,7 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
         app.router.add_get(path, bound)  # and HEAD
     for path, handler in writing:
         app.router.add_post(path, _audited(functools.partial(handler, context=context), context))
+    add_documents(app, context.settings, context.version)
     if context.settings.page:
         Page().add_routes(app, context.version)
     if context.budgets is not None:
