@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help lock run listen reload logs log-level check test torture containers page lint format bench bench-peers regression clean
+.PHONY: protocol help lock run listen reload logs log-level check test torture containers page lint format bench bench-peers regression clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -50,6 +50,9 @@ page: ## build the page at /, the runbook as a page and the client library into 
 	$(or $(wildcard $(BIN)/python),python3) -m scripts.runbook
 	npm ci
 	npm run build
+
+protocol: $(VENV)/installed ## write the types of the clients and the tables of docs from app/protocol/schema
+	$(BIN)/python -m scripts.protocol
 
 lint: $(VENV)/installed-dev ## lint and types
 	$(BIN)/ruff check .

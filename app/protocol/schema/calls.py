@@ -109,7 +109,6 @@ TABLE = (
             Answer(200, "clients are served", payloads.STATUS),
             Answer(503, "clients cannot be served", payloads.STATUS),
         ),
-        details="Where clients need a token, `presence` needs one that may read `status`, or a publish token.",
     ),
     Call(
         "POST",

@@ -81,7 +81,7 @@ STREAM_MESSAGE = Struct(
     like=ENVELOPE,
 )
 REQUEST = Struct(
-    "Request",
+    "RequestEnvelope",
     "What clients send: only `action` is required.",
     (
         Field("action", Text(1), "what to do"),
@@ -158,7 +158,7 @@ UNSUBSCRIBED = Struct(
     (Field("types", ListOf(Text(1)), "types that are left"),),
 )
 HISTORY = Struct(
-    "History",
+    "HistoryPage",
     "Old messages of a type.",
     (
         Field("messages", ListOf(STREAM_MESSAGE), "the newest last, at most 1 MB but at least one"),
@@ -245,7 +245,7 @@ ERROR_DATA = Struct(
     ),
 )
 ERROR = Struct(
-    "Error",
+    "ErrorAnswer",
     "Why an HTTP call was refused.",
     (
         Field("error", Text(1), "the cause and the remedy, for people"),
@@ -299,14 +299,14 @@ STATUS_UPDATE = Struct(
     ),
 )
 WORKER = Struct(
-    "Worker",
-    "One worker process.",
+    "WorkerStatus",
+    "One worker process; where clients need a token, without one no more than its state and connections.",
     (
-        Field("pid", COUNT, "process id"),
+        Field("pid", COUNT, "process id", required=False),
         Field("state", Choice(("starting", "ready", "leaving")), "what it does"),
         Field("connections", COUNT, "open connections"),
-        Field("generation", COUNT, "rises with each reload"),
-        Field("startedAt", TIME, "Unix time in milliseconds"),
+        Field("generation", COUNT, "rises with each reload", required=False),
+        Field("startedAt", TIME, "Unix time in milliseconds", required=False),
         Field("deaf", Boolean(), "true: it receives no messages", required=False),
     ),
 )
@@ -495,22 +495,26 @@ ALERTS_STORED = Struct(
 )
 BACKPLANE = Struct(
     "BackplaneStatus",
-    "What keeps the messages.",
+    "What keeps the messages; where clients need a token, `cause` and `warnings` only with one.",
     (
         Field("status", Choice(("ok", "degraded", "unavailable")), "in a word"),
-        Field("cause", Nullable(Text(1)), "what is wrong; null: nothing"),
+        Field("cause", Nullable(Text(1)), "what is wrong; null: nothing", required=False),
         Field("writable", Boolean(), "whether messages can be stored"),
-        Field("warnings", ListOf(Text(1)), "what an operator should know"),
+        Field("warnings", ListOf(Text(1)), "what an operator should know", required=False),
     ),
 )
 STATUS = Struct(
     "ServiceStatus",
-    "Whether clients can be served, and what is wrong if not.",
+    "Whether clients can be served, and what is wrong if not; where clients need a token, `version`, `uptime` and `presence` only with one.",
     (
         Field("status", Choice(("ok", "degraded", "unavailable")), "in a word"),
-        Field("causes", ListOf(Text(1)), "what is wrong; empty: nothing"),
-        Field("version", Text(1), "of the service"),
-        Field("uptime", Number(), "seconds"),
+        Field(
+            "causes",
+            ListOf(Text(1)),
+            "what is wrong, without a token only its kind; empty: nothing",
+        ),
+        Field("version", Text(1), "of the service", required=False),
+        Field("uptime", Number(), "seconds", required=False),
         Field("connections", COUNT, "of this machine"),
         Field("maxConnections", COUNT, "the setting `MAX_TOTAL_CONNECTIONS`"),
         Field("expectedWorkers", COUNT, "the setting `WORKERS`"),
@@ -519,7 +523,7 @@ STATUS = Struct(
         Field(
             "presence",
             SHOWN_PRESENCE,
-            "what the lab does; where clients need a token only with one",
+            "what the lab does",
             required=False,
         ),
     ),
