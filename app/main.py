@@ -38,6 +38,7 @@ from app.http.budgets import Budgets
 from app.http.clients import Clients
 from app.http.context import HttpContext
 from app.http.cors import Hosts, Origins
+from app.http.direct import DirectCalls
 from app.http.metrics_page import MetricsPage
 from app.http.request_head import PATH
 from app.http.routes import add_routes
@@ -57,6 +58,7 @@ from app.sessions.token_keys import RemoteKeys
 from app.supervisor import Supervisor
 from app.tick import Tick
 from app.transport.door import ENTRANCE
+from app.transport.http_connection import CALLS
 from app.transport.http_guard import GUARD, Guard
 from app.transport.hub import MAX_OUTGOING, Hub
 from app.worker import Worker, give_up
@@ -353,4 +355,5 @@ def make_application(worker: Worker, machine: Machine) -> web.Application:
             response.headers[hdrs.CONNECTION] = "close"
 
     app.on_response_prepare.append(end_keep_alive)
+    app[CALLS] = DirectCalls(context, lambda: worker.ends_keep_alive)
     return app

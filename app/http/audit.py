@@ -42,6 +42,10 @@ class Write:
     """Of a call with one message, as is its id."""
     id: str | None = None
 
+    def note_failed(self, messages: int) -> None:
+        """Note how many of its messages were not stored."""
+        self.failed = messages
+
 
 class Audit:
     """Writes the lines.
@@ -92,11 +96,18 @@ class Audit:
             status = response.status
             return response
         finally:
-            self._note(request, write, address, status, code)
+            self.note(f"{request.method} {request.path}", write, address, status, code)
 
-    def _note(
-        self, request: web.Request, write: Write, address: str, status: int, code: str
-    ) -> None:
+    def note(self, call: str, write: Write, address: str, status: int, code: str = "") -> None:
+        """Count a call that was answered, and log it.
+
+        Args:
+            call: method and path.
+            write: what it was.
+            address: of the client.
+            status: of the answer.
+            code: of the error.
+        """
         writer = write.writer
         self._count("none" if writer is None else writer.label, status)
         if not self._rate:
@@ -114,7 +125,7 @@ class Audit:
         fields: dict[str, object] = {
             "who": name,
             "address": address,
-            "call": f"{request.method} {request.path}",
+            "call": call,
             "status": status,
         }
         if code:

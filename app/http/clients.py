@@ -83,11 +83,13 @@ class Clients:
         """The id of a request: a trusted proxy's X-Request-ID, or a new one."""
         known = request.get(_REQUEST_ID)
         if known is None:
-            known = request.headers.get("X-Request-ID", "")
-            if not self.is_behind_proxy(request) or not _REQUEST_ID_FORM.fullmatch(known):
-                known = new_id()
-            request[_REQUEST_ID] = known
+            known = request[_REQUEST_ID] = self.proxy_request_id(request) or new_id()
         return known
+
+    def proxy_request_id(self, request: RequestHead) -> str | None:
+        """The id that a trusted proxy has given a request; None without one."""
+        id = request.headers.get("X-Request-ID", "")
+        return id if _REQUEST_ID_FORM.fullmatch(id) and self.is_behind_proxy(request) else None
 
     def _look_up(self, address: str) -> bool:
         if address == "unix":

@@ -102,6 +102,15 @@ class Origins:
             headers["Access-Control-Allow-Origin"] = origin
         headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
 
+    def plain_headers(self) -> tuple[tuple[str, str], ...]:
+        """What `add_headers` adds to the answer to a request that comes from no page."""
+        if self._any:
+            return (
+                ("Access-Control-Allow-Origin", "*"),
+                ("Access-Control-Expose-Headers", _EXPOSED_HEADERS),
+            )
+        return (("Vary", "Origin"),) if self._allowed else ()
+
     def answer_options(self, request: web.Request, methods: str) -> web.Response:
         """Answer OPTIONS, the preflight of a browser included.
 

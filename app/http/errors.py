@@ -17,6 +17,8 @@ from app.protocol.envelope import encode_json
 
 logger = logging.getLogger(__name__)
 
+CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
+"""Content-Security-Policy of whatever is not the page: it is data, and nothing that a browser shows."""
 RETRY_AFTER = 1
 """Seconds after which a publisher may try again."""
 
@@ -155,8 +157,13 @@ def _path(request: web.Request) -> str:
     return request.raw_path.partition("?")[0]
 
 
+def error_body(error: HttpError) -> bytes:
+    """What an answer with an error says, as JSON."""
+    return encode_json({"error": error.message, "code": error.code})
+
+
 def _respond(error: HttpError) -> web.Response:
-    response = json_response({"error": error.message, "code": error.code}, error.status)
+    response = raw_json_response(error_body(error), error.status)
     response.headers.update(error.headers)
     if error.close:
         response.force_close()

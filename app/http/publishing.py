@@ -26,7 +26,7 @@ BODY_TIMEOUT = 10.0
 BODY_RATE = 64 * 1024
 """one more for so many bytes that have come."""
 
-_LARGEST_ARRAY = 4
+LARGEST_ARRAY = 4
 """How many messages of the largest size fit into one call."""
 
 _FIELDS = tuple(field.name for field in PUBLISHED.fields)
@@ -148,31 +148,97 @@ async def broadcast(request: web.Request, write: Write, context: HttpContext) ->
     """`POST /ws/broadcast`: put one message or an array of them into the streams."""
     settings = context.settings
     writer = write.writer = await context.writers.require(request, clients=True)
-    value, size = await read_json(request, settings.max_message_size * _LARGEST_ARRAY)
-    # No part of a body that is small enough is too large: that saves measuring each.
-    known_size = size if size <= settings.max_message_size else None
-    now = context.now()
-    if not isinstance(value, list):
-        context.writers.charge(writer, 1)
-        draft = make_draft(value, settings, now, known_size, decoded=True, writer=writer)
-        write.messages = 1
-        write.types, write.event = {draft.type}, draft.event
-        write.id = draft.id if draft.once else None
-        return json_response(await publish(draft, context))
-    if len(value) > MAX_MESSAGES:
-        raise _invalid(f"An array may hold at most {MAX_MESSAGES} messages.")
-    # All are queued before the first is awaited: they share batches and keep their order.
-    context.writers.charge(writer, len(value))
-    submitted = [_submit(message, context, now, known_size, writer) for message in value]
-    write.messages = len(value)
-    write.types = {item.draft.type for item in submitted if isinstance(item, _Submitted)}
-    await _settle(item for item in submitted if isinstance(item, _Submitted))
-    answers = [
-        await _outcome(message, item, context)
-        for message, item in zip(value, submitted, strict=True)
-    ]
-    write.failed = sum("error" in answer for answer in answers)
-    return json_response(answers, 207 if write.failed else 200)
+    value, size = await read_json(request, settings.max_message_size * LARGEST_ARRAY)
+    call = Call(value, size, write, writer, context)
+    await _settle(call.submitted)
+    return json_response(*await call.outcome())
+
+
+class Call:
+    """One `POST /ws/broadcast` whose messages are on their way.
+
+    Args:
+        value: the body, decoded.
+        size: of the body in bytes.
+        write: is filled in.
+        writer: the publisher, which is charged with the messages.
+        context: parts of the service.
+
+    Raises:
+        ClientError: nothing of it is queued.
+    """
+
+    __slots__ = ("_context", "_is_array", "_items", "_value", "_write")
+
+    def __init__(
+        self, value: Any, size: int, write: Write, writer: Writer, context: HttpContext
+    ) -> None:
+        settings = context.settings
+        self._context = context
+        self._write = write
+        self._value = value
+        # No part of a body that is small enough is too large: that saves measuring each.
+        known_size = size if size <= settings.max_message_size else None
+        now = context.now()
+        self._is_array = isinstance(value, list)
+        if not self._is_array:
+            context.writers.charge(writer, 1)
+            draft = make_draft(value, settings, now, known_size, decoded=True, writer=writer)
+            write.messages = 1
+            write.types, write.event = {draft.type}, draft.event
+            write.id = draft.id if draft.once else None
+            self._items: list[_Submitted | ClientError | Conflict] = [
+                _Submitted(draft, context.publisher.submit(draft))
+            ]
+            return
+        if len(value) > MAX_MESSAGES:
+            raise _invalid(f"An array may hold at most {MAX_MESSAGES} messages.")
+        # All are queued before the first is awaited: they share batches and keep their order.
+        context.writers.charge(writer, len(value))
+        self._items = [_submit(message, context, now, known_size, writer) for message in value]
+        write.messages = len(value)
+        write.types = {item.draft.type for item in self.submitted}
+
+    @property
+    def submitted(self) -> list[_Submitted]:
+        """Its messages that are queued."""
+        return [item for item in self._items if isinstance(item, _Submitted)]
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether stored messages decide on the answer; to be asked when its messages are settled."""
+        return any(item.may_be_known for item in self.submitted)
+
+    async def outcome(self) -> tuple[object, int]:
+        """The answer and its status, when its messages are settled.
+
+        Raises:
+            ClientError: QUEUE_OVERFLOW or BACKPLANE_UNAVAILABLE, of a call with one message.
+            Conflict: its id stands for another message.
+        """
+        if self.needs_history:
+            for item in self.submitted:
+                try:
+                    await _check_known(item, self._context)
+                except Conflict as conflict:
+                    if not self._is_array:
+                        raise
+                    place = next(n for n, other in enumerate(self._items) if other is item)
+                    self._items[place] = conflict.with_traceback(None)
+        return self.answer()
+
+    def answer(self) -> tuple[object, int]:
+        """As `outcome`, where the history is not needed."""
+        if not self._is_array:
+            (item,) = self._items
+            assert isinstance(item, _Submitted)
+            return item.answer(), 200
+        answers = [
+            _outcome(message, item) for message, item in zip(self._value, self._items, strict=True)
+        ]
+        failed = sum("error" in answer for answer in answers)
+        self._write.note_failed(failed)
+        return answers, 207 if failed else 200
 
 
 async def publish(draft: Draft, context: HttpContext) -> dict[str, object]:
@@ -192,6 +258,12 @@ async def publish(draft: Draft, context: HttpContext) -> dict[str, object]:
 class _Submitted(NamedTuple):
     draft: Draft
     future: asyncio.Future[Position]
+
+    @property
+    def may_be_known(self) -> bool:
+        """Whether an earlier call may have stored it under its id."""
+        future = self.future
+        return self.draft.once and future.exception() is None and future.result().maybe_known
 
     def answer(self) -> dict[str, object]:
         draft, position = self.draft, self.future.result()
@@ -221,9 +293,9 @@ async def _check_known(submitted: _Submitted, context: HttpContext) -> None:
     Raises:
         Conflict: event or data differ.
     """
-    draft, position = submitted.draft, submitted.future.result()
-    if not (draft.once and position.maybe_known):
+    if not submitted.may_be_known:
         return
+    draft, position = submitted.draft, submitted.future.result()
     try:
         messages, _ = await context.history.newest(draft.type, 1, position.seq + 1)
     except ClientError:
@@ -257,17 +329,14 @@ def _submit(
         return error.with_traceback(None)  # which would hold this request in a cycle
 
 
-async def _outcome(
-    message: Any, submitted: _Submitted | ClientError, context: HttpContext
-) -> dict[str, object]:
+def _outcome(message: Any, item: _Submitted | ClientError | Conflict) -> dict[str, object]:
+    """The answer for one message of an array."""
+    if isinstance(item, Conflict):
+        return item.answer | {"error": item.message, "code": item.code}
     try:
-        if isinstance(submitted, ClientError):
-            raise submitted
-        answer = submitted.answer()
-        await _check_known(submitted, context)
-        return answer
-    except Conflict as conflict:
-        return conflict.answer | {"error": conflict.message, "code": conflict.code}
+        if isinstance(item, ClientError):
+            raise item
+        return item.answer()
     except ClientError as error:
         error.with_traceback(None)
         chosen = message.get("id") if isinstance(message, Mapping) else None

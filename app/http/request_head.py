@@ -1,9 +1,9 @@
-"""The head of an upgrade request, parsed without aiohttp where it is an ordinary one.
+"""The heads of ordinary requests that are frequent, parsed without aiohttp.
 
 Clients that come back after a failure come all at once, and aiohttp's request costs more than
 their sessions. So `parse_upgrade` knows only what clients and proxies send as a rule: one complete
 `GET /ws/realtime` in printable ASCII, `Name: value`, no header twice, no body. Everything else is aiohttp's, which
-also answers what is wrong with a request.
+also answers what is wrong with a request. `parse_call` does the same for publishers.
 """
 
 from __future__ import annotations
@@ -20,11 +20,20 @@ PATH = "/ws/realtime"
 MAX_HEADERS = 64
 """Headers of a request that is parsed here."""
 
-_HEAD = re.compile(
-    rb"GET (" + PATH.encode() + rb'/?(?:\?[!"$-~]*)?) HTTP/1\.1\r\n'
-    rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [!-~](?:[ -~]*[!-~])?\r\n)+)\r\n"
-)
+_FIELDS = rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [!-~](?:[ -~]*[!-~])?\r\n)+)\r\n"
+_HEAD = re.compile(rb"GET (" + PATH.encode() + rb'/?(?:\?[!"$-~]*)?) HTTP/1\.1\r\n' + _FIELDS)
 _WITH_BODY = {"content-length", "transfer-encoding", "content-encoding", "expect"}
+_CALL = re.compile(rb"POST (/[!-~]*) HTTP/1\.1\r\n" + _FIELDS)
+_NOT_IN_CALLS = {
+    "transfer-encoding",
+    "content-encoding",
+    "expect",
+    "upgrade",
+    "origin",
+    "te",
+    "trailer",
+}
+_MAX_LENGTH_DIGITS = 9
 
 
 class RequestHead(Protocol):
@@ -104,14 +113,68 @@ def parse_upgrade(data: bytes, remote: str | None) -> Parsed | None:
     if match is None:
         return None
     target, block = match.groups()
+    headers = _headers(block, _WITH_BODY)
+    if headers is None:
+        return None
+    return Parsed(UpgradeHead(target.decode("ascii"), headers, remote), data[match.end() :])
+
+
+class CallHead:
+    """The head of an ordinary request of a publisher.
+
+    Args:
+        method: the HTTP method.
+        raw_path: path without a query.
+        headers: at most one of each name.
+        remote: see `RequestHead`.
+    """
+
+    __slots__ = ("headers", "method", "raw_path", "remote")
+
+    version = HttpVersion11
+
+    def __init__(
+        self, method: str, raw_path: str, headers: MultiMapping[str], remote: str | None
+    ) -> None:
+        self.method = method
+        self.raw_path = raw_path
+        self.headers = headers
+        self.remote = remote
+
+
+def parse_call(head: bytes, path: str, remote: str | None) -> CallHead | None:
+    """Parse the head of a `POST` with a body of a known length.
+
+    Args:
+        head: with the empty line at its end.
+        path: the only one that is meant, as bytes of the request line have it.
+        remote: the address of the peer.
+
+    Returns:
+        The head; None when it is not an ordinary one: a page's, one in several parts, one that
+        expects an answer before the body, or anything that is not HTTP/1.1.
+    """
+    match = _CALL.fullmatch(head)
+    if match is None or match[1].decode("ascii") != path:
+        return None
+    headers = _headers(match[2], _NOT_IN_CALLS)
+    if headers is None:
+        return None
+    length = headers.get("Content-Length", "")
+    if not (length.isdecimal() and len(length) <= _MAX_LENGTH_DIGITS):
+        return None
+    return CallHead(hdrs.METH_POST, path, headers, remote)
+
+
+def _headers(block: bytes, unwanted: set[str]) -> CIMultiDict[str] | None:
+    """The fields of a head with a Host and no name twice; None when an unwanted one is there."""
     pairs: list[Any] = [line.split(": ", 1) for line in block[:-2].decode("ascii").split("\r\n")]
     names = {name.lower() for name, _ in pairs}
     if (
         len(names) < len(pairs)
         or len(pairs) > MAX_HEADERS
         or "host" not in names
-        or not names.isdisjoint(_WITH_BODY)
+        or not names.isdisjoint(unwanted)
     ):
         return None
-    head = UpgradeHead(target.decode("ascii"), CIMultiDict(pairs), remote)
-    return Parsed(head, data[match.end() :])
+    return CIMultiDict(pairs)

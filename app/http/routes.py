@@ -14,7 +14,13 @@ from app.http.audit import Write
 from app.http.clients import bearer_token
 from app.http.context import HttpContext
 from app.http.documents import add_documents
-from app.http.errors import HttpError, error_middleware, json_response, raw_json_response
+from app.http.errors import (
+    CONTENT_POLICY,
+    HttpError,
+    error_middleware,
+    json_response,
+    raw_json_response,
+)
 from app.http.health import Health
 from app.http.limiter import Limiter
 from app.http.page import Page
@@ -29,8 +35,6 @@ from app.protocol.requests import Allowed, check_type
 from app.protocol.schema.limits import MAX_HISTORY, MAX_HTTP_BEFORE
 from app.types import Priority
 
-_POLICY = "default-src 'none'; frame-ancestors 'none'"
-"""Content-Security-Policy of whatever is not the page: it is data, and nothing that a browser shows."""
 _SMALL_BODY = 16_384
 _PRIORITY_NAMES = tuple(priority.name.lower() for priority in Priority)
 
@@ -77,7 +81,7 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
         headers = response.headers
         headers["X-Request-ID"] = context.clients.request_id(request)
         headers.setdefault("X-Content-Type-Options", "nosniff")
-        headers.setdefault("Content-Security-Policy", _POLICY)
+        headers.setdefault("Content-Security-Policy", CONTENT_POLICY)
         # aiohttp's own names its version and Python's.
         headers.pop("Server", None)
         context.origins.add_headers(request, response)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -91,6 +91,11 @@ class Writers:
         """Whether a request carries a publish token, as bearer token or as X-Publish-Token."""
         return self._identify(request)[1] is not None
 
+    def publisher(self, headers: Mapping[str, str]) -> Writer | None:
+        """The holder of the publish token in the headers of a request; None without a valid one."""
+        token = _token(headers)
+        return None if token is None else self._publisher(token)
+
     async def require(self, request: web.Request, *, clients: bool = False) -> Writer:
         """Identify the publisher, and make sure that it has not used up its budget.
 
@@ -118,7 +123,7 @@ class Writers:
                 headers={"WWW-Authenticate": 'Bearer realm="publish"'},
                 close=True,
             )
-        self._check_budget(writer)
+        self.check_budget(writer)
         return writer
 
     def charge(self, writer: Writer, messages: int) -> None:
@@ -133,7 +138,12 @@ class Writers:
         used, at = self._used.get(writer.name, (0.0, 0.0))
         return max(0.0, used - (self._clock() - at) * self._rate)
 
-    def _check_budget(self, writer: Writer) -> None:
+    def check_budget(self, writer: Writer) -> None:
+        """Make sure that a writer has not used up its budget.
+
+        Raises:
+            HttpError: 429.
+        """
         if not self._rate:
             return
         over = self._now_used(writer) - self._rate * BURST
@@ -150,7 +160,7 @@ class Writers:
         """The token that a request carries and the publisher it belongs to, looked up once."""
         found = request.get(_IDENTIFIED)
         if found is None:
-            token = _token(request)
+            token = _token(request.headers)
             writer = None if token is None else self._publisher(token)
             found = request[_IDENTIFIED] = token, writer
         return found
@@ -172,6 +182,6 @@ class Writers:
         return Writer(CLIENTS_LABEL, identity.user, identity.publish)
 
 
-def _token(request: web.Request) -> str | None:
-    token = request.headers.get("X-Publish-Token")
-    return bearer_token(request.headers) if token is None else token.strip()
+def _token(headers: Mapping[str, str]) -> str | None:
+    token = headers.get("X-Publish-Token")
+    return bearer_token(headers) if token is None else token.strip()

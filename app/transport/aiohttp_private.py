@@ -19,9 +19,11 @@ CONNECTION_NAMES = frozenset(
     {
         "_close",
         "_force_close",
+        "_keepalive_timeout",
         "_manager",
         "_message_tail",
         "_messages",
+        "_next_keepalive_close_time",
         "_request_count",
         "_request_in_progress",
         "_upgraded",

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from app.transport.http_connection import HttpConnection, HttpRunner, HttpServer
+from app.transport.http_connection import INCOMPLETE, TAKEN, HttpConnection, HttpRunner, HttpServer
 
 ACCEPT_SLICE = 0.0005
 """Seconds of a pass of the loop in which connections are accepted from one socket."""
@@ -77,15 +77,20 @@ ENTRANCE: web.AppKey[Entrance] = web.AppKey("ENTRANCE", Entrance)
 
 
 class Newcomer:
-    """A connection that has sent nothing yet, or its place in the row of those that wait."""
+    """A connection that has sent no request yet, or its place in the row of those that wait.
 
-    __slots__ = ("_door", "family", "fd", "peer", "successor")
+    It is also the caller of a request that is served without aiohttp.
+    """
+
+    __slots__ = ("_door", "family", "fd", "peer", "received", "successor")
 
     def __init__(self, door: Door, fd: int, family: int, peer: str | None) -> None:
         self._door = door
         self.fd = fd
         self.family = family
         self.peer = peer
+        self.received = b""
+        """The beginning of a request that may be served without aiohttp."""
         self.successor: HttpConnection | None = None
         """The connection that aiohttp has made of it."""
 
@@ -100,8 +105,14 @@ class Newcomer:
         """The head of its request has not come in time."""
         if self.successor is not None:
             self.successor.give_up()
+        elif self.received:
+            self._door.let_go(self)
         else:
             self._door.drop(self)
+
+    def reply(self, answer: bytes, keep: bool) -> None:
+        """Send the answer to a request that was served without aiohttp."""
+        self._door.reply(self, answer, keep)
 
 
 class Door:
@@ -146,8 +157,7 @@ class Door:
             listener.close()
         self._listeners.clear()
         for newcomer in list(self._newcomers.values()):
-            self._forget(newcomer)
-            self._pass_on(newcomer, b"", PASSED)
+            self.let_go(newcomer)
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
         await self._server.all_begun()
@@ -157,6 +167,26 @@ class Door:
         if self._newcomers.get(newcomer.fd) is newcomer:
             self._forget(newcomer)
             os.close(newcomer.fd)
+
+    def let_go(self, newcomer: Newcomer) -> None:
+        """Let aiohttp go on with a connection, and with what it has sent."""
+        self._forget(newcomer)
+        self._pass_on(newcomer, newcomer.received, PASSED)
+
+    def reply(self, newcomer: Newcomer, answer: bytes, keep: bool) -> None:
+        """Send an answer to a connection that is not aiohttp's, which may go on with it then."""
+        fd = newcomer.fd
+        try:
+            sent = os.write(fd, answer)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            os.close(fd)
+            return
+        if keep or sent < len(answer):
+            self._server.go_on(_socket(newcomer), newcomer, answer[sent:], keep)
+        else:
+            os.close(fd)
 
     def _accept(self, listener: socket.socket, family: int) -> None:
         ends = time.monotonic() + ACCEPT_SLICE
@@ -201,7 +231,7 @@ class Door:
             data = b""
         passed = self._show(fd, peer, data)
         if passed is not None:
-            self._pass_on(Newcomer(self, fd, family, peer), data, passed)
+            self._go_on(Newcomer(self, fd, family, peer), data, passed)
 
     def _wait(self, newcomer: Newcomer) -> None:
         self._newcomers[newcomer.fd] = newcomer
@@ -232,11 +262,15 @@ class Door:
         except OSError:
             data = b""
         self._forget(newcomer)
+        if newcomer.received:
+            # What has come so far is no upgrade. If the client is gone, aiohttp finds out.
+            self._go_on(newcomer, newcomer.received + data, PASSED)
+            return
         passed = self._show(fd, newcomer.peer, data)
         if passed is None:
             self._guard.heard(newcomer)
         else:
-            self._pass_on(newcomer, data, passed)
+            self._go_on(newcomer, data, passed)
 
     def _show(self, fd: int, peer: str | None, data: bytes) -> Passed | None:
         """Show first bytes to the entrance; None when aiohttp does not get the connection."""
@@ -248,10 +282,28 @@ class Door:
         os.close(fd)
         return None
 
+    def _go_on(self, newcomer: Newcomer, data: bytes, passed: Passed) -> None:
+        """Serve a request that needs no more than a call, or pass it on."""
+        calls = self._server.calls
+        if calls is not None and passed is PASSED and len(data) > len(newcomer.received):
+            found = calls.take(data, newcomer.peer, newcomer)
+            if found is TAKEN:
+                self._guard.heard(newcomer)
+                return
+            if found is INCOMPLETE:
+                newcomer.received = data
+                self._wait(newcomer)
+                return
+        self._pass_on(newcomer, data, passed)
+
     def _pass_on(self, newcomer: Newcomer, data: bytes, passed: Passed) -> None:
         self._guard.wait(newcomer)
-        stream = socket.socket(newcomer.family, socket.SOCK_STREAM, 0, fileno=newcomer.fd)
+        stream = _socket(newcomer)
         newcomer.successor = self._server.begin(stream, newcomer, data, passed.refusal)
+
+
+def _socket(newcomer: Newcomer) -> socket.socket:
+    return socket.socket(newcomer.family, socket.SOCK_STREAM, 0, fileno=newcomer.fd)
 
 
 class DoorSite(web.BaseSite):

@@ -3,6 +3,8 @@
 aiohttp reads and answers on them; what is added is the knowledge that a connection is at rest:
 nothing of a request has arrived and no answer is owed. Then its descriptor is all there is of it.
 
+A frequent request may be served without aiohttp (`Calls`) on a connection that is at rest.
+
 aiohttp drops what arrives on any connection once its own shutdown has begun, so it must not begin
 while a request is in progress.
 """
@@ -10,17 +12,25 @@ while a request is in progress.
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import hdrs, web
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 
-from app.transport.http_guard import Guard, GuardedConnection, GuardedRunner, GuardedServer, Waiting
+from app.transport.http_guard import (
+    GUARD,
+    Guard,
+    GuardedConnection,
+    GuardedRunner,
+    GuardedServer,
+    Waiting,
+)
 
 logger = logging.getLogger("realtime.http")
 
@@ -28,6 +38,52 @@ _END = b"\r\n\r\n"
 """Of a head, and of a body in chunks."""
 _KEPT = len(_END) - 1
 _UNKNOWN = -1
+_POLL = 0.01
+"""Seconds between two looks whether the last requests are answered."""
+MAX_LATER = 64 * 1024
+"""Bytes behind a request that is served without aiohttp, past which nothing more is read."""
+
+
+class Take(enum.Enum):
+    """What becomes of the bytes of a request."""
+
+    PASS = enum.auto()
+    """They are for aiohttp."""
+    INCOMPLETE = enum.auto()
+    """The rest of the request is to come; it is to be shown again with that."""
+    TAKEN = enum.auto()
+    """It is served, and its caller gets the answer; it may have got it by now."""
+
+
+PASS, INCOMPLETE, TAKEN = Take.PASS, Take.INCOMPLETE, Take.TAKEN
+
+
+class Caller(Protocol):
+    """Where an answer goes."""
+
+    def reply(self, answer: bytes, keep: bool) -> None:
+        """Send an answer, and close the connection unless it is kept. Raises nothing."""
+
+
+class Calls(Protocol):
+    """Serves frequent requests without aiohttp."""
+
+    @property
+    def in_progress(self) -> int:
+        """Requests that are not answered yet."""
+
+    def take(self, data: bytes, peer: str | None, caller: Caller, /) -> Take:
+        """Serve a request, if it is one of those. Raises nothing.
+
+        Args:
+            data: from the first byte of the request on.
+            peer: the address of the peer; None on a Unix socket.
+            caller: gets the answer, once.
+        """
+
+
+CALLS: web.AppKey[Calls] = web.AppKey("CALLS", Calls)
+"""Where an application keeps what serves frequent requests."""
 
 
 class HttpConnection(GuardedConnection):
@@ -38,7 +94,17 @@ class HttpConnection(GuardedConnection):
     stays with its worker until the next request, or until the worker ends.
     """
 
-    __slots__ = ("_chunked", "_first", "_last", "_missing", "_refusal")
+    __slots__ = (
+        "_chunked",
+        "_first",
+        "_held",
+        "_is_calling",
+        "_last",
+        "_later",
+        "_missing",
+        "_owed",
+        "_refusal",
+    )
 
     _missing: int
     """Bytes of the body that are still to come; 0: a request is to begin; -1: not known."""
@@ -50,11 +116,20 @@ class HttpConnection(GuardedConnection):
     """What was read before aiohttp had the connection."""
     _refusal: Exception | None
     """Why its first request is refused, if that was found out before."""
+    _held: bytes
+    """The beginning of a request that may be served without aiohttp."""
+    _is_calling: bool
+    """Such a request is being served."""
+    _later: bytes
+    """What has come behind it."""
+    _owed: tuple[bytes, bool] | None
+    """The rest of an answer that was begun before, and whether the connection is kept."""
 
     def __init__(self, manager: web.Server, **options: Any) -> None:
         super().__init__(manager, **options)
         self._missing, self._chunked, self._last = 0, None, b""
         self._first, self._refusal = b"", None
+        self._held, self._is_calling, self._later, self._owed = b"", False, b"", None
 
     def begins_with(self, place: Waiting, data: bytes, refusal: Exception | None) -> None:
         """Go on with a connection that was read from; to be called before `connection_made`.
@@ -66,6 +141,16 @@ class HttpConnection(GuardedConnection):
         """
         self._place, self._first, self._refusal = place, data, refusal
 
+    def goes_on(self, unsent: bytes, keep: bool) -> None:
+        """Go on with a connection whose first request was answered; before `connection_made`.
+
+        Args:
+            unsent: the rest of the answer.
+            keep: whether another request may follow.
+        """
+        self._request_count = 1
+        self._owed = unsent, keep
+
     def take_refusal(self) -> Exception | None:
         """Why the request is refused, if that was found out before it was aiohttp's; once."""
         refusal, self._refusal = self._refusal, None
@@ -75,10 +160,77 @@ class HttpConnection(GuardedConnection):
         """A request is to begin, or has begun."""
         super().connection_made(transport)
         first, self._first = self._first, b""
+        if self._owed is not None:
+            self._is_calling = True
+            self.reply(*self._owed)
         if first:
             self.data_received(first)
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget it."""
+        self._held = self._later = b""
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
+        """Let aiohttp parse, unless the request needs no more than a call."""
+        if self._is_calling:
+            self._later += data
+            if len(self._later) > MAX_LATER:
+                self.pause()
+            return
+        calls = self._manager.calls  # type: ignore[union-attr]
+        if calls is not None and self.is_between_requests:
+            data, self._held = self._held + data, b""
+            self._is_calling = True  # the answer may come at once
+            found = calls.take(data, self._peer(), self)
+            if found is TAKEN:
+                self._request_count += 1
+                self._guard.heard(self._place)
+                return
+            self._is_calling = False
+            if found is INCOMPLETE:
+                self._held = data
+                self._guard.wait(self._place)
+                return
+        self._pass(data)
+
+    def reply(self, answer: bytes, keep: bool) -> None:
+        """Send the answer to a request that was served without aiohttp."""
+        self._is_calling, self._owed = False, None
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        if answer:
+            transport.write(answer)
+        if not keep:
+            self.force_close()
+            return
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        later, self._later = self._later, b""
+        if later:
+            if len(later) > MAX_LATER:
+                self.resume()
+            # Not at once: answers that are ready at once would nest.
+            self._loop.call_soon(self._go_on, later)
+
+    def _go_on(self, later: bytes) -> None:
+        if self.transport is not None:
+            self.data_received(later)
+
+    def _peer(self) -> str | None:
+        name = self.peername
+        address = name[0] if isinstance(name, tuple) else name
+        return address.partition("%")[0] if address else None
+
+    def give_up(self) -> None:
+        """The rest of a request has not come in time: let aiohttp wait for it, or end it."""
+        held, self._held = self._held, b""
+        if held and not self._is_calling:
+            self._pass(held)
+        else:
+            super().give_up()
+
+    def _pass(self, data: bytes) -> None:
         """Let aiohttp parse, and follow where a request ends."""
         before = self._request_count
         super().data_received(data)
@@ -126,9 +278,15 @@ class HttpConnection(GuardedConnection):
     @property
     def is_at_rest(self) -> bool:
         """Whether nothing is owed to either side: another worker can go on with it."""
+        return not self._held and not self._later and self.is_between_requests
+
+    @property
+    def is_between_requests(self) -> bool:
+        """Whether aiohttp waits for a request, of which it has nothing."""
         transport = self.transport
         return (
             self._missing == 0
+            and not self._is_calling
             and self._waiter is not None
             and not self._waiter.done()
             and not self._messages
@@ -146,6 +304,7 @@ class HttpConnection(GuardedConnection):
         """Whether the head of a request has arrived and its answer has not left."""
         return bool(
             self._request_in_progress
+            or self._is_calling
             or self._messages
             or (self.transport is not None and self.transport.get_write_buffer_size())
         )
@@ -182,8 +341,10 @@ class HttpServer(GuardedServer):
 
     connection_class: type[HttpConnection] = HttpConnection
 
-    def __init__(self, made: web.Server, guard: Guard) -> None:
+    def __init__(self, made: web.Server, guard: Guard, calls: Calls | None = None) -> None:
         super().__init__(made, guard)
+        self.calls = calls
+        """Serves frequent requests; None: all are aiohttp's."""
         self._beginning: set[asyncio.Task[None]] = set()
 
     def all(self) -> Iterator[HttpConnection]:
@@ -203,10 +364,26 @@ class HttpServer(GuardedServer):
         """
         connection = self.connection_class(self, loop=self._loop, **self._kwargs)
         connection.begins_with(place, data, refusal)
+        self._start(connection, stream, place)
+        return connection
+
+    def go_on(self, stream: socket.socket, place: Waiting, unsent: bytes, keep: bool) -> None:
+        """Go on with a connection whose first request was answered without aiohttp.
+
+        Args:
+            stream: non-blocking; the server owns it.
+            place: what stood in the guard's row for it.
+            unsent: the rest of the answer.
+            keep: whether another request may follow.
+        """
+        connection = self.connection_class(self, loop=self._loop, **self._kwargs)
+        connection.goes_on(unsent, keep)
+        self._start(connection, stream, place)
+
+    def _start(self, connection: HttpConnection, stream: socket.socket, place: Waiting) -> None:
         task = self._loop.create_task(self._begin(connection, stream, place))
         self._beginning.add(task)
         task.add_done_callback(self._beginning.discard)
-        return connection
 
     async def _begin(
         self, connection: HttpConnection, stream: socket.socket, place: Waiting
@@ -218,8 +395,17 @@ class HttpServer(GuardedServer):
             self.guard.heard(place)
             stream.close()
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request is in progress on some connection, upgraded ones excepted."""
+        return any(one.is_answering for one in self.all()) or bool(
+            self.calls is not None and self.calls.in_progress
+        )
+
     async def all_begun(self) -> None:
-        """Wait until aiohttp has the connections that it was given."""
+        """Wait until aiohttp has the connections that it was given, and calls are answered."""
+        while self.calls is not None and self.calls.in_progress:  # noqa: ASYNC110 (once, at the end)
+            await asyncio.sleep(_POLL)
         if self._beginning:
             await asyncio.wait(self._beginning)
 
@@ -253,3 +439,7 @@ class HttpRunner(GuardedRunner):
     __slots__ = ()
 
     server_class = HttpServer
+
+    def wrap(self, made: web.Server) -> web.Server:
+        """The server, with what serves frequent requests, if the application has that."""
+        return HttpServer(made, self.app[GUARD], self.app.get(CALLS))

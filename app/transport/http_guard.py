@@ -417,5 +417,8 @@ class GuardedRunner(web.AppRunner):
             "max_field_size": MAX_FIELD,
             "lingering_time": LINGER_SECONDS,
         }
-        made = await super()._make_server()
+        return self.wrap(await super()._make_server())
+
+    def wrap(self, made: web.Server) -> web.Server:
+        """The guarded server in place of the one that aiohttp has made."""
         return self.server_class(made, self.app[GUARD])

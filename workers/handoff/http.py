@@ -64,7 +64,7 @@ class HttpHandoff:
 
     def is_answering(self) -> bool:
         """Whether a request is in progress on some connection."""
-        return self._server is not None and any(one.is_answering for one in self._server.all())
+        return self._server is not None and self._server.is_answering
 
     def pack(self, limit: int) -> HttpBatch:
         """Take connections that are at rest, at most `limit`."""
