@@ -91,6 +91,27 @@ class _Usage:
         self.extras = 0
         self.seconds = 0.0
 
+    @classmethod
+    def of(cls, first: int | None) -> _Usage:
+        """The usage of a connection that has a short entry, or none."""
+        usage = cls()
+        if first is not None:
+            usage.messages = 1
+            if first != _MESSAGE:
+                usage.bytes = _SHORT
+                usage.seconds = first * _STEP
+        return usage
+
+
+# Most connections send one short message in a second, and after a failure all do so in the same one.
+# The entry of such a connection is a number that exists anyway: its time, in steps.
+_SHORT = 64
+"""Bytes that such a message has at most, and counts for if another follows."""
+_STEP = 2e-5
+_MOST_STEPS = 255
+_MESSAGE = -1
+"""The entry of a connection that has sent one message whose cost is not known yet."""
+
 
 class _Episode:
     """Waits of one connection that follow each other."""
@@ -115,7 +136,8 @@ class Rates:
         self._clock = clock
         self._bytes = limits.bytes or float("inf")
         self._seconds = limits.seconds or float("inf")
-        self._used: dict[Connection, _Usage] = {}
+        self._short_seconds = min(self._seconds, _MOST_STEPS * _STEP)
+        self._used: dict[Connection, _Usage | int] = {}
         self._total = 0.0
         self._shared = 0.0
         """Part of the total that no connection was charged with: writing answers."""
@@ -133,13 +155,16 @@ class Rates:
         """Count one message."""
         usage = self._used.get(connection)
         if usage is None:
-            usage = self._used[connection] = _Usage()
-        usage.messages += 1
-        limit = self._limits.messages
-        if limit and usage.messages > limit:
-            if usage.messages > self._limits.flood:
-                return Verdict.CLOSE
-            return self._refuse(connection)
+            self._used[connection] = _MESSAGE  # every limit allows one
+        else:
+            if isinstance(usage, int):
+                usage = self._used[connection] = _Usage.of(usage)
+            usage.messages += 1
+            limit = self._limits.messages
+            if limit and usage.messages > limit:
+                if usage.messages > self._limits.flood:
+                    return Verdict.CLOSE
+                return self._refuse(connection)
         if self._waits:
             episode = self._waits.get(connection)
             if episode is not None and episode.until - episode.began > REFUSE_SECONDS:
@@ -161,27 +186,32 @@ class Rates:
         Returns:
             Seconds for which nothing is to be read from it; 0.0: go on; FLOOD: close it.
         """
-        usage = self._used.get(connection)
-        if usage is None:
-            usage = self._used[connection] = _Usage()
-        usage.seconds += seconds
-        usage.bytes += size
         self._total += seconds
-        if extras:
-            usage.extras += extras
-            if usage.extras > MAX_EXTRA_FRAMES:
-                return FLOOD
-        if usage.seconds > self._seconds or usage.bytes > self._bytes:
-            used = max(usage.seconds / self._seconds, usage.bytes / self._bytes)
-            pause = min(used - (now - self._began), MAX_PAUSE)
-            if pause > 0:
-                return self._wait(connection, pause, now)
+        usage = self._used.get(connection)
+        own_seconds = seconds
+        if usage == _MESSAGE and size <= _SHORT and not extras and seconds < self._short_seconds:
+            self._used[connection] = int(seconds / _STEP) + 1
+        else:
+            if usage is None or isinstance(usage, int):
+                usage = self._used[connection] = _Usage.of(usage)
+            usage.seconds += seconds
+            usage.bytes += size
+            own_seconds = usage.seconds
+            if extras:
+                usage.extras += extras
+                if usage.extras > MAX_EXTRA_FRAMES:
+                    return FLOOD
+            if usage.seconds > self._seconds or usage.bytes > self._bytes:
+                used = max(usage.seconds / self._seconds, usage.bytes / self._bytes)
+                pause = min(used - (now - self._began), MAX_PAUSE)
+                if pause > 0:
+                    return self._wait(connection, pause, now)
         elapsed = now - self._began + _HEADSTART
         self.is_busy = self._total > INPUT_SHARE * elapsed
         if self.is_busy:
             own = (self._total - self._shared) / self._total
             share = max(INPUT_SHARE * own / len(self._used), LEAST_SHARE)
-            pause = min(usage.seconds / share - elapsed, MAX_PAUSE)
+            pause = min(own_seconds / share - elapsed, MAX_PAUSE)
             if pause > 0:
                 self.held_back += 1
                 return pause

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -152,6 +154,40 @@ def test_nothing_is_kept_of_those_that_were_quiet(world: World) -> None:
         world.second()
     whole: Any = world.rates
     assert [len(held) for held in (whole._used, whole._waits, whole._refused)] == [0, 0, 0]
+
+
+def test_one_short_message_takes_no_memory_of_its_own(world: World) -> None:
+    """After a failure all clients send one in the same second: it must not show in the memory."""
+    clients = [object() for _ in range(5000)]
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for n, client in enumerate(clients):
+            world.now += 0.001
+            assert world.message(client) is TAKE
+            assert world.spend(client, n * 1e-8, n % 60) == 0.0
+        now, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (now - before) / len(clients) < sys.getsizeof(dict.fromkeys(clients)) / len(clients) + 8
+
+
+def test_what_follows_a_short_message_counts_with_it(world: World) -> None:
+    for client, last in (("a", REFUSE), ("b", TAKE)):
+        assert world.message(client) is TAKE
+        assert world.spend(client, 0.003, 50) == 0.0
+        found = [world.message(client) for _ in range(5 if last is REFUSE else 4)]
+        assert found[-1] is last
+    world.second()
+    world.now += 0.5
+    assert world.message("a") is TAKE
+    assert world.spend("a", 0.003, 60) == 0.0
+    assert world.spend("a", size=990) == pytest.approx(0.55, abs=0.01)
+    world.second()
+    world.now += 0.5
+    assert world.message("a") is TAKE
+    assert world.spend("a", 0.003) == 0.0
+    assert world.spend("a", 0.1) == pytest.approx(0.53, abs=0.001)
 
 
 async def test_work_is_metered_without_its_waiting() -> None:
