@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import re
@@ -86,6 +87,10 @@ class Served:
         server = self.runner.server
         assert isinstance(server, HttpServer)
         return list(server.all())
+
+    def has_seen(self, requests: int) -> bool:
+        """Whether more requests were looked at, or a part of one waits for its rest."""
+        return len(self.calls.found) > requests or self.guard.waiting > 0
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(*self.address[:2])
@@ -330,9 +335,7 @@ async def test_a_request_may_be_cut_anywhere() -> None:
             for stream, answers in ((fresh, fresh_reader), (writer, reader)):
                 seen = len(served.calls.found)
                 stream.write(data[:end])
-                await until(
-                    lambda seen=seen: len(served.calls.found) > seen or served.guard.waiting
-                )
+                await until(functools.partial(served.has_seen, seen))
                 stream.write(data[end:])
                 assert b" 200 " in await answer_of(answers), end
             fresh.close()
