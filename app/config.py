@@ -207,6 +207,12 @@ class Settings:
         "Replicas of the shared server that must confirm a message before its publisher gets an answer.",
         zero="none",
     )
+    backplane_replica: bool = _setting(
+        "0",
+        values.auto_or_off,
+        "Whether each machine reads from a replica of the shared server that it runs itself: `auto` or"
+        " `0`. Not with `unix://`, `rediss://` and one worker.",
+    )
     backplane_fsync: Fsync = _setting(
         "no",
         values.fsync,

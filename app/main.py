@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from aiohttp import hdrs, web
 from prometheus_client.metrics_core import Metric
@@ -21,6 +22,7 @@ from app.backplane.faults import explain
 from app.backplane.history import History
 from app.backplane.publisher import StreamPublisher
 from app.backplane.reader import StreamReader
+from app.backplane.replica import ReplicaFile, ReplicaRoute
 from app.backplane.scripts import CONTROL
 from app.backplane.series import Series
 from app.broadcast.catchup import CatchUp
@@ -83,28 +85,51 @@ class Reached:
     """Started."""
     key: bytes
     """The secret that all workers share."""
+    replica: ReplicaRoute | None = None
+    """The way to the replica of this machine, if there may be one."""
 
 
-async def reach_backplane(settings: Settings, url: str, worker_id: str) -> Reached:
+@dataclass(frozen=True, slots=True)
+class ReplicaPlace:
+    """Where the replica of this machine is."""
+
+    url: str
+    """On which it listens."""
+    note: Path
+    """File in which the leader says whether it may be read."""
+
+
+async def reach_backplane(
+    settings: Settings, url: str, worker_id: str, replica: ReplicaPlace | None = None
+) -> Reached:
     """Wait for the backplane; what a worker needs of it before it can serve.
 
     Args:
         settings: of the service.
         url: where the streams are.
         worker_id: names this worker among all.
+        replica: of this machine, if there may be one.
 
     Raises:
         BackplaneUnavailable: it did not answer within `BACKPLANE_SECONDS`.
     """
     backplane = Backplane(url, settings, worker_id)
+    route = None
+    if replica is not None:
+        route = ReplicaRoute(
+            replica.url,
+            f"yujian-read-{worker_id}",
+            ReplicaFile(replica.note).read,
+            backplane.note_well,
+        )
     loop = asyncio.get_running_loop()
     deadline = loop.time() + BACKPLANE_SECONDS
     while True:
         await backplane.connect(deadline)
-        reader = StreamReader(backplane)
+        reader = StreamReader(backplane, replica=route)
         try:
             await reader.start()
-            reached = Reached(backplane, reader, await backplane.shared_key())
+            reached = Reached(backplane, reader, await backplane.shared_key(), route)
             break
         except (*FAILURES, BackplaneUnavailable) as error:
             if loop.time() >= deadline:
@@ -234,6 +259,7 @@ def make_parts(
         publishing=publishing,
         queue=queue,
         backplane=backplane,
+        replica=reached.replica,
         history=history,
         series=Series(backplane),
         presence=Presence(backplane.get_presence, backplane.set_presence),

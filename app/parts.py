@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from app.backplane.claims import UserClaims
 from app.backplane.client import Backplane
 from app.backplane.history import History
+from app.backplane.replica import ReplicaRoute
 from app.backplane.series import Series
 from app.broadcast.queue import BroadcastQueue
 from app.canary import Canary
@@ -45,6 +46,8 @@ class Parts:
     # The backplane.
     backplane: Backplane
     """Its connections."""
+    replica: ReplicaRoute | None
+    """The way to the replica of this machine, if there may be one."""
     history: History
     """Old messages."""
     series: Series

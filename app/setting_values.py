@@ -138,6 +138,13 @@ def boolean(text: str) -> bool:
     raise ValueError("must be 1 or 0")
 
 
+def auto_or_off(text: str) -> bool:
+    """`auto`: where it can be; `0`: never."""
+    if text not in {"auto", "0"}:
+        raise ValueError("must be auto or 0")
+    return text == "auto"
+
+
 def fsync(text: str) -> Fsync:
     """When the private Valkey calls fsync."""
     match text:

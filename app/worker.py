@@ -57,6 +57,8 @@ class Worker:
             supervisor.start("tick", parts.tick.run),
             supervisor.start("canary", parts.canary.run),
         ]
+        if parts.replica is not None:
+            self._tasks.append(supervisor.start("replica", parts.replica.watch, vital=False))
         if parts.remote_keys is not None:
             self._tasks.append(supervisor.start("keys", parts.remote_keys.run, vital=False))
 
@@ -114,6 +116,8 @@ class Worker:
             await self.parts.claims.close()
         with contextlib.suppress(Exception):
             self.parts.figures.export()
+        if self.parts.replica is not None:
+            await self.parts.replica.close()
         await self.parts.backplane.close()
 
     async def _end_connections(self) -> None:

@@ -31,7 +31,7 @@ from workers.handoff.departure import Departure
 from workers.handoff.giver import Giver
 from workers.handoff.http import HttpHandoff
 from workers.handoff.successor import Successor
-from workers.leader import valkey
+from workers.leader import replica, valkey
 from workers.leader.collector import Collector
 from workers.leader.election import Leader
 from workers.leader.host import Headroom, HostSampler
@@ -109,6 +109,7 @@ class Life:
         """
         if not self._settings.backplane_url:
             self._leader.add(_valkey(self._settings).run)
+        self._leader.add(lambda: _replica(self._settings))
         # First of all, since what is made may wait for the Valkey that the leader starts.
         await self._leader.start()
         try:
@@ -166,7 +167,7 @@ class Life:
     def after_end(self) -> None:
         """Do a dead master's last duty, when this was the last worker; its row is free."""
         process, settings = self._process, self._settings
-        if settings.backplane_url or os.getppid() == process.ppid:
+        if os.getppid() == process.ppid:
             return
         process.slots.sweep()
         lock = MastersLock(paths.masters_lock(settings.data_dir))
@@ -178,7 +179,11 @@ class Life:
     async def _make_parts(self) -> Parts:
         settings = self._settings
         url = settings.backplane_url or f"unix://{paths.valkey_socket(settings.data_dir)}"
-        reached = await main.reach_backplane(settings, url, self._slots.worker_name())
+        replica_at = replica.url(settings)
+        place = replica_at and main.ReplicaPlace(replica_at, paths.replica_note(settings.data_dir))
+        reached = await main.reach_backplane(
+            settings, url, self._slots.worker_name(), place or None
+        )
         return main.make_parts(settings, self._slots, reached, _max_outgoing(settings))
 
     def _machine(self) -> main.Machine:
@@ -306,6 +311,18 @@ def _valkey(settings: Settings) -> Valkey:
     return Valkey(settings.data_dir, settings.backplane_fsync, maxmemory=maxmemory)
 
 
+async def _replica(settings: Settings) -> None:
+    """Run the replica of a shared server, for the leader; without one, end what is left of it."""
+    if replica.url(settings) is not None:
+        memory = HostSampler(settings.data_dir).memory_total()
+        await replica.Replica(settings, replica.share_of(memory)).run()
+        return
+    if (reason := replica.why_none(settings)) is not None:
+        logger.info("BACKPLANE_REPLICA: the workers read from the shared server: %s", reason)
+    replica.forget(settings.data_dir)
+    await asyncio.to_thread(valkey.stop_at, settings.data_dir, paths.replica_place)
+
+
 def _backplane_memory(settings: Settings) -> int:
     """Most bytes of the private Valkey: what full histories take, within its part of the memory."""
     full, total = config.full_backplane(settings), HostSampler(settings.data_dir).memory_total()
@@ -354,4 +371,9 @@ def _other_processes(settings: Settings) -> dict[str, int]:
     found = {"master": os.getppid()}
     if not settings.backplane_url and (pid := valkey.find(settings.data_dir)) is not None:
         found["valkey"] = pid
+    if (
+        settings.backplane_url
+        and (pid := valkey.find(settings.data_dir, paths.replica_place)) is not None
+    ):
+        found["replica"] = pid
     return found

@@ -25,6 +25,7 @@ from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
 from app.backoff import Backoff
 from app.backplane.faults import Fault, explain, unavailable
 from app.backplane.repair import is_damage, log_repaired, repair_keys
+from app.backplane.replication import Replication
 from app.backplane.scripts import SHARE_KEY, Script
 from app.backplane.server import Server, server_at
 from app.config import Settings, full_backplane
@@ -382,6 +383,10 @@ class Backplane:
         words = [word.decode() for reply in replies for word in reply]
         return dict(zip(words[::2], words[1::2], strict=True))
 
+    def note_well(self) -> None:
+        """Reading has gone well, on a connection that is not this object's."""
+        self._note_reading(())
+
     def count(self, fault: Fault) -> None:
         """Count a fault that no call was answered with."""
         self.errors[fault.cause] += 1
@@ -444,7 +449,7 @@ def _risks(info: str, config: Mapping[str, str], settings: Settings) -> list[str
     policy = config.get("maxmemory-policy", facts.get("maxmemory_policy", "noeviction"))
     if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
         risks.append(f"maxmemory-policy {policy}: a full backplane drops messages without notice")
-    replicas = int(facts.get("connected_slaves", "0"))
+    replicas = len(Replication.of(info).replicas)
     if replicas < settings.backplane_wait:
         risks.append(
             f"BACKPLANE_WAIT is {settings.backplane_wait}, and the backplane has {replicas}"

@@ -91,7 +91,7 @@ class StreamPublisher:
         self._number = 0
         self._replicas = backplane.settings.backplane_wait
         wait = (b"WAIT", self._replicas, int(WAIT_TIMEOUT * 1000))
-        self._last: tuple[Command, ...] = (wait,) if self._replicas else ()
+        self._last: tuple[Command, ...] = ((b"ROLE",), wait, (b"ROLE",)) if self._replicas else ()
 
     @property
     def fault(self) -> Fault | None:
@@ -201,7 +201,9 @@ class StreamPublisher:
         """The answers of the scripts, as errors where too few replicas have what was stored."""
         if not self._replicas:
             return answers
-        *answers, reached = answers
+        *answers, stored, reached, role = answers
+        if isinstance(reached, int):
+            reached = _confirmations(stored, reached, role)
         if isinstance(reached, int) and reached >= self._replicas:
             return answers
         if isinstance(reached, int):
@@ -308,6 +310,21 @@ def _age(draft: Draft, now: int, *, bounded: bool) -> int:
     """Microseconds since a message was accepted; `bounded`: where our own clock may make steps."""
     age = now - int(draft.accepted * 1e6)
     return min(max(0, age), _OLDEST) if bounded else age
+
+
+def _confirmations(before: Any, reached: int, after: Any) -> int:
+    """Replicas that have what was stored, without those of machines (`replication`), which save nothing.
+
+    Args:
+        before: the answer to ROLE before WAIT.
+        reached: the answer to WAIT.
+        after: the answer to ROLE after it. Where either is an error, `reached` has to do.
+    """
+    if not (isinstance(before, list) and isinstance(after, list) and len(after) == 3):
+        return reached
+    if all(int(port) for _, port, _ in after[2]):
+        return reached
+    return sum(int(port) > 0 and int(at) >= int(before[1]) for _, port, at in after[2])
 
 
 def _damaged(types: Sequence[str], answers: Sequence[Any]) -> set[str]:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.backplane.client import ANSWER_TIMEOUT, FAILURES, Backplane, Command, new_backoff
+from app.backplane.client import ANSWER_TIMEOUT, FAILURES, Backplane, Command, Link, new_backoff
 from app.backplane.entries import OVERHEAD, entry_id, seq_of, to_message, with_gaps
 from app.backplane.faults import explain
 from app.backplane.repair import is_damage, log_repaired, repair_type
+from app.backplane.replica import INFO, NotThere, ReplicaRoute
 from app.backplane.scripts import CONTROL, LOCATE, meta_key, new_epoch, stream_key
 from app.clock import steady_time
 from app.log_limit import LogLimit
@@ -35,6 +36,10 @@ CLOCK_NOISE = 0.25
 """Seconds by which two clocks may differ and count as the same."""
 CHECK_INTERVAL = 1.0
 """Seconds between two looks at the epochs: a stream that starts anew answers no XREAD."""
+ENTER_TIMEOUT = 0.5
+"""Seconds that the replica may take to answer a worker that would read from it."""
+ENTER_TRIES, ENTER_PAUSE = 10, 0.02
+"""How often it is asked for what the worker has read from the primary, and seconds between."""
 
 _SHIFT = re.compile(rb"-?\d{1,17}")
 
@@ -60,12 +65,22 @@ class _Located:
 class StreamReader:
     """One XREAD over the streams of all types and of the workers' own.
 
+    It reads from the replica of this machine where there is one that can be read, and from the
+    primary otherwise, from the same position. Only the primary says that a stream has a new epoch:
+    a replica that resyncs may hold older data or none.
+
     Args:
         clock: Unix time in seconds, without steps: messages are given the time at which they were
             accepted by this clock, however the server's or another machine's goes.
+        replica: of this machine, if there may be one.
     """
 
-    def __init__(self, backplane: Backplane, clock: Callable[[], float] = steady_time) -> None:
+    def __init__(
+        self,
+        backplane: Backplane,
+        clock: Callable[[], float] = steady_time,
+        replica: ReplicaRoute | None = None,
+    ) -> None:
         self.positions: dict[str, Position] = {}
         """Per type the last message that `read` returned; always the same dict."""
         self.reconnects = 0
@@ -73,6 +88,8 @@ class StreamReader:
         self.unreadable: Counter[str] = Counter()
         """Entries of each stream that could not be read, since the start."""
         self._link = backplane.reading
+        self._replica = replica
+        self._has_moved = False  # the primary is read since the replica cannot be
         self._clock = clock
         self._types = (*backplane.settings.message_types, CONTROL)
         self._by_key = {stream_key(type): type for type in self._types}
@@ -102,7 +119,7 @@ class StreamReader:
         await self._repair(self._types)
         for type, found in zip(self._types, await self._locate(self._types), strict=True):
             self._read[type] = Position(found.epoch, found.newest)
-        self._prints = await self._fetch_prints()
+        self._prints = await self._fetch_prints(self._link)
         self.positions.update(self._read)  # in place: others hold it
         self._checked = self._answered = time.monotonic()
 
@@ -113,6 +130,9 @@ class StreamReader:
         """
         pauses, failed = new_backoff(), False
         while not self._pending:
+            if self._replica is not None and await self._read_replica(self._replica):
+                failed, pauses = False, new_backoff()
+                continue
             try:
                 if self._is_lost or not self._link.connected:
                     self._is_lost = True
@@ -124,14 +144,14 @@ class StreamReader:
                 elif time.monotonic() - self._checked >= CHECK_INTERVAL:
                     await self._check()
                 else:
-                    await self._fill()
+                    await self._fill(self._link)
                 self._answered = time.monotonic()
             except FAILURES as error:
                 if not failed:
                     logger.warning(
                         "cannot read from the backplane, retrying: %s", explain(error).words
                     )
-                failed = True
+                failed, self._has_moved = True, False
                 if is_damage(error):
                     self._damaged.update(self._types)
                 await asyncio.sleep(pauses.take())
@@ -142,7 +162,68 @@ class StreamReader:
         silent = max(0.0, time.monotonic() - self._answered - BLOCK)
         if self._pending and isinstance(oldest := self._pending[0], Message):
             return max(silent, self._clock() - oldest.accepted)
-        return silent
+        return silent if self._replica is None else max(silent, self._replica.seconds_behind())
+
+    async def _read_replica(self, replica: ReplicaRoute) -> bool:
+        """Read once from the replica; False: the primary is to be read."""
+        try:
+            if not replica.is_read:
+                if not replica.is_due:
+                    return False
+                await self._enter(replica)
+            elif time.monotonic() - self._checked >= CHECK_INTERVAL:
+                await self._check_replica(replica, ANSWER_TIMEOUT)
+            else:
+                await self._fill(replica.link, replica)
+        except (*FAILURES, NotThere) as error:
+            if is_damage(error):
+                self._damaged.update(self._types)
+            if replica.is_read:
+                self._has_moved = True
+                words = str(error) if isinstance(error, NotThere) else explain(error).words
+                logger.info("reading from the primary, not from the replica: %s", words)
+            await replica.leave()
+            return False
+        self._answered = time.monotonic()
+        return True
+
+    async def _enter(self, replica: ReplicaRoute) -> None:
+        """Go over to the replica, if it has what was read.
+
+        Raises:
+            FAILURES, NotThere: it cannot be read, or not from this position.
+        """
+        for attempt in range(1, ENTER_TRIES + 1):
+            try:
+                await self._check_replica(replica, ENTER_TIMEOUT)
+                await self._compare_prints(replica)
+                break
+            except NotThere:
+                if attempt == ENTER_TRIES:
+                    raise
+                await asyncio.sleep(ENTER_PAUSE)
+        replica.enter()
+        await self._link.close()
+        logger.info("reading from the replica of this machine")
+
+    async def _check_replica(self, replica: ReplicaRoute, timeout: float) -> None:
+        """Make sure that the replica holds the streams that were read, up to the same place.
+
+        Raises:
+            FAILURES, NotThere: it does not, or not yet.
+        """
+        info, *replies = await replica.link.call([INFO, *self._ask_ends()], timeout)
+        replica.check(info)
+        doubtful = self._compare_ends(replies, replica.server_time() - self._clock())
+        if doubtful:
+            raise NotThere(f"it has not the same messages of {', '.join(doubtful)}")
+        self._checked = time.monotonic()
+
+    async def _compare_prints(self, replica: ReplicaRoute) -> None:
+        prints = await self._fetch_prints(replica.link, ENTER_TIMEOUT)
+        other = [type for type, old in self._prints.items() if old not in (None, prints[type])]
+        if other:
+            raise NotThere(f"it has other messages of {', '.join(other)}")
 
     def _take(self) -> Batch:
         batch = Batch()
@@ -160,7 +241,7 @@ class StreamReader:
         self.positions.update(last)
         return batch
 
-    async def _fill(self) -> None:
+    async def _fill(self, link: Link, replica: ReplicaRoute | None = None) -> None:
         ids = [entry_id(self._read[type].seq) for type in self._types]
         command: Command = (
             b"XREAD",
@@ -172,7 +253,11 @@ class StreamReader:
             *self._by_key,
             *ids,
         )
-        (reply,) = await self._link.call([command], BLOCK_TIMEOUT)
+        if replica is None:
+            (reply,) = await link.call([command], BLOCK_TIMEOUT)
+        else:
+            reply, info = await link.call([command, INFO], BLOCK_TIMEOUT)
+            replica.check(info)
         if reply:
             size = sum(len(fields[-1]) for _, found in reply for _, fields in found if fields)
             if size > READ_BYTES:
@@ -195,6 +280,8 @@ class StreamReader:
             if message is None or message.epoch != at.epoch:
                 if not located:
                     self._add_messages(type, messages, last)
+                    if self._replica is not None and self._replica.is_read:
+                        raise NotThere(f"the primary has to say what follows in {type}")
                     messages, located = [], True
                     (found,) = await self._locate([type])
                     if self._follow(type, found):
@@ -243,11 +330,22 @@ class StreamReader:
 
     async def _check(self) -> None:
         """Compare all epochs and ends with what was read."""
-        commands: list[Command] = [
-            (b"HMGET", meta_key(type), b"p", b"n", b"k") for type in self._types
-        ]
-        *replies, server_time = await self._link.call([*commands, (b"TIME",)], ANSWER_TIMEOUT)
+        commands = [*self._ask_ends(), (b"TIME",)]
+        *replies, server_time = await self._link.call(commands, ANSWER_TIMEOUT)
         ahead = int(server_time[0]) + int(server_time[1]) / 1e6 - self._clock()
+        await self._follow_all(self._compare_ends(replies, ahead))
+        self._checked = time.monotonic()
+
+    def _ask_ends(self) -> list[Command]:
+        return [(b"HMGET", meta_key(type), b"p", b"n", b"k") for type in self._types]
+
+    def _compare_ends(self, replies: Sequence[Any], ahead: float) -> list[str]:
+        """The types that are not as they were read: another epoch, or an earlier end.
+
+        Args:
+            replies: to `_ask_ends`.
+            ahead: seconds that the server's clock is ahead of ours.
+        """
         doubtful = []
         for type, (epoch, newest, shift) in zip(self._types, replies, strict=True):
             self._note_clock(type, ahead, shift)
@@ -255,8 +353,7 @@ class StreamReader:
             behind = newest is None or not newest.isdigit() or int(newest[:20]) < at.seq
             if epoch != at.epoch.encode() or behind:
                 doubtful.append(type)
-        await self._follow_all(doubtful)
-        self._checked = time.monotonic()
+        return doubtful
 
     def _note_clock(self, type: str, ahead: float, shift: bytes | None) -> None:
         """Note how far a stream's clock is ahead: the server's, and what takes out its steps."""
@@ -267,7 +364,7 @@ class StreamReader:
 
     async def _resume(self) -> None:
         """On a new connection: besides what `_check` does, are these the same streams?"""
-        prints = await self._fetch_prints()
+        prints = await self._fetch_prints(self._link)
         changed = [
             type
             for type, old in self._prints.items()
@@ -275,6 +372,9 @@ class StreamReader:
         ]
         await self._follow_all(changed, force=True)
         await self._check()
+        if self._has_moved:
+            self._has_moved = False
+            return
         self.reconnects += 1
         logger.info("reading from the backplane works again")
 
@@ -310,10 +410,12 @@ class StreamReader:
             for epoch, base, newest, oldest in replies
         ]
 
-    async def _fetch_prints(self) -> dict[str, tuple[bytes, int] | None]:
+    async def _fetch_prints(
+        self, link: Link, timeout: float = ANSWER_TIMEOUT
+    ) -> dict[str, tuple[bytes, int] | None]:
         ids = {type: entry_id(at.seq) for type, at in self._read.items()}
-        replies = await self._link.call(
-            [(b"XRANGE", stream_key(type), id, id) for type, id in ids.items()], ANSWER_TIMEOUT
+        replies = await link.call(
+            [(b"XRANGE", stream_key(type), id, id) for type, id in ids.items()], timeout
         )
         return {
             type: _fingerprint(reply[0]) if reply else None

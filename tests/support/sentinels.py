@@ -23,7 +23,7 @@ DOWN_AFTER_MS = 700
 """Milliseconds without an answer after which a Sentinel holds a server for down."""
 
 
-class _Process:
+class ServerProcess:
     """A Valkey or a Sentinel on the loopback."""
 
     def __init__(self, home: Path, port: int, *arguments: str) -> None:
@@ -65,8 +65,8 @@ class Sentinels:
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
-        self.servers: list[_Process] = []
-        self.sentinels: list[_Process] = []
+        self.servers: list[ServerProcess] = []
+        self.sentinels: list[ServerProcess] = []
 
     def __enter__(self) -> Self:
         root = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="yj-s-")))
@@ -76,7 +76,7 @@ class Sentinels:
             words += ["--save", "", "--repl-diskless-sync-delay", "0"]
             if number:
                 words += ["--replicaof", f"127.0.0.1 {self.servers[0].port}"]
-            self._add(self.servers, _Process(root / f"server{number}", port, *words))
+            self._add(self.servers, ServerProcess(root / f"server{number}", port, *words))
         until_now(lambda: self._in_sync() == 2, "both replicas are in sync")
         for number in range(3):
             port = free_port()
@@ -88,7 +88,7 @@ class Sentinels:
                 f"sentinel failover-timeout {NAME} 4000\n"
                 f"sentinel parallel-syncs {NAME} 2\n"
             )
-            one = _Process(root / f"sentinel{number}", port, str(config), "--sentinel")
+            one = ServerProcess(root / f"sentinel{number}", port, str(config), "--sentinel")
             self._add(self.sentinels, one)
         until_now(self._know_each_other, "the Sentinels know each other and the replicas")
         return self
@@ -106,16 +106,16 @@ class Sentinels:
         hosts = ",".join(f"127.0.0.1:{one.port}" for one in self.sentinels)
         return f"redis+sentinel://{hosts}/{NAME}"
 
-    def primary(self) -> _Process:
+    def primary(self) -> ServerProcess:
         """The server that most Sentinels name."""
         ports = [self._named(one) for one in self.sentinels]
         port = max(set(ports), key=ports.count)
         return next(server for server in self.servers if server.port == port)
 
-    def replicas(self) -> list[_Process]:
+    def replicas(self) -> list[ServerProcess]:
         return [server for server in self.servers if server is not self.primary()]
 
-    def _add(self, group: list[_Process], process: _Process) -> None:
+    def _add(self, group: list[ServerProcess], process: ServerProcess) -> None:
         group.append(process)
         self._stack.callback(process.close)
 
@@ -135,7 +135,7 @@ class Sentinels:
                 return False
         return True
 
-    def _named(self, sentinel: _Process) -> int:
+    def _named(self, sentinel: ServerProcess) -> int:
         with contextlib.suppress(redis.RedisError):
             found: Any = sentinel.client.execute_command(
                 "SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME

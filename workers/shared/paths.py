@@ -17,6 +17,7 @@ _LONGEST_SOCKET_PATH = 107
 """Bytes that fit in `sockaddr_un.sun_path` before its final zero (unix(7))."""
 
 _SOCKET_NAME = "valkey.sock"
+_REPLICA_SOCKET_NAME = "repl.sock"
 
 # Names in shared directories are guessable: the owner is checked before use (`make_private`).
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
@@ -110,6 +111,41 @@ def valkey_log(data_dir: Path) -> Path:
     return valkey_dir(data_dir) / "valkey.log"
 
 
+class ValkeyPlace(NamedTuple):
+    """Where a Valkey that the service runs has its files."""
+
+    directory: Path
+    """For all that it writes."""
+    socket: Path
+    """On which it listens."""
+    pid_file: Path
+    """Its process id, which it writes."""
+    log: Path
+    """What it writes to its output."""
+
+
+def valkey_place(data_dir: Path) -> ValkeyPlace:
+    """Of the private Valkey."""
+    return ValkeyPlace(
+        valkey_dir(data_dir),
+        valkey_socket(data_dir),
+        valkey_pid_file(data_dir),
+        valkey_log(data_dir),
+    )
+
+
+def replica_place(data_dir: Path) -> ValkeyPlace:
+    """Of the replica of a shared server. Not that of the private Valkey, whose data may be there."""
+    directory = data_dir.resolve() / "replica"
+    socket = runtime_dir(data_dir) / _REPLICA_SOCKET_NAME
+    return ValkeyPlace(directory, socket, directory / "valkey.pid", directory / "valkey.log")
+
+
+def replica_note(data_dir: Path) -> Path:
+    """What the leader says of that replica. A file in memory: it changes several times a second."""
+    return _SHARED_MEMORY / f"yujian-{identity(data_dir)}-replica"
+
+
 class PidFiles(NamedTuple):
     """Process ids of gunicorn masters."""
 
@@ -184,6 +220,7 @@ def files_in(data_dir: Path) -> list[Path]:
         *pid_files(data_dir),
         data_dir.resolve() / "jwks.json",
         valkey_dir(data_dir) / "lock",
+        replica_place(data_dir).directory / "lock",
     ]
 
 
