@@ -22,7 +22,7 @@ from dotenv import dotenv_values
 
 from app import setting_values as values
 from app.errors import SettingsError
-from app.setting_values import BUILT_IN_TYPES, Fsync, LogFormat, Network, TimeUnit
+from app.setting_values import BUILT_IN_TYPES, AutoOrNone, Fsync, LogFormat, Network, TimeUnit
 
 T = TypeVar("T")
 
@@ -207,9 +207,9 @@ class Settings:
         "Replicas of the shared server that must confirm a message before its publisher gets an answer.",
         zero="none",
     )
-    backplane_replica: bool = _setting(
+    backplane_replica: AutoOrNone = _setting(
         "0",
-        values.auto_or_off,
+        values.auto_or_none,
         "Whether each machine reads from a replica of the shared server that it runs itself: `auto` or"
         " `0`. Not with `unix://`, `rediss://` and one worker.",
     )

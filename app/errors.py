@@ -17,6 +17,7 @@ The tree; a class that is defined elsewhere is followed by its module::
     ├── Unreadable                  app.sessions.control: an invalid control message
     ├── CannotPass                  app.sessions.handoff.state: a session cannot be handed over
     ├── FailedCalls                 app.backplane.client: some of several calls failed
+    ├── NotThere                    app.backplane.replica: it cannot be read from this position
     ├── TooFewReplicas              app.backplane.faults: not confirmed by BACKPLANE_WAIT replicas
     └── ViolationError              app.protocol.frames: a frame violates RFC 6455
 

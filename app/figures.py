@@ -18,6 +18,7 @@ from app.backplane.faults import Fault
 from app.backplane.history import History
 from app.backplane.publisher import StreamPublisher
 from app.backplane.reader import StreamReader
+from app.backplane.replica import ReplicaRoute
 from app.broadcast.catchup import CatchUp
 from app.broadcast.fanout import FanOut
 from app.broadcast.queue import BroadcastQueue
@@ -119,6 +120,7 @@ class Figures:
         history: History,
         backplane: Backplane,
         publisher: StreamPublisher,
+        replica: ReplicaRoute | None,
         canary: Canary,
         subscribers: SubscriberCounts,
     ) -> None:
@@ -136,6 +138,7 @@ class Figures:
         self._history = history
         self._backplane = backplane
         self._publisher = publisher
+        self._replica = replica
         self._canary = canary
         self._exported: Counter[str] = Counter()
         self._shown_users: dict[str, int] = {}
@@ -201,6 +204,7 @@ class Figures:
             }
             | ({} if fault is None else {"fault": fault.words})
             | ({} if self.writable() else {"unwritable": True})
+            | ({"replica": True} if self._replica is not None and self._replica.is_read else {})
         )
         for type, count in subscriptions.items():
             self._metrics.subscriptions[type].set(count)
@@ -224,6 +228,19 @@ class Figures:
             users = self._slots.users_of_type(number) + unnamed
             self._subscribers.show(type, connections, users)
 
+    def replica(self) -> dict[str, object] | None:
+        """What `GET /status` says of the replica of this machine; None: it has none."""
+        if self._replica is None:
+            return None
+        note = self._replica.note
+        rows = [row for row in self._slots.rows() if row.state != "starting"]
+        return {
+            "state": "the leader has not said anything yet" if note is None else note.words,
+            "readers": sum(row.stats.get("replica") is True for row in rows),
+            "bytesBehind": None if note is None else note.bytes_behind,
+            "secondsBehind": None if note is None else note.seconds_behind,
+        }
+
     def export(self) -> None:
         """Bring the metrics up to date that are not counted as things happen."""
         metrics, hub = self._metrics, self._hub
@@ -234,6 +251,8 @@ class Figures:
         for cause, total in self._backplane.errors.items():
             self._count_up(f"backplane {cause}", total, metrics.backplane_errors[cause].inc)
         metrics.backplane_lag.set(self._reader.lag())
+        if self._replica is not None:
+            self._export_replica(self._replica)
         metrics.deaf_workers.set(self._canary.is_deaf)
         metrics.history_cache_bytes.set(self._history.cached_bytes)
         metrics.outgoing_bytes.set(hub.outgoing())
@@ -258,6 +277,14 @@ class Figures:
             self._count_up(f"dropped {name}", self._queue.dropped[priority], counter.inc)
         for code, total in hub.closed.items():
             self._count_up(f"closed {code}", total, metrics.closed[code].inc)
+
+    def _export_replica(self, replica: ReplicaRoute) -> None:
+        metrics, note = self._metrics, replica.note
+        metrics.replica_expected.set(1)
+        metrics.replica_readers.set(replica.is_read)
+        metrics.replica_bytes_behind.set(0 if note is None else note.bytes_behind)
+        metrics.replica_seconds_behind.set(0 if note is None else note.seconds_behind)
+        self._count_up("left the replica", replica.left, metrics.replica_left.inc)
 
     def _count_up(self, name: str, total: int, count: Callable[[float], None]) -> None:
         if total > self._exported[name]:

@@ -248,6 +248,7 @@ def make_parts(
         history=history,
         backplane=backplane,
         publisher=publisher,
+        replica=reached.replica,
         canary=canary,
         subscribers=subscribers,
     )
@@ -362,6 +363,7 @@ def make_application(worker: Worker, machine: Machine) -> web.Application:
         version=__version__,
         backplane_fault=lambda: fault.words if (fault := parts.figures.fault()) else None,
         backplane_writable=parts.figures.writable,
+        backplane_replica=parts.figures.replica,
         accepting=lambda: worker.accepts,
         expected_workers=lambda: settings.workers,
         since_death=slots.since_death,

@@ -230,6 +230,30 @@ class Metrics:
             "Age of the last message read from a stream at the time of reading; maximum over workers.",
             "livemax",
         )
+        self.replica_expected = self._gauge(
+            "backplane_replica_expected",
+            "1 while the workers of the machine should read from a replica of its own, else 0.",
+            "livemax",
+        )
+        self.replica_readers = self._gauge(
+            "backplane_replica_readers",
+            "Workers that read from the replica of the machine, not from the shared server.",
+            "livesum",
+        )
+        self.replica_bytes_behind = self._gauge(
+            "backplane_replica_bytes_behind",
+            "Bytes of the replication stream that the replica of the machine lacks.",
+            "livemax",
+        )
+        self.replica_seconds_behind = self._gauge(
+            "backplane_replica_seconds_behind",
+            "Seconds by which the replica of the machine is behind the shared server.",
+            "livemax",
+        )
+        self.replica_left = self._counter(
+            "backplane_replica_left",
+            "Times that a worker went over from the replica to the shared server.",
+        )
         self.deaf_workers = self._gauge(
             "deaf_workers",
             "Workers that no longer receive messages from the backplane.",

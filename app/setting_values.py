@@ -20,6 +20,7 @@ from app import cgroups
 
 TimeUnit = Literal["ms", "s"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+AutoOrNone = Literal["auto", "0"]
 Fsync = Literal["no", "everysec", "always"]
 LogFormat = Literal["text", "json"]
 
@@ -138,11 +139,12 @@ def boolean(text: str) -> bool:
     raise ValueError("must be 1 or 0")
 
 
-def auto_or_off(text: str) -> bool:
+def auto_or_none(text: str) -> AutoOrNone:
     """`auto`: where it can be; `0`: never."""
-    if text not in {"auto", "0"}:
-        raise ValueError("must be auto or 0")
-    return text == "auto"
+    match text:
+        case "auto" | "0":
+            return text
+    raise ValueError("must be auto or 0")
 
 
 def fsync(text: str) -> Fsync:

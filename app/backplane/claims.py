@@ -1,8 +1,9 @@
 """Connections per user over all machines, for services that share a backplane.
 
 Each worker keeps a hash of its users in the backplane that vanishes ten seconds after its last
-renewal, so that a dead worker's claims end by themselves. All claims of one loop pass go in one
-round trip.
+renewal, so that a dead worker's claims end by themselves. An index says which workers hold claims on a
+user, so that what a claim costs does not depend on the number of workers. All claims of one loop pass
+go in one round trip.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 from redis.exceptions import RedisError
 
-from app.backplane.client import FAILURES, Argument, Backplane, Command
+from app.backplane.client import FAILURES, Argument, Backplane
 from app.backplane.faults import explain
 from app.backplane.repair import log_repaired, repair_keys
 from app.backplane.scripts import Script
@@ -36,51 +37,175 @@ _NAME_PARTS = 4
 _CHUNK = 1000  # users per command when all claims are written anew
 
 _WORKERS = b"{rt:users}"
+_INDEXED = _WORKERS + b":+workers"
+_INDEX = _WORKERS + b":+held"
+_LINGER = 60.0
+"""Seconds for which the hash of a dead worker is kept after its lease, for the index to lose it."""
+_PIECE = 200
+"""Users of a dead worker that one call removes from the index."""
 
-CLAIM = Script(
-    b"""
+_COMMON = """
 -- KEYS: workers by the end of their lease (ms), this worker's hash: 'u<user>' and, under '', the
---   sum. ARGV: worker, lease (ms), most per user, the sum that the worker expects, then pairs of
---   'try', 'take' (whatever the cap) or 'give', and a user.
--- Returns false when the hash is not what the worker expects, else a list of 1 (done), 0 (full).
+--   sum; the same workers as far as they keep the index (a dead one stays until it is out of it);
+--   the index: 'u<user>' and the workers that hold claims on it, with spaces between.
+local workers, mine, indexed, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local workers, mine = KEYS[1], KEYS[2]
-if (redis.call('HGET', mine, '') or '0') ~= ARGV[4] then return false end
+local prefix = string.sub(mine, 1, -1 - #ARGV[1])
+
+local function held_by(worker, user)
+  local held = redis.pcall('HGET', prefix .. worker, user)
+  if type(held) == 'string' and #held < 10 and string.find(held, '^%d+$') then
+    return tonumber(held)
+  end
+  return 0
+end
+
+-- The workers that hold claims on a user, and how many in all.
+local function holders(user)
+  local names, sum = {}, 0
+  for name in string.gmatch(redis.call('HGET', index, user) or '', '%S+') do
+    local lease = redis.call('ZSCORE', indexed, name)
+    local held = lease and tonumber(lease) > now and held_by(name, user) or 0
+    if held > 0 then names[#names + 1], sum = name, sum + held end
+  end
+  return names, sum
+end
+
+local function note(user, names)
+  if #names == 0 then
+    redis.call('HDEL', index, user)
+  else
+    redis.call('HSET', index, user, table.concat(names, ' '))
+  end
+end
+
+local function add(names, worker)
+  for _, name in ipairs(names) do
+    if name == worker then return end
+  end
+  names[#names + 1] = worker
+end
+
+-- Take a worker without a lease out of the index, so many users at once.
+local function forget(worker, count)
+  local hash = prefix .. worker
+  redis.pcall('HDEL', hash, '')  -- should it be alive, it finds another sum than it expects
+  local users = redis.pcall('HRANDFIELD', hash, count)
+  if type(users) == 'table' and not users.err and #users > 0 then
+    for _, user in ipairs(users) do note(user, (holders(user))) end
+    redis.call('HDEL', hash, unpack(users))
+    if redis.call('EXISTS', hash) == 1 then return end
+  end
+  redis.call('UNLINK', hash)
+  redis.call('ZREM', indexed, worker)
+end
+
+local function renew()
+  if redis.call('ZCARD', indexed) == 0 then redis.call('UNLINK', index) end
+  redis.call('ZADD', workers, now + ARGV[2], ARGV[1])
+  redis.call('ZADD', indexed, now + ARGV[2], ARGV[1])
+  redis.call('PEXPIRE', mine, ARGV[2] + ARGV[3])
+end
+"""
+
+CLAIM = Script(
+    (
+        _COMMON
+        + """
+-- ARGV: worker, lease (ms), how long its hash is kept after that (ms), most per user, the sum that
+--   the worker expects, users of dead workers to remove, then pairs of 'try', 'take' (whatever the
+--   cap) or 'give', and a user.
+-- Returns false when the hash is not what the worker expects, else a list of 1 (done), 0 (full).
+if (redis.call('HGET', mine, '') or '0') ~= ARGV[5] then return false end
 redis.call('ZREMRANGEBYSCORE', workers, '-inf', now)
 -- A lease never ends later than in one lease: the clock was set back, and it begins anew.
 local longest = now + ARGV[2]
-local prefix = string.sub(mine, 1, -1 - #ARGV[1])
-for _, worker in ipairs(redis.call('ZRANGEBYSCORE', workers, '(' .. longest, '+inf')) do
-  redis.call('ZADD', workers, longest, worker)
-  redis.call('PEXPIRE', prefix .. worker, ARGV[2])
+for _, key in ipairs({workers, indexed}) do
+  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. longest, '+inf')) do
+    redis.call('ZADD', key, longest, worker)
+    redis.call('PEXPIRE', prefix .. worker, key == indexed and ARGV[2] + ARGV[3] or ARGV[2])
+  end
 end
-redis.call('ZADD', workers, now + ARGV[2], ARGV[1])
-local all = redis.call('ZRANGE', workers, 0, -1)
+renew()
+local dead = redis.call('ZRANGEBYSCORE', indexed, '-inf', now, 'LIMIT', 0, 1)[1]
+if dead then forget(dead, ARGV[6]) end
+
+-- A worker of an older version is not in the index: as long as there is one, all are asked.
+local all = {}
+if redis.call('ZCARD', workers) ~= redis.call('ZCOUNT', indexed, '(' .. now, '+inf') then
+  all = redis.call('ZRANGE', workers, 0, -1)
+end
 local results = {}
-for i = 5, #ARGV, 2 do
+for i = 7, #ARGV, 2 do
   local action, user, done = ARGV[i], 'u' .. ARGV[i + 1], 1
+  local names, count = holders(user)
   if action == 'try' then
-    local count = 0
-    for _, worker in ipairs(all) do
-      local held = redis.pcall('HGET', prefix .. worker, user)
-      if type(held) == 'string' and #held < 10 and string.find(held, '^%d+$') then
-        count = count + tonumber(held)
-      end
+    if #all > 0 then
+      count = 0
+      for _, worker in ipairs(all) do count = count + held_by(worker, user) end
     end
-    if count >= tonumber(ARGV[3]) then done = 0 end
+    if count >= tonumber(ARGV[4]) then done = 0 end
   end
   if done == 1 then
     local step = action == 'give' and -1 or 1
-    if redis.call('HINCRBY', mine, user, step) < 1 then redis.call('HDEL', mine, user) end
+    if redis.call('HINCRBY', mine, user, step) < 1 then
+      redis.call('HDEL', mine, user)
+      note(user, (holders(user)))
+    elseif step == 1 then
+      local before = #names
+      add(names, ARGV[1])
+      if #names > before then note(user, names) end
+    end
     redis.call('HINCRBY', mine, '', step)
   end
   results[#results + 1] = done
 end
-redis.call('PEXPIRE', mine, ARGV[2])
+redis.call('PEXPIRE', mine, ARGV[2] + ARGV[3])
 return results
 """
+    ).encode()
 )
+
+UPLOAD = Script(
+    (
+        _COMMON
+        + """
+-- ARGV: worker, lease (ms), how long its hash is kept after that (ms), the sum of all its claims
+--   with the first part of them and '' with the others, then pairs of a user and its claims.
+if ARGV[4] ~= '' then
+  local before = redis.call('HKEYS', mine)
+  redis.call('UNLINK', mine)
+  for _, user in ipairs(before) do note(user, (holders(user))) end
+  redis.call('HSET', mine, '', ARGV[4])
+end
+renew()
+for i = 5, #ARGV, 2 do
+  local user = 'u' .. ARGV[i]
+  local names = holders(user)
+  add(names, ARGV[1])
+  redis.call('HSET', mine, user, ARGV[i + 1])
+  note(user, names)
+end
+redis.call('PEXPIRE', mine, ARGV[2] + ARGV[3])
+return 1
+"""
+    ).encode()
+)
+
+RETIRE = Script(
+    (
+        _COMMON
+        + """
+-- ARGV: worker, users to remove at once. Returns whether there are more.
+redis.call('ZREM', workers, ARGV[1])
+redis.call('ZADD', indexed, 0, ARGV[1])
+forget(ARGV[1], ARGV[2])
+return redis.call('EXISTS', mine)
+"""
+    ).encode()
+)
+"""Ends the lease of a worker that has gone; what is left of it counts no more, and is removed by others."""
 
 _Answer = asyncio.Future[bool]
 _Step = tuple[Literal["try", "take", "give"], str, _Answer | None]
@@ -127,8 +252,9 @@ class UserClaims:
             if answer is not None:
                 answer.cancel()
         with contextlib.suppress(*FAILURES):
-            worker = self._backplane.worker_id
-            await self._backplane.ask([(b"DEL", self._mine), (b"ZREM", _WORKERS, worker)])
+            # What is left when nothing shares the server any more is removed with the last one.
+            while await self._retire(self._backplane.worker_id):
+                pass
 
     async def claim(self, user: str) -> bool:
         """Count one connection of `user`; False when that user is at the cap somewhere."""
@@ -212,9 +338,7 @@ class UserClaims:
             dead = [name for name in names if name.startswith(machine) and _row(name) not in rows]
             for name in dead:
                 logger.info("released the user claims of the dead worker %s", name.decode())
-                await self._backplane.ask(
-                    [(b"DEL", _WORKERS + b":" + name), (b"ZREM", _WORKERS, name)]
-                )
+                await self._retire(name.decode())
         except FAILURES:
             return
         self._rows = rows
@@ -263,8 +387,7 @@ class UserClaims:
                 self._give(user)  # the client has gone meanwhile
 
     async def _send(self, steps: Sequence[_Step]) -> list[int] | None:
-        arguments: list[Argument] = [2, _WORKERS, self._mine, self._backplane.worker_id]
-        arguments += [int(LEASE * 1000), self._most, self._told]
+        arguments: list[Argument] = [*self._begin(), self._most, self._told, _PIECE]
         for action, user, _ in steps:
             arguments += (action, user)
         reply: Any = await self._backplane.run(CLAIM, arguments)
@@ -275,22 +398,31 @@ class UserClaims:
         results: list[int] | None = reply
         return results
 
+    def _begin(self) -> list[Argument]:
+        """How the arguments of CLAIM and UPLOAD begin."""
+        keys = (4, _WORKERS, self._mine, _INDEXED, _INDEX)
+        times = (int(LEASE * 1000), int(_LINGER * 1000))
+        return [*keys, self._backplane.worker_id, *times]
+
+    async def _retire(self, worker: str) -> bool:
+        """End the lease of a worker, and remove some of its claims; returns whether there are more."""
+        keys = (4, _WORKERS, _WORKERS + b":" + worker.encode(), _INDEXED, _INDEX)
+        return bool(await self._backplane.run(RETIRE, [*keys, worker, _PIECE]))
+
     async def _repair(self) -> None:
         """Make the keys usable again if another program has written to them."""
-        keys = {_WORKERS: b"zset", self._mine: b"hash"}
+        keys = {_WORKERS: b"zset", self._mine: b"hash", _INDEXED: b"zset", _INDEX: b"hash"}
         log_repaired([await self._backplane.run(*repair_keys(keys))])
 
     async def _upload(self) -> None:
         held = dict(self._held)
         told = sum(held.values())
-        commands: list[Command] = [(b"DEL", self._mine), (b"HSET", self._mine, b"", told)]
         users = list(held)
-        for start in range(0, len(users), _CHUNK):
+        for start in range(0, max(1, len(users)), _CHUNK):
             chunk = users[start : start + _CHUNK]
-            pairs = [word for user in chunk for word in (f"u{user}", held[user])]
-            commands.append((b"HSET", self._mine, *pairs))
-        commands.append((b"PEXPIRE", self._mine, int(LEASE * 1000)))
-        await self._backplane.ask(commands)
+            pairs = [word for user in chunk for word in (user, held[user])]
+            total: Argument = b"" if start else told
+            await self._backplane.run(UPLOAD, [*self._begin(), total, *pairs])
         self._told = told
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from app.backplane.client import Command, Link
 from app.backplane.faults import Fault
 from app.backplane.server import server_at
+from app.errors import PresenceError
 
 MAX_SECONDS_BEHIND = 1.0
 """Seconds by which a replica that is read may be behind its primary."""
@@ -38,7 +39,7 @@ INFO: Command = (b"INFO", b"replication")
 _LARGEST = 4096
 
 
-class NotThere(Exception):
+class NotThere(PresenceError):
     """The replica cannot be read at the position of the worker; the message says why."""
 
 

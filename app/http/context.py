@@ -83,6 +83,8 @@ class HttpContext:
     """Unix time in seconds."""
     backplane_fault: Callable[[], str | None] = lambda: None
     """What is wrong with the backplane as this worker sees it; None: nothing."""
+    backplane_replica: Callable[[], dict[str, object] | None] = lambda: None
+    """What `GET /status` says of the replica of this machine; None: it has none."""
     backplane_writable: Callable[[], bool] = lambda: True
     """Whether this worker can publish."""
     accepting: Callable[[], bool] = lambda: False

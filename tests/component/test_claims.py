@@ -101,11 +101,12 @@ async def test_a_dead_worker_gives_its_claims_back(
     valkey: ValkeyProcess, machine: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claims_module, "LEASE", 0.5)
+    monkeypatch.setattr(claims_module, "_LINGER", 0.5)
     dead, alive = await machine(), await machine()
     for _ in range(3):
         assert await dead.claim("ann")
     assert not await alive.claim("ann")
-    assert 0 < await valkey.command("PTTL", dead._mine) <= 500
+    assert 0 < await valkey.command("PTTL", dead._mine) <= 1000
     assert dead._task is not None
     dead._task.cancel()
 
@@ -244,3 +245,125 @@ async def test_a_dead_workers_places_are_free_at_once(
     await living.close()
     for backplane in backplanes:
         await backplane.close()
+
+
+async def index(valkey: ValkeyProcess) -> dict[str, set[str]]:
+    words = await valkey.command("HGETALL", claims_module._INDEX)
+    pairs = dict(zip(words[::2], words[1::2], strict=True))
+    return {user.decode()[1:]: set(names.decode().split()) for user, names in pairs.items()}
+
+
+def name(claims: UserClaims) -> str:
+    return claims._backplane.worker_id
+
+
+async def test_the_index_says_which_workers_hold_claims(
+    valkey: ValkeyProcess, machine: Make
+) -> None:
+    first, second = await machine(), await machine()
+    assert await first.claim("ann")
+    assert await second.claim("ann")
+    assert await second.claim("ann")
+    assert await second.claim("bob")
+    both = {name(first), name(second)}
+    assert await index(valkey) == {"ann": both, "bob": {name(second)}}
+    first.release("ann")
+    second.release("ann")
+    second.release("bob")
+    assert await first.claim("cid")
+    assert await second.claim("cid")
+    assert await index(valkey) == {"ann": {name(second)}, "cid": both}
+    await second.close()
+    assert await index(valkey) == {"cid": {name(first)}}
+    await first.close()
+    assert await index(valkey) == {}
+    assert await valkey.command("KEYS", "{rt:users}*") == []
+
+
+async def test_a_dead_worker_leaves_the_index(
+    valkey: ValkeyProcess, machine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims_module, "LEASE", 0.5)
+    monkeypatch.setattr(claims_module, "_PIECE", 7)
+    dead, alive = await machine(), await machine()
+    users = [f"user{n}" for n in range(50)]
+    assert all(await asyncio.gather(*(dead.claim(user) for user in users)))
+    assert await alive.claim("user0")
+    assert dead._task is not None
+    dead._task.cancel()
+
+    async def only_the_living() -> bool:
+        return await index(valkey) == {"user0": {name(alive)}}
+
+    await until(only_the_living, "what is left of it is removed piece by piece", 10)
+
+    async def has_gone() -> bool:
+        return await valkey.command("EXISTS", dead._mine) == 0
+
+    await until(has_gone, "its hash is removed", 10)
+    assert await valkey.command("ZRANGE", claims_module._INDEXED, 0, -1) == [name(alive).encode()]
+
+
+async def test_a_worker_whose_lease_ended_while_it_was_frozen_comes_back(
+    valkey: ValkeyProcess, machine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims_module, "LEASE", 0.3)
+    frozen, alive = await machine(), await machine()
+    assert await frozen.claim("ann")
+    assert await frozen.claim("ann")
+    assert frozen._task is not None
+    frozen._task.cancel()
+
+    async def is_forgotten() -> bool:
+        return await index(valkey) == {}
+
+    await until(is_forgotten, "its lease has ended", 10)
+    frozen.start()
+    assert await frozen.claim("bob")
+    assert await index(valkey) == {"ann": {name(frozen)}, "bob": {name(frozen)}}
+    assert await alive.claim("ann")
+    assert not await alive.claim("ann")
+
+
+async def test_workers_of_an_older_version_count(valkey: ValkeyProcess, machine: Make) -> None:
+    """They keep a hash and a lease, and no index; until the last has gone, all are asked."""
+    claims = await machine()
+    assert await claims.claim("ann")
+    seconds, _ = await valkey.command("TIME")
+    old = claims_module._WORKERS + b":old"
+    await valkey.command("ZADD", claims_module._WORKERS, (int(seconds) + 5) * 1000, "old")
+    await valkey.command("HSET", old, "", 2, "uann", 2)
+    assert not await claims.claim("ann")
+    assert await claims.claim("bob")
+    await valkey.command("DEL", old)
+    await valkey.command("ZREM", claims_module._WORKERS, "old")
+    assert await claims.claim("ann")
+
+
+async def test_what_a_claim_costs_does_not_depend_on_the_number_of_workers(
+    valkey: ValkeyProcess, machine: Make
+) -> None:
+    async def calls() -> int:
+        """Commands that the server has run, those of scripts included."""
+        lines = (await valkey.command("INFO", "commandstats")).decode().splitlines()
+        return sum(int(line.split("calls=")[1].split(",")[0]) for line in lines if "calls=" in line)
+
+    async def cost(claims: UserClaims, user: str) -> int:
+        arguments = [*claims._begin(), claims._most, claims._told, claims_module._PIECE]
+        before = await calls()
+        assert await claims._backplane.run(claims_module.CLAIM, [*arguments, "try", user]) == [1]
+        return await calls() - before
+
+    few = [await machine() for _ in range(2)]
+    for claims in few:
+        assert claims._task is not None
+        assert await claims.claim("both")
+        claims._task.cancel()
+    alone = await cost(few[0], "new1")
+    many = [await machine() for _ in range(20)]
+    for claims in many:
+        assert await claims.claim("many" + name(claims))
+        assert claims._task is not None
+        claims._task.cancel()
+    few[0]._told += 1
+    assert await cost(few[0], "new2") == alone

@@ -175,7 +175,7 @@ class Machine:
         self.settings = dataclasses.replace(
             Settings(),
             backplane_url=url,
-            backplane_replica=True,
+            backplane_replica="auto",
             data_dir=self.data_dir,
             workers=max(2, workers),
             **settings,  # type: ignore[arg-type]

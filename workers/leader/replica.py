@@ -102,7 +102,7 @@ def source_of(url: str) -> Source | str:
 
 def url(settings: Settings) -> str | None:
     """Where the workers of this machine may read beside the shared server; None: nowhere."""
-    if not settings.backplane_url or not settings.backplane_replica or why_none(settings):
+    if not settings.backplane_url or settings.backplane_replica != "auto" or why_none(settings):
         return None
     source = source_of(settings.backplane_url)
     assert isinstance(source, Source)
@@ -111,7 +111,7 @@ def url(settings: Settings) -> str | None:
 
 def why_none(settings: Settings) -> str | None:
     """Why the workers read from the shared server although BACKPLANE_REPLICA is on; None: no reason."""
-    if not settings.backplane_url or not settings.backplane_replica:
+    if not settings.backplane_url or settings.backplane_replica != "auto":
         return None
     if settings.workers < _FEWEST_WORKERS:
         return "one worker alone gains nothing by a replica"
@@ -314,7 +314,7 @@ class Replica:
             await self._ask(self._local, commands)
         except FAILURES as error:
             return f"the replica cannot be set up: {explain(error).words}"
-        return words or "it has just been told what to follow"
+        return words or "it begins to follow the primary"
 
     def _wanted(self, primary: Replication, local: Replication) -> tuple[Address | None, str]:
         """What the replica should follow, and why nothing."""

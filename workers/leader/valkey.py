@@ -105,6 +105,7 @@ def stop(data_dir: Path, grace: float = _STOP_GRACE) -> bool:
     Args:
         grace: seconds after which one is killed.
     """
+    paths.replica_note(data_dir).unlink(missing_ok=True)
     places = (paths.valkey_place, paths.replica_place)
     stopped = [stop_at(data_dir, place, grace) for place in places]
     return any(stopped)

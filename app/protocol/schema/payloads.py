@@ -493,14 +493,32 @@ ALERTS_STORED = Struct(
         Field("skipped", ListOf(SKIPPED_ALERT), "those that are not", required=False),
     ),
 )
+REPLICA = Struct(
+    "ReplicaStatus",
+    "The replica of the shared server that this machine runs.",
+    (
+        Field("state", Text(1), "`in sync`, or why it is not read"),
+        Field("readers", COUNT, "workers that read from it"),
+        Field(
+            "bytesBehind", Nullable(COUNT), "bytes of the replication that it lacks; null: unknown"
+        ),
+        Field("secondsBehind", Nullable(Number()), "seconds that it is behind; null: unknown"),
+    ),
+)
 BACKPLANE = Struct(
     "BackplaneStatus",
-    "What keeps the messages; where clients need a token, `cause` and `warnings` only with one.",
+    "What keeps the messages; where clients need a token, `cause`, `warnings` and `replica` only with one.",
     (
         Field("status", Choice(("ok", "degraded", "unavailable")), "in a word"),
         Field("cause", Nullable(Text(1)), "what is wrong; null: nothing", required=False),
         Field("writable", Boolean(), "whether messages can be stored"),
         Field("warnings", ListOf(Text(1)), "what an operator should know", required=False),
+        Field(
+            "replica",
+            Nullable(REPLICA),
+            "this machine's replica; null: it has none",
+            required=False,
+        ),
     ),
 )
 STATUS = Struct(
