@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -104,7 +105,7 @@ async def test_a_reload_keeps_it_and_the_setting_ends_it(url: str) -> None:
         ({"BACKPLANE_REPLICA": "0"}, ""),
     ],
 )
-async def test_where_there_is_none(url: str, settings: dict[str, str], words: str) -> None:
+async def test_where_there_is_none(url: str, settings: dict[str, Any], words: str) -> None:
     settings = {"BACKPLANE_REPLICA": "auto"} | settings
     async with Service(BACKPLANE_URL=url, **settings) as service:
         status = (await service.get("/status")).body
