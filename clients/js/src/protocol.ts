@@ -368,7 +368,19 @@ export interface ErrorAnswer {
   code: 'PARSE_ERROR' | 'INVALID_TYPE' | 'INVALID_ACTION' | 'INVALID_PAYLOAD' | 'SUBSCRIPTION_INVALID' | 'MESSAGE_TOO_LARGE' | 'RATE_LIMITED' | 'UNAUTHORIZED' | 'FORBIDDEN' | 'MAX_CONNECTIONS_EXCEEDED' | 'HEARTBEAT_TIMEOUT' | 'QUEUE_OVERFLOW' | 'BACKPLANE_UNAVAILABLE' | 'BACKPLANE_FULL' | 'SERVICE_UNAVAILABLE' | 'INTERNAL_ERROR' | 'BAD_REQUEST' | 'NOT_FOUND' | 'METHOD_NOT_ALLOWED' | 'REQUEST_TIMEOUT' | 'CONFLICT' | 'UNSUPPORTED_MEDIA_TYPE' | 'EXPECTATION_FAILED' | 'UPGRADE_REQUIRED' | 'REQUEST_HEADER_FIELDS_TOO_LARGE';
 }
 
-/** What keeps the messages; where clients need a token, `cause` and `warnings` only with one. */
+/** The replica of the shared server that this machine runs. */
+export interface ReplicaStatus {
+  /** `in sync`, or why it is not read */
+  state: string;
+  /** workers that read from it */
+  readers: number;
+  /** bytes of the replication that it lacks; null: unknown */
+  bytesBehind: number | null;
+  /** seconds that it is behind; null: unknown */
+  secondsBehind: number | null;
+}
+
+/** What keeps the messages; where clients need a token, `cause`, `warnings` and `replica` only with one. */
 export interface BackplaneStatus {
   /** in a word */
   status: 'ok' | 'degraded' | 'unavailable';
@@ -378,6 +390,8 @@ export interface BackplaneStatus {
   writable: boolean;
   /** what an operator should know */
   warnings?: string[];
+  /** this machine's replica; null: it has none */
+  replica?: ReplicaStatus | null;
 }
 
 /** What the lab does, as far as this worker knows. */

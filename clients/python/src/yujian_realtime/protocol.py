@@ -435,8 +435,21 @@ class ErrorAnswer(TypedDict):
     """for programs"""
 
 
+class ReplicaStatus(TypedDict):
+    """The replica of the shared server that this machine runs."""
+
+    state: str
+    """`in sync`, or why it is not read"""
+    readers: int
+    """workers that read from it"""
+    bytesBehind: int | None
+    """bytes of the replication that it lacks; null: unknown"""
+    secondsBehind: float | None
+    """seconds that it is behind; null: unknown"""
+
+
 class BackplaneStatus(TypedDict):
-    """What keeps the messages; where clients need a token, `cause` and `warnings` only with one."""
+    """What keeps the messages; where clients need a token, `cause`, `warnings` and `replica` only with one."""
 
     status: Literal["ok", "degraded", "unavailable"]
     """in a word"""
@@ -446,6 +459,8 @@ class BackplaneStatus(TypedDict):
     """whether messages can be stored"""
     warnings: NotRequired[list[str]]
     """what an operator should know"""
+    replica: NotRequired[ReplicaStatus | None]
+    """this machine's replica; null: it has none"""
 
 
 class ShownPresence(TypedDict):
