@@ -2,12 +2,14 @@
  *
  * Commands are lines on standard input, each is answered by one line of JSON on standard output:
  *
- *   connect N                        open N more connections; each is subscribed when it is counted
+ *   connect N [PATH]                 open N more connections; each is subscribed when it is counted
+ *   stall N                          read nothing any more from the first N connections
  *   publish COUNT SIZE BYTES RATE    COUNT calls of SIZE messages with BYTES of filling;
  *                                    RATE calls a second; 0: each when the one before has arrived
  *                                    everywhere; -1: up to WINDOW calls before that
  *
- * Usage: load PORT PATH WIRE PUBLISH_PORT PUBLISH_PATH TOKEN
+ * Usage: load PORT PATH WIRE PUBLISH_PORT PUBLISH_PATH TOKEN FIRST
+ * FIRST: connections of other load clients; each PER_SOURCE have a source address of their own.
  * Wires: raw (subscribed by the upgrade), sio (Socket.IO 5 over Engine.IO 4), nats (its protocol
  * in WebSocket messages; publishes over TCP), nchan (raw; one request for each message).
  * Messages carry `"t0":nanoseconds`; the clock is CLOCK_MONOTONIC of this machine.
@@ -29,7 +31,8 @@
 #include <unistd.h>
 
 enum { MAX_CONNECTIONS = 20000, IN_FLIGHT = 256, WINDOW = 4, PATIENCE_S = 20 };
-enum { BUFFER = 1 << 22, BUCKETS = 4096, PER_SOURCE = 20000 };
+enum { BUFFER = 1 << 22, BUCKETS = 4096, PER_SOURCE = 17000 };
+static const uint32_t COMMANDS = UINT32_MAX;
 
 enum wire { RAW, SIO, NATS, NCHAN };
 enum state { UPGRADING, OPENING, ENTERING, READY, LOST };
@@ -43,9 +46,9 @@ struct connection {
 };
 
 static struct connection connections[MAX_CONNECTIONS];
-static int total, ready, lost, poller;
+static int total, ready, lost, stalled, poller;
 static enum wire wire;
-static int port, publish_port;
+static int port, publish_port, first;
 static const char *path, *publish_path, *token;
 static uint8_t *scratch;
 
@@ -128,7 +131,7 @@ static int dial(int to, int index, bool blocking)
         fail("socket");
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     struct sockaddr_in own = {.sin_family = AF_INET}, there = own;
-    own.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1 + index / PER_SOURCE);
+    own.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1 + (first + index) / PER_SOURCE);
     setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
     if (bind(fd, (struct sockaddr *)&own, sizeof own))
         fail("bind");
@@ -260,17 +263,24 @@ static void on_readable(struct connection *c)
     }
 }
 
-static void poll_once(int wait_ms)
+/* Returns whether there is a command. */
+static bool poll_once(int wait_ms)
 {
     struct epoll_event events[512];
+    bool command = false;
     int count = epoll_wait(poller, events, 512, wait_ms);
-    for (int i = 0; i < count; i++)
-        on_readable(&connections[events[i].data.u32]);
+    for (int i = 0; i < count; i++) {
+        if (events[i].data.u32 == COMMANDS)
+            command = true;
+        else
+            on_readable(&connections[events[i].data.u32]);
+    }
+    return command;
 }
 
 /* Commands */
 
-static void open_connections(int more)
+static void open_connections(int more, const char *path)
 {
     char head[512];
     int length = snprintf(head, sizeof head,
@@ -279,6 +289,7 @@ static void open_connections(int more)
                           "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
                           path, port);
     int wanted = total + more < MAX_CONNECTIONS ? total + more : MAX_CONNECTIONS;
+    int before = ready;
     uint64_t began = now(), deadline = began + PATIENCE_S * 3 * 1000000000ull;
     while (ready + lost < wanted && now() < deadline) {
         if (total < wanted && total - ready - lost < IN_FLIGHT) {
@@ -291,7 +302,14 @@ static void open_connections(int more)
             poll_once(100);
         }
     }
-    printf("{\"ready\": %d, \"lost\": %d, \"seconds\": %.3f}\n", ready, lost, (now() - began) / 1e9);
+    printf("{\"ready\": %d, \"new\": %d, \"lost\": %d, \"seconds\": %.3f}\n", ready, ready - before, lost, (now() - began) / 1e9);
+}
+
+static void stall(int count)
+{
+    for (; stalled < count && stalled < total; stalled++)
+        epoll_ctl(poller, EPOLL_CTL_DEL, connections[stalled].fd, NULL);
+    printf("{\"stalled\": %d}\n", stalled);
 }
 
 struct order {
@@ -381,7 +399,7 @@ static void *publish(void *argument)
     int fd = dial(publish_port, 0, true);
     if (wire == NATS)
         write_all(fd, "CONNECT {\"verbose\":false}\r\n", 27);
-    uint64_t began = now(), clients = ready, per_call = clients * order->size;
+    uint64_t began = now(), per_call = (uint64_t)(ready - stalled) * order->size;
     for (int i = 0; i < order->count; i++) {
         if (order->rate > 0) {
             int64_t early = began + (uint64_t)(i / order->rate * 1e9) - now();
@@ -432,7 +450,7 @@ static void run(struct order *order)
     pthread_join(thread, NULL);
     atomic_store(&publishing, false);
     uint64_t each = (uint64_t)order->count * order->size, missing = 0, repeated = 0;
-    for (int i = 0; i < total; i++) {
+    for (int i = stalled; i < total; i++) {
         if (connections[i].state != READY)
             continue;
         if (connections[i].received < each)
@@ -448,8 +466,8 @@ static void run(struct order *order)
 
 int main(int count, char **arguments)
 {
-    if (count != 7) {
-        fprintf(stderr, "usage: load PORT PATH WIRE PUBLISH_PORT PUBLISH_PATH TOKEN\n");
+    if (count != 8) {
+        fprintf(stderr, "usage: load PORT PATH WIRE PUBLISH_PORT PUBLISH_PATH TOKEN FIRST\n");
         return 2;
     }
     port = atoi(arguments[1]);
@@ -458,16 +476,28 @@ int main(int count, char **arguments)
     publish_port = atoi(arguments[4]);
     publish_path = arguments[5];
     token = arguments[6];
+    first = atoi(arguments[7]);
     poller = epoll_create1(EPOLL_CLOEXEC);
     scratch = malloc(BUFFER);
     setvbuf(stdout, NULL, _IOLBF, 0);
-    char *line = NULL;
-    size_t room = 0;
-    while (getline(&line, &room, stdin) > 0) {
-        int more;
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = COMMANDS};
+    epoll_ctl(poller, EPOLL_CTL_ADD, STDIN_FILENO, &event);
+    char line[1024], named[512];
+    for (;;) {
+        while (!poll_once(-1))
+            ;
+        ssize_t length = read(STDIN_FILENO, line, sizeof line - 1); /* one command: the next waits for the answer */
+        if (length <= 0)
+            break;
+        line[length] = 0;
+        int number;
         struct order order = {0};
-        if (sscanf(line, "connect %d", &more) == 1)
-            open_connections(more);
+        if (sscanf(line, "connect %d %511s", &number, named) == 2)
+            open_connections(number, named);
+        else if (sscanf(line, "connect %d", &number) == 1)
+            open_connections(number, path);
+        else if (sscanf(line, "stall %d", &number) == 1)
+            stall(number);
         else if (sscanf(line, "publish %d %d %d %lf", &order.count, &order.size, &order.filling, &order.rate) == 4)
             run(&order);
         else

@@ -41,12 +41,20 @@ class Load:
         path: of the upgrade.
         publish_port: where messages are published.
         publish_path: of these requests.
+        first: connections to the same server of other processes, whose addresses are not used.
     """
 
     def __init__(
-        self, server: Server, wire: str, path: str, publish_port: int, publish_path: str
+        self,
+        server: Server,
+        wire: str,
+        path: str,
+        publish_port: int,
+        publish_path: str,
+        first: int = 0,
     ) -> None:
         argv = [_binary(), str(server.port), path, wire, str(publish_port), publish_path, TOKEN]
+        argv += [str(first)]
         mine = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cpus()[1])  # a child inherits it
         try:
@@ -73,16 +81,20 @@ class Load:
             raise BenchmarkError(f"load: {command}: {answer['error']}")
         return answer
 
-    def connect(self, clients: int) -> dict[str, Any]:
-        """Open that many more connections.
+    def connect(self, clients: int, path: str = "") -> dict[str, Any]:
+        """Open that many more connections, at another path where one is given.
 
         Raises:
             BenchmarkError: not all of them were served.
         """
-        answer = self(f"connect {clients}")
+        answer = self(f"connect {clients} {path}")
         if answer["lost"]:
             raise BenchmarkError(f"load: {answer} of {clients} connections")
         return answer
+
+    def stall(self, clients: int) -> None:
+        """Read nothing any more from the first of them; they are not counted from then on."""
+        self(f"stall {clients}")
 
     def publish(
         self, count: int, size: int = 1, filling: int = 50, rate: float = 0

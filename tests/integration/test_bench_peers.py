@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import growth
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.field import FIELD, Contender
 from benchmarks.peers.load import Load
@@ -24,7 +25,12 @@ def test_the_load_client_counts_each_message(name: str) -> None:
     one = contender(name)
     with one.make(1) as server:
         with Load(server, one.wire, one.path, server.port, one.publish_path) as load:
-            assert load.connect(20) | {"seconds": 0} == {"ready": 20, "lost": 0, "seconds": 0}
+            assert load.connect(20) | {"seconds": 0} == {
+                "ready": 20,
+                "new": 20,
+                "lost": 0,
+                "seconds": 0,
+            }
             load.publish(1)  # subscriptions that begin after the connect flow now
             alone = load.publish(5)
             assert (alone["received"], alone["expected"]) == (100, 100)
@@ -58,3 +64,29 @@ def test_the_page_and_its_plots(
     for plot in tmp_path.glob("*.svg"):
         assert f"({plot.name})" in page
     assert len(list(tmp_path.glob("*.svg"))) == 5
+
+
+def test_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    title, _, run = growth.AXES["sets"]
+    monkeypatch.setitem(growth.AXES, "sets", (title, (2,), run))
+    monkeypatch.setattr(growth, "CLIENTS", 41)
+    assert growth.main(["--only", "sets", "--seconds", "0.05", "--out", str(tmp_path)]) == 0
+    (row,) = json.loads((tmp_path / "growth.json").read_text())["sets"]
+    assert row["value"] == 2
+    assert min(row["alone_us"], row["flush_us"], row["connect_us"]) > 0
+    assert f"## By {title}" in (tmp_path / "GROWTH.md").read_text()
+    assert (tmp_path / "growth.svg").stat().st_size > 1000
+
+
+def test_clients_that_stall_are_not_counted() -> None:
+    one = contender("service, JSON")
+    with (
+        one.make(1) as server,
+        Load(server, one.wire, one.path, server.port, one.publish_path) as load,
+    ):
+        load.connect(10)
+        load.connect(10, "/ws/realtime?types=status,stats")
+        load.publish(1)
+        load.stall(15)
+        answer = load.publish(3, size=2)
+        assert (answer["received"], answer["expected"], answer["missing"]) == (30, 30, 0)
