@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (options.out / "growth.json").write_text(json.dumps(results, indent=1) + "\n")
     _plot(results, options.out / "growth.svg")
     text = "\n".join(_page(results)) + "\n"
-    (options.out / "GROWTH.md").write_text(text)
+    (options.out / "GROWTH").with_suffix(".md").write_text(text)
     print(text)
     return 0
 
