@@ -28,6 +28,7 @@ from app.backplane.repair import is_damage, log_repaired, repair_keys
 from app.backplane.replication import Replication
 from app.backplane.scripts import SHARE_KEY, Script
 from app.backplane.server import Server, server_at
+from app.backplane.wire import Wire
 from app.config import Settings, full_backplane
 from app.errors import BackplaneUnavailable, PresenceError
 
@@ -56,6 +57,9 @@ Command = tuple[Argument, ...]
 def pack(commands: Sequence[Command]) -> bytes:
     """Commands as they go over the wire."""
     # hiredis declares a tuple of one; it takes any.
+    if len(commands) == 1:
+        packed: bytes = hiredis.pack_command(commands[0])  # type: ignore[arg-type]
+        return packed
     return b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
 
 
@@ -88,6 +92,10 @@ class Link:
         self._name = name
         self._report = report
         self._connection: AbstractConnection | None = None
+        self._wire: Wire | None = None
+        """Over the connection, once it is open."""
+        self._has_failed = False
+        """Whether an answer of the last exchange is an error."""
         self._opened_at = 0.0
         self._outdated = False
 
@@ -118,36 +126,37 @@ class Link:
     async def send(self, packed: bytes, replies: int, timeout: float) -> list[Any]:
         """As `call`, with commands that `pack` has packed."""
         answers = await self._exchange(packed, replies, timeout)
-        for answer in answers:
-            if isinstance(answer, RedisError):
-                raise answer
+        if self._has_failed:
+            raise next(answer for answer in answers if isinstance(answer, RedisError))
         return answers
 
     async def _exchange(self, packed: bytes, replies: int, timeout: float) -> list[Any]:
-        """As `send`, but an error reply is in the list, in its place."""
-        answers: list[Any] = []
-        done = False
+        """As `send`, but an error reply is in the list, in its place, and `_has_failed` says so."""
+        answers: list[Any] | None = None
         try:
-            async with asyncio.timeout(timeout):
-                if self._outdated:
+            wire = self._wire
+            if wire is None or self._outdated:
+                loop = asyncio.get_running_loop()
+                until = loop.time() + timeout
+                async with asyncio.timeout_at(until):
                     await self.close()
-                connection = self._connection or await self._connect()
-                await connection.send_packed_command([packed], check_health=False)
-                for _ in range(replies):
-                    try:
-                        answers.append(await connection.read_response(timeout=math.inf))
-                    except RedisError as failure:
-                        if not connection.is_connected:
-                            raise
-                        # Its traceback would hold this frame, and with it all that was sent.
-                        answers.append(failure.with_traceback(None))
-                done = True
+                    wire = await self._connect()
+                timeout = max(0.0, until - loop.time())
+            answers = await wire.exchange(packed, replies, timeout)
         except FAILURES as failure:
             self._report([explain(failure)])
             raise
         finally:
-            if not done:
+            if answers is None:
                 await self.close()
+        self._has_failed = False
+        for answer in answers:
+            if isinstance(answer, RedisError):
+                self._has_failed = True
+                break
+        else:
+            self._report(())
+            return answers
         # A server that has lost its scripts gets them again: nothing is wrong.
         errors = [
             answer
@@ -181,6 +190,8 @@ class Link:
             FAILURES: as `call`.
         """
         answers = await self._run(calls, timeout, last)
+        if not self._has_failed:
+            return answers
         missing = [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if missing:
             scripts = {script.sha: script for script, _ in calls}.values()
@@ -205,17 +216,19 @@ class Link:
     async def close(self) -> None:
         """Close the connection; the next call opens another."""
         connection, self._connection = self._connection, None
+        self._wire = None
         self._outdated = False
         if connection is not None:
             with contextlib.suppress(*FAILURES):
                 await connection.disconnect(nowait=True)
 
-    async def _connect(self) -> AbstractConnection:
+    async def _connect(self) -> Wire:
         self._opened_at = time.monotonic()
         await self._server.open(self._name, self._keep)
         if self._connection is None:
             raise ConnectionError("The connection was closed while it was opened.")
-        return self._connection
+        self._wire = Wire.over(self._connection)
+        return self._wire
 
     def _keep(self, connection: AbstractConnection) -> None:
         # Before it is open, so that whatever interrupts the handshake closes it.
@@ -401,7 +414,8 @@ class Backplane:
             await link.abort()
 
     def _note(self, faults: Sequence[Fault]) -> None:
-        self.errors.update(fault.cause for fault in faults)
+        if faults:
+            self.errors.update(fault.cause for fault in faults)
         self._answered = all(fault.answered for fault in faults)
         if self._answered:
             self._answered_at = time.monotonic()

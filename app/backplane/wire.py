@@ -1,0 +1,137 @@
+"""The bytes of a connection to the backplane, without the layers of the library.
+
+redis-py opens connections: address, TLS, login. What comes then is always the same, some commands
+and as many replies, and is worth a protocol of its own: it costs a third, for each message that is
+published and for each that is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import InvalidResponse
+
+_MORE = object()
+"""What the parser gives when a reply is not complete."""
+_CLOSED = "Connection closed by server."
+
+
+class Wire(asyncio.Protocol):
+    """One exchange at a time over a connection that is open.
+
+    An exchange that fails or is cancelled leaves replies behind, so the connection must be closed
+    then, which is its owner's to do.
+    """
+
+    def __init__(self, transport: asyncio.WriteTransport, reply_error: Any) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._parser = hiredis.Reader(
+            protocolError=InvalidResponse, replyError=reply_error, notEnoughData=_MORE
+        )
+        self._answers: list[Any] = []
+        self._missing = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._lost: Exception | None = None
+        self._due = math.inf
+        """Loop time at which the exchange fails."""
+        self._timer: asyncio.TimerHandle | None = None
+        """One for many exchanges: when it is over it looks how long the present one may take."""
+        self._timer_at = 0.0
+
+    @classmethod
+    def over(cls, connection: AbstractConnection) -> Wire:
+        """Go on with a connection of redis-py, which has no reply to wait for.
+
+        Raises:
+            LostConnection: it is closed.
+        """
+        writer = connection._writer
+        if writer is None:
+            raise LostConnection(_CLOSED)
+        wire = cls(writer.transport, connection._parser.parse_error)
+        wire._transport.set_protocol(wire)
+        return wire
+
+    async def exchange(self, packed: bytes, replies: int, timeout: float) -> list[Any]:
+        """Send commands, and return their replies; an error reply is an exception among them.
+
+        Args:
+            packed: the commands.
+            replies: how many they are.
+            timeout: seconds.
+
+        Raises:
+            TimeoutError: the replies have not come in time.
+            RedisError: the connection is lost, or a reply says that it cannot be used.
+        """
+        if self._lost is not None or self._transport.is_closing():
+            raise LostConnection(_CLOSED) from self._lost
+        self._answers, self._missing = [], replies
+        self._due = self._loop.time() + timeout
+        if self._timer is None or self._timer_at > self._due:
+            self._watch()
+        waiter = self._waiter = self._loop.create_future()
+        self._transport.write(packed)
+        try:
+            await waiter
+        finally:
+            self._waiter, self._due = None, math.inf
+        answers, self._answers = self._answers, []
+        return answers
+
+    def data_received(self, data: bytes) -> None:
+        """Collect the replies."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            # Nothing was asked for, or the exchange has failed and the connection is to be closed.
+            self._transport.abort()
+            return
+        parser, answers = self._parser, self._answers
+        try:
+            parser.feed(data)
+            while self._missing:
+                answer = parser.gets()
+                if answer is _MORE:
+                    return
+                failed = answer[0] if isinstance(answer, list) and answer else answer
+                if isinstance(failed, LostConnection):
+                    raise failed
+                answers.append(answer)
+                self._missing -= 1
+        except Exception as error:  # noqa: BLE001 (it is the exchange's)
+            waiter.set_exception(error)
+        else:
+            waiter.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail the exchange."""
+        self._lost = exc or LostConnection(_CLOSED)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._waiter is not None and not self._waiter.done():
+            error = LostConnection(_CLOSED)
+            error.__cause__ = exc
+            self._waiter.set_exception(error)
+
+    def _watch(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = self._due
+        self._timer = self._loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        if self._loop.time() < self._due:
+            self._watch()
+        else:
+            waiter.set_exception(TimeoutError())
