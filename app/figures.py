@@ -67,14 +67,17 @@ class FlushFigures:
         now = steady_time()
         metrics = self._metrics
         metrics.flush_duration.observe(time.monotonic() - began)
-        counts: Counter[str] = Counter()
+        counts: dict[str, int] = {}
+        accepted: dict[float, int] = {}  # those of one call were accepted at one time
         for item in items:
             count = receivers[item.type]
             if isinstance(item, Gap):
                 metrics.gaps[item.reason].inc(count)
             elif count:
-                counts[item.type] += count
-                metrics.delivery_latency.observe_many(now - item.accepted, count)
+                counts[item.type] = counts.get(item.type, 0) + count
+                accepted[item.accepted] = accepted.get(item.accepted, 0) + count
+        for at, count in accepted.items():
+            metrics.delivery_latency.observe_many(now - at, count)
         for type, count in counts.items():
             metrics.delivered[type].inc(count)
 

@@ -166,8 +166,10 @@ def make_parts(
 
     # Messages on their way in.
     publisher = StreamPublisher(backplane, reader.positions)
-    queue = BroadcastQueue(slots, publisher)
-    publishing = Publishing(queue, metrics)
+    queue = BroadcastQueue(
+        slots, publisher, lambda name, number: metrics.published[name].inc(number)
+    )
+    publishing = Publishing(queue)
 
     # Connections, and messages on their way out.
     rates = Rates(Limits.of(settings))

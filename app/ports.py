@@ -72,8 +72,8 @@ class Slots(Protocol):
             and the next one counts this event and those that were waiting.
         """
 
-    def reserve_queue(self, size: int) -> bool:
-        """Count one message of `size` bytes into the queue; False when that is full."""
+    def reserve_queue(self, size: int, messages: int = 1) -> bool:
+        """Count messages of `size` bytes in all into the queue; False when they do not all fit."""
 
     def release_queue(self, messages: int, size: int) -> None:
         """Count messages out of the queue of this worker, `size` bytes in all."""

@@ -1,13 +1,14 @@
-"""Publishing: a message goes through the queue into its stream, and is counted when it is there."""
+"""Publishing: a message goes through the queue into its stream."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from app.broadcast.queue import BroadcastQueue
-from app.metrics import Metrics
+from app.errors import QueueOverflow
 from app.protocol import envelope
 from app.types import Draft, Position
 
@@ -17,18 +18,18 @@ class Publishing:
 
     Args:
         queue: bounded over all workers; stores what it holds.
-        metrics: counts what is stored.
     """
 
-    def __init__(self, queue: BroadcastQueue, metrics: Metrics) -> None:
+    def __init__(self, queue: BroadcastQueue) -> None:
         self._queue = queue
-        self._metrics = metrics
 
     def submit(self, draft: Draft) -> asyncio.Future[Position]:
-        """Queue a message; see `BroadcastQueue.submit`. It is counted when it is stored."""
-        future = self._queue.submit(draft)
-        future.add_done_callback(lambda done: self._count(draft.type, done))
-        return future
+        """Queue a message; see `BroadcastQueue.submit`."""
+        return self._queue.submit(draft)
+
+    def submit_all(self, drafts: Sequence[Draft]) -> list[asyncio.Future[Position] | QueueOverflow]:
+        """Queue the messages of one call; see `BroadcastQueue.submit_all`."""
+        return self._queue.submit_all(drafts)
 
     async def publish(self, type: str, event: str, data: Any) -> Position:
         """Store a message of the service's own or of an application's `emit`.
@@ -49,7 +50,3 @@ class Publishing:
             ValueError, TypeError: it is not JSON.
         """
         await self._queue.send_control(envelope.encode_json(message))
-
-    def _count(self, type: str, done: asyncio.Future[Position]) -> None:
-        if not done.cancelled() and done.exception() is None:
-            self._metrics.published[type].inc()

@@ -8,7 +8,7 @@ import enum
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from app.backplane.scripts import CONTROL
@@ -75,15 +75,27 @@ class BroadcastQueue:
     under way form the next one. The bounds are shared by all workers of the machine.
 
     Call `start` before the first `submit`, and `close` in the end.
+
+    Args:
+        slots: counts that the workers share.
+        publisher: stores batches.
+        count: called with the type and the number of messages that are stored; control messages are
+            not counted.
     """
 
-    def __init__(self, slots: Slots, publisher: Publisher) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        publisher: Publisher,
+        count: Callable[[str, int], object] = lambda *_: None,
+    ) -> None:
         self.bytes = 0
         """Size of all messages that are counted into the bounds, those under way included."""
         self.dropped = [0] * len(_RANKS)
         """Messages pushed out or refused since the start, by priority."""
         self._slots = slots
         self._publisher = publisher
+        self._count = count
         self._waiting: tuple[deque[_Entry], ...] = tuple(deque() for _ in _RANKS)
         self._flying: list[_Entry] = []
         self._newcomers: deque[_Entry] = deque()
@@ -159,9 +171,34 @@ class BroadcastQueue:
             else:
                 self.dropped[draft.priority] += 1
                 raise QueueOverflow
-        if self._timer is None:
-            self._timer = loop.call_later(POLL_INTERVAL, self._tick)
+        self._watch(loop)
         return entry.future
+
+    def submit_all(self, drafts: Sequence[Draft]) -> list[asyncio.Future[Position] | QueueOverflow]:
+        """Take messages of one call, in their order; see `submit`.
+
+        Returns:
+            For each its future, or the error where it is refused.
+        """
+        if not self._newcomers:
+            loop = asyncio.get_running_loop()
+            now = loop.time()
+            entries = [_Entry(draft, loop.create_future(), now) for draft in drafts]
+            if self._slots.reserve_queue(sum(entry.size for entry in entries), len(entries)):
+                for entry in entries:
+                    self.bytes += entry.size
+                    self._waiting[entry.draft.priority].append(entry)
+                self._announce()
+                self._watch(loop)
+                return [entry.future for entry in entries]
+        # There is no room for all: each for itself.
+        results: list[asyncio.Future[Position] | QueueOverflow] = []
+        for draft in drafts:
+            try:
+                results.append(self.submit(draft))
+            except QueueOverflow as error:
+                results.append(error.with_traceback(None))
+        return results
 
     def send_control(self, data: bytes) -> asyncio.Future[Position]:
         """Send opaque bytes to all workers, this one included, through the control stream."""
@@ -174,8 +211,7 @@ class BroadcastQueue:
         draft = Draft(CONTROL, CONTROL, "", data, time.time(), Priority.HIGH)
         entry = _Entry(draft, loop.create_future(), loop.time(), counted=False)
         self._accept(entry)
-        if self._timer is None:
-            self._timer = loop.call_later(POLL_INTERVAL, self._tick)
+        self._watch(loop)
         return entry.future
 
     # Bounds
@@ -184,9 +220,13 @@ class BroadcastQueue:
         if entry.counted:
             self.bytes += entry.size
         self._waiting[entry.draft.priority].append(entry)
-        if entry.draft.priority is not Priority.HIGH:
+        self._announce()
+
+    def _announce(self) -> None:
+        """Something waits that did not."""
+        if self._flying:
             self._show()  # at once: another worker may need the room before the next tick
-        self._wake.set()
+        self._wake.set()  # else it leaves in this pass of the loop, or is shown then
 
     def _release(self, entries: Sequence[_Entry] | deque[_Entry]) -> None:
         sizes = [entry.size for entry in entries if entry.counted]
@@ -250,6 +290,18 @@ class BroadcastQueue:
 
     # Time
 
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is None:
+            self._timer = loop.call_later(POLL_INTERVAL, self._tick)
+
+    def _rest(self) -> None:
+        """Nothing is here any more: so a message that came alone costs no tick."""
+        self._show()
+        self._slots.take_evictions()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _tick(self) -> None:
         """Every 20 ms while anything is here: expiry, room, and the other workers' wishes."""
         loop = asyncio.get_running_loop()
@@ -290,6 +342,7 @@ class BroadcastQueue:
             if not self._flying:
                 self._wake.clear()
                 continue
+            self._show()
             try:
                 await self._store(self._flying)
             finally:
@@ -298,6 +351,8 @@ class BroadcastQueue:
                 flying, self._flying = self._flying, []
                 self._stored.set()
                 self._release(flying)
+                if not (self._newcomers or any(self._waiting)):
+                    self._rest()
 
     async def _store(self, batch: Sequence[_Entry]) -> None:
         drafts = [entry.draft for entry in batch]
@@ -315,11 +370,16 @@ class BroadcastQueue:
             for entry in batch:
                 entry.fail(BackplaneUnavailable())
         else:
+            counts: dict[str, int] = {}
             for entry, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, BackplaneUnavailable):
                     entry.fail(outcome)
                 elif not entry.future.done():
                     entry.future.set_result(outcome)
+                    if entry.draft.type != CONTROL:
+                        counts[entry.draft.type] = counts.get(entry.draft.type, 0) + 1
+            for type, number in counts.items():
+                self._count(type, number)
 
     def _next_batch(self) -> list[_Entry]:
         batch: list[_Entry] = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from app.config import Settings
-from app.errors import ErrorCode
+from app.errors import ErrorCode, QueueOverflow
 from app.http.audit import Audit
 from app.http.budgets import Budgets
 from app.http.clients import Clients
@@ -29,6 +29,9 @@ class Publisher(Protocol):
 
     def submit(self, draft: Draft) -> asyncio.Future[Position]:
         """Queue a message; see `BroadcastQueue.submit`."""
+
+    def submit_all(self, drafts: Sequence[Draft]) -> list[asyncio.Future[Position] | QueueOverflow]:
+        """Queue the messages of one call; see `BroadcastQueue.submit_all`."""
 
 
 class HistorySource(Protocol):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from aiohttp import web
 
 from app.config import Settings
-from app.errors import ClientError, ErrorCode
+from app.errors import ClientError, ErrorCode, QueueOverflow
 from app.http.audit import Write
 from app.http.context import HttpContext
 from app.http.errors import HttpError, json_response
@@ -195,7 +195,12 @@ class Call:
             raise _invalid(f"An array may hold at most {MAX_MESSAGES} messages.")
         # All are queued before the first is awaited: they share batches and keep their order.
         context.writers.charge(writer, len(value))
-        self._items = [_submit(message, context, now, known_size, writer) for message in value]
+        checked = [_check(message, settings, now, known_size, writer) for message in value]
+        drafts = [draft for draft in checked if isinstance(draft, Draft)]
+        queued = zip(drafts, context.publisher.submit_all(drafts), strict=True)
+        self._items = [
+            item if isinstance(item, ClientError) else _queued(*next(queued)) for item in checked
+        ]
         write.messages = len(value)
         write.types = {item.draft.type for item in self.submitted}
 
@@ -319,14 +324,19 @@ async def _settle(submitted: Iterable[_Submitted]) -> None:
         await asyncio.wait(futures)
 
 
-def _submit(
-    message: Any, context: HttpContext, now: float, size: int | None, writer: Writer
-) -> _Submitted | ClientError:
+def _check(
+    message: Any, settings: Settings, now: float, size: int | None, writer: Writer
+) -> Draft | ClientError:
     try:
-        draft = make_draft(message, context.settings, now, size, decoded=True, writer=writer)
-        return _Submitted(draft, context.publisher.submit(draft))
+        return make_draft(message, settings, now, size, decoded=True, writer=writer)
     except ClientError as error:
         return error.with_traceback(None)  # which would hold this request in a cycle
+
+
+def _queued(
+    draft: Draft, result: asyncio.Future[Position] | QueueOverflow
+) -> _Submitted | ClientError:
+    return result if isinstance(result, QueueOverflow) else _Submitted(draft, result)
 
 
 def _outcome(message: Any, item: _Submitted | ClientError | Conflict) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -31,8 +32,13 @@ class Worker:
         self.slots = slots
         self.batches = 0
         """Batches stored since the start."""
-        self.queue = BroadcastQueue(slots, self)
+        self.counted: Counter[str] = Counter()
+        """Messages that were counted as stored, by type."""
+        self.queue = BroadcastQueue(slots, self, self.count)
         self.queue.start()
+
+    def count(self, type: str, number: int) -> None:
+        self.counted[type] += number
 
     async def store(
         self, drafts: Sequence[Draft], deadline: float
@@ -95,6 +101,58 @@ async def test_messages_keep_their_order(make_worker: MakeWorker) -> None:
     assert [await outcome(future) for future in futures] == list(range(1, 1001))
     assert worker.batches < 20
     assert worker.queue.length() == 0
+
+
+async def test_messages_of_one_call_are_queued_together(make_worker: MakeWorker) -> None:
+    worker = await make_worker()
+    priorities = (LOW, NORMAL, HIGH, LOW)
+    queued = worker.queue.submit_all([draft(priority=priority) for priority in priorities])
+    assert worker.slots.queue_totals().messages == 4
+    futures = [future for future in queued if isinstance(future, asyncio.Future)]
+    assert [await outcome(future) for future in futures] == [3, 2, 1, 4]
+    assert worker.batches == 1
+    assert worker.queue.submit_all([]) == []
+
+
+async def test_of_a_call_that_is_too_large_as_many_are_queued_as_fit(
+    valkey: ValkeyProcess, make_worker: MakeWorker
+) -> None:
+    worker = await make_worker(max_queue_size=4)
+    valkey.stop()
+    flying = await worker.fly()
+    queued = worker.queue.submit_all([draft() for _ in range(5)])
+    assert [isinstance(result, QueueOverflow) for result in queued] == [False] * 3 + [True] * 2
+    assert worker.queue.dropped == [0, 2, 0]
+    higher = worker.queue.submit_all([draft(priority=HIGH) for _ in range(2)])
+    assert worker.queue.dropped == [0, 4, 0]
+    valkey.cont()
+    results = [flying, *queued, *higher]
+    futures = [future for future in results if isinstance(future, asyncio.Future)]
+    assert [await outcome(future) for future in futures] == [1, 4, *[QueueOverflow] * 2, 2, 3]
+
+
+async def test_what_is_stored_is_counted(
+    valkey: ValkeyProcess, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await make_worker()
+    await asyncio.gather(*(worker.send() for _ in range(5)))
+    await worker.queue.send_control(b"{}")
+    assert worker.counted == {"status": 5}
+    monkeypatch.setattr(queue_module, "MAX_WAIT", 0.2)
+    valkey.stop()
+    assert await outcome(worker.send()) is BackplaneUnavailable
+    valkey.cont()
+    await worker.send()
+    assert worker.counted == {"status": 6}, "what was not answered is not counted"
+
+
+async def test_a_queue_at_rest_has_no_timer(make_worker: MakeWorker) -> None:
+    worker = await make_worker()
+    for _ in range(3):
+        await worker.send()
+        await until(lambda: worker.queue.length() == 0)
+        assert worker.queue._timer is None
+        assert worker.shown()
 
 
 async def test_high_priority_goes_first(valkey: ValkeyProcess, make_worker: MakeWorker) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
@@ -65,6 +65,15 @@ class MemoryStreams:
         else:
             future.set_result(self._store(draft))
         return future
+
+    def submit_all(self, drafts: Sequence[Draft]) -> list[asyncio.Future[Position] | QueueOverflow]:
+        results: list[asyncio.Future[Position] | QueueOverflow] = []
+        for draft in drafts:
+            try:
+                results.append(self.submit(draft))
+            except QueueOverflow as error:
+                results.append(error)
+        return results
 
     def _store(self, draft: Draft) -> Position:
         known = self.ids.get(draft.id) if draft.once else None

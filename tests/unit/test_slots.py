@@ -75,8 +75,11 @@ def test_queue_is_bounded_in_messages_and_bytes(table: SlotTable) -> None:
     assert not slots(table, row, queue=(2, 100)).reserve_queue(41)
     assert slots(table, row, queue=(2, 100)).reserve_queue(40)
     assert not slots(table, row, queue=(2, 100)).reserve_queue(0)
-    assert slots(table).queue_totals() == (2, 100)
-    slots(table, row).release_queue(2, 100)
+    assert not slots(table, row, queue=(5, 200)).reserve_queue(10, 4)
+    assert not slots(table, row, queue=(5, 200)).reserve_queue(101, 3)
+    assert slots(table, row, queue=(5, 200)).reserve_queue(100, 3)
+    assert slots(table).queue_totals() == (5, 200)
+    slots(table, row).release_queue(5, 200)
     assert slots(table).queue_totals() == (0, 0)
 
 

@@ -167,16 +167,16 @@ class WorkerSlots(Slots):
 
     # Broadcast queues.
 
-    def reserve_queue(self, size: int) -> bool:
-        messages, sizes = self._queue_messages, self._queue_bytes
+    def reserve_queue(self, size: int, messages: int = 1) -> bool:
+        counts, sizes = self._queue_messages, self._queue_bytes
         with self._lock:
             high = self._table.high()
             if (
-                sum(messages[:high]) >= self._queue_cap
+                sum(counts[:high]) + messages > self._queue_cap
                 or sum(sizes[:high]) + size > self._queue_bytes_cap
             ):
                 return False
-            messages[self.index] += 1
+            counts[self.index] += messages
             sizes[self.index] += size
             return True
 
