@@ -41,6 +41,7 @@ MAX_BODY = 4 * 1024 * 1024
 _VERSION = "4"
 _EVENTS = {"firing": "health_alert", "resolved": "health_recovery"}
 _FINGERPRINT = re.compile(r"[A-Za-z0-9]{1,64}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _NAMELESS = "alert"
 """Name of an alert that has none."""
 
@@ -189,11 +190,10 @@ def _milliseconds(value: Any) -> int | None:
 
 
 def _number(text: str | None) -> float | None:
-    """What the annotation `value` says, when it is a number that JSON knows."""
-    try:
-        number = float(text or "")
-    except ValueError:
+    """What the annotation `value` says, when it is a number that JSON knows, as Prometheus writes it."""
+    if text is None or not _NUMBER.fullmatch(text):
         return None
+    number = float(text)
     return number if math.isfinite(number) else None
 
 

@@ -40,6 +40,9 @@ _FORMS = (
     "application/octet-stream",
 )
 
+_ENCODINGS = ("", "identity", "gzip", "deflate")
+"""What the body may be packed with; aiohttp unpacks it."""
+
 
 async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
     """Read a body of JSON.
@@ -55,6 +58,10 @@ async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
         HttpError: 400, 408, 413 or 415.
         ClientError: PARSE_ERROR.
     """
+    packed = request.headers.get("Content-Encoding", "").strip().lower()
+    if packed not in _ENCODINGS:
+        message = f"Send the body as it is, or with gzip or deflate, not as {packed[:80]}."
+        raise HttpError(415, ErrorCode.UNSUPPORTED_MEDIA_TYPE, message, close=True)
     form = request.content_type
     if "Content-Type" in request.headers and form not in _FORMS and not form.endswith("+json"):
         message = f"Send JSON, not {form[:80]}."
@@ -312,8 +319,19 @@ async def _check_known(submitted: _Submitted, context: HttpContext) -> None:
             kept, new = decode_json(stored.body + b"}"), decode_json(draft.body + b"}")
         except ClientError:
             return
-        if (kept.get("event"), kept.get("data")) != (new.get("event"), new.get("data")):
+        if kept.get("event") != new.get("event") or not _is_same(kept.get("data"), new.get("data")):
             raise Conflict(submitted.answer())
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two values are the same to a client: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return bool(one == other)
 
 
 async def _settle(submitted: Iterable[_Submitted]) -> None:

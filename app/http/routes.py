@@ -33,9 +33,11 @@ from app.http.publishing import (
 from app.machine import describe_connections, describe_worker, figure
 from app.protocol.requests import Allowed, check_type
 from app.protocol.schema.limits import MAX_HISTORY, MAX_HTTP_BEFORE
+from app.protocol.schema.payloads import SET_PRESENCE
 from app.types import Priority
 
 _SMALL_BODY = 16_384
+_PRESENCE_FIELDS = tuple(field.name for field in SET_PRESENCE.fields)
 _PRIORITY_NAMES = tuple(priority.name.lower() for priority in Priority)
 
 
@@ -137,6 +139,10 @@ async def post_status(request: web.Request, write: Write, context: HttpContext) 
     if not isinstance(value, Mapping):
         message = "Send an object with 'state' and optionally 'task'."
         raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
+    for name in value:
+        if name not in _PRESENCE_FIELDS:
+            message = f"Unknown field {name[:64]!r}: a presence has {', '.join(_PRESENCE_FIELDS)}."
+            raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
     state = await context.presence.update(value.get("state"), value.get("task"))
     presence = state.to_json()
     # Every status_update has the same shape: what the machine does stays in it.

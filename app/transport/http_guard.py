@@ -18,7 +18,7 @@ from http import HTTPStatus
 from typing import Any, Protocol
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError, LineTooLong
 
 from app.errors import ErrorCode
 from app.protocol.envelope import encode_json
@@ -281,6 +281,9 @@ class GuardedConnection(RequestHandler):
             if isinstance(exc, LineTooLong):
                 self._guard.note_refused("head")
                 answer = _error(431, ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
+            elif isinstance(exc, ContentEncodingError):
+                self._guard.note_refused("malformed")
+                answer = _error(415, ErrorCode.UNSUPPORTED_MEDIA_TYPE, _PACKED)
             else:
                 self._guard.note_refused("malformed")
                 answer = _error(400, ErrorCode.BAD_REQUEST, _MALFORMED)
@@ -328,6 +331,7 @@ class GuardedConnection(RequestHandler):
 
 _TOO_SLOW = f"The head of the request did not come within {HEAD_SECONDS:g} seconds."
 _TOO_LARGE = f"The request line and each header field may have {MAX_FIELD} bytes."
+_PACKED = "Send the body as it is, or with gzip or deflate."
 _MALFORMED = "This is not a valid HTTP/1.1 request; it must have exactly one Host header."
 
 

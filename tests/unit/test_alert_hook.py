@@ -137,6 +137,26 @@ async def test_what_an_alert_may_leave_out(
     assert "value" not in data
 
 
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        ("91.5", 91.5),
+        ("-1e-3", -0.001),
+        ("+5", 5.0),
+        ("+Inf", None),
+        ("1e999", None),
+        ("1_000", None),
+        (" 5", None),
+        ("\u0661", None),
+        ("0x10", None),
+        ("", None),
+    ],
+)
+async def test_which_values_are_numbers(side: HttpSide, value: str, number: float | None) -> None:
+    assert (await post(side, notification(alert(annotations={"value": value})))).status == 200
+    assert stored(side)[0]["data"].get("value") == number
+
+
 async def test_an_empty_notification_is_fine(side: HttpSide) -> None:
     answer = await post(side, notification())
     assert await answer.json() == {"messages": []}

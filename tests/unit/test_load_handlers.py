@@ -10,6 +10,7 @@ import pytest
 
 from app.errors import SettingsError
 from app.handlers import load_handlers
+from app.sessions.socketio.server import EnvironView
 
 
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> list[Any]:
@@ -51,3 +52,8 @@ def test_one_line_says_what_is_wrong(
     assert says in text
     assert text.startswith("HANDLERS=handlers_")
     assert "\n" not in text
+
+
+def test_an_unknown_client_has_no_environ() -> None:
+    """As with a plain server of python-socketio, which looks up None for it."""
+    assert EnvironView().get(None) is None

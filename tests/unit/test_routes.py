@@ -222,7 +222,7 @@ async def test_what_the_lab_does_leaves_the_figures_of_the_machine(tmp_path: Pat
         }
 
 
-@pytest.mark.parametrize("body", [[], "working", {}, {"state": "flying"}, {"state": "idle", "task": 1}])  # fmt: skip
+@pytest.mark.parametrize("body", [[], "working", {}, {"state": "flying"}, {"state": "idle", "task": 1}, {"state": "idle", "tsak": "a"}])  # fmt: skip
 async def test_a_wrong_presence_changes_nothing(side: HttpSide, body: object) -> None:
     await fail(await side.client.post("/status", json=body, headers=AUTH), 400, "INVALID_PAYLOAD")
     assert side.fields.fields == {}
@@ -712,6 +712,37 @@ async def test_the_same_id_with_other_data_is_told(side: HttpSide) -> None:
         status, told = await other
         assert (status, told["code"]) == (409, "CONFLICT")
     assert len(side.streams.messages["status"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_same"),
+    [
+        (1, 1.0, True),
+        (1, True, False),
+        (0, False, False),
+        ({"on": [1, {"a": 0}]}, {"on": [True, {"a": 0}]}, False),
+        ({"on": [1, {"a": 0}]}, {"on": [1, {"a": False}]}, False),
+        ({"on": [True, None]}, {"on": [True, None]}, True),
+        (False, None, False),
+        ("1", 1, False),
+        ({}, [], False),
+    ],
+)
+async def test_what_is_the_same_data(
+    side: HttpSide, first: object, second: object, is_same: bool
+) -> None:
+    for data, status in ((first, 200), (second, 200 if is_same else 409)):
+        body = {"type": "status", "event": "e", "data": data, "id": "one"}
+        answer = await side.client.post("/ws/broadcast", json=body, headers=AUTH)
+        assert answer.status == status
+
+
+@pytest.mark.parametrize("packed", ["compress", "gzip, deflate", "x"])
+async def test_a_body_that_cannot_be_unpacked_is_told(side: HttpSide, packed: str) -> None:
+    answer = await publish(
+        side, {"type": "status", "event": "e", "data": 1}, **{"Content-Encoding": packed}
+    )
+    await fail(answer, 415, "UNSUPPORTED_MEDIA_TYPE")
 
 
 async def test_the_same_id_in_an_array(side: HttpSide) -> None:

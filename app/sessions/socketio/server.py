@@ -58,9 +58,9 @@ class EnvironView(dict[SocketIOClient, dict[str, Any]]):
         extra = session.extra
         return (extra.environ or {}) if extra is not None else {}
 
-    def get(self, session: SocketIOClient, default: Any = None) -> Any:
-        """The environ of a connection."""
-        return self[session]
+    def get(self, session: SocketIOClient | None, default: Any = None) -> Any:
+        """The environ of a connection; `default` for None, which python-socketio asks for by an unknown id."""
+        return default if session is None else self[session]
 
     def __contains__(self, session: object) -> bool:
         return False
