@@ -48,8 +48,8 @@ _ACCESS_TYPES = {"jwt", "at+jwt", "bearer"}
 """Media types (`typ`) of access tokens; a token may also have none."""
 _OTHER_USES = {"id", "id_token", "refresh", "refresh_token", "offline", "logout"}
 """What providers write into a claim about a token that is no access token."""
-_USE_CLAIMS = ("typ", "token_use", "token_type")
-_OTHER_CLAIMS = ("at_hash", "c_hash", "events")
+_USE_CLAIMS = ("typ", "token_use", "token_type", "type", "use")
+_OTHER_CLAIMS = ("at_hash", "c_hash", "s_hash", "events")
 """Claims that only ID tokens and logout tokens have (OpenID Connect)."""
 _PROBLEMS: tuple[tuple[type[Exception], str], ...] = (
     (jwt.ExpiredSignatureError, "The token has expired."),
@@ -61,6 +61,9 @@ _PROBLEMS: tuple[tuple[type[Exception], str], ...] = (
     (jwt.exceptions.InvalidSubjectError, "The token's 'sub' claim is not a string."),
 )
 
+_FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+"""Letters of Hangul and Braille that show nothing."""
+
 
 def user_name(value: object) -> str | None:
     """The name of a user in the form that names are compared in (NFC); None for what is no name.
@@ -71,11 +74,13 @@ def user_name(value: object) -> str | None:
     if not isinstance(value, str) or not 0 < len(value) <= MAX_USER_LENGTH:
         return None
     if value.isascii():
-        return value if value.isprintable() else None
+        return value if value.isprintable() and not value.isspace() else None
     name = unicodedata.normalize("NFC", value)
     if len(name) > MAX_USER_LENGTH or not all(map(_is_allowed, name)):
         return None
-    is_seen = any(unicodedata.category(char) not in {"Zs", "Cf"} for char in name)
+    is_seen = any(
+        unicodedata.category(char) not in {"Zs", "Cf"} and char not in _FILLERS for char in name
+    )
     return name if is_seen else None
 
 
