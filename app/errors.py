@@ -11,7 +11,7 @@ The tree; a class that is defined elsewhere is followed by its module::
     │   └── BackplaneUnavailable    the message may or may not be stored
     │       └── BackplaneFull       the backplane is out of memory; the message is not stored
     ├── HttpError                   app.http.errors: an HTTP answer with a status of 400 or more
-    │   ├── Refused                 app.http.admission: a refused WebSocket handshake
+    │   ├── Refused                 app.http.admission: a refused connection
     │   └── Conflict                app.http.publishing: the id belongs to another message
     ├── TooMany                     app.sessions.addresses: a limit per address is reached
     ├── Unreadable                  app.sessions.control: an invalid control message
@@ -154,6 +154,12 @@ class ErrorCode(enum.StrEnum):
         "send JSON with `Content-Type: application/json`",
         "http only",
     )
+    NOT_ACCEPTABLE = (
+        "NOT_ACCEPTABLE",
+        406,
+        "at `/events`: send `Accept: text/event-stream`, `*/*`, or no `Accept`",
+        "http only",
+    )
     EXPECTATION_FAILED = (
         "EXPECTATION_FAILED",
         417,
@@ -170,6 +176,12 @@ class ErrorCode(enum.StrEnum):
         "REQUEST_HEADER_FIELDS_TOO_LARGE",
         431,
         "send at most 16 KB in the request line and in each header field",
+        "http only",
+    )
+    HTTP_VERSION_NOT_SUPPORTED = (
+        "HTTP_VERSION_NOT_SUPPORTED",
+        505,
+        "at `/events`: use HTTP/1.1, or HTTP/2 at a proxy",
         "http only",
     )
 

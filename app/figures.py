@@ -194,6 +194,7 @@ class Figures:
             {
                 "plain": protocols["plain"],
                 "socketio": protocols["socketio"],
+                "sse": protocols["sse"],
                 "subscriptions": subscriptions,
                 "subscribed": sum(subscriptions.values()),
                 "unnamed": unnamed_by_type,

@@ -91,7 +91,8 @@ def describe_connections(
             for type in settings.message_types
         },
         "protocols": {
-            name: sum(figure(row.stats, name) for row in rows) for name in ("plain", "socketio")
+            name: sum(figure(row.stats, name) for row in rows)
+            for name in ("plain", "socketio", "sse")
         },
         "slowConsumers": sum(figure(row.stats, "slow") for row in rows),
         "maxConnections": settings.max_total_connections,

@@ -41,8 +41,9 @@ from app.http.clients import Clients
 from app.http.context import HttpContext
 from app.http.cors import Hosts, Origins
 from app.http.direct import DirectCalls
+from app.http.event_stream import EventStream
 from app.http.metrics_page import MetricsPage
-from app.http.request_head import PATH
+from app.http.request_head import EVENTS_PATH, PATH
 from app.http.routes import add_routes
 from app.http.upgrade import Upgrade
 from app.http.writers import Writers
@@ -59,7 +60,7 @@ from app.sessions.rates import Limits, Rates
 from app.sessions.token_keys import RemoteKeys
 from app.supervisor import Supervisor
 from app.tick import Tick
-from app.transport.door import ENTRANCE
+from app.transport.door import ENTRANCE, Entrance, Passed
 from app.transport.http_connection import CALLS
 from app.transport.http_guard import GUARD, Guard
 from app.transport.hub import MAX_OUTGOING, Hub
@@ -299,6 +300,16 @@ class Machine:
     """What is wrong on this machine beside, for `GET /status`."""
 
 
+def either(upgrade: Entrance, events: Entrance) -> Entrance:
+    """The entrance of all connections; most of them ask for an upgrade."""
+    start = b"GET " + EVENTS_PATH.encode()
+
+    def enter(fd: int, peer: str | None, data: bytes) -> Passed | None:
+        return (events if data.startswith(start) else upgrade)(fd, peer, data)
+
+    return enter
+
+
 def make_application(worker: Worker, machine: Machine) -> web.Application:
     """Make the HTTP side of a worker."""
     parts = worker.parts
@@ -327,7 +338,16 @@ def make_application(worker: Worker, machine: Machine) -> web.Application:
         lambda: parts.metrics.count_request(PATH, "GET", 101),
     )
     upgrade.add_routes(app)
-    app[ENTRANCE] = upgrade.enter
+    events = EventStream(
+        sessions,
+        admission,
+        lambda: guard.most_upgraded,
+        hosts,
+        origins,
+        lambda: parts.metrics.count_request(EVENTS_PATH, "GET", 200),
+    )
+    events.add_routes(app)
+    app[ENTRANCE] = either(upgrade.enter, events.enter)
     limits = {
         "max_total_connections": settings.max_total_connections,
         "max_queue_size": settings.max_queue_size,

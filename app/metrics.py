@@ -147,7 +147,7 @@ class Metrics:
             "connections_opened",
             "Connections accepted, by protocol.",
             ["protocol"],
-            ["socketio", "plain"],
+            ["socketio", "plain", "sse"],
         )
         self.writes: Children[tuple[str, str], Counter] = self._counters(
             "writes",

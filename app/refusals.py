@@ -42,6 +42,7 @@ HINTS = {
     "origin": "This origin is not allowed: see ALLOWED_ORIGINS",
     "query": "The query of the handshake is invalid",
     "silent": "A client sent no complete HTTP request in time",
+    "stream": "A client cannot read server-sent events: it needs HTTP/1.1 and Accept: text/event-stream",
     "token": "A token is not valid (AUTH_SECRET, AUTH_JWKS_FILE, AUTH_JWKS_URL)",
     "transport": "A client requests long polling or an old protocol: see its 'transports' option",
     "types": "A client asks for types that are not served or not allowed (MESSAGE_TYPES)",

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from app.broadcast.encoding import encode_items
+from app.broadcast.encoding import encode_write
 from app.broadcast.fanout import FanOut
 from app.broadcast.subscriber import Subscriber
 from app.errors import BackplaneUnavailable
@@ -102,10 +102,10 @@ class CatchUp:
         if sum(len(item.body) for item in missing if isinstance(item, Message)) > HIGH_WATER:
             return False
         if missing:
-            data = self._encode(subscriber, missing)
+            data = self._encode(subscriber, missing, live)
             if len(data) > HIGH_WATER or subscriber.pending is not None:
                 return False
-            self._write(subscriber, data + subscriber.offset(live))
+            subscriber.write_now(data)
             self.replayed += len(missing)
         if subscriber.state == OPEN:
             self._live(subscriber)
@@ -170,8 +170,7 @@ class CatchUp:
         self.replayed += len(wanted)
         last = wanted[-1]
         track[type] = last.position
-        data = self._encode(subscriber, wanted)
-        self._write(subscriber, data + subscriber.offset(track))
+        subscriber.write_now(self._encode(subscriber, wanted, track))
         return True
 
     async def _read(self, type: str, position: Position) -> Sequence[Message | Gap]:
@@ -209,10 +208,19 @@ class CatchUp:
         skipped = Gap(type, live.epoch, position.seq + 1, newest.seq - 1, "latest")
         return [skipped, newest]
 
-    def _encode(self, subscriber: Subscriber, items: Sequence[Message | Gap]) -> bytes:
-        return encode_items(
-            subscriber.codec, items, batch=subscriber.group.batch, failed=self._fanout.failed
+    def _encode(
+        self,
+        subscriber: Subscriber,
+        items: Sequence[Message | Gap],
+        positions: Mapping[str, Position],
+    ) -> bytes:
+        """What brings a subscriber to `positions`."""
+        group = subscriber.group
+        return encode_write(
+            subscriber.codec,
+            items,
+            group.types,
+            positions,
+            batch=group.batch,
+            failed=self._fanout.failed,
         )
-
-    def _write(self, subscriber: Subscriber, data: bytes) -> None:
-        subscriber.write_now(data)

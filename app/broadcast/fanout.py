@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from app.broadcast.encoding import Failed, encode_items
+from app.broadcast.encoding import Failed, encode_write
 from app.broadcast.subscriber import Group, Subscriber
 from app.protocol.codecs import Codec
 from app.transport.connection import HIGH_WATER
@@ -50,8 +50,14 @@ class _Job:
         if self.made is None:
             group, items = self.group, self.items
             wanted = [item for item in items if item.type in group.types]
-            data = encode_items(group.codec, wanted, batch=group.batch, failed=self.failed)
-            self.made = data + group.codec.offset(group.types, self.positions, group.batch)
+            self.made = encode_write(
+                group.codec,
+                wanted,
+                group.types,
+                self.positions,
+                batch=group.batch,
+                failed=self.failed,
+            )
         return self.made
 
 

@@ -1,4 +1,4 @@
-"""Decides about an upgrade request before anything is made for it: cheap refusals come first.
+"""Decides about a request for a connection before anything is made for it: cheap refusals come first.
 
 Runs some thousand times a second when clients come back at once, so it touches only the headers
 that it needs and parses the query by itself.
@@ -32,13 +32,15 @@ RETRY_AFTER = (1, 5)
 """Seconds after which a refused client may come back, drawn evenly so that they do not come
 back together."""
 
-Protocol = Literal["plain", "socketio"]
+Protocol = Literal["plain", "socketio", "sse"]
 
 MAX_FIRSTS, MAX_OPTIONS = 256, 256
 """Maximum cached combinations of options, and maximum characters of one of them."""
 
 _MAX_QUERY_FIELDS = 32
 _SOCKETIO_QUERY = "EIO=4&transport=websocket"
+_NEVER = re.compile(r"q\s*=\s*0(\.0{0,3})?", re.ASCII)
+"""The weight of a media range that is not accepted."""
 _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 
 
@@ -78,11 +80,11 @@ class Refused(HttpError):
 
 
 class Admitted(NamedTuple):
-    """What an upgrade request asks for. One connection is reserved for it, and counted for its address."""
+    """What a request for a connection asks for; one is reserved for it, and counted for its address."""
 
     protocol: Protocol
     key: str
-    """Its Sec-WebSocket-Key."""
+    """Its Sec-WebSocket-Key; "" where there is no upgrade."""
     address: str
     identity: Identity | None
     """What its token proves; None without one."""
@@ -97,7 +99,7 @@ class Admitted(NamedTuple):
 
 
 class Admission:
-    """Checks upgrade requests.
+    """Checks requests for a connection: upgrades, and those for server-sent events.
 
     Args:
         settings: of the service.
@@ -153,6 +155,28 @@ class Admission:
             self._count_refused(refused.reason)
             raise
 
+    def check_events(self, request: RequestHead, *, again: bool = False) -> tuple[Admitted, str]:
+        """As `check`, for a request for server-sent events; also returns its `lastEventId`.
+
+        Args:
+            request: a GET, or a HEAD.
+            again: the fetch of keys that it has waited for is done.
+
+        Raises:
+            Refused: nothing is reserved.
+            KeysUnavailable: with the fetch to wait for; nothing is reserved.
+        """
+        try:
+            _check_stream(request)
+            query = _parse_query(request.raw_path.partition("?")[2])
+            self._check_origin(request)
+            admitted = self._check_options(request, query, "sse", "", again)
+        except Refused as refused:
+            refused.protocol = "sse"
+            self._count_refused(refused.reason)
+            raise
+        return admitted, request.headers.get("Last-Event-ID") or query.get("lastEventId", "")
+
     def _check(self, request: RequestHead, again: bool) -> Admitted:
         raw_query = request.raw_path.partition("?")[2]
         query: dict[str, str] = {}
@@ -161,13 +185,16 @@ class Admission:
             query = _parse_query(raw_query)
             protocol = _check_transport(query)
         key = _check_handshake(request)
-        if not self._origins.allows(request):
-            raise Refused(403, ErrorCode.FORBIDDEN, "This origin is not allowed.", "origin")
+        self._check_origin(request)
         try:
             return self._check_options(request, query, protocol, key, again)
         except Refused as refused:
             refused.protocol = protocol
             raise
+
+    def _check_origin(self, request: RequestHead) -> None:
+        if not self._origins.allows(request):
+            raise Refused(403, ErrorCode.FORBIDDEN, "This origin is not allowed.", "origin")
 
     def _check_options(
         self,
@@ -182,6 +209,9 @@ class Admission:
         if self._addresses is not None:
             self._check_address(self._addresses, address, again)
         identity = self._check_token(request, query, again)
+        if identity is None and protocol == "sse" and self._verifier.enabled:
+            message = "Send a token, as 'Authorization: Bearer <token>' or 'token=' in the query."
+            raise _unauthorized(ErrorCode.UNAUTHORIZED, message, "Bearer")
         if self._verifier.enabled:
             user = identity.user if identity else None
         else:
@@ -191,7 +221,7 @@ class Admission:
                 if user is None:
                     raise _invalid(f"'user' {NAME_RULE}.", "user", CloseCode.POLICY_VIOLATION)
         first, resume = DEFAULT_FIRST, None
-        if query and protocol == "plain":
+        if query and protocol != "socketio":
             first = self._check_first(query, identity)
             resume = query.get("resume") or None
         admitted = Admitted(
@@ -240,14 +270,8 @@ class Admission:
                 raise
             raise _unavailable(error.code, error.message, "keys", _draw_delay()) from None
         except ClientError as error:
-            raise Refused(
-                401,
-                error.code,
-                error.message,
-                "token",
-                headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
-                close_code=CloseCode.UNAUTHORIZED,
-            ) from None
+            challenge = 'Bearer error="invalid_token"'
+            raise _unauthorized(error.code, error.message, challenge) from None
 
     def _check_first(self, query: Mapping[str, str], identity: Identity | None) -> First:
         if identity is not None and identity.types is not None:
@@ -364,6 +388,31 @@ def _check_handshake(request: RequestHead) -> str:
     return key
 
 
+def _check_stream(request: RequestHead) -> None:
+    """Check that a client can read what it asks for."""
+    if request.version < HttpVersion11:
+        message = "Server-sent events need HTTP/1.1."
+        raise Refused(505, ErrorCode.HTTP_VERSION_NOT_SUPPORTED, message, "stream")
+    accepted = request.headers.getall("Accept", ())
+    if accepted and not _accepts(",".join(accepted), "text", "event-stream"):
+        message = (
+            "This path answers with server-sent events: send 'Accept: text/event-stream', or no"
+            " Accept header."
+        )
+        raise Refused(406, ErrorCode.NOT_ACCEPTABLE, message, "stream")
+
+
+def _accepts(ranges: str, kind: str, subtype: str) -> bool:
+    """Whether a media type is in an Accept header; the closest range counts (RFC 9110, 12.5.1)."""
+    best, accepted = 0, False
+    for part in ranges.lower().split(","):
+        range, *parameters = (word.strip() for word in part.split(";"))
+        rank = {"*/*": 1, f"{kind}/*": 2, f"{kind}/{subtype}": 3}.get(range, 0)
+        if rank > best:
+            best, accepted = rank, not any(map(_NEVER.fullmatch, parameters))
+    return accepted
+
+
 def _has_token(headers: MultiMapping[str], name: str, token: str) -> bool:
     """Whether a header, on however many lines, lists a token; case does not matter."""
     value = headers.get(name, "").lower()
@@ -413,6 +462,17 @@ def _is_key(key: str) -> bool:
 
 def _invalid(message: str, reason: str, close_code: CloseCode | None = None) -> Refused:
     return Refused(400, ErrorCode.INVALID_PAYLOAD, message, reason, close_code=close_code)
+
+
+def _unauthorized(code: ErrorCode, message: str, challenge: str) -> Refused:
+    return Refused(
+        401,
+        code,
+        message,
+        "token",
+        headers={"WWW-Authenticate": challenge},
+        close_code=CloseCode.UNAUTHORIZED,
+    )
 
 
 def _unavailable(code: ErrorCode, message: str, reason: str, retry_after: int) -> Refused:

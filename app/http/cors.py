@@ -25,8 +25,10 @@ MAX_AGE = 600
 _MAX_ORIGIN = 300
 """Characters of an origin that is looked at: a name has at most 253."""
 _SHORT_HOST = re.compile(r"[A-Za-z0-9_-]+(:\d{1,5})?", re.ASCII)
-_BROWSER_HEADERS = ("Origin", "Accept-Language", "Sec-Fetch-Site")
-"""Each request of a browser has one of these, and no page can take `Accept-Language` away."""
+_OWN_HEADERS = ("Accept-Language", "Sec-Fetch-Site")
+"""A browser adds these by itself, and no page can take `Accept-Language` away."""
+_BROWSER_HEADERS = ("Origin", *_OWN_HEADERS)
+"""Each request of a browser has one of these."""
 _ALLOWED_HEADERS = "Authorization, Content-Type, X-Publish-Token, X-Request-ID"
 _EXPOSED_HEADERS = "Retry-After, X-Request-ID"
 
@@ -111,6 +113,25 @@ class Origins:
             )
         return (("Vary", "Origin"),) if self._allowed else ()
 
+    def of_stream(self, request: RequestHead) -> dict[str, str]:
+        """Headers that let a page read server-sent events, with credentials where it is listed.
+
+        Where every origin is allowed there are none with credentials: a page of any origin could
+        read what a proxy shows to those that have logged in.
+        """
+        if not self._allowed:
+            return {}
+        if self._any:
+            return {"Access-Control-Allow-Origin": "*"}
+        origin = request.headers.get("Origin")
+        if origin is None or not self._is_listed(normal_origin(origin)):
+            return {"Vary": "Origin"}
+        return {
+            "Vary": "Origin",
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Allow-Credentials": "true",
+        }
+
     def answer_options(self, request: web.Request, methods: str) -> web.Response:
         """Answer OPTIONS, the preflight of a browser included.
 
@@ -127,6 +148,11 @@ class Origins:
                 headers["Access-Control-Allow-Headers"] = _ALLOWED_HEADERS
                 headers["Access-Control-Max-Age"] = str(MAX_AGE)
         return response
+
+
+def is_browser(request: RequestHead) -> bool:
+    """Whether a browser has sent a request, rather than a program."""
+    return any(name in request.headers for name in _OWN_HEADERS)
 
 
 def _pattern(origin: str) -> _Pattern:

@@ -30,8 +30,8 @@ HOLD_SECONDS = 1.0
 """How long a refusal is held back, more or less: those of one moment must not come back together."""
 MAX_HELD_BACK, MAX_HELD_BACK_PER_ADDRESS = 1000, 100
 """Refusals that are held back at once; others are sent at once, and end their connections."""
-NOT_LIMITED = ("/ws/realtime", "/ws/realtime/")
-"""Upgrades have limits of their own; see app/http/admission.py."""
+NOT_LIMITED = ("/ws/realtime", "/ws/realtime/", "/events", "/events/")
+"""What becomes a connection has limits of its own; see app/http/admission.py."""
 
 
 class Limiter:

@@ -2,7 +2,7 @@
 
 Clients that come back after a failure come all at once, and aiohttp's request costs more than
 their sessions. So `parse_upgrade` knows only what clients and proxies send as a rule: one complete
-`GET /ws/realtime` in printable ASCII, `Name: value`, no header twice, no body. Everything else is aiohttp's, which
+`GET /ws/realtime` or `GET /events` in printable ASCII, `Name: value`, no header twice, no body. Everything else is aiohttp's, which
 also answers what is wrong with a request. `parse_call` does the same for publishers.
 """
 
@@ -17,11 +17,15 @@ from yarl import URL
 
 PATH = "/ws/realtime"
 """Where clients connect, with or without a slash at the end."""
+EVENTS_PATH = "/events"
+"""Where clients of server-sent events connect, with or without a slash at the end."""
 MAX_HEADERS = 64
 """Headers of a request that is parsed here."""
 
 _FIELDS = rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [!-~](?:[ -~]*[!-~])?\r\n)+)\r\n"
-_HEAD = re.compile(rb"GET (" + PATH.encode() + rb'/?(?:\?[!"$-~]*)?) HTTP/1\.1\r\n' + _FIELDS)
+_QUERY = rb'/?(?:\?[!"$-~]*)?'
+_HEAD = re.compile(rb"GET (" + PATH.encode() + _QUERY + rb") HTTP/1\.1\r\n" + _FIELDS)
+_EVENTS_HEAD = re.compile(rb"GET (" + EVENTS_PATH.encode() + _QUERY + rb") HTTP/1\.1\r\n" + _FIELDS)
 _WITH_BODY = {"content-length", "transfer-encoding", "content-encoding", "expect"}
 _CALL = re.compile(rb"POST (/[!-~]*) HTTP/1\.1\r\n" + _FIELDS)
 _NOT_IN_CALLS = {
@@ -109,7 +113,16 @@ def parse_upgrade(data: bytes, remote: str | None) -> Parsed | None:
     Returns:
         The request; None when the bytes are not one complete, ordinary upgrade request.
     """
-    match = _HEAD.match(data)
+    return _parse(_HEAD, data, remote)
+
+
+def parse_events(data: bytes, remote: str | None) -> Parsed | None:
+    """As `parse_upgrade`, for a request for server-sent events."""
+    return _parse(_EVENTS_HEAD, data, remote)
+
+
+def _parse(pattern: re.Pattern[bytes], data: bytes, remote: str | None) -> Parsed | None:
+    match = pattern.match(data)
     if match is None:
         return None
     target, block = match.groups()

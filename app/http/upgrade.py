@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -28,7 +29,68 @@ from app.transport.takeover import DetachedResponse, detach, handshake_response
 
 _EXTENSIONS = "Sec-WebSocket-Extensions"
 
+AdmittedT = TypeVar("AdmittedT")
+
 logger = logging.getLogger("realtime.connection")
+
+
+async def admit(
+    context: SessionContext, request: web.Request, check: Callable[..., AdmittedT]
+) -> AdmittedT:
+    """Let a request in, after the fetch of keys that its token may need; a refusal is logged.
+
+    Args:
+        context: the parts of this worker.
+        request: which may have been refused at the door.
+        check: of the admission.
+
+    Raises:
+        Refused: nothing is reserved.
+    """
+    try:
+        try:
+            connection = request.protocol
+            if isinstance(connection, HttpConnection) and (known := connection.take_refusal()):
+                raise known
+            return check(request)
+        except KeysUnavailable as unavailable:
+            await context.verifier.settle(unavailable)
+            return check(request, again=True)
+    except Refused as refused:
+        context.refusals.log(refused.reason, request.headers.get("Origin"), refused.message)
+        raise
+
+
+def take_socket(
+    context: SessionContext, request: web.Request, most: int, give_back: Callable[[], None]
+) -> tuple[int, bytes]:
+    """Take the socket of a request that was let in; see `detach`.
+
+    Args:
+        context: the parts of this worker.
+        request: it.
+        most: descriptors from this number on are kept for other uses.
+        give_back: gives back what is reserved for it; called before an error is raised.
+
+    Raises:
+        ConnectionResetError: the client is gone.
+        Refused: descriptors are short.
+    """
+    try:
+        return detach(request, most)
+    except ConnectionResetError:
+        give_back()
+        raise
+    except OSError:
+        give_back()
+        context.refusals.note("descriptors")
+        raise Refused(
+            503,
+            ErrorCode.MAX_CONNECTIONS_EXCEEDED,
+            "The server has no free file descriptors; try again later.",
+            "descriptors",
+            retry_after=5,
+        ) from None
 
 
 class Upgrade:
@@ -87,35 +149,18 @@ class Upgrade:
             Refused: with the status and the reason.
         """
         try:
-            try:
-                connection = request.protocol
-                if isinstance(connection, HttpConnection) and (known := connection.take_refusal()):
-                    raise known
-                admitted = self._admission.check(request)
-            except KeysUnavailable as unavailable:
-                await self._context.verifier.settle(unavailable)
-                admitted = self._admission.check(request, again=True)
+            admitted = await admit(self._context, request, self._admission.check)
         except Refused as refused:
             origin = request.headers.get("Origin")
-            self._context.refusals.log(refused.reason, origin, refused.message)
             if origin is None or refused.close_code is None:
                 raise
             return self._refuse(request, refused, refused.close_code)
         try:
-            fd, received = detach(request, self._most())
+            fd, received = take_socket(
+                self._context, request, self._most(), lambda: self._admission.give_back(admitted)
+            )
         except ConnectionResetError:
-            self._admission.give_back(admitted)
             return DetachedResponse(status=499)
-        except OSError:
-            self._admission.give_back(admitted)
-            self._context.refusals.note("descriptors")
-            raise Refused(
-                503,
-                ErrorCode.MAX_CONNECTIONS_EXCEEDED,
-                "The server has no free file descriptors; try again later.",
-                "descriptors",
-                retry_after=5,
-            ) from None
         self._begin(request, admitted, fd, received)
         return DetachedResponse(status=101)
 

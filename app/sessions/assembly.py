@@ -12,7 +12,7 @@ from app.broadcast.fanout import FanOut
 from app.config import Settings
 from app.metrics import Metrics
 from app.ports import Slots
-from app.protocol.codecs import PLAIN, SOCKETIO
+from app.protocol.codecs import EVENT_STREAM, PLAIN, SOCKETIO
 from app.refusals import Refusals
 from app.sessions.addresses import Addresses
 from app.sessions.allowed import AllowedTypes
@@ -108,7 +108,8 @@ def make_context(
         fanout=fanout,
         catchup=catchup,
         no_subscriptions={
-            codec.name: fanout.group(codec, frozenset(), False) for codec in (PLAIN, SOCKETIO)
+            codec.name: fanout.group(codec, frozenset(), False)
+            for codec in (PLAIN, SOCKETIO, EVENT_STREAM)
         },
         registry=registry,
         verifier=verifier,

@@ -21,3 +21,11 @@ def retry_reason(milliseconds: int | None = None) -> str:
         milliseconds: until then; drawn if it is not given.
     """
     return json.dumps({"retryAfter": draw_delay() if milliseconds is None else milliseconds})
+
+
+def read_delay(reason: str) -> int | None:
+    """The milliseconds that `retry_reason` has written; None for any other reason."""
+    if not reason.startswith('{"retryAfter": '):
+        return None
+    delay: int = json.loads(reason)["retryAfter"]
+    return delay

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections import deque
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from sys import getsizeof
 from typing import Any, ClassVar
@@ -102,6 +102,18 @@ class ConnectOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """What the answer to a request for server-sent events begins with."""
+
+    head: bytes
+    """Of the answer 200."""
+    headers: Mapping[str, str]
+    """Those for CORS, which belong to any other answer as well."""
+    is_browser: bool
+    """The client is a browser, which gives up at any other status."""
+
+
+@dataclass(frozen=True, slots=True)
 class Recovery:
     """A Socket.IO client that comes back."""
 
@@ -142,6 +154,7 @@ class Extra:
         "inbox",
         "inbox_size",
         "namespaces",
+        "opening",
         "options",
         "packet_size",
         "pages",
@@ -175,6 +188,8 @@ class Extra:
         """python-socketio's user sessions, by namespace."""
         self.namespaces: dict[str, tuple[str, Phase]] = {}
         """Socket.IO ids and phases by namespace, without the main one's."""
+        self.opening: Opening | None = None
+        """Of a client of server-sent events whose request is not answered yet."""
         self.recovery: Recovery | None = None
         """How a Socket.IO client that comes back goes on, between its CONNECT and the answer."""
         self.rooms: dict[tuple[str, str], None] = {}

@@ -17,7 +17,8 @@ import os
 import socket
 import time
 from collections import deque
-from typing import Protocol
+from collections.abc import Callable
+from typing import ClassVar, Protocol
 
 from app.errors import CloseCode
 from app.log_limit import LogLimit
@@ -139,12 +140,16 @@ class Pending:
             self._pop()
         return True
 
-    def cut(self) -> bool:
+    def cut(self, frame_end: Callable[[bytes, int], int] = frames.frame_end) -> bool:
         """Throw away what comes behind the frame that is being sent, to make room.
+
+        Args:
+            frame_end: where in a chunk the frame ends that a place is in.
 
         Returns False when the rest of that frame is too long to be kept.
         """
-        end = self._frame_end()
+        chunk = self.chunks[0]
+        end = len(chunk) if self.headless else frame_end(chunk, self.offset)
         if end - self.offset > KEPT_REST:
             return False
         rest = self.chunks[0][self.offset : end]
@@ -161,11 +166,6 @@ class Pending:
         self.chunks.clear()
         self.offset = 0
         self.size = 0
-
-    def _frame_end(self) -> int:
-        """Where in the first chunk the frame ends that is being sent."""
-        chunk = self.chunks[0]
-        return len(chunk) if self.headless else frames.frame_end(chunk, self.offset)
 
     def _pop(self) -> None:
         self.account.give_back(self.chunks.popleft())
@@ -237,6 +237,9 @@ class Connection:
 
     __slots__ = ("bucket", "fd", "hub", "id", "pending", "reader", "seen", "state")
 
+    heartbeat_every: ClassVar[float | None] = None
+    """Seconds between two heartbeats at most; None: the interval of the wheel."""
+
     def __init__(self, hub: ConnectionHub, fd: int, id: str) -> None:
         self.hub = hub
         self.fd = fd
@@ -248,6 +251,11 @@ class Connection:
         self.bucket = -1
 
     # What subclasses implement.
+
+    @staticmethod
+    def frame_end(chunk: bytes, place: int) -> int:
+        """Where in a chunk that was written the frame ends that `place` is in."""
+        return frames.frame_end(chunk, place)
 
     def on_text(self, text: str) -> None:
         """A text message arrived."""
@@ -364,7 +372,7 @@ class Connection:
         """
         self.hub.log_given_up(self, reason)
         pending = self.pending
-        if self.state == OPEN and pending is not None and pending.cut():
+        if self.state == OPEN and pending is not None and pending.cut(self.frame_end):
             self.hub.take_queued(self)
             if not pending.size:
                 self.pending = None

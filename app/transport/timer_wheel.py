@@ -7,12 +7,14 @@ connection costs nothing: receiving only notes the current tick, an integer that
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 
 class Watched(Protocol):
     """What the wheel needs of a connection."""
 
+    heartbeat_every: ClassVar[float | None]
+    """Seconds between two heartbeats at most; None: the interval of the wheel."""
     seen: int
     """Tick at which the last byte was received."""
     bucket: int
@@ -47,7 +49,7 @@ class TimerWheel:
     def add(self, connection: Watched) -> None:
         """Start to watch; the first ping comes after one interval."""
         connection.seen = self.now
-        self._put(connection, self.now + self._interval)
+        self._put(connection, self.now + self._interval_of(connection))
 
     def resume(self, connection: Watched, silent: float, due: float) -> None:
         """Go on watching a connection that another wheel has watched.
@@ -97,8 +99,15 @@ class TimerWheel:
                 else:
                     self._put(connection, tick)
                 continue
-            self._put(connection, min(tick + self._interval, deadline))
+            self._put(connection, min(tick + self._interval_of(connection), deadline))
             connection.heartbeat()
+
+    def _interval_of(self, connection: Watched) -> int:
+        """Ticks until the next heartbeat of a connection."""
+        seconds = connection.heartbeat_every
+        if seconds is None:
+            return self._interval
+        return min(self._interval, max(1, round(seconds / self.tick_length)))
 
     def _put(self, connection: Watched, tick: int) -> None:
         connection.bucket = tick % len(self._buckets)

@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from app.config import Settings
+from tests.support import events
 from tests.support.backplane import MakeNode, Node
 from tests.support.plain import PlainClient
 from tests.support.raw import abort_all
@@ -30,6 +31,7 @@ async def no_leftovers() -> AsyncIterator[None]:
     """A failed test must not make later ones fail with warnings of its open sockets."""
     yield
     await abort_all()
+    await events.abort_all()
 
 
 @pytest_asyncio.fixture

@@ -1,4 +1,4 @@
-"""The same messages on both protocols, as other implementations read them."""
+"""The same messages on all protocols, as other implementations read them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import pytest
 import socketio
 from websockets.protocol import Protocol, Side
 
-from app.protocol.codecs import PLAIN, SOCKETIO, Codec
-from app.types import Gap, Message
+from app.broadcast.encoding import encode_write
+from app.protocol.codecs import EVENT_STREAM, PLAIN, SOCKETIO, Codec
+from app.protocol.offsets import decode_offset
+from app.types import Gap, Message, Position
+from tests.support.events import EventParser
 
 
 def message(seq: int, *, type: str = "status", event: str = "status_update") -> Message:
@@ -146,3 +149,107 @@ def test_long_messages(codec: Codec) -> None:
         sent = Message("status", "e", 1, "status_update", body, 0.0)
         (text,) = texts(codec.message(sent))
         assert text.count("x") == size
+
+
+# Server-sent events.
+
+
+def test_an_event_is_the_envelope_in_one_line() -> None:
+    (event,) = EventParser().feed(EVENT_STREAM.message(message(7)))
+    assert (event.name, event.envelope["event"], event.envelope["seq"]) == (
+        "message",
+        "status_update",
+        7,
+    )
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n", "\n\ndata: {}\n\n"])
+def test_line_ends_of_other_programs_end_no_event(end: str) -> None:
+    body = b'{"id":"x","type":"status",%b"event":"a","data":"\xe2\x80\xa8"' % end.encode()
+    parser = EventParser()
+    (event,) = parser.feed(EVENT_STREAM.message(Message("status", "e1", 3, "a", body, 0.0)))
+    assert parser.is_between_events
+    assert "\n" not in event.data
+    if "data:" not in end:
+        assert event.envelope["data"] == "\u2028"
+        assert event.envelope["seq"] == 3
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_each_event_has_the_offset_of_a_client_that_has_it_last(batch: bool) -> None:
+    items = [
+        message(5),
+        message(8, type="stats"),
+        message(6),
+        Gap("status", "e1", 7, 9, "history"),
+        message(10),
+    ]
+    positions = {
+        "status": Position("e1", 10),
+        "stats": Position("e1", 8),
+        "health": Position("h", 3),
+        "other": Position("o", 1),
+    }
+    types = frozenset({"status", "stats", "health"})
+    events = EventParser().feed(EVENT_STREAM.write(items, types, positions, batch=batch))
+    offsets = [decode_offset(event.last_id) for event in events]
+    seqs = [
+        {type: position.seq for type, position in offset.positions.items()}
+        for offset in offsets
+        if offset is not None
+    ]
+    assert all(offset is not None and offset.batch == batch for offset in offsets)
+    single = [
+        {"status": 5, "stats": 7, "health": 3},
+        {"status": 5, "stats": 8, "health": 3},
+        {"status": 6, "stats": 8, "health": 3},
+        {"status": 9, "stats": 8, "health": 3},
+        {"status": 10, "stats": 8, "health": 3},
+    ]
+    assert seqs == (single[2:] if batch else single)
+    names = [event.envelope["event"] for event in events]
+    if batch:
+        assert names == ["batch_update", "gap", "status_update"]
+    else:
+        assert names == [*["status_update"] * 3, "gap", "status_update"]
+
+
+def test_a_write_that_is_cut_repeats_nothing_and_loses_nothing() -> None:
+    """Whatever arrives complete is what the last `id` says."""
+    items = [message(seq, type=type) for seq in (1, 2, 3) for type in ("status", "stats")]
+    positions = {"status": Position("e1", 3), "stats": Position("e1", 3)}
+    data = EVENT_STREAM.write(items, {"status", "stats"}, positions, batch=False)
+    for end in range(len(data) + 1):
+        parser = EventParser()
+        events = parser.feed(data[:end])
+        offset = decode_offset(parser.last_id)
+        got = [(event.envelope["type"], event.envelope["seq"]) for event in events]
+        known = {} if offset is None else offset.positions
+        for type in ("status", "stats"):
+            last = max((seq for name, seq in got if name == type), default=0)
+            assert known.get(type, Position("e1", 0)).seq == last
+
+
+def test_what_cannot_be_encoded_does_not_move_the_client_back() -> None:
+    class Broken(Message):
+        @property
+        def envelope(self) -> bytes:
+            raise ValueError("broken")
+
+    errors: list[Exception] = []
+    items = [message(1), Broken("status", "e1", 2, "x", b"", 0.0)]
+    data = encode_write(
+        EVENT_STREAM,
+        items,
+        {"status"},
+        {"status": Position("e1", 2)},
+        batch=False,
+        failed=errors.append,
+    )
+    parser = EventParser()
+    names = [event.envelope["event"] for event in parser.feed(data)]
+    assert names == ["status_update", "gap"]
+    assert len(errors) == 1
+    offset = decode_offset(parser.last_id)
+    assert offset is not None
+    assert offset.positions == {"status": Position("e1", 2)}

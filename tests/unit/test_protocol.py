@@ -79,7 +79,7 @@ def test_the_same_words_as_the_code() -> None:
 
 
 async def test_every_route_is_a_row_and_every_row_a_route(side: HttpSide) -> None:
-    elsewhere = {("GET", "/ws/realtime"), ("GET", "/metrics")}  # added by the worker
+    elsewhere = {("GET", "/ws/realtime"), ("GET", "/events"), ("GET", "/metrics")}  # by the worker
     routes = {
         (route.method, route.resource.canonical)
         for route in side.app.router.routes()

@@ -259,7 +259,7 @@ async def test_connections_of_all_workers(side: HttpSide) -> None:
     assert body["uniqueUsers"] == 3
     assert body["averageSubscriptions"] == 1.75
     assert body["subscriptions"] == {"status": 4, "stats": 0, "health": 2, "config": 0, "system": 0}
-    assert body["protocols"] == {"plain": 2, "socketio": 2}
+    assert body["protocols"] == {"plain": 2, "socketio": 2, "sse": 0}
     assert body["slowConsumers"] == 1
     assert [worker["connections"] for worker in body["workers"]] == [3, 1, 0]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,8 @@ from app.transport.timer_wheel import TimerWheel
 
 class Peer:
     """Notes at which ticks it was pinged and given up."""
+
+    heartbeat_every: ClassVar[float | None] = None
 
     def __init__(self, wheel: TimerWheel) -> None:
         self.wheel = wheel

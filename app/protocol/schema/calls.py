@@ -223,6 +223,40 @@ TABLE = (
     ),
     Call(
         "GET",
+        "/events",
+        "streamEvents",
+        "server-sent events: the envelopes of a connection, for clients that only receive",
+        (Answer(200, "a stream that does not end", content_type="text/event-stream"),),
+        parameters=(
+            Parameter("types", Text(), "subscriptions in place of the default, between commas"),
+            Parameter("batch", Text(), "`1`: several messages may come as one `batch_update`"),
+            Parameter(
+                "history",
+                Text(),
+                "`1` to `100`: so many of the newest messages of each type at once",
+            ),
+            Parameter("user", Text(), "name of the user, where the service requires no token"),
+            Parameter("token", Text(), "a JWT, where it does"),
+            Parameter(
+                "lastEventId", Text(), "the last `id`, where the header `Last-Event-ID` is not sent"
+            ),
+        ),
+        errors=(
+            ErrorCode.INVALID_PAYLOAD,
+            ErrorCode.INVALID_TYPE,
+            ErrorCode.SUBSCRIPTION_INVALID,
+            ErrorCode.UNAUTHORIZED,
+            ErrorCode.MAX_CONNECTIONS_EXCEEDED,
+            ErrorCode.NOT_ACCEPTABLE,
+            ErrorCode.HTTP_VERSION_NOT_SUPPORTED,
+        ),
+        details=(
+            "What has `Retry-After` is answered to a browser with a stream that ends: `error`,"
+            " `connection_closing` and `retry`. HEAD is answered with the headers."
+        ),
+    ),
+    Call(
+        "GET",
         "/ws/realtime",
         "connect",
         "opens a WebSocket: see asyncapi.json",

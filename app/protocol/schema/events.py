@@ -51,6 +51,12 @@ TABLE = (
     ),
     Event("gap", "messages of this type that will not come", payloads.GAP, "any"),
     Event("token_expiring", "send `auth` with a new token", payloads.TOKEN_EXPIRING, "system"),
+    Event(
+        "connection_closing",
+        "server-sent events only: the last one",
+        payloads.CONNECTION_CLOSING,
+        "system",
+    ),
     Event("error", "`replyTo` where it answers something", payloads.ERROR_DATA, "error"),
     Event(
         "offset",

@@ -232,6 +232,17 @@ TOKEN_EXPIRING = Struct(
     "The token ends soon.",
     (Field("expiresAt", TIME, "Unix time in milliseconds"),),
 )
+CONNECTION_CLOSING = Struct(
+    "ConnectionClosing",
+    "Why a stream of server-sent events ends.",
+    (
+        Field("code", Integer(1000, 4999), "that of the close frame of a WebSocket"),
+        Field("reason", Text(), "in words"),
+        Field(
+            "retryAfter", Integer(1), "milliseconds after which to connect again", required=False
+        ),
+    ),
+)
 ERROR_DATA = Struct(
     "ErrorData",
     "Why a request was refused, or the connection is about to be closed.",

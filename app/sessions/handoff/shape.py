@@ -132,7 +132,7 @@ _WISHES = fields(
     {"history": none_or(is_count)},
 )
 _STATE: dict[str, Check] = {
-    "protocol": lambda value: value in ("plain", "socketio"),
+    "protocol": lambda value: value in ("plain", "socketio", "sse"),
     "id": lambda value: is_text(value) and 0 < len(value) <= 128,
     "user": none_or(is_text),
     "claimed": is_flag,

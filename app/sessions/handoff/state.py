@@ -17,6 +17,7 @@ from app.protocol.frames import FrameReader
 from app.protocol.requests import Request
 from app.sessions.context import SessionContext
 from app.sessions.deflated import session_class
+from app.sessions.event_stream import EventStreamSession
 from app.sessions.handoff import shape
 from app.sessions.handoff.payload import Payload, unfold
 from app.sessions.plain import PlainSession
@@ -128,8 +129,10 @@ def load_session(
         CannotPass: `check_state` has not been asked.
     """
     state = check_state(context, packed, chunks)
-    session: PlainSession | SocketIOSession
-    if state["protocol"] == PlainSession.protocol:
+    session: PlainSession | SocketIOSession | EventStreamSession
+    if state["protocol"] == EventStreamSession.protocol:
+        session = EventStreamSession(context, fd, state["id"], state["user"])
+    elif state["protocol"] == PlainSession.protocol:
         session = session_class(PlainSession, state.get("deflate"))(
             context, fd, state["id"], state["user"]
         )
@@ -166,7 +169,7 @@ def load_session(
     return session
 
 
-def _load_token(session: PlainSession | SocketIOSession, state: State) -> None:
+def _load_token(session: ProtocolSession, state: State) -> None:
     """What the token of its user says, or the time to show one."""
     context = session.context
     if "allowed" in state:

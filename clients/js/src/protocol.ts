@@ -206,6 +206,16 @@ export interface TokenExpiring {
   expiresAt: number;
 }
 
+/** Why a stream of server-sent events ends. */
+export interface ConnectionClosing {
+  /** that of the close frame of a WebSocket */
+  code: number;
+  /** in words */
+  reason: string;
+  /** milliseconds after which to connect again */
+  retryAfter?: number;
+}
+
 /** Why a request was refused, or the connection is about to be closed. */
 export interface ErrorData {
   /** for programs */
@@ -365,7 +375,7 @@ export interface ErrorAnswer {
   /** the cause and the remedy, for people */
   error: string;
   /** for programs */
-  code: 'PARSE_ERROR' | 'INVALID_TYPE' | 'INVALID_ACTION' | 'INVALID_PAYLOAD' | 'SUBSCRIPTION_INVALID' | 'MESSAGE_TOO_LARGE' | 'RATE_LIMITED' | 'UNAUTHORIZED' | 'FORBIDDEN' | 'MAX_CONNECTIONS_EXCEEDED' | 'HEARTBEAT_TIMEOUT' | 'QUEUE_OVERFLOW' | 'BACKPLANE_UNAVAILABLE' | 'BACKPLANE_FULL' | 'SERVICE_UNAVAILABLE' | 'INTERNAL_ERROR' | 'BAD_REQUEST' | 'NOT_FOUND' | 'METHOD_NOT_ALLOWED' | 'REQUEST_TIMEOUT' | 'CONFLICT' | 'UNSUPPORTED_MEDIA_TYPE' | 'EXPECTATION_FAILED' | 'UPGRADE_REQUIRED' | 'REQUEST_HEADER_FIELDS_TOO_LARGE';
+  code: 'PARSE_ERROR' | 'INVALID_TYPE' | 'INVALID_ACTION' | 'INVALID_PAYLOAD' | 'SUBSCRIPTION_INVALID' | 'MESSAGE_TOO_LARGE' | 'RATE_LIMITED' | 'UNAUTHORIZED' | 'FORBIDDEN' | 'MAX_CONNECTIONS_EXCEEDED' | 'HEARTBEAT_TIMEOUT' | 'QUEUE_OVERFLOW' | 'BACKPLANE_UNAVAILABLE' | 'BACKPLANE_FULL' | 'SERVICE_UNAVAILABLE' | 'INTERNAL_ERROR' | 'BAD_REQUEST' | 'NOT_FOUND' | 'METHOD_NOT_ALLOWED' | 'REQUEST_TIMEOUT' | 'CONFLICT' | 'UNSUPPORTED_MEDIA_TYPE' | 'NOT_ACCEPTABLE' | 'EXPECTATION_FAILED' | 'UPGRADE_REQUIRED' | 'REQUEST_HEADER_FIELDS_TOO_LARGE' | 'HTTP_VERSION_NOT_SUPPORTED';
 }
 
 /** The replica of the shared server that this machine runs. */
@@ -630,9 +640,11 @@ export type ErrorCode =
   | "REQUEST_TIMEOUT"
   | "CONFLICT"
   | "UNSUPPORTED_MEDIA_TYPE"
+  | "NOT_ACCEPTABLE"
   | "EXPECTATION_FAILED"
   | "UPGRADE_REQUIRED"
-  | "REQUEST_HEADER_FIELDS_TOO_LARGE";
+  | "REQUEST_HEADER_FIELDS_TOO_LARGE"
+  | "HTTP_VERSION_NOT_SUPPORTED";
 
 /** Close codes of the service. */
 export type CloseCode =
@@ -690,6 +702,8 @@ export interface EventData {
   gap: GapData;
   /** send `auth` with a new token */
   token_expiring: TokenExpiring;
+  /** server-sent events only: the last one */
+  connection_closing: ConnectionClosing;
   /** `replyTo` where it answers something */
   error: ErrorData;
   /** the complete state of a machine, see below */

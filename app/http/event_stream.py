@@ -1,0 +1,130 @@
+"""`GET /events`: from an HTTP request to a session of server-sent events on a connection of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from aiohttp import web
+
+from app.errors import ClientError, CloseCode
+from app.http.admission import Admission, Admitted, Refused
+from app.http.cors import Hosts, Origins, is_browser
+from app.http.request_head import EVENTS_PATH, RequestHead, parse_events
+from app.http.upgrade import admit, take_socket
+from app.protocol import http_answers
+from app.protocol.envelope import new_id
+from app.protocol.offsets import decode_offset
+from app.sessions.context import SessionContext
+from app.sessions.event_stream import EventStreamSession, error_event, last_event
+from app.sessions.retry import retry_reason
+from app.sessions.session import ConnectOptions, Opening
+from app.sessions.token_keys import KeysUnavailable
+from app.transport.door import PASSED, Passed
+from app.transport.takeover import DetachedResponse
+
+logger = logging.getLogger("realtime.connection")
+
+
+class EventStream:
+    """Handles requests for server-sent events.
+
+    Args:
+        context: the parts of this worker.
+        admission: decides which clients may connect.
+        most: see `Upgrade`.
+        hosts: which names are served, where no middleware has looked at that.
+        origins: let pages of other origins read the stream.
+        count: called for each client that comes in without a request of aiohttp's.
+    """
+
+    def __init__(
+        self,
+        context: SessionContext,
+        admission: Admission,
+        most: Callable[[], int],
+        hosts: Hosts,
+        origins: Origins,
+        count: Callable[[], object],
+    ) -> None:
+        self._context = context
+        self._admission = admission
+        self._most = most
+        self._hosts = hosts
+        self._origins = origins
+        self._count = count
+
+    def add_routes(self, app: web.Application) -> None:
+        """Serve the path with and without a trailing slash, by GET and HEAD."""
+        for path in (EVENTS_PATH, EVENTS_PATH + "/"):
+            app.router.add_get(path, self.handle)
+
+    def enter(self, fd: int, peer: str | None, data: bytes) -> Passed | None:
+        """Begin a session at once if an ordinary request is admitted; see `Entrance`."""
+        parsed = parse_events(data, peer)
+        if parsed is None or fd >= self._most() or not self._hosts.allows(parsed.head):
+            return PASSED
+        try:
+            admitted, last_id = self._admission.check_events(parsed.head)
+        except (Refused, KeysUnavailable) as refused:
+            return Passed(refused.with_traceback(None))
+        self._count()
+        self._begin(parsed.head, admitted, last_id, fd)
+        return None
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Admit a client, take its socket over and begin its session.
+
+        Raises:
+            Refused: with the status and the reason.
+        """
+        context = self._context
+        try:
+            admitted, last_id = await admit(context, request, self._admission.check_events)
+            if request.method == "HEAD":
+                self._admission.give_back(admitted)
+                return web.StreamResponse(
+                    headers={**http_answers.STREAM_HEADERS, **self._origins.of_stream(request)}
+                )
+            fd, _ = take_socket(
+                context, request, self._most(), lambda: self._admission.give_back(admitted)
+            )
+        except ConnectionResetError:
+            return DetachedResponse(status=499)
+        except Refused as refused:
+            if refused.retry_after is None or not is_browser(request):
+                raise
+            return self._come_back(request, refused, refused.retry_after)
+        self._begin(request, admitted, last_id, fd)
+        return DetachedResponse(status=200)
+
+    def _begin(self, request: RequestHead, admitted: Admitted, last_id: str, fd: int) -> None:
+        context = self._context
+        session = EventStreamSession(context, fd, new_id(), admitted.user)
+        context.hub.attach(session)
+        if context.addresses is not None:
+            context.addresses.hold(session, admitted.address)
+        cors = self._origins.of_stream(request)
+        head = http_answers.head(200, {**http_answers.STREAM_HEADERS, **cors})
+        session.begin(
+            Opening(head, cors, is_browser(request)),
+            admitted.identity,
+            ConnectOptions(admitted.types, admitted.batch, None, admitted.history),
+            decode_offset(last_id),
+        )
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "opened",
+                extra={"connection": session.id, "user": session.user, "peer": admitted.address},
+            )
+
+    def _come_back(self, request: web.Request, refused: Refused, seconds: int) -> web.Response:
+        """A stream that ends at once: after any other status a browser does not come back."""
+        error = ClientError(refused.code, refused.message)
+        code = refused.close_code or CloseCode.TRY_AGAIN_LATER
+        response = web.Response(
+            body=error_event(error) + last_event(code, retry_reason(seconds * 1000)),
+            headers={**http_answers.STREAM_HEADERS, **self._origins.of_stream(request)},
+        )
+        response.force_close()
+        return response
