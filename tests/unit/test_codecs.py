@@ -177,7 +177,7 @@ def test_line_ends_of_other_programs_end_no_event(end: str) -> None:
 
 @pytest.mark.parametrize("batch", [False, True])
 def test_each_event_has_the_offset_of_a_client_that_has_it_last(batch: bool) -> None:
-    items = [
+    items: list[Message | Gap] = [
         message(5),
         message(8, type="stats"),
         message(6),
