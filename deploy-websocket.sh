@@ -44,7 +44,8 @@ exit codes:
   0   deployed
   11  environment, 12 backup, 13 build, 14 preflight, 15 deploy, 16 health, 17 websocket:
       the step that failed; what ran before runs on, or was put back
-  15  also: interrupted (^C), and what ran before runs on
+  12  also: deployed, but what is needed to put it back later could not be written (disk full)
+  15  also: interrupted (^C, TERM, a closed terminal), and what ran before runs on
   20  a step failed, and putting back failed too: look at the service
   64  wrong usage
   69  there is no Python with the service's requirements
@@ -85,16 +86,21 @@ for number in "$wait" "$timeout" "$min_free" "$keep"; do
 done
 [[ -z $base || $base =~ ^https?://[^/]+$ ]] || die 64 "the base URL must be http:// or https:// and a host"
 
-find_python
-adopt_unit
-export_token
+# What reads our output may end before we do, as `tee` does on ^C: we go on.
+trap '' PIPE
 backups=${BACKUPS:-$root/backups}
 stamp=$(date +%Y%m%d_%H%M%S)
 directory=$backups/$stamp
 last_good=$backups/last-good.tar.gz
 image=yujian-presence-backend
+# Other projects of the engine have images of their own to go back to.
+project=$(compose_setting COMPOSE_PROJECT_NAME yujian-presence)
+suffix=''
+[[ $project == yujian-presence ]] || suffix=-$project
+image_latest=$image:$(compose_setting TAG latest) image_next=$image:next$suffix
+image_good=$image:good$suffix image_previous=$image:previous$suffix
 
-step='' began=$SECONDS how='nothing' noticed=0 handed_over=0 steps=() tried='' put_back=false nothing_before='' own_ca='' not_back='' ending=''
+step='' began=$SECONDS how='nothing' noticed=0 handed_over=0 steps=() tried='' put_back=false nothing_before='' own_ca='' not_back='' ending='' serves=''
 
 # How a step ends: note STATE DETAIL
 note() {
@@ -107,10 +113,11 @@ report() {
   local code=$1 IFS=, text
   text=$(printf '{"ok":%s,"code":%d,"mode":"%s","how":%s,"handed_over":%d,"noticed":%d,' \
     "$( ((code)) && echo false || echo true)" "$code" "$mode" "$(json "$how")" "$handed_over" "$noticed"
-  printf '"rolled_back":%s,"backup":%s,"seconds":%d,"steps":[%s]}' \
-    "$put_back" "$(json "${directory##*/}")" "$((SECONDS - began))" "${steps[*]}")
-  if [[ -d $directory ]]; then printf '%s\n' "$text" > "$directory/report.json"; fi
-  if [[ -n $as_json ]]; then printf '%s\n' "$text"; fi
+  printf '"rolled_back":%s,"serves":%s,"backup":%s,"seconds":%d,"steps":[%s]}' \
+    "$put_back" "$(json "$serves")" "$(json "${directory##*/}")" "$((SECONDS - began))" "${steps[*]}")
+  # A disk that is full and a reader that has ended do not change what was done.
+  if [[ -d $directory ]]; then printf '%s\n' "$text" > "$directory/report.json" || true; fi
+  if [[ -n $as_json ]]; then printf '%s\n' "$text" || true; fi
 }
 
 # fail CODE DETAIL: put back what ran before, report, and end.
@@ -130,16 +137,31 @@ fail() {
       fi
     else
       code=20
-      note failed "${not_back:-what ran before could not be put back}: look at the service"
+      see_what_serves
+      note failed "${not_back:-what ran before could not be put back}; $serves"
     fi
+  elif [[ -n $tried ]]; then
+    see_what_serves
+    say "$serves"
   fi
   report "$code"
   exit "$code"
 }
 
+see_what_serves() {
+  if serves=$(is_well 2>&1); then
+    serves="what serves now is well ($serves)"
+  else
+    serves="what serves now is not well (${serves##*$'\n'})"
+  fi
+}
+
 # ^C, or a terminal that is closed: end as a failed step does, with what ran before.
 interrupted() {
   trap '' INT TERM HUP
+  # What is called from here on must not end where the terminal is gone.
+  exec 3>&2 && said_to=3
+  { exec 2> "$backups/interrupted.log"; } 2> /dev/null || exec 2> /dev/null
   case $step in
     backup | preflight | environment) rollback='' ;;
   esac
@@ -174,7 +196,7 @@ wait_until_well() {
 # Steps of a host
 
 install_requirements() { # into the Python that runs, when pins differ from what is installed
-  "$python" - << 'END' && return
+  "$python" - << 'END' && return 0
 import importlib.metadata as installed, re, sys
 for line in open("requirements.txt"):
     pin = re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?==(\S+)", line)
@@ -189,19 +211,20 @@ END
     # A trial apart from what runs: if this fails, nothing has changed.
     rm -rf "$trial"
     "$python" -m venv "$trial" && "$trial/bin/pip" install -qq -r requirements.txt
-    return
+    return $?
   }
   "$python" -m pip install -qq --disable-pip-version-check -r requirements.txt
 }
 
 build_host() {
-  trial=$backups/.trial
+  # Where the user of the service can run it.
+  trial=$root/.trial
   local builder=$python
   install_requirements try || return 1
   [[ ! -x $trial/bin/python ]] || builder=$trial/bin/python
-  "$builder" -c 'import app.main, workers.gunicorn_worker, workers.runtime' &&
-    "$builder" -m app.config > /dev/null &&
-    "$builder" -m gunicorn --check-config -c gunicorn.conf.py
+  as_service "$builder" -c 'import app.main, workers.gunicorn_worker, workers.runtime' &&
+    as_service "$builder" -m app.config > /dev/null &&
+    as_service "$builder" -m gunicorn --check-config -c gunicorn.conf.py
   local result=$?
   rm -rf "$trial"
   return "$result"
@@ -226,7 +249,7 @@ print(r.get("handed_over", 0), r.get("drained", 0) + r.get("lost", 0))' "$told")
     # 3: all is new, but connections were drained or lost: the report says how many.
     if ((result == 3)) && [[ $told == *'"error"'* ]]; then result=1; fi
     ((result == 0 || result == 3))
-    return
+    return $?
   fi
   [[ -n $start ]] || { how='no service runs'; return 1; }
   tried=1
@@ -247,7 +270,7 @@ start_host() {
   if [[ -d /run/systemd/system ]] && systemctl cat "$unit" > /dev/null 2>&1; then
     how='started by systemd'
     systemctl start "$unit" && adopt_unit
-    return
+    return $?
   fi
   data_dir=$(setting data_dir)
   mkdir -p "$data_dir"
@@ -256,7 +279,7 @@ start_host() {
   for _ in {1..100}; do
     if pid=$(master_pid); then
       how+=" (pid $pid)"
-      return
+      return $?
     fi
     sleep 0.1
   done
@@ -289,7 +312,7 @@ put_back_host() {
   if [[ ! -f $last_good ]]; then
     say "There was no deployment before this one: the files stay as they are."
     ! master_pid > /dev/null || is_back
-    return
+    return $?
   fi
   restore_files || return 1
   install_requirements now || { not_back='the requirements of before cannot be installed'; return 1; }
@@ -304,8 +327,8 @@ put_back_host() {
 # Steps of containers
 
 build_docker() {
-  docker build --quiet --tag "$image:next" . > /dev/null &&
-    docker run --rm --network none "$image:next" python -c 'import app.main, workers.runtime, workers.start'
+  docker build --quiet --tag "$image_next" . > /dev/null &&
+    docker run --rm --network none "$image_next" python -c 'import app.main, workers.runtime, workers.start'
 }
 
 image_of() { docker inspect --format '{{.Image}}' "$1"; }
@@ -413,7 +436,7 @@ deploy_docker() {
   docker compose rm --force backend > /dev/null || return 1
   mapfile -t old < <(running backend)
   remember_previous "${old[@]}" || return 1
-  docker tag "$image:next" "$image:latest" || return 1
+  docker tag "$image_next" "$image_latest" || return 1
   tried=1
   if ((${#old[@]} == 0)) && [[ -z $(docker compose ps --quiet) ]]; then
     how='started for the first time'
@@ -434,13 +457,13 @@ renewed='' caddy_changed='' fresh=''
 # The image to go back to: the last one that was found good, or that which runs.
 remember_previous() { # CONTAINER...
   local good one
-  if good=$(image_id "$image:good"); then
-    docker tag "$good" "$image:previous"
-    return
+  if good=$(image_id "$image_good"); then
+    docker tag "$good" "$image_previous"
+    return $?
   fi
   for one; do
-    docker tag "$(image_of "$one")" "$image:previous"
-    return
+    docker tag "$(image_of "$one")" "$image_previous"
+    return $?
   done
 }
 
@@ -463,7 +486,7 @@ replace_containers() {
     return 1
   }
   fresh=$(running backend | grep -vxF "$(printf '%s\n' "${old[@]-}")" || true)
-  if [[ -n $fresh && $(image_of "$fresh") != "$(image_id "$image:latest")" ]]; then
+  if [[ -n $fresh && $(image_of "$fresh") != "$(image_id "$image_latest")" ]]; then
     how='Compose has started a container of another image'
     return 1
   fi
@@ -504,15 +527,20 @@ replace_containers() {
 }
 
 put_back_docker() {
-  local bad=() one good
-  if [[ -f $last_good ]]; then restore_files || return 1; fi
-  [[ -n $tried ]] || return 0
-  good=$(image_id "$image:previous") || {
+  local bad=() one good files=''
+  # Where its files cannot be put in place, its image still serves.
+  if [[ -f $last_good ]] && ! restore_files; then files=$not_back; fi
+  if [[ -z $tried ]]; then
+    [[ -z $files ]]
+    return $?
+  fi
+  good=$(image_id "$image_previous") || {
     say "There was no deployment before this one: the containers stay as they are."
     nothing_before=1
     return 0
   }
-  docker tag "$good" "$image:latest" || return 1
+  not_back='Docker does not do what is needed (its message is above)'
+  docker tag "$good" "$image_latest" || return 1
   # One that was told to end, as we were interrupted, hands over and ends: it cannot be counted on.
   [[ -z $ending ]] || timeout "$timeout" docker wait "$ending" > /dev/null 2>&1 || true
   docker compose rm --force backend > /dev/null || return 1
@@ -529,7 +557,9 @@ put_back_docker() {
   fi
   # Its files are those of before.
   docker compose exec -T caddy caddy reload --config /etc/caddy/Caddyfile --adapter caddyfile --force || true
-  is_back
+  is_back || return 1
+  not_back=$files
+  [[ -z $files ]]
 }
 
 build() { if [[ $mode == docker ]]; then build_docker; else build_host; fi; }
@@ -552,7 +582,7 @@ make_backup() {
   rm -f "$backups/.$stamp.rdb"
   # Their names sort by age.
   ((result)) || find "$backups" -mindepth 1 -maxdepth 1 -type d -name '2*_*' | sort -r |
-    tail -n "+$((keep + 1))" | xargs -r rm -rf
+    tail -n "+$((keep + 1))" | xargs -r -d '\n' rm -rf --
   return "$result"
 }
 
@@ -584,11 +614,17 @@ preflight_docker() {
   local files
   files=$(compose_setting NOFILE 65536)
   # shellcheck disable=SC2016  # no expression of the shell
-  if ! said=$(docker run --rm --network none --ulimit "nofile=$files:$files" "$image:next" true 2>&1); then
+  if ! said=$(docker run --rm --network none --ulimit "nofile=$files:$files" "$image_next" true 2>&1); then
     echo "the engine gives no container $files open files: set NOFILE in .env to less ($(tail -n 1 <<< "$said"))"
     return 1
   fi
   echo "$free MB free, docker-compose.yml is good, engine $engine"
+}
+
+# Prints what is wrong if there are files of secrets that Compose is not told of.
+unused_secrets() {
+  [[ -z $(compose_setting SECRETS_DIR '') && -n $(find secrets -type f -size +0 -print -quit 2> /dev/null) ]] &&
+    echo "secrets/ is not used: SECRETS_DIR=./secrets is missing in .env"
 }
 
 preflight() {
@@ -596,16 +632,18 @@ preflight() {
   check_space || return 1
   if [[ $mode == docker ]]; then
     preflight_docker
-    return
+    return $?
   fi
   if pid=$(master_pid); then
     echo "$free MB free; gunicorn $pid serves"
-    return
+    return 0
   fi
-  bind=$(local_base) || { echo "$free MB free"; return; }
+  bind=$(local_base) || { echo "$free MB free"; return 0; }
   bind=${bind#http://}
+  local host=${bind%:*}
+  host=${host#[} host=${host%]}
   # shellcheck disable=SC2016  # expanded by the inner shell
-  if timeout 5 bash -c ': < "/dev/tcp/$0/$1"' "${bind%:*}" "${bind##*:}" 2> /dev/null; then
+  if timeout 5 bash -c ': < "/dev/tcp/$0/$1"' "$host" "${bind##*:}" 2> /dev/null; then
     echo "another program listens on $bind"
     return 1
   fi
@@ -615,8 +653,15 @@ preflight() {
 # The steps
 
 step=environment
+trap interrupted INT TERM HUP
+find_python
+adopt_unit
+export_token
 [[ -n $mode ]] || { if runs_in_docker; then mode=docker; else mode=host; fi; }
-[[ $mode == host ]] || has_docker || fail 11 "docker with its compose plugin is missing"
+if [[ $mode == docker ]]; then
+  has_docker || fail 11 "docker with its compose plugin is missing"
+  said=$(docker version --format '{{.Server.Version}}' 2>&1) || fail 11 "${said##*$'\n'}"
+fi
 said=$("$python" -m app.config 2>&1 > /dev/null) || fail 11 "$said"
 if [[ -z $base ]]; then
   if [[ $mode == docker ]]; then
@@ -636,6 +681,7 @@ if [[ -z $dry_run ]]; then
   step=environment
   exec 9> "$backups/.lock"
   flock --nonblock 9 || die 75 "another deployment is under way"
+  rm -f "$backups"/.2*.rdb # of backups that were killed
 fi
 note ok "$mode mode, $("$python" --version), $base"
 
@@ -643,13 +689,13 @@ if [[ -n $dry_run ]]; then
   step=preflight
   said=$(preflight) || fail 14 "$said"
   note ok "$said"
+  [[ $mode != docker ]] || ! said=$(unused_secrets) || note warning "$said"
   for step in backup build deploy health websocket; do note dry "would be done"; done
   report 0
   exit 0
 fi
 
 step=preflight
-trap interrupted INT TERM HUP
 if ! said=$(check_space); then
   rollback='' # nothing has changed
   fail 14 "$said"
@@ -658,7 +704,7 @@ fi
 step=backup
 if [[ -n $backup ]]; then
   said=$(make_backup 2>&1) || fail 12 "$said"
-  note ok "$directory"
+  note ok "$directory$([[ $mode == host || -d $directory/data ]] || printf ', without messages: Valkey does not run')"
 else
   note skipped "as asked for"
 fi
@@ -670,6 +716,7 @@ note ok "the new code starts"
 step=preflight
 said=$(preflight) || fail 14 "$said"
 note ok "$said"
+[[ $mode != docker ]] || ! said=$(unused_secrets) || note warning "$said"
 
 step=deploy
 deploy >&2 || fail 15 "$how"
@@ -686,11 +733,17 @@ note ok "$said"
 
 step=report
 trap '' INT TERM HUP
-"$python" -m scripts.release pack "$last_good"
+packed=''
+said=$( ("$python" -m scripts.release pack "$last_good" && echo "$mode" > "$backups/mode") 2>&1) || packed=$said
 if [[ $mode == docker ]]; then
-  docker tag "$image:latest" "$image:good"
+  docker tag "$image_latest" "$image_good"
   # Images that have lost their name: those of deployments before the last.
   docker image prune --force --filter 'label=org.opencontainers.image.title=Yujian Presence' > /dev/null || true
+fi
+if [[ -n $packed ]]; then
+  note failed "deployed, but the next deployment can only put the one before it back: $(tail -n 1 <<< "$packed")"
+  report 12
+  exit 12
 fi
 note ok "$handed_over clients were handed over, $noticed noticed, $((SECONDS - began)) s"
 report 0

@@ -33,10 +33,11 @@ exit codes:
   0   done
   2   the backup is damaged; nothing was changed
   3   there is no such backup; nothing was changed
-  4   it could not be restored
-  5   restored, but the service does not take it
+  4   it could not be restored, or was interrupted (^C, TERM, a closed terminal): messages are as before
+  5   restored, but the service does not take it: the message says what serves
   64  wrong usage
   69  there is no Python with the service's requirements
+  75  a deployment is under way
 END
 }
 
@@ -91,11 +92,13 @@ finish() {
   say "$2"
   if [[ -n $as_json ]]; then
     printf '{"backup":%s,"ok":%s,"code":%d,"message":%s}\n' "$(json "$directory")" \
-      "$( (($1)) && echo false || echo true)" "$1" "$(json "$2")"
+      "$( (($1)) && echo false || echo true)" "$1" "$(json "$2")" || true
   fi
   exit "$1"
 }
 
+# What reads our output may end before we do.
+trap '' PIPE
 [[ -d $directory ]] || finish 3 "there is no backup $directory"
 checked=0
 said=$("$python" -m scripts.backup check "$directory" 2>&1) || checked=$?
@@ -112,36 +115,83 @@ if [[ -n $dry_run ]]; then
   finish 0 "nothing was changed"
 fi
 
+valkey_stopped=''
+
 # Valkey's volume gets the snapshot while its container is stopped: seconds in which publishing
 # is answered 503; the sockets of the clients stay. Through a pipe, since its user may not read
 # the backup. When Valkey does not start from it, what was there before is put back.
 restore_container() {
+  valkey_stopped=1
   docker compose stop valkey || return 1
   # shellcheck disable=SC2016  # expanded in the container
   if tar --create --directory "$directory/data" appendonlydir |
     in_volume '
-      rm -rf .fresh appendonlydir.replaced
+      rm -rf .fresh
+      # Of a restore that was killed: what it has moved away, and replaced or not.
+      if [ -e appendonlydir.before ]; then
+        [ ! -e appendonlydir ] || rm -rf appendonlydir.replaced
+        [ ! -e appendonlydir ] || mv appendonlydir.before appendonlydir.replaced
+        [ -e appendonlydir ] || mv appendonlydir.before appendonlydir
+      fi
       mkdir .fresh
       tar -xf - -C .fresh
-      [ ! -e appendonlydir ] || mv appendonlydir appendonlydir.replaced
+      [ ! -e appendonlydir ] || mv appendonlydir appendonlydir.before
       mv .fresh/appendonlydir appendonlydir
       rmdir .fresh' && start_valkey; then
-    return 0
+    valkey_stopped=''
+    # shellcheck disable=SC2016  # expanded in the container
+    docker compose exec -T valkey sh -c 'cd /data
+      [ ! -e appendonlydir.before ] || { rm -rf appendonlydir.replaced; mv appendonlydir.before appendonlydir.replaced; }'
+    return $?
   fi
   say "Valkey does not start from the backup: what it had before is put back."
+  put_back_container
+  return 1
+}
+
+put_back_container() {
+  valkey_stopped=''
   docker compose stop valkey || return 1
   # shellcheck disable=SC2016  # expanded in the container
   in_volume '
     rm -rf .fresh
-    [ ! -e appendonlydir.replaced ] || { rm -rf appendonlydir; mv appendonlydir.replaced appendonlydir; }' < /dev/null
+    [ ! -e appendonlydir.before ] || { rm -rf appendonlydir; mv appendonlydir.before appendonlydir; }' < /dev/null ||
+    say "What it had before cannot be put in place: it is appendonlydir or appendonlydir.before in Valkey's volume"
   start_valkey || say "Valkey does not start: docker compose logs valkey"
-  return 1
+}
+
+# ^C, or a terminal that is closed, must not leave Valkey stopped, or half of a backup.
+# shellcheck disable=SC2329  # by trap
+interrupted() {
+  trap '' INT TERM HUP
+  exec 3>&2 && said_to=3
+  { exec 2> "$backups/interrupted.log"; } 2> /dev/null || exec 2> /dev/null
+  if [[ -n $valkey_stopped ]]; then
+    say "Interrupted: what Valkey had before is put back."
+    put_back_container >&2
+  fi
+  finish 4 "interrupted"
 }
 
 in_volume() { docker compose run --rm --no-deps -T --entrypoint sh valkey -c "set -e; cd /data; $1"; }
 
 start_valkey() { docker compose up --detach --no-deps --wait --wait-timeout 60 valkey; }
 
+kept="the files that were replaced are in $directory/failed"
+
+# What serves now, in words.
+serves() {
+  local at=${base:-$(local_base)} found
+  if found=$("$python" -m scripts.probe http "$at" "${as_seen[@]}" 2>&1); then
+    printf 'what serves now is well (%s)' "$found"
+  else
+    printf 'what serves now is not well (%s)' "${found##*$'\n'}"
+  fi
+}
+
+exec 9> "$backups/.lock"
+flock --nonblock 9 || finish 75 "a deployment is under way"
+trap interrupted INT TERM HUP
 if runs_in_docker; then
   if [[ -n $has_data ]]; then
     restore_container || finish 4 "the messages could not be restored: docker compose logs valkey"
@@ -149,7 +199,16 @@ if runs_in_docker; then
   if [[ ${what[*]-} != --data ]]; then
     "$python" -m scripts.backup restore "$directory" --release >&2 ||
       finish 4 "configuration and code could not be restored"
-    [[ -z $reload ]] || exec ./deploy-websocket.sh --docker --no-rollback --no-backup ${as_json:+--json} "${looking[@]}"
+    if [[ -n $reload ]]; then
+      exec 9>&- # the deployment takes it, and is interrupted instead of us
+      trap : INT TERM HUP
+      result=0
+      said=$(./deploy-websocket.sh --docker --no-rollback --no-backup --json "${looking[@]}") || result=$?
+      if ((result)); then
+        said=$("$python" -c 'import json, sys; print(json.loads(sys.argv[1])["serves"])' "$said" 2> /dev/null) || said=''
+        finish 5 "restored, but the service does not take it: deploy-websocket.sh ended with $result; ${said:+$said; }$kept"
+      fi
+    fi
   fi
   finish 0 "Restored from $directory"
 fi
@@ -167,7 +226,7 @@ if [[ -n $reload && ${what[*]-} != --data ]]; then
   case $result in
     0 | 3) ;;
     2) say "No service runs, so nothing was reloaded." ;;
-    *) finish 5 "restored, but the service does not take it" ;;
+    *) finish 5 "restored, but the service does not take it; $(serves); $kept" ;;
   esac
 fi
 if [[ -n $reload ]] && master_pid > /dev/null && base=${base:-$(local_base)} && [[ -n $base ]]; then

@@ -114,9 +114,11 @@ check_containers() {
       echo "${bad//$'\n'/, }"
       return 1
     fi
-    echo "$(docker compose ps -q | wc -l) containers run"
+    bad=$(docker compose ps -q 2>&1) || { echo "${bad##*$'\n'}"; return 1; }
+    [[ -n $bad ]] || { echo "no container of this project runs"; return 1; }
+    echo "$(wc -l <<< "$bad") containers run"
   elif pid=$(master_pid); then
-    ready=$(pgrep -c -P "$pid" || true)
+    ready=$(cat /proc/[0-9]*/status 2> /dev/null | grep -cE "^PPid:[[:space:]]+$pid\$" || true)
     echo "no containers; gunicorn $pid runs with $ready processes"
     ((ready > 0))
   elif [[ $connect == 127.* || $host == 127.* || $host == localhost ]]; then

@@ -1,16 +1,18 @@
 """Deployments in containers under a steady stream: what clients and publishers notice.
 
-    python -m benchmarks.containers [--clients 500] [--deployments 3]
+    python -m benchmarks.containers [--clients 500] [--deployments 3] [--reloads 3]
 
 Root's own engine (tests/containers/engine) runs the repository's docker-compose.yml. Half of the
 clients speak plain JSON, half Socket.IO, straight to the backend; one publisher sends 20 messages a
-second through Caddy, by TLS, on one connection. Each deployment brings another version.
+second through Caddy, by TLS, on one connection. Each deployment brings another version. Reloads of
+the container that runs (HUP) come after them, for comparison: what is left then is the engine's part.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import json
 import os
 import socket
 import ssl
@@ -62,8 +64,10 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0.0
 
 
-def measure(project: containers.Project, clients: int, deployments: int) -> list[dict[str, Any]]:
-    """Deploy so often; the figures of each deployment."""
+def measure(
+    project: containers.Project, clients: int, deployments: int, reloads: int
+) -> list[dict[str, Any]]:
+    """Deploy and reload so often; the figures of each."""
     host, _, port = project.address.partition(":")
     rows = []
     with LoadClient(module="fleet") as fleet, CaddyPublisher(project) as publisher:
@@ -76,21 +80,25 @@ def measure(project: containers.Project, clients: int, deployments: int) -> list
             time.sleep(0.2)
         time.sleep(_SETTLE)
         fleet("mark")
-        for number in range(deployments):
-            project.version(f"9.0.{number}")
+        for number in range(deployments + reloads):
             fleet("mark_pauses")
             begun, told = len(publisher.seconds), sum(publisher.repeats.values())
             closed = fleet("counts")["lost"]
-            done = project.deploy()
-            if done.code:
-                raise BenchmarkError(f"{done.err}\n{done.out}")
+            if number < deployments:
+                project.version(f"9.0.{number}")
+                done = project.deploy()
+                if done.code:
+                    raise BenchmarkError(f"{done.err}\n{done.out}")
+                report = done.json
+            else:
+                report = reload(project)
             time.sleep(1)
             seen = fleet("report")
             seconds = publisher.seconds[begun:]
-            report = done.json
             rows.append(
                 {
-                    "deployment, s": report["seconds"],
+                    "of it": "deploy" if number < deployments else "reload",
+                    "seconds": report["seconds"],
                     "handed over": report["handed_over"],
                     "clients closed": seen["lost"] - closed,
                     "longest pause of a client, p50, s": seen["pause_s"]["p50"],
@@ -103,7 +111,7 @@ def measure(project: containers.Project, clients: int, deployments: int) -> list
                     "load of the machine": os.getloadavg()[0],
                 }
             )
-            print(report["how"], *(f"{k}={v:.4g}" for k, v in rows[-1].items()), sep="\n  ")
+            print(*(f"{k}={_cell(v)}" for k, v in rows[-1].items()), sep="\n  ")
         publisher.stop()
         deadline = time.monotonic() + 15
         last = publisher.answered[-1]
@@ -118,13 +126,28 @@ def measure(project: containers.Project, clients: int, deployments: int) -> list
     return rows
 
 
+def reload(project: containers.Project) -> dict[str, Any]:
+    """Send HUP to the master of the container; the report."""
+    backend = project.compose("ps", "--quiet", "backend")
+    told = project.docker("exec", backend, "python", "-m", "workers.reload", "--json")
+    report: dict[str, Any] = json.loads(told.splitlines()[-1])
+    return report
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """The figures, a column for each deployment, and their median."""
+    """The figures, a column for each deployment, and the median of the deployments."""
     lines = []
     for name in rows[-1]:
-        values = [row[name] for row in rows if name in row]
-        cells = "".join(f"{value:>10.4g}" for value in values)
-        lines.append(f"{name:<36}{cells}{statistics.median(values):>12.4g}")
+        values = [row.get(name, "") for row in rows]
+        cells = "".join(f"{_cell(value):>10}" for value in values)
+        numbers = [row[name] for row in rows if name in row and row["of it"] == "deploy"]
+        numbers = [value for value in numbers if not isinstance(value, str)]
+        median = _cell(float(statistics.median(numbers))) if numbers else ""
+        lines.append(f"{name:<36}{cells}{median:>12}")
     return "\n".join(lines)
 
 
@@ -135,6 +158,7 @@ def main() -> int:
     )
     parser.add_argument("--clients", type=int, default=500)
     parser.add_argument("--deployments", type=int, default=3)
+    parser.add_argument("--reloads", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="yj-containers-") as home:
         project = containers.Project(Path(home))
@@ -151,7 +175,7 @@ def main() -> int:
             if first.code:
                 raise BenchmarkError(f"{first.err}\n{first.out}")
             project.fetch_certificate()
-            rows = measure(project, options.clients, options.deployments)
+            rows = measure(project, options.clients, options.deployments, options.reloads)
         finally:
             project.destroy()
             containers.stop_engine()

@@ -312,11 +312,15 @@ def restore(directory: Path, settings: Settings, *, data: bool, release: bool) -
 
 
 def _restore_data(store: Path, data_dir: Path) -> None:
-    directory = paths.make_private(paths.valkey_dir(data_dir))
+    with _owner_of(data_dir):
+        directory = paths.make_private(paths.valkey_dir(data_dir))
     fresh, place = directory / f"{_APPEND_ONLY}.new", directory / _APPEND_ONLY
     replaced = directory / f"{_APPEND_ONLY}.replaced"
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(store, fresh)
+    owner = data_dir.stat()
+    for path in (fresh, *fresh.rglob("*")):
+        os.chown(path, owner.st_uid, owner.st_gid)
     with _lock(data_dir, blocking=True):
         shutil.rmtree(replaced, ignore_errors=True)
         if place.exists():
@@ -325,13 +329,30 @@ def _restore_data(store: Path, data_dir: Path) -> None:
 
 
 @contextmanager
+def _owner_of(data_dir: Path) -> Iterator[None]:
+    """Be the user that DATA_DIR belongs to, where root runs this: the service takes no files of others."""
+    if os.geteuid() or not data_dir.exists():
+        yield
+        return
+    owner = data_dir.stat()
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@contextmanager
 def _lock(data_dir: Path, *, blocking: bool) -> Iterator[None]:
     """Hold the lock without which no private Valkey starts; `blocking`: stop the one that runs.
 
     The leader starts it again as soon as the lock is free.
     """
-    directory = paths.make_private(paths.valkey_dir(data_dir))
-    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with _owner_of(data_dir):
+        directory = paths.make_private(paths.valkey_dir(data_dir))
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if blocking:
             _take_from_server(fd, data_dir)

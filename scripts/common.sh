@@ -7,7 +7,9 @@ export LC_ALL=C
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 
-say() { printf '%s\n' "$*" >&2; }
+# What is said must not end a script whose terminal is gone, or whose reader has ended.
+said_to=2
+say() { printf '%s\n' "$*" >&"$said_to" || true; }
 
 # die CODE MESSAGE
 die() {
@@ -21,7 +23,7 @@ find_python() {
   for candidate in "${PYTHON-}" .venv/bin/python python3; do
     if [[ -n $candidate ]] && "$candidate" -c 'import aiohttp, redis, dotenv' 2> /dev/null; then
       python=$candidate
-      return
+      return $?
     fi
   done
   die 69 "no Python with the requirements: run 'make run' once, or set PYTHON"
@@ -52,6 +54,19 @@ adopt_environment() {
 
 # setting NAME: a validated setting of the service, in lower case.
 setting() { "$python" -m app.config --get "$1" 2> /dev/null; }
+
+# Runs a command as the user that DATA_DIR belongs to: files that root leaves there are of no use to the
+# service, and those of another user it refuses.
+as_service() {
+  local data_dir owner
+  data_dir=$(setting data_dir)
+  owner=$(stat --format '%u %g' "$data_dir" 2> /dev/null) || owner='0 0'
+  if ((EUID == 0)) && [[ $owner != '0 '* ]]; then
+    setpriv --reuid "${owner% *}" --regid "${owner#* }" --init-groups -- "$@"
+  else
+    "$@"
+  fi
+}
 
 # A text as a JSON string.
 json() {
@@ -93,7 +108,7 @@ master_pid() {
     pid=$(cat "$data_dir/$file" 2> /dev/null) || continue
     if [[ $pid =~ ^[0-9]+$ ]] && tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null | grep -q gunicorn; then
       printf '%s' "$pid"
-      return
+      return $?
     fi
   done
   return 1
@@ -101,8 +116,14 @@ master_pid() {
 
 has_docker() { command -v docker > /dev/null && docker compose version > /dev/null 2>&1; }
 
-# Whether this project has containers, also when they have stopped: then one needs to know.
-runs_in_docker() { has_docker && [[ -n $(docker compose ps --all --quiet 2> /dev/null) ]]; }
+# What the last deployment has noted: docker or host. Without an engine that answers it is all there is to know by.
+deployed_mode() { cat "${BACKUPS:-$root/backups}/mode" 2> /dev/null || true; }
+
+# Whether this project is deployed in containers, also when they have stopped or cannot be asked for:
+# then one needs to know.
+runs_in_docker() {
+  [[ $(deployed_mode) == docker ]] || { has_docker && [[ -n $(docker compose ps --all --quiet 2> /dev/null) ]]; }
+}
 
 # compose_setting NAME DEFAULT: a variable as docker-compose.yml gets it, from the environment or .env.
 compose_setting() {

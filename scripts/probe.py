@@ -49,7 +49,7 @@ class Probe:
 
     def __init__(self, base: str, connect: str = "", ca: str = "", origin: str = "") -> None:
         self.base = base.rstrip("/")
-        self._connect = connect
+        self._connect = connect.strip("[]")
         self._tls = ssl.create_default_context(cafile=ca or None)
         self._headers = {"Origin": origin} if origin else {}
 

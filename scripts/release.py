@@ -54,19 +54,56 @@ def _without_caches(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 
 def restore_release(archive: Path, failed: Path) -> None:
-    """Put the files of a release in place; those that they replace are kept in `failed`."""
+    """Put the files of a release in place; those that they replace are kept in `failed`.
+
+    Raises:
+        OSError, tarfile.TarError: it cannot be done. The files are as before, or, when `failed`
+            cannot be written, all of the release.
+    """
     with tempfile.TemporaryDirectory(prefix=".release-", dir=ROOT) as scratch:
-        fresh = Path(scratch)
+        fresh, replaced = Path(scratch) / "fresh", Path(scratch) / "replaced"
         with tarfile.open(archive) as packed:
-            packed.extractall(fresh, filter="data")
+            _extract(packed, fresh)
+        replaced.mkdir()
+        # Renamed within one file system, so that a full disk does not leave half of each.
+        names = [name for name in (*RELEASE, *CONFIGURATION) if (fresh / name).exists()]
+        swapped: list[str] = []
+        try:
+            for name in names:
+                swapped.append(name)
+                if os.path.lexists(ROOT / name):
+                    (ROOT / name).rename(replaced / name)
+                (fresh / name).rename(ROOT / name)
+        except OSError:
+            for name in swapped:
+                if os.path.lexists(replaced / name):
+                    if os.path.lexists(ROOT / name):
+                        (ROOT / name).rename(fresh / name)
+                    (replaced / name).rename(ROOT / name)
+            raise
         shutil.rmtree(failed, ignore_errors=True)
         failed.mkdir(mode=0o700)
-        for name in (*RELEASE, *CONFIGURATION):
-            if not (fresh / name).exists():
-                continue
-            if (ROOT / name).exists():
-                shutil.move(ROOT / name, failed / name)
-            (fresh / name).rename(ROOT / name)
+        for path in replaced.iterdir():
+            shutil.move(path, failed / path.name)
+
+
+def _extract(packed: tarfile.TarFile, place: Path) -> None:
+    """Extract what we have packed.
+
+    Raises:
+        tarfile.TarError: a member leads out of `place`, or is no file, directory or link.
+    """
+    if hasattr(tarfile, "data_filter"):
+        packed.extractall(place, filter="data")
+        return
+    # Python before 3.11.4, as Debian 12 has it.
+    for member in packed.getmembers():
+        target = os.path.normpath(Path(member.name).parent / member.linkname)
+        if not (member.isfile() or member.isdir() or member.issym()) or any(
+            Path(path).is_absolute() or ".." in Path(path).parts for path in (member.name, target)
+        ):
+            raise tarfile.TarError(f"{member.name!r} is no file of a release")
+    packed.extractall(place)  # noqa: S202 (checked)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -11,6 +13,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -80,7 +83,8 @@ class Project(Copy):
     """A copy of the repository, and its containers."""
 
     def __init__(self, home: Path) -> None:
-        self.root = home / "yujian"
+        # Its path has a blank, as those of some users have.
+        self.root = home / "yu jian"
         self.fill(COPIED)
         self.port = free_port()
         self.certificate = home / "root.crt"
@@ -142,30 +146,56 @@ class Project(Copy):
         wait = ("--min-free", "100", "--timeout", "40")
         return self.run("deploy-websocket.sh", "--docker", "--json", *wait, *options, **environ)
 
-    def interrupt_deploy(self, when: Callable[[str], bool]) -> Done:
-        """Start a deployment, and press ^C when a condition holds.
+    def interrupt(self, script: str, *arguments: str, when: Callable[[str], bool]) -> Done:
+        """Start a script, and press ^C when a condition holds."""
+        return self.interrupt_script(script, *arguments, environ=self.environ, when=when)
+
+    def interrupt_deploy(
+        self, when: Callable[[str], bool], by: signal.Signals = signal.SIGINT
+    ) -> Done:
+        """Start a deployment, and interrupt it."""
+        options = ("--docker", "--json")
+        return self.interrupt_script(
+            "deploy-websocket.sh", *options, environ=self.environ, when=when, by=by
+        )
+
+    def close_the_terminal(self, when: Callable[[str], bool]) -> int:
+        """Start a deployment in a terminal, and close it when a condition holds; the exit code.
 
         Args:
             when: is given what was printed so far.
         """
-        said = self.root.parent / "interrupted.log"
-        with said.open("w") as log:
-            process = subprocess.Popen(
-                [str(self.root / "deploy-websocket.sh"), "--docker", "--json"],
-                cwd="/",
-                env=self.environ,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-                # As from a terminal: what runs in the background of a shell ignores it.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-            )
-        until_now(lambda: when(said.read_text()), "the moment to interrupt", 180)
-        os.killpg(process.pid, signal.SIGINT)
-        out, _ = process.communicate(timeout=180)
-        return Done(process.returncode, out, said.read_text())
+        terminal, inside = os.openpty()
+        process = subprocess.Popen(
+            [str(self.root / "deploy-websocket.sh"), "--docker"],
+            cwd="/",
+            env=self.environ,
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+            start_new_session=True,
+            # The script's session gets the terminal: from then on its end is a SIGHUP.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
+        )
+        os.close(inside)
+        os.set_blocking(terminal, False)
+        said = bytearray()
+
+        def has_come() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                said.extend(os.read(terminal, 65536))
+            return when(said.decode())
+
+        try:
+            until_now(has_come, "the moment to close the terminal", 180)
+        finally:
+            os.close(terminal)
+        return process.wait(180)
+
+    def steps(self) -> dict[str, dict[str, str]]:
+        """The newest report of a deployment, by step."""
+        newest = max((self.root / "backups").glob("2*/report.json"))
+        return {row["step"]: row for row in json.loads(newest.read_text())["steps"]}
 
     def fetch_certificate(self) -> None:
         """Get the certificate of Caddy's own authority."""

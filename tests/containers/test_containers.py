@@ -10,8 +10,12 @@ import contextlib
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -144,32 +148,32 @@ LAST_STEPS = ("health", "websocket")
 
 async def test_an_interrupt_in_any_step_leaves_what_ran_before(project: Project) -> None:
     version = project.runs()
-    project.version("4.0.0")
-
-    def hands_over(_: str) -> bool:
-        """The old container has been told to end; all others are gone with their logs."""
-        return "Handling signal: term" in project.compose("logs", "backend", check=False)
-
+    # The first thing that is written.
+    lock = project.root / "backups/.lock"
     moments: dict[str, Callable[[str], bool]] = {
+        "environment": lambda _: lock.exists(),
         "preflight": lambda said: "environment  ok" in said,
         "backup": lambda _: any((project.root / "backups").glob(".2*")),
         "build": lambda said: "backup       ok" in said,
-        "deploy": hands_over,
+        "deploy": lambda _: hands_over(project),
         "health": lambda said: "deploy       ok" in said,
         "websocket": lambda said: "health       ok" in said,
     }
     async with Crowd(project.address, 50) as crowd:
         for step, moment in moments.items():
+            lock.unlink(missing_ok=True)
             project.version("4.0.0")
             done = await asyncio.to_thread(project.interrupt_deploy, moment)
             if done.code == 0:
                 assert step in LAST_STEPS, "it was over before"
                 continue
             assert done.code == 15, (step, done)
-            # The last steps take milliseconds: the next one may have begun.
+            # Some steps take milliseconds: the next one may have begun, or this one not yet.
             begun = re.search(r"interrupted in the step (\w+)", done.err)
             assert begun is not None, done.err
-            assert begun[1] == step or (step == "health" and begun[1] in LAST_STEPS), done.err
+            steps = list(moments)
+            at = steps.index(step)
+            assert begun[1] in steps[max(at - 1, 0) : at + 3], done.err
             assert list(project.backends().values()) == ["running"], step
             assert project.runs() == version, step
             left = {path.name for path in (project.root / "backups").glob(".*")}
@@ -177,6 +181,136 @@ async def test_an_interrupt_in_any_step_leaves_what_ran_before(project: Project)
             last = await publish(project, {"n": f"after {step}"})
             await crowd.all_at(last["seq"])
             crowd.check()
+
+
+def hands_over(project: Project) -> bool:
+    """The old container has been told to end; all others are gone with their logs."""
+    return "Handling signal: term" in project.compose("logs", "backend", check=False)
+
+
+async def test_a_terminal_that_is_closed_is_an_interrupt(project: Project) -> None:
+    """Nothing can be printed any more, and yet what ran before is put back."""
+    version = project.runs()
+    async with Crowd(project.address, 20) as crowd:
+        project.version("4.1.0")
+        code = await asyncio.to_thread(project.close_the_terminal, lambda _: hands_over(project))
+        assert code == 15
+        steps = project.steps()
+        assert "interrupted in the step deploy" in steps["deploy"]["detail"]
+        assert steps["rollback"]["state"] == "ok", steps
+        assert list(project.backends().values()) == ["running"]
+        assert project.runs() == version
+        last = await publish(project, {"n": "after a closed terminal"})
+        await crowd.all_at(last["seq"])
+        crowd.check()
+
+
+async def test_a_deployment_that_is_killed_is_cleared_away_by_the_next(project: Project) -> None:
+    async with Crowd(project.address, 20) as crowd:
+        project.version("4.2.0")
+        killed = await asyncio.to_thread(
+            project.interrupt_deploy, lambda _: hands_over(project), by=signal.SIGKILL
+        )
+        assert killed.code == -signal.SIGKILL
+        done = await asyncio.to_thread(project.deploy)
+        assert done.code == 0, done
+        assert project.runs() == "4.2.0"
+        assert list(project.backends().values()) == ["running"]
+        last = await publish(project, {"n": "after a kill"})
+        await crowd.all_at(last["seq"])
+        crowd.check()
+
+
+async def test_a_way_back_that_fails_leaves_what_serves(project: Project) -> None:
+    """The operator sees which part failed, and what serves now; no client notices."""
+    good = project.root / "backups/last-good.tar.gz"
+    archive, runs = good.read_bytes(), project.runs()
+    tag = f"yujian-presence-backend:good-{project.environ['COMPOSE_PROJECT_NAME']}"
+    image = project.docker("image", "inspect", "--format", "{{.Id}}", tag)
+    nowhere = ("--base-url", f"https://nowhere.localhost:{project.port}", "--timeout", "5")
+    code = (project.root / "workers/runtime.py").read_text()
+    async with Crowd(project.address, 20) as crowd:
+        # 1. The files of before cannot be put in place; their image serves on.
+        good.write_bytes(archive[:1000])
+        project.version("5.0.0")
+        project.change("workers/runtime.py", "async def create(", "async def create(nothing,")
+        done = await asyncio.to_thread(project.deploy, "--timeout", "20", "--no-backup")
+        assert done.code == 20, done
+        assert done.json["rolled_back"] is False
+        assert "the files of before cannot be put in place" in done.err
+        assert f"what serves now is well (version {runs}, 2 workers" in done.json["serves"], done
+        assert project.runs() == runs
+        good.write_bytes(archive)
+        (project.root / "workers/runtime.py").write_text(code)
+
+        # 2. The image of before does not start: the new one serves on.
+        project.docker("tag", "busybox:1.37.0-musl", tag)
+        project.version("5.1.0")
+        done = await asyncio.to_thread(project.deploy, *nowhere)
+        assert done.code == 20, done
+        assert "the new container is not well" in done.err or "does not start" in done.err, done
+        assert "what serves now is not well" in done.json["serves"], (
+            "it is asked at a wrong address"
+        )
+        assert project.runs() == "5.1.0"
+        assert list(project.backends().values()) == ["running"]
+        project.docker("tag", image, tag)
+        last = await publish(project, {"n": "after ways back that failed"})
+        await crowd.all_at(last["seq"])
+        crowd.check()
+    project.version("5.2.0")
+    done = await asyncio.to_thread(project.deploy)
+    assert done.code == 0, done
+    assert project.runs() == "5.2.0"
+
+
+async def test_a_rollback_to_what_does_not_serve(project: Project) -> None:
+    """`rollback.sh` itself fails: what ran serves on, and the message says what that is."""
+    code = (project.root / "workers/runtime.py").read_text()
+    project.change("workers/runtime.py", "async def create(", "async def create(nothing,")
+    bad = project.root / "backups/20200101_000000"
+    command = [sys.executable, "-m", "scripts.backup", "create", str(bad)]
+    environ = project.environ | {"BACKPLANE_URL": "redis://nowhere"}
+    made = await asyncio.to_thread(
+        subprocess.run, command, cwd=project.root, env=environ, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made
+    (project.root / "workers/runtime.py").write_text(code)
+    runs = project.runs()
+    async with Crowd(project.address, 20) as crowd:
+        back = await asyncio.to_thread(
+            project.run, "rollback.sh", "--json", "--release-only", bad.name
+        )
+        assert back.code == 5, back
+        assert "deploy-websocket.sh ended with 15" in back.json["message"]
+        assert f"what serves now is well (version {runs}" in back.json["message"]
+        assert f"are in {bad}/failed" in back.json["message"]
+        assert list(project.backends().values()) == ["running"]
+        last = await publish(project, {"n": "after a rollback that failed"})
+        await crowd.all_at(last["seq"])
+        crowd.check()
+    (project.root / "workers/runtime.py").write_text(code)
+    shutil.rmtree(bad)
+
+
+async def test_an_interrupted_restore_puts_the_messages_back(project: Project) -> None:
+    backup = max((project.root / "backups").glob("2*")).name
+    await publish(project, {"n": "before an interrupt"})
+    kept = await history(project)
+
+    def is_stopped(_: str) -> bool:
+        return not project.compose("ps", "--quiet", "--status", "running", "valkey")
+
+    async with Crowd(project.address, 20) as crowd:
+        back = await asyncio.to_thread(
+            project.interrupt, "rollback.sh", "--data-only", backup, when=is_stopped
+        )
+        assert back.code == 4, back
+        assert "what Valkey had before is put back" in back.err
+        assert await history(project) == kept
+        last = await publish(project, {"n": "after an interrupt"})
+        await crowd.all_at(last["seq"])
+        crowd.check()
 
 
 async def test_a_backup_brings_the_messages_back(project: Project) -> None:
@@ -311,6 +445,46 @@ def test_no_room_on_the_disk_is_noticed_before_anything_is_written(project: Proj
     assert "999999999 are wanted" in done.err
     assert [row["step"] for row in done.json["steps"]] == ["environment", "preflight"]
     assert (project.backends(), sorted((project.root / "backups").glob("2*"))) == before
+
+
+def test_a_full_disk_under_the_backups(project: Project, tmp_path: Path) -> None:
+    before = project.backends()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "full", tmp_path], check=True)
+    try:
+        done = project.deploy("--min-free", "0", BACKUPS=str(tmp_path))
+        assert done.code == 12, done
+        assert "No space left" in done.err
+        assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+    assert project.backends() == before
+
+
+def test_an_engine_that_does_not_answer_is_not_taken_for_a_host(project: Project) -> None:
+    """Nothing is started beside the containers that cannot be seen."""
+    gone = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
+    done = project.run("deploy-websocket.sh", "--json", **gone)
+    assert done.code != 0, done
+    assert done.json["mode"] == "docker"
+    assert "Cannot connect to the Docker daemon" in done.err
+    told = project.run("verify-deployment.sh", "--only", "containers", **gone)
+    assert told.code == 14, told
+    assert "Cannot connect" in told.out
+
+
+def test_files_of_secrets_that_are_not_used(project: Project) -> None:
+    secrets = project.root / "secrets"
+    secrets.mkdir()
+    done = project.deploy("--dry-run")
+    assert "secrets/" not in done.err, "it is empty"
+    (secrets / "publish_token").write_text("s3cret")
+    done = project.deploy("--dry-run")
+    assert done.code == 0, done
+    [warning] = [row for row in done.json["steps"] if row["state"] == "warning"]
+    assert warning["detail"] == "secrets/ is not used: SECRETS_DIR=./secrets is missing in .env"
+    done = project.deploy("--dry-run", SECRETS_DIR="./secrets")
+    assert "secrets/" not in done.err
+    shutil.rmtree(secrets)
 
 
 def test_deployments_leave_no_images_without_a_name(project: Project) -> None:

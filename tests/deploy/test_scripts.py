@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -272,6 +272,43 @@ async def test_a_deployment_hands_clients_over_and_a_bad_one_is_put_back(
         await asyncio.gather(*(client.close() for client in clients))
 
 
+async def test_an_interrupt_leaves_what_ran_before(installed: Installed) -> None:
+    done = await asyncio.to_thread(installed.run, "deploy-websocket.sh")
+    assert done.code == 0, done
+    before = installed.read("app/__init__.py")
+    lock = installed.backups / ".lock"
+    moments: list[Callable[[str], bool]] = [
+        lambda _: lock.exists(),
+        lambda said: "backup       ok" in said,
+        lambda said: "preflight    ok" in said,
+        # The new workers may serve already.
+        lambda _: len(installed._answering()) > installed.workers,
+    ]
+    clients = [await PlainClient.open(installed, types="status") for _ in range(10)]
+    try:
+        for moment in moments:
+            lock.unlink()
+            installed.version("9.9.9")
+            done = await asyncio.to_thread(
+                installed.interrupt_script,
+                *("deploy-websocket.sh", "--json"),
+                environ=installed.environ,
+                when=moment,
+            )
+            assert done.code == 15, done
+            assert "interrupted in the step" in done.err
+            assert done.json["rolled_back"] is (installed.read("app/__init__.py") == before), done
+            if done.json["rolled_back"]:
+                status = await installed.get("/status")
+                assert status.body["version"] != "9.9.9"
+            sent = await installed.publish(data={"n": 1})
+            await asyncio.gather(*(client.wait_seq("status", sent["seq"]) for client in clients))
+        assert not any(client.socket.close_code for client in clients)
+    finally:
+        await asyncio.gather(*(client.close() for client in clients))
+        (installed.root / "app/__init__.py").write_text(before)
+
+
 @pytest.mark.parametrize(
     ("options", "environ", "code"),
     [
@@ -321,6 +358,8 @@ def test_one_deployment_at_a_time(installed: Installed) -> None:
             while subprocess.run(until_locked).returncode == 0:
                 pass
             assert installed.run("deploy-websocket.sh").code == 75
+            (backup, *_) = sorted(installed.backups.glob("2*"))
+            assert installed.run("rollback.sh", backup.name).code == 75
         finally:
             holder.communicate()
 

@@ -6,10 +6,11 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import psutil
 
 from tests.support import REPO, programs
 from tests.support.service import MARK, Service
+from tests.support.waiting import until_now
 
 SERVICE = ("app", "workers", "gunicorn.conf.py")
 """What a service needs."""
@@ -89,6 +91,41 @@ class Copy:
             timeout=timeout,
         )
         return Done(done.returncode, done.stdout, done.stderr)
+
+    def interrupt_script(
+        self,
+        script: str,
+        *arguments: str,
+        environ: dict[str, str],
+        when: Callable[[str], bool],
+        by: signal.Signals = signal.SIGINT,
+    ) -> Done:
+        """Start a script of the copy, and press ^C when a condition holds.
+
+        Args:
+            script: with its `arguments`.
+            environ: of the script.
+            when: is given what was printed so far.
+            by: what is sent to the script and all that it runs in the foreground.
+        """
+        said = self.root.parent / "interrupted.log"
+        with said.open("w") as log:
+            process = subprocess.Popen(
+                [str(self.root / script), *arguments],
+                cwd="/",
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+                # As from a terminal: what runs in the background of a shell ignores it.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+            )
+        until_now(lambda: when(said.read_text()), "the moment to interrupt", 180)
+        os.killpg(process.pid, by)
+        out, _ = process.communicate(timeout=180)
+        return Done(process.returncode, out, said.read_text())
 
 
 class Installed(Copy, Service):

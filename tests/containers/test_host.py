@@ -1,0 +1,110 @@
+"""A host without containers, under a systemd that really runs: the pages' commands, one after the other."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.containers.host import PLACE, Host
+from tests.support.waiting import until_now
+
+pytestmark = pytest.mark.timeout(900)
+
+DEPLOYMENT, RUNBOOK = "docs/operations/DEPLOYMENT.md", "docs/operations/RUNBOOK.md"
+UNIT = "deploy/systemd/yujian-presence.service"
+
+
+def test_a_host_as_the_pages_say() -> None:
+    with Host() as host:
+        host.as_written(
+            DEPLOYMENT,
+            "python3 -m venv .venv && .venv/bin/pip install --require-hashes -r requirements.lock",
+        )
+        host.as_written(
+            UNIT,
+            "useradd --system --home-dir /var/lib/yujian-presence --shell /usr/sbin/nologin yujian",
+        )
+        settings = (
+            "PUBLISH_TOKEN=0123456789abcdef0123456789abcdef\n"
+            "ALLOWED_ORIGINS=https://lab.yujian.team\nTRUSTED_PROXIES=127.0.0.1\nWORKERS=2\n"
+        )
+        host.run(f"install -D -m 0600 /dev/stdin /etc/yujian-presence/env <<< '{settings}'")
+        host.as_written(
+            UNIT,
+            "cp deploy/systemd/yujian-presence.* /etc/systemd/system/ && systemctl daemon-reload",
+        )
+        host.as_written(
+            UNIT, "systemctl enable --now yujian-presence.socket yujian-presence.service"
+        )
+        host.as_written(
+            DEPLOYMENT, "./verify-deployment.sh http://127.0.0.1:3001 --skip certificate"
+        )
+
+        log = host.listen()
+        host.as_written(DEPLOYMENT, "systemctl reload yujian-presence")
+        report = json.loads(host.run("cat /var/lib/yujian-presence/reload.json"))
+        assert (report["handed_over"], report["drained"], report["lost"]) == (1, 0, 0), report
+        first = host.publish()
+
+        # Root deploys; the files of the service stay its own.
+        assert deploy(host, "2.0.0")["seconds"] < 120
+        foreign = "find /var/lib/yujian-presence /dev/shm/yujian-* ! -user yujian"
+        assert host.run(foreign) == ""
+        last = host.publish()
+        until_now(
+            lambda: host.run(f"cat {log}").endswith(f"tick {last}"), "the client has the message"
+        )
+        assert host.run(f"cat {log}").split("\n")[:2] == ["open", f"tick {first}"]
+        assert "closed" not in host.run(f"cat {log}"), "nobody was closed"
+
+        # A version that does not start: what ran serves on.
+        host.run("sed -i 's/^async def create(/async def create(nothing, /' workers/runtime.py")
+        done = host.call("./deploy-websocket.sh --json")
+        assert done.code in (13, 15), done
+        assert done.json["rolled_back"] is True, done
+        assert version(host) == "2.0.0"
+        assert "create(nothing" not in host.run("cat workers/runtime.py")
+
+        # The newest backup is of 2.0.0: the way back from 3.0.0, and of what was stored.
+        backup = deploy(host, "3.0.0")["backup"]
+        assert version(host) == "3.0.0"
+        host.run(f"./rollback.sh --release-only {backup}")
+        assert version(host) == "2.0.0"
+        host.publish()
+        host.run(f"./rollback.sh --data-only {backup}")
+        assert host.run(foreign) == ""
+        until_now(lambda: "gap" in host.run(f"cat {log}"), "the client learns of it", 30)
+        assert "closed" not in host.run(f"cat {log}"), "nobody was closed"
+        assert "damaged" not in host.as_written(DEPLOYMENT, "./rollback.sh --list")
+        assert '"logger"' in host.run("scripts/logs.sh --no-follow --lines 5")
+
+        # The health check of the runbook, by its timer's service.
+        host.as_written(RUNBOOK, "cp monitoring/systemd/yujian-health-check.* /etc/systemd/system/")
+        host.as_written(
+            RUNBOOK, "systemctl daemon-reload && systemctl enable --now yujian-health-check.timer"
+        )
+        host.run("systemctl start yujian-health-check.service")
+        assert "yujian-health-check.timer" in host.run("systemctl list-timers --no-pager")
+
+        host.reboot()
+        until_now(lambda: version(host) == "2.0.0", "it serves after a boot", 60)
+        assert host.publish() > 0
+        assert host.run("systemctl list-units --failed --plain --no-legend") == ""
+
+
+def deploy(host: Host, to: str) -> dict[str, Any]:
+    """Deploy a version; the report."""
+    host.run(f"sed -i 's/^__version__ = .*/__version__ = \"{to}\"/' {PLACE}/app/__init__.py")
+    done = host.call("./deploy-websocket.sh --json")
+    assert done.code == 0, done
+    report: dict[str, Any] = done.json
+    assert (report["handed_over"], report["noticed"]) == (1, 0), report
+    return report
+
+
+def version(host: Host) -> str:
+    """The version that serves; empty when none does."""
+    done = host.call("curl -sS http://127.0.0.1:3001/status")
+    return str(json.loads(done.out)["version"]) if done.code == 0 else ""
