@@ -65,26 +65,43 @@ def restore_release(archive: Path, failed: Path) -> None:
         with tarfile.open(archive) as packed:
             _extract(packed, fresh)
         replaced.mkdir()
-        # Renamed within one file system, so that a full disk does not leave half of each.
-        names = [name for name in (*RELEASE, *CONFIGURATION) if (fresh / name).exists()]
-        swapped: list[str] = []
+        names = [name for name in (*RELEASE, *CONFIGURATION) if os.path.lexists(fresh / name)]
+        moves: list[tuple[Path, Path]] = []
         try:
             for name in names:
-                swapped.append(name)
-                if os.path.lexists(ROOT / name):
-                    (ROOT / name).rename(replaced / name)
-                (fresh / name).rename(ROOT / name)
+                _swap(fresh / name, ROOT / name, replaced / name, moves)
         except OSError:
-            for name in swapped:
-                if os.path.lexists(replaced / name):
-                    if os.path.lexists(ROOT / name):
-                        (ROOT / name).rename(fresh / name)
-                    (replaced / name).rename(ROOT / name)
+            for source, target in reversed(moves):
+                target.rename(source)
             raise
         shutil.rmtree(failed, ignore_errors=True)
         failed.mkdir(mode=0o700)
         for path in replaced.iterdir():
             shutil.move(path, failed / path.name)
+
+
+def _swap(fresh: Path, place: Path, replaced: Path, moves: list[tuple[Path, Path]]) -> None:
+    """Put `fresh` in the place of what moves to `replaced`; notes each move in `moves`.
+
+    Directories stay the same ones, since containers have some of them mounted. Nothing is copied,
+    so that a full disk leaves no half of each.
+    """
+
+    def move(source: Path, target: Path) -> None:
+        source.rename(target)
+        moves.append((source, target))
+
+    if all(path.is_dir() and not path.is_symlink() for path in (fresh, place)):
+        replaced.mkdir()
+        for name in sorted(
+            {path.name for directory in (fresh, place) for path in directory.iterdir()}
+        ):
+            _swap(fresh / name, place / name, replaced / name, moves)
+        return
+    if os.path.lexists(place):
+        move(place, replaced)
+    if os.path.lexists(fresh):
+        move(fresh, place)
 
 
 def _extract(packed: tarfile.TarFile, place: Path) -> None:

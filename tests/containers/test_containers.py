@@ -97,6 +97,8 @@ async def test_a_version_that_does_not_serve_changes_nothing(project: Project) -
     before, dotenv = project.backends(), (project.root / ".env").read_text()
     project.change("workers/runtime.py", "async def create(", "async def create(nothing,")
     project.write_settings(LOG_LEVEL="debug")
+    project.change("caddy/Caddyfile", "nosniff", '"nosniff; bad"')
+    (project.root / "app/page/bad.txt").write_text("of the bad version")
     async with Crowd(project.address, 20) as crowd:
         done = await asyncio.to_thread(project.deploy, "--timeout", "20")
         assert done.code == 15, done
@@ -105,6 +107,11 @@ async def test_a_version_that_does_not_serve_changes_nothing(project: Project) -
         assert project.backends() == before
         assert "async def create(nothing," not in (project.root / "workers/runtime.py").read_text()
         assert (project.root / ".env").read_text() == dotenv
+        # What is mounted is what was put back.
+        assert "bad" not in project.compose("exec", "-T", "frontend", "ls", "/srv/frontend")
+        caddyfile = project.compose("exec", "-T", "caddy", "cat", "/etc/caddy/Caddyfile")
+        assert caddyfile == (project.root / "caddy/Caddyfile").read_text().strip()
+        assert "bad" not in caddyfile
         last = await publish(project, {"n": "after a bad version"})
         await crowd.all_at(last["seq"])
         crowd.check()
