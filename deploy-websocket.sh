@@ -88,6 +88,7 @@ done
 
 # What reads our output may end before we do, as `tee` does on ^C: we go on.
 trap '' PIPE
+exec 4>&1 # where the report goes, also from within a step whose output goes elsewhere
 backups=${BACKUPS:-$root/backups}
 stamp=$(date +%Y%m%d_%H%M%S)
 directory=$backups/$stamp
@@ -117,7 +118,7 @@ report() {
     "$put_back" "$(json "$serves")" "$(json "${directory##*/}")" "$((SECONDS - began))" "${steps[*]}")
   # A disk that is full and a reader that has ended do not change what was done.
   if [[ -d $directory ]]; then printf '%s\n' "$text" > "$directory/report.json" || true; fi
-  if [[ -n $as_json ]]; then printf '%s\n' "$text" || true; fi
+  if [[ -n $as_json ]]; then printf '%s\n' "$text" >&4 || true; fi
 }
 
 # fail CODE DETAIL: put back what ran before, report, and end.
@@ -275,7 +276,7 @@ start_host() {
   data_dir=$(setting data_dir)
   mkdir -p "$data_dir"
   how='started for the first time'
-  setsid --fork "$python" -m gunicorn -c gunicorn.conf.py < /dev/null >> "$data_dir/service.log" 2>&1 9>&-
+  setsid --fork "$python" -m gunicorn -c gunicorn.conf.py < /dev/null >> "$data_dir/service.log" 2>&1 4>&- 9>&-
   for _ in {1..100}; do
     if pid=$(master_pid); then
       how+=" (pid $pid)"
@@ -511,7 +512,7 @@ replace_containers() {
       live=''
       drained=$(count_of "$one" || echo 0)
       noticed=$((noticed + drained))
-      pass_on "$one" "$fresh" > /dev/null 9>&- &
+      pass_on "$one" "$fresh" > /dev/null 4>&- 9>&- &
       holder=$!
       docker stop "$one" > /dev/null || return 1
       wait "$holder" || true
