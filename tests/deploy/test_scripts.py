@@ -276,18 +276,19 @@ async def test_an_interrupt_leaves_what_ran_before(installed: Installed) -> None
     done = await asyncio.to_thread(installed.run, "deploy-websocket.sh")
     assert done.code == 0, done
     before = installed.read("app/__init__.py")
-    lock = installed.backups / ".lock"
+    lock, reloads = installed.backups / ".lock", 0
     moments: list[Callable[[str], bool]] = [
         lambda _: lock.exists(),
         lambda said: "backup       ok" in said,
         lambda said: "preflight    ok" in said,
-        # The new workers may serve already.
-        lambda _: len(installed._answering()) > installed.workers,
+        # New workers are on their way.
+        lambda _: installed.log.count("Handling signal: hup") > reloads,
     ]
     clients = [await PlainClient.open(installed, types="status") for _ in range(10)]
     try:
         for moment in moments:
             lock.unlink()
+            reloads = installed.log.count("Handling signal: hup")
             installed.version("9.9.9")
             done = await asyncio.to_thread(
                 installed.interrupt_script,

@@ -122,8 +122,13 @@ class Copy:
                 # As from a terminal: what runs in the background of a shell ignores it.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             )
-        until_now(lambda: when(said.read_text()), "the moment to interrupt", 180)
-        os.killpg(process.pid, by)
+        until_now(
+            lambda: when(said.read_text()) or process.poll() is not None,
+            "the moment to interrupt",
+            180,
+        )
+        if process.poll() is None:
+            os.killpg(process.pid, by)
         out, _ = process.communicate(timeout=180)
         return Done(process.returncode, out, said.read_text())
 
