@@ -27,9 +27,11 @@ class Position:
     """Of a message that was published with an id: it may have been stored by an earlier call."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draft:
-    """A message on its way into the stream of its type.
+    """A message on its way into the stream of its type; never changed.
+
+    It is not frozen, which would make it cost twice.
 
     `body` is the envelope as JSON, UTF-8, without its closing brace and without `seq` and
     `epoch`, which only the stream can give: `Message.envelope` appends them.

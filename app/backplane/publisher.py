@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from app.backoff import Backoff
 from app.backplane.client import FAILURES, Argument, Backplane, Command, FailedCalls, new_backoff
 from app.backplane.entries import body_name
 from app.backplane.faults import Fault, TooFewReplicas, explain, of_fault
@@ -145,11 +146,11 @@ class StreamPublisher:
     ) -> dict[str, Reply | BackplaneUnavailable]:
         """The reply of each type, or its error."""
         loop = asyncio.get_running_loop()
-        pauses = new_backoff()
+        pauses: Backoff | None = None
         left = dict(calls)
         done: dict[str, Reply | BackplaneUnavailable] = {}
         last: Fault | None = None
-        repaired: Counter[str] = Counter()
+        repaired: Counter[str] | None = None
         while left and (seconds := deadline - loop.time()) > 0:
             link, types = self._backplane.publishing, list(left)
             try:
@@ -172,6 +173,7 @@ class StreamPublisher:
                 # Its traceback leads to this frame, and so back to itself, with all the bodies.
                 answers = [error.with_traceback(None)] * len(types)
             damaged = _damaged(types, answers)
+            repaired = Counter() if repaired is None else repaired
             if damaged and all(repaired[type] < MAX_REPAIRS for type in damaged):
                 # Retried as soon as the keys are repaired; the others are answered then as well.
                 repaired.update(damaged)
@@ -181,6 +183,7 @@ class StreamPublisher:
             if not left:
                 break
             last = faults[0]
+            pauses = new_backoff() if pauses is None else pauses
             if not (last.elsewhere and not link.connected):
                 await asyncio.sleep(min(pauses.take(), max(0.0, deadline - loop.time())))
         for type in left:
@@ -282,10 +285,14 @@ class StreamPublisher:
             ONCE_MAX,
             self._expected(type),
         ]
+        age, accepted = 0, math.nan
         for draft in drafts:
+            if draft.accepted != accepted:  # those of one call were accepted at one time
+                accepted = draft.accepted
+                age = _age(draft, now or wall, bounded=now is None)
             arguments += (
                 draft.event,
-                _age(draft, now or wall, bounded=now is None),
+                age,
                 body_name(draft.body),
                 draft.body,
                 draft.id if draft.once else b"",

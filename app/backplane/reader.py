@@ -227,18 +227,17 @@ class StreamReader:
 
     def _take(self) -> Batch:
         batch = Batch()
-        last: dict[str, Position] = {}
+        last: dict[str, Message | Gap] = {}
         for _ in range(min(len(self._pending), self._most)):
             item = self._pending.popleft()
-            seq = item.seq if isinstance(item, Message) else item.last
             if item.type != CONTROL:
                 batch.messages.append(item)
             elif isinstance(item, Message):
                 batch.control.append(item)
             else:
                 batch.control_lost = True
-            last[item.type] = Position(item.epoch, seq)
-        self.positions.update(last)
+            last[item.type] = item
+        self.positions.update({type: item.position for type, item in last.items()})
         return batch
 
     async def _fill(self, link: Link, replica: ReplicaRoute | None = None) -> None:

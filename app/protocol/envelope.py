@@ -90,6 +90,18 @@ def _parse_int(text: str) -> int:
 _decoder = json.JSONDecoder(
     parse_float=_parse_float, parse_int=_parse_int, parse_constant=_refuse_constant
 )
+_fast_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+"""For texts without numbers that are too large: it calls nothing for each number."""
+_NUMBERS = bytes(
+    ord("0") if chr(byte) in "0123456789" else ord("e") if chr(byte) in "eE" else 0
+    for byte in range(256)
+)
+
+
+def _has_only_short_numbers(text: bytes) -> bool:
+    """Whether all numbers of a JSON text fit into a double: none is long or has an exponent."""
+    shape = text.translate(_NUMBERS)
+    return b"0e" not in shape and (len(shape) <= _MAX_DIGITS or _LONG_RUN not in shape)
 
 
 def _make_encoder(*, ensure_ascii: bool) -> Callable[[Any], str]:
@@ -193,9 +205,12 @@ def decode_json(text: bytes | str) -> Any:
             nesting deeper than `MAX_DEPTH` and for numbers that a double cannot hold.
     """
     try:
+        decoder = _decoder
         if not isinstance(text, str):
+            if _has_only_short_numbers(text):
+                decoder = _fast_decoder
             text = text.decode()
-        value = _decoder.decode(text)
+        value = decoder.decode(text)
     except UnicodeDecodeError as error:
         raise _parse_error(f"it is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
@@ -252,11 +267,19 @@ def _items(level: Iterable[Any]) -> Iterable[Any]:
 
 def new_id() -> str:
     """A random UUID (version 4), several times faster than `str(uuid.uuid4())`."""
-    digits = os.urandom(16).hex()
+    try:
+        digits = _random.pop()
+    except IndexError:
+        many = os.urandom(2048).hex()
+        _random.extend(many[start : start + 32] for start in range(32, len(many), 32))
+        digits = many[:32]
     variant = _VARIANTS[digits[16]]
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
+_random: list[str] = []
+"""Digits of ids to come: to ask the kernel for each would cost as much as the rest."""
+os.register_at_fork(after_in_child=_random.clear)
 _VARIANTS = dict(zip("0123456789abcdef", 4 * "89ab", strict=True))
 """What stands for a digit where a UUID says its variant (RFC 9562, 4.1)."""
 

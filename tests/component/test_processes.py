@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app.protocol.envelope import new_id
 from workers.shared.processes import command_line, start_time
 
 REPO = Path(__file__).parents[2]
@@ -68,3 +69,16 @@ def test_full_descriptor_table(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.splitlines() == ["cannot tell", "[] 1"]
+
+
+def test_a_child_makes_other_ids() -> None:
+    new_id()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, new_id().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 100).decode() not in {new_id() for _ in range(200)}
+    os.close(reading)
+    os.close(writing)

@@ -225,3 +225,31 @@ def test_envelope_has_an_id_and_the_time() -> None:
         "data": None,
         "replyTo": 'a"b',
     }
+
+
+NUMBERS = [
+    "0", "-0", "-0.0", "0.1e1", "1E400", "-1e400", "1e-400", "1e308", "1.8e308", "1E+309", "2e99",
+    "9" * 308, "-" + "9" * 308, "9" * 309, "-" + "9" * 309, "9" * 308 + ".5", "9" * 309 + ".5",
+    "9" * 305 + "e9", "0." + "0" * 400 + "1", "1" + "0" * 308 + "e-300", str(2**64), str(-(2**63) - 1),
+    "1e", "1.e5", "01", "+1", ".5", "NaN", "Infinity", "-Infinity", "0x1", "1_0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=range(len(NUMBERS)))
+@pytest.mark.parametrize("form", ["%s", "[%s]", '{"a":%s,"0e":"1e5"}', '["%s"]', "%s  "])
+def test_bytes_and_text_are_decoded_alike(number: str, form: str) -> None:
+    """Numbers in bytes are looked at before they are parsed, those in a text while they are."""
+    text = form % number
+    found: list[object] = []
+    for form_given in (text, text.encode()):
+        try:
+            found.append(repr(decode_json(form_given)))
+        except ClientError as error:
+            found.append(error.message)
+    assert found[0] == found[1]
+
+
+def test_ids_are_random() -> None:
+    ids = {new_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(uuid.UUID(id).version == 4 and uuid.UUID(id).variant == uuid.RFC_4122 for id in ids)
