@@ -40,8 +40,8 @@ test: lint ## lint, types, all tests, coverage: what CI runs
 	$(BIN)/pytest $(PARALLEL) --cache-clear tests/torture || $(AGAIN)
 	$(BIN)/pytest -m alone $(PARTS) tests/torture --cov --cov-append
 
-torture: $(VENV)/installed-dev ## fuzzing, the Autobahn suite, storms and a soak, at full length (TORTURE_SEED=n repeats a run)
-	TORTURE=1 $(BIN)/pytest -s tests/torture
+torture: $(VENV)/installed-dev ## fuzzing, the Autobahn suite, storms and a soak, at full length (TORTURE=0.1: a tenth; TORTURE_SEED=n repeats a run)
+	TORTURE=$(or $(TORTURE),1) $(BIN)/pytest -s tests/torture
 
 containers: $(VENV)/installed-dev ## tests with a real Docker engine, which root installs into ENGINE_DIR where it is missing
 	$(BIN)/pytest --cache-clear tests/containers || $(BIN)/pytest --lf --lfnf=none tests/containers

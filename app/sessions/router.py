@@ -86,6 +86,9 @@ class Router:
     def _ack(self, session: Session, request: Request) -> None:
         requests.parse_string(request.payload, "id", MAX_ID)
         self._metrics.requests["ack"].inc()
+        if request.ack is not None:
+            # A client that repeats what is not acknowledged (`retries`) would wait for it.
+            session.reply(request, "", b"")
 
     def _presence(self, session: Session, request: Request) -> None:
         type = requests.parse_one_type(request.payload, session.types)

@@ -148,6 +148,15 @@ async def test_ack_returns_what_was_sent(service: Service, namespace: str, data:
         assert await client.call("echo", data, namespace) == data
 
 
+async def test_the_action_ack_is_acknowledged(service: Service) -> None:
+    """A client that repeats what is not acknowledged (`retries`) would hold back all that follows."""
+    client = await SioClient().connect(service)
+    assert await client.call("ack", {"id": "one"}) is None
+    refused = await client.call("ack", {"id": ""})
+    assert refused["data"]["code"] == "INVALID_PAYLOAD"
+    await client.close()
+
+
 async def test_ack_with_several_arguments_and_none(service: Service) -> None:
     async with sio_clients(service) as [client]:
         got = await client.sio.call("echo", ("a", 1, {"b": 2}))

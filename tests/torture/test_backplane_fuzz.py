@@ -24,14 +24,14 @@ from tests.support.service import Service
 from tests.support.sioclient import on_two_workers
 from tests.support.valkeys import valkeys
 from tests.support.waiting import until
-from tests.torture.watch import LONG
+from tests.torture.watch import LONG, scaled
 from workers.shared import paths
 from workers.shared import slots as shared_slots
 from workers.shared.processes import start_time
 
 pytestmark = pytest.mark.timeout(3600 if LONG else 180)
 
-ROUNDS = 400 if LONG else 12
+ROUNDS = scaled(12, 400)
 SPOILT_PER_ROUND = 25
 TYPES = ("status", "stats", "health", "config", "system")
 ROOM = "room of the honest"
@@ -339,6 +339,8 @@ async def test_nothing_that_others_write_ends_a_worker_or_costs_a_client_a_messa
                         await asyncio.to_thread(spoiler.spoil)
                     await honest.round()
                     assert sorted(service.worker_pids()) == pids, (number, spoiler.done[-60:])
+                    if number % 20 == 19:
+                        print(f"{number + 1} of {ROUNDS} rounds", flush=True)
                 await honest.check(spoiler)
                 await until(lambda: counted(service, ROUNDS), "unreadable entries are counted")
                 # New workers meet the same files and keys.

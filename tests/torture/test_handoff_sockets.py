@@ -18,14 +18,14 @@ from tests.support.handoff import MakeBench
 from tests.support.mutations import seed_of_day, spoil_bytes, spoil_value
 from tests.support.service import Service
 from tests.torture import watch
-from tests.torture.watch import LONG
+from tests.torture.watch import scaled
 from workers.handoff.channel import Broken, Threads
 from workers.handoff.giver import Conversation
 from workers.shared import paths
 
 pytestmark = pytest.mark.timeout(600)
 
-CONVERSATIONS = 8_000 if LONG else 600
+CONVERSATIONS = scaled(600, 8_000)
 _LENGTH = struct.Struct("!I")
 
 

@@ -33,11 +33,11 @@ from tests.support.mutations import (
     spoil_text,
     spoil_value,
 )
-from tests.torture.watch import LONG
+from tests.torture.watch import LONG, scaled
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(3600 if LONG else 600)
 
-INPUTS = 200_000 if LONG else 5_000
+INPUTS = scaled(5_000, 200_000)
 """For each of the parsers."""
 SLOW = 0.5
 """Seconds of CPU that no single input of these sizes may need; a hundred times what any does."""

@@ -30,11 +30,11 @@ from tests.torture import recordings, watch
 from tests.torture.followers import Follower, PlainFollower, SocketIOFollower
 from tests.torture.sender import Job
 from tests.torture.test_malformed import send
-from tests.torture.watch import LONG
+from tests.torture.watch import LONG, scaled
 
 pytestmark = pytest.mark.timeout(1200)
 
-ROUNDS = 8 if LONG else 1
+ROUNDS = scaled(1, 8)
 CALM = 8.0 if LONG else 3.0
 """Seconds of load between two events."""
 LIVES = 40

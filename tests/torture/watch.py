@@ -20,8 +20,17 @@ from tests.support.sioclient import SioClient
 from tests.support.waiting import until
 from tests.torture.recordings import token
 
-LONG = os.environ.get("TORTURE") == "1"
-"""Whether `make torture` runs, and not a part of it in CI."""
+SHARE = float(os.environ.get("TORTURE", "0"))
+"""The part of the long form of `make torture` that runs, 1 for all of it; 0: the short form of CI."""
+LONG = SHARE > 0
+FIRST = int(os.environ.get("TORTURE_FIRST", "0"))
+"""Number of the input with which a test of numbered inputs begins, to go on with a run that was cut."""
+
+
+def scaled(short: int, long: int) -> int:
+    """How often something is done: a part of the long form, but no less than in the short one."""
+    return max(short, round(long * SHARE))
+
 
 TICK = 0.05
 """Seconds between two messages that the witnesses must get."""
@@ -31,6 +40,7 @@ SLACK = {
     "realtime_connections": 0,
     "realtime_users": 0,
     "realtime_sessions": 0,
+    "realtime_workers": 0,
     "realtime_rooms": 0,
     "realtime_awaited_acks": 0,
     "realtime_incoming_bytes": 0,
