@@ -120,10 +120,10 @@ async def get_status(request: web.Request, context: HttpContext) -> web.Response
     if knows:
         status["version"] = context.version
         status["uptime"] = round(context.now() - context.started_at, 3)
-        status["backplane"] = health.backplane | {
-            "warnings": list(context.warnings()),
-            "replica": context.backplane_replica(),
-        }
+        backplane = health.backplane | {"warnings": list(context.warnings())}
+        if (replica := context.backplane_replica()) is not None:
+            backplane["replica"] = replica
+        status["backplane"] = backplane
     else:
         status["backplane"] = {name: health.backplane[name] for name in ("status", "writable")}
     if knows and await _may_read(request, context, "status"):

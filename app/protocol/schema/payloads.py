@@ -526,8 +526,8 @@ BACKPLANE = Struct(
         Field("warnings", ListOf(Text(1)), "what an operator should know", required=False),
         Field(
             "replica",
-            Nullable(REPLICA),
-            "this machine's replica; null: it has none",
+            REPLICA,
+            "this machine's replica, where it has one",
             required=False,
         ),
     ),

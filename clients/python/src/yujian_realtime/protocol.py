@@ -470,8 +470,8 @@ class BackplaneStatus(TypedDict):
     """whether messages can be stored"""
     warnings: NotRequired[list[str]]
     """what an operator should know"""
-    replica: NotRequired[ReplicaStatus | None]
-    """this machine's replica; null: it has none"""
+    replica: NotRequired[ReplicaStatus]
+    """this machine's replica, where it has one"""
 
 
 class ShownPresence(TypedDict):
