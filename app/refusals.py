@@ -44,7 +44,7 @@ HINTS = {
     "silent": "A client sent no complete HTTP request in time",
     "stream": "A client cannot read server-sent events: it needs HTTP/1.1 and Accept: text/event-stream",
     "token": "A token is not valid (AUTH_SECRET, AUTH_JWKS_FILE, AUTH_JWKS_URL)",
-    "transport": "A client requests long polling or an old protocol: see its 'transports' option",
+    "transport": "A client requests long polling or an old protocol: set transports: ['websocket'] in its options",
     "types": "A client asks for types that are not served or not allowed (MESSAGE_TYPES)",
     "unread": "A client does not read the answer to its HTTP request",
     "user": "A user name is invalid, or the user has reached MAX_CONNECTIONS_PER_USER",

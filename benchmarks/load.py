@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.scan import Scanner, Track
 
 _CONNECT_PACKET = bytes((0x81, 0x82, 0, 0, 0, 0)) + b"40"  # masked with zeroes
-_GREETED = {"sio": "opening", "json": "greeted", "bare": "ready"}
+_GREETED = {"sio": "opening", "json": "greeted", "sse": "greeted", "bare": "ready"}
 
 
 class Client:
@@ -73,18 +73,22 @@ class Load:
         Args:
             port: the port of the server on 127.0.0.1.
             path: path and query of the endpoint.
-            wire: `sio` Socket.IO, `json` plain JSON, `bare` no greeting at all.
+            wire: `sio` Socket.IO, `json` plain JSON, `sse` server-sent events, `bare` no greeting at all.
             clients: how many.
             inflight: how many may be under way at once.
             buffer: size of the receive buffers in bytes; 0 leaves it to the kernel.
         """
         self._address = ("127.0.0.1", port)
         self._wire = wire
-        self._request = (
-            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
-            "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-            "Sec-WebSocket-Version: 13\r\n\r\n"
-        ).encode()
+        start = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        if wire == "sse":
+            self._request = f"{start}Accept: text/event-stream\r\n\r\n".encode()
+        else:
+            self._request = (
+                f"{start}Upgrade: websocket\r\n"
+                "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+                "Sec-WebSocket-Version: 13\r\n\r\n"
+            ).encode()
         counts, refused = self._counts.copy(), self._refused.copy()
         started = 0
         begin = time.monotonic()
@@ -259,7 +263,7 @@ class Load:
         received = client.track.rest + data
         if client.state == "upgrading":
             head, end, rest = received.partition(b"\r\n\r\n")
-            if end and not head.startswith(b"HTTP/1.1 101"):
+            if end and not head.startswith((b"HTTP/1.1 101", b"HTTP/1.1 200")):
                 self._refuse(client, head.decode("latin-1"))
                 return
             if end:

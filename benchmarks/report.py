@@ -30,6 +30,14 @@ _ROWS = (
     ("batch_p99_ms", "  latency p99, ms", 1),
     ("batch_max_ms", "  latency max, ms", 1),
 )
+_EVENTS_ROWS = (
+    ("events_memory_bytes", "memory per connection, bytes (PSS, no files)", 0),
+    ("events_connect_us", "CPU per connect, us", 1),
+    ("events_single_us", "CPU per delivery, one message at a time, us", 2),
+    ("events_single_bytes", "  bytes on the wire", 0),
+    ("events_batch_us", "CPU per delivery, 100 messages per flush, us", 3),
+    ("events_batch_bytes", "  bytes on the wire", 0),
+)
 _MANY_ROWS = (
     ("many_fresh_mb", "memory before the connects, MB (PSS)", 1),
     ("many_connected_mb", "memory with all connections, MB (PSS)", 1),
@@ -138,6 +146,13 @@ def verdicts(figures: Figures) -> list[Verdict]:
             0.3,
         )
     )
+    for measure, text in (
+        ("events_memory_bytes", "memory"),
+        ("events_single_us", "CPU per delivery"),
+        ("events_batch_us", "CPU per delivery, 100 per flush"),
+    ):
+        ratio = _ratio(figures, measure, "sse", "json")
+        found.append((f"server-sent events to plain JSON: {text}", ratio, 1.1))
     for measures, text, limit in (
         (("many_connected_mb", "many_broadcast_mb"), "MB of all processes, two workers", 150.0),
         (("many_single_unseen", "many_batch_unseen"), "deliveries missed, two workers", 0.0),
@@ -185,6 +200,7 @@ def as_text(figures: Figures, size: Size) -> str:
             values = figures.samples[measure][_MANY]
             if values:
                 lines.append(f"{text:48}{median(values):>18.{digits}f}")
+    lines += _events(figures, size)
     lines += backplane.as_lines(figures)
     lines += _listed(
         f"{size.many} connections on two workers, 20 messages a second, reloads one after the other",
@@ -206,6 +222,21 @@ def as_text(figures: Figures, size: Size) -> str:
         lines.append(f"{verdict.target:68}{figure}  {met}")
     lines += ["", *figures.notes, *(f"PROBLEM {problem}" for problem in figures.problems)]
     return "\n".join(lines).rstrip()
+
+
+def _events(figures: Figures, size: Size) -> list[str]:
+    """Server-sent events beside plain JSON."""
+    wires = ("json", "sse")
+    if not figures.samples["events_memory_bytes"]["sse"]:
+        return []
+    lines = ["", f"{size.many} connections on one worker, medians over rounds", ""]
+    lines.append(" " * 48 + "".join(f"{wire:>18}" for wire in (*wires, "ratio")))
+    for measure, text, digits in _EVENTS_ROWS:
+        shown = [f"{median(figures.samples[measure][wire]):.{digits}f}" for wire in wires]
+        ratio = _ratio(figures, measure, "sse", "json")
+        shown.append("-" if ratio is None else f"{ratio:.2f}")
+        lines.append(f"{text:48}" + "".join(f"{cell:>18}" for cell in shown))
+    return lines
 
 
 def _fairness(figures: Figures) -> list[str]:

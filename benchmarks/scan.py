@@ -44,7 +44,7 @@ class Scanner:
         if track.rest:
             buffer[start:_RESERVED] = track.rest
         found: list[bytes] = self._find(buffer, start, end)
-        if buffer[end - 1] in b"}]":  # not inside of a number
+        if buffer[end - 1] in b"}]\n":  # not inside of a number
             track.rest = b""
         else:
             cut = buffer.rfind(self._mark, max(start, end - 32), end)

@@ -18,6 +18,7 @@ from benchmarks.procs import HEADERS, BenchmarkError, LoadClient, Server, peer, 
 
 SOCKETIO = "/ws/realtime/?EIO=4&transport=websocket"
 PLAIN = "/ws/realtime?types=status"
+EVENTS = "/events?types=status"
 _SETTLE = 1.5  # seconds: default subscriptions flow after the first frame or one second
 
 
@@ -180,8 +181,44 @@ def two_workers(size: Size, figures: Figures) -> None:
         figures.add("many_broadcast_mb", name, server.pss() / 1e6)
 
 
+def events(size: Size, figures: Figures) -> None:
+    """Server-sent events beside plain JSON: memory, CPU per connect and per delivery, in one run."""
+    wires = (("json", PLAIN), ("sse", EVENTS))
+    for number in range(size.connect_rounds):
+        say(f"events: {size.many} clients, round {number + 1} of {size.connect_rounds}")
+        with ExitStack() as stack:
+            running: list[tuple[str, Server, LoadClient]] = []
+            for wire, path in wires if number % 2 else wires[::-1]:
+                server = stack.enter_context(service())
+                load = stack.enter_context(LoadClient())
+                time.sleep(_SETTLE)
+                cpu, memory = server.cpu(), server.own_pss()
+                _connect(load, server, wire, path, size.many)
+                cpu, memory = server.cpu() - cpu, server.own_pss() - memory
+                figures.add("events_memory_bytes", wire, memory / size.many)
+                figures.add("events_connect_us", wire, cpu / size.many * 1e6)
+                figures.check(wire, load("publish", posts=2, size=1, headers=HEADERS))
+                running.append((wire, server, load))
+            for _ in range(size.connect_rounds):
+                for kind, posts, messages in (
+                    ("single", size.singles, 1),
+                    ("batch", size.batches, 100),
+                ):
+                    for wire, server, load in running:
+                        cpu = server.cpu()
+                        result = load("publish", posts=posts, size=messages, headers=HEADERS)
+                        cpu = server.cpu() - cpu
+                        figures.check(wire, result)
+                        figures.add(
+                            f"events_{kind}_us", wire, cpu / max(result["received"], 1) * 1e6
+                        )
+                        size_of_one = result["bytes"] / max(result["received"], 1)
+                        figures.add(f"events_{kind}_bytes", wire, size_of_one)
+
+
 SCENARIOS: dict[str, Callable[[Size, Figures], None]] = {
     "connect": connect,
     "deliver": deliver,
     "two-workers": two_workers,
+    "events": events,
 }
