@@ -199,21 +199,19 @@ def events(size: Size, figures: Figures) -> None:
                 figures.add("events_connect_us", wire, cpu / size.many * 1e6)
                 figures.check(wire, load("publish", posts=2, size=1, headers=HEADERS))
                 running.append((wire, server, load))
-            for _ in range(size.connect_rounds):
+            for turn in range(2 * size.connect_rounds):
                 for kind, posts, messages in (
                     ("single", size.singles, 1),
                     ("batch", size.batches, 100),
                 ):
-                    for wire, server, load in running:
+                    for wire, server, load in running if turn % 2 else running[::-1]:
                         cpu = server.cpu()
                         result = load("publish", posts=posts, size=messages, headers=HEADERS)
+                        received = max(result["received"], 1)
                         cpu = server.cpu() - cpu
                         figures.check(wire, result)
-                        figures.add(
-                            f"events_{kind}_us", wire, cpu / max(result["received"], 1) * 1e6
-                        )
-                        size_of_one = result["bytes"] / max(result["received"], 1)
-                        figures.add(f"events_{kind}_bytes", wire, size_of_one)
+                        figures.add(f"events_{kind}_us", wire, cpu / received * 1e6)
+                        figures.add(f"events_{kind}_bytes", wire, result["bytes"] / received)
 
 
 SCENARIOS: dict[str, Callable[[Size, Figures], None]] = {

@@ -16,6 +16,7 @@ import websockets
 
 from tests.support import REPO
 from tests.support.caddy import API, Caddy, address, behind_caddy
+from tests.support.events import Event, EventParser
 from tests.support.ports import free_port
 from tests.support.service import TOKEN, Service
 from tests.support.waiting import until
@@ -404,3 +405,54 @@ async def _check_balance(caddy: Caddy, one: Service, two: Service) -> None:
         await one.wait_connections(15)
     finally:
         await asyncio.gather(*(client.close() for client in clients), return_exceptions=True)
+
+
+# Server-sent events
+
+
+async def test_events_pass_one_by_one_and_come_back(caddy: Caddy, service: Service) -> None:
+    """Neither gathered nor compressed, and `Last-Event-ID` reaches the service."""
+    headers = {"Accept": "text/event-stream", "Accept-Encoding": "gzip, zstd"}
+    target = f"{caddy.api}/events?types=status"
+    sent: list[dict[str, Any]] = []
+    parser = EventParser()
+    events: list[Event] = []
+    async with caddy.session() as http:
+        async with http.get(target, headers=headers) as stream:
+            assert stream.status == 200
+            assert stream.headers["Content-Type"] == "text/event-stream"
+            assert "Content-Encoding" not in stream.headers
+            async with asyncio.timeout(20):
+                for number in range(5):
+                    sent.append(await publish(caddy, number))
+                    while sent[-1]["seq"] not in [one.envelope.get("seq") for one in events]:
+                        events += parser.feed(await stream.content.readany())
+        missed = await publish(caddy, "missed")
+        headers["Last-Event-ID"] = parser.last_id
+        async with http.get(target, headers=headers) as stream, asyncio.timeout(20):
+            again = EventParser()
+            while len(seqs := [e.envelope["seq"] for e in events if "seq" in e.envelope]) < 6:
+                events += again.feed(await stream.content.readany())
+    assert seqs == [*(one["seq"] for one in sent), missed["seq"]]
+
+    async def gone() -> bool:
+        return await service.total_connections() == 0
+
+    await until(gone, "the end of the clients behind Caddy")
+
+
+async def test_events_go_on_through_a_reload_of_the_service(caddy: Caddy, service: Service) -> None:
+    headers = {"Accept": "text/event-stream"}
+    parser, events = EventParser(), list[Event]()
+    async with (
+        caddy.session() as http,
+        http.get(f"{caddy.api}/events?types=status", headers=headers) as stream,
+    ):
+        before = await publish(caddy, "before")
+        await service.hup()
+        after = await publish(caddy, "after")
+        async with asyncio.timeout(20):
+            while after["seq"] not in [one.envelope.get("seq") for one in events]:
+                events += parser.feed(await stream.content.readany())
+    got = [one.envelope["seq"] for one in events if "seq" in one.envelope]
+    assert got == list(range(before["seq"], after["seq"] + 1))

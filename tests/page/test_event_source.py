@@ -1,0 +1,110 @@
+"""A browser's own EventSource against a real service: it comes back by itself, and misses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.page.browser import Browser, Tab
+from tests.support.service import Service
+from tests.support.streams import Ticker
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.timeout(120)
+
+SEQS = "window.got.filter((one) => 'seq' in one).map((one) => one.seq)"
+
+
+async def listen(tab: Tab, url: str, options: str = "{}") -> None:
+    """The three lines of the README, and a list of what came."""
+    await tab.value(
+        "window.got = []; window.errors = 0;"
+        f"window.events = new EventSource('{url}', {options});"
+        "window.events.onmessage = (event) => window.got.push(JSON.parse(event.data));"
+        "window.events.onerror = () => (window.errors += 1); 0"
+    )
+
+
+async def connected(tab: Tab, times: int = 1) -> None:
+    await tab.wait(f"window.got.filter((one) => one.event === 'connected').length >= {times}")
+
+
+async def test_it_comes_back_after_a_kill_and_a_reload_without_a_gap(browser: Browser) -> None:
+    async with (
+        Service(WORKERS=2) as service,
+        await browser.open(f"{service.base}/") as tab,
+    ):
+        await listen(tab, "/events?types=status")
+        await connected(tab)
+        async with Ticker(service):
+            await tab.wait(f"{SEQS}.length > 10")
+            for pid in service.worker_pids():
+                service.kill_worker(pid)
+            await connected(tab, 2)
+            await until(lambda: len(service.worker_pids()) == 2, "two workers")
+            await service.hup()
+        last = await service.publish("status", "last")
+        await tab.wait(f"{SEQS}.includes({last['seq']})")
+        seqs = await tab.value(SEQS)
+        assert seqs == list(range(seqs[0], last["seq"] + 1))
+        assert await tab.value("window.got.filter((one) => one.event === 'gap').length") == 0
+        assert await tab.value("window.got.filter((one) => one.event === 'connected').length") == 2
+
+
+@pytest_asyncio.fixture
+async def elsewhere() -> AsyncIterator[str]:
+    """The origin of an empty page, which may connect to anything."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = b"<!doctype html><title>elsewhere</title>"
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+
+
+async def test_it_comes_back_when_there_is_room_again(browser: Browser, elsewhere: str) -> None:
+    """A status other than 200 would end it for good."""
+    async with (
+        Service(WORKERS=1, MAX_TOTAL_CONNECTIONS=1, ALLOWED_ORIGINS=elsewhere) as service,
+        await browser.open(elsewhere) as tab,
+        await browser.open(elsewhere) as other,
+    ):
+        await listen(other, f"{service.base}/events?types=status")
+        await connected(other)
+        await listen(tab, f"{service.base}/events?types=status", "{withCredentials: true}")
+        full = "(one) => one.event === 'error' && one.data.code === 'MAX_CONNECTIONS_EXCEEDED'"
+        await tab.wait(f"window.got.some({full})")
+        await other.value("window.events.close(); 0")
+        await connected(tab)
+
+
+async def test_a_refusal_that_stays_ends_it(browser: Browser, elsewhere: str) -> None:
+    async with (
+        Service(WORKERS=1, ALLOWED_ORIGINS=elsewhere) as service,
+        await browser.open(elsewhere) as tab,
+    ):
+        await listen(tab, f"{service.base}/events?types=nope")
+        await tab.wait("window.events.readyState === EventSource.CLOSED")
+        assert "reason=types" in service.log
+
+
+@pytest.mark.parametrize("options", ["{}", "{withCredentials: true}"])
+async def test_a_page_of_another_origin(browser: Browser, elsewhere: str, options: str) -> None:
+    async with (
+        Service(WORKERS=1, ALLOWED_ORIGINS=elsewhere) as service,
+        await browser.open(elsewhere) as tab,
+    ):
+        await listen(tab, f"{service.base}/events?types=status", options)
+        await connected(tab)
+        sent = await service.publish("status", "tick")
+        await tab.wait(f"{SEQS}.includes({sent['seq']})")
