@@ -62,6 +62,25 @@ def count_and_exit(fork: Callable[[Callable[[], None]], int]) -> None:
     assert os.waitpid(fork(work), 0)[1] == 0
 
 
+class Dead:
+    """Leaves the files of any number of processes that have counted and ended, from those of one."""
+
+    def __init__(self, fork: Callable[[Callable[[], None]], int], directory: Path) -> None:
+        count_and_exit(fork)
+        self._directory = directory
+        self._files = [(path.name, path.read_bytes()) for path in directory.glob("*.db")]
+        assert self._files
+        self._born = 1  # the first jiffies of the machine: no process that lives has begun then
+        for name, _ in self._files:
+            (directory / name).unlink()
+
+    def leave(self) -> None:
+        self._born += 1
+        for name, content in self._files:
+            before, _, _ = name.rpartition("-")
+            (self._directory / f"{before}-{self._born}.db").write_bytes(content)
+
+
 def value(files: MetricsFiles, name: str, **labels: str) -> float | None:
     for family in files.collect():
         for sample in family.samples:
@@ -129,6 +148,7 @@ def test_a_kill_while_folding_counts_nothing_twice(
 ) -> None:
     """Folding is killed at its first, second, ... such call until it comes through."""
     files = MetricsFiles(directory)
+    dead = Dead(fork, directory)
     expected = 0
 
     def fold_and_die(at: int) -> Callable[[], None]:
@@ -156,14 +176,14 @@ def test_a_kill_while_folding_counts_nothing_twice(
         while True:
             at += 1
             for _ in range(3):
-                count_and_exit(fork)
+                dead.leave()
                 expected += 3
             status = os.waitpid(fork(fold_and_die(at)), 0)[1]
             if status == 0:
                 break
             assert os.WTERMSIG(status) == signal.SIGKILL
             # The next one to fold has more to do than what was left, and may die as well.
-            count_and_exit(fork)
+            dead.leave()
             expected += 3
             os.waitpid(fork(fold_and_die(at)), 0)
             assert value(files, DELIVERED, type="status") == expected
