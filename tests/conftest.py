@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Generator
 from typing import Any
@@ -28,17 +29,26 @@ _LONG = (
     "test_client", "test_build", "test_run", "test_slow_consumers",
 )  # fmt: skip
 
+# What these tiers run is covered by the others: see CONTRIBUTING.md.
+_UNCOVERED = frozenset({"containers", "deploy", "monitoring", "page", "torture"})
+_COVERAGE = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
+"""By these variables a process of Python knows that its lines are to be counted."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the files by what they take, and leave the tests of a file together."""
     order = {name: place for place, name in enumerate(_LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    for item in items:
+        if item.path.parent.name in _UNCOVERED:
+            item.add_marker(pytest.mark.no_cover)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let SIGTERM, as a CI sends it, end the tests as Ctrl-C does: with their services."""
     config.addinivalue_line("markers", "needs(*names): programs that the test starts")
     config.addinivalue_line("markers", "alone: measures, or takes the machine to itself")
+    config.addinivalue_line("markers", "no_cover: neither it nor its processes count their lines")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
@@ -55,6 +65,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         for name in mark.args:
             programs.find(name)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let the processes of a test marked `no_cover` run at their full speed."""
+    if item.get_closest_marker("no_cover") is None:
+        return (yield)
+    hidden = {name: os.environ.pop(name) for name in _COVERAGE if name in os.environ}
+    try:
+        return (yield)
+    finally:
+        os.environ.update(hidden)
 
 
 @pytest.hookimpl(wrapper=True)

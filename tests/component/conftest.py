@@ -1,5 +1,6 @@
-"""Fixtures for tests that need a real Valkey."""
+"""Fixtures for tests that need a real Valkey, or what a master has recorded."""
 
 from tests.support.fixtures import make_node, valkey
+from tests.support.reloading import data_dir, root
 
-__all__ = ["make_node", "valkey"]
+__all__ = ["data_dir", "make_node", "root", "valkey"]

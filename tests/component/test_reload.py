@@ -15,20 +15,6 @@ from workers.reload.watch import Failed
 from workers.shared import paths
 
 
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    paths.make_private(paths.runtime_dir(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "root"
-    root.mkdir()
-    (root / "gunicorn.conf.py").write_text("workers = 1\n")
-    return root
-
-
 def test_records_of_dead_masters_are_removed(data_dir: Path, root: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()

@@ -113,7 +113,7 @@ def test_a_reload_as_the_unit_does_it(activated: bool) -> None:
                 stderr=log,
             )
         until_now(lambda: "READY=1" in manager.told, "READY=1")
-        until_now(service._is_ready, "service ready")
+        until_now(service.is_ready, "service ready")
         before = service.worker_pids()
         service.change("workers/master.py", '"""What a gunicorn', '"""What any gunicorn')
         done = subprocess.run(

@@ -219,18 +219,17 @@ async def test_three_connections_of_a_user_over_all_workers() -> None:
         await asyncio.gather(*(client.close() for client in [*kept, *others]))
 
 
-async def test_both_protocols_count_together() -> None:
-    async with Service() as service:
-        plain = [await PlainClient.open(service, user="eve") for _ in range(2)]
-        await asyncio.gather(*(client.barrier() for client in plain))
-        third = await SioClient().connect(service, {"user": "eve"})
-        fourth = SioClient()
-        with pytest.raises(socketio.exceptions.ConnectionError):
-            await fourth.connect(service, {"user": "eve"})
-        assert fourth.refused[0]["data"]["code"] == "MAX_CONNECTIONS_EXCEEDED"
-        too_many = await PlainClient.open(service, user="eve")
-        assert await too_many.wait_closed() == 1008
-        await asyncio.gather(third.close(), fourth.close(), *(one.close() for one in plain))
+async def test_both_protocols_count_together(service: Service) -> None:
+    plain = [await PlainClient.open(service, user="eve") for _ in range(2)]
+    await asyncio.gather(*(client.barrier() for client in plain))
+    third = await SioClient().connect(service, {"user": "eve"})
+    fourth = SioClient()
+    with pytest.raises(socketio.exceptions.ConnectionError):
+        await fourth.connect(service, {"user": "eve"})
+    assert fourth.refused[0]["data"]["code"] == "MAX_CONNECTIONS_EXCEEDED"
+    too_many = await PlainClient.open(service, user="eve")
+    assert await too_many.wait_closed() == 1008
+    await asyncio.gather(third.close(), fourth.close(), *(one.close() for one in plain))
 
 
 async def test_a_client_that_recovers_and_leaves_at_once_keeps_no_place() -> None:
@@ -297,25 +296,24 @@ async def _dead(service: Service, user: str) -> RawClient:
     return client
 
 
-async def test_dead_connections_give_their_places_up() -> None:
+async def test_dead_connections_give_their_places_up(service: Service) -> None:
     """The one that has been silent for the longest, on whatever worker; those that answer stay."""
-    async with Service() as service:
-        dead = [await _dead(service, "ann") for _ in range(2)]
-        alive = await PlainClient.open(service, user="ann")
-        await alive.barrier()
-        fourth = await PlainClient.open(service, user="ann")
-        await fourth.expect("connected", timeout=5)
-        fifth = await PlainClient.open(service, user="ann")
-        await fifth.expect("connected", timeout=5)
-        for one in dead:
-            _, close = await one.until_frame(CLOSE)
-            assert close.close_code == 4408
-        # Now all of them answer: waiting cannot help.
-        sixth = await PlainClient.open(service, user="ann")
-        assert await sixth.wait_closed() == 1008
-        await alive.barrier()
-        for one in (alive, fourth, fifth):  # type: ignore[assignment]
-            await one.close()  # type: ignore[attr-defined]
+    dead = [await _dead(service, "ann") for _ in range(2)]
+    alive = await PlainClient.open(service, user="ann")
+    await alive.barrier()
+    fourth = await PlainClient.open(service, user="ann")
+    await fourth.expect("connected", timeout=5)
+    fifth = await PlainClient.open(service, user="ann")
+    await fifth.expect("connected", timeout=5)
+    for one in dead:
+        _, close = await one.until_frame(CLOSE)
+        assert close.close_code == 4408
+    # Now all of them answer: waiting cannot help.
+    sixth = await PlainClient.open(service, user="ann")
+    assert await sixth.wait_closed() == 1008
+    await alive.barrier()
+    for one in (alive, fourth, fifth):  # type: ignore[assignment]
+        await one.close()  # type: ignore[attr-defined]
 
 
 async def test_a_dead_socketio_client_gives_its_place_up() -> None:

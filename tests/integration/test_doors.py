@@ -52,29 +52,28 @@ async def _dribble(service: Service, sent: bytes, more: bytes) -> bytes:
 
 
 @pytest.mark.timeout(120)
-async def test_no_step_of_a_request_may_take_longer_than_ten_seconds() -> None:
+async def test_no_step_of_a_request_may_take_longer_than_ten_seconds(service: Service) -> None:
     post = (
         b"POST /ws/broadcast HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer integration-token"
         b"\r\nContent-Length: 100\r\n\r\n"
     )
     get = b"GET /status HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-    async with Service() as service:
-        answers = await asyncio.gather(
-            _dribble(service, b"", b""),
-            _dribble(service, b"G", b""),
-            _dribble(service, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: ", b"a"),
-            _dribble(service, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n", b"X-A: a\r\n"),
-            _dribble(service, b"", b"\r\n"),
-            _dribble(service, post, b" "),
-            _dribble(service, get + b"GET ", b"/"),
-        )
-        assert answers[0] == b""
-        for answer in answers[1:5]:
-            assert answer.startswith(b"HTTP/1.1 408 "), answer
-            assert b'"REQUEST_TIMEOUT"' in answer
-        assert answers[5].startswith(b"HTTP/1.1 408 ")
-        assert answers[6].startswith(b"HTTP/1.1 200 ")
-        assert b"HTTP/1.1 408 " in answers[6]
+    answers = await asyncio.gather(
+        _dribble(service, b"", b""),
+        _dribble(service, b"G", b""),
+        _dribble(service, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: ", b"a"),
+        _dribble(service, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n", b"X-A: a\r\n"),
+        _dribble(service, b"", b"\r\n"),
+        _dribble(service, post, b" "),
+        _dribble(service, get + b"GET ", b"/"),
+    )
+    assert answers[0] == b""
+    for answer in answers[1:5]:
+        assert answer.startswith(b"HTTP/1.1 408 "), answer
+        assert b'"REQUEST_TIMEOUT"' in answer
+    assert answers[5].startswith(b"HTTP/1.1 408 ")
+    assert answers[6].startswith(b"HTTP/1.1 200 ")
+    assert b"HTTP/1.1 408 " in answers[6]
 
 
 Steps = Callable[[RawClient], Awaitable[None]]
@@ -143,8 +142,8 @@ async def test_a_socketio_client_must_connect_within_ten_seconds() -> None:
         await service.wait_connections(0)
 
 
-async def test_attachments_before_connect_are_refused() -> None:
-    async with Service() as service, await raw_socketio(service) as client:
+async def test_attachments_before_connect_are_refused(service: Service) -> None:
+    async with await raw_socketio(service) as client:
         await _attach(client)
         await client.send(TEXT, b"40")
         # Nothing was kept of it: the CONNECT is not behind a packet that is incomplete.

@@ -13,6 +13,8 @@ from tests.support.plain import PlainClient, spread
 from tests.support.service import TOKEN, Service
 from tests.support.sioclient import SioClient
 
+pytestmark = pytest.mark.no_cover
+
 TYPES = ("status", "stats", "health", "config")
 PUBLISHERS = 100
 EACH = 20

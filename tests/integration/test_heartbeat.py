@@ -12,6 +12,8 @@ from tests.support.raw import CLOSE, PING, PONG, TEXT, RawClient, encode, text
 from tests.support.service import Service
 from tests.support.sioclient import packet, raw_socketio, sio_clients
 
+pytestmark = pytest.mark.no_cover
+
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:

@@ -78,29 +78,28 @@ async def test_wrong_presence(service: Service, body: object) -> None:
     check_error(await service.post("/status", body), 400, "INVALID_PAYLOAD")
 
 
-async def test_ws_stats_count_all_workers() -> None:
-    async with Service() as service:
-        clients = await spread(service, types="status,health", user="two")
-        clients.append(await PlainClient.open(service, types="", user="one"))
-        async with sio_clients(service):
-            await service.wait_connections(4)
-            seen = set()
-            for _ in range(20):
-                answer = await service.get("/ws/stats")
-                body = answer.body
-                assert {"totalConnections", "uniqueUsers", "averageSubscriptions"} <= set(body)
-                seen.add(body["totalConnections"])
-            assert seen == {4}
+async def test_ws_stats_count_all_workers(service: Service) -> None:
+    clients = await spread(service, types="status,health", user="two")
+    clients.append(await PlainClient.open(service, types="", user="one"))
+    async with sio_clients(service):
+        await service.wait_connections(4)
+        seen = set()
+        for _ in range(20):
+            answer = await service.get("/ws/stats")
+            body = answer.body
+            assert {"totalConnections", "uniqueUsers", "averageSubscriptions"} <= set(body)
+            seen.add(body["totalConnections"])
+        assert seen == {4}
 
-            async def users() -> bool:
-                body = (await service.get("/ws/stats")).body
-                # Two named users, and an anonymous one of its own.
-                return body["uniqueUsers"] == 3 and body["averageSubscriptions"] == 7 / 4
+        async def users() -> bool:
+            body = (await service.get("/ws/stats")).body
+            # Two named users, and an anonymous one of its own.
+            return body["uniqueUsers"] == 3 and body["averageSubscriptions"] == 7 / 4
 
-            await until(users, "users and subscriptions of all workers")
-        for client in clients:
-            await client.close()
-        await service.wait_connections(0)
+        await until(users, "users and subscriptions of all workers")
+    for client in clients:
+        await client.close()
+    await service.wait_connections(0)
 
 
 async def test_ws_queue(service: Service) -> None:

@@ -315,22 +315,21 @@ async def test_ack_has_no_reply(service: Service, plain: Opener) -> None:
     assert not client.events("error")
 
 
-async def test_presence_counts_all_workers() -> None:
-    async with Service() as service:
-        clients = await spread(service, types="health", user="pat")
-        clients += [await PlainClient.open(service, types="health", user="sam")]
-        clients += [await PlainClient.open(service, types="status", user="sam")]
-        asker = clients[0]
+async def test_presence_counts_all_workers(service: Service) -> None:
+    clients = await spread(service, types="health", user="pat")
+    clients += [await PlainClient.open(service, types="health", user="sam")]
+    clients += [await PlainClient.open(service, types="status", user="sam")]
+    asker = clients[0]
 
-        async def counted() -> bool:
-            got = await asker.request("presence", {"type": "health"})
-            assert (got["event"], got["type"]) == ("presence_data", "config")
-            assert set(got["data"]) == {"connections", "users"}
-            return bool(got["data"] == {"connections": 3, "users": 2})
+    async def counted() -> bool:
+        got = await asker.request("presence", {"type": "health"})
+        assert (got["event"], got["type"]) == ("presence_data", "config")
+        assert set(got["data"]) == {"connections", "users"}
+        return bool(got["data"] == {"connections": 3, "users": 2})
 
-        await until(counted, "presence of three connections of two users")
-        for client in clients:
-            await client.close()
+    await until(counted, "presence of three connections of two users")
+    for client in clients:
+        await client.close()
 
 
 # Recovery and gaps

@@ -31,17 +31,10 @@ from yujian_realtime import (
     connect,
 )
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.no_cover]
 
 SECRET = "0123456789abcdef0123456789abcdef"
 PAUSE = (0.05, 0.5)
-
-
-@pytest.fixture(scope="module")
-def service() -> Any:
-    running = Service().start()
-    yield running
-    running.stop()
 
 
 async def collect(subscription: Subscription, last: object) -> list[Message]:

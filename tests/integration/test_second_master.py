@@ -25,7 +25,7 @@ from tests.support.service import TOKEN, Service
 from tests.support.waiting import until, until_now
 from workers.shared.processes import start_time
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.no_cover]
 
 CLIENTS = 30
 
@@ -89,7 +89,7 @@ async def service() -> AsyncIterator[Checkouts]:
     Service.running.append(running)
     running.process = running.launch(running.checkout("first"))
     try:
-        until_now(running._is_ready, "the first serves")
+        until_now(running.is_ready, "the first serves")
         yield running
         await asyncio.to_thread(running.end)
         assert "Traceback" not in running.log, running.log[-6000:]

@@ -7,7 +7,7 @@ import dataclasses
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tests.support.backplane import MakeNode, Node
 from tests.support.plain import PlainClient
 from tests.support.raw import abort_all
 from tests.support.service import Service
+from tests.support.shared import SharedService
 from tests.support.valkeys import ValkeyProcess
 
 Opener = Callable[..., Coroutine[Any, Any, PlainClient]]
@@ -34,9 +35,24 @@ async def no_leftovers() -> AsyncIterator[None]:
     await events.abort_all()
 
 
+@pytest.fixture(scope="session")
+def shared() -> Iterator[SharedService]:
+    """The service that all tests of this process share."""
+    shared = SharedService()
+    yield shared
+    shared.stop()
+
+
+@pytest.fixture
+def service(shared: SharedService, request: pytest.FixtureRequest) -> Iterator[Service]:
+    """A service with default settings, which others use before and after: leave it as it was."""
+    with shared.lent(request.node.nodeid) as running:
+        yield running
+
+
 @pytest_asyncio.fixture
 async def plain(service: Service) -> AsyncIterator[Opener]:
-    """Opens plain clients of the module's service, and closes them after the test."""
+    """Opens plain clients of the service, and closes them after the test."""
     async with AsyncExitStack() as stack:
 
         async def opener(**query: Any) -> PlainClient:

@@ -138,7 +138,7 @@ class Service:
         """Start, and return when every worker serves."""
         process = self.spawn()
         try:
-            until_now(lambda: process.poll() is not None or self._is_ready(), "service ready", 45)
+            until_now(lambda: process.poll() is not None or self.is_ready(), "service ready", 45)
             assert process.poll() is None, f"the service ended at start:\n{self.log[-4000:]}"
         except BaseException:
             self.destroy()
@@ -197,13 +197,37 @@ class Service:
         error.add_note(f"service log:\n{self.log[-6000:]}")
         await asyncio.to_thread(self.destroy)
 
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
+        """Whether as many workers serve as the settings ask for."""
         # One look at the processes: the child that checks the settings comes and goes.
         pids = set(self.worker_pids())
         return len(pids) >= self.workers and pids <= self._answering()
 
+    def is_idle(self) -> bool:
+        """Whether just the workers that its settings ask for serve, and no connection is open."""
+        pids = set(self.worker_pids())
+        status = self._status()
+        return (
+            status is not None
+            and len(pids) == self.workers
+            and pids == self._ready(status)
+            and status["connections"] == 0
+        )
+
     def _answering(self) -> set[int]:
         """Workers that listen and serve: those whose row the service shows as ready."""
+        status = self._status()
+        return set() if status is None else self._ready(status)
+
+    def _ready(self, status: Mapping[str, Any]) -> set[int]:
+        """Workers that a body of `GET /status` shows as ready."""
+        if all("pid" in row for row in status["workers"]):
+            return ready_workers(status)
+        ready = sum(row["state"] == "ready" for row in status["workers"])
+        return set(self.worker_pids()) if ready >= self.workers else set()
+
+    def _status(self) -> Mapping[str, Any] | None:
+        """The body of `GET /status`; None unless it is answered with 200."""
         connection = None
         try:
             connection = socket.create_connection(("127.0.0.1", self.port), 1)
@@ -216,18 +240,15 @@ class Service:
             while chunk := connection.recv(65536):
                 answer += chunk
         except OSError:
-            return set()
+            return None
         finally:
             if connection is not None:
                 connection.close()
         head, _, body = answer.partition(b"\r\n\r\n")
         if b" 200 " not in head.split(b"\r\n")[0]:
-            return set()
-        status = json.loads(body)
-        if all("pid" in row for row in status["workers"]):
-            return ready_workers(status)
-        ready = sum(row["state"] == "ready" for row in status["workers"])
-        return set(self.worker_pids()) if ready >= self.workers else set()
+            return None
+        status: Mapping[str, Any] = json.loads(body)
+        return status
 
     # Processes
 
@@ -299,7 +320,7 @@ class Service:
         """Wait until a worker that ended has a successor that serves."""
 
         def again() -> bool:
-            return victim not in self.worker_pids() and self._is_ready()
+            return victim not in self.worker_pids() and self.is_ready()
 
         await until(lambda: asyncio.to_thread(again), "a new worker serves", 45)
 
@@ -317,7 +338,7 @@ class Service:
 
         def done() -> bool:
             now = set(self.worker_pids())
-            return not (now & old) and len(now) == self.workers and self._is_ready()
+            return not (now & old) and len(now) == self.workers and self.is_ready()
 
         await until(lambda: asyncio.to_thread(done), "old workers gone, new ones serve", 60)
 

@@ -7,6 +7,10 @@ import sys
 
 import pytest
 
+from tests.support.reloading import data_dir, root
+
+__all__ = ["data_dir", "root"]
+
 _STARTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
 _running: dict[str, str] = {}
 

@@ -16,20 +16,6 @@ from workers.shared import paths
 from workers.shared.processes import start_time
 
 
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    paths.make_private(paths.runtime_dir(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "root"
-    root.mkdir()
-    (root / "gunicorn.conf.py").write_text("workers = 1\n")
-    return root
-
-
 def test_an_unchanged_master_needs_hup(data_dir: Path, root: Path) -> None:
     fingerprint.record(root, data_dir)
     assert fingerprint.changes(data_dir, os.getpid()) == []
