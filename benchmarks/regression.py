@@ -2,31 +2,45 @@
 
 Both run in the same rounds, so that noise of the machine hits both alike. Printed are the medians
 of each and the median of the ratios of the rounds; with `--limit 1.03` the exit code is 1 where a
-ratio is over it. The other revision is checked out into a directory of its own and runs with the
-packages that are installed here.
+ratio is over it, or more connections were closed, messages missed or repeated by reloads than with
+the other revision. That is checked out into a directory of its own and runs with the packages that
+are installed here.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import http.client
 import json
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
+from benchmarks import reloads
 from benchmarks.procs import HEADERS, ROOT, LoadClient, Server, service
 from benchmarks.scenarios import PLAIN, SOCKETIO, say
+from benchmarks.stream import INTERVAL, Publisher
+from tests.support.waiting import until_now
 
 WIRES = {"socketio": ("sio", SOCKETIO), "json": ("json", PLAIN)}
 _SETTLE = 1.5
 _RECEIVERS = 10
 """Connections that get what the publish measurement stores: its cost is not that of deliveries."""
+
+_RELOADS = 2
+"""Reloads of each server: the second one hands over what the first has handed over."""
+_HANDED_OVER = 60.0
+"""Seconds in which the workers before a reload must be gone."""
+_COUNTS = frozenset({"connections closed", "messages missed", "messages repeated"})
+"""Measures that are 0 when all is well: they are compared as sums, not as ratios."""
 
 Samples = dict[str, tuple[list[float], list[float]]]
 """By measure: values of this checkout and of the other one, in the order of the rounds."""
@@ -98,6 +112,82 @@ def deliveries(roots: tuple[Path, Path], clients: int, rounds: int, samples: Sam
                         samples[f"{wire}: {name}"][side].append(cpu / max(count, 1) * 1e6)
 
 
+def handoffs(roots: tuple[Path, Path], clients: int, rounds: int, samples: Samples) -> None:
+    """Reloads under a steady stream: what the clients notice of them."""
+    for number in range(rounds):
+        say(f"handoff: round {number + 1} of {rounds}")
+        for side in (0, 1) if number % 2 else (1, 0):
+            with (
+                service(2, pinned=False, root=roots[side]) as server,
+                LoadClient(module="fleet") as fleet,
+            ):
+                until_now(lambda server=server: len(_workers(server)) == 2, "both workers serve")  # type: ignore[misc]
+                for name, value in _handoff(server, fleet, clients).items():
+                    samples[f"handoff: {name}"][side].append(value)
+
+
+def _handoff(server: Server, fleet: LoadClient, clients: int) -> dict[str, float]:
+    """By name, what clients notice of the reloads of one server."""
+    reloads.connect(fleet, server, ("json", "sio"), clients)
+    with Publisher(server) as publisher:
+        time.sleep(1)
+        fleet("mark")
+        for _ in range(_RELOADS):
+            old = _workers(server)
+            server.signal(signal.SIGHUP)
+            until_now(lambda old=old: _replaced(server, old), "new workers", _HANDED_OVER)  # type: ignore[misc]
+            time.sleep(1)  # the pause of the last one ends with its next message
+        publisher.stop()
+        seen = reloads.arrived(fleet, publisher.answered[-1])
+    pauses = seen["pause_s"]
+    return {
+        "connections closed": seen["lost"],
+        "messages missed": seen["missing"] + seen["behind"],
+        "messages repeated": seen["repeated"],
+        "longest pause, p50 of the clients, ms": max(0.0, pauses["p50"] - INTERVAL) * 1e3,
+        "longest pause, p99 of the clients, ms": max(0.0, pauses["p99"] - INTERVAL) * 1e3,
+        "longest pause of all, ms": max(0.0, pauses["max"] - INTERVAL) * 1e3,
+    }
+
+
+def _workers(server: Server) -> set[int]:
+    """Process ids of the workers that are ready; by HTTP, which is the same in all revisions."""
+    status, body = server.get("/status")
+    if status != 200:
+        return set()
+    return {row["pid"] for row in body["workers"] if row["state"] == "ready"}
+
+
+def _replaced(server: Server, old: set[int]) -> bool:
+    """Whether only new workers are left."""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return len(_workers(server) - old) == 2 and not any(
+            Path(f"/proc/{pid}").exists() for pid in old
+        )
+    return False
+
+
+PARTS: Mapping[str, Callable[[tuple[Path, Path], int, int, Samples], None]] = {
+    "connects": connects,
+    "deliveries": deliveries,
+    "handoffs": handoffs,
+}
+
+
+def is_worse(name: str, here: Sequence[float], there: Sequence[float], limit: float) -> bool:
+    """Whether a measure of this checkout is over the limit."""
+    if name.partition(": ")[2] in _COUNTS:
+        return sum(here) > sum(there)
+    found = ratio(here, there)
+    return found is not None and found > limit
+
+
+def ratio(here: Sequence[float], there: Sequence[float]) -> float | None:
+    """The median of the ratios of the rounds; None where the other revision has only zeros."""
+    ratios = [a / b for a, b in zip(here, there, strict=True) if b]
+    return median(ratios) if ratios else None
+
+
 def main() -> int:
     """Measure, print, and judge if a limit is given."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.regression", description=__doc__)
@@ -105,22 +195,23 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--limit", type=float, help="largest ratio that is accepted")
+    parser.add_argument("--part", action="append", choices=PARTS, help="measure this part only")
     parser.add_argument("--json", action="store_true", help="print every sample")
     options = parser.parse_args()
     samples: Samples = defaultdict(lambda: ([], []))
     with checkout(options.revision) as before:
-        roots = ROOT, before
-        connects(roots, options.clients, options.rounds, samples)
-        deliveries(roots, options.clients, options.rounds, samples)
+        for part in options.part or PARTS:
+            PARTS[part]((ROOT, before), options.clients, options.rounds, samples)
     if options.json:
         print(json.dumps(samples))
-    worst = 0.0
+    worse = False
     print(f"{'':52} {'here':>10} {'before':>10} {'ratio':>7}")
     for name, (here, there) in samples.items():
-        ratio = median(a / b for a, b in zip(here, there, strict=True) if b)
-        worst = max(worst, ratio)
-        print(f"{name:52} {median(here):10.3f} {median(there):10.3f} {ratio:7.3f}")
-    return 1 if options.limit and worst > options.limit else 0
+        found = ratio(here, there)
+        shown = "-" if found is None else f"{found:.3f}"
+        print(f"{name:52} {median(here):10.3f} {median(there):10.3f} {shown:>7}")
+        worse |= options.limit is not None and is_worse(name, here, there, options.limit)
+    return 1 if worse else 0
 
 
 if __name__ == "__main__":

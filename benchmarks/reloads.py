@@ -48,7 +48,7 @@ def handoff(size: Size, figures: Figures) -> None:
                 fleet("mark_pauses")
                 _reload(server, slots, fleet, figures, f"handoff: reload {number + 1}")
             publisher.stop()
-            seen = _arrived(fleet, publisher.answered[-1])
+            seen = arrived(fleet, publisher.answered[-1])
         figures.add("handoff_strangers", SUBJECT, strangers.share())
         figures.add("handoff_rate", SUBJECT, publisher.rate)
         figures.add("handoff_publish_max_ms", SUBJECT, publisher.slowest * 1e3)
@@ -65,7 +65,7 @@ def _reload_stock(figures: Figures, clients: int) -> None:
     """The same signal to python-socketio as it comes, without a stream."""
     say(f"handoff: stock, {clients} clients, HUP")
     with stock_under_gunicorn() as server, LoadClient(module="fleet") as fleet:
-        _connect(fleet, server, ("sio",), clients)
+        connect(fleet, server, ("sio",), clients)
         fleet("mark")
         server.signal(signal.SIGHUP)
         deadline = time.monotonic() + 15
@@ -132,7 +132,7 @@ def killed_worker(size: Size, figures: Figures) -> None:
             say(f"killed-worker: {seen['returned']} of {seen['lost']} are back")
             time.sleep(2)
             publisher.stop()
-            seen = _arrived(fleet, publisher.answered[-1])
+            seen = arrived(fleet, publisher.answered[-1])
         figures.add("killed_clients", SUBJECT, victim.connections)
         figures.add("killed_lost", SUBJECT, seen["lost"])
         figures.add("killed_away", SUBJECT, seen["away"])
@@ -154,11 +154,12 @@ def _open(fleet: LoadClient, server: Server, clients: int) -> SlotTable:
         time.sleep(0.05)
         if time.monotonic() > deadline:
             raise BenchmarkError(f"a worker is not ready:\n{server.log()}")
-    _connect(fleet, server, ("json", "sio"), clients)
+    connect(fleet, server, ("json", "sio"), clients)
     return slots
 
 
-def _connect(fleet: LoadClient, server: Server, wires: Sequence[str], clients: int) -> None:
+def connect(fleet: LoadClient, server: Server, wires: Sequence[str], clients: int) -> None:
+    """Connect so many clients, an equal part of each wire, and wait until messages flow to them."""
     for wire in wires:
         fleet("connect", port=server.port, wire=wire, clients=clients // len(wires))
     deadline = time.monotonic() + 60
@@ -169,7 +170,7 @@ def _connect(fleet: LoadClient, server: Server, wires: Sequence[str], clients: i
     time.sleep(_SETTLE)
 
 
-def _arrived(fleet: LoadClient, last: int) -> dict[str, Any]:
+def arrived(fleet: LoadClient, last: int) -> dict[str, Any]:
     """What the clients report when all have the last message, or 15 s have passed."""
     deadline = time.monotonic() + 15
     while (seen := fleet("report"))["least"] < last and time.monotonic() < deadline:
