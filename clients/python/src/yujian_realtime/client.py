@@ -22,6 +22,7 @@ from yujian_realtime.errors import ConnectionClosed, RealtimeError, RequestTimeo
 from yujian_realtime.failures import describe
 from yujian_realtime.ledger import Ledger
 from yujian_realtime.messages import Counts, Gap, History, Message, State
+from yujian_realtime.session import SessionUser
 
 log = logging.getLogger("yujian_realtime")
 
@@ -39,7 +40,7 @@ _EVENTS = ("state", "message", "gap", "error", "rtt")
 _REFUSED = "The handshake was refused with HTTP status"
 
 
-class Realtime:
+class Realtime(SessionUser):
     """A client of the plain protocol. `async with` connects in the background and leaves at the end.
 
     Args:
@@ -69,13 +70,12 @@ class Realtime:
         session: aiohttp.ClientSession | None = None,
         random: Callable[[], float] = _random.random,
     ) -> None:
+        super().__init__(session)
         self._url = socket_url(url)
         self._token = token
         self._user = user
         self._history = history
         self._ping_every = ping
-        self._session = session
-        self._owns_session = session is None
         self._backoff = Backoff(*pause, random)
         self._ledger = Ledger()
         self._state = State("connecting")
@@ -103,18 +103,9 @@ class Realtime:
     async def __aenter__(self) -> Self:
         if self._loop_task is not None:
             raise RuntimeError("A client connects once; make another one.")
-        if self._session is None:
-            self._session = aiohttp.ClientSession()
+        self._open_session()
         self._loop_task = asyncio.create_task(self._run())
         return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Leave for good. Iterators end, requests that wait raise `ConnectionClosed`."""
@@ -126,8 +117,7 @@ class Realtime:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        if self._owns_session and self._session is not None:
-            await self._session.close()
+        await super().close()
 
     def reconnect(self, *, token: Token | None = None) -> None:
         """Connect now, also after what is final.

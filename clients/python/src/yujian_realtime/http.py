@@ -6,7 +6,6 @@ import asyncio
 import json
 import random as _random
 from collections.abc import Awaitable, Callable, Mapping
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import aiohttp
@@ -14,6 +13,7 @@ import aiohttp
 from yujian_realtime.addresses import DEFAULT, base_url
 from yujian_realtime.errors import PublishError
 from yujian_realtime.failures import describe
+from yujian_realtime.session import SessionUser
 
 _REPEATED = frozenset({408, 429, 502, 503, 504})
 """Statuses after which the same call may succeed."""
@@ -28,7 +28,7 @@ class Answer(NamedTuple):
     """Seconds that the service asks to wait; 0 where it does not ask."""
 
 
-class HttpClient:
+class HttpClient(SessionUser):
     """Calls of one service.
 
     Args:
@@ -57,35 +57,19 @@ class HttpClient:
         random: Callable[[], float] = _random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        super().__init__(session)
         self._base = base_url(url)
         self._token = token
         self._attempts = max(attempts, 1)
         self._patience = min(patience, 240.0)
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._pause = pause
-        self._session = session
-        self._owns_session = session is None
         self._random = random
         self._sleep = sleep
 
     async def __aenter__(self) -> Self:
-        if self._session is None:
-            self._session = aiohttp.ClientSession()
+        self._open_session()
         return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connections."""
-        if self._owns_session and self._session is not None:
-            await self._session.close()
-            self._session = None
 
     async def get(
         self, path: str, query: Mapping[str, str | int] | None = None, *, check: bool = True
