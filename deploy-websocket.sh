@@ -199,7 +199,7 @@ wait_until_well() {
 install_requirements() { # into the Python that runs, when pins differ from what is installed
   "$python" - << 'END' && return 0
 import importlib.metadata as installed, re, sys
-for line in open("requirements.txt"):
+for line in open("requirements.lock"):
     pin = re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?==(\S+)", line)
     if pin and ";" not in line:  # one with a marker need not apply here
         try:
@@ -211,10 +211,14 @@ END
   [[ $1 != try ]] || {
     # A trial apart from what runs: if this fails, nothing has changed.
     rm -rf "$trial"
-    "$python" -m venv "$trial" && "$trial/bin/pip" install -qq -r requirements.txt
+    "$python" -m venv "$trial" && install_locked "$trial/bin/python"
     return $?
   }
-  "$python" -m pip install -qq --disable-pip-version-check -r requirements.txt
+  install_locked "$python"
+}
+
+install_locked() { # files with the hashes of requirements.lock, and no others
+  "$1" -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
 }
 
 build_host() {

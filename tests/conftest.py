@@ -50,6 +50,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: measures, or takes the machine to itself")
     config.addinivalue_line("markers", "no_cover: neither it nor its processes count their lines")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # What `nohup` and a shell's `&` have ignored would be ignored by all that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_unconfigure() -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -328,6 +329,37 @@ def test_a_deployment_ends_where_a_step_fails(
         environ = {"PATH": str(_programs_without_docker(tmp_path))}
     done = installed.run("deploy-websocket.sh", *options, **environ)
     assert done.code == code, done
+    assert installed.worker_pids() == before
+
+
+def test_a_package_with_another_hash_is_not_installed(installed: Installed, tmp_path: Path) -> None:
+    """What the index hands out is not what was tried: the service goes on as it is."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    with zipfile.ZipFile(packages / "yujian_probe-1.0-py3-none-any.whl", "w") as wheel:
+        info = "yujian_probe-1.0.dist-info"
+        wheel.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: yujian-probe\nVersion: 1.0\n"
+        )
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    before, lock = installed.worker_pids(), installed.read("requirements.lock")
+    other = hashlib.sha256(b"another file").hexdigest()
+    (installed.root / "requirements.lock").write_text(
+        f"yujian-probe==1.0 \\\n    --hash=sha256:{other}\n"
+    )
+    try:
+        done = installed.run(
+            "deploy-websocket.sh",
+            "--no-backup",
+            "--no-rollback",
+            PIP_NO_INDEX="1",
+            PIP_FIND_LINKS=str(packages),
+        )
+    finally:
+        (installed.root / "requirements.lock").write_text(lock)
+    assert done.code == 13, done
+    assert "DO NOT MATCH THE HASHES" in done.out + done.err
     assert installed.worker_pids() == before
 
 
