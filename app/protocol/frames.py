@@ -23,7 +23,7 @@ PING = 0x9
 PONG = 0xA
 
 TOO_LARGE = -1
-"""A message over the limit was skipped; its payload was not kept."""
+"""A message over the limit was skipped; the payload is `TOO_LARGE_MESSAGE`."""
 VIOLATION = -2
 """The peer violated the protocol; the payload is a `Violation`."""
 
@@ -44,10 +44,29 @@ class Violation:
     """At most 123 bytes long."""
 
 
-Event = tuple[int, str | bytes | Violation]
-"""Opcode, or one of the two negative values above, and the payload: `str` for TEXT only.
+@dataclass(frozen=True, slots=True)
+class PeerClose:
+    """A close frame of the peer."""
 
-A pair, since nearly all events are messages; what a rare one says more is an object in it.
+    code: int
+    """That it gives; `NO_CODE` without one."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TooLarge:
+    """A message over the limit, of which nothing was kept."""
+
+
+TOO_LARGE_MESSAGE = TooLarge()
+NO_CODE = 1005
+"""Stands for a close frame without a code (RFC 6455, 7.1.5); it is never on the wire."""
+
+Event = tuple[int, str | bytes | Violation | PeerClose | TooLarge]
+"""Opcode, or one of the two negative values above, and the payload: `str` for TEXT, bytes for BINARY,
+PING and PONG, and for the rare others an object that says what has happened.
+
+A pair, since nearly all events are messages.
 """
 
 _MASKED = 0x80
@@ -358,7 +377,7 @@ class FrameReader:
         self._opcode = 0
         self._total = 0
         if message is None:
-            events.append((TOO_LARGE, b""))
+            events.append((TOO_LARGE, TOO_LARGE_MESSAGE))
         else:
             event = (TEXT, _decode(message)) if opcode == TEXT else (BINARY, bytes(message))
             events.append(event)
@@ -403,14 +422,16 @@ class FrameReader:
         return total > self._limit
 
     def _control(self, opcode: int, payload: bytes) -> Event:
-        if opcode == CLOSE and payload:
-            if len(payload) == 1:
-                raise ViolationError(CloseCode.PROTOCOL_ERROR, "close frame of one byte")
-            code = int.from_bytes(payload[:2], "big")
-            if not _is_valid_close_code(code):
-                raise ViolationError(CloseCode.PROTOCOL_ERROR, "invalid close code")
-            _decode(payload[2:])
-        return opcode, payload
+        if opcode != CLOSE:
+            return opcode, payload
+        if not payload:
+            return CLOSE, PeerClose(NO_CODE, "")
+        if len(payload) == 1:
+            raise ViolationError(CloseCode.PROTOCOL_ERROR, "close frame of one byte")
+        code = int.from_bytes(payload[:2], "big")
+        if not _is_valid_close_code(code):
+            raise ViolationError(CloseCode.PROTOCOL_ERROR, "invalid close code")
+        return CLOSE, PeerClose(code, _decode(payload[2:]))
 
 
 def _payload_size(head: bytes) -> int:

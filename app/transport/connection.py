@@ -23,7 +23,7 @@ from typing import ClassVar, Protocol
 from app.errors import CloseCode
 from app.log_limit import LogLimit
 from app.protocol import frames
-from app.protocol.frames import FrameReader, Violation
+from app.protocol.frames import FrameReader, PeerClose, TooLarge, Violation
 from app.transport.output import OutputAccount
 from app.transport.timer_wheel import TimerWheel
 
@@ -432,12 +432,12 @@ class Connection:
                 return
             data = b""
 
-    def _handle(self, opcode: int, payload: str | bytes | Violation) -> None:
+    def _handle(self, opcode: int, payload: str | bytes | Violation | PeerClose | TooLarge) -> None:
         if self.state == OPEN:
             if isinstance(payload, str):
                 self.on_text(payload)
-            elif isinstance(payload, Violation):
-                self._violated(payload)
+            elif not isinstance(payload, bytes):
+                self._handle_rare(payload)
             elif opcode == frames.BINARY:
                 self.on_binary(payload)
             elif opcode == frames.PING:
@@ -446,17 +446,24 @@ class Connection:
                 else:
                     # The peer does not read: only the last ping is answered (RFC 6455, 5.5.3).
                     self.hub.owed_pongs[self] = payload
-            elif opcode == frames.CLOSE:
-                code = int.from_bytes(payload[:2], "big") if payload else CloseCode.NORMAL
-                self._leave(code, "transport close", frames.build_frame(frames.CLOSE, payload[:2]))
-            elif opcode == frames.TOO_LARGE:
-                self.on_too_large()
         elif self.state == CLOSING:
             if opcode == frames.CLOSE:
                 self.drop("closed")
             elif opcode == frames.VIOLATION:
                 # What follows cannot be understood, so only the end of the stream counts now.
                 self.reader = None
+
+    def _handle_rare(self, event: Violation | PeerClose | TooLarge) -> None:
+        """Act on what most connections see once or never."""
+        if isinstance(event, Violation):
+            self._violated(event)
+        elif isinstance(event, TooLarge):
+            self.on_too_large()
+        elif event.code == frames.NO_CODE:
+            answer = frames.build_frame(frames.CLOSE, b"")
+            self._leave(CloseCode.NORMAL, "transport close", answer)
+        else:
+            self._leave(event.code, "transport close", frames.build_close(event.code, ""))
 
     def _violated(self, violation: Violation) -> None:
         """Close, since the peer has violated the protocol."""

@@ -34,6 +34,7 @@ from app.protocol.frames import (
     VIOLATION,
     Event,
     FrameReader,
+    TooLarge,
     Violation,
 )
 from app.sessions.deflated import session_class
@@ -202,7 +203,7 @@ def test_what_is_too_large_compressed_already() -> None:
     reader = InflatingReader(1000)
     late = encode(TEXT, deflate(b"after"), rsv=4)
     events = reader.feed(encode(TEXT, b"x" * 1500, rsv=4) + late)
-    assert events == [(TOO_LARGE, b""), (TEXT, "after")]
+    assert events == [(TOO_LARGE, TooLarge()), (TEXT, "after")]
     assert code_of(encode(TEXT, b"x" * 200_000, rsv=4), 1000) == CloseCode.TOO_BIG
 
 

@@ -31,6 +31,7 @@ from app.protocol.frames import (
     BINARY,
     CLOSE,
     CONTINUATION,
+    NO_CODE,
     PING,
     PONG,
     SKIP_ALLOWANCE,
@@ -39,6 +40,8 @@ from app.protocol.frames import (
     VIOLATION,
     Event,
     FrameReader,
+    PeerClose,
+    TooLarge,
     Violation,
     build_close,
     build_frame,
@@ -91,6 +94,13 @@ def violation(events: list[Event]) -> int:
     return payload.code
 
 
+def closed(payload: bytes = b"") -> Event:
+    """The event of a close frame with this payload."""
+    if not payload:
+        return CLOSE, PeerClose(NO_CODE, "")
+    return CLOSE, PeerClose(int.from_bytes(payload[:2], "big"), payload[2:].decode())
+
+
 @dataclass(frozen=True)
 class Stream:
     """A valid stream of a client, and what it means."""
@@ -141,7 +151,7 @@ def streams(draw: st.DrawFn, *, close: bool = True) -> Stream:
         code = draw(st.sampled_from([1000, 1001, 1011, 3000, 4999]))
         payload = draw(st.sampled_from([b"", close_payload(code, draw(st.text(max_size=30)))]))
         data += masked(CLOSE, payload, mask=draw(masks))
-        events.append((CLOSE, payload))
+        events.append(closed(payload))
     return Stream(data, events)
 
 
@@ -181,7 +191,7 @@ def test_a_skipped_message_goes_on_in_another_process() -> None:
         first = FrameReader(LIMIT)
         assert first.feed(data[:place]) == []
         second = FrameReader.load(LIMIT, first.dump())
-        assert second.feed(data[place:]) == [(TOO_LARGE, b"")]
+        assert second.feed(data[place:]) == [(TOO_LARGE, TooLarge())]
         assert second.idle
 
 
@@ -277,9 +287,9 @@ def wsproto_events(data: bytes) -> list[Event]:
                     events.append((PONG, bytes(event.payload)))
                 case CloseConnection():
                     if event.code == 1005:
-                        events.append((CLOSE, b""))
+                        events.append(closed())
                     else:
-                        events.append((CLOSE, close_payload(event.code, event.reason or "")))
+                        events.append(closed(close_payload(event.code, event.reason or "")))
                     break
     except RemoteProtocolError as error:
         code = error.event_hint.code if isinstance(error.event_hint, CloseConnection) else 1002
@@ -296,7 +306,9 @@ def websockets_events(data: bytes) -> list[Event]:
     for frame in protocol.events_received():
         assert isinstance(frame, Frame)
         if frame.opcode in (Opcode.PING, Opcode.PONG, Opcode.CLOSE):
-            events.append((int(frame.opcode), bytes(frame.data)))
+            payload = bytes(frame.data)
+            is_close = frame.opcode is Opcode.CLOSE
+            events.append(closed(payload) if is_close else (int(frame.opcode), payload))
             continue
         opcode, parts = int(frame.opcode) or opcode, parts + bytes(frame.data)
         if opcode == TEXT and not can_become_text(parts):
@@ -332,7 +344,9 @@ class Queue:
                 self.events.append((TEXT, data if isinstance(data, str) else bytes(data).decode()))
             case WSMsgType.CLOSE if message.data:
                 payload = close_payload(message.data, message.extra or "")
-                self.events.append((CLOSE, payload))
+                self.events.append(closed(payload))
+            case WSMsgType.CLOSE:
+                self.events.append(closed())
             case kind:
                 self.events.append((int(kind), bytes(message.data or b"")))
 
@@ -375,7 +389,7 @@ def until_close(events: list[Event]) -> list[Event]:
 
 def said_by_wsproto(event: Event) -> bool:
     """Whether it may be a violation: wsproto shows those as close frames of the peer."""
-    return event[0] == CLOSE and bytes_of(event)[:2] in (b"\x03\xea", b"\x03\xef")
+    return isinstance(event[1], PeerClose) and event[1].code in (1002, 1007)
 
 
 def judged_alike(ours: list[Event], theirs: list[Event]) -> bool:
@@ -402,12 +416,6 @@ def test_a_flipped_bit_is_judged_as_others_do(stream: Stream, place: int, bit: i
     # This one takes lengths that are not minimal.
     if not (ours and ours[-1][0] == VIOLATION and "length" in str(ours[-1][1])):
         assert judged_alike(ours, websockets_events(bytes(data)))
-
-
-def bytes_of(event: Event) -> bytes:
-    payload = event[1]
-    assert isinstance(payload, bytes)
-    return payload
 
 
 # Noise.
@@ -578,7 +586,7 @@ def test_the_end_of_a_text_may_not_be_within_a_character() -> None:
 def test_what_is_binary_or_skipped_is_not_checked() -> None:
     bad = b"\xff" * 200
     assert feed(masked(BINARY, bad), 5, 50, 150) == [(BINARY, bad)]
-    assert feed(masked(TEXT, b"\xff" * (LIMIT + 1)), 5, 50, 800) == [(TOO_LARGE, b"")]
+    assert feed(masked(TEXT, b"\xff" * (LIMIT + 1)), 5, 50, 800) == [(TOO_LARGE, TooLarge())]
 
 
 @pytest.mark.parametrize("step", [1, 7, 4096])
@@ -634,7 +642,7 @@ def test_control_frames_between_fragments_come_at_once() -> None:
     assert not reader.idle
     assert reader.feed(masked(CONTINUATION, b"b", fin=False) + masked(PONG, b"")) == [(PONG, b"")]
     assert reader.feed(masked(CLOSE, b"") + masked(CONTINUATION, b"c")) == [
-        (CLOSE, b""),
+        closed(),
         (TEXT, "abc"),
     ]
 
@@ -656,7 +664,7 @@ def sized(size: int, pieces: int) -> bytes:
 def test_the_limit_is_inclusive(pieces: int) -> None:
     after = masked(TEXT, b"next")
     assert feed(sized(LIMIT, pieces) + after) == [(BINARY, b"x" * LIMIT), (TEXT, "next")]
-    assert feed(sized(LIMIT + 1, pieces) + after) == [(TOO_LARGE, b""), (TEXT, "next")]
+    assert feed(sized(LIMIT + 1, pieces) + after) == [(TOO_LARGE, TooLarge()), (TEXT, "next")]
 
 
 @pytest.mark.parametrize("pieces", [1, 7])
@@ -665,7 +673,7 @@ def test_up_to_64_kb_over_are_skipped_and_more_ends_it(pieces: int) -> None:
     after = masked(TEXT, b"next")
     most = LIMIT + SKIP_ALLOWANCE
     assert feed(sized(most, pieces) + after, 10, 5000, 66_000) == [
-        (TOO_LARGE, b""),
+        (TOO_LARGE, TooLarge()),
         (TEXT, "next"),
     ]
     assert violation(feed(sized(most + 1, pieces) + after)) == 1009
@@ -704,14 +712,14 @@ def test_control_frames_within_a_skipped_message() -> None:
     data += masked(PING, b"p") + masked(CONTINUATION, b"", fin=False) + masked(CONTINUATION, b"z")
     assert feed(data + masked(TEXT, b"ok"), 900, 1100) == [
         (PING, b"p"),
-        (TOO_LARGE, b""),
+        (TOO_LARGE, TooLarge()),
         (TEXT, "ok"),
     ]
 
 
 def test_a_skipped_message_may_end_with_an_empty_fragment() -> None:
     data = masked(TEXT, b"x" * (LIMIT + 1), fin=False) + masked(CONTINUATION, b"")
-    assert feed(data) == [(TOO_LARGE, b"")]
+    assert feed(data) == [(TOO_LARGE, TooLarge())]
 
 
 def test_sizes_of_messages_do_not_add_up() -> None:
