@@ -31,7 +31,7 @@ from app.sessions.rates import Rates
 from app.sessions.registry import Registry
 from app.sessions.socketio.rooms import RoomManager
 from app.transport.hub import Hub
-from app.types import Gap, Message, Priority
+from app.types import Gap, Message, Priority, Subscribers
 
 _DESCRIPTORS = Path("/proc/self/fd")
 _PRIORITIES = [priority.name.lower() for priority in Priority]
@@ -85,22 +85,20 @@ class FlushFigures:
 class SubscriberCounts:
     """Connections and users of this machine that are subscribed to each type, at most 2 s old.
 
-    A client without a name counts as a user of its own.
-
     Args:
         types: that there are.
     """
 
     def __init__(self, types: Iterable[str]) -> None:
-        self._counts: dict[str, tuple[int, int]] = dict.fromkeys(types, (0, 0))
+        self._counts = dict.fromkeys(types, Subscribers(0, 0))
 
-    def of(self, type: str) -> tuple[int, int]:
-        """Connections and users of one type."""
+    def of(self, type: str) -> Subscribers:
+        """Those of one type."""
         return self._counts[type]
 
-    def show(self, type: str, connections: int, users: int) -> None:
+    def show(self, type: str, counts: Subscribers) -> None:
         """Note the newest counts of a type."""
-        self._counts[type] = connections, users
+        self._counts[type] = counts
 
 
 class Figures:
@@ -230,7 +228,7 @@ class Figures:
             connections = sum(_figure(row.stats, "subscriptions", type) for row in rows)
             unnamed = sum(_figure(row.stats, "unnamed", type) for row in rows)
             users = self._slots.users_of_type(number) + unnamed
-            self._subscribers.show(type, connections, users)
+            self._subscribers.show(type, Subscribers(connections, users))
 
     def replica(self) -> dict[str, object] | None:
         """What `GET /status` says of the replica of this machine; None: it has none."""

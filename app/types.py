@@ -95,6 +95,15 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
+class Subscribers:
+    """How many are subscribed to a type."""
+
+    connections: int
+    users: int
+    """A client without a name counts as one of its own."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerRow:
     """One worker as the slot table shows it."""
 

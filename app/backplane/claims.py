@@ -13,6 +13,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from redis.exceptions import RedisError
@@ -208,6 +209,16 @@ return redis.call('EXISTS', mine)
 """Ends the lease of a worker that has gone; what is left of it counts no more, and is removed by others."""
 
 _Answer = asyncio.Future[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A worker of this machine, as the slot table knows it."""
+
+    index: int
+    generation: int
+
+
 _Step = tuple[Literal["try", "take", "give"], str, _Answer | None]
 
 
@@ -234,7 +245,7 @@ class UserClaims:
         self._stale = False  # the backplane has something else than `_held` and `_steps` say
         self._task: asyncio.Task[None] | None = None
         self._renewed = 0.0
-        self._rows: set[tuple[int, int]] = set()
+        self._rows: set[_Row] = set()
         """Workers of this machine when claims of dead ones were last looked for."""
 
     def start(self, supervisor: Supervisor | None = None) -> None:
@@ -343,8 +354,8 @@ class UserClaims:
             return
         self._rows = rows
 
-    def _living(self) -> set[tuple[int, int]]:
-        return {(row.index, row.generation) for row in self._slots.rows()}
+    def _living(self) -> set[_Row]:
+        return {_Row(row.index, row.generation) for row in self._slots.rows()}
 
     async def _exchange(self) -> None:
         """Tell the backplane what changed, and renew the lease."""
@@ -426,9 +437,9 @@ class UserClaims:
         self._told = told
 
 
-def _row(name: bytes) -> tuple[int, int]:
+def _row(name: bytes) -> _Row:
     """Row and generation in the name of a worker; none that is in use for another name."""
     parts = name.split(b"-")
     if len(parts) != _NAME_PARTS or not (parts[1].isdigit() and parts[2].isdigit()):
-        return -1, -1
-    return int(parts[1]), int(parts[2])
+        return _Row(-1, -1)
+    return _Row(int(parts[1]), int(parts[2]))

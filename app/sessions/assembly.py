@@ -32,7 +32,7 @@ from app.sessions.socketio.server import RealtimeServer
 from app.sessions.subscriptions import Subscriptions
 from app.sessions.welcome import Welcome
 from app.transport.hub import Hub
-from app.types import Position
+from app.types import Position, Subscribers
 
 
 def make_context(
@@ -48,7 +48,7 @@ def make_context(
     claims: UserClaims | None,
     verifier: TokenVerifier,
     metrics: Metrics,
-    subscribers: Callable[[str], tuple[int, int]],
+    subscribers: Callable[[str], Subscribers],
     control_position: Position,
     send_control: Callable[[dict[str, Any]], Awaitable[None]],
     publish: Callable[[str, str, Any], Awaitable[object]],

@@ -18,6 +18,7 @@ from app.sessions.session import Page, Session, Work
 from app.sessions.subscriptions import Subscriptions
 from app.sessions.token_keys import KeysUnavailable
 from app.transport.connection import OPEN
+from app.types import Subscribers
 
 
 class Router:
@@ -39,7 +40,7 @@ class Router:
         pages: Pages,
         history_limit: int,
         verifier: TokenVerifier,
-        subscribers: Callable[[str], tuple[int, int]],
+        subscribers: Callable[[str], Subscribers],
         metrics: Metrics,
     ) -> None:
         self._subscriptions = subscriptions
@@ -92,8 +93,8 @@ class Router:
 
     def _presence(self, session: Session, request: Request) -> None:
         type = requests.parse_one_type(request.payload, session.types)
-        connections, users = self._subscribers(type)
-        data = {"connections": connections, "users": users}
+        counts = self._subscribers(type)
+        data = {"connections": counts.connections, "users": counts.users}
         session.reply(request, "presence_data", self._answer("presence_data", data, request))
 
     def _auth(self, session: Session, request: Request) -> Work | None:

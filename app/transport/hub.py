@@ -17,6 +17,7 @@ import os
 import select
 import time
 from collections import deque
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from app.errors import CloseCode
@@ -97,6 +98,16 @@ class Meter(Protocol):
         """Count time that was spent on answers to many connections."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """When a connection with unsent output was last seen to take some of it."""
+
+    tick: int
+    """Of the hub's wheel."""
+    acked: int
+    """What `kernel.progress` said then."""
+
+
 class Hub:
     """The connections of one worker: epoll, outbox, heartbeats, limits and totals.
 
@@ -150,7 +161,7 @@ class Hub:
         self._held: dict[Connection, int] = {}
         self._holds: dict[int, list[Connection]] = {}
         self._hold_timer: asyncio.TimerHandle | None = None
-        self._looks: dict[Connection, tuple[int, int]] = {}
+        self._looks: dict[Connection, _Look] = {}
         self._relief_planned = False
         self._drop_planned = False
         self._logged_at = -LOG_SECONDS
@@ -381,7 +392,7 @@ class Hub:
         if (
             not self._has_moved(connection)
             and before is not None
-            and (wheel.now - before[0]) * wheel.tick_length >= look
+            and (wheel.now - before.tick) * wheel.tick_length >= look
         ):
             return False
         wheel.resume(connection, max(0.0, wheel.timeout - look), look)
@@ -398,7 +409,7 @@ class Hub:
             connection
             for connection in self._backed_up
             if not self._has_moved(connection)
-            and self.wheel.now - self._looks[connection][0] >= patience
+            and self.wheel.now - self._looks[connection].tick >= patience
         ]
         if not stalled:
             return False
@@ -432,9 +443,9 @@ class Hub:
         before = self._looks.get(connection)
         pending = connection.pending
         moved = pending.moved if pending is not None else 0
-        if before is not None and acked <= before[1] and moved <= before[0]:
+        if before is not None and acked <= before.acked and moved <= before.tick:
             return False
-        self._looks[connection] = self.wheel.now, acked
+        self._looks[connection] = _Look(self.wheel.now, acked)
         return True
 
     def _plan_relief(self) -> None:

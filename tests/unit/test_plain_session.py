@@ -22,7 +22,7 @@ from app.sessions.plain import PlainSession
 from app.sessions.rates import FLOOD_FACTOR, Limits, Rates
 from app.sessions.session import INBOX_MESSAGES, ConnectOptions
 from app.transport.connection import CLOSED, CLOSING, OPEN
-from app.types import Gap, Message, Position
+from app.types import Gap, Message, Position, Subscribers
 from tests.support.delivery import Bench, message, messages, turn
 from tests.support.slots import TableSlots
 from tests.support.waiting import until
@@ -74,7 +74,7 @@ class Worker(Bench):
             claims=None,
             verifier=TokenVerifier(self.settings),
             metrics=Metrics(types),
-            subscribers=lambda _: (3, 2),
+            subscribers=lambda _: Subscribers(3, 2),
             control_position=Position("c", 0),
             send_control=nothing,
             publish=nothing,
