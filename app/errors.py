@@ -226,6 +226,7 @@ class CloseCode(enum.IntEnum):
         "yes, after `retryAfter` ms (in the reason)",
     )
     UNAUTHORIZED = 4401, "the token is missing, invalid or expired", "no, not without a new one"
+    OPERATOR = 4403, "an operator has closed it", "no"
     HEARTBEAT_TIMEOUT = (
         4408,
         "no input for too long, or in no Socket.IO namespace for ten seconds",

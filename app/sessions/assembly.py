@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -93,6 +94,7 @@ def make_context(
         known,
         slots=slots,
         is_alone=not settings.backplane_url,
+        host=settings.host_name or platform.node(),
         position=control_position,
         send_control=send_control,
         publish=publish,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from app.errors import ClientError, PresenceError
+from app.errors import ClientError, CloseCode, PresenceError
 from app.protocol.envelope import RESERVED_ON_WIRE, decode_json
 
 MAX_NAME = 1024
@@ -139,6 +139,9 @@ def parse(body: bytes) -> Control:
             _optional(message, "late", _number)
             if message.get("ask") is not None:
                 check_sid(message["host_id"])
+        elif message["method"] in {"list", "close"}:
+            for name in ("user", "type", "after", "id"):
+                _optional(message, name, _text)
         elif message["method"] == "alive":
             _optional(message, "users", _counts)
     except KeyError as error:
@@ -196,6 +199,33 @@ def _counts(value: Any) -> None:
         _number(count)
 
 
+def _text(value: Any) -> None:
+    _short(value if isinstance(value, str) else "", "A name")
+    if not isinstance(value, str):
+        raise ValueError(f"a string is needed, not {_kind(value)}")
+
+
+def _rows(value: Any) -> None:
+    for row in _list(value):
+        if not isinstance(row, dict) or not ({"id", "user"} & row.keys()):
+            raise ValueError("a list of connections or users is needed")
+        _text(row.get("id", row.get("user")))
+        if "id" not in row:
+            _number(row.get("connections"))
+
+
+def _page(value: Any) -> None:
+    _number(value)
+    if value < 1:
+        raise ValueError("a number from 1 on is needed")
+
+
+def _closing(value: Any) -> None:
+    _number(value)
+    if value not in {CloseCode.OPERATOR, CloseCode.UNAUTHORIZED}:
+        raise ValueError(f"connections are not closed with {value}")
+
+
 def _number(value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= _LARGEST_NUMBER:
         raise ValueError("an integer is needed")
@@ -210,6 +240,16 @@ _METHODS: dict[str, Iterable[tuple[str, Callable[[Any], object]]]] = {
     "probe": (("users", _strings), ("host_id", check_sid), ("ask", _number)),
     "held": (("to", check_sid), ("ask", _number), ("sids", _sids)),
     "alive": (("to", check_sid), ("ask", _number), ("sids", _sids), ("alive", _sids)),
+    "list": (("host_id", check_sid), ("ask", _number), ("limit", _page)),
+    "listed": (
+        ("to", check_sid),
+        ("ask", _number),
+        ("rows", _rows),
+        ("total", _number),
+        ("anonymous", _number),
+    ),
+    "close": (("host_id", check_sid), ("ask", _number), ("code", _closing)),
+    "closed": (("to", check_sid), ("ask", _number), ("count", _number)),
     "callback": (
         ("host_id", check_sid),
         ("sid", check_room),

@@ -35,6 +35,7 @@ from app.sessions.control import (
 )
 from app.sessions.probing import Prober
 from app.sessions.registry import Registry
+from app.sessions.roster import Roster
 from app.sessions.session import Session
 from app.sessions.socketio.client import MAIN, SocketIOClient
 from app.sessions.socketio.private import PubSubManager
@@ -58,6 +59,7 @@ class StreamManager(PubSubManager, RoomManager):
         known_types: the types that there are.
         slots: tell how many other workers there are on this machine.
         is_alone: there are no workers on other machines.
+        host: the name of this machine.
         position: of the control stream, from which on its messages are carried out.
         send_control: stores a message in the control stream.
         publish: stores a message in the stream of a type: type, event, data.
@@ -74,6 +76,7 @@ class StreamManager(PubSubManager, RoomManager):
         *,
         slots: Slots,
         is_alone: bool,
+        host: str = "",
         position: Position,
         send_control: Callable[[dict[str, Any]], Awaitable[None]],
         publish: Callable[[str, str, Any], Awaitable[object]],
@@ -92,6 +95,7 @@ class StreamManager(PubSubManager, RoomManager):
         self._replacing: asyncio.Task[set[str]] | None = None
         self._sending: asyncio.Future[None] | None = None
         self.prober = Prober(self, registry, slots, is_alone=is_alone)
+        self.roster = Roster(self, registry, slots, is_alone=is_alone, host=host)
         self._to_replace: list[str] = []
         self.position = position
         """The last message of the control stream that was carried out."""
@@ -375,6 +379,12 @@ class StreamManager(PubSubManager, RoomManager):
                 self.prober.on_probe(message)
             elif method in {"held", "alive"}:
                 self.prober.on_answer(message)
+            elif method in {"list", "close"}:
+                if message["host_id"] != self.host_id:
+                    answer = self.roster.on_list if method == "list" else self.roster.on_close
+                    answer(message)
+            elif method in {"listed", "closed"}:
+                self.roster.on_answer(message)
             elif method == "callback":
                 # These run handlers of the application, which may emit and so wait for us.
                 self.start_task(self._take_ack(message))
