@@ -393,6 +393,7 @@ def make_application(worker: Worker, machine: Machine) -> web.Application:
         budgets=Budgets(settings.http_rate_limit, settings.http_rate_time),
         local_faults=machine.local_faults,
         series=parts.series.read,
+        roster=parts.sessions.sio.manager.roster,
         machine_status=MachineStatus(settings.data_dir).read if settings.collector else dict,
     )
     add_routes(app, context)

@@ -21,6 +21,7 @@ from app.http.writers import Writers
 from app.ports import Slots
 from app.presence import Presence
 from app.sessions.auth import TokenVerifier
+from app.sessions.roster import Roster
 from app.types import Draft, Message, Position
 
 
@@ -72,6 +73,8 @@ class HttpContext:
     version: str
     series: Callable[[str], Awaitable[bytes]] = _no_series
     """Samples of all machines in a range, as JSON; app/backplane/series.py."""
+    roster: Roster | None = None
+    """Knows the connections of all workers; None: such calls are answered with 404."""
     machine_status: Callable[[], Mapping[str, object]] = dict
     """The newest figures of this machine, as in `status_update`; empty where none are collected."""
     audit: Audit = field(default_factory=lambda: Audit(0))

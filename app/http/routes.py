@@ -12,6 +12,7 @@ from app.errors import ClientError, ErrorCode
 from app.http.alert_hook import post_alerts
 from app.http.audit import Write
 from app.http.clients import bearer_token
+from app.http.connected import delete_connected, delete_user, get_connected, get_users
 from app.http.context import HttpContext
 from app.http.documents import add_documents
 from app.http.errors import (
@@ -53,17 +54,25 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
         ("/history", get_history),
         ("/ws/stats", get_connections),
         ("/ws/queue", get_queue),
+        ("/connections", get_connected),
+        ("/connections/users", get_users),
     ]
     writing: list[tuple[str, Callable[..., Awaitable[web.Response]]]] = [
         ("/status", post_status),
         ("/ws/broadcast", broadcast),
         ("/hooks/alertmanager", post_alerts),
     ]
+    closing: list[tuple[str, Callable[..., Awaitable[web.Response]]]] = [
+        ("/connections", delete_user),
+        ("/connections/{id}", delete_connected),
+    ]
     for path, handler in reading:
         bound = functools.partial(handler, context=context)
         app.router.add_get(path, bound)  # and HEAD
     for path, handler in writing:
         app.router.add_post(path, _audited(functools.partial(handler, context=context), context))
+    for path, handler in closing:
+        app.router.add_delete(path, _audited(functools.partial(handler, context=context), context))
     add_documents(app, context.settings, context.version)
     if context.settings.page:
         Page().add_routes(app, context.version)

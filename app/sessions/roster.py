@@ -1,4 +1,4 @@
-"""Who is connected, asked of every worker, and the end of connections that an operator closes.
+"""The connections of every worker, for operators: lists of them, and their end.
 
 Both go through the control stream: a worker that is asked answers what it has. Where the workers
 are all on this machine their number is known, and the last answer ends the wait; workers of other
@@ -19,6 +19,7 @@ from typing import Any
 
 from app.errors import ClientError, CloseCode
 from app.ports import Slots
+from app.protocol.schema.limits import MAX_ROWS
 from app.sessions.probing import Channel
 from app.sessions.registry import Registry
 from app.sessions.session import Session
@@ -32,8 +33,9 @@ ELSEWHERE_SECONDS = 0.5
 """How long answers are awaited where it is unknown how many will come."""
 QUESTIONS = 4
 """Questions that one worker has under way at a time; later ones wait."""
-MAX_ROWS = 500
-"""Rows of one answer: about 100 KB of each worker."""
+
+METHODS = frozenset({"list", "listed", "close", "closed"})
+"""Of the messages between workers that are for it."""
 
 Row = dict[str, Any]
 
@@ -191,8 +193,19 @@ class Roster:
 
     # Answering.
 
-    def on_list(self, message: dict[str, Any]) -> None:
-        """Another worker asks what this one has."""
+    def take(self, message: dict[str, Any]) -> None:
+        """Carry out a message of another worker with one of `METHODS`."""
+        method = message["method"]
+        if method in {"listed", "closed"}:
+            self._take_answer(message)
+        elif message["host_id"] == self._channel.host_id:
+            pass  # its own question
+        elif method == "list":
+            self._take_list(message)
+        else:
+            self._take_close(message)
+
+    def _take_list(self, message: dict[str, Any]) -> None:
         query = Query(
             message.get("user"),
             message.get("type"),
@@ -204,13 +217,11 @@ class Roster:
         answer = {"rows": rows, "total": total, "anonymous": anonymous}
         self._channel.start_task(self._answer("listed", message, answer))
 
-    def on_close(self, message: dict[str, Any]) -> None:
-        """Another worker asks for the end of connections."""
+    def _take_close(self, message: dict[str, Any]) -> None:
         count = self._end(message.get("id"), message.get("user"), message["code"])
         self._channel.start_task(self._answer("closed", message, {"count": count}))
 
-    def on_answer(self, message: dict[str, Any]) -> None:
-        """Another worker has answered a question of this one."""
+    def _take_answer(self, message: dict[str, Any]) -> None:
         question = self._questions.get(message["ask"])
         if question is None or message["to"] != self._channel.host_id:
             return
@@ -247,9 +258,7 @@ class Roster:
         anonymous = sum(session.user is None for session in found)
         if query.by_user:
             users = Counter(session.user for session in found if session.user is not None)
-            names = heapq.nsmallest(
-                query.limit + 1, (name for name in users if name > query.after)
-            )
+            names = heapq.nsmallest(query.limit + 1, (name for name in users if name > query.after))
             rows = [{"user": name, "connections": users[name]} for name in names]
         else:
             later = (session for session in found if session.id > query.after)
@@ -288,8 +297,9 @@ def _merged(rows: Iterable[Row], *, by_user: bool) -> list[Row]:
     for row in rows:
         known = found.get(row[key])
         if by_user and known is not None:
-            row = {**row, "connections": known["connections"] + row["connections"]}
-        found[row[key]] = row
+            known["connections"] += row["connections"]
+        else:
+            found[row[key]] = row
     return [found[name] for name in sorted(found)]
 
 

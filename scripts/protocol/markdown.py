@@ -190,7 +190,7 @@ def _calls() -> str:
 
 
 def _call(call: Call) -> str:
-    query = "&".join(f"{each.name}=" for each in call.parameters)
+    query = "&".join(f"{each.name}=" for each in call.parameters if each.place == "query")
     return f"`{call.method} {call.path}{'?' if query else ''}{query}`{_TOKENS[call.reader]}"
 
 

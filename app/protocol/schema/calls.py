@@ -19,21 +19,25 @@ from app.protocol.schema.kinds import (
     TypeName,
 )
 from app.protocol.schema.limits import (
+    CLOSING_CODES,
     MAX_HISTORY,
     MAX_HTTP_BEFORE,
     MAX_MESSAGES,
+    MAX_NAME,
+    MAX_ROWS,
     RANGES,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter of the query."""
+    """One parameter of the query, or of the path."""
 
     name: str
     kind: Kind
     about: str
     required: bool = False
+    place: Literal["query", "path"] = "query"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,26 @@ _STORING_ERRORS = (
     ErrorCode.QUEUE_OVERFLOW,
     ErrorCode.BACKPLANE_UNAVAILABLE,
     ErrorCode.BACKPLANE_FULL,
+)
+
+_ASKING_ERRORS = (
+    ErrorCode.INVALID_PAYLOAD,
+    ErrorCode.QUEUE_OVERFLOW,
+    ErrorCode.BACKPLANE_UNAVAILABLE,
+    ErrorCode.BACKPLANE_FULL,
+)
+_PAGE = (
+    Parameter("limit", Integer(1, MAX_ROWS), "rows; 100"),
+    Parameter("after", Text(most=MAX_NAME), "the last row of the page before"),
+)
+_CLOSING_CODE = Parameter(
+    "code",
+    Choice(CLOSING_CODES),
+    "close code: 4403, or 4401 when the client's token is revoked; 4403",
+)
+_COMPLETE = (
+    "Where workers are on several machines it is unknown how many there are: they have half a second to answer, and"
+    " `complete` is false."
 )
 
 TABLE = (
@@ -177,6 +201,63 @@ TABLE = (
         "getQueue",
         "what waits to be stored",
         (Answer(200, "the figures", payloads.QUEUE),),
+    ),
+    Call(
+        "GET",
+        "/connections",
+        "listConnections",
+        "the connections of all workers and machines, in the order of their ids",
+        (Answer(200, "a page of them", payloads.CONNECTION_LIST),),
+        "publisher",
+        (
+            Parameter("user", Text(1, MAX_NAME), "only those of this user"),
+            Parameter("type", TypeName(), "only those that are subscribed to this type"),
+            *_PAGE,
+        ),
+        errors=(ErrorCode.INVALID_TYPE, ErrorCode.NOT_FOUND, *_ASKING_ERRORS),
+        details=_COMPLETE,
+    ),
+    Call(
+        "GET",
+        "/connections/users",
+        "listUsers",
+        "the users of all workers and machines that are connected, by name",
+        (Answer(200, "a page of them", payloads.USER_LIST),),
+        "publisher",
+        (
+            Parameter("type", TypeName(), "only those that are subscribed to this type"),
+            *_PAGE,
+        ),
+        errors=(ErrorCode.INVALID_TYPE, ErrorCode.NOT_FOUND, *_ASKING_ERRORS),
+        details=_COMPLETE,
+    ),
+    Call(
+        "DELETE",
+        "/connections",
+        "closeUser",
+        "closes all connections of a user",
+        (Answer(200, "they are closed", payloads.CLOSED),),
+        "publisher",
+        (
+            Parameter("user", Text(1, MAX_NAME), "whose connections", required=True),
+            _CLOSING_CODE,
+        ),
+        errors=(ErrorCode.NOT_FOUND, *_ASKING_ERRORS),
+        details="A client that comes back all the same is let in: revoke its token.",
+    ),
+    Call(
+        "DELETE",
+        "/connections/{id}",
+        "closeConnection",
+        "closes one connection",
+        (Answer(200, "it is closed", payloads.CLOSED),),
+        "publisher",
+        (
+            Parameter("id", Text(1, MAX_NAME), "of the connection", required=True, place="path"),
+            _CLOSING_CODE,
+        ),
+        errors=(ErrorCode.NOT_FOUND, *_ASKING_ERRORS),
+        details="404 where no worker that answered has it.",
     ),
     Call(
         "POST",

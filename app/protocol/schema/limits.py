@@ -18,6 +18,12 @@ MAX_VALUES = 500
 """Maximum values in a request, which determine its cost; all types with `recover` need 130."""
 MAX_MESSAGES = 1000
 """Maximum messages of one call of a publisher, and alerts of one notification."""
+MAX_ROWS = 500
+"""Maximum connections or users of one answer: about 100 KB of each worker."""
+MAX_NAME = 1024
+"""Longest id or name in the query of a call, in characters."""
+CLOSING_CODES = ("4403", "4401")
+"""With which an operator closes connections; the first is the default."""
 MAX_TASK_LENGTH = 500
 """Longest task of the presence, in characters."""
 MAX_SEQ, MAX_BEFORE, MAX_HTTP_BEFORE = 2**63 - 1, 2**53, 2**63 - 1

@@ -124,7 +124,7 @@ def _operation(call: Call, schemas: Schemas) -> dict[str, Any]:
         operation["parameters"] = [
             {
                 "name": each.name,
-                "in": "query",
+                "in": each.place,
                 "required": each.required,
                 "description": each.about,
                 "schema": schemas.of(each.kind),

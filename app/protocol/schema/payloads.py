@@ -459,6 +459,60 @@ PRESENCE_SET = Struct(
     (Field("message", STORED, "the `status_update`"),),
     like=PRESENCE,
 )
+CONNECTION = Struct(
+    "Connection",
+    "A connection, as operators see it.",
+    (
+        Field("id", Text(1), "the `connectionId` of `connected`"),
+        Field("user", Nullable(Text(1)), "the user's name; null: none"),
+        Field("protocol", Text(1), "what it speaks"),
+        Field("types", ListOf(TypeName()), "subscriptions"),
+        Field("host", Text(), "the machine that serves it"),
+        Field("worker", COUNT, "process id of the worker there"),
+    ),
+)
+_ROSTER = (
+    Field("total", COUNT, "connections on all pages"),
+    Field("more", Boolean(), "whether there is another page"),
+    Field("workers", COUNT, "workers that have answered"),
+    Field("complete", Boolean(), "whether these are known to be all workers"),
+)
+CONNECTION_LIST = Struct(
+    "ConnectionList",
+    "A page of connections.",
+    (Field("connections", ListOf(CONNECTION), "in the order of their ids"), *_ROSTER),
+)
+USER_LIST = Struct(
+    "UserList",
+    "A page of the users that are connected.",
+    (
+        Field(
+            "users",
+            ListOf(
+                Struct(
+                    "ConnectedUser",
+                    "A user that is connected.",
+                    (
+                        Field("user", Text(1), "the user's name"),
+                        Field("connections", COUNT, "open connections"),
+                    ),
+                )
+            ),
+            "in the order of their names",
+        ),
+        Field("anonymous", COUNT, "connections without a name"),
+        *_ROSTER,
+    ),
+)
+CLOSED = Struct(
+    "ClosedConnections",
+    "What was closed.",
+    (
+        Field("closed", COUNT, "connections"),
+        Field("workers", COUNT, "workers that have answered"),
+        Field("complete", Boolean(), "whether these are known to be all workers"),
+    ),
+)
 ALERT = Struct(
     "Alert",
     "An alert of Alertmanager; what it lacks, or has in another form, is left out.",

@@ -21,7 +21,7 @@ from app.errors import ClientError, ErrorCode
 from app.log_limit import LogLimit
 from app.ports import Slots
 from app.protocol.envelope import TOO_DEEP
-from app.sessions import control
+from app.sessions import control, roster
 from app.sessions.control import (
     Control,
     Unreadable,
@@ -379,12 +379,8 @@ class StreamManager(PubSubManager, RoomManager):
                 self.prober.on_probe(message)
             elif method in {"held", "alive"}:
                 self.prober.on_answer(message)
-            elif method in {"list", "close"}:
-                if message["host_id"] != self.host_id:
-                    answer = self.roster.on_list if method == "list" else self.roster.on_close
-                    answer(message)
-            elif method in {"listed", "closed"}:
-                self.roster.on_answer(message)
+            elif method in roster.METHODS:
+                self.roster.take(message)
             elif method == "callback":
                 # These run handlers of the application, which may emit and so wait for us.
                 self.start_task(self._take_ack(message))

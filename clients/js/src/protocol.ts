@@ -534,6 +534,70 @@ export interface Queue {
   lag: number;
 }
 
+/** A connection, as operators see it. */
+export interface Connection {
+  /** the `connectionId` of `connected` */
+  id: string;
+  /** the user's name; null: none */
+  user: string | null;
+  /** what it speaks */
+  protocol: string;
+  /** subscriptions */
+  types: string[];
+  /** the machine that serves it */
+  host: string;
+  /** process id of the worker there */
+  worker: number;
+}
+
+/** A page of connections. */
+export interface ConnectionList {
+  /** in the order of their ids */
+  connections: Connection[];
+  /** connections on all pages */
+  total: number;
+  /** whether there is another page */
+  more: boolean;
+  /** workers that have answered */
+  workers: number;
+  /** whether these are known to be all workers */
+  complete: boolean;
+}
+
+/** A user that is connected. */
+export interface ConnectedUser {
+  /** the user's name */
+  user: string;
+  /** open connections */
+  connections: number;
+}
+
+/** A page of the users that are connected. */
+export interface UserList {
+  /** in the order of their names */
+  users: ConnectedUser[];
+  /** connections without a name */
+  anonymous: number;
+  /** connections on all pages */
+  total: number;
+  /** whether there is another page */
+  more: boolean;
+  /** workers that have answered */
+  workers: number;
+  /** whether these are known to be all workers */
+  complete: boolean;
+}
+
+/** What was closed. */
+export interface ClosedConnections {
+  /** connections */
+  closed: number;
+  /** workers that have answered */
+  workers: number;
+  /** whether these are known to be all workers */
+  complete: boolean;
+}
+
 /** A message to publish. */
 export interface PublishedMessage {
   /** of the stream */
@@ -657,6 +721,7 @@ export type CloseCode =
   | 1012
   | 1013
   | 4401
+  | 4403
   | 4408
   | 4409
   | 4413

@@ -633,6 +633,75 @@ class Queue(TypedDict):
     """milliseconds that the slowest worker is behind"""
 
 
+class Connection(TypedDict):
+    """A connection, as operators see it."""
+
+    id: str
+    """the `connectionId` of `connected`"""
+    user: str | None
+    """the user's name; null: none"""
+    protocol: str
+    """what it speaks"""
+    types: list[str]
+    """subscriptions"""
+    host: str
+    """the machine that serves it"""
+    worker: int
+    """process id of the worker there"""
+
+
+class ConnectionList(TypedDict):
+    """A page of connections."""
+
+    connections: list[Connection]
+    """in the order of their ids"""
+    total: int
+    """connections on all pages"""
+    more: bool
+    """whether there is another page"""
+    workers: int
+    """workers that have answered"""
+    complete: bool
+    """whether these are known to be all workers"""
+
+
+class ConnectedUser(TypedDict):
+    """A user that is connected."""
+
+    user: str
+    """the user's name"""
+    connections: int
+    """open connections"""
+
+
+class UserList(TypedDict):
+    """A page of the users that are connected."""
+
+    users: list[ConnectedUser]
+    """in the order of their names"""
+    anonymous: int
+    """connections without a name"""
+    total: int
+    """connections on all pages"""
+    more: bool
+    """whether there is another page"""
+    workers: int
+    """workers that have answered"""
+    complete: bool
+    """whether these are known to be all workers"""
+
+
+class ClosedConnections(TypedDict):
+    """What was closed."""
+
+    closed: int
+    """connections"""
+    workers: int
+    """workers that have answered"""
+    complete: bool
+    """whether these are known to be all workers"""
+
+
 class PublishedMessage(TypedDict):
     """A message to publish."""
 
@@ -744,7 +813,7 @@ ErrorCode = Literal[
 
 
 CloseCode = Literal[
-    1000, 1001, 1002, 1007, 1008, 1009, 1012, 1013, 4401, 4408, 4409, 4413, 4429,
+    1000, 1001, 1002, 1007, 1008, 1009, 1012, 1013, 4401, 4403, 4408, 4409, 4413, 4429,
 ]
 """Close codes of the service."""
 

@@ -1,0 +1,122 @@
+"""Operators list connections and users over all workers, and close them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+import socketio
+
+from tests.support.plain import PlainClient, spread
+from tests.support.service import TOKEN, Answer, Service
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.timeout(120)
+HEAD = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest_asyncio.fixture
+async def service() -> AsyncIterator[Service]:
+    async with Service(WORKERS=2, COLLECTOR=0, MAX_CONNECTIONS_PER_USER=10) as running:
+        yield running
+
+
+async def get(service: Service, path: str) -> Answer:
+    return await service.request("GET", path, headers=HEAD)
+
+
+async def delete(service: Service, path: str) -> Answer:
+    return await service.request("DELETE", path, headers=HEAD)
+
+
+async def test_lists_and_ends_over_all_workers(service: Service) -> None:
+    ann = await spread(service, 2, user="ann", types="status")
+    anonymous = await PlainClient.open(service, types="stats")
+    bob = socketio.AsyncClient(reconnection=False)
+    closed: list[str] = []
+    bob.on("disconnect", lambda *_: closed.append("bob"))
+    await bob.connect(
+        service.base, transports=["websocket"], socketio_path="/ws/realtime", auth={"user": "bob"}
+    )
+    try:
+        await asyncio.gather(*(one.barrier() for one in (*ann, anonymous)))
+
+        async def all_are_listed() -> bool:
+            return bool((await get(service, "/connections")).body["total"] == 4)
+
+        await until(all_are_listed, "all are welcomed")
+        listed = (await get(service, "/connections")).body
+        assert (listed["workers"], listed["complete"], listed["more"]) == (2, True, False)
+        rows = listed["connections"]
+        assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
+        assert {row["worker"] for row in rows} == set(service.worker_pids())
+        assert sorted(str(row["user"]) for row in rows) == ["None", "ann", "ann", "bob"]
+        assert {row["protocol"] for row in rows} == {"plain", "socketio"}
+        page = (await get(service, "/connections?limit=3")).body
+        assert (page["connections"], page["more"]) == (rows[:3], True)
+        page = (await get(service, f"/connections?limit=3&after={rows[2]['id']}")).body
+        assert (page["connections"], page["more"]) == (rows[3:], False)
+        of_stats = (await get(service, "/connections?type=stats&user=ann")).body
+        assert of_stats["total"] == 0
+        users = (await get(service, "/connections/users?type=status")).body
+        assert {"user": "ann", "connections": 2} in users["users"]
+        users = (await get(service, "/connections/users")).body
+        assert (users["anonymous"], users["total"]) == (1, 4)
+
+        # The connection of one, whatever worker is asked.
+        [id] = [row["id"] for row in rows if row["user"] is None]
+        answer = await delete(service, f"/connections/{id}")
+        assert (answer.status, answer.body["closed"]) == (200, 1)
+        assert await anonymous.wait_closed() == 4403
+        assert (await delete(service, f"/connections/{id}")).status == 404
+        # All of a user, by a revoked token.
+        answer = await delete(service, "/connections?user=ann&code=4401")
+        assert (answer.status, answer.body) == (200, {"closed": 2, "workers": 2, "complete": True})
+        assert [await one.wait_closed() for one in ann] == [4401, 4401]
+        assert not closed
+        assert (await delete(service, "/connections?user=bob")).body["closed"] == 1
+        await until(lambda: closed == ["bob"], "the Socket.IO client is told")
+        assert (await delete(service, "/connections?user=bob")).body["closed"] == 0
+        assert 'call="DELETE /connections" status=200' in service.log
+    finally:
+        await bob.disconnect()
+        for one in (*ann, anonymous):
+            await one.close()
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/connections?limit=0", 400),
+        ("/connections?limit=501", 400),
+        ("/connections?type=nothing", 400),
+        ("/connections?user=" + "x" * 1025, 400),
+        ("/connections?user=ann&code=1000", 400),
+        ("/connections", 400),
+        ("/connections?user=", 400),
+    ],
+)
+async def test_wrong_questions(service: Service, method: str, path: str, status: int) -> None:
+    answer = await service.request(method, path, headers=HEAD)
+    if method == "GET" and path in {
+        "/connections",
+        "/connections?user=",
+        "/connections?user=ann&code=1000",
+    }:
+        status = 200
+    assert answer.status == status, answer.body
+
+
+async def test_only_with_the_publish_token(service: Service) -> None:
+    for method, path in (
+        ("GET", "/connections"),
+        ("GET", "/connections/users"),
+        ("DELETE", "/connections?user=ann"),
+        ("DELETE", "/connections/x"),
+    ):
+        assert (await service.request(method, path)).status == 401
+        wrong = {"Authorization": "Bearer wrong"}
+        assert (await service.request(method, path, headers=wrong)).status == 401
