@@ -19,6 +19,7 @@ import jwt
 import pytest
 
 from tests.support import REPO
+from tests.support.plain import PlainClient
 from tests.support.ports import free_port
 from tests.support.service import TOKEN, Service
 from tests.support.waiting import until, until_now
@@ -98,6 +99,41 @@ def test_publish_from_standard_input(home: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.startswith("config  ")
     assert "INVALID_TYPE" in done.stderr
+
+
+async def test_connections(home: Path, service: Service) -> None:
+    async def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(yujian, home, "connections", *arguments)
+
+    ann = [await PlainClient.open(service, user="ann", types="status") for _ in range(2)]
+    other = await PlainClient.open(service, types="stats")
+    try:
+        await asyncio.gather(*(client.barrier() for client in (*ann, other)))
+        rows = lines(await run("--type", "status", "--json"))
+        assert [row["user"] for row in rows] == ["ann", "ann"]
+        # Page by page.
+        assert len(lines(await run("list", "--limit", "1", "--json"))) == 1
+        assert [row["id"] for row in lines(await run("--all", "--user", "ann", "--json"))] == [
+            row["id"] for row in rows
+        ]
+        users = await run("--users")
+        assert users.stdout == "     2  ann\n"
+        assert "3 connections, 1 without a name" in users.stderr
+        shown = await run("--user", "ann")
+        assert f"{rows[0]['id']}  ann  plain  status  " in shown.stdout
+
+        done = await run("close", rows[0]["id"])
+        assert (done.returncode, done.stdout) == (0, "1 closed\n"), done
+        assert (await run("close", rows[0]["id"])).returncode == 1, "it is gone"
+        assert lines(await run("close", "--user", "ann", "--revoked", "--json")) == [{"closed": 1}]
+        codes = [await client.wait_closed() for client in ann]
+        assert sorted(codes) == [4401, 4403]
+        assert (await run("close")).returncode == 2
+        assert (await run("list", "someid")).returncode == 2
+        assert (await run("--publish-token", "wrong")).returncode == 4
+    finally:
+        for client in (*ann, other):
+            await client.close()
 
 
 def test_presence(home: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 import socketio
 
+from tests.support.events import EventClient
 from tests.support.plain import PlainClient, spread
 from tests.support.service import TOKEN, Answer, Service
 from tests.support.waiting import until
@@ -120,3 +121,21 @@ async def test_only_with_the_publish_token(service: Service) -> None:
         assert (await service.request(method, path)).status == 401
         wrong = {"Authorization": "Bearer wrong"}
         assert (await service.request(method, path, headers=wrong)).status == 401
+
+
+async def test_a_client_on_server_sent_events(service: Service) -> None:
+    client = await EventClient.open(service, "/events?types=status&user=eve")
+    try:
+
+        async def is_listed() -> bool:
+            return bool((await get(service, "/connections?user=eve")).body["total"] == 1)
+
+        await until(is_listed, "it is listed")
+        [row] = (await get(service, "/connections?user=eve")).body["connections"]
+        assert (row["protocol"], row["types"]) == ("sse", ["status"])
+        assert (await delete(service, f"/connections/{row['id']}")).body["closed"] == 1
+        await until(lambda: client.ended, "its stream ends")
+        last = client.events[-1].envelope
+        assert (last["event"], last["data"]["code"]) == ("connection_closing", 4403)
+    finally:
+        await client.close()

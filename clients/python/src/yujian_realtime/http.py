@@ -132,7 +132,7 @@ class HttpClient(SessionUser):
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         url = self._base.joinpath(path.lstrip("/"))
         data = None
-        if method != "GET":
+        if method not in {"GET", "DELETE"}:
             data = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
             headers["Content-Type"] = "application/json"
         try:

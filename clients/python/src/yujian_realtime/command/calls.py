@@ -1,4 +1,4 @@
-"""The commands that make one call: history, publish, presence, status, token."""
+"""The commands that make calls over HTTP: history, publish, presence, connections, status, token."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, TextIO, cast
+from urllib.parse import quote
 
 from yujian_realtime.command.exits import Exit, Failure, failure_of
 from yujian_realtime.command.settings import Connection
@@ -19,11 +20,14 @@ from yujian_realtime.command.text import (
     summary,
 )
 from yujian_realtime.errors import PublishError, RealtimeError
-from yujian_realtime.http import HttpClient
+from yujian_realtime.http import HttpClient, refusal
 from yujian_realtime.publisher import Draft, Publisher, Stored
 
 PAGE = 100
 """Messages that one call for the history brings."""
+
+ROWS = 500
+"""Connections that one call brings."""
 
 State = Literal["idle", "working", "offline"]
 Priority = Literal["high", "normal", "low"]
@@ -194,6 +198,94 @@ async def _status(connection: Connection) -> dict[str, Any]:
         message = f"{connection.url}: what answers there is no Yujian Presence."
         raise Failure(Exit.UNREACHABLE, message)
     return status
+
+
+async def connections(
+    connection: Connection,
+    user: str | None,
+    type: str | None,
+    limit: int,
+    *,
+    by_user: bool,
+    as_json: bool,
+) -> Exit:
+    """Print connections, or users, of all workers.
+
+    Args:
+        connection: which service.
+        user: only those of this user; None: all.
+        type: only those that are subscribed to this type; None: all.
+        limit: how many; 0: all.
+        by_user: users in place of connections.
+        as_json: one row a line.
+    """
+    token = connection.require_publish_token()
+    path, rows = ("/connections/users", "users") if by_user else ("/connections", "connections")
+    key = "user" if by_user else "id"
+    query: dict[str, str | int] = {}
+    if user is not None and not by_user:
+        query["user"] = user
+    if type is not None:
+        query["type"] = type
+    printed = 0
+    try:
+        async with HttpClient(connection.url, token) as client:
+            while True:
+                query["limit"] = min(limit - printed, ROWS) if limit else ROWS
+                page = await client.get(path, query)
+                for row in page[rows]:
+                    _print_row(row, as_json=as_json)
+                printed += len(page[rows])
+                if not page["more"] or not page[rows] or (limit and printed >= limit):
+                    break
+                query["after"] = page[rows][-1][key]
+    except RealtimeError as error:
+        raise failure_of(error, connection.url) from None
+    if not as_json:
+        nameless = f", {page['anonymous']} without a name" if by_user else ""
+        shown = f"{printed} shown, " if page["more"] else ""
+        total = f"{shown}{page['total']} connections{nameless} at {page['workers']} workers"
+        print(total, file=sys.stderr)
+    return Exit.OK
+
+
+def _print_row(row: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        _json(row)
+    elif "id" in row:
+        types = ",".join(row["types"]) or "-"
+        who = row["user"] if row["user"] is not None else "-"
+        place = f"{row['host']}/{row['worker']}"
+        _print(printable(f"{row['id']}  {who}  {row['protocol']}  {types}  {place}"))
+    else:
+        _print(printable(f"{row['connections']:>6}  {row['user']}"))
+
+
+async def close_connections(
+    connection: Connection, ids: list[str], user: str | None, *, revoked: bool, as_json: bool
+) -> Exit:
+    """Close connections, by their ids or all of a user."""
+    token = connection.require_publish_token()
+    closed = 0
+    query: dict[str, str | int] = {"code": 4401} if revoked else {}
+    try:
+        async with HttpClient(connection.url, token) as client:
+            for id in ids:
+                path = f"/connections/{quote(id, safe='')}"
+                answer = await client.call("DELETE", path, query=query, check=False)
+                if answer.status >= 400 and answer.status != 404:
+                    raise refusal(answer)
+                closed += answer.body.get("closed", 0)
+            if user is not None:
+                answer = await client.call("DELETE", "/connections", query={**query, "user": user})
+                closed += answer.body["closed"]
+    except RealtimeError as error:
+        raise failure_of(error, connection.url) from None
+    if as_json:
+        _json({"closed": closed})
+    else:
+        _print(f"{closed} closed")
+    return Exit.OK if closed else Exit.REFUSED
 
 
 async def status(connection: Connection, *, as_json: bool) -> Exit:

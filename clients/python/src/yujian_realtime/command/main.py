@@ -165,6 +165,30 @@ def parser() -> argparse.ArgumentParser:
     presence.add_argument("state", nargs="?", choices=["idle", "working", "offline"])
     presence.add_argument("task", nargs="?", metavar="TASK")
 
+    connections = add(
+        "connections",
+        "list the connections or users of all workers, or close some of them",
+        _examples(
+            "yujian connections --type status",
+            "yujian connections --users --all",
+            "yujian connections close 0b7c1c9e-33f0-4d1c-9a55-6a2f0e1d7c11",
+            "yujian connections close --user ann --revoked   # its token is no longer good",
+        ),
+        shape,
+    )
+    connections.add_argument("what", nargs="?", choices=["list", "close"], default="list")
+    connections.add_argument("ids", nargs="*", metavar="ID", help="of connections to close")
+    connections.add_argument("--user", metavar="NAME", help="only those of this user")
+    connections.add_argument("--type", help="only those that are subscribed to this type")
+    connections.add_argument("--users", action="store_true", help="users, by name")
+    connections.add_argument(
+        "--limit", type=_positive, default=100, metavar="N", help="how many (default: 100)"
+    )
+    connections.add_argument("--all", action="store_true", help="all that there are")
+    connections.add_argument(
+        "--revoked", action="store_true", help="close with 4401: the token is no longer good"
+    )
+
     add(
         "status",
         "print the state of the service",
@@ -278,6 +302,8 @@ def _work(
         return lambda: calls.presence_set(
             connection, arguments.state, arguments.task, as_json=as_json
         )
+    if command == "connections":
+        return _connections(arguments, connection, top)
     if command == "status":
         return lambda: calls.status(connection, as_json=as_json)
     if command == "load":
@@ -297,6 +323,34 @@ def _work(
         return calls.token(connection, arguments.user, ttl, arguments.types, publish_types)
 
     return token
+
+
+def _connections(
+    arguments: argparse.Namespace, connection: Connection, top: argparse.ArgumentParser
+) -> Callable[[], Coroutine[Any, Any, Exit]]:
+    if arguments.what == "close":
+        if not arguments.ids and arguments.user is None:
+            top.error("connections close needs an ID, or --user")
+        return lambda: calls.close_connections(
+            connection,
+            arguments.ids,
+            arguments.user,
+            revoked=arguments.revoked,
+            as_json=arguments.json,
+        )
+    if arguments.ids or arguments.revoked:
+        top.error("connections list takes no ID, and no --revoked")
+    if arguments.users and arguments.user is not None:
+        top.error("--users lists all users, and takes no --user")
+    limit = 0 if arguments.all else arguments.limit
+    return lambda: calls.connections(
+        connection,
+        arguments.user,
+        arguments.type,
+        limit,
+        by_user=arguments.users,
+        as_json=arguments.json,
+    )
 
 
 def _publish(
