@@ -1,5 +1,7 @@
 /** Points over time: joined from history and live messages, thinned to what a chart can show. */
 
+import type { Series } from '@yujian/realtime';
+
 export type Metric = 'cpu' | 'memory' | 'disk';
 export const RANGES = { '15m': 900, '1h': 3600, '6h': 21_600, '24h': 86_400 } as const;
 export type Range = keyof typeof RANGES;
@@ -12,21 +14,8 @@ export interface Point {
   disk: number;
 }
 
-interface Columns {
-  t: number[];
-  cpu: number[];
-  memory: number[];
-  disk: number[];
-}
-
 /** The answer of `GET /stats/series`. */
-export interface SeriesAnswer {
-  range: Range;
-  step: number;
-  start: number;
-  end: number;
-  hosts: Record<string, Columns>;
-}
+export type SeriesAnswer = Series;
 
 export function pointsOf(answer: SeriesAnswer, host: string): Point[] {
   const columns = answer.hosts[host];

@@ -1,43 +1,12 @@
 /** Where the service is, what it answers over HTTP, and why it does not. */
 
+import type { Connections, ServiceStatus } from '@yujian/realtime';
 import type { Range, SeriesAnswer } from './series';
+
+export type { Connections, Presence, ServiceStatus, WorkerStatus } from '@yujian/realtime';
 
 /** Why there is no connection, as far as HTTP can tell. */
 export type Verdict = 'offline' | 'unreachable' | 'origin' | 'full' | 'starting' | 'reachable';
-
-export interface Presence {
-  state: 'idle' | 'working' | 'offline';
-  task: string | null;
-  updatedAt: number | null;
-}
-
-export interface ServiceStatus {
-  status: string;
-  /** Not told to strangers, where clients need a token. */
-  version?: string;
-  uptime?: number;
-  connections: number;
-  maxConnections: number;
-  presence: Presence;
-}
-
-export interface WorkerFigures {
-  /** Not told to strangers, where clients need a token; nor the generation. */
-  pid?: number;
-  state: string;
-  connections: number;
-  generation?: number;
-  deaf?: boolean;
-}
-
-/** As `GET /ws/stats` and `stats_update` tell of one machine. */
-export interface Connections {
-  totalConnections: number;
-  uniqueUsers: number;
-  subscriptions: Record<string, number>;
-  protocols: Record<string, number>;
-  workers: WorkerFigures[];
-}
 
 export class Refusal extends Error {
   constructor(

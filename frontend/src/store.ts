@@ -1,6 +1,6 @@
 /** All that the page shows, fed by messages; components read it through `useStore`. */
 
-import { connect, type Counts, type Message, type Origin, type Realtime, type State } from '@yujian/realtime';
+import { connect, type Counts, type Message, type Origin, type PeriodFigures, type Realtime, type State } from '@yujian/realtime';
 import { useSyncExternalStore } from 'react';
 import { type Alert, applyHealth } from './alerts';
 import { type Point, type Range, RANGES, type SeriesAnswer } from './series';
@@ -23,15 +23,6 @@ export interface HostStatus {
   users: number;
   workers: number;
   queue: number;
-}
-
-export interface PeriodFigures {
-  period: string;
-  requests: number;
-  published: number;
-  deliveries: number;
-  errors: number;
-  latency: { avg: number | null; p50: number | null; p95: number | null; p99: number | null };
 }
 
 export interface Stats {
@@ -214,7 +205,7 @@ export class Store {
       change.verdict = undefined;
       change.openSince = Date.now();
       change.needsToken = false;
-      change.types = (this.client.connected?.supportedTypes as string[] | undefined) ?? [];
+      change.types = this.client.connected?.supportedTypes ?? [];
       if (this.wasOpen) {
         this.recoveredBefore = this.client.counts.recovered;
         setTimeout(() => {

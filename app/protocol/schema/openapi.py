@@ -15,10 +15,11 @@ from app.protocol.schema.calls import (
     TOKEN_ERRORS,
     Answer,
     Call,
+    Parameter,
     Reader,
 )
-from app.protocol.schema.json_schema import DIALECT, Schemas
-from app.protocol.schema.kinds import structs
+from app.protocol.schema.json_schema import DIALECT, Schema, Schemas
+from app.protocol.schema.kinds import Text, structs
 
 _ALSO_429 = {ErrorCode.MAX_CONNECTIONS_EXCEEDED}
 """Codes that have 429 in place of their status when they are about one address."""
@@ -127,7 +128,7 @@ def _operation(call: Call, schemas: Schemas) -> dict[str, Any]:
                 "in": each.place,
                 "required": each.required,
                 "description": each.about,
-                "schema": schemas.of(each.kind),
+                "schema": _parameter(each, schemas),
             }
             for each in call.parameters
         ]
@@ -138,6 +139,14 @@ def _operation(call: Call, schemas: Schemas) -> dict[str, Any]:
         }
     operation["responses"] = _responses(call, schemas)
     return operation
+
+
+def _parameter(parameter: Parameter, schemas: Schemas) -> Schema:
+    """The schema of a parameter: an empty one is as one that is not there."""
+    schema = schemas.of(parameter.kind)
+    if parameter.required or isinstance(parameter.kind, Text):
+        return schema
+    return {"anyOf": [schema, {"type": "string", "maxLength": 0}]}
 
 
 def _responses(call: Call, schemas: Schemas) -> dict[str, Any]:

@@ -452,6 +452,7 @@ SET_PRESENCE = Struct(
             "task", Nullable(Text(most=MAX_TASK_LENGTH)), "in words; empty: none", required=False
         ),
     ),
+    is_closed=True,
 )
 PRESENCE_SET = Struct(
     "PresenceSet",

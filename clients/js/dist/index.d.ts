@@ -1,4 +1,6 @@
 /** Client of the plain protocol of Yujian Presence: newest state first, recovery, no dependency. */
+import type { Actions, Connected, GapData, HistoryPage, Subscribers } from './protocol';
+export type * from './protocol';
 /** A message of a stream, or an answer. `seq` rises by one from message to message of its type. */
 export interface Message<T = unknown> {
     id: string;
@@ -14,13 +16,8 @@ export interface Message<T = unknown> {
 /** How a message came: as it happened, from the past that was asked for, or after a reconnect. */
 export type Origin = 'live' | 'history' | 'recovered';
 /** Messages `first` to `last` of a type that will not come. */
-export interface Gap {
+export interface Gap extends GapData {
     type: string;
-    first: number;
-    last: number;
-    epoch: string;
-    /** No longer kept, skipped for a newer one, or the stream began anew. */
-    reason: 'history' | 'latest' | 'epoch';
 }
 /** Why there is no connection, in one word. */
 export type Cause = 'network' | 'restart' | 'full' | 'silent' | 'slow' | 'flood' | 'protocol' | 'token' | 'origin' | 'user-limit' | 'replaced' | 'left';
@@ -79,7 +76,7 @@ export declare class Realtime {
     /** Last round trip in milliseconds. */
     rtt: number | undefined;
     /** Data of `connected`: `connectionId`, `user`, `supportedTypes`, limits. */
-    connected: Record<string, unknown> | undefined;
+    connected: Connected | undefined;
     /** Milliseconds by which the service's clock is ahead of this one. */
     clockOffset: number;
     private url;
@@ -115,17 +112,12 @@ export declare class Realtime {
     /** Listen to `state`, `message`, `gap`, `error` or `rtt`. Returns what ends it. */
     on<E extends keyof Events>(event: E, handler: (value: Events[E]) => void): () => void;
     /** Ask the service; waits for a connection. Rejects with a `RealtimeError` where it refuses. */
+    request<A extends keyof Actions>(action: A, payload?: Actions[A]['payload']): Promise<Message<Actions[A]['reply']>>;
     request<T = unknown>(action: string, payload?: unknown): Promise<Message<T>>;
     /** Older messages of a type, newest last. */
-    history(type: string, limit?: number, before?: number): Promise<{
-        messages: Message[];
-        more: boolean;
-    }>;
+    history(type: string, limit?: number, before?: number): Promise<HistoryPage>;
     /** How many are subscribed to a type. */
-    presence(type: string): Promise<{
-        connections: number;
-        users: number;
-    }>;
+    presence(type: string): Promise<Subscribers>;
     /** Round trip in milliseconds. */
     ping(now?: boolean): Promise<number>;
     /** Come back now, also after what is final: with another token, say. */
@@ -146,4 +138,3 @@ export declare class Realtime {
     private lost;
     private end;
 }
-export {};

@@ -125,7 +125,7 @@ var a = class {
 		let e = new URLSearchParams({ types: "" }), { user: t, WebSocket: n } = this.options;
 		t && e.set("user", t);
 		let r = this.connected?.resume;
-		typeof r == "string" && e.set("resume", r);
+		r && e.set("resume", r);
 		let i = n ?? globalThis.WebSocket;
 		if (!i) throw TypeError("There is no WebSocket here: give one as the option WebSocket.");
 		let a = new i(`${this.url}?${e}`);

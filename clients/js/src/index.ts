@@ -1,5 +1,18 @@
 /** Client of the plain protocol of Yujian Presence: newest state first, recovery, no dependency. */
 
+import type {
+  Actions,
+  CloseCode,
+  Connected,
+  GapData,
+  HistoryPage,
+  Position,
+  Subscribed,
+  Subscribers,
+} from './protocol';
+
+export type * from './protocol';
+
 /** A message of a stream, or an answer. `seq` rises by one from message to message of its type. */
 export interface Message<T = unknown> {
   id: string;
@@ -17,13 +30,8 @@ export interface Message<T = unknown> {
 export type Origin = 'live' | 'history' | 'recovered';
 
 /** Messages `first` to `last` of a type that will not come. */
-export interface Gap {
+export interface Gap extends GapData {
   type: string;
-  first: number;
-  last: number;
-  epoch: string;
-  /** No longer kept, skipped for a newer one, or the stream began anew. */
-  reason: 'history' | 'latest' | 'epoch';
 }
 
 /** Why there is no connection, in one word. */
@@ -85,7 +93,6 @@ interface Events {
   error: RealtimeError;
   rtt: number;
 }
-type Position = { epoch: string; seq: number };
 type Pending = { resolve(message: Message): void; reject(error: Error): void };
 type Socket = Pick<WebSocket, 'send' | 'close' | 'readyState'> &
   Record<'onopen' | 'onmessage' | 'onclose' | 'onerror', ((event: never) => void) | null>;
@@ -116,7 +123,7 @@ const CAUSES: Record<number, [Cause, boolean]> = {
   4409: ['replaced', false],
   4413: ['slow', true],
   4429: ['flood', true],
-};
+} satisfies Record<Exclude<CloseCode, 1000> | 4403, [Cause, boolean]>;
 const REQUEST_TIMEOUT = 15_000;
 
 let ids = 0;
@@ -133,7 +140,7 @@ export class Realtime {
   /** Last round trip in milliseconds. */
   rtt: number | undefined;
   /** Data of `connected`: `connectionId`, `user`, `supportedTypes`, limits. */
-  connected: Record<string, unknown> | undefined;
+  connected: Connected | undefined;
   /** Milliseconds by which the service's clock is ahead of this one. */
   clockOffset = 0;
 
@@ -222,22 +229,27 @@ export class Realtime {
   }
 
   /** Ask the service; waits for a connection. Rejects with a `RealtimeError` where it refuses. */
-  request<T = unknown>(action: string, payload: unknown = {}): Promise<Message<T>> {
+  request<A extends keyof Actions>(
+    action: A,
+    payload?: Actions[A]['payload'],
+  ): Promise<Message<Actions[A]['reply']>>;
+  request<T = unknown>(action: string, payload?: unknown): Promise<Message<T>>;
+  request(action: string, payload: unknown = {}): Promise<Message> {
     if (this.state.name === 'closed') {
       return Promise.reject(new RealtimeError('CLOSED', this.state.message ?? 'The connection is closed.'));
     }
-    return this.ask(action, payload, this.ready) as Promise<Message<T>>;
+    return this.ask(action, payload, this.ready);
   }
 
   /** Older messages of a type, newest last. */
-  async history(type: string, limit = 50, before?: number): Promise<{ messages: Message[]; more: boolean }> {
+  async history(type: string, limit = 50, before?: number): Promise<HistoryPage> {
     const payload = before === undefined ? { type, limit } : { type, limit, before };
-    return (await this.request<{ messages: Message[]; more: boolean }>('get_history', payload)).data;
+    return (await this.request('get_history', payload)).data;
   }
 
   /** How many are subscribed to a type. */
-  async presence(type: string): Promise<{ connections: number; users: number }> {
-    return (await this.request<{ connections: number; users: number }>('presence', { type })).data;
+  async presence(type: string): Promise<Subscribers> {
+    return (await this.request('presence', { type })).data;
   }
 
   /** Round trip in milliseconds. */
@@ -281,7 +293,7 @@ export class Realtime {
     const { user, WebSocket: given } = this.options;
     if (user) query.set('user', user);
     const resume = this.connected?.resume;
-    if (typeof resume === 'string') query.set('resume', resume);
+    if (resume) query.set('resume', resume);
     const Class = (given ?? globalThis.WebSocket) as new (url: string) => Socket;
     if (!Class) throw new TypeError('There is no WebSocket here: give one as the option WebSocket.');
     const socket = new Class(`${this.url}?${query}`);
@@ -353,7 +365,7 @@ export class Realtime {
   private wanted(): Set<string> {
     const types = new Set(this.listeners.flatMap((entry) => entry.types));
     if (!types.delete('all')) return types;
-    return new Set((this.connected?.supportedTypes as string[] | undefined) ?? types);
+    return new Set(this.connected?.supportedTypes ?? types);
   }
 
   /** Subscribe to what listeners want and does not flow yet. */
@@ -388,7 +400,7 @@ export class Realtime {
     const pending = message.replyTo === undefined ? undefined : this.pending.get(message.replyTo);
     switch (message.event) {
       case 'connected':
-        this.connected = data;
+        this.connected = data as unknown as Connected;
         this.clockOffset = Number(data.serverTime) - Date.now();
         this.ready = true;
         this.failures = 0;
@@ -399,9 +411,9 @@ export class Realtime {
         for (const { frame } of this.queue.splice(0)) this.socket?.send(frame);
         break;
       case 'subscribed':
-        for (const [type, place] of Object.entries(data.types as unknown as Record<string, Position>)) {
+        for (const [type, place] of Object.entries((data as unknown as Subscribed).types)) {
           this.liveFrom.set(type, place.seq);
-          if (!this.positions.has(type)) this.positions.set(type, { epoch: place.epoch, seq: (place as never)['from'] - 1 });
+          if (!this.positions.has(type)) this.positions.set(type, { epoch: place.epoch, seq: place.from - 1 });
         }
         break;
       case 'history_data':
