@@ -366,8 +366,8 @@ export interface BackplaneStatus {
     writable: boolean;
     /** what an operator should know */
     warnings?: string[];
-    /** this machine's replica; null: it has none */
-    replica?: ReplicaStatus | null;
+    /** this machine's replica, where it has one */
+    replica?: ReplicaStatus;
 }
 /** What the lab does, as far as this worker knows. */
 export interface ShownPresence extends Presence {
