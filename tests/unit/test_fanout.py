@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
+import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -70,6 +72,35 @@ async def test_one_write_per_flush_with_what_was_queued_first(bench: Bench) -> N
     assert sub.client.recv(10_000) == reply + b"".join(map(PLAIN.message, sent))
     with pytest.raises(BlockingIOError):
         sub.client.recv(10_000)
+
+
+async def test_a_delivery_costs_a_write_and_little_memory(bench: Bench) -> None:
+    """Calls and bytes for each receiver, whatever the machine does: the slope between two flushes."""
+    made: list[tuple[int, int]] = []
+    (warm, *sent) = messages(1, 3)
+    for receivers, flushed in ((0, warm), (100, sent[0]), (200, sent[1])):
+        subs = [bench.live() for _ in range(receivers)]
+        calls = 0
+
+        def count(_frame: object, event: str, _arg: object) -> None:
+            nonlocal calls
+            calls += event in {"call", "c_call"}
+
+        tracemalloc.start()
+        sys.setprofile(count)
+        try:
+            await bench.fanout.deliver([flushed])
+        finally:
+            sys.setprofile(None)
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        made.append((calls, peak))
+        assert all(sub.received() for sub in subs)
+    (_, _), (calls_of_100, peak_of_100), (calls_of_300, peak_of_300) = made
+    assert calls_of_300 - calls_of_100 <= 200 * 2.25, (
+        "to take it, to write to it, and a part of a slice"
+    )
+    assert peak_of_300 - peak_of_100 <= 200 * 120, "a copy of the group's members"
 
 
 async def test_a_ping_that_is_nearly_due_rides_on_a_flush(bench: Bench) -> None:
