@@ -80,7 +80,8 @@ async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
     except TimeoutError:
         message = "The body did not arrive in time."
         raise HttpError(408, ErrorCode.REQUEST_TIMEOUT, message, close=True) from None
-    except (ConnectionError, web.RequestPayloadError):
+    except (ConnectionError, web.RequestPayloadError, RuntimeError):
+        # RuntimeError: the client was gone before its request had its turn.
         message = "The body ended early, or its compression does not match its headers."
         raise HttpError(400, ErrorCode.PARSE_ERROR, message, close=True) from None
     return decode_json(bytes(received)), len(received)

@@ -178,7 +178,11 @@ class HttpConnection(GuardedConnection):
             if len(self._later) > MAX_LATER:
                 self.pause()
             return
-        calls = self._manager.calls  # type: ignore[union-attr]
+        if not data or self._manager is None:
+            # aiohttp goes on with what it has, for a handler whose client may be gone.
+            self._pass(data)
+            return
+        calls = self._manager.calls  # type: ignore[attr-defined]
         if calls is not None and self.is_between_requests:
             data, self._held = self._held + data, b""
             self._is_calling = True  # the answer may come at once

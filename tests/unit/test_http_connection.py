@@ -157,3 +157,24 @@ async def test_what_cannot_be_adopted_is_closed(servers: list[HttpServer]) -> No
         await servers[0].adopt(writing, 0)
     assert os.read(reading, 1) == b"", "the descriptor is closed"
     os.close(reading)
+
+
+async def test_a_body_is_read_after_its_client_is_gone() -> None:
+    """Aiohttp then lets the connection read on, which has neither a server nor a parser any more."""
+    connection = HttpServer(web.Server(answer), Guard(lambda _: None))()
+    connection.connection_made(Memory())
+    connection.data_received(POST[:-5])
+    connection.connection_lost(None)
+    connection.resume_reading()
+    await settled(connection)  # type: ignore[arg-type]
+
+
+async def test_reading_on_is_no_beginning_of_a_request() -> None:
+    guard = Guard(lambda _: None)
+    connection = HttpServer(web.Server(answer), guard)()
+    connection.connection_made(Memory())
+    connection.data_received(GET)
+    await settled(connection)  # type: ignore[arg-type]
+    connection.resume_reading()
+    assert guard.waiting == 0
+    connection.connection_lost(None)

@@ -10,6 +10,7 @@ import uuid
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -23,6 +24,7 @@ from app.config import Settings, load
 from app.errors import ClientError, ErrorCode
 from app.http.clients import Clients
 from app.http.errors import HttpError
+from app.http.publishing import read_json
 from app.http.routes import add_routes
 from app.machine import MachineStatus
 from app.protocol.schema.limits import MAX_MESSAGES
@@ -813,3 +815,17 @@ def test_a_unix_socket_is_local() -> None:
 
 def test_client_errors_all_have_a_status() -> None:
     assert all(HttpError.of(ClientError(code, "")).status >= 400 for code in ErrorCode)
+
+
+async def test_a_client_that_is_gone_before_its_turn_is_no_failure() -> None:
+    """What aiohttp says where a body is asked for and the connection was lost before."""
+
+    async def lost() -> AsyncIterator[bytes]:
+        raise RuntimeError("Connection closed.")
+        yield b""
+
+    body: Any = SimpleNamespace(iter_any=lost)
+    request = make_mocked_request("POST", "/status", payload=body)
+    with pytest.raises(HttpError) as caught:
+        await read_json(request, 100)
+    assert (caught.value.status, caught.value.code) == (400, ErrorCode.PARSE_ERROR)
