@@ -165,14 +165,7 @@ def make_parts(
     metrics = Metrics(settings.message_types)
     supervisor = Supervisor(lambda name: metrics.loop_failures[name].inc(), give_up)
 
-    # Messages on their way in.
-    publisher = StreamPublisher(backplane, reader.positions)
-    queue = BroadcastQueue(
-        slots, publisher, lambda name, number: metrics.published[name].inc(number)
-    )
-    publishing = Publishing(queue)
-
-    # Connections, and messages on their way out.
+    # Connections.
     rates = Rates(Limits.of(settings))
     hub = Hub(
         heartbeat_interval=settings.heartbeat_interval,
@@ -182,7 +175,14 @@ def make_parts(
         max_outgoing=max_outgoing,
         meter=rates,
     )
-    history = History(backplane, reader.positions, hub.output.page)
+
+    # Messages on their way in, and on their way out.
+    publisher = StreamPublisher(backplane, reader.positions)
+    queue = BroadcastQueue(
+        slots, publisher, lambda name, number: metrics.published[name].inc(number)
+    )
+    publishing = Publishing(queue, hub.pace.hurry)
+    history = History(backplane, reader.positions, hub.output.page, hub.turns)
     fanout = FanOut(
         hub,
         reader.positions,
@@ -282,7 +282,7 @@ def make_parts(
         remote_keys=remote_keys,
         canary=canary,
         figures=figures,
-        tick=Tick(metrics, rates, figures, Memory(), hub),
+        tick=Tick(metrics, rates, figures, Memory(), hub, fanout),
     )
 
 
@@ -328,7 +328,7 @@ def make_application(worker: Worker, machine: Machine) -> web.Application:
         count_refused=lambda reason: parts.metrics.refused[reason].inc(),
         addresses=sessions.addresses,
     )
-    guard = app[GUARD] = Guard(sessions.refusals.note)
+    guard = app[GUARD] = Guard(sessions.refusals.note, slices=sessions.hub.pace.slices)
     hosts = Hosts(settings, clients)
     upgrade = Upgrade(
         sessions,
@@ -392,6 +392,7 @@ def make_application(worker: Worker, machine: Machine) -> web.Application:
         room=bodies.room,
         budgets=Budgets(settings.http_rate_limit, settings.http_rate_time),
         local_faults=machine.local_faults,
+        slice=sessions.hub.pace.slices(),
         series=parts.series.read,
         roster=parts.sessions.sio.manager.roster,
         machine_status=MachineStatus(settings.data_dir).read if settings.collector else dict,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from app.broadcast.queue import BroadcastQueue
@@ -18,17 +18,21 @@ class Publishing:
 
     Args:
         queue: bounded over all workers; stores what it holds.
+        hurry: called when messages are on their way, so that nothing delays them.
     """
 
-    def __init__(self, queue: BroadcastQueue) -> None:
+    def __init__(self, queue: BroadcastQueue, hurry: Callable[[], None] = lambda: None) -> None:
         self._queue = queue
+        self._hurry = hurry
 
     def submit(self, draft: Draft) -> asyncio.Future[Position]:
         """Queue a message; see `BroadcastQueue.submit`."""
+        self._hurry()
         return self._queue.submit(draft)
 
     def submit_all(self, drafts: Sequence[Draft]) -> list[asyncio.Future[Position] | QueueOverflow]:
         """Queue the messages of one call; see `BroadcastQueue.submit_all`."""
+        self._hurry()
         return self._queue.submit_all(drafts)
 
     async def publish(self, type: str, event: str, data: Any) -> Position:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from app.broadcast.fanout import FanOut
 from app.figures import Figures
 from app.memory import Memory
 from app.metrics import Metrics
@@ -23,6 +24,7 @@ class Tick:
         figures: shown to the other workers and to Prometheus.
         memory: given back after a storm.
         hub: the connections of this worker.
+        fanout: lets those come as before that had to be last.
     """
 
     def __init__(
@@ -32,12 +34,14 @@ class Tick:
         figures: Figures,
         memory: Memory,
         hub: Hub,
+        fanout: FanOut,
     ) -> None:
         self._metrics = metrics
         self._rates = rates
         self._figures = figures
         self._memory = memory
         self._hub = hub
+        self._fanout = fanout
 
     async def run(self) -> None:
         """Tick for ever."""
@@ -47,6 +51,7 @@ class Tick:
             await asyncio.sleep(1.0)
             self._metrics.loop_delay.set(max(0.0, loop.time() - due))
             self._rates.start_second()
+            self._fanout.put_back()
             try:
                 await self._figures.show()
                 self._figures.export()

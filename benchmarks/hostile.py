@@ -75,6 +75,10 @@ def _nothing() -> Iterator[bytes]:
 
 _AHEAD = {name: {"epoch": "x" * 16, "seq": 1} for name in TYPES}
 _LISTS = b'{"action":"ping","payload":[' + b"[]," * 340_000 + b"0]}"
+_LONG_QUERIES = [
+    _http("GET", "/history?" + "&".join(f"a{i}={n}" for i in range(2000)))
+    for n in (1, 10, 100, 1000)  # the first one fits into the largest request line
+]
 _NEAR = b'{"action":"ping","payload":[' + b"{}," * 240 + b'"' + b"\\u00e9" * 2400 + b'"]}'
 
 
@@ -125,9 +129,7 @@ KINDS: dict[str, Kind] = {
             "POST", "/ws/broadcast", f"Authorization: Bearer wrong{n}\r\n", '{"type":"status"}'
         )
     ),
-    "long queries": Kind(
-        requests=lambda n: _http("GET", "/history?" + "&".join(f"a{i}={n}" for i in range(2000)))
-    ),
+    "long queries": Kind(requests=lambda n: _LONG_QUERIES[n % len(_LONG_QUERIES)]),
 }
 
 

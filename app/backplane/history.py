@@ -12,6 +12,7 @@ from app.backplane.client import FAILURES, Backplane
 from app.backplane.entries import OVERHEAD, entry_id, to_message, with_gaps
 from app.backplane.faults import unavailable
 from app.backplane.scripts import PAGE, stream_key
+from app.turns import Turns
 from app.types import Gap, Message, Position
 
 T = TypeVar("T")
@@ -57,9 +58,14 @@ class _Tail:
 
 
 class _Flights:
-    """Lets callers that want the same at the same time share one read."""
+    """Lets callers that want the same at the same time share one read.
 
-    def __init__(self) -> None:
+    Args:
+        turns: those who have shared a read go on in turn; None: all at once.
+    """
+
+    def __init__(self, turns: Turns | None = None) -> None:
+        self._turns = turns
         self._running: dict[Hashable, asyncio.Task[Any]] = {}
 
     async def settle(self, key: Hashable) -> None:
@@ -76,6 +82,8 @@ class _Flights:
             task.add_done_callback(lambda done: self._landed(key, done))
         # Shielded: one caller that goes away must not take the others' answer with it.
         result: T = await asyncio.shield(task)
+        if self._turns is not None:
+            await self._turns.take()
         return result
 
     def _landed(self, key: Hashable, task: asyncio.Task[Any]) -> None:
@@ -90,6 +98,7 @@ class History:
     Args:
         positions: where live is, per type: `StreamReader.positions`.
         page_bytes: most bytes of messages in one answer of `newest`, if it is more than one.
+        turns: those that have waited for a read go on in turn.
     """
 
     def __init__(
@@ -97,13 +106,14 @@ class History:
         backplane: Backplane,
         positions: Mapping[str, Position],
         page_bytes: int = PAGE_BYTES,
+        turns: Turns | None = None,
     ) -> None:
         self._backplane = backplane
         self._positions = positions
         self._largest = backplane.settings.max_message_size + OVERHEAD
         self._tails: dict[str, _Tail] = {}
         self._turns: dict[str, tuple[str, Gap]] = {}  # the last change of epoch: from, and to what
-        self._flights = _Flights()
+        self._flights = _Flights(turns)
         self._chunks: OrderedDict[Hashable, list[Message]] = OrderedDict()
         self._cut: set[Hashable] = set()
         """Keys of chunks that end early, since they would be longer than `PAGE_BYTES`."""

@@ -3,7 +3,8 @@
 A flush encodes the bytes of each group once, when its first member is written. A flush takes longer
 than pings and replies may wait, so it is divided into slices; a connection that leaves its group
 between two slices is written first, which keeps the order of every connection. Large groups go
-first, so groups with one member do not delay the others.
+first, so groups with one member do not delay the others; and connections that have just been held back for
+using more than their share go last, so that they delay nobody.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ GROUP_COST = 5
 UNUSED_GROUPS = 256
 """Groups without live members that are kept at least; past it, and past the number of the others,
 they are dropped."""
+LAST_SECONDS = 5.0
+"""How long a connection comes last after it was held back."""
 FLUSH_BYTES = 1024 * 1024
 """Bytes of messages per flush, so that what one flush leaves unsent is bounded."""
 
@@ -91,19 +94,23 @@ class FanOut:
         self._hub = hub
         self._batch_size = batch_size
         self._on_flush = on_flush
-        self._groups: dict[tuple[str, frozenset[str], bool], Group] = {}
+        self._groups: dict[tuple[str, frozenset[str], bool, bool], Group] = {}
+        self._last: dict[Subscriber, float] = {}
+        """Connections that come last, and since when (monotonic seconds)."""
         self._most_groups = UNUSED_GROUPS
         self._jobs: dict[Group, _Job] = {}
         self._before: dict[str, Position] = self.positions
 
-    def group(self, codec: Codec, types: frozenset[str], batch: bool) -> Group:
+    def group(
+        self, codec: Codec, types: frozenset[str], batch: bool, is_last: bool = False
+    ) -> Group:
         """The one group for these properties."""
-        key = codec.name, types, batch
+        key = codec.name, types, batch, is_last
         group = self._groups.get(key)
         if group is None:
             if len(self._groups) >= self._most_groups:
                 self._drop_unused()
-            group = self._groups[key] = Group(codec, types, batch)
+            group = self._groups[key] = Group(codec, types, batch, is_last)
         return group
 
     def groups(self) -> list[Group]:
@@ -119,7 +126,7 @@ class FanOut:
         """Make a subscriber live; it must stand at `positions`."""
         group = subscriber.group
         # The table may have forgotten the group meanwhile, and created it again for another subscriber.
-        key = group.codec.name, group.types, group.batch
+        key = _key(group)
         group = subscriber.group = self._groups.setdefault(key, group)
         group.members[subscriber] = subscriber.fd
         subscriber.track = None
@@ -146,9 +153,40 @@ class FanOut:
             job.waiting.pop(subscriber, None)
 
     def _drop(self, group: Group) -> None:
-        key = group.codec.name, group.types, group.batch
+        key = _key(group)
         if self._groups.get(key) is group:
             del self._groups[key]
+
+    def put_last(self, subscriber: Subscriber) -> None:
+        """Write to a subscriber after the others for the next `LAST_SECONDS`."""
+        self._last[subscriber] = time.monotonic()
+        self._change(subscriber, is_last=True)
+
+    def put_back(self) -> None:
+        """Let those come as before that had to be last for long enough; once a second."""
+        if not self._last:
+            return
+        due = time.monotonic() - LAST_SECONDS
+        for subscriber in [one for one, since in self._last.items() if since <= due]:
+            if self._change(subscriber, is_last=False):
+                del self._last[subscriber]
+
+    def _change(self, subscriber: Subscriber, *, is_last: bool) -> bool:
+        """Move a subscriber to the group that is like its own, but for its place in a flush.
+
+        Returns False where the flush that is under way needs it in its group.
+        """
+        before = subscriber.group
+        if before.is_last == is_last:
+            return True
+        if before in self._jobs:
+            return False
+        group = subscriber.group = self.group(before.codec, before.types, before.batch, is_last)
+        if before.members.pop(subscriber, None) is not None:
+            group.members[subscriber] = subscriber.fd
+            if not before.members:
+                self._drop(before)
+        return True
 
     async def deliver(self, items: Sequence[Message | Gap]) -> None:
         """Write messages and gaps, in this order, to every live subscriber."""
@@ -178,12 +216,17 @@ class FanOut:
             for type in types & group.types:
                 receivers[type] += len(job.waiting)
         if self._jobs:
+            self._hub.pace.hurry()
             self._hub.wheel.ping_early()
         try:
             left = SLICE
-            for job in sorted(self._jobs.values(), key=_size, reverse=True):
+            for job in sorted(self._jobs.values(), key=_rank, reverse=True):
                 while job.waiting:
                     if left <= 0:
+                        if job.group.is_last:
+                            self._hub.pace.relax()
+                        else:
+                            self._hub.pace.hurry()
                         await asyncio.sleep(0)
                         left = SLICE
                     if job.made is None:
@@ -196,6 +239,7 @@ class FanOut:
             self._let_catch_up()
         finally:
             self._jobs = {}
+            self._hub.pace.relax()
         self._on_flush(items, receivers, began)
 
     def _let_catch_up(self) -> None:
@@ -232,5 +276,10 @@ class FanOut:
             subscriber.write_now(job.data)
 
 
-def _size(job: _Job) -> int:
-    return len(job.waiting)
+def _rank(job: _Job) -> tuple[bool, int]:
+    """Of two jobs the one with the higher rank is done first."""
+    return not job.group.is_last, len(job.waiting)
+
+
+def _key(group: Group) -> tuple[str, frozenset[str], bool, bool]:
+    return group.codec.name, group.types, group.batch, group.is_last

@@ -22,6 +22,7 @@ from app.ports import Slots
 from app.presence import Presence
 from app.sessions.auth import TokenVerifier
 from app.sessions.roster import Roster
+from app.turns import SLICE, Slice
 from app.types import Draft, Message, Position
 
 
@@ -103,3 +104,5 @@ class HttpContext:
     """Waits for the memory of an answer with history, which is then made within."""
     local_faults: Callable[[], Sequence[str]] = tuple
     """What is wrong on this machine beside, such as a shared file that is gone."""
+    slice: Slice = lambda: SLICE
+    """Seconds that handlers may have of each pass of the loop, those of publishers excepted."""

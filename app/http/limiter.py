@@ -21,6 +21,7 @@ from app.http.clients import Clients
 from app.http.errors import HttpError
 from app.http.writers import Writers
 from app.sessions.rates import metered
+from app.turns import SLICE, Slice, Turns
 
 ANSWER_SECONDS = 0.0001
 """What parsing a request and writing its answer costs beside its handler."""
@@ -42,6 +43,7 @@ class Limiter:
         clients: tells addresses.
         budgets: of the addresses.
         note_refused: called with the reason `http_rate` of each refusal.
+        slice: gives the seconds that handlers may have of each pass of the loop.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class Limiter:
         clients: Clients,
         budgets: Budgets,
         note_refused: Callable[[str, str | None], object] | None = None,
+        slice: Slice = lambda: SLICE,
     ) -> None:
         self._writers = writers
         self._clients = clients
         self._budgets = budgets
         self._note_refused = note_refused
         self._held_back = 0
+        self._turns = Turns(slice)
 
     def middleware(self) -> Middleware:
         """The middleware, to be put inside of that which answers errors."""
@@ -80,11 +84,15 @@ class Limiter:
         budgets.spend(account, ANSWER_SECONDS)
         if not budgets.admits(account):
             await self._refuse(request, account, "This address exceeds its request limit")
+        await self._turns.take()
+
+        def spend(seconds: float) -> None:
+            budgets.spend(account, seconds)
+            self._turns.spend(seconds)
+
         try:
             # By the processor's clock: a machine with other work must not make a request dearer.
-            response = await metered(
-                handler(request), lambda seconds: budgets.spend(account, seconds), time.thread_time
-            )
+            response = await metered(handler(request), spend, time.thread_time)
         except (ClientError, HttpError) as error:
             if error.code == ErrorCode.UNAUTHORIZED:
                 await self._slow_down(request, account)

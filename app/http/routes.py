@@ -77,7 +77,13 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
     if context.settings.page:
         Page().add_routes(app, context.version)
     if context.budgets is not None:
-        limiter = Limiter(context.writers, context.clients, context.budgets, context.note_refused)
+        limiter = Limiter(
+            context.writers,
+            context.clients,
+            context.budgets,
+            context.note_refused,
+            slice=context.slice,
+        )
         app.middlewares.insert(0, limiter.middleware())
     answer_errors = error_middleware(
         context.clients,

@@ -89,6 +89,10 @@ class ProtocolSession(Session):
         """Like a text message."""
         self._receive(data)
 
+    def on_throttled(self) -> None:
+        """Get messages behind those that keep within their share."""
+        self.context.fanout.put_last(self)
+
     def on_flood(self) -> None:
         """Close, with a log line."""
         detail = f"user {self.user}" if self.user is not None else "no user"
@@ -157,12 +161,14 @@ class ProtocolSession(Session):
     async def _work(self, work: Work, was_welcomed: bool, is_frame: bool, size: int) -> None:
         extra = self.need_extra()
         try:
+            await self.hub.turns.take()
             await metered(work, self._spent)
         except ClientError as error:
             self.send_error(error)
         except Exception as error:  # noqa: BLE001 (logged and reported)
             self._failed(error)
         finally:
+            work.close()  # had it no turn
             extra.task = None
             if size:
                 self.hub.keep(self, -size)
@@ -192,6 +198,7 @@ class ProtocolSession(Session):
                 return
 
     def _spent(self, seconds: float) -> None:
+        self.hub.turns.spend(seconds)
         self.context.rates.charge(self, seconds)
 
     def _failed(self, error: Exception) -> None:

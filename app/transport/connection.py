@@ -286,6 +286,9 @@ class Connection:
     def on_detached(self) -> None:
         """The descriptor is closed; called once, after `on_lost`."""
 
+    def on_throttled(self) -> None:
+        """Nothing is read from it for some time, since it has used more than its share."""
+
     def on_flood(self) -> None:
         """It has sent more than it may."""
         self.close(CloseCode.FLOOD, "flood")

@@ -22,16 +22,15 @@ from typing import Protocol
 from aiohttp import web
 
 from app.transport.http_connection import INCOMPLETE, TAKEN, HttpConnection, HttpRunner, HttpServer
+from app.turns import PAUSE_SECONDS
 
-ACCEPT_SLICE = 0.0005
-"""Seconds of a pass of the loop in which connections are accepted from one socket."""
 ACCEPTS = 16
 """Connections that are accepted from one socket in a pass, at most: other workers are there too."""
 EVENTS = 64
 """Newcomers with bytes that are looked at in one pass."""
 FIRST_READ = 16 * 1024
 """Bytes of a connection that are read here, at most."""
-PAUSE_SECONDS = 0.1
+FAILURE_SECONDS = 0.1
 """How long nothing is accepted when the kernel could not: descriptors or memory are short."""
 
 logger = logging.getLogger("realtime.http")
@@ -130,6 +129,8 @@ class Door:
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
         self._loop.add_reader(self._epoll.fileno(), self._on_events)
+        self._accept_slice, self._read_slice = self._guard.slices(), self._guard.slices()
+        self._is_closed = False
         self._listeners: list[socket.socket] = []
         self._most = 1
         """Connections that are accepted in the next pass: more while there are always more."""
@@ -158,6 +159,7 @@ class Door:
         self._listeners.clear()
         for newcomer in list(self._newcomers.values()):
             self.let_go(newcomer)
+        self._is_closed = True
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
         await self._server.all_begun()
@@ -189,7 +191,12 @@ class Door:
             os.close(fd)
 
     def _accept(self, listener: socket.socket, family: int) -> None:
-        ends = time.monotonic() + ACCEPT_SLICE
+        slice = 0.0 if self._server.is_behind else self._accept_slice()
+        if not slice:
+            self._loop.remove_reader(listener)
+            self._loop.call_later(PAUSE_SECONDS, self._resume, listener, family)
+            return
+        ends = time.monotonic() + slice
         for _ in range(self._most):
             try:
                 fd, address = listener._accept()  # type: ignore[attr-defined]
@@ -214,7 +221,7 @@ class Door:
         logger.warning("Connections cannot be accepted now: %s", error.strerror)
         self._guard.make_room()
         self._loop.remove_reader(listener)
-        self._loop.call_later(PAUSE_SECONDS, self._resume, listener, family)
+        self._loop.call_later(FAILURE_SECONDS, self._resume, listener, family)
 
     def _resume(self, listener: socket.socket, family: int) -> None:
         if listener in self._listeners:
@@ -244,13 +251,22 @@ class Door:
         self._epoll.unregister(newcomer.fd)
 
     def _on_events(self) -> None:
-        ends = time.monotonic() + ACCEPT_SLICE
+        slice = 0.0 if self._server.is_behind else self._read_slice()
+        if not slice:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._loop.call_later(PAUSE_SECONDS, self._watch_newcomers)
+            return
+        ends = time.monotonic() + slice
         for fd, _ in self._epoll.poll(0, EVENTS):
             newcomer = self._newcomers.get(fd)
             if newcomer is not None:
                 self._read(newcomer)
             if time.monotonic() >= ends:
                 return
+
+    def _watch_newcomers(self) -> None:
+        if not self._is_closed:
+            self._loop.add_reader(self._epoll.fileno(), self._on_events)
 
     def _read(self, newcomer: Newcomer) -> None:
         """Read from a connection that has been silent until now."""

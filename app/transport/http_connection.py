@@ -31,9 +31,14 @@ from app.transport.http_guard import (
     GuardedServer,
     Waiting,
 )
+from app.turns import Turns
 
 logger = logging.getLogger("realtime.http")
 
+BEGIN_COST = 0.0003
+"""Seconds that the first request of a connection of aiohttp's costs, more or less."""
+MOST_BEGINNING = 64
+"""Connections that wait for their turn to begin, from which on no others are accepted."""
 _END = b"\r\n\r\n"
 """Of a head, and of a body in chunks."""
 _KEPT = len(_END) - 1
@@ -350,6 +355,12 @@ class HttpServer(GuardedServer):
         self.calls = calls
         """Serves frequent requests; None: all are aiohttp's."""
         self._beginning: set[asyncio.Task[None]] = set()
+        self._turns = Turns(guard.slices(), BEGIN_COST)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether more connections are to begin than can soon."""
+        return len(self._beginning) >= MOST_BEGINNING
 
     def all(self) -> Iterator[HttpConnection]:
         """Connections that are open now, upgraded ones excepted."""
@@ -368,7 +379,7 @@ class HttpServer(GuardedServer):
         """
         connection = self.connection_class(self, loop=self._loop, **self._kwargs)
         connection.begins_with(place, data, refusal)
-        self._start(connection, stream, place)
+        self._start(connection, stream, place, in_turn=True)
         return connection
 
     def go_on(self, stream: socket.socket, place: Waiting, unsent: bytes, keep: bool) -> None:
@@ -382,17 +393,24 @@ class HttpServer(GuardedServer):
         """
         connection = self.connection_class(self, loop=self._loop, **self._kwargs)
         connection.goes_on(unsent, keep)
-        self._start(connection, stream, place)
+        self._start(connection, stream, place, in_turn=False)
 
-    def _start(self, connection: HttpConnection, stream: socket.socket, place: Waiting) -> None:
-        task = self._loop.create_task(self._begin(connection, stream, place))
+    def _start(
+        self, connection: HttpConnection, stream: socket.socket, place: Waiting, *, in_turn: bool
+    ) -> None:
+        task = self._loop.create_task(self._begin(connection, stream, place, in_turn))
         self._beginning.add(task)
         task.add_done_callback(self._beginning.discard)
 
     async def _begin(
-        self, connection: HttpConnection, stream: socket.socket, place: Waiting
+        self, connection: HttpConnection, stream: socket.socket, place: Waiting, in_turn: bool
     ) -> None:
         try:
+            if in_turn:
+                await self._turns.take()
+                if not self.guard.waits(place):
+                    stream.close()  # it has made room for another one, or was silent for too long
+                    return
             await self._loop.connect_accepted_socket(lambda: connection, stream)
         except OSError as error:
             logger.debug("A connection ended before it was served: %s", error)

@@ -24,6 +24,7 @@ from app.errors import ErrorCode
 from app.protocol.envelope import encode_json
 from app.transport import kernel
 from app.transport.aiohttp_private import RequestHandler
+from app.turns import SLICE, Slice
 
 logger = logging.getLogger("realtime.http")
 
@@ -65,6 +66,7 @@ class Guard:
             `descriptors`.
         descriptors: the soft limit of open files; None: that of this process.
         now: monotonic seconds.
+        slices: gives what tells how much of a pass of the loop one kind of work may have.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class Guard:
         note_refused: Callable[[str], object],
         descriptors: int | None = None,
         now: Callable[[], float] | None = None,
+        slices: Callable[[], Slice] = lambda: lambda: SLICE,
     ) -> None:
         self.note_refused = note_refused
+        self.slices = slices
         self.now = now or asyncio.get_running_loop().time
         self._descriptors = descriptors
         self.most_upgraded = 0
@@ -106,6 +110,10 @@ class Guard:
     def has_deadlines(self) -> bool:
         """Whether any connection must do something in time."""
         return bool(self._waiting or self._unread)
+
+    def waits(self, connection: Waiting) -> bool:
+        """Whether a connection has its place in the row still."""
+        return connection in self._waiting
 
     def wait(self, connection: Waiting) -> None:
         """Expect the head of a request within `HEAD_SECONDS`; one that waits already keeps its place."""

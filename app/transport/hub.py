@@ -3,8 +3,8 @@
 Here is what concerns many connections at once: the write of a flush, the frames that wait for
 the end of a pass of the loop, heartbeats, limits and totals.
 
-What clients send is handled for `INPUT_SLICE` in one pass of the loop, in turn, so deliveries wait no
-longer than that. A connection that has sent more than fits is put off: its bytes stay in its reader,
+What clients send is handled for a slice of one pass of the loop (app/turns.py), in turn, so deliveries
+wait no longer than that. A connection that has sent more than fits is put off: its bytes stay in its reader,
 nothing more is read from it, and it goes on in the next pass. The cost of each connection goes to a
 `Meter`, which may hold it back for a while, or close it.
 """
@@ -34,15 +34,11 @@ from app.transport.connection import (
 )
 from app.transport.output import OutputAccount
 from app.transport.timer_wheel import TimerWheel
+from app.turns import PAUSE_SECONDS, Pace, Turns
 
 logger = logging.getLogger("realtime.connection")
 
 EVENTS_PER_CALL = 256
-INPUT_SLICE = 0.0005
-"""Seconds of a pass of the loop in which input is handled."""
-BUSY_INPUT_SLICE = 0.0001
-"""The same while there is more input than there should be: a message passes the loop several times
-on its way to the clients, and waits for such a slice each time."""
 LONG_STEP = 0.001
 """Seconds of one step for a connection from which on only the CPU time in it is charged: on a busy
 machine the worker may have been stopped meanwhile."""
@@ -145,6 +141,12 @@ class Hub:
         """CPU time of this thread when the pass began, or at the end of its last long step."""
         self.slice_ends = 0.0
         """Monotonic time at which the connection that is being read is to be put off."""
+        self.pace = Pace(lambda: meter is not None and meter.is_busy)
+        """How passes of the loop are divided between messages, input and what it has begun."""
+        self.turns = Turns(self.pace.slices())
+        """Tasks of requests."""
+        self._input_slice = self.pace.slices()
+        self._backlog_slice = self.pace.slices()
         self.extra_frames = 0
         """Frames received that were no message: control frames and fragments."""
         self.owed_pongs: dict[Connection, bytes] = {}
@@ -173,7 +175,8 @@ class Hub:
         self._closing: deque[tuple[float, Connection]] = deque()
         self._epoll = select.epoll()
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._epoll.fileno(), self._on_events)
+        self._watch_events()
+        self._pause_timer: asyncio.TimerHandle | None = None
         self._timer = self._loop.call_later(self.wheel.tick_length, self._tick)
 
     def __len__(self) -> int:
@@ -196,8 +199,9 @@ class Hub:
         for connection in self.connections():
             connection.drop("server stopped")
         self._timer.cancel()
-        if self._hold_timer is not None:
-            self._hold_timer.cancel()
+        for timer in (self._hold_timer, self._pause_timer):
+            if timer is not None:
+                timer.cancel()
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
@@ -539,13 +543,21 @@ class Hub:
 
     # What clients send, in turn.
 
+    def _watch_events(self) -> None:
+        self._loop.add_reader(self._epoll.fileno(), self._on_events)
+
     def _on_events(self) -> None:
         table, ready = self._connections, self._ready
+        slice = self._input_slice()
+        if not slice:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._pause_timer = self._loop.call_later(PAUSE_SECONDS, self._watch_events)
+            return
         now, self._cpu = time.monotonic(), time.thread_time()
         # Those that the last pass had no time for come first: epoll would begin with the others.
         if not ready:
             ready.extend(self._epoll.poll(0, EVENTS_PER_CALL))
-        self.slice_ends = now + self._slice()
+        self.slice_ends = now + slice
         while ready and now < self.slice_ends:
             fd, event = ready.popleft()
             connection = table[fd]
@@ -561,10 +573,6 @@ class Hub:
                 logger.exception("connection failed", extra={"connection": connection.id})
                 connection.drop("internal error")
             now = self._charge(connection, now, size, extras)
-
-    def _slice(self) -> float:
-        is_busy = self.meter is not None and self.meter.is_busy
-        return BUSY_INPUT_SLICE if is_busy else INPUT_SLICE
 
     def _charge(self, connection: Connection, began: float, size: int, extras: int) -> float:
         """Tell the meter what a connection has just cost; returns the time."""
@@ -598,10 +606,14 @@ class Hub:
 
     def _work_off(self) -> None:
         """Handle what was put off, each connection in turn."""
+        slice = self._backlog_slice()
+        if not slice:
+            self._loop.call_later(PAUSE_SECONDS, self._work_off)
+            return
         self._backlog_planned = False
         waiting, self._backlog = self._backlog, {}
         now, self._cpu = time.monotonic(), time.thread_time()
-        ends = now + self._slice()
+        ends = now + slice
         for connection in list(waiting):
             if now >= ends:
                 break
@@ -636,6 +648,8 @@ class Hub:
         tick = int((self._loop.time() + seconds) / HOLD_TICK) + 1
         if self._held.get(connection, -1) >= tick:
             return
+        if connection not in self._held:
+            connection.on_throttled()
         self._held[connection] = tick
         self._holds.setdefault(tick, []).append(connection)
         self.pause(connection, PAUSE_RATE)

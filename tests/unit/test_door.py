@@ -16,6 +16,7 @@ from aiohttp import web
 from app.transport.door import ENTRANCE, PASSED, DoorRunner, Passed
 from app.transport.http_connection import HttpConnection, HttpServer
 from app.transport.http_guard import GUARD, HEAD_SECONDS, Guard
+from app.turns import SLICE, Turns
 
 UPGRADE = b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -30,7 +31,13 @@ class Served:
         self.taken: list[tuple[int, str | None, bytes]] = []
         self.refusal: Exception | None = None
         self.refusals: list[Exception | None] = []
-        self.guard = Guard(self.reasons.append, descriptors, now=lambda: self.seconds)
+        self.slice = SLICE
+        self.guard = Guard(
+            self.reasons.append,
+            descriptors,
+            now=lambda: self.seconds,
+            slices=lambda: lambda: self.slice,
+        )
         app = web.Application()
         app[GUARD] = self.guard
         app[ENTRANCE] = self.enter
@@ -295,3 +302,49 @@ async def test_a_unix_socket_has_no_address(tmp_path: Path) -> None:
                 await served.until(lambda: bool(served.taken))
     assert served.taken[0][1] is None
     await served.stop()
+
+
+async def test_nobody_comes_in_while_there_is_no_slice(served: Served) -> None:
+    """Neither a new connection, nor one that has been silent, nor one that is to be aiohttp's."""
+    with await served.open() as silent, await served.open() as request:
+        await served.until(lambda: len(served.site._door) == 2)
+        served.slice = 0.0
+        request.send(GET)
+        silent.send(UPGRADE)
+        with await served.open() as client:
+            client.send(UPGRADE)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert (served.taken, served.refusals) == ([], [])
+            served.slice = SLICE
+            await served.until(lambda: len(served.taken) == 2 and len(served.refusals) == 1)
+
+
+async def test_connections_begin_a_few_at_a_time(served: Served) -> None:
+    """Many that come with a request at once begin one after the other, and none is lost."""
+    clients = [await served.open() for _ in range(40)]
+    for client in clients:
+        client.send(GET)
+    most, before = 0, 0
+    async with asyncio.timeout(5):
+        while len(served.refusals) < len(clients):
+            await asyncio.sleep(0)
+            most = max(most, len(served.connections) - before)
+            before = len(served.connections)
+    assert 1 <= most <= 4
+    for client in clients:
+        client.close()
+
+
+async def test_one_that_makes_room_while_it_waits_for_its_turn_is_closed(served: Served) -> None:
+    with await served.open() as client:
+        await served.until(lambda: len(served.site._door) == 1)
+        server = served.runner.server
+        assert isinstance(server, HttpServer)
+        server._turns = Turns(lambda: 0.0)
+        client.send(GET)
+        await served.until(lambda: not len(served.site._door))
+        served.guard.make_room()
+        server._turns._slice = lambda: SLICE
+        assert await received(client) == b""
+        assert served.refusals == []

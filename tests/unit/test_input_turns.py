@@ -13,6 +13,7 @@ from app.protocol.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, b
 from app.transport import hub as hub_module
 from app.transport.connection import CLOSED, CLOSING, FRAMES_AT_ONCE, Connection
 from app.transport.hub import FLOOD, Hub
+from app.turns import SLICE
 from tests.support.delivery import turn
 from tests.support.raw import encode
 from tests.support.waiting import until
@@ -110,7 +111,7 @@ async def test_one_with_much_to_say_lets_others_in(world: World) -> None:
     """300 messages that came in one segment take ten passes, and another has its turn between."""
     busy, one = world.connect()
     _, two = world.connect()
-    busy.cost = hub_module.INPUT_SLICE / 10
+    busy.cost = SLICE / 10
     one.send(texts("a", 300))
     await until(lambda: world.order)
     two.send(texts("b", 1))
@@ -180,7 +181,7 @@ async def test_the_time_of_a_wait_ends(world: World) -> None:
 
 async def test_what_was_put_off_waits_as_well(world: World) -> None:
     server, client = world.connect()
-    server.cost = hub_module.INPUT_SLICE / 10
+    server.cost = SLICE / 10
     world.pause = 60.0
     client.send(texts("a", 200))
     await until(lambda: world.order)
@@ -242,7 +243,7 @@ async def test_one_pong_is_owed_to_a_client_that_does_not_read(world: World) -> 
 
 async def test_another_hub_goes_on_with_what_was_put_off(world: World) -> None:
     server, client = world.connect()
-    server.cost = hub_module.INPUT_SLICE
+    server.cost = SLICE
     client.send(texts("a", 100))
     await until(lambda: world.order)
     assert len(world.order) == FRAMES_AT_ONCE
@@ -255,9 +256,21 @@ async def test_another_hub_goes_on_with_what_was_put_off(world: World) -> None:
 
 async def test_a_close_frame_in_what_was_put_off_is_seen(world: World) -> None:
     server, client = world.connect()
-    server.cost = hub_module.INPUT_SLICE
+    server.cost = SLICE
     client.send(texts("a", 100) + encode(CLOSE, b"\x03\xe8"))
     client.shutdown(socket.SHUT_WR)
     await until(lambda: server.state == CLOSED)
     assert len(world.order) == 100
     assert server.codes == [1000]
+
+
+async def test_input_waits_while_a_message_is_on_its_way(world: World) -> None:
+    server, client = world.connect()
+    world.hub.pace.hurry()
+    world.hub._input_slice()  # this kind of work has just had its slice
+    client.send(texts("a", 1))
+    await turn()
+    assert world.order == []
+    world.hub.pace.relax()
+    await until(lambda: world.order == ["a0"])
+    assert server.state != CLOSED

@@ -1,0 +1,134 @@
+"""How one pass of the loop is divided, and tasks that take turns.
+
+Messages come first. While one is on its way through this worker, it needs several passes, and all
+that comes between delays it. So everything else asks for a slice of each pass, which is short while
+there is more to do than there should be, and mostly none while a message is on its way.
+
+A read that hundreds of requests share wakes all of them in one pass. So those wait for a turn
+afterwards, and a pass lets as many go on as fit into its slice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+SLICE = 0.0005
+"""Seconds of a pass of the loop for one kind of work."""
+BUSY_SLICE = 0.0001
+"""The same while there is more of it than there should be, or a message is on its way."""
+PAUSE_SECONDS = 0.001
+"""While a message is on its way, a kind of work gets no slice for so long after its last one."""
+HURRY_SECONDS = 0.02
+"""How long a message is on its way through a worker, if its delivery does not end earlier."""
+MOST_AT_ONCE = 16
+"""Tasks that go on in one pass, at most."""
+_LEAST_COST = 0.000_001
+"""Seconds that a step counts as at least."""
+_WEIGHT = 0.1
+"""Of the newest step in the average of what a step costs."""
+
+Slice = Callable[[], float]
+"""Gives the seconds of this pass for one kind of work; 0.0: none, ask again in `PAUSE_SECONDS`."""
+
+
+class Pace:
+    """Knows whether a message is on its way through this worker.
+
+    Args:
+        is_busy: whether there is more work for clients than there should be.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        is_busy: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._is_busy = is_busy
+        self._clock = clock
+        self._until = 0.0
+
+    def hurry(self) -> None:
+        """A message is on its way, until `relax`."""
+        self._until = self._clock() + HURRY_SECONDS
+
+    def relax(self) -> None:
+        """The message is written."""
+        self._until = 0.0
+
+    def slices(self) -> Slice:
+        """For one kind of work: what tells how much of a pass it may have."""
+        last = 0.0
+
+        def slice() -> float:
+            nonlocal last
+            now = self._clock()
+            if now >= self._until:
+                last = now
+                return BUSY_SLICE if self._is_busy() else SLICE
+            if now - last < PAUSE_SECONDS:
+                return 0.0
+            last = now
+            return BUSY_SLICE
+
+        return slice
+
+
+class Turns:
+    """Lets as many tasks go on in a pass of the loop as have time in it, the oldest first.
+
+    Args:
+        slice: gives the seconds that these tasks may have of a pass.
+        cost: seconds of a task's step, before any is measured.
+    """
+
+    def __init__(self, slice: Slice, cost: float = 0.0001) -> None:
+        self._slice = slice
+        self._average = cost
+        self._left = 0
+        """Tasks that may still go on in this pass."""
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._planned = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def spend(self, seconds: float) -> None:
+        """Count what a step has cost: a pass has time for fewer where they cost more."""
+        self._average += (max(seconds, _LEAST_COST) - self._average) * _WEIGHT
+
+    async def take(self) -> None:
+        """Wait for a turn, if this pass has no time left or others wait already."""
+        loop = asyncio.get_running_loop()
+        if not self._planned:
+            self._begin_pass(loop)
+        if self._left:
+            self._left -= 1
+        else:
+            turn: asyncio.Future[None] = loop.create_future()
+            self._waiting.append(turn)
+            await turn
+
+    def _begin_pass(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let those go on that have time in this pass."""
+        self._planned = True
+        slice = self._slice()
+        if not slice:
+            self._left = 0
+            loop.call_later(PAUSE_SECONDS, self._end_pass, loop)
+            return
+        loop.call_soon(self._end_pass, loop)
+        self._left = max(1, min(MOST_AT_ONCE, int(slice / self._average)))
+        while self._waiting and self._left:
+            turn = self._waiting.popleft()
+            if not turn.done():  # its task may have been cancelled
+                turn.set_result(None)
+                self._left -= 1
+
+    def _end_pass(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._planned = False
+        if self._waiting:
+            self._begin_pass(loop)

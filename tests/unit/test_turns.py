@@ -1,0 +1,126 @@
+"""Passes of the loop are divided: messages first, and many tasks that wake up at once in turn."""
+
+from __future__ import annotations
+
+import asyncio
+
+from app.backplane.history import _Flights
+from app.turns import BUSY_SLICE, HURRY_SECONDS, MOST_AT_ONCE, PAUSE_SECONDS, SLICE, Pace, Turns
+
+
+class Clock:
+    now = 100.0
+
+
+def test_a_message_that_is_on_its_way_makes_slices_rare() -> None:
+    clock = Clock()
+    pace = Pace(clock=lambda: clock.now)
+    input, door = pace.slices(), pace.slices()
+    assert input() == input() == SLICE
+    pace.hurry()
+    assert input() == 0.0
+    assert door() == BUSY_SLICE, "it has had none for long"
+    clock.now += PAUSE_SECONDS * 1.01
+    assert (input(), door()) == (BUSY_SLICE, BUSY_SLICE), "whatever is published, all go on"
+    assert (input(), door()) == (0.0, 0.0)
+    pace.relax()
+    assert input() == SLICE
+    pace.hurry()
+    clock.now += HURRY_SECONDS
+    assert input() == SLICE, "it was lost on its way"
+
+
+def test_more_work_than_there_should_be_makes_slices_short() -> None:
+    clock = Clock()
+    is_busy = True
+    slice = Pace(lambda: is_busy, lambda: clock.now).slices()
+    assert slice() == BUSY_SLICE
+    is_busy = False
+    assert slice() == SLICE
+
+
+async def _pass() -> None:
+    """One pass of the loop."""
+    await asyncio.sleep(0)
+
+
+class Work:
+    """Tasks that take a turn, and then cost what a step costs."""
+
+    def __init__(self, turns: Turns, cost: float) -> None:
+        self.turns = turns
+        self.cost = cost
+        self.done: list[int] = []
+
+    async def one(self, number: int) -> None:
+        await self.turns.take()
+        self.done.append(number)
+        self.turns.spend(self.cost)
+
+    def begin(self, count: int) -> list[asyncio.Task[None]]:
+        return [asyncio.create_task(self.one(number)) for number in range(count)]
+
+
+async def test_a_pass_has_time_for_few_and_all_come_in_their_order() -> None:
+    work = Work(Turns(lambda: SLICE, cost=SLICE / 2), SLICE / 2)
+    tasks = work.begin(50)
+    before = 0
+    for _ in range(200):
+        await _pass()
+        assert len(work.done) - before <= 4
+        before = len(work.done)
+    assert work.done == list(range(50))
+    await asyncio.gather(*tasks)
+    assert len(work.turns) == 0
+
+
+async def test_cheap_steps_are_many_in_a_pass() -> None:
+    work = Work(Turns(lambda: SLICE, cost=SLICE / 1000), SLICE / 1000)
+    tasks = work.begin(10 * MOST_AT_ONCE)
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+    assert work.done == list(range(10 * MOST_AT_ONCE))
+
+
+async def test_without_a_slice_tasks_wait_until_there_is_one() -> None:
+    slice = 0.0
+    work = Work(Turns(lambda: slice), SLICE)
+    tasks = work.begin(3)
+    for _ in range(20):
+        await _pass()
+    assert work.done == []
+    slice = SLICE
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+    assert work.done == [0, 1, 2]
+
+
+async def test_a_task_that_is_cancelled_while_it_waits_takes_no_turn_from_others() -> None:
+    slice = 0.0
+    work = Work(Turns(lambda: slice, cost=SLICE), SLICE)
+    tasks = work.begin(3)
+    await _pass()
+    tasks[0].cancel()
+    slice = SLICE
+    await asyncio.wait_for(asyncio.gather(*tasks[1:]), 5)
+    assert work.done == [1, 2]
+
+
+async def test_those_that_share_a_read_go_on_in_turn() -> None:
+    turns = Turns(lambda: SLICE, cost=SLICE)
+    flights = _Flights(turns)
+    done: list[str] = []
+
+    async def read() -> str:
+        await _pass()
+        return "page"
+
+    async def ask() -> None:
+        done.append(await flights.share("key", read))
+        turns.spend(SLICE)
+
+    tasks = [asyncio.create_task(ask()) for _ in range(30)]
+    before = most = 0
+    while len(done) < 30:
+        await _pass()
+        most, before = max(most, len(done) - before), len(done)
+    assert most <= 2
+    await asyncio.gather(*tasks)
