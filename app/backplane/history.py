@@ -61,7 +61,7 @@ class _Flights:
     """Lets callers that want the same at the same time share one read.
 
     Args:
-        turns: those who have shared a read go on in turn; None: all at once.
+        turns: callers that have shared a read go on in turn; None: all at once.
     """
 
     def __init__(self, turns: Turns | None = None) -> None:

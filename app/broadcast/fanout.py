@@ -4,7 +4,7 @@ A flush encodes the bytes of each group once, when its first member is written. 
 than pings and replies may wait, so it is divided into slices; a connection that leaves its group
 between two slices is written first, which keeps the order of every connection. Large groups go
 first, so groups with one member do not delay the others; and connections that have just been held back for
-using more than their share go last, so that they delay nobody.
+using more than their share go last, so that they delay no others.
 """
 
 from __future__ import annotations
