@@ -16,7 +16,11 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
     [
         ROOT / "gunicorn.conf.py",
-        *(path for name in ("app", "workers", "scripts") for path in (ROOT / name).rglob("*.py")),
+        *(
+            path
+            for name in ("app", "workers", "scripts", "clients/python/src", "examples")
+            for path in (ROOT / name).rglob("*.py")
+        ),
     ]
 )
 PAGES = sorted(
@@ -26,6 +30,7 @@ PAGES = sorted(
             for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")
         ),
         *(ROOT / "docs").rglob("*.md"),
+        ROOT / "clients/python/README.md",
     ]
 )
 

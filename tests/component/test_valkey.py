@@ -8,11 +8,13 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import until
 from workers.leader import valkey
 from workers.leader.valkey import Valkey
 from workers.shared import paths
@@ -25,12 +27,6 @@ def data_dir(tmp_path: Path) -> Iterator[Path]:
     pid = valkey.find(tmp_path)
     if pid is not None:
         os.kill(pid, signal.SIGKILL)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager
@@ -202,12 +198,16 @@ async def test_pid_of_somebody_else_is_not_signalled(data_dir: Path) -> None:
     assert not valkey.stop(data_dir)
 
 
+def is_limited_to(data_dir: Path, limit: int) -> bool:
+    return str(limit) in call(data_dir, "CONFIG GET maxmemory")
+
+
 async def test_the_memory_is_limited_from_the_start_and_anew(data_dir: Path) -> None:
     limits = [64 * 2**20, 96 * 2**20]
     for limit in limits:
         async with supervised(Valkey(data_dir, "no", maxmemory=limit)):
             await running(data_dir)
-            await until(lambda wanted=limit: str(wanted) in call(data_dir, "CONFIG GET maxmemory"))
+            await until(partial(is_limited_to, data_dir, limit))
     assert "noeviction" in call(data_dir, "CONFIG", "GET", "maxmemory-policy")
 
 

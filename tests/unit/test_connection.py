@@ -29,6 +29,7 @@ from app.transport.connection import (
 )
 from app.transport.hub import Hub
 from app.transport.output import CHUNK_COST, OutputAccount
+from tests.support.waiting import until
 
 MAX_MESSAGE = 100_000
 MAX_INCOMING = 250_000
@@ -68,12 +69,6 @@ async def quick_hub() -> AsyncIterator[Hub]:
     hub = make_hub(0.02)
     yield hub
     hub.stop()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the loop turn until something is so; pytest's timeout ends what never is."""
-    while not condition():
-        await asyncio.sleep(0)
 
 
 async def turn(times: int = 20) -> None:

@@ -18,6 +18,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from app.transport import aiohttp_private
 from app.transport.takeover import DetachedResponse, detach, handshake_response
+from tests.support.waiting import until
 
 # pytest-asyncio's hook for loops works in a conftest only, for all tests at once.
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy")
@@ -35,11 +36,6 @@ REQUEST = (
 def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
     policy: asyncio.AbstractEventLoopPolicy = request.param()
     return policy
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0)
 
 
 def open_files() -> int:

@@ -24,13 +24,13 @@ from yujian_realtime.ledger import Ledger
 from yujian_realtime.messages import Counts, Gap, History, Message, State
 from yujian_realtime.session import SessionUser
 
-log = logging.getLogger("yujian_realtime")
+logger = logging.getLogger("yujian_realtime")
 
 Token = str | Callable[[], str | Awaitable[str]]
 """A JSON Web Token, or a function that gets one."""
 
 QUEUE_LIMIT = 1000
-"""Messages that a subscription holds while nobody reads it; then the oldest is dropped."""
+"""Messages that a subscription holds while it is not read; then the oldest is dropped."""
 
 _LARGEST_FRAME = 64 * 2**20
 """Bytes of a message that are taken: the service's own limit is far below."""
@@ -185,8 +185,8 @@ class Realtime(SessionUser):
         Args:
             types: names; `all` stands for every type.
             history: newest messages of each that come first; by default that of the client.
-            limit: messages that are held while nobody reads; then the oldest is dropped, counted
-                and told as a gap with the reason `slow`.
+            limit: messages that are held while it is not read; then the oldest is dropped, counted
+                and reported as a gap with the reason `slow`.
         """
         if not types:
             raise ValueError("Name a type, or 'all'.")
@@ -293,7 +293,7 @@ class Realtime(SessionUser):
             if attempt.cancelled():
                 continue  # `reconnect`
             if error := attempt.exception():
-                log.error("The connection failed", exc_info=error)
+                logger.error("The connection failed", exc_info=error)
                 ending = Ending(message=str(error))
             else:
                 ending = attempt.result()
@@ -383,7 +383,7 @@ class Realtime(SessionUser):
         except (aiohttp.ClientError, OSError) as error:
             message = describe(error)
         except (ValueError, KeyError, TypeError) as error:
-            log.exception("A message of the service cannot be read")
+            logger.exception("A message of the service cannot be read")
             message = f"A message of the service cannot be read: {error!r}"
         told = self._last_error
         self._end(
@@ -543,7 +543,7 @@ class Realtime(SessionUser):
             try:
                 handler(value)
             except Exception:
-                log.exception("A handler of %r failed", event)
+                logger.exception("A handler of %r failed", event)
 
     def _become(self, state: State) -> None:
         self._state = state
@@ -572,7 +572,7 @@ class Realtime(SessionUser):
         for answer in self._pending.values():
             if not answer.done():
                 answer.set_exception(self._closed())
-                answer.exception()  # whoever asked may be gone
+                answer.exception()  # the caller may be gone
         self._pending.clear()
 
     def _note_rtt(self, began: float) -> float:
@@ -636,7 +636,7 @@ class Subscription(AsyncIterator[Message]):
         self._changed.set()
 
     def close(self) -> None:
-        """End it; the service sends no more messages that nobody else wants."""
+        """End it; the service sends no more messages that only it wanted."""
         self._ended = True
         self._changed.set()
         self._client._drop(self)

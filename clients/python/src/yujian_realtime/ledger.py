@@ -51,7 +51,7 @@ class Ledger:
         return payloads
 
     def unwanted(self, wanted: Iterable[str]) -> list[str]:
-        """Forget types that nobody wants any more, and return those that flow."""
+        """Forget types that are not wanted any more, and return those that flow."""
         gone = sorted(self._flowing - set(wanted))
         for type in gone:
             self._flowing.discard(type)

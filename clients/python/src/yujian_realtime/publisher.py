@@ -100,7 +100,7 @@ class Publisher(HttpClient):
             For each message, in order, where it stands or why it is not stored.
 
         Raises:
-            PublishError: a call was refused as a whole, or no answer came.
+            PublishError: a complete call was refused, or no answer came.
             ValueError, TypeError: JSON cannot say the data of a message.
         """
         results: list[Stored | PublishError] = []

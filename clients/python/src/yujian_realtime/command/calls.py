@@ -189,7 +189,7 @@ async def presence_set(
 
 async def _status(connection: Connection) -> dict[str, Any]:
     try:
-        # Where clients need a token, strangers are not told all.
+        # Where clients need a token, strangers are not shown everything.
         async with HttpClient(connection.url, connection.bearer(), attempts=3) as client:
             status = await client.get("/status", check=False)
     except PublishError as error:
