@@ -22,7 +22,7 @@ from tests.support.sioclient import raw_socketio
 from tests.support.waiting import DEADLINE, until
 
 SECRET = "integration-secret-of-at-least-32-bytes"
-LIMIT = 18.0
+LIMIT = 14.0
 """Seconds after which a connection with a deadline of ten must be gone, on a busy machine."""
 
 
