@@ -167,9 +167,19 @@ class Machine:
     Args:
         url: of the shared server.
         workers: that read.
+        memory: bytes that the replica may take.
+        follows: whether there is a replica at first.
     """
 
-    def __init__(self, url: str, workers: int = 2, memory: int = 2**40, **settings: object) -> None:
+    def __init__(
+        self,
+        url: str,
+        workers: int = 2,
+        memory: int = 2**40,
+        *,
+        follows: bool = True,
+        **settings: object,
+    ) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="yj-r-")
         self.data_dir = Path(self._directory.name)
         self.settings = dataclasses.replace(
@@ -184,6 +194,7 @@ class Machine:
         assert where is not None
         self._url = where
         self._memory = memory
+        self._follows = follows
         self.notes = ReplicaFile(paths.replica_note(self.data_dir))
         place = (where, paths.replica_note(self.data_dir))
         self.workers = [Reading(self.settings, place, number) for number in range(workers)]
@@ -196,7 +207,8 @@ class Machine:
     async def __aenter__(self) -> Self:
         paths.make_private(paths.runtime_dir(self.data_dir))
         await self._publishing.connect(asyncio.get_running_loop().time() + 5)
-        self.lead()
+        if self._follows:
+            self.lead()
         for worker in self.workers:
             await worker.start()
         return self
@@ -214,7 +226,7 @@ class Machine:
             await self._publishing.close()
         finally:
             with contextlib.suppress(ProcessLookupError):
-                self.cont()
+                self.cont()  # a stopped one would not end
             await asyncio.to_thread(valkey.stop, self.data_dir)
             replica.forget(self.data_dir)
             self._directory.cleanup()

@@ -36,6 +36,10 @@ class ServerProcess:
         self.client = redis.Redis(port=port, socket_timeout=1, decode_responses=True)
         until_now(self.answers, f"the server on port {port} answers")
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def answers(self) -> bool:
         with contextlib.suppress(redis.RedisError):
             return bool(self.client.ping())
