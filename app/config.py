@@ -208,7 +208,7 @@ class Settings:
         zero="none",
     )
     backplane_replica: AutoOrNone = _setting(
-        "0",
+        "auto",
         values.auto_or_none,
         "Whether each machine reads from a replica of the shared server that it runs itself: `auto` or"
         " `0`. Not with `unix://`, `rediss://` and one worker.",

@@ -126,7 +126,7 @@ async def reach_backplane(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + BACKPLANE_SECONDS
     while True:
-        await backplane.connect(deadline)
+        await backplane.connect(deadline, replica=replica is not None)
         reader = StreamReader(backplane, replica=route)
         try:
             await reader.start()

@@ -20,10 +20,11 @@ from typing import Any
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
+from redis.exceptions import BusyLoadingError, InvalidResponse, NoScriptError, RedisError
 
 from app.backoff import Backoff
 from app.backplane.faults import Fault, explain, unavailable
+from app.backplane.needs import missing, needs
 from app.backplane.repair import is_damage, log_repaired, repair_keys
 from app.backplane.replication import Replication
 from app.backplane.scripts import SHARE_KEY, Script
@@ -269,11 +270,12 @@ class Backplane:
         self._warnings: list[str] = []
         self._key: bytes | None = None
 
-    async def connect(self, deadline: float) -> None:
+    async def connect(self, deadline: float, *, replica: bool = False) -> None:
         """Wait until the backplane answers.
 
         Args:
             deadline: loop time after which to give up.
+            replica: whether this machine runs a replica of it.
 
         Raises:
             BackplaneUnavailable: it did not answer in time.
@@ -293,6 +295,8 @@ class Backplane:
                     raise BackplaneUnavailable(f"The backplane cannot be used: {words}.") from error
                 await asyncio.sleep(pause)
         self._warnings = _risks(info.decode(errors="replace"), await self._config(), self.settings)
+        if self.settings.backplane_url:
+            self._warnings += await missing(self.ask, needs(self.settings, replica=replica))
         if self._listening is None:
             self._listening = self._server.listen(self._leave_server)
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import ConnectionError as LostConnection
-from redis.exceptions import RedisError
+from redis.exceptions import InvalidResponse, RedisError
 
 from app.errors import BackplaneFull, BackplaneUnavailable, PresenceError
 
@@ -104,6 +104,9 @@ def explain(error: BaseException | None) -> Fault:
             passes=code in _PASSES,
             elsewhere=code in _ELSEWHERE,
         )
+    if isinstance(error, InvalidResponse):
+        words = f"what answers is no Redis server ({_short(str(error))})"
+        return Fault("lost", words, answered=False, passes=True)
     if isinstance(error, RedisError) and not isinstance(error, LostConnection):
         return Fault("refused", _words("it refuses a call", code, text), of_server=False)
     if isinstance(error, TimeoutError):

@@ -33,6 +33,8 @@ class Replication:
     """Host and port that it follows; of a primary ('', 0)."""
     linked: bool
     """Whether it follows its primary now."""
+    counts_replicas: bool
+    """Whether it takes writes only while enough replicas are in reach (`min-replicas-to-write`)."""
     attached: list[Attached] = field(default_factory=list)
     """What follows it."""
 
@@ -46,6 +48,7 @@ class Replication:
             offset=_number(facts.get("slave_repl_offset", facts.get("master_repl_offset"))),
             primary=(facts.get("master_host", ""), _number(facts.get("master_port"))),
             linked=facts.get("master_link_status") == "up",
+            counts_replicas="min_slaves_good_slaves" in facts,
             attached=[
                 _attached(value)
                 for name, value in facts.items()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 
 import pytest
 
 from app.backplane.client import Backplane
 from app.config import Settings
+from tests.support.backplane import Node, draft
 from tests.support.valkeys import ValkeyProcess
 
 
@@ -27,3 +30,41 @@ async def test_a_server_that_is_too_small_is_a_warning(
         assert "HISTORY_BYTES" in found[0]
         assert "64 MB" in found[0]
     await backplane.close()
+
+
+async def test_an_answer_that_is_no_reply_costs_one_connection(valkey: ValkeyProcess) -> None:
+    """A proxy or another program at the address: nothing that follows on it can be read."""
+    spoiled = 0
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal spoiled
+        upstream, up = await asyncio.open_unix_connection(valkey.socket)
+        answers = asyncio.create_task(_pipe(upstream, writer))
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                if b"EVALSHA" in data and not spoiled:
+                    spoiled += 1
+                    writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                else:
+                    up.write(data)
+        answers.cancel()
+        up.transport.abort()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(pass_on, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    node = Node(f"redis://127.0.0.1:{port}/0", Settings(), time.time)
+    (position,) = await node.publish(draft())
+    assert position.seq == 1
+    assert spoiled == 1
+    assert node.backplane.errors == {"lost": 1}
+    (position,) = await node.publish(draft())
+    assert position.seq == 2
+    await node.backplane.close()
+    server.close()
+
+
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)

@@ -245,6 +245,18 @@ async def test_a_primary_that_is_too_large_is_not_copied(primary: Primary) -> No
             assert client.dbsize() == 0
 
 
+async def test_a_primary_that_counts_its_replicas_is_not_followed(primary: Primary) -> None:
+    """`min-replicas-to-write` is for replicas that can save a message."""
+    async with Machine(f"redis://127.0.0.1:{primary.port}") as lab:
+        await lab.reads(replica=True)
+        primary.process.client.config_set("min-replicas-to-write", 1)
+        await lab.reads(replica=False)
+        with lab.client() as client:
+            await until(lambda: client.role()[0] == "master", "it follows nothing", LONG)
+        primary.process.client.config_set("min-replicas-to-write", 0)
+        await lab.reads(replica=True)
+
+
 @pytest.mark.parametrize("wait", [0, 1])
 async def test_with_sentinels_it_follows_a_replica_and_a_failover(wait: int) -> None:
     with Sentinels() as sentinels:

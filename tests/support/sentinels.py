@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import redis
 
+from tests.support.namespaces import TwoSides
 from tests.support.ports import free_port
 from tests.support.valkeys import binary
 from tests.support.waiting import until_now
@@ -24,16 +26,24 @@ DOWN_AFTER_MS = 700
 
 
 class ServerProcess:
-    """A Valkey or a Sentinel on the loopback."""
+    """A Valkey or a Sentinel; on the loopback, or on one side of a network."""
 
-    def __init__(self, home: Path, port: int, *arguments: str) -> None:
+    def __init__(
+        self,
+        home: Path,
+        port: int,
+        *arguments: str,
+        host: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
+    ) -> None:
+        self.host = host
         self.port = port
         home.mkdir()
         self._log = (home / "log").open("wb")
         self._process = subprocess.Popen(
-            [binary(), *arguments], cwd=home, stdout=self._log, stderr=self._log
+            [*prefix, binary(), *arguments], cwd=home, stdout=self._log, stderr=self._log
         )
-        self.client = redis.Redis(port=port, socket_timeout=1, decode_responses=True)
+        self.client = redis.Redis(host=host, port=port, socket_timeout=1, decode_responses=True)
         until_now(self.answers, f"the server on port {port} answers")
 
     @property
@@ -65,9 +75,16 @@ class ServerProcess:
 
 
 class Sentinels:
-    """Started by `with`; `url` is for BACKPLANE_URL."""
+    """Started by `with`; `url` is for BACKPLANE_URL.
 
-    def __init__(self) -> None:
+    Args:
+        sides: of a network; the first primary and one Sentinel are on the far one.
+        options: further ones of the servers.
+    """
+
+    def __init__(self, sides: TwoSides | None = None, *options: str) -> None:
+        self._sides = sides
+        self._options = options
         self._stack = contextlib.ExitStack()
         self.servers: list[ServerProcess] = []
         self.sentinels: list[ServerProcess] = []
@@ -76,24 +93,31 @@ class Sentinels:
         root = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="yj-s-")))
         for number in range(3):
             port = free_port()
-            words = ["--port", str(port), "--bind", "127.0.0.1", "--appendonly", "yes"]
-            words += ["--save", "", "--repl-diskless-sync-delay", "0"]
+            host, prefix = self._place(number)
+            words = ["--port", str(port), "--bind", host, "--appendonly", "yes", *self._options]
+            words += ["--save", "", "--repl-diskless-sync-delay", "0", "--protected-mode", "no"]
             if number:
-                words += ["--replicaof", f"127.0.0.1 {self.servers[0].port}"]
-            self._add(self.servers, ServerProcess(root / f"server{number}", port, *words))
+                words += ["--replicaof", f"{self.servers[0].host} {self.servers[0].port}"]
+            home = root / f"server{number}"
+            self._add(self.servers, ServerProcess(home, port, *words, host=host, prefix=prefix))
         until_now(lambda: self._in_sync() == 2, "both replicas are in sync")
         for number in range(3):
             port = free_port()
             config = root / f"sentinel{number}.conf"
+            host, prefix = self._place(number)
+            first = self.servers[0]
             config.write_text(
-                f"port {port}\nbind 127.0.0.1\n"
-                f"sentinel monitor {NAME} 127.0.0.1 {self.servers[0].port} {QUORUM}\n"
+                f"port {port}\nbind {host}\nprotected-mode no\n"
+                f"sentinel monitor {NAME} {first.host} {first.port} {QUORUM}\n"
                 f"sentinel down-after-milliseconds {NAME} {DOWN_AFTER_MS}\n"
                 f"sentinel failover-timeout {NAME} 4000\n"
                 f"sentinel parallel-syncs {NAME} 2\n"
             )
-            one = ServerProcess(root / f"sentinel{number}", port, str(config), "--sentinel")
-            self._add(self.sentinels, one)
+            home = root / f"sentinel{number}"
+            self._add(
+                self.sentinels,
+                ServerProcess(home, port, str(config), "--sentinel", host=host, prefix=prefix),
+            )
         until_now(self._know_each_other, "the Sentinels know each other and the replicas")
         return self
 
@@ -107,7 +131,7 @@ class Sentinels:
 
     @property
     def url(self) -> str:
-        hosts = ",".join(f"127.0.0.1:{one.port}" for one in self.sentinels)
+        hosts = ",".join(f"{one.host}:{one.port}" for one in self.sentinels)
         return f"redis+sentinel://{hosts}/{NAME}"
 
     def primary(self) -> ServerProcess:
@@ -118,6 +142,12 @@ class Sentinels:
 
     def replicas(self) -> list[ServerProcess]:
         return [server for server in self.servers if server is not self.primary()]
+
+    def _place(self, number: int) -> tuple[str, list[str]]:
+        """Address and beginning of the command line of a server or Sentinel."""
+        if self._sides is None:
+            return "127.0.0.1", []
+        return (self._sides.near, []) if number else (self._sides.far, self._sides.prefix)
 
     def _add(self, group: list[ServerProcess], process: ServerProcess) -> None:
         group.append(process)

@@ -6,6 +6,7 @@ import pytest
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    InvalidResponse,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -43,6 +44,7 @@ REPLIES: list[tuple[Exception, str, bool, bool]] = [
     (TimeoutError(), "timeout", True, False),
     (LostConnection("Error 111 connecting to 127.0.0.1:1."), "lost", True, False),
     (ConnectionResetError(104, "Connection reset by peer"), "lost", True, False),
+    (InvalidResponse('Protocol error, got "H" as reply type byte'), "lost", True, False),
 ]  # fmt: skip
 
 

@@ -53,7 +53,7 @@ STUCK = 5.0
 SAMPLES = 240
 """Measurements of the primary that are kept: a minute of them."""
 CHECK_INTERVAL = 30.0
-"""Seconds between two looks at what changes rarely: the size and the configuration of the primary."""
+"""Seconds between two looks at the size of the primary's data."""
 LOG_AFTER = 5.0
 """Seconds for which the replica may not be usable before that is logged."""
 
@@ -168,7 +168,6 @@ class Replica:
         self._primary = Link(self._server, "yujian-replica-watch", _ignore)
         self._local = Link(server_at(f"unix://{place.socket}"), "yujian-replica-watch", _ignore)
         self._counts = bool(settings.backplane_wait) or source.address is None
-        self._fewest = 0  # min-replicas-to-write of the primary
         self._too_large = ""
         self._checked = -math.inf
         self._lag = Lag()
@@ -272,7 +271,7 @@ class Replica:
         return Replication.of(info.decode(errors="replace"))
 
     async def _check_primary(self) -> None:
-        """Look at what changes rarely."""
+        """Look whether there is room for its data."""
         self._checked = self._monotonic()
         try:
             (info,) = await self._ask(self._primary, [(b"INFO", b"memory")])
@@ -286,13 +285,6 @@ class Replica:
             if used > self._memory
             else ""
         )
-        try:
-            (reply,) = await self._ask(
-                self._primary, [(b"CONFIG", b"GET", b"min-replicas-to-write")]
-            )
-            self._fewest = int(reply[1])
-        except (*FAILURES, ValueError, IndexError):
-            pass
 
     async def _steer(self, primary: Replication, local: Replication | None) -> str:
         """Let the replica follow the right server; why it follows none, or ''."""
@@ -320,7 +312,7 @@ class Replica:
         """What the replica should follow, and why nothing."""
         if self._too_large:
             return None, self._too_large
-        if not self._counts and not self._fewest:
+        if not self._counts and not primary.counts_replicas:
             return self._source.address, ""
         found = sorted(Address(one.host, one.port) for one in primary.replicas if one.online)
         if not found:
