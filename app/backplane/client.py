@@ -20,7 +20,7 @@ from typing import Any
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import BusyLoadingError, InvalidResponse, NoScriptError, RedisError
+from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
 
 from app.backoff import Backoff
 from app.backplane.faults import Fault, explain, unavailable
