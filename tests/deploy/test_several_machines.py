@@ -370,13 +370,15 @@ async def come_back(caddy: Caddy, client: PlainClient, user: str) -> PlainClient
 
 
 def kill_host(host: Service) -> None:
-    """Kill -9 the master and every worker; the master first, so that it starts none anew."""
+    """Kill -9 everything: the master first, so that it starts no worker anew, and the replica last."""
     assert host.process is not None
     pids = [host.process.pid, *host.worker_pids()]
     assert len(pids) == 1 + host.workers
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     host.process.wait()
+    for process in host.processes():
+        process.kill()
     host.assert_nothing_left()
     Service.running.remove(host)
 
