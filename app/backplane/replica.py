@@ -101,11 +101,12 @@ class ReplicaFile:
                 if os.fstat(descriptor).st_uid != os.geteuid():
                     return None
                 note = ReplicaNote(**json.loads(os.read(descriptor, _LARGEST)))
+                is_sound = math.isfinite(note.at + note.clock)
             finally:
                 os.close(descriptor)
         except (OSError, ValueError, TypeError):
             return None
-        return note if math.isfinite(note.at + note.clock) else None
+        return note if is_sound else None
 
     def remove(self) -> None:
         """Remove it: there is no replica."""
