@@ -29,6 +29,7 @@ from app.sessions.session import (
     PROBE_STEP,
     ConnectOptions,
     Opening,
+    Recovery,
     Work,
 )
 from app.sessions.subscriptions import Start
@@ -152,8 +153,13 @@ class EventStreamSession(ProtocolSession):
             options = replace(options, history=None)
             positions = {type: live[type] for type in welcome.types_of(self, options)}
             positions |= {type: start.position for type, start in starts.items()}
+            gaps = tuple(start.gap for start in starts.values() if start.gap)
+            if gaps:
+                self.need_extra().recovery = Recovery(options, positions, gaps, None)
             welcome.greet(self, options, positions)
-            self._send_gaps(positions, [start.gap for start in starts.values() if start.gap])
+            if gaps:
+                self.need_extra().recovery = None
+                self._send_gaps(positions, gaps)
         elif options.history is None:
             welcome.greet(self, options, live)
         else:
@@ -164,9 +170,8 @@ class EventStreamSession(ProtocolSession):
     def _send_gaps(self, positions: Mapping[str, Position], gaps: Sequence[Gap]) -> None:
         for gap in gaps:
             self.context.metrics.gaps[gap.reason].inc()
-        if gaps:
-            group = self.group
-            self.send(self.codec.write(gaps, group.types, positions, batch=group.batch))
+        group = self.group
+        self.send(self.codec.write(gaps, group.types, positions, batch=group.batch))
 
     def _refuse(self, error: ClientError, opening: Opening) -> None:
         """Answer with a status, or, to a browser that is to come back, with a stream that ends."""
@@ -196,9 +201,12 @@ class EventStreamSession(ProtocolSession):
         data = self.codec.event(event, envelope)
         track = self.track
         if event == "connected":
-            # One that comes back keeps the `id` that it has until there is something new.
-            is_new = track is self.context.fanout.positions and self.phase == FLOWING
-            data = self.codec.retry(draw_delay()) + (self._id(track) if is_new else b"") + data
+            # Where gaps follow, or history, the client must ask for them again if it is cut off now.
+            is_complete = self.phase == FLOWING and (
+                self.extra is None or self.extra.recovery is None
+            )
+            first = self._id(track) if is_complete else b""
+            data = self.codec.retry(draw_delay()) + first + data
         elif event == "history_data" and (self.extra is None or not self.extra.pages):
             # With the last answer of those that it asked for it has all of its history.
             data = self._id(track) + data

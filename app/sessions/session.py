@@ -115,7 +115,7 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """A Socket.IO client that comes back."""
+    """A client that comes back over Socket.IO, or with missing messages over server-sent events."""
 
     options: ConnectOptions
     positions: dict[str, Position]
