@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
 from tests.page.browser import Browser, Tab
+from tests.support import REPO
 from tests.support.service import Service
 from tests.support.streams import Ticker
 from tests.support.waiting import until
@@ -108,3 +110,55 @@ async def test_a_page_of_another_origin(browser: Browser, elsewhere: str, option
         await connected(tab)
         sent = await service.publish("status", "tick")
         await tab.wait(f"{SEQS}.includes({sent['seq']})")
+
+
+# The client library over server-sent events.
+
+
+async def use_client(tab: Tab, service: Service, options: str) -> None:
+    """Load the built library into the page and subscribe to `status`."""
+    code = (REPO / "clients/js/dist/index.js").read_text()
+    await tab.value(
+        "(async () => {"
+        f"const file = new Blob([{json.dumps(code)}], {{type: 'text/javascript'}});"
+        "const { connect } = await import(URL.createObjectURL(file));"
+        f"window.lab = connect('{service.base}', {{pause: [50, 500], ...{options}}});"
+        "window.got = []; window.gaps = 0;"
+        "window.lab.on('gap', () => (window.gaps += 1));"
+        "window.lab.subscribe('status', (one) => window.got.push(one));"
+        "return 0; })()"
+    )
+
+
+NO_WEBSOCKETS = """{WebSocket: class {
+  constructor() { setTimeout(() => this.onclose?.({code: 1006, reason: ''}), 10); }
+  close() {}
+}}"""
+
+
+@pytest.mark.parametrize("options", ["{transport: 'sse'}", NO_WEBSOCKETS], ids=["asked", "blocked"])
+async def test_the_client_misses_nothing_over_a_kill_and_a_reload(
+    browser: Browser, elsewhere: str, options: str
+) -> None:
+    async with (
+        Service(WORKERS=2, ALLOWED_ORIGINS=elsewhere) as service,
+        await browser.open(elsewhere) as tab,
+    ):
+        first = await service.publish("status", "first")
+        await use_client(tab, service, options)
+        await tab.wait(f"{SEQS}.includes({first['seq']})")
+        assert (await service.get("/ws/stats")).body["totalConnections"] == 1
+        async with Ticker(service):
+            await tab.wait(f"{SEQS}.length > 10")
+            for pid in service.worker_pids():
+                service.kill_worker(pid)
+            await tab.wait("window.lab.counts.reconnects > 0 && window.lab.state.name === 'open'")
+            await until(lambda: len(service.worker_pids()) == 2, "two workers")
+            await service.hup()
+        last = await service.publish("status", "last")
+        await tab.wait(f"{SEQS}.includes({last['seq']})")
+        assert await tab.value(SEQS) == list(range(first["seq"], last["seq"] + 1))
+        assert await tab.value("window.gaps") == 0
+        assert (await tab.value("window.lab.history('status', 1)"))["messages"][0]["id"] == last[
+            "id"
+        ]

@@ -1,5 +1,6 @@
 /** Client of the plain protocol of Yujian Presence: newest state first, recovery, no dependency. */
 
+import { beside, EventSocket, type SourceClass } from './events';
 import type {
   Actions,
   CloseCode,
@@ -83,6 +84,13 @@ export interface Options {
   pause?: [number, number];
   /** For a runtime without one of its own, such as that of `ws`. */
   WebSocket?: unknown;
+  /**
+   * `auto`, the default: server-sent events where the service answers over HTTP and no WebSocket has opened twice.
+   * `presence` is not available over them.
+   */
+  transport?: 'auto' | 'websocket' | 'sse';
+  /** For a runtime without one of its own. */
+  EventSource?: unknown;
 }
 
 type Listener = (message: Message<never>, origin: Origin) => void;
@@ -125,6 +133,8 @@ const CAUSES: Record<number, [Cause, boolean]> = {
   4429: ['flood', true],
 } satisfies Record<Exclude<CloseCode, 1000> | 4403, [Cause, boolean]>;
 const REQUEST_TIMEOUT = 15_000;
+/** WebSockets that do not open while HTTP works, in a row, before server-sent events are tried. */
+const BLOCKED = 2;
 
 let ids = 0;
 
@@ -158,6 +168,8 @@ export class Realtime {
   private queue: { frame: string; id: string }[] = [];
   private ready = false;
   private failures = 0;
+  private blocked = 0;
+  private hasOpened = false;
   private heardAt = 0;
   private lastError: RealtimeError | undefined;
   private tokenTried = false;
@@ -265,7 +277,7 @@ export class Realtime {
   reconnect(options: Partial<Options> = {}): void {
     Object.assign(this.options, options);
     this.tokenTried = false;
-    this.failures = 0;
+    this.failures = this.blocked = 0;
     if (this.socket) this.end(1000, 'left', true);
     this.open();
   }
@@ -290,14 +302,23 @@ export class Realtime {
     clearTimeout(this.retry);
     this.become({ ...this.state, name: 'connecting' });
     const query = new URLSearchParams({ types: '' });
-    const { user, WebSocket: given } = this.options;
+    const { user, transport, WebSocket: given, EventSource: source } = this.options;
     if (user) query.set('user', user);
     const resume = this.connected?.resume;
     if (resume) query.set('resume', resume);
-    const Class = (given ?? globalThis.WebSocket) as new (url: string) => Socket;
-    if (!Class) throw new TypeError('There is no WebSocket here: give one as the option WebSocket.');
-    const socket = new Class(`${this.url}?${query}`);
+    const Class = (given ?? globalThis.WebSocket) as (new (url: string) => Socket) | undefined;
+    const Source = (source ?? globalThis.EventSource) as SourceClass | undefined;
+    const asksForEvents = transport === 'sse' || (transport !== 'websocket' && (this.blocked >= BLOCKED || !Class));
+    const url = `${this.url}?${query}`;
+    let socket: Socket;
+    if (asksForEvents && Source) socket = new EventSocket(url, Source) as unknown as Socket;
+    else if (Class && transport !== 'sse') socket = new Class(url);
+    else {
+      const missing = transport === 'sse' ? 'EventSource' : 'WebSocket';
+      throw new TypeError(`There is no ${missing} here: give one as the option ${missing}.`);
+    }
     this.socket = socket;
+    this.hasOpened = false;
     this.lastError = undefined;
     this.heardAt = Date.now();
     const every = this.options.ping ?? 15_000;
@@ -306,7 +327,11 @@ export class Realtime {
       if (Date.now() - this.heardAt > 2 * every) this.lost(socket, 1006, '');
       else if (this.ready) this.ping().catch(() => {});
     }, every);
-    socket.onopen = () => void this.authenticate(socket);
+    socket.onopen = () => {
+      this.hasOpened = true;
+      if (!(socket instanceof EventSocket)) this.blocked = 0;
+      void this.authenticate(socket);
+    };
     socket.onmessage = (event: MessageEvent<string>) => {
       if (socket !== this.socket) return;
       this.heardAt = Date.now();
@@ -477,6 +502,7 @@ export class Realtime {
 
   private lost(socket: Socket, code: number, reason: string): void {
     if (socket !== this.socket) return;
+    if (!this.hasOpened && this.options.transport !== 'websocket') void this.lookForHttp();
     const told = this.lastError;
     let [cause, back] = CAUSES[code] ?? (['network', true] as [Cause, boolean]);
     if (code === 1013 && told?.code === 'SERVICE_UNAVAILABLE') cause = 'restart';
@@ -493,6 +519,16 @@ export class Realtime {
     this.become({ ...this.state, name: 'waiting', retryAt: Date.now() + wait });
     this.counts.reconnects++;
     this.retry = setTimeout(() => this.open(), wait);
+  }
+
+  /** Whether it is WebSockets alone that do not pass: a service that is down answers nothing. */
+  private async lookForHttp(): Promise<void> {
+    try {
+      const { status } = await fetch(beside(this.url, '/events'), { method: 'HEAD', cache: 'no-store' });
+      if (status < 500) this.blocked++;
+    } catch {
+      this.blocked = 0;
+    }
   }
 
   private end(code: number, cause: Cause, back: boolean, message?: string): void {
