@@ -458,3 +458,97 @@ def test_no_memory_no_connection(door: Door) -> None:
     refused = door.refuse()
     assert (refused.status, refused.reason) == (503, "memory")
     assert refused.retry_after
+
+
+# Requests for server-sent events.
+
+
+def ask(door: Door, query: str = "", version: Any = None, **headers: str) -> tuple[Admitted, str]:
+    merged = {"Host": "presence.example"} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
+    request = make_mocked_request(
+        "GET",
+        "/events" + (f"?{query}" if query else ""),
+        headers=merged,
+        **({"version": version} if version else {}),
+    )
+    return door.admission.check_events(request.clone(remote="127.0.0.1"))
+
+
+def test_a_stream_has_the_options_of_plain_json() -> None:
+    door = Door()
+    admitted, last_id = ask(door, "types=status,stats&batch=1&history=3&user=ann&lastEventId=a%3Bb")
+    assert admitted.protocol == "sse"
+    assert (admitted.types, admitted.batch, admitted.history, admitted.user) == (
+        frozenset({"status", "stats"}),
+        True,
+        3,
+        "ann",
+    )
+    assert last_id == "a;b"
+    assert door.slots.connections == 1
+    assert ask(door, "lastEventId=old", Last_Event_ID="new")[1] == "new"
+    assert ask(door)[0].types is None
+
+
+@pytest.mark.parametrize(
+    ("accept", "status"),
+    [
+        ("", 0),
+        ("text/event-stream", 0),
+        ("text/html, */*;q=0.1", 0),
+        ("Text/*; q=0.5", 0),
+        ("*/*;q=0, text/event-stream", 0),
+        ("text/html", 406),
+        ("text/event-stream;q=0", 406),
+        ("text/event-stream; Q=0.000, */*", 406),
+        ("text/*;q=0, */*", 406),
+        (",;,", 406),
+    ],
+)
+def test_what_a_client_of_a_stream_must_accept(accept: str, status: int) -> None:
+    door = Door()
+    headers = {"Accept": accept} if accept else {}
+    if not status:
+        ask(door, **headers)
+        return
+    with pytest.raises(Refused) as caught:
+        ask(door, **headers)
+    assert (caught.value.status, caught.value.code) == (status, ErrorCode.NOT_ACCEPTABLE)
+    assert caught.value.retry_after is None
+    assert door.reasons == ["stream"]
+    assert door.slots.connections == 0
+
+
+def test_a_stream_needs_a_newer_http() -> None:
+    with pytest.raises(Refused) as caught:
+        ask(Door(), version=HttpVersion10)
+    assert (caught.value.status, caught.value.code) == (505, ErrorCode.HTTP_VERSION_NOT_SUPPORTED)
+
+
+def test_a_stream_needs_its_token_in_the_request() -> None:
+    door = Door(AUTH_SECRET=SECRET)
+    with pytest.raises(Refused) as caught:
+        ask(door)
+    assert (caught.value.status, caught.value.code) == (401, ErrorCode.UNAUTHORIZED)
+    assert caught.value.headers["WWW-Authenticate"] == "Bearer"
+    token = jwt.encode({"sub": "ann", "types": ["status"], "exp": time.time() + 60}, SECRET)
+    admitted, _ = ask(door, f"types=status&token={token}")
+    assert admitted.user == "ann"
+    with pytest.raises(Refused) as caught:
+        ask(door, "types=stats", Authorization=f"Bearer {token}")
+    assert (caught.value.status, caught.value.code) == (403, ErrorCode.FORBIDDEN)
+
+
+def test_temporary_refusals_of_a_stream_say_when_to_come_back() -> None:
+    door = Door(MAX_TOTAL_CONNECTIONS="1")
+    ask(door)
+    with pytest.raises(Refused) as caught:
+        ask(door)
+    assert (caught.value.status, caught.value.reason) == (503, "cap")
+    assert caught.value.retry_after in range(RETRY_AFTER[0], RETRY_AFTER[1] + 1)
+    door.serving = False
+    with pytest.raises(Refused) as caught:
+        ask(door)
+    assert caught.value.retry_after == 1

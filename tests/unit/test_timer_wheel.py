@@ -244,3 +244,30 @@ def test_what_should_have_been_looked_at_long_ago_is_looked_at_next() -> None:
     run(wheel, 1)
     assert late.pings == [1]
     assert silent.missed == [1]
+
+
+class Often(Peer):
+    """One that wants a heartbeat more often than the others."""
+
+    heartbeat_every: ClassVar[float | None] = 7.0
+
+
+def test_some_are_looked_at_more_often() -> None:
+    wheel = TimerWheel(INTERVAL, TIMEOUT)
+    often, other = Often(wheel), Peer(wheel)
+    wheel.add(often)
+    wheel.add(other)
+    for _ in range(INTERVAL + 1):
+        wheel.advance()
+    assert often.pings == [7, 14, 21, 28]
+    assert other.pings == [30]
+    assert not often.missed
+
+
+def test_nobody_is_looked_at_less_often_than_the_wheel_turns() -> None:
+    wheel = TimerWheel(5, 10)
+    often = Often(wheel)
+    wheel.add(often)
+    for _ in range(round(8 / wheel.tick_length)):
+        wheel.advance()
+    assert [round(ping * wheel.tick_length) for ping in often.pings] == [5]
