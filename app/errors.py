@@ -181,7 +181,7 @@ class ErrorCode(enum.StrEnum):
     HTTP_VERSION_NOT_SUPPORTED = (
         "HTTP_VERSION_NOT_SUPPORTED",
         505,
-        "at `/events`: use HTTP/1.1, or HTTP/2 at a proxy",
+        "at `/events`: use HTTP/1.1, also from a proxy to the service (nginx: `proxy_http_version 1.1`)",
         "http only",
     )
 

@@ -391,7 +391,10 @@ def _check_handshake(request: RequestHead) -> str:
 def _check_stream(request: RequestHead) -> None:
     """Check that a client can read what it asks for."""
     if request.version < HttpVersion11:
-        message = "Server-sent events need HTTP/1.1."
+        message = (
+            "Server-sent events need HTTP/1.1: a proxy may speak an older version to the service"
+            " (nginx: proxy_http_version 1.1)."
+        )
         raise Refused(505, ErrorCode.HTTP_VERSION_NOT_SUPPORTED, message, "stream")
     accepted = request.headers.getall("Accept", ())
     if accepted and not _accepts(",".join(accepted), "text", "event-stream"):

@@ -511,6 +511,50 @@ async def test_a_reload_is_not_noticed(service: Service) -> None:
     await service.wait_connections(0)
 
 
+async def test_unsent_bytes_pass_to_the_next_worker() -> None:
+    """Events that are half written, and those behind them."""
+    async with Service(WORKERS=1) as service:
+        target = "/events?types=status"
+        clients = [await EventClient.open(service, target, receive_buffer=4096) for _ in range(5)]
+        for one in clients:
+            await one.event("connected")
+            one.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        for at in range(0, 60, 20):
+            await service.publish_all(
+                {"type": "status", "event": "bulk", "data": [n, "x" * 20_000]}
+                for n in range(at, at + 20)
+            )
+        await service.hup()
+        for one in clients:
+            one.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        last = await service.publish("status", "last")
+        for one in clients:
+            await one.until_seq("status", last["seq"])
+            assert one.seqs("status") == list(range(1, last["seq"] + 1))
+            await one.close()
+
+
+async def test_a_reload_while_history_is_sent(service: Service) -> None:
+    """The pages that are left come from the next worker, with an `id` behind the last one."""
+    for at in range(0, 40, 10):
+        await service.publish_all(
+            {"type": "system", "event": "bulk", "data": [n, "x" * 60_000]}
+            for n in range(at, at + 10)
+        )
+    target = "/events?types=system&history=40"
+    async with await EventClient.open(service, target, receive_buffer=4096) as client:
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await service.hup()
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        live = await service.publish("system", "tick")
+        await client.until_seq("system", live["seq"])
+        pages = [page["data"]["messages"] for page in client.named("history_data")]
+        past = sorted(one["seq"] for page in pages for one in page)
+        assert past == list(range(live["seq"] - 40, live["seq"]))
+        assert client.seqs("system") == [live["seq"]]
+        assert len(client.parser.ids) == 2
+
+
 async def test_a_killed_worker_loses_nothing(service: Service) -> None:
     async with Ticker(service):
         client = await EventClient.open(service, "/events?types=status")
@@ -563,3 +607,16 @@ async def test_there_is_no_task_for_a_client() -> None:
         assert worker.num_threads() < 20
         for one in clients:
             await one.close()
+
+
+async def test_long_polling_is_told_what_to_set(service: Service) -> None:
+    """A page of an allowed origin can read it."""
+    headers = {"Origin": "https://lab.example", "Accept": "*/*"}
+    target = "/ws/realtime/?EIO=4&transport=polling&t=abc"
+    async with await EventClient.open(service, target, headers=headers) as client:
+        await client.until_end()
+        assert client.status == 400
+        assert "transports: ['websocket']" in json.loads(client.body)["error"]
+        assert client.headers["access-control-allow-origin"] == "https://lab.example"
+    assert "transports: ['websocket']" in service.log
+    assert "reason=transport" in service.log
