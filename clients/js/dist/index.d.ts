@@ -53,6 +53,13 @@ export interface Options {
     pause?: [number, number];
     /** For a runtime without one of its own, such as that of `ws`. */
     WebSocket?: unknown;
+    /**
+     * `auto`, the default: server-sent events where the service answers over HTTP and no WebSocket has opened twice.
+     * `presence` is not available over them.
+     */
+    transport?: 'auto' | 'websocket' | 'sse';
+    /** For a runtime without one of its own. */
+    EventSource?: unknown;
 }
 interface Events {
     state: State;
@@ -93,6 +100,8 @@ export declare class Realtime {
     private queue;
     private ready;
     private failures;
+    private blocked;
+    private hasOpened;
     private heardAt;
     private lastError;
     private tokenTried;
@@ -136,5 +145,7 @@ export declare class Realtime {
     private receive;
     private take;
     private lost;
+    /** Whether it is WebSockets alone that do not pass: a service that is down answers nothing. */
+    private lookForHttp;
     private end;
 }

@@ -488,6 +488,65 @@ export interface Queue {
     /** milliseconds that the slowest worker is behind */
     lag: number;
 }
+/** A connection, as operators see it. */
+export interface Connection {
+    /** the `connectionId` of `connected` */
+    id: string;
+    /** the user's name; null: none */
+    user: string | null;
+    /** what it speaks */
+    protocol: string;
+    /** subscriptions */
+    types: string[];
+    /** the machine that serves it */
+    host: string;
+    /** process id of the worker there */
+    worker: number;
+}
+/** A page of connections. */
+export interface ConnectionList {
+    /** in the order of their ids */
+    connections: Connection[];
+    /** connections on all pages */
+    total: number;
+    /** whether there is another page */
+    more: boolean;
+    /** workers that have answered */
+    workers: number;
+    /** whether these are known to be all workers */
+    complete: boolean;
+}
+/** A user that is connected. */
+export interface ConnectedUser {
+    /** the user's name */
+    user: string;
+    /** open connections */
+    connections: number;
+}
+/** A page of the users that are connected. */
+export interface UserList {
+    /** in the order of their names */
+    users: ConnectedUser[];
+    /** connections without a name */
+    anonymous: number;
+    /** connections on all pages */
+    total: number;
+    /** whether there is another page */
+    more: boolean;
+    /** workers that have answered */
+    workers: number;
+    /** whether these are known to be all workers */
+    complete: boolean;
+}
+/** What was closed. */
+export interface ClosedConnections {
+    /** connections */
+    closed: number;
+    /** workers that have answered */
+    workers: number;
+    /** whether these are known to be all workers */
+    complete: boolean;
+}
 /** A message to publish. */
 export interface PublishedMessage {
     /** of the stream */
@@ -565,7 +624,7 @@ export interface PageConfig {
 /** Codes of `error` events and of HTTP answers. */
 export type ErrorCode = "PARSE_ERROR" | "INVALID_TYPE" | "INVALID_ACTION" | "INVALID_PAYLOAD" | "SUBSCRIPTION_INVALID" | "MESSAGE_TOO_LARGE" | "RATE_LIMITED" | "UNAUTHORIZED" | "FORBIDDEN" | "MAX_CONNECTIONS_EXCEEDED" | "HEARTBEAT_TIMEOUT" | "QUEUE_OVERFLOW" | "BACKPLANE_UNAVAILABLE" | "BACKPLANE_FULL" | "SERVICE_UNAVAILABLE" | "INTERNAL_ERROR" | "BAD_REQUEST" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "REQUEST_TIMEOUT" | "CONFLICT" | "UNSUPPORTED_MEDIA_TYPE" | "NOT_ACCEPTABLE" | "EXPECTATION_FAILED" | "UPGRADE_REQUIRED" | "REQUEST_HEADER_FIELDS_TOO_LARGE" | "HTTP_VERSION_NOT_SUPPORTED";
 /** Close codes of the service. */
-export type CloseCode = 1000 | 1001 | 1002 | 1007 | 1008 | 1009 | 1012 | 1013 | 4401 | 4408 | 4409 | 4413 | 4429;
+export type CloseCode = 1000 | 1001 | 1002 | 1007 | 1008 | 1009 | 1012 | 1013 | 4401 | 4403 | 4408 | 4409 | 4413 | 4429;
 /** What clients may ask for: payload, and data of the answer. */
 export interface Actions {
     /** Receive the messages of these types; the list is accepted or refused as one. */

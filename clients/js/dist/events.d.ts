@@ -1,0 +1,42 @@
+/** Server-sent events behind the interface of a WebSocket: for networks that let no WebSocket through. */
+type Handler = ((event: never) => void) | null;
+type Source = Pick<EventSource, 'close' | 'onmessage' | 'onerror'>;
+export type SourceClass = new (url: string) => Source;
+/** The address of a call, beside that of the WebSocket. */
+export declare function beside(url: string, path: string): URL;
+/**
+ * Requests are answered here: a subscription opens the stream anew, the past and pings are HTTP calls.
+ * What the service alone could answer (`presence`) is refused.
+ */
+export declare class EventSocket {
+    private url;
+    private Class;
+    readyState: number;
+    onopen: Handler;
+    onmessage: Handler;
+    onclose: Handler;
+    onerror: Handler;
+    private source;
+    private types;
+    private places;
+    private user;
+    private token;
+    private greeted;
+    /** Requests that are waited for before the stream is opened anew. */
+    private busy;
+    private last;
+    constructor(url: string, Class: SourceClass);
+    send(frame: string): void;
+    close(): void;
+    private answer;
+    /** The newest messages of a type; the stream then goes on behind them. */
+    private bring;
+    private fetch;
+    /** Open the stream, in place of the one that there is. */
+    private open;
+    private take;
+    /** The stream has ended. A page does not see why it is refused, but another call may. */
+    private failed;
+    private say;
+}
+export {};
