@@ -39,7 +39,10 @@ from app.types import Gap, Position
 
 COMMENT_SECONDS = 15.0
 """Seconds between two comments: proxies close what is silent for longer."""
+FINAL_RETRY = 3_600_000
+"""Milliseconds after which a client connects again that should not: nothing else keeps an EventSource away."""
 _END = b"\n\n"
+_FINAL = frozenset(code for code in CloseCode if code.is_final)
 
 logger = logging.getLogger("realtime.session")
 
@@ -312,7 +315,11 @@ def last_event(code: int, reason: str) -> bytes:
     data: dict[str, object] = {"code": int(code), "reason": reason}
     if delay is not None:
         data = {"code": int(code), "reason": "", "retryAfter": delay}
+    if delay is None:
+        # With an expired token it is refused the next time, and then stays away.
+        stays_away = code in _FINAL and code != CloseCode.UNAUTHORIZED
+        delay = FINAL_RETRY if stays_away else draw_delay()
     event = "connection_closing"
-    return EVENT_STREAM.retry(draw_delay() if delay is None else delay) + EVENT_STREAM.event(
+    return EVENT_STREAM.retry(delay) + EVENT_STREAM.event(
         event, envelope.envelope("system", event, data)
     )

@@ -14,7 +14,7 @@ from app.protocol import http_answers
 from app.protocol.codecs import COMMENT
 from app.protocol.offsets import Offset, decode_offset
 from app.sessions import event_stream
-from app.sessions.event_stream import COMMENT_SECONDS, EventStreamSession
+from app.sessions.event_stream import COMMENT_SECONDS, FINAL_RETRY, EventStreamSession
 from app.sessions.session import ConnectOptions, Opening
 from app.transport import kernel
 from app.transport.connection import CLOSED, CLOSING, KEPT_REST, OPEN
@@ -277,6 +277,34 @@ async def test_a_peer_answers_a_probe_by_confirming_it(
     assert not await reader.session.answers_ping()
     reader.session.drop("gone")
     assert not await reader.session.answers_ping()
+
+
+# The end.
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "low", "high"),
+    [
+        (1012, '{"retryAfter": 1234}', 1234, 1234),
+        (1001, "the service stops", 500, 5000),
+        (4429, "flood", 500, 5000),
+        (4401, "no valid token", 500, 5000),
+        (4403, "by an operator", FINAL_RETRY, FINAL_RETRY),
+        (1008, "too many connections", FINAL_RETRY, FINAL_RETRY),
+    ],
+)
+async def test_the_last_event_says_when_to_come_back(
+    worker: Worker, code: int, reason: str, low: int, high: int
+) -> None:
+    reader = client(worker)
+    await reader.event("connected")
+    reader.session.close(code, reason)
+    await until(lambda: reader.read() and reader.ended)
+    assert reader.names() == ["connected", "connection_closing"]
+    assert reader.events[-1].envelope["data"]["code"] == code
+    assert reader.parser.retry is not None
+    assert low <= reader.parser.retry <= high
+    assert worker.hub.closed[code] == 1
 
 
 # What is unsent when it is given up.
