@@ -86,7 +86,7 @@ def client(
     opening = Opening(HEAD, {"Vary": "Origin"}, is_browser)
     session.begin(opening, None, options or ConnectOptions(), offset)
     reader = Reader(session, theirs)
-    worker.clients.append(cast(Any, reader))
+    worker.clients.append(cast("Any", reader))
     return reader
 
 
