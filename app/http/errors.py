@@ -130,7 +130,9 @@ def error_middleware(
             if request.method == "OPTIONS":
                 response = origins.answer_options(request, methods)
             else:
-                response = _respond(_explain(error, f"Use {methods} for this path."))
+                refused = _explain(error, f"Use {methods} for this path.")
+                refused.headers["Allow"] = methods
+                response = _respond(refused)
         except web.HTTPException as error:
             if error.status < 400:
                 raise

@@ -64,7 +64,8 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
     ]
     closing: list[tuple[str, Callable[..., Awaitable[web.Response]]]] = [
         ("/connections", delete_user),
-        ("/connections/{id}", delete_connected),
+        # No connection has the name of the resource beside it.
+        ("/connections/{id:(?!users$)[^/]+}", delete_connected),
     ]
     for path, handler in reading:
         bound = functools.partial(handler, context=context)

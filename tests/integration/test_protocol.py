@@ -101,7 +101,8 @@ class Peer:
 @pytest.fixture(scope="module")
 def peer(service: Service) -> Iterator[Peer]:
     url = f"ws://127.0.0.1:{service.port}/ws/realtime?types="
-    with connect(url, max_size=None) as socket:
+    # Its pings take random numbers in a thread, which Hypothesis notices.
+    with connect(url, max_size=None, ping_interval=None) as socket:
         peer = Peer(socket)
         assert peer.read()["event"] == "connected"
         yield peer
@@ -165,7 +166,7 @@ def test_no_other_action_is_taken(peer: Peer, name: str) -> None:
 
 def test_every_event_that_comes_by_itself_is_as_the_tables_say(service: Service) -> None:
     url = f"ws://127.0.0.1:{service.port}/ws/realtime?types=all&batch=1&history=3"
-    with connect(url, max_size=None) as socket:
+    with connect(url, max_size=None, ping_interval=None) as socket:
         peer = Peer(socket)
         seen = {peer.read()["event"]}
         session = requests.Session()

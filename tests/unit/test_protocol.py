@@ -94,6 +94,21 @@ async def test_every_route_is_a_row_and_every_row_a_route(side: HttpSide) -> Non
     assert rows == (routes - page - {("GET", "/fail")}) | elsewhere
 
 
+@pytest.mark.parametrize(
+    "path", sorted({call.path for call in calls.TABLE} - {"/ws/realtime", "/metrics", "/events"})
+)
+async def test_the_methods_of_a_path_are_those_of_its_rows(side: HttpSide, path: str) -> None:
+    """Each resource takes what its rows say, and no other one's methods by its own name."""
+    methods: set[str] = {call.method for call in calls.TABLE if call.path == path}
+    expected = methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
+    url = path.replace("{id}", "some")
+    allowed = (await side.client.options(url)).headers["Allow"]
+    assert allowed.split(", ") == sorted(expected)
+    for method in {"GET", "POST", "PUT", "DELETE", "PATCH"} - methods:
+        answer = await side.client.request(method, url)
+        assert (answer.status, answer.headers["Allow"]) == (405, allowed)
+
+
 # Documents.
 
 
