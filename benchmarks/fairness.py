@@ -19,6 +19,8 @@ CROWDS = (1, 10, 100, 1000)
 """Numbers of hostile clients."""
 SECONDS = 5.0
 """Length of a measurement."""
+WARM_SECONDS = 2.0
+"""Length of the stream before the first measurement: the first messages find nothing made yet."""
 HEADSTART = 1.5
 """Seconds that an attack goes on before the measurement begins."""
 ADDRESSES = 50
@@ -34,6 +36,7 @@ def fairness(size: Size, figures: Figures) -> None:
         result = load("connect", port=server.port, path=PLAIN, wire="json", clients=HONEST)
         if result["ready"] != HONEST:
             raise BenchmarkError(f"only {result} connected:\n{server.log()}")
+        load("stream", headers=HEADERS, seconds=WARM_SECONDS, interval=INTERVAL)
         with LoadClient(module="hostile") as hostile:
             for kind in KINDS:
                 for number in crowds:
