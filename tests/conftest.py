@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Generator
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 from tests.support import programs
 from tests.support.service import Service
+from tests.support.tracing import untraced
 from workers.leader import valkey as private_valkey
 
 # No limit of time for an example: how long one takes says how busy the machine is.
@@ -31,8 +31,6 @@ _LONG = (
 
 # What these tiers run is covered by the others: see CONTRIBUTING.md.
 _UNCOVERED = frozenset({"containers", "deploy", "monitoring", "page", "torture"})
-_COVERAGE = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
-"""By these variables a process of Python knows that its lines are to be counted."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -76,11 +74,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """Let the processes of a test marked `no_cover` run at their full speed."""
     if item.get_closest_marker("no_cover") is None:
         return (yield)
-    hidden = {name: os.environ.pop(name) for name in _COVERAGE if name in os.environ}
-    try:
+    with untraced():
         return (yield)
-    finally:
-        os.environ.update(hidden)
 
 
 @pytest.hookimpl(wrapper=True)

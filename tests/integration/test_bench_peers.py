@@ -13,7 +13,7 @@ from benchmarks.peers.field import FIELD, Contender
 from benchmarks.peers.load import Load
 from benchmarks.procs import BenchmarkError
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.needs("cc")]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.needs("cc"), pytest.mark.no_cover]
 
 
 def contender(name: str) -> Contender:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.support.service import Service
+from tests.support.tracing import traced
 from tests.support.waiting import until_now
 
 _TRACEBACK = "Traceback (most recent call last)"
@@ -46,7 +47,8 @@ class SharedService:
     def _ready(self) -> Service:
         service = self._service
         if service is None:
-            service = self._service = Service().start()
+            with traced():  # whatever the first test is
+                service = self._service = Service().start()
         else:
             try:
                 # Connections that its test has left open are gone by now, so look here.

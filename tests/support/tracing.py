@@ -1,0 +1,34 @@
+"""Whether processes that tests start count their lines for the coverage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_NAMES = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
+"""By these variables a process of Python knows that its lines are to be counted."""
+
+_hidden: dict[str, str] = {}
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Let the processes that are started here run at their full speed."""
+    _hidden.update({name: os.environ.pop(name) for name in _NAMES if name in os.environ})
+    try:
+        yield
+    finally:
+        os.environ.update(_hidden)
+        _hidden.clear()
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """Within `untraced`: start a process that others will use as well."""
+    os.environ.update(_hidden)
+    try:
+        yield
+    finally:
+        for name in _hidden:
+            os.environ.pop(name, None)
