@@ -101,7 +101,7 @@ suffix=''
 image_latest=$image:$(compose_setting TAG latest) image_next=$image:next$suffix
 image_good=$image:good$suffix image_previous=$image:previous$suffix
 
-step='' began=$SECONDS how='nothing' noticed=0 handed_over=0 steps=() tried='' put_back=false nothing_before='' own_ca='' not_back='' ending='' serves=''
+step='' began=$SECONDS how='nothing' noticed=0 handed_over=0 steps=() tried='' put_back=false nothing_before='' own_ca='' not_back='' ending='' serves='' pause=''
 
 # How a step ends: note STATE DETAIL
 note() {
@@ -114,6 +114,7 @@ report() {
   local code=$1 IFS=, text
   text=$(printf '{"ok":%s,"code":%d,"mode":"%s","how":%s,"handed_over":%d,"noticed":%d,' \
     "$( ((code)) && echo false || echo true)" "$code" "$mode" "$(json "$how")" "$handed_over" "$noticed"
+  printf '"pause_ms":%d,' "${pause:-0}"
   printf '"rolled_back":%s,"serves":%s,"backup":%s,"seconds":%d,"steps":[%s]}' \
     "$put_back" "$(json "$serves")" "$(json "${directory##*/}")" "$((SECONDS - began))" "${steps[*]}")
   # A disk that is full and a reader that has ended do not change what was done.
@@ -249,8 +250,8 @@ deploy_host() {
     fi
     how=$("$python" -c 'import json, sys; r = json.loads(sys.argv[1]); print(r.get("error") or
       "live sockets were handed over to new workers (%s)" % r["signal"])' "$told")
-    read -r handed_over noticed < <("$python" -c 'import json, sys; r = json.loads(sys.argv[1])
-print(r.get("handed_over", 0), r.get("drained", 0) + r.get("lost", 0))' "$told") || true
+    read -r handed_over noticed pause < <("$python" -c 'import json, sys; r = json.loads(sys.argv[1])
+print(r.get("handed_over", 0), r.get("drained", 0) + r.get("lost", 0), round(1000 * (r.get("pause_max") or 0)))' "$told") || true
     # 3: all is new, but connections were drained or lost: the report says how many.
     if ((result == 3)) && [[ $told == *'"error"'* ]]; then result=1; fi
     ((result == 0 || result == 3))
@@ -483,7 +484,8 @@ last_words() { # CONTAINER: why it does not serve, in one line
 
 # Start one container of the newest image, wait until it is well, then end the others.
 replace_containers() {
-  local old one holder drained live=1 words
+  local old one holder drained live=1 words logged since
+  logged=$(mktemp)
   mapfile -t old < <(running backend)
   docker compose up --detach --no-deps --no-recreate --scale "backend=$((${#old[@]} + 1))" backend || {
     how='the new container does not start'
@@ -506,8 +508,12 @@ replace_containers() {
     ending=$one
     if is_live "$one"; then
       # TERM: its workers hand their sockets over to those of the new container.
+      # What its log says from here on: it may have handed over to its own new workers before.
+      since=$(docker logs --timestamps --tail 1 "$one" 2>&1 | cut -d ' ' -f 1)
       docker stop "$one" > /dev/null || return 1
-      words=$(docker logs "$one" 2>&1 | grep -oE 'Handed [0-9]+ connections over to [0-9]+ workers in [0-9.]+ s; [0-9]+ are drained')
+      docker logs ${since:+--since "$since"} "$one" > "$logged" 2>&1
+      pause=$(grep -oE '[0-9]+ ms \(max\)' "$logged" | awk -v most="${pause:-0}" '{ if ($1 > most) most = $1 } END { print most }')
+      words=$(grep -oE 'Handed [0-9]+ connections over to [0-9]+ workers in [0-9.]+ s; [0-9]+ are drained' "$logged")
       handed_over=$((handed_over + $(awk '{ sum += $2 } END { print sum + 0 }' <<< "$words")))
       noticed=$((noticed + $(awk '{ sum += $(NF - 2) } END { print sum + 0 }' <<< "$words")))
     else
@@ -524,6 +530,7 @@ replace_containers() {
     docker rm "$one" > /dev/null || return 1
     ending=''
   done
+  rm -f "$logged"
   if [[ -n $live ]]; then
     how='live sockets were handed over to a new container'
   else
@@ -750,5 +757,5 @@ if [[ -n $packed ]]; then
   report 12
   exit 12
 fi
-note ok "$handed_over clients were handed over, $noticed noticed, $((SECONDS - began)) s"
+note ok "$handed_over clients were handed over in pauses of at most ${pause:-0} ms, $noticed noticed, $((SECONDS - began)) s"
 report 0

@@ -103,6 +103,9 @@ def measure(
                     "clients closed": seen["lost"] - closed,
                     "longest pause of a client, p50, s": seen["pause_s"]["p50"],
                     "  max, s": seen["pause_s"]["max"],
+                    "  at the workers, s": report["pause_ms"] / 1000
+                    if "pause_ms" in report
+                    else report["pause_max"],
                     "messages published": len(seconds),
                     "  errors": sum(publisher.repeats.values()) - told,
                     "  answered after, p50, ms": 1000 * percentile(seconds, 0.5),

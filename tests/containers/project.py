@@ -31,6 +31,8 @@ from tests.support.waiting import until, until_now
 ENGINE = Path(__file__).with_name("engine")
 HOME = Path(os.environ.get("ENGINE_DIR", "/var/tmp/yujian-engine"))
 """Where the engine is installed and keeps its images."""
+NAME = f"yj{os.getpid()}"
+"""Of the project, and of its images."""
 API, SITE = "api.localhost", "lab.localhost"
 _started: list[str] = []
 COPIED = (*SCRIPTED, "frontend", "monitoring", "Dockerfile", ".dockerignore")
@@ -99,7 +101,9 @@ class Project(Copy):
                 f"{name}_PUBLISH": f"127.0.0.1:{free_port()}"
                 for name in ("PROMETHEUS", "ALERTMANAGER", "GRAFANA")
             },
-            "FRONT_SUBNET": "172.30.77.0/24",
+            # Apart from other projects of the engine.
+            "FRONT_SUBNET": f"172.30.{32 + os.getpid() % 200}.0/24",
+            "TAG": NAME,
             # These machines may not give containers more.
             "NOFILE": "20000",
             "WORKERS": "2",
@@ -110,7 +114,7 @@ class Project(Copy):
         self.write_settings()
         self.environ = engine() | {
             "PYTHON": sys.executable,
-            "COMPOSE_PROJECT_NAME": f"yj{os.getpid()}",
+            "COMPOSE_PROJECT_NAME": NAME,
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
@@ -236,6 +240,8 @@ class Project(Copy):
     def destroy(self) -> None:
         """Remove all containers, volumes and networks."""
         self.compose("--profile", "monitoring", "down", "--volumes", "--timeout", "5", check=False)
+        tags = (NAME, *(f"{tag}-{NAME}" for tag in ("next", "good", "previous")))
+        self.docker("rmi", *(f"yujian-presence-backend:{tag}" for tag in tags), check=False)
 
 
 class _ThisMachine(AbstractResolver):

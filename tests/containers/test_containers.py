@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.containers.project import Crowd, Project
+from tests.containers.project import NAME, Crowd, Project
 from tests.support.publishers import Aiohttp, HttpClient, Publisher, Requests
 from tests.support.service import TOKEN
 from tests.support.waiting import until, until_now
@@ -232,7 +232,7 @@ async def test_a_way_back_that_fails_leaves_what_serves(project: Project) -> Non
     """The operator sees which part failed, and what serves now; no client notices."""
     good = project.root / "backups/last-good.tar.gz"
     archive, runs = good.read_bytes(), project.runs()
-    tag = f"yujian-presence-backend:good-{project.environ['COMPOSE_PROJECT_NAME']}"
+    tag = f"yujian-presence-backend:good-{NAME}"
     image = project.docker("image", "inspect", "--format", "{{.Id}}", tag)
     nowhere = ("--base-url", f"https://nowhere.localhost:{project.port}", "--timeout", "5")
     code = (project.root / "workers/runtime.py").read_text()
@@ -445,6 +445,60 @@ def test_what_surrounds_the_backend_is_renewed(project: Project) -> None:
     assert "new" in project.compose("exec", "-T", "caddy", "cat", "/etc/caddy/Caddyfile")
 
 
+async def test_valkey_is_renewed_and_no_client_notices(project: Project) -> None:
+    await publish(project, {"n": "before another Valkey"})
+    kept = await history(project)
+    project.write_settings(BACKPLANE_MEMORY="321MB")
+    async with Crowd(project.address, 20) as crowd:
+        # What was handed over within the container does not count.
+        backend = project.compose("ps", "--quiet", "backend")
+        reload = ("exec", backend, "python", "-m", "workers.reload")
+        await asyncio.to_thread(project.docker, *reload)
+        done = await asyncio.to_thread(project.deploy)
+        assert done.code == 0, done
+        assert 0 < done.json["pause_ms"] < 10_000
+        assert "renewed: valkey (publishing paused)" in done.json["how"]
+        assert (done.json["handed_over"], done.json["noticed"]) == (20, 0)
+        valkey = project.compose("exec", "-T", "valkey", "valkey-cli", "config", "get", "maxmemory")
+        assert str(321 * 2**20) in valkey
+        assert await history(project) == kept
+        last = await publish(project, {"n": "in another Valkey"})
+        await crowd.all_at(last["seq"])
+        crowd.check()
+
+
+async def test_another_net_closes_the_clients_and_the_report_counts_them(project: Project) -> None:
+    project.docker("tag", "busybox:1.37.0-musl", "busybox:of-a-test")
+    project.write_settings(NET_IMAGE="busybox:of-a-test")
+    kept = await history(project)
+    async with Crowd(project.address, 20) as crowd:
+        done = await asyncio.to_thread(project.deploy)
+        assert done.code == 0, done
+        assert "renewed: net (20 clients closed)" in done.json["how"]
+        assert done.json["noticed"] == 20
+        await until(lambda: len(crowd.closes) == 20, "all were closed", 10)
+        assert set(crowd.closes) == {1012}
+    assert await history(project) == kept
+    assert list(project.backends().values()) == ["running"]
+    async with Crowd(project.address, 5) as crowd:
+        last = await publish(project, {"n": "in another network"})
+        await crowd.all_at(last["seq"])
+
+
+async def test_compose_up_by_hand_closes_every_client(project: Project) -> None:
+    """What docs/operations/DEPLOYMENT.md says of it."""
+    project.write_settings(LOG_LEVEL="debug")
+    async with Crowd(project.address, 20) as crowd:
+        await asyncio.to_thread(project.compose, "up", "--detach", "--wait")
+        await until(lambda: len(crowd.closes) == 20, "all were closed", 10)
+        assert set(crowd.closes) == {1012}
+    async with Crowd(project.address, 5) as crowd:
+        last = await publish(project, {"n": "after compose up"})
+        await crowd.all_at(last["seq"])
+    del project.settings["LOG_LEVEL"]
+    project.write_settings()
+
+
 def test_no_room_on_the_disk_is_noticed_before_anything_is_written(project: Project) -> None:
     before = project.backends(), sorted((project.root / "backups").glob("2*"))
     done = project.deploy("--min-free", "999999999")
@@ -526,7 +580,7 @@ async def test_full_histories_and_clients_that_read_nothing_in_512_mb(project: P
     options = [word for name, value in settings.items() for word in ("--env", f"{name}={value}")]
     name = project.docker(
         *("run", "--detach", "--memory", "512m", "--memory-swap", "512m", "--shm-size", "256m"),
-        *(*options, "yujian-presence-backend:latest"),
+        *(*options, f"yujian-presence-backend:{NAME}"),
     )
     try:
         host = project.docker(
