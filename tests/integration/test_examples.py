@@ -22,6 +22,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 import socketio
+import websockets
 
 from app.protocol.schema import asyncapi
 from app.protocol.schema.json_schema import DIALECT, Schemas
@@ -226,10 +227,13 @@ async def test_commands(block: Block, command: str, service: Service, tmp_path: 
         "PYTHONPATH": str(REPO / "clients/python/src"),
         "PYTHONUNBUFFERED": "1",
     }
-    # What writes into a pipe would keep the first kilobytes to itself.
-    async with running(
-        "stdbuf", "-oL", "bash", "-euo", "pipefail", "-c", line, cwd=tmp_path, **environ
-    ) as process:
+    async with contextlib.AsyncExitStack() as stack:
+        if " close --user ann" in command:  # which is an error where there is none
+            url = f"ws://127.0.0.1:{service.port}/ws/realtime?user=ann"
+            await stack.enter_async_context(websockets.connect(url))
+        # What writes into a pipe would keep the first kilobytes to itself.
+        shell = ("stdbuf", "-oL", "bash", "-euo", "pipefail", "-c", line)
+        process = await stack.enter_async_context(running(*shell, cwd=tmp_path, **environ))
         if " watch " in command:
             await assert_shows_messages(process, service)
             return
