@@ -18,6 +18,7 @@ from app.http.writers import Writer
 from app.protocol.envelope import RESERVED_EVENTS, body, decode_json, encode_json, new_id
 from app.protocol.schema.limits import EVENT_NAME, MAX_ID, MAX_MESSAGES
 from app.protocol.schema.payloads import PUBLISHED
+from app.transport.http_connection import HttpConnection
 from app.types import Draft, Position, Priority
 
 BODY_TIMEOUT = 10.0
@@ -70,7 +71,9 @@ async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
         raise _too_large(limit)
     received = bytearray()
     try:
-        async with asyncio.timeout(BODY_TIMEOUT) as limit_of_time:
+        connection = request.protocol
+        waited = connection.take_waited() if isinstance(connection, HttpConnection) else 0.0
+        async with asyncio.timeout(max(BODY_TIMEOUT - waited, 0.0)) as limit_of_time:
             due = limit_of_time.when() or 0.0
             async for chunk in request.content.iter_any():
                 received += chunk

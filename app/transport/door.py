@@ -22,6 +22,7 @@ from typing import Protocol
 from aiohttp import web
 
 from app.transport.http_connection import INCOMPLETE, TAKEN, HttpConnection, HttpRunner, HttpServer
+from app.transport.http_guard import HEAD_SECONDS
 from app.turns import PAUSE_SECONDS
 
 ACCEPTS = 16
@@ -105,7 +106,7 @@ class Newcomer:
         if self.successor is not None:
             self.successor.give_up()
         elif self.received:
-            self._door.let_go(self)
+            self._door.let_go(self, HEAD_SECONDS)
         else:
             self._door.drop(self)
 
@@ -170,10 +171,10 @@ class Door:
             self._forget(newcomer)
             os.close(newcomer.fd)
 
-    def let_go(self, newcomer: Newcomer) -> None:
-        """Let aiohttp go on with a connection, and with what it has sent."""
+    def let_go(self, newcomer: Newcomer, waited: float = 0.0) -> None:
+        """Let aiohttp go on with a connection, and with what it has sent; `waited` as in `begin`."""
         self._forget(newcomer)
-        self._pass_on(newcomer, newcomer.received, PASSED)
+        self._pass_on(newcomer, newcomer.received, PASSED, waited)
 
     def reply(self, newcomer: Newcomer, answer: bytes, keep: bool) -> None:
         """Send an answer to a connection that is not aiohttp's, which may go on with it then."""
@@ -312,10 +313,12 @@ class Door:
                 return
         self._pass_on(newcomer, data, passed)
 
-    def _pass_on(self, newcomer: Newcomer, data: bytes, passed: Passed) -> None:
+    def _pass_on(
+        self, newcomer: Newcomer, data: bytes, passed: Passed, waited: float = 0.0
+    ) -> None:
         self._guard.wait(newcomer)
         stream = _socket(newcomer)
-        newcomer.successor = self._server.begin(stream, newcomer, data, passed.refusal)
+        newcomer.successor = self._server.begin(stream, newcomer, data, passed.refusal, waited)
 
 
 def _socket(newcomer: Newcomer) -> socket.socket:

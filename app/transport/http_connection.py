@@ -25,6 +25,7 @@ from aiohttp.streams import StreamReader
 
 from app.transport.http_guard import (
     GUARD,
+    HEAD_SECONDS,
     Guard,
     GuardedConnection,
     GuardedRunner,
@@ -109,6 +110,7 @@ class HttpConnection(GuardedConnection):
         "_missing",
         "_owed",
         "_refusal",
+        "_waited",
     )
 
     _missing: int
@@ -127,6 +129,8 @@ class HttpConnection(GuardedConnection):
     """Such a request is being served."""
     _later: bytes
     """What has come behind it."""
+    _waited: float
+    """Seconds for which the rest of a body was waited for before aiohttp had its request."""
     _owed: tuple[bytes, bool] | None
     """The rest of an answer that was begun before, and whether the connection is kept."""
 
@@ -135,16 +139,21 @@ class HttpConnection(GuardedConnection):
         self._missing, self._chunked, self._last = 0, None, b""
         self._first, self._refusal = b"", None
         self._held, self._is_calling, self._later, self._owed = b"", False, b"", None
+        self._waited = 0.0
 
-    def begins_with(self, place: Waiting, data: bytes, refusal: Exception | None) -> None:
+    def begins_with(
+        self, place: Waiting, data: bytes, refusal: Exception | None, waited: float
+    ) -> None:
         """Go on with a connection that was read from; to be called before `connection_made`.
 
         Args:
             place: what stands in the guard's row for it.
             data: what was read.
             refusal: for `take_refusal`.
+            waited: for `take_waited`.
         """
         self._place, self._first, self._refusal = place, data, refusal
+        self._waited = waited
 
     def goes_on(self, unsent: bytes, keep: bool) -> None:
         """Go on with a connection whose first request was answered; before `connection_made`.
@@ -155,6 +164,11 @@ class HttpConnection(GuardedConnection):
         """
         self._request_count = 1
         self._owed = unsent, keep
+
+    def take_waited(self) -> float:
+        """Seconds for which the rest of the body was waited for before; once."""
+        waited, self._waited = self._waited, 0.0
+        return waited
 
     def take_refusal(self) -> Exception | None:
         """Why the request is refused, if that was found out before it was aiohttp's; once."""
@@ -188,7 +202,7 @@ class HttpConnection(GuardedConnection):
             self._pass(data)
             return
         calls = self._manager.calls  # type: ignore[attr-defined]
-        if calls is not None and self.is_between_requests:
+        if calls is not None and self.is_between_requests and not self._waited:
             data, self._held = self._held + data, b""
             self._is_calling = True  # the answer may come at once
             found = calls.take(data, self._peer(), self)
@@ -236,6 +250,7 @@ class HttpConnection(GuardedConnection):
         held, self._held = self._held, b""
         if held and not self._is_calling:
             self._pass(held)
+            self._waited = HEAD_SECONDS
         else:
             super().give_up()
 
@@ -244,6 +259,8 @@ class HttpConnection(GuardedConnection):
         before = self._request_count
         super().data_received(data)
         arrived = self._request_count - before
+        if arrived and before:
+            self._waited = 0.0
         if arrived == 1 and self._messages:
             message, payload = self._messages[-1]
             self._begin(message, payload, self._last + data)
@@ -367,7 +384,12 @@ class HttpServer(GuardedServer):
         return (one for one in self.connections if isinstance(one, HttpConnection))
 
     def begin(
-        self, stream: socket.socket, place: Waiting, data: bytes, refusal: Exception | None
+        self,
+        stream: socket.socket,
+        place: Waiting,
+        data: bytes,
+        refusal: Exception | None,
+        waited: float = 0.0,
     ) -> HttpConnection:
         """Go on with a connection that was accepted elsewhere in this worker.
 
@@ -376,9 +398,10 @@ class HttpServer(GuardedServer):
             place: what stands in the guard's row for it.
             data: what was read from it.
             refusal: why its first request is refused, if that is known.
+            waited: seconds for which the rest of a body was waited for.
         """
         connection = self.connection_class(self, loop=self._loop, **self._kwargs)
-        connection.begins_with(place, data, refusal)
+        connection.begins_with(place, data, refusal, waited)
         self._start(connection, stream, place, in_turn=True)
         return connection
 

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -178,3 +179,23 @@ async def test_reading_on_is_no_beginning_of_a_request() -> None:
     connection.resume_reading()
     assert guard.waiting == 0
     connection.connection_lost(None)
+
+
+async def test_the_wait_for_one_body_is_not_that_for_the_next() -> None:
+    """Though nothing has asked for the time that was waited."""
+    connection: Any = HttpServer(web.Server(answer), Guard(lambda _: None))()
+    connection.begins_with(connection, GET, None, 10.0)
+    connection.connection_made(Memory())
+    await settled(connection)
+    connection.data_received(GET)
+    assert connection.take_waited() == 0.0
+    connection.connection_lost(None)
+
+
+async def test_the_wait_for_a_body_is_told_once() -> None:
+    connection: Any = HttpServer(web.Server(answer), Guard(lambda _: None))()
+    connection.begins_with(connection, POST[:-5], None, 10.0)
+    connection.connection_made(Memory())
+    assert [connection.take_waited() for _ in range(2)] == [10.0, 0.0]
+    connection.connection_lost(None)
+    await settled(connection)
