@@ -453,8 +453,8 @@ async def test_a_body_that_does_not_come_is_aiohttps_in_the_end() -> None:
         await until(lambda: served.guard.waiting == 2)
         served.seconds += HEAD_SECONDS
         served.guard.sweep()
-        for stream in (fresh_reader, reader):
-            answer = await answer_of(stream)
+        for waiting in (fresh_reader, reader):
+            answer = await answer_of(waiting)
             assert b" 408 " in answer
             assert b"did not arrive in time" in answer
         assert served.calls.found.count(TAKEN) == 1
