@@ -101,7 +101,7 @@ suffix=''
 image_latest=$image:$(compose_setting TAG latest) image_next=$image:next$suffix
 image_good=$image:good$suffix image_previous=$image:previous$suffix
 
-step='' began=$SECONDS how='nothing' noticed=0 handed_over=0 steps=() tried='' put_back=false nothing_before='' own_ca='' not_back='' ending='' serves='' pause=''
+step='' began=$SECONDS how='nothing' noticed=0 handed_over=0 steps=() tried='' put_back=false nothing_before='' own_ca='' not_back='' ending='' serves='' pause='' reported=''
 
 # How a step ends: note STATE DETAIL
 note() {
@@ -111,6 +111,7 @@ note() {
 }
 
 report() {
+  reported=1
   local code=$1 IFS=, text
   text=$(printf '{"ok":%s,"code":%d,"mode":"%s","how":%s,"handed_over":%d,"noticed":%d,' \
     "$( ((code)) && echo false || echo true)" "$code" "$mode" "$(json "$how")" "$handed_over" "$noticed"
@@ -167,7 +168,13 @@ interrupted() {
   case $step in
     backup | preflight | environment) rollback='' ;;
   esac
-  fail 15 "interrupted in the step $step"
+  fail 15 "${1:-interrupted} in the step $step"
+}
+
+# Bash 5.2 may run a trap while it parses $(…), and then ends with a syntax error and code 2.
+ended() {
+  [[ -z $own_ca ]] || rm -f "$own_ca"
+  [[ -n $reported ]] || interrupted "ended without a result"
 }
 
 # The authority to trust: the one that was named, or Caddy's own, as soon as it has made it.
@@ -666,6 +673,7 @@ preflight() {
 
 step=environment
 trap interrupted INT TERM HUP
+trap ended EXIT
 find_python
 adopt_unit
 export_token
@@ -685,14 +693,16 @@ if [[ -z $base ]]; then
 fi
 if [[ $mode == docker && -z $ca && $(compose_setting TLS_ISSUER acme) == internal ]]; then
   own_ca=$(mktemp)
-  trap 'rm -f "$own_ca"' EXIT
 fi
 if [[ -z $dry_run ]]; then
   step=backup
   said=$( (umask 077 && mkdir -p "$backups") 2>&1) || fail 12 "$said"
   step=environment
   exec 9> "$backups/.lock"
-  flock --nonblock 9 || die 75 "another deployment is under way"
+  flock --nonblock 9 || {
+    reported=1
+    die 75 "another deployment is under way"
+  }
   rm -f "$backups"/.2*.rdb # of backups that were killed
 fi
 note ok "$mode mode, $("$python" --version), $base"

@@ -89,6 +89,7 @@ esac
 
 # finish CODE MESSAGE
 finish() {
+  finished=1
   say "$2"
   if [[ -n $as_json ]]; then
     printf '{"backup":%s,"ok":%s,"code":%d,"message":%s}\n' "$(json "$directory")" \
@@ -115,7 +116,7 @@ if [[ -n $dry_run ]]; then
   finish 0 "nothing was changed"
 fi
 
-valkey_stopped=''
+valkey_stopped='' finished=''
 
 # Valkey's volume gets the snapshot while its container is stopped: seconds in which publishing
 # is answered 503; the sockets of the clients stay. Through a pipe, since its user may not read
@@ -170,8 +171,12 @@ interrupted() {
     say "Interrupted: what Valkey had before is put back."
     put_back_container >&2
   fi
-  finish 4 "interrupted"
+  finish 4 "${1:-interrupted}"
 }
+
+# Bash 5.2 may run a trap while it parses $(…), and then ends with a syntax error and code 2.
+# shellcheck disable=SC2329  # by trap
+ended() { [[ -n $finished ]] || interrupted "ended without a result"; }
 
 in_volume() { docker compose run --rm --no-deps -T --entrypoint sh valkey -c "set -e; cd /data; $1"; }
 
@@ -192,6 +197,7 @@ serves() {
 exec 9> "$backups/.lock"
 flock --nonblock 9 || finish 75 "a deployment is under way"
 trap interrupted INT TERM HUP
+trap ended EXIT
 if runs_in_docker; then
   if [[ -n $has_data ]]; then
     restore_container || finish 4 "the messages could not be restored: docker compose logs valkey"
