@@ -311,6 +311,26 @@ async def test_an_interrupt_leaves_what_ran_before(installed: Installed) -> None
         (installed.root / "app/__init__.py").write_text(before)
 
 
+async def test_an_end_without_a_result_leaves_what_ran_before(installed: Installed) -> None:
+    """As where bash ends of itself, with a syntax error in a trap for instance."""
+    done = await asyncio.to_thread(installed.run, "deploy-websocket.sh")
+    assert done.code == 0, done
+    before, script = installed.read("app/__init__.py"), installed.read("deploy-websocket.sh")
+    installed.version("9.9.9")
+    installed.change("deploy-websocket.sh", "\nstep=health\n", "\nstep=health\nexit 2\n")
+    try:
+        done = await asyncio.to_thread(installed.run, "deploy-websocket.sh", "--json")
+        assert done.code == 15, done
+        assert "ended without a result in the step health" in done.err
+        assert done.json["rolled_back"] is True
+        assert installed.read("app/__init__.py") == before
+        status = await installed.get("/status")
+        assert (status.body["status"], status.body["version"] != "9.9.9") == ("ok", True)
+    finally:
+        (installed.root / "deploy-websocket.sh").write_text(script)
+        (installed.root / "app/__init__.py").write_text(before)
+
+
 @pytest.mark.parametrize(
     ("options", "environ", "code"),
     [
