@@ -254,7 +254,12 @@ async def test_a_deployment_hands_clients_over_and_a_bad_one_is_put_back(
             # It serves, but not well.
             ("app/http/routes.py", '"status": "ok" if healthy', '"status": "bad" if healthy', 16),
             # Well, but no client receives anything.
-            ("app/http/routes.py", '"/ws/broadcast"', '"/ws/elsewhere"', 17),
+            (
+                "app/http/publishing.py",
+                "context.writers.charge(writer, 1)",
+                'raise _invalid("")',
+                17,
+            ),
         ):
             good = installed.read(file)
             installed.change(file, old, new)

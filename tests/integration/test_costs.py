@@ -242,17 +242,19 @@ MEMORY = """
 import os, threading, time, tracemalloc
 
 def measure():
-    for number in range(2):
-        while not os.path.exists(f"{place}{number}"):
+    while not os.path.exists(f"{place}0"):
+        time.sleep(0.02)
+    tracemalloc.start(1)
+    os.remove(f"{place}0")
+    while True:
+        if not os.path.exists(f"{place}1"):
             time.sleep(0.02)
-        if number == 0:
-            tracemalloc.start(1)
-        else:
-            now, peak = tracemalloc.get_traced_memory()
-            with open(f"{place}.new", "w") as file:
-                print(now, peak, file=file)
-            os.rename(f"{place}.new", f"{place}.out")
-        os.remove(f"{place}{number}")
+            continue
+        now, peak = tracemalloc.get_traced_memory()
+        with open(f"{place}.new", "w") as file:
+            print(now, peak, file=file)
+        os.remove(f"{place}1")
+        os.rename(f"{place}.new", f"{place}.out")
 
 place = os.environ["MEASURED"]
 os.register_at_fork(after_in_child=lambda: threading.Thread(target=measure, daemon=True).start())
@@ -260,9 +262,10 @@ os.register_at_fork(after_in_child=lambda: threading.Thread(target=measure, daem
 """The `sitecustomize` of a service whose worker counts the bytes that Python takes."""
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("path", "most", "most_at_once"),
-    [(PLAIN, 485, 590), (SOCKETIO, 480, 570)],
+    [(PLAIN, 485, 620), (SOCKETIO, 480, 600)],
     ids=["plain", "socketio"],
 )
 async def test_bytes_of_a_connection(
@@ -283,9 +286,18 @@ async def test_bytes_of_a_connection(
         Path(f"{place}0").touch()
         await until(lambda: not Path(f"{place}0").exists(), "the count has begun")
         async with clients(service, path, count):
-            await asyncio.sleep(2.5)  # two seconds of accounts are over
-            Path(f"{place}1").touch()
-            await until(lambda: Path(f"{place}.out").exists(), "the count is over")
-    now, peak = map(int, Path(f"{place}.out").read_text().split())
-    assert now / count <= most
+
+            async def bytes_now() -> int:
+                place.with_suffix(".out").unlink(missing_ok=True)
+                Path(f"{place}1").touch()
+                await until(place.with_suffix(".out").exists, "the count is over")
+                return int(place.with_suffix(".out").read_text().split()[0])
+
+            async def is_idle() -> bool:
+                await asyncio.sleep(0.2)
+                return await bytes_now() <= most * count
+
+            # Accounts of the seconds in which they came are dropped a little later.
+            await until(is_idle, f"at most {most} bytes for each connection")
+            peak = int(place.with_suffix(".out").read_text().split()[1])
     assert peak / count <= most_at_once
