@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -49,7 +50,10 @@ class TwoSides:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _ip("netns", "del", self._name)  # the link goes with it
+        # The namespace goes later where a program still ends in it, and the link would with it.
+        with contextlib.suppress(subprocess.CalledProcessError):
+            _ip("link", "del", self._link)
+        _ip("netns", "del", self._name)
 
     @property
     def prefix(self) -> list[str]:
