@@ -17,11 +17,12 @@ import itertools
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Coroutine, Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any
 
 from app.errors import ClientError, CloseCode
 from app.ports import Slots
+from app.sessions.asking import Channel, count_others, wait_for
 from app.sessions.registry import Registry
 from app.sessions.session import Session
 from app.transport.connection import OPEN
@@ -57,22 +58,6 @@ class _Question:
         self.alive: set[str] = set()
         self.users: Counter[str] = Counter()
         self.news = asyncio.Event()
-
-
-class Channel(Protocol):
-    """The way to the other workers; see app/sessions/socketio/manager.py."""
-
-    host_id: str
-    """Names this worker among all."""
-
-    async def send_and_read_back(self, message: dict[str, Any], /) -> None:
-        """Store a message for all workers, and wait until this one has carried it out."""
-
-    async def send_to_all(self, message: dict[str, Any], /) -> None:
-        """Store a message for all workers."""
-
-    def start_task(self, work: Coroutine[Any, Any, Any], /) -> object:
-        """Run something beside what the stream brings."""
 
 
 class Prober:
@@ -121,12 +106,14 @@ class Prober:
                 }
             )
             if others != 0:
-                await self._until(
-                    question,
+                await wait_for(
+                    question.news,
                     grace,
                     lambda: others is not None and question.answers >= others,
                 )
-            await self._until(question, VERDICT_SECONDS, lambda: question.held <= question.settled)
+            await wait_for(
+                question.news, VERDICT_SECONDS, lambda: question.held <= question.settled
+            )
         finally:
             del self._questions[number]
         return question.alive | (question.held - question.settled)
@@ -163,8 +150,8 @@ class Prober:
             question.users.update(await self._probe(users))
             if others != 0:
                 left = until - asyncio.get_running_loop().time()
-                await self._until(
-                    question, left, lambda: others is not None and question.answers >= others
+                await wait_for(
+                    question.news, left, lambda: others is not None and question.answers >= others
                 )
         except ClientError:
             pass  # the backplane is away: what is known here must do
@@ -179,26 +166,11 @@ class Prober:
         self._questions[number] = question
         return number, question
 
-    @staticmethod
-    async def _until(question: _Question, seconds: float, condition: Any) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                while not condition():
-                    question.news.clear()
-                    await question.news.wait()
-        except TimeoutError:
-            pass
-
     def _others(self) -> int | None:
         """How many other workers there are; None where they are many or unknown."""
         if not self._is_alone:
             return None
-        count = sum(
-            row.index != self._slots.index
-            and row.state in {"ready", "leaving"}
-            and not row.stats.get("deaf")
-            for row in self._slots.rows()
-        )
+        count = count_others(self._slots)
         return count if count <= FEW_WORKERS else None
 
     # Answering.

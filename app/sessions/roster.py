@@ -20,7 +20,7 @@ from typing import Any
 from app.errors import ClientError, CloseCode
 from app.ports import Slots
 from app.protocol.schema.limits import MAX_ROWS
-from app.sessions.probing import Channel
+from app.sessions.asking import Channel, count_others, wait_for
 from app.sessions.registry import Registry
 from app.sessions.session import Session
 from app.transport.connection import OPEN
@@ -173,8 +173,10 @@ class Roster:
             wanted = None if others is None else others + 1
             try:
                 await self._channel.send_and_read_back({**message, "ask": number})
-                await _until(
-                    question, ELSEWHERE_SECONDS if wanted is None else ALL_ANSWER_SECONDS, wanted
+                await wait_for(
+                    question.news,
+                    ELSEWHERE_SECONDS if wanted is None else ALL_ANSWER_SECONDS,
+                    lambda: wanted is not None and question.answers >= wanted,
                 )
             finally:
                 del self._questions[number]
@@ -184,12 +186,7 @@ class Roster:
         """How many other workers there are; None where some are on other machines."""
         if not self._is_alone:
             return None
-        return sum(
-            row.index != self._slots.index
-            and row.state in {"ready", "leaving"}
-            and not row.stats.get("deaf")
-            for row in self._slots.rows()
-        )
+        return count_others(self._slots)
 
     # Answering.
 
@@ -301,13 +298,3 @@ def _merged(rows: Iterable[Row], *, by_user: bool) -> list[Row]:
         else:
             found[row[key]] = row
     return [found[name] for name in sorted(found)]
-
-
-async def _until(question: _Question, seconds: float, answers: int | None) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            while answers is None or question.answers < answers:
-                question.news.clear()
-                await question.news.wait()
-    except TimeoutError:
-        pass
