@@ -271,18 +271,16 @@ def stock_under_gunicorn() -> Server:
     return Server(argv, {"BENCH_DIR": "{dir}", **_HEARTBEAT}, pinned=False)
 
 
-class LoadClient:
-    """A process with clients, and its commands.
+class LoadProcess:
+    """A process with clients, on the loads' processor: it gets lines and answers them.
 
     Args:
-        options: of `benchmarks.load`.
-        module: `load` or `fleet`, which have the commands.
+        argv: its command line.
     """
 
-    def __init__(self, *options: str, module: str = "load") -> None:
-        argv = [sys.executable, "-m", f"benchmarks.{module}", *options]
+    def __init__(self, argv: Sequence[str]) -> None:
         mine = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, cpus()[1])
+        os.sched_setaffinity(0, cpus()[1])  # a child inherits it
         try:
             self._process = subprocess.Popen(
                 argv,
@@ -294,22 +292,12 @@ class LoadClient:
         finally:
             os.sched_setaffinity(0, mine)
 
-    @property
-    def pid(self) -> int:
-        """Its process."""
-        return self._process.pid
-
-    def __call__(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """Run a command and wait for its answer."""
-        self.begin(command, **arguments)
-        return self.result()
-
-    def begin(self, command: str, **arguments: Any) -> None:
-        """Start a command; `result` must be called before the next one."""
+    def send(self, line: str) -> None:
+        """Begin a command; `result` must be called before the next one."""
         assert self._process.stdin is not None
-        line = json.dumps({"do": command, **arguments})
-        self._process.stdin.write(line.encode() + b"\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended: `result` says so
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
 
     def result(self) -> dict[str, Any]:
         """The answer to the command that was begun."""
@@ -330,3 +318,29 @@ class LoadClient:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
+
+
+class LoadClient(LoadProcess):
+    """A process with clients, and its commands.
+
+    Args:
+        options: of `benchmarks.load`.
+        module: `load` or `fleet`, which have the commands.
+    """
+
+    def __init__(self, *options: str, module: str = "load") -> None:
+        super().__init__([sys.executable, "-m", f"benchmarks.{module}", *options])
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    def __call__(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """Run a command and wait for its answer."""
+        self.begin(command, **arguments)
+        return self.result()
+
+    def begin(self, command: str, **arguments: Any) -> None:
+        """Start a command; `result` must be called before the next one."""
+        self.send(json.dumps({"do": command, **arguments}))

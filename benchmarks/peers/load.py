@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from benchmarks.procs import TOKEN, BenchmarkError, Server, cpus
+from benchmarks.procs import TOKEN, BenchmarkError, LoadProcess, Server
 
 _SOURCE = Path(__file__).with_name("load.c")
 
@@ -32,7 +29,7 @@ def _binary() -> str:
 _kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
-class Load:
+class Load(LoadProcess):
     """A process with connections to one server.
 
     Args:
@@ -55,14 +52,7 @@ class Load:
     ) -> None:
         argv = [_binary(), str(server.port), path, wire, str(publish_port), publish_path, TOKEN]
         argv += [str(first)]
-        mine = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, cpus()[1])  # a child inherits it
-        try:
-            self._process = subprocess.Popen(
-                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-        finally:
-            os.sched_setaffinity(0, mine)
+        super().__init__(argv)
 
     def __call__(self, command: str) -> dict[str, Any]:
         """Run a command.
@@ -70,16 +60,8 @@ class Load:
         Raises:
             BenchmarkError: it failed.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(command + "\n")
-            self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"error": "it has ended"}
-        if "error" in answer:
-            raise BenchmarkError(f"load: {command}: {answer['error']}")
-        return answer
+        self.send(command)
+        return self.result()
 
     def connect(self, clients: int, path: str = "") -> dict[str, Any]:
         """Open that many more connections, at another path where one is given.
@@ -105,14 +87,3 @@ class Load:
         calls ahead of that.
         """
         return self(f"publish {count} {size} {filling} {rate}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()

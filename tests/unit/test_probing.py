@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +11,8 @@ from app.errors import CloseCode
 from app.protocol.envelope import encode_json
 from app.sessions import control, probing
 from app.sessions.probing import Prober
-from app.sessions.registry import Registry
 from app.transport.connection import CLOSING, OPEN
+from tests.support.joined import JoinedWorker
 
 
 class FakeSession:
@@ -35,37 +33,15 @@ class FakeSession:
         return self.answers
 
 
-class FakeWorker:
+class FakeWorker(JoinedWorker):
     """The way of one worker to the others, and its prober."""
 
     def __init__(self, stream: list[FakeWorker], url: str = "") -> None:
-        self.host_id = f"host{len(stream)}"
+        super().__init__(len(stream), stream)
         self.stream = stream
-        self.tasks: set[asyncio.Task[Any]] = set()
         self.sent: list[str] = []
-        self.is_mute = False
-        self.registry = Registry()
-        slots: Any = SimpleNamespace(index=len(stream), rows=self._rows)
-        self.prober = Prober(self, self.registry, slots, is_alone=not url)
+        self.prober = Prober(self, self.registry, self.slots, is_alone=not url)
         stream.append(self)
-
-    def _rows(self) -> list[Any]:
-        return [
-            SimpleNamespace(index=number, state="ready", stats={})
-            for number in range(len(self.stream))
-        ]
-
-    def start_task(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    def add(self, *sessions: FakeSession) -> None:
-        for session in sessions:
-            self.registry.by_id[session.id] = session  # type: ignore[assignment]
-
-    async def send_and_read_back(self, message: dict[str, Any]) -> None:
-        await self.send_to_all({**message, "host_id": self.host_id})
 
     async def send_to_all(self, message: dict[str, Any]) -> None:
         if self.is_mute and message["method"] == "alive":

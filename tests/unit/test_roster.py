@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +11,9 @@ from app.errors import CloseCode
 from app.protocol.envelope import encode_json
 from app.sessions import control, roster
 from app.sessions.control import Unreadable
-from app.sessions.registry import Registry
 from app.sessions.roster import Query, Roster
 from app.transport.connection import CLOSING, OPEN
+from tests.support.joined import JoinedWorker
 
 
 class FakeSession:
@@ -31,36 +29,14 @@ class FakeSession:
         self.state, self.ended = CLOSING, code
 
 
-class FakeWorker:
+class FakeWorker(JoinedWorker):
     """The way of one worker to the others, and its roster."""
 
     def __init__(self, stream: list[FakeWorker], *, is_alone: bool = True) -> None:
-        self.host_id = f"host{len(stream)}"
+        super().__init__(len(stream), stream)
         self.stream = stream
-        self.is_mute = False
-        self.registry = Registry()
-        self.tasks: set[asyncio.Task[Any]] = set()
-        slots: Any = SimpleNamespace(index=len(stream), rows=self._rows)
-        self.roster = Roster(self, self.registry, slots, is_alone=is_alone, host="lab")
+        self.roster = Roster(self, self.registry, self.slots, is_alone=is_alone, host="lab")
         stream.append(self)
-
-    def _rows(self) -> list[Any]:
-        return [
-            SimpleNamespace(index=number, state="ready", stats={})
-            for number in range(len(self.stream))
-        ]
-
-    def start_task(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    def add(self, *sessions: FakeSession) -> None:
-        for session in sessions:
-            self.registry.by_id[session.id] = session  # type: ignore[assignment]
-
-    async def send_and_read_back(self, message: dict[str, Any]) -> None:
-        await self.send_to_all({**message, "host_id": self.host_id})
 
     async def send_to_all(self, message: dict[str, Any]) -> None:
         if self.is_mute:
