@@ -18,15 +18,12 @@ from statistics import median
 from types import MappingProxyType
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 from benchmarks.peers.load import Load
+from benchmarks.plots import OWN_COLOUR, name_axes, save
 from benchmarks.procs import ROOT, BenchmarkError, Server, service
 from benchmarks.scenarios import say
-
-mpl.use("svg")
-mpl.rcParams["svg.hashsalt"] = "yujian"  # the same figures make the same file
 
 DOCS = ROOT / "docs" / "benchmarks"
 _PATH = "/ws/realtime?types=status"
@@ -222,18 +219,15 @@ def _plot(results: dict[str, list[Row]], target: Path) -> None:
                 [row["value"] for row in rows],
                 [row[key] for row in rows],
                 marker="o",
-                color="#0f766e",
+                color=OWN_COLOUR,
             )
             axis.set_ylim(bottom=0)
-            axis.set_title(
+            name_axes(
+                axis,
                 f"{'alone' if key == 'alone_us' else '100 a flush'}, us, by {AXES[name][0]}",
-                loc="left",
-                fontsize=8,
+                8,
             )
-            axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(target, metadata={"Date": None})
-    plt.close(figure)
+    save(figure, target)
 
 
 if __name__ == "__main__":

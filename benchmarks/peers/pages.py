@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-mpl.use("svg")
-mpl.rcParams["svg.hashsalt"] = "yujian"  # the same figures make the same file
+from benchmarks.plots import OWN_COLOUR, name_axes, save
 
 _OWN = "service"
 _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -72,7 +70,7 @@ def _page(result: dict[str, Any]) -> Iterable[str]:
                 yield f"\n{row['name']}: {problem}."
     yield "\n## Plots\n"
     for name, title in _PLOTS:
-        yield f"![{title}](peers-{name.removesuffix('_us')}.svg)\n"
+        yield f"![{title}]({_plot_name(name)})\n"
 
 
 def _table(
@@ -92,6 +90,10 @@ def _latencies(row: dict[str, Any]) -> list[str]:
     return [f"{row[name]:.1f}" for name, _ in _LATENCIES]
 
 
+def _plot_name(figure: str) -> str:
+    return f"peers-{figure.removesuffix('_us')}.svg"
+
+
 def write_plots(result: dict[str, Any], directory: Path) -> None:
     """Write one bar chart for each figure, with the rows of one worker and the most connections."""
     alone = [row for row in result["rows"] if row["workers"] == 1]
@@ -100,12 +102,9 @@ def write_plots(result: dict[str, Any], directory: Path) -> None:
     for name, title in _PLOTS:
         figure, axes = plt.subplots(figsize=(8, 0.4 * len(rows) + 1))
         names = [row["name"] for row in reversed(rows)]
-        colours = ["#0f766e" if one.startswith(_OWN) else "#94a3b8" for one in names]
+        colours = [OWN_COLOUR if one.startswith(_OWN) else "#94a3b8" for one in names]
         bars = axes.barh(names, [row[name] for row in reversed(rows)], color=colours)
         axes.bar_label(bars, fmt="%.2f", padding=3)
-        axes.set_title(f"{title} ({most:,} connections)", loc="left", fontsize=11)
-        axes.spines[["top", "right"]].set_visible(False)
+        name_axes(axes, f"{title} ({most:,} connections)", 11)
         axes.margins(x=0.12)
-        figure.tight_layout()
-        figure.savefig(directory / f"peers-{name.removesuffix('_us')}.svg", metadata={"Date": None})
-        plt.close(figure)
+        save(figure, directory / _plot_name(name))
