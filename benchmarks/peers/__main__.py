@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +20,9 @@ from benchmarks.procs import ROOT, BenchmarkError
 from benchmarks.scenarios import say
 
 DOCS = ROOT / "docs" / "benchmarks"
+
+_Head = tuple[str, int, int]
+"""A server, its connections and its workers."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,20 +37,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, install in missing.items():
         say(f"{name} is missing: {install}")
     present = [one for one in field if one.name not in missing]
-    rows, failed = _rounds(present, options)
+    rows: dict[_Head, list[Row]] = {}
+    failed: list[str] = []
+    for number in range(1, options.rounds + 1):
+        _round(number, present, options, rows, failed)
+        # What is measured so far is kept where a later round is interrupted.
+        page = _write(missing, rows, failed, options.out, argv or sys.argv[1:])
+    print(page)
+    return 1 if failed else 0
+
+
+def _write(
+    missing: Mapping[str, str],
+    rows: Mapping[_Head, list[Row]],
+    failed: Sequence[str],
+    out: Path,
+    argv: Sequence[str],
+) -> str:
+    """Write the figures, the page and its plots; returns the text of the page."""
     result = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": " ".join(["python -m benchmarks.peers", *(argv or sys.argv[1:])]),
+        "command": " ".join(["python -m benchmarks.peers", *argv]),
         "machine": _machine(),
+        "rounds": max((len(samples) for samples in rows.values()), default=0),
         "missing": missing,
         "failed": failed,
         "rows": [_medians(samples) for samples in rows.values()],
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "peers.json").write_text(json.dumps(result, indent=1) + "\n")
-    write_plots(result, options.out)
-    print(write_page(result, options.out))
-    return 1 if failed else 0
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "peers.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_plots(result, out)
+    return write_page(result, out)
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -61,28 +81,36 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _rounds(
-    field: Sequence[Contender], options: argparse.Namespace
-) -> tuple[dict[tuple[str, int, int], list[Row]], list[str]]:
-    """Rows by server, connections and workers; the servers take turns within a round."""
-    rows: dict[tuple[str, int, int], list[Row]] = {}
-    failed: list[str] = []
-    for number in range(options.rounds):
-        for workers in options.workers:
-            for clients in options.clients:
-                for one in field:
-                    if workers > 1 and not one.scales:
-                        continue
-                    head = {"name": one.name, "clients": clients, "workers": workers}
-                    say(f"round {number + 1}: {one.name}, {clients} clients, {workers} workers")
-                    try:
-                        row = head | measure(one, clients, workers, options.seconds)
-                    except BenchmarkError as error:
-                        failed.append(f"{one.name}, {clients} clients, {workers} workers: {error}")
-                        say(failed[-1])
-                        continue
-                    rows.setdefault((one.name, clients, workers), []).append(row)
-    return rows, failed
+def _round(
+    number: int,
+    field: Sequence[Contender],
+    options: argparse.Namespace,
+    rows: dict[_Head, list[Row]],
+    failed: list[str],
+) -> None:
+    """One row of each server for each number of connections and workers.
+
+    Args:
+        number: of this round, for what is printed.
+        field: the servers, which take turns.
+        options: of the command.
+        rows: gets the rows.
+        failed: gets a line for each server that gave no figures.
+    """
+    for workers in options.workers:
+        for clients in options.clients:
+            for one in field:
+                if workers > 1 and not one.scales:
+                    continue
+                head = {"name": one.name, "clients": clients, "workers": workers}
+                say(f"round {number}: {one.name}, {clients} clients, {workers} workers")
+                try:
+                    row = head | measure(one, clients, workers, options.seconds)
+                except BenchmarkError as error:
+                    failed.append(f"{one.name}, {clients} clients, {workers} workers: {error}")
+                    say(failed[-1])
+                    continue
+                rows.setdefault((one.name, clients, workers), []).append(row)
 
 
 def _medians(samples: Sequence[Row]) -> dict[str, Any]:

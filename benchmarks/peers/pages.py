@@ -47,9 +47,10 @@ def _page(result: dict[str, Any]) -> Iterable[str]:
     yield (
         "Every server is started as its own documentation advises, and sends the same envelope of "
         "about 250 bytes to every connection. CPU and memory are those of all its processes, the "
-        "load has a processor of its own, and figures are medians of the rounds. Memory leaves "
-        "mapped files out. *Deliveries a second* is the largest rate without a loss, latencies "
-        "are those at a share of it."
+        "load has a processor of its own, and figures are medians of "
+        f"{result['rounds']} round{'s' if result['rounds'] > 1 else ''}. Memory leaves mapped "
+        "files out. *Deliveries a second* is the largest rate without a loss, latencies are those "
+        "at a share of it."
     )
     for name, install in result["missing"].items():
         yield f"\n**Missing on this machine: {name}** (`{install}`)."
