@@ -61,6 +61,7 @@ from app.sessions.token_keys import RemoteKeys
 from app.supervisor import Supervisor
 from app.tick import Tick
 from app.transport.door import ENTRANCE, Entrance, Passed
+from app.transport.endings import Endings
 from app.transport.http_connection import CALLS
 from app.transport.http_guard import GUARD, Guard
 from app.transport.hub import MAX_OUTGOING, Hub
@@ -282,7 +283,7 @@ def make_parts(
         remote_keys=remote_keys,
         canary=canary,
         figures=figures,
-        tick=Tick(metrics, rates, figures, Memory(), hub, fanout),
+        tick=Tick(metrics, rates, figures, Memory(), hub, fanout, Endings(hub.ended, hub.closed)),
     )
 
 

@@ -10,6 +10,7 @@ from app.figures import Figures
 from app.memory import Memory
 from app.metrics import Metrics
 from app.sessions.rates import Rates
+from app.transport.endings import Endings
 from app.transport.hub import Hub
 
 logger = logging.getLogger("realtime.worker")
@@ -25,6 +26,7 @@ class Tick:
         memory: given back after a storm.
         hub: the connections of this worker.
         fanout: lets those come as before that had to be last.
+        endings: logs which connections have ended.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Tick:
         memory: Memory,
         hub: Hub,
         fanout: FanOut,
+        endings: Endings,
     ) -> None:
         self._metrics = metrics
         self._rates = rates
@@ -42,6 +45,7 @@ class Tick:
         self._memory = memory
         self._hub = hub
         self._fanout = fanout
+        self._endings = endings
 
     async def run(self) -> None:
         """Tick for ever."""
@@ -52,9 +56,14 @@ class Tick:
             self._metrics.loop_delay.set(max(0.0, loop.time() - due))
             self._rates.start_second()
             self._fanout.put_back()
+            self._endings.look()
             try:
                 await self._figures.show()
                 self._figures.export()
             except Exception:
                 logger.exception("cannot update the statistics of this second")
             self._memory.look(len(self._hub))
+
+    def end(self) -> None:
+        """Log what has not been logged; the worker has closed its connections."""
+        self._endings.look(is_last=True)

@@ -127,6 +127,7 @@ class Worker:
         while len(hub) and time.monotonic() < deadline:  # noqa: ASYNC110 (polled once)
             await asyncio.sleep(0.02)
         hub.stop()
+        self.parts.tick.end()
 
     async def _end_loops(self) -> None:
         for task in self._tasks:

@@ -237,8 +237,9 @@ class Server:
         self.stop()
 
 
-# Long heartbeats: loads answer no pings, and none should fall into a measurement.
-_HEARTBEAT = {"HEARTBEAT_INTERVAL": "300", "HEARTBEAT_TIMEOUT": "600"}
+# Long heartbeats: loads answer no pings, and none should fall into a measurement. All clients of a
+# scenario that lasts longer would be closed at once.
+_HEARTBEAT = {"HEARTBEAT_INTERVAL": "3600", "HEARTBEAT_TIMEOUT": "7200"}
 
 
 def service(workers: int = 1, *, pinned: bool = True, root: Path = ROOT, **settings: str) -> Server:

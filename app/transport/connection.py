@@ -43,6 +43,8 @@ FRAMES_AT_ONCE = 4
 """Frames of a connection that are handled before it is looked how long that has taken."""
 CLOSE_TIMEOUT = 5.0
 """Seconds that a peer has to answer a close frame."""
+BY_PEER = "transport close"
+"""Why a connection ended that its peer has ended: Socket.IO's word for it."""
 
 
 class ConnectionState(enum.IntEnum):
@@ -185,6 +187,7 @@ class ConnectionHub(Protocol):
     bytes_received: int
     extra_frames: int
     closed: dict[int, int]
+    ended: dict[int, int]
 
     def send_soon(self, connection: Connection, frame: bytes, /) -> None:
         """Queue a frame for the end of this pass of the loop."""
@@ -280,7 +283,7 @@ class Connection:
 
         Args:
             code: close code, 1006 when there was no close frame.
-            reason: "transport close" when the peer went away, otherwise what the server said.
+            reason: `BY_PEER` when the peer went away, otherwise what the server said.
         """
 
     def on_detached(self) -> None:
@@ -336,7 +339,7 @@ class Connection:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self.drop("transport close")
+            self.drop(BY_PEER)
             return
         if sent < len(data):
             hub.back_up(self, data, sent)
@@ -350,7 +353,7 @@ class Connection:
         try:
             drained = pending.write_to(self.fd)
         except OSError:
-            self.drop("transport close")
+            self.drop(BY_PEER)
             return
         if pending.size < before:
             # Its answer to a ping may be far behind: taking bytes is a sign of life as well.
@@ -395,7 +398,7 @@ class Connection:
         except OSError:
             data = b""
         if not data:
-            self.drop("transport close")
+            self.drop(BY_PEER)
             return
         self.hub.bytes_received += len(data)
         self.seen = self.hub.wheel.now
@@ -464,9 +467,9 @@ class Connection:
             self.on_too_large()
         elif event.code == frames.NO_CODE:
             answer = frames.build_frame(frames.CLOSE, b"")
-            self._leave(CloseCode.NORMAL, "transport close", answer)
+            self._leave(CloseCode.NORMAL, BY_PEER, answer)
         else:
-            self._leave(event.code, "transport close", frames.build_close(event.code, ""))
+            self._leave(event.code, BY_PEER, frames.build_close(event.code, ""))
 
     def _violated(self, violation: Violation) -> None:
         """Close, since the peer has violated the protocol."""
@@ -492,16 +495,18 @@ class Connection:
             return
         was_open = self.state == OPEN
         self.state = CLOSED
-        if was_open:
-            self._lost(code, reason)
-        self.hub.detach(self)
-        # The kernel will soon give its number to another file.
-        self.fd = -1
-        self.reader = None
-        if self.pending is not None:
-            self.pending.clear()
-            self.pending = None
-        self.on_detached()
+        try:
+            if was_open:
+                self._lost(code, reason)
+        finally:
+            self.hub.detach(self)
+            # The kernel will soon give its number to another file.
+            self.fd = -1
+            self.reader = None
+            if self.pending is not None:
+                self.pending.clear()
+                self.pending = None
+            self.on_detached()
 
     def _leave(self, code: int, reason: str, frame: bytes) -> None:
         if self.state != OPEN:
@@ -524,6 +529,9 @@ class Connection:
     def _lost(self, code: int, reason: str) -> None:
         closed = self.hub.closed
         closed[code] = closed.get(code, 0) + 1
+        if reason != BY_PEER:
+            ended = self.hub.ended
+            ended[code] = ended.get(code, 0) + 1
         self.on_lost(code, reason)
 
     def _end_sending(self) -> None:
@@ -532,7 +540,7 @@ class Connection:
         try:
             borrowed.shutdown(socket.SHUT_WR)
         except OSError:
-            self.drop("transport close")
+            self.drop(BY_PEER)
         finally:
             borrowed.detach()
 

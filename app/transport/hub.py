@@ -23,6 +23,7 @@ from typing import Protocol, TypeVar
 from app.errors import CloseCode
 from app.transport import kernel
 from app.transport.connection import (
+    BY_PEER,
     CLOSE_TIMEOUT,
     CLOSED,
     CLOSING,
@@ -131,7 +132,7 @@ class Hub:
         self.output = OutputAccount(max_outgoing, self._plan_relief)
         self.output_limit = max(OUTPUT_LIMIT, 4 * max_message)
         """Unsent bytes that one connection may have behind the frame that is being sent."""
-        self.wheel = TimerWheel(heartbeat_interval, heartbeat_timeout)
+        self.wheel = TimerWheel(heartbeat_interval, heartbeat_timeout, self._fail)
         self.bytes_sent = 0
         self.bytes_received = 0
         self.incoming = 0
@@ -153,6 +154,8 @@ class Hub:
         """What the last ping said of connections that have something unsent."""
         self.closed: dict[int, int] = {}
         """How many connections ended, by close code; 1006 when there was none."""
+        self.ended: dict[int, int] = {}
+        """Those among them that were not ended by their peers."""
         self._connections: list[Connection | None] = []
         self._count = 0
         self._backed_up: dict[Connection, None] = {}
@@ -360,12 +363,17 @@ class Hub:
         return others
 
     @staticmethod
-    def _lose(connection: Connection) -> None:
+    def _lose(connection: Connection, reason: str = BY_PEER) -> None:
         """Drop a connection in the middle of others that must be served all the same."""
         try:
-            connection.drop("transport close")
+            connection.drop(reason)
         except Exception:
             logger.exception("connection failed", extra={"connection": connection.id})
+
+    def _fail(self, connection: Connection, error: Exception) -> None:
+        """Log an error, and drop the connection that it concerns."""
+        logger.error("connection failed", exc_info=error, extra={"connection": connection.id})
+        self._lose(connection, "internal error")
 
     def flush(self) -> None:
         """Write what is queued."""
@@ -373,7 +381,10 @@ class Hub:
         outbox, self._outbox = self._outbox, {}
         began = time.monotonic()
         for connection, queued in outbox.items():
-            connection.write(queued[0] if len(queued) == 1 else b"".join(queued))
+            try:
+                connection.write(queued[0] if len(queued) == 1 else b"".join(queued))
+            except Exception as error:  # noqa: BLE001 (the others must not pay for it)
+                self._fail(connection, error)
         if self.meter is not None:
             self.meter.spend_shared(time.monotonic() - began)
 
@@ -569,9 +580,8 @@ class Hub:
                     connection.writable()
                 if event & ~select.EPOLLOUT and connection.state != CLOSED:
                     connection.readable()
-            except Exception:
-                logger.exception("connection failed", extra={"connection": connection.id})
-                connection.drop("internal error")
+            except Exception as error:  # noqa: BLE001 (the others must not pay for it)
+                self._fail(connection, error)
             now = self._charge(connection, now, size, extras)
 
     def _charge(self, connection: Connection, began: float, size: int, extras: int) -> float:
@@ -624,9 +634,8 @@ class Hub:
             size, extras = self.bytes_received, self.extra_frames
             try:
                 connection.receive(b"")
-            except Exception:
-                logger.exception("connection failed", extra={"connection": connection.id})
-                connection.drop("internal error")
+            except Exception as error:  # noqa: BLE001 (the others must not pay for it)
+                self._fail(connection, error)
             now = self._charge(connection, now, size, extras)
             if connection not in self._backlog and connection.state != CLOSED:
                 self.resume(connection, PAUSE_BACKLOG)
@@ -684,7 +693,7 @@ class Hub:
         self.wheel.advance()
         now = self._loop.time()
         while self._closing and self._closing[0][0] <= now:
-            self._closing.popleft()[1].drop("no answer to the close frame")
+            self._lose(self._closing.popleft()[1], "no answer to the close frame")
 
 
 def _cost(connection: Connection) -> float:

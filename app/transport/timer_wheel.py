@@ -7,7 +7,8 @@ connection costs nothing: receiving only notes the current tick, an integer that
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
 
 
 class Watched(Protocol):
@@ -27,15 +28,27 @@ class Watched(Protocol):
         """Nothing was received within the timeout."""
 
 
+def _raise(_: Watched, error: Exception) -> None:
+    raise error
+
+
 class TimerWheel:
     """A wheel of `interval / tick` buckets and one more.
 
     Args:
         interval: seconds between two pings to a connection.
         timeout: seconds of silence after which a connection is given up.
+        fail: called with a connection whose method has raised, and the error; the others of its
+            bucket are handled all the same.
     """
 
-    def __init__(self, interval: float, timeout: float) -> None:
+    def __init__(
+        self,
+        interval: float,
+        timeout: float,
+        fail: Callable[[Any, Exception], object] = _raise,
+    ) -> None:
+        self._fail = fail
         self.tick_length = min(1.0, interval / 10)
         """Seconds between two calls of `advance`."""
         self.timeout = timeout
@@ -92,15 +105,17 @@ class TimerWheel:
         self._buckets[index] = {}
         for connection in due:
             deadline = connection.seen + self._timeout
-            if deadline <= tick:
-                if give_up:
+            try:
+                if deadline > tick:
+                    self._put(connection, min(tick + self._interval_of(connection), deadline))
+                    connection.heartbeat()
+                elif give_up:
                     connection.bucket = -1
                     connection.heartbeat_missed()
                 else:
                     self._put(connection, tick)
-                continue
-            self._put(connection, min(tick + self._interval_of(connection), deadline))
-            connection.heartbeat()
+            except Exception as error:  # noqa: BLE001 (the others would never be looked at again)
+                self._fail(connection, error)
 
     def _interval_of(self, connection: Watched) -> int:
         """Ticks until the next heartbeat of a connection."""

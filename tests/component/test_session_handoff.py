@@ -21,6 +21,7 @@ from app.protocol.frames import BINARY, build_frame
 from app.sessions.handoff import state as session_state
 from app.sessions.handoff import transfer
 from app.sessions.handoff.state import CannotPass
+from app.sessions.plain import PlainSession
 from app.sessions.session import HELD, ConnectOptions, Session
 from app.transport.connection import MOVING, OPEN
 from tests.support.handoff import SECRET, Client, MakeBench, make
@@ -666,6 +667,50 @@ async def test_a_state_that_cannot_be_loaded(
     for client in (clients[0], clients[2]):
         client.ask("ping")
         await client.event("pong")
+
+
+@pytest.mark.parametrize("step", ["adopt_user", "go_on"])
+async def test_a_session_that_cannot_go_on_costs_no_other_one_its_place(
+    make: MakeBench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    bench = await make()
+    clients = [bench.connect(user=f"user{number}") for number in range(3)]
+    for client in clients:
+        await client.event("connected")
+    batch = await bench.pack()
+    second = batch.states[1]["user"]
+    if step == "adopt_user":
+        counts = bench.successor.transfer._counts
+        adopt = counts.adopt_user
+
+        def fail_adopting(row: int, generation: int, user: str) -> None:
+            if user == second:
+                raise OSError("the table is full")
+            adopt(row, generation, user)
+
+        monkeypatch.setattr(counts, "adopt_user", fail_adopting)
+    else:
+        go_on = PlainSession.go_on
+
+        def fail_going_on(session: PlainSession) -> None:
+            if session.user == second:
+                raise RuntimeError("a fault in the service")
+            go_on(session)
+
+        monkeypatch.setattr(PlainSession, "go_on", fail_going_on)
+    await bench.deliver(batch)
+    assert bench.counts() == [0, 2]
+    assert "lost in the handoff" in caplog.text
+    lost = next(
+        client
+        for client, state in zip(clients, batch.states, strict=True)
+        if state["user"] == second
+    )
+    await until(lambda: lost.read() is not None and lost.closed)
+    for client in clients:
+        if client is not lost:
+            client.ask("ping")
+            await client.event("pong")
 
 
 async def test_busy_sessions_are_waited_for(make: MakeBench) -> None:

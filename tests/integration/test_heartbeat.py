@@ -11,6 +11,7 @@ from tests.support.plain import PlainClient
 from tests.support.raw import CLOSE, PING, PONG, TEXT, RawClient, encode, text
 from tests.support.service import Service
 from tests.support.sioclient import packet, raw_socketio, sio_clients
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.no_cover
 
@@ -37,6 +38,7 @@ async def test_a_silent_plain_client_is_closed(service: Service) -> None:
         # Not even the close frame is answered: the server does not wait for ever.
         await client.to_end()
         await service.wait_connections(0)
+    await until(lambda: "Connections closed: no input for too long" in service.log)
 
 
 async def test_plain_clients_get_websocket_pings(service: Service) -> None:

@@ -941,3 +941,41 @@ async def test_another_hub_goes_on_where_one_was(hub: Hub, connect: Connect) -> 
         assert old.events == []
     finally:
         successor_hub.stop()
+
+
+async def test_what_the_service_ends_is_counted_apart_from_what_peers_end(
+    hub: Hub, connect: Connect
+) -> None:
+    timed_out, _ = connect()
+    gone, client = connect()
+    left, leaving = connect()
+    timed_out.heartbeat_missed()
+    client.sock.close()
+    leaving.send(frame(CLOSE, struct.pack("!H", 4408)))
+    await until(lambda: gone.state == CLOSED and left.state != OPEN)
+    assert hub.closed == {4408: 2, 1006: 1}
+    assert hub.ended == {4408: 1}
+
+
+class Fragile(Server):
+    """Its end fails."""
+
+    def on_lost(self, code: int, reason: str) -> None:
+        raise RuntimeError("a fault in the service")
+
+
+async def test_a_connection_whose_end_fails_is_gone_and_costs_no_other_one_its_frames(
+    hub: Hub, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    ours.setblocking(False)
+    fragile = Fragile(hub, ours.detach())
+    hub.attach(fragile)
+    other, client = connect()
+    for connection in (fragile, other):
+        connection.send(build_frame(TEXT, b"for each"))
+    assert await client.frame() == (TEXT, b"for each")
+    assert fragile.state == CLOSED
+    assert hub.connections() == [other]
+    assert "a fault in the service" in caplog.text

@@ -271,3 +271,25 @@ def test_nobody_is_looked_at_less_often_than_the_wheel_turns() -> None:
     for _ in range(round(8 / wheel.tick_length)):
         wheel.advance()
     assert [round(ping * wheel.tick_length) for ping in often.pings] == [5]
+
+
+def test_a_connection_that_fails_costs_no_other_one_its_place() -> None:
+    failed: list[tuple[object, Exception]] = []
+    wheel = TimerWheel(INTERVAL, TIMEOUT, lambda peer, error: failed.append((peer, error)))
+    error = RuntimeError("broken")
+
+    class Broken(Peer):
+        def heartbeat(self) -> None:
+            raise error
+
+        heartbeat_missed = heartbeat
+
+    broken = Broken(wheel)
+    silent, answering = Peer(wheel), Peer(wheel)
+    for peer in (broken, silent, answering):
+        wheel.add(peer)
+    run(wheel, 2 * TIMEOUT, answering)
+    assert failed == [(broken, error), (broken, error)], "its ping, and its end"
+    assert len(silent.missed) == 1
+    assert len(answering.pings) == 2 * TIMEOUT // INTERVAL
+    assert watched(wheel) == 1

@@ -223,26 +223,43 @@ class Transfer:
                 self._context.slots.release_connection()
                 self._context.metrics.handed_over["lost"].inc()
                 continue
-            address = state.get("address")
-            if self._context.addresses is not None and isinstance(address, str):
-                self._context.addresses.adopt(session, address, giver)
-            if session.claimed:
-                assert session.user is not None
-                self._counts.adopt_user(*giver, session.user)
-                self._context.claiming.adopt(session)
+            try:
+                self._adopt(session, state, giver)
+            except Exception as error:  # noqa: BLE001 (the others must not pay for it)
+                self._lose(session, error)
+                continue
             taken.append(session)
         over_socketio = _over_socketio(taken)
         self._manager.skip(over_socketio, control)
         await self._manager.replay(missing, over_socketio)
         for session in taken:
-            self._context.catchup.start(session)
-            session.go_on()
+            try:
+                self._context.catchup.start(session)
+                session.go_on()
+            except Exception as error:  # noqa: BLE001 (the others must not pay for it)
+                self._lose(session, error)
         metrics = self._context.metrics
         metrics.handed_over["taken"].inc(len(taken))
         if states:
             pause = time.monotonic() - states[0]["exported_at"]
             metrics.handoff_pause.observe_many(pause, len(taken))
         return taken
+
+    def _adopt(self, session: Session, state: State, giver: tuple[int, int]) -> None:
+        """Count a session here that its giver has counted."""
+        address = state.get("address")
+        if self._context.addresses is not None and isinstance(address, str):
+            self._context.addresses.adopt(session, address, giver)
+        if session.claimed:
+            assert session.user is not None
+            self._counts.adopt_user(*giver, session.user)
+            self._context.claiming.adopt(session)
+
+    def _lose(self, session: Session, error: Exception) -> None:
+        """Drop a session that cannot go on here; the others of its batch do."""
+        logger.error("a connection was lost in the handoff: %s", session.id, exc_info=error)
+        self._context.metrics.handed_over["lost"].inc()
+        session.drop("internal error")
 
     async def _control_after(self, position: Position) -> list[dict[str, Any]]:
         """Messages between workers after `position` that this worker has carried out."""
