@@ -27,6 +27,9 @@ log-level: $(VENV)/installed ## LEVEL=debug: change the level of the running ser
 check: lint ## lint, types, import directions, unit tests: before each commit
 	$(BIN)/pytest -q -n 4 tests/architecture tests/unit
 
+# Every process of a service would compile the code anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Services of a module are started once for it, so a file stays in one process; so does the service
 # with default settings, one for each process. What is marked `alone` measures.
 PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder -m 'not alone'
@@ -34,16 +37,19 @@ COVERED := --cache-clear --cov --cov-append --cov-fail-under=0 --cov-report=
 # What fails while others use the processors must pass alone; the first failure stays in the output.
 AGAIN := $(BIN)/pytest --lf --lfnf=none
 PARTS := $(addprefix tests/,component integration deploy monitoring page)
-test: lint ## lint, types, all tests, coverage: what CI runs
+test: lint ## lint, types, all tests but those of torture and containers, coverage
 	rm -f .coverage .coverage.*
 	$(BIN)/pytest -n 4 tests/architecture tests/unit $(COVERED) || $(AGAIN)
 	$(BIN)/pytest $(PARALLEL) $(PARTS) $(COVERED) || $(AGAIN)
-	$(BIN)/pytest $(PARALLEL) --cache-clear tests/torture || $(AGAIN)
-	$(BIN)/pytest -m alone $(PARTS) tests/torture
+	$(BIN)/pytest -m alone $(PARTS)
 	$(BIN)/coverage report
 
-torture: $(VENV)/installed-dev ## fuzzing, the Autobahn suite, storms and a soak, at full length (TORTURE=0.1: a tenth; TORTURE_SEED=n repeats a run)
+torture: $(VENV)/installed-dev ## fuzzing, the Autobahn suite, storms and a soak, at full length (TORTURE=0.1: a tenth; TORTURE=0: the short form of CI; TORTURE_SEED=n repeats a run)
+ifeq ($(TORTURE),0)
+	$(BIN)/pytest $(PARALLEL) --cache-clear tests/torture || $(AGAIN) tests/torture
+else
 	TORTURE=$(or $(TORTURE),1) $(BIN)/pytest -s tests/torture
+endif
 
 containers: $(VENV)/installed-dev ## tests with a real Docker engine, which root installs into ENGINE_DIR where it is missing
 	$(BIN)/pytest --cache-clear tests/containers || $(BIN)/pytest --lf --lfnf=none tests/containers
