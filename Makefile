@@ -69,7 +69,7 @@ lint: $(VENV)/installed-dev ## lint and types
 	$(BIN)/mypy --config-file tests/mypy.ini tests benchmarks
 	$(BIN)/shellcheck -x .ci/run *.sh scripts/*.sh monitoring/*.sh deploy/systemd/*.sh
 
-format: $(VENV)/installed-dev ## format the code and mend what can be mended
+format: $(VENV)/installed-dev ## format the code and fix what can be fixed automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -15,10 +15,10 @@ Eight steps:
   5 deploy        on a host: `make reload`, live sockets are handed over; or the first start.
                   In containers: a new one starts beside the old one, takes its sockets over, and
                   the old one is removed. What has changed around it (net, Valkey, the pages,
-                  Caddy) is renewed each in its own step, and the report says who noticed
-  6 health        /status is well
+                  Caddy) is renewed in a step of its own; the report counts the disconnected clients
+  6 health        GET /status answers "ok"
   7 websocket     handshake, subscription, a message received
-  8 report        what happened, and how many clients noticed: backups/NAME/report.json
+  8 report        the result, and how many clients were disconnected: backups/NAME/report.json
 
 Nothing that runs is stopped before its successor serves. When a step from 3 on fails, the code and
 configuration of the last good deployment are put back (the new ones are kept in
@@ -30,7 +30,7 @@ options:
   --connect ADDRESS, --ca FILE, --wait SECONDS    as of verify-deployment.sh (with TLS_ISSUER=internal
                     Caddy's own authority is trusted)
   --docker, --host  do not find out which it is
-  --timeout SECONDS for the service to be well (60)
+  --timeout SECONDS for the service to become healthy (60)
   --min-free MB     disk space that must be free (1024)
   --keep N          backups to keep (10)
   --no-backup       skip step 2
@@ -43,9 +43,9 @@ options:
 exit codes:
   0   deployed
   11  environment, 12 backup, 13 build, 14 preflight, 15 deploy, 16 health, 17 websocket:
-      the step that failed; what ran before runs on, or was put back
+      the step that failed; the previous version goes on running, or was put back
   12  also: deployed, but what is needed to put it back later could not be written (disk full)
-  15  also: interrupted (^C, TERM, a closed terminal), and what ran before runs on
+  15  also: interrupted (^C, TERM, a closed terminal); the previous version goes on running
   20  a step failed, and putting back failed too: look at the service
   64  wrong usage
   69  there is no Python with the service's requirements
@@ -82,11 +82,11 @@ while (($#)); do
   shift
 done
 for number in "$wait" "$timeout" "$min_free" "$keep"; do
-  [[ $number =~ ^[0-9]+$ ]] || die 64 "$number must be a whole number"
+  [[ $number =~ ^[0-9]+$ ]] || die 64 "$number must be an integer of 0 or more"
 done
 [[ -z $base || $base =~ ^https?://[^/]+$ ]] || die 64 "the base URL must be http:// or https:// and a host"
 
-# What reads our output may end before we do, as `tee` does on ^C: we go on.
+# The reader of the output may end first, as `tee` does on ^C.
 trap '' PIPE
 exec 4>&1 # where the report goes, also from within a step whose output goes elsewhere
 backups=${BACKUPS:-$root/backups}
@@ -123,7 +123,7 @@ report() {
   if [[ -n $as_json ]]; then printf '%s\n' "$text" >&4 || true; fi
 }
 
-# fail CODE DETAIL: put back what ran before, report, and end.
+# fail CODE DETAIL: put back the previous version, report, and exit.
 fail() {
   local code=$1
   note failed "$2"
@@ -136,12 +136,12 @@ fail() {
         note skipped "nothing ran before"
       else
         put_back=true
-        note ok "what ran before serves"
+        note ok "the previous version serves"
       fi
     else
       code=20
       see_what_serves
-      note failed "${not_back:-what ran before could not be put back}; $serves"
+      note failed "${not_back:-the previous version could not be restored}; $serves"
     fi
   elif [[ -n $tried ]]; then
     see_what_serves
@@ -152,14 +152,14 @@ fail() {
 }
 
 see_what_serves() {
-  if serves=$(is_well 2>&1); then
-    serves="what serves now is well ($serves)"
+  if serves=$(is_healthy 2>&1); then
+    serves="the running service is healthy ($serves)"
   else
-    serves="what serves now is not well (${serves##*$'\n'})"
+    serves="the running service is not healthy (${serves##*$'\n'})"
   fi
 }
 
-# ^C, or a terminal that is closed: end as a failed step does, with what ran before.
+# ^C, or a terminal that is closed: end as a failed step does, with the previous version.
 interrupted() {
   trap '' INT TERM HUP
   # What is called from here on must not end where the terminal is gone.
@@ -186,13 +186,13 @@ authority() {
   fi
 }
 
-is_well() {
+is_healthy() {
   "$python" -m scripts.probe http "$base" --connect "$connect" --ca "$(authority)"
 }
 
-wait_until_well() {
+wait_until_healthy() {
   local limit=$((SECONDS + timeout)) said
-  until said=$(is_well); do
+  until said=$(is_healthy); do
     if ((SECONDS >= limit)); then
       echo "$said"
       return 1
@@ -244,23 +244,23 @@ build_host() {
 }
 
 deploy_host() {
-  local told result=0
+  local answer result=0
   install_requirements now || return 1
   if master_pid > /dev/null; then
     tried=1
     if is_a_unit; then
-      # Only from inside of the unit systemd is told of a new master.
+      # Only a process of the unit can notify systemd of a new master.
       systemctl reload "$unit" || result=1
-      told=$(cat "$(setting data_dir)/reload.json")
+      answer=$(cat "$(setting data_dir)/reload.json")
     else
-      told=$("$python" -m workers.reload --json) || result=$?
+      answer=$("$python" -m workers.reload --json) || result=$?
     fi
     how=$("$python" -c 'import json, sys; r = json.loads(sys.argv[1]); print(r.get("error") or
-      "live sockets were handed over to new workers (%s)" % r["signal"])' "$told")
+      "live sockets were handed over to new workers (%s)" % r["signal"])' "$answer")
     read -r handed_over noticed pause < <("$python" -c 'import json, sys; r = json.loads(sys.argv[1])
-print(r.get("handed_over", 0), r.get("drained", 0) + r.get("lost", 0), round(1000 * (r.get("pause_max") or 0)))' "$told") || true
+print(r.get("handed_over", 0), r.get("drained", 0) + r.get("lost", 0), round(1000 * (r.get("pause_max") or 0)))' "$answer") || true
     # 3: all is new, but connections were drained or lost: the report says how many.
-    if ((result == 3)) && [[ $told == *'"error"'* ]]; then result=1; fi
+    if ((result == 3)) && [[ $answer == *'"error"'* ]]; then result=1; fi
     ((result == 0 || result == 3))
     return $?
   fi
@@ -302,18 +302,18 @@ start_host() {
 
 # Puts the code and configuration of the last good deployment in place.
 restore_files() {
-  local told
+  local output
   mkdir -p "$directory"
-  told=$("$python" -m scripts.release restore "$last_good" "$directory/failed" 2>&1) || {
-    not_back="the files of before cannot be put in place: $(tail -n 1 <<< "$told")"
+  output=$("$python" -m scripts.release restore "$last_good" "$directory/failed" 2>&1) || {
+    not_back="the previous files cannot be restored: $(tail -n 1 <<< "$output")"
     return 1
   }
 }
 
-# Whether what ran before serves again.
+# Whether the previous version serves again.
 is_back() {
-  local told
-  told=$(wait_until_well) || { not_back="the service is not well: $told"; return 1; }
+  local answer
+  answer=$(wait_until_healthy) || { not_back="the service is not healthy: $answer"; return 1; }
 }
 
 put_back_host() {
@@ -328,11 +328,11 @@ put_back_host() {
     return $?
   fi
   restore_files || return 1
-  install_requirements now || { not_back='the requirements of before cannot be installed'; return 1; }
+  install_requirements now || { not_back='the previous requirements cannot be installed'; return 1; }
   if master_pid > /dev/null; then
     # What failed may have left new workers of the new code, or none.
     [[ -z $tried ]] || reload_host || result=$?
-    ((result == 0 || result == 3)) || { not_back='the service does not take the code of before'; return 1; }
+    ((result == 0 || result == 3)) || { not_back='the service does not take the previous code'; return 1; }
     is_back
   fi
 }
@@ -396,7 +396,7 @@ changed_services() {
   done < <(docker compose config --hash '*')
 }
 
-# Renew what stands around the backend, each in its own way; the report says who noticed.
+# Renew the other containers, each in its own way, and count the clients that are disconnected.
 renew_surroundings() {
   local service changed one count
   changed=$(changed_services)
@@ -460,7 +460,7 @@ deploy_docker() {
     fi
     return 0
   fi
-  renew_surroundings || { how="cannot renew:${renewed:- what stands around the backend}"; return 1; }
+  renew_surroundings || { how="cannot renew:${renewed:- the other containers}"; return 1; }
   replace_containers || return 1
   renew_caddy || { how='Caddy does not take its configuration'; return 1; }
   if [[ -n $renewed ]]; then how+="; renewed:$renewed"; fi
@@ -489,7 +489,7 @@ last_words() { # CONTAINER: why it does not serve, in one line
   printf '%s' "${words:-it says nothing}"
 }
 
-# Start one container of the newest image, wait until it is well, then end the others.
+# Start one container of the newest image, wait until it is healthy, then end the others.
 replace_containers() {
   local old one holder drained live=1 words logged since
   logged=$(mktemp)
@@ -506,7 +506,7 @@ replace_containers() {
   fi
   if [[ -z $fresh ]] || ! wait_healthy "$fresh"; then
     [[ -n $fresh ]] || fresh=$(docker compose ps --all --quiet --status exited --status restarting backend | head -n 1)
-    how="the new container is not well: $(last_words "$fresh")"
+    how="the new container is not healthy: $(last_words "$fresh")"
     [[ -z $fresh ]] || docker rm --force "$fresh" > /dev/null
     fresh=''
     return 1
@@ -524,7 +524,7 @@ replace_containers() {
       handed_over=$((handed_over + $(awk '{ sum += $2 } END { print sum + 0 }' <<< "$words")))
       noticed=$((noticed + $(awk '{ sum += $(NF - 2) } END { print sum + 0 }' <<< "$words")))
     else
-      # Another network, as before there was a service `net`: it takes no one any more, and drains
+      # Another network, as before there was a service `net`: it takes no connection any more, and drains
       # over DRAIN_SECONDS.
       live=''
       drained=$(count_of "$one" || echo 0)
@@ -558,9 +558,9 @@ put_back_docker() {
     nothing_before=1
     return 0
   }
-  not_back='Docker does not do what is needed (its message is above)'
+  not_back='a Docker command failed (its message is above)'
   docker tag "$good" "$image_latest" || return 1
-  # One that was told to end, as we were interrupted, hands over and ends: it cannot be counted on.
+  # A container that got TERM before the interruption hands over and exits: it cannot be kept.
   [[ -z $ending ]] || timeout "$timeout" docker wait "$ending" > /dev/null 2>&1 || true
   docker compose rm --force backend > /dev/null || return 1
   for one in $(running backend); do
@@ -574,7 +574,7 @@ put_back_docker() {
       replace_containers || { not_back=$how; return 1; }
     fi
   fi
-  # Its files are those of before.
+  # Its files are the previous ones.
   docker compose exec -T caddy caddy reload --config /etc/caddy/Caddyfile --adapter caddyfile --force || true
   is_back || return 1
   not_back=$files
@@ -588,7 +588,7 @@ put_back() { if [[ $mode == docker ]]; then put_back_docker; else put_back_host;
 make_backup() {
   local rdb=() result=0
   if [[ $mode == docker && -n $(docker compose ps -q valkey 2> /dev/null) ]]; then
-    # A replica's copy: whole, and nothing that is being written. Into a file: to standard output
+    # A replica's copy is complete, unlike a file that is being written. Into a file: to standard output
     # `valkey-cli` writes the mark that ends a replication as well, and no Valkey loads that.
     # shellcheck disable=SC2016  # expanded in the container
     docker compose exec -T valkey sh -c '
@@ -640,7 +640,7 @@ preflight_docker() {
   echo "$free MB free, docker-compose.yml is good, engine $engine"
 }
 
-# Prints what is wrong if there are files of secrets that Compose is not told of.
+# Prints a warning if there are files of secrets that Compose does not use.
 unused_secrets() {
   [[ -z $(compose_setting SECRETS_DIR '') && -n $(find secrets -type f -size +0 -print -quit 2> /dev/null) ]] &&
     echo "secrets/ is not used: SECRETS_DIR=./secrets is missing in .env"
@@ -688,7 +688,7 @@ if [[ -z $base ]]; then
     base=$(public_base)
     connect=${connect:-$(published_address)}
   else
-    base=$(local_base) || fail 11 "the service listens on a Unix socket: say --base-url"
+    base=$(local_base) || fail 11 "the service listens on a Unix socket: pass --base-url"
   fi
 fi
 if [[ $mode == docker && -z $ca && $(compose_setting TLS_ISSUER acme) == internal ]]; then
@@ -728,7 +728,7 @@ if [[ -n $backup ]]; then
   said=$(make_backup 2>&1) || fail 12 "$said"
   note ok "$directory$([[ $mode == host || -d $directory/data ]] || printf ', without messages: Valkey does not run')"
 else
-  note skipped "as asked for"
+  note skipped "--no-backup"
 fi
 
 step=build
@@ -745,7 +745,7 @@ deploy >&2 || fail 15 "$how"
 note ok "$how"
 
 step=health
-said=$(wait_until_well) || fail 16 "$said"
+said=$(wait_until_healthy) || fail 16 "$said"
 note ok "$said"
 
 step=websocket
@@ -767,5 +767,5 @@ if [[ -n $packed ]]; then
   report 12
   exit 12
 fi
-note ok "$handed_over clients were handed over in pauses of at most ${pause:-0} ms, $noticed noticed, $((SECONDS - began)) s"
+note ok "$handed_over clients were handed over in pauses of at most ${pause:-0} ms, $noticed were disconnected, $((SECONDS - began)) s"
 report 0

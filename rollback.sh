@@ -21,7 +21,7 @@ options:
   --no-reload       leave the running processes as they are
   --base-url URL, --connect ADDRESS, --ca FILE
                     where to look at the service, as of verify-deployment.sh
-  --list            list the backups, and whether they are whole
+  --list            list the backups, and whether each is complete
   --json            one JSON object at the end
   --dry-run         check the backup, and say what would be done
   -h, --help
@@ -34,7 +34,7 @@ exit codes:
   2   the backup is damaged; nothing was changed
   3   there is no such backup; nothing was changed
   4   it could not be restored, or was interrupted (^C, TERM, a closed terminal): messages are as before
-  5   restored, but the service does not take it: the message says what serves
+  5   restored, but the service does not take it: the message says what state it is in
   64  wrong usage
   69  there is no Python with the service's requirements
   75  a deployment is under way
@@ -75,7 +75,7 @@ backups=${BACKUPS:-$root/backups}
 if [[ -n $list ]]; then
   for one in "$backups"/*/; do
     [[ -d $one ]] || continue
-    if said=$("$python" -m scripts.backup check "$one" 2>&1); then said=whole; fi
+    if said=$("$python" -m scripts.backup check "$one" 2>&1); then said=complete; fi
     printf '%s  %s\n' "$(basename "$one")" "$said"
   done
   exit 0
@@ -98,14 +98,14 @@ finish() {
   exit "$1"
 }
 
-# What reads our output may end before we do.
+# The reader of the output may end first.
 trap '' PIPE
 [[ -d $directory ]] || finish 3 "there is no backup $directory"
 checked=0
 said=$("$python" -m scripts.backup check "$directory" 2>&1) || checked=$?
 ((checked != 3)) || finish 2 "$said"
 ((checked == 0)) || finish 4 "the backup could not be checked: ${said##*$'\n'}"
-say "The backup is whole: $directory"
+say "The backup is complete: $directory"
 
 has_data=''
 [[ ${what[*]-} == --release || ! -d $directory/data ]] || has_data=1
@@ -184,13 +184,13 @@ start_valkey() { docker compose up --detach --no-deps --wait --wait-timeout 60 v
 
 kept="the files that were replaced are in $directory/failed"
 
-# What serves now, in words.
+# The state of the running service, in words.
 serves() {
   local at=${base:-$(local_base)} found
   if found=$("$python" -m scripts.probe http "$at" "${as_seen[@]}" 2>&1); then
-    printf 'what serves now is well (%s)' "$found"
+    printf 'the running service is healthy (%s)' "$found"
   else
-    printf 'what serves now is not well (%s)' "${found##*$'\n'}"
+    printf 'the running service is not healthy (%s)' "${found##*$'\n'}"
   fi
 }
 
@@ -241,7 +241,7 @@ if [[ -n $reload ]] && master_pid > /dev/null && base=${base:-$(local_base)} && 
     if said=$("$python" -m scripts.probe http "$base" "${as_seen[@]}"); then healthy=1; break; fi
     sleep 0.5
   done
-  [[ -n $healthy ]] || finish 5 "restored, but the service is not well: $said"
-  say "The service is well: $said"
+  [[ -n $healthy ]] || finish 5 "restored, but the service is not healthy: $said"
+  say "The service is healthy: $said"
 fi
 finish 0 "Restored from $directory"

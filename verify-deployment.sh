@@ -33,7 +33,7 @@ options:
   --skip LIST          all but these
   --no-skips           what would be skipped fails
   --json               one JSON object instead of lines
-  --dry-run            say what would be checked, and ask nobody
+  --dry-run            list the checks, and send no request
   -h, --help
 
 exit codes:
@@ -75,8 +75,8 @@ done
 base=${base:-$(public_base)}
 base=${base%/}
 [[ $base =~ ^https?://[^/]+$ ]] || die 64 "the base URL must be http:// or https:// and a host"
-[[ $days =~ ^[0-9]+$ ]] || die 64 "--days must be a whole number"
-[[ $wait =~ ^[0-9]+$ ]] || die 64 "--wait must be a whole number"
+[[ $days =~ ^[0-9]+$ ]] || die 64 "--days must be an integer of 0 or more"
+[[ $wait =~ ^[0-9]+$ ]] || die 64 "--wait must be an integer of 0 or more"
 [[ -z $ca || -r $ca ]] || die 64 "--ca: $ca cannot be read"
 for chosen in ${only//,/ } ${skip//,/ }; do
   [[ " ${checks[*]} " == *" $chosen "* ]] || die 64 "no such check: $chosen"

@@ -45,15 +45,15 @@ class Canary:
         self._available = available
         self._clock = clock
         self._writable = writable
-        self._heard_at: float | None = None
+        self._received_at: float | None = None
         self._sent_at: float | None = None
         self._awaited_since: float | None = None
         self._beat_at = clock()
 
     @property
-    def hears(self) -> bool:
+    def receives(self) -> bool:
         """Whether a probe has arrived lately; a new worker has received none yet."""
-        return self._heard_at is not None and self._clock() - self._heard_at < LIMIT
+        return self._received_at is not None and self._clock() - self._received_at < LIMIT
 
     @property
     def is_deaf(self) -> bool:
@@ -66,9 +66,9 @@ class Canary:
             and self._available()
         )
 
-    def hear(self) -> None:
+    def note_received(self) -> None:
         """Note that a probe has arrived through the stream."""
-        self._heard_at = self._clock()
+        self._received_at = self._clock()
         self._awaited_since = None
 
     async def beat(self) -> None:
@@ -77,7 +77,7 @@ class Canary:
         if not self._available() or now - self._beat_at >= LIMIT:
             self._awaited_since = None
         self._beat_at = now
-        known = (self._heard_at, self._sent_at)
+        known = (self._received_at, self._sent_at)
         recent = any(at is not None and now - at < INTERVAL for at in known)
         if recent and self._writable():
             return
@@ -89,8 +89,8 @@ class Canary:
         except QueueOverflow:
             pass  # the next one will do
         else:
-            heard = self._heard_at is not None and self._heard_at >= now
-            if not heard and self._awaited_since is None:
+            received = self._received_at is not None and self._received_at >= now
+            if not received and self._awaited_since is None:
                 self._awaited_since = self._clock()
 
     async def run(self) -> None:

@@ -242,8 +242,8 @@ class Settings:
     )
     graceful_timeout: int = _setting(
         "30s",
-        values.whole_seconds(1, 3600),
-        "Time after which gunicorn kills a worker that does not exit after TERM; whole seconds.",
+        values.integer_seconds(1, 3600),
+        "Time after which gunicorn kills a worker that does not exit after TERM; an integer.",
         unit="s",
         zero="not allowed",
     )

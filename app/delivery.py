@@ -99,7 +99,7 @@ class Delivery:
     async def _carry_out(self, message: Message) -> None:
         try:
             if message.body == PROBE:
-                self._canary.hear()
+                self._canary.note_received()
             await self._manager.handle_control(message)
         except Exception as error:  # noqa: BLE001 (the next messages do not depend on it)
             self._supervisor.note(NAME, error)

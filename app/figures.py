@@ -201,7 +201,7 @@ class Figures:
                 "dropped": dict(zip(_PRIORITIES, dropped, strict=True)),
                 "lag": round(self._reader.lag(), 3),
                 "slow": len(self._fanout.slow),
-                "hears": self._canary.hears,
+                "hears": self._canary.receives,
                 "deaf": self._canary.is_deaf,
             }
             | ({} if fault is None else {"fault": fault.words})

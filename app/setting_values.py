@@ -52,11 +52,11 @@ ORIGIN_PORTS = {"http": "80", "https": "443"}
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
-    """A whole number from `low` to `high`."""
+    """An integer from `low` to `high`."""
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or not low <= int(text) <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}")
+            raise ValueError(f"must be an integer from {low} to {high}")
         return int(text)
 
     return parse
@@ -79,14 +79,14 @@ def duration(unit: TimeUnit, low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
-def whole_seconds(low: int, high: int) -> Callable[[str], int]:
+def integer_seconds(low: int, high: int) -> Callable[[str], int]:
     """A duration without a fraction of a second."""
     parse_duration = duration("s", low, high)
 
     def parse(text: str) -> int:
         seconds = parse_duration(text)
         if not seconds.is_integer():
-            raise ValueError("must be a whole number of seconds")
+            raise ValueError("must be an integer number of seconds")
         return int(seconds)
 
     return parse
@@ -202,7 +202,7 @@ def workers(text: str) -> int:
     try:
         return integer(1, MAX_WORKERS)(text)
     except ValueError:
-        raise ValueError(f"must be auto or a whole number from 1 to {MAX_WORKERS}") from None
+        raise ValueError(f"must be auto or an integer from 1 to {MAX_WORKERS}") from None
 
 
 def bind(text: str) -> str:

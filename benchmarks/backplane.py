@@ -191,17 +191,17 @@ async def _messages(server: _Valkey, readers: int, figures: Figures) -> None:
 
 async def _claims(server: _Valkey, workers: int, figures: Figures) -> None:
     """Valkey's CPU per claim of a named user, with so many workers to ask."""
-    async with _workers(server.url, workers) as everybody:
-        for worker in everybody:
+    async with _workers(server.url, workers) as joined:
+        for worker in joined:
             worker.claims.start()
         # Each has a claim, so that each is asked.
         await asyncio.gather(
-            *(worker.claims.claim(f"first-{n}") for n, worker in enumerate(everybody))
+            *(worker.claims.claim(f"first-{n}") for n, worker in enumerate(joined))
         )
         cpu = server.cpu()
         for start in range(0, _CLAIMS, 10):
             users = (f"user-{n}" for n in range(start, start + 10))
-            answers = await asyncio.gather(*(everybody[0].claims.claim(user) for user in users))
+            answers = await asyncio.gather(*(joined[0].claims.claim(user) for user in users))
             if not all(answers):
                 raise BenchmarkError("a claim was refused")
         used = (server.cpu() - cpu) / _CLAIMS
@@ -209,7 +209,7 @@ async def _claims(server: _Valkey, workers: int, figures: Figures) -> None:
 
 
 async def _flood(server: _Valkey, name: str, figures: Figures) -> None:
-    """Messages a second that four publishers get accepted, with nobody who reads."""
+    """Messages a second that four publishers get accepted, without a reader."""
     async with _workers(server.url, 4) as publishers:
         for kind, rounds, size in (("single", _SINGLES, 1), ("batch", _BATCHES * 5, _BATCH)):
 

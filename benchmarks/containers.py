@@ -82,7 +82,7 @@ def measure(
         fleet("mark")
         for number in range(deployments + reloads):
             fleet("mark_pauses")
-            begun, told = len(publisher.seconds), sum(publisher.repeats.values())
+            begun, repeats = len(publisher.seconds), sum(publisher.repeats.values())
             closed = fleet("counts")["lost"]
             if number < deployments:
                 project.version(f"9.0.{number}")
@@ -107,7 +107,7 @@ def measure(
                     if "pause_ms" in report
                     else report["pause_max"],
                     "messages published": len(seconds),
-                    "  errors": sum(publisher.repeats.values()) - told,
+                    "  errors": sum(publisher.repeats.values()) - repeats,
                     "  answered after, p50, ms": 1000 * percentile(seconds, 0.5),
                     "  p99, ms": 1000 * percentile(seconds, 0.99),
                     "  max, ms": 1000 * max(seconds),
@@ -132,8 +132,8 @@ def measure(
 def reload(project: containers.Project) -> dict[str, Any]:
     """Send HUP to the master of the container; the report."""
     backend = project.compose("ps", "--quiet", "backend")
-    told = project.docker("exec", backend, "python", "-m", "workers.reload", "--json")
-    report: dict[str, Any] = json.loads(told.splitlines()[-1])
+    output = project.docker("exec", backend, "python", "-m", "workers.reload", "--json")
+    report: dict[str, Any] = json.loads(output.splitlines()[-1])
     return report
 
 

@@ -45,7 +45,7 @@ class Checks:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What the publishers of a flood were told."""
+    """The answers to the publishers of a flood."""
 
     accepted: list[int]
     """The `seq` of each message that was taken."""
@@ -123,7 +123,7 @@ def _backplane_stopped(check: Checks, quick: bool, seconds: float) -> None:
         time.sleep(1.5)
         (valkey,) = server.find("valkey-server")
         load.begin("wait", received=10_001, seconds=seconds + 10)
-        told = asyncio.run(_flood_while_stopped(server, valkey, seconds))
+        flood = asyncio.run(_flood_while_stopped(server, valkey, seconds))
         resumed = time.monotonic()
         last = asyncio.run(_flood(server, 1, 1, at_once=1))
         back = time.monotonic() - resumed
@@ -131,20 +131,22 @@ def _backplane_stopped(check: Checks, quick: bool, seconds: float) -> None:
         final = last.accepted[0] if last.accepted else 0
         seen = load("wait", received=final, seconds=5)
         status = server.get("/status")[1]["status"]
-    answered = len(told.accepted) + told.refused.total()
+    answered = len(flood.accepted) + flood.refused.total()
     check("each of 10 000 messages was answered", answered == 10_000, answered)
     if seconds < 5:
-        check("all were taken", not told.refused, dict(told.refused))
+        check("all were taken", not flood.refused, dict(flood.refused))
     else:
-        codes = set(told.refused)
-        check("the refused were told why", codes == {"BACKPLANE_UNAVAILABLE"}, dict(told.refused))
-    check("no publisher waited over 7 s", told.slowest < 7, f"{told.slowest:.1f} s")
-    check("no seq was given twice", len(set(told.accepted)) == len(told.accepted))
+        codes = set(flood.refused)
+        check(
+            "refusals have the right code", codes == {"BACKPLANE_UNAVAILABLE"}, dict(flood.refused)
+        )
+    check("no publisher waited over 7 s", flood.slowest < 7, f"{flood.slowest:.1f} s")
+    check("no seq was given twice", len(set(flood.accepted)) == len(flood.accepted))
     check("a new message was taken at once", bool(last.accepted) and back < 3, f"{back:.1f} s")
     check("all clients stayed", seen["open"] == clients and not seen["lost"], seen["open"])
     check("each client has every message of the stream", seen["least"] == final, seen)
     check("none came twice or out of order", not seen["repeated"] and not seen["missing"])
-    check("the service says that it is well again", status == "ok", status)
+    check("the service reports that it is healthy again", status == "ok", status)
 
 
 def _refusal(port: int) -> tuple[int, str | None, dict[str, Any]]:
@@ -189,7 +191,7 @@ def connect_storm(check: Checks, quick: bool) -> None:
         check("all of them get a message", seen["least"] == seen["most"] == 1, seen)
         load("close", clients=cap // 10)
         total = _count(server, cap - cap // 10)
-        check("who leaves is not counted", total == cap - cap // 10, total)
+        check("clients that leave are not counted", total == cap - cap // 10, total)
         second = load("connect", clients=cap // 5, inflight=cap // 5, **options)
         check("as many get in as left", second["ready"] == cap // 10, second)
 
@@ -204,26 +206,28 @@ def _stalled(check: Checks, quick: bool, history: str) -> None:
         _open(load, server, clients - stalled)
         time.sleep(1.5)
         before = server.own_pss()
-        told = load("publish", posts=posts, size=50, headers=HEADERS, pad=900, pause=0)
+        answered = load("publish", posts=posts, size=50, headers=HEADERS, pad=900, pause=0)
         seen = load("report")
         grown = (server.own_pss() - before) / 1e6
-        check("all messages were taken", not told["failed"], told["answer"])
-        check("readers have each one in time", not told["late"], told["received"])
-        check("readers have no gap", seen["least"] == total and _whole(seen), seen)
+        check("all messages were taken", not answered["failed"], answered["answer"])
+        check("readers have each one in time", not answered["late"], answered["received"])
+        check("readers have no gap", seen["least"] == total and _complete(seen), seen)
         # The history of one type, its tail in the worker, and 256 KB for each that does not read.
         limit = 40 + stalled * 0.256
         check("memory stayed bounded", grown < limit, f"{grown:.0f} of {limit:.0f} MB")
         load("resume")
         seen = load("wait", received=total, seconds=60)
-    check("the stalled are told of each one", seen["least"] == seen["most"] == total, seen)
-    check("none is missing unannounced", _whole(seen), seen)
+    check(
+        "stalled clients get each one or a gap for it", seen["least"] == seen["most"] == total, seen
+    )
+    check("none is missing unannounced", _complete(seen), seen)
     if history == "1MB":
         check("what the history lost was announced", seen["announced"] > 0, seen["announced"])
     else:
         check("the history held everything", seen["announced"] == 0, seen["announced"])
 
 
-def _whole(seen: dict[str, Any]) -> bool:
+def _complete(seen: dict[str, Any]) -> bool:
     return not (seen["missing"] or seen["repeated"] or seen["lost"])
 
 
@@ -237,11 +241,11 @@ def history_outrun(check: Checks, quick: bool) -> None:
         load("stall", clients=clients)  # from here on they read frame by frame
         load("resume")
         load.begin("wait", received=total, seconds=90)
-        told = asyncio.run(_flood(server, posts, 50, at_once=4, pad=900))
+        answered = asyncio.run(_flood(server, posts, 50, at_once=4, pad=900))
         seen = load.result()
-    check("all messages were taken", len(told.accepted) == total, dict(told.refused))
-    check("each client is told of each one", seen["least"] == seen["most"] == total, seen)
-    check("none is missing unannounced", _whole(seen), seen)
+    check("all messages were taken", len(answered.accepted) == total, dict(answered.refused))
+    check("each client gets each one or a gap for it", seen["least"] == seen["most"] == total, seen)
+    check("none is missing unannounced", _complete(seen), seen)
 
 
 FAULTS: dict[str, Callable[[Checks, bool], None]] = {

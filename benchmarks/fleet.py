@@ -378,7 +378,7 @@ def main() -> None:
         command = json.loads(line)
         try:
             result = commands[command.pop("do")](**command)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the benchmark must hear it
+        except Exception as error:  # noqa: BLE001 - every failure must reach the benchmark
             result = {"error": f"{type(error).__name__}: {error}"}
         sys.stdout.write(json.dumps(result) + "\n")
         sys.stdout.flush()

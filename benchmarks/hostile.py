@@ -327,7 +327,7 @@ def main() -> None:
         seconds = command.pop("seconds")
         try:
             result: dict[str, Any] = {"results": Attack(**command).run(seconds)}
-        except Exception as error:  # noqa: BLE001 - whatever it is, the benchmark must hear it
+        except Exception as error:  # noqa: BLE001 - every failure must reach the benchmark
             result = {"error": f"{type(error).__name__}: {error}"}
         sys.stdout.write(json.dumps(result) + "\n")
         sys.stdout.flush()

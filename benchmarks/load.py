@@ -422,7 +422,7 @@ def main() -> None:
         command = json.loads(line)
         try:
             answer = commands[command.pop("do")](**command)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the benchmark must hear it
+        except Exception as error:  # noqa: BLE001 - every failure must reach the benchmark
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)
 

@@ -137,9 +137,9 @@ class Server:
 
     def log(self) -> str:
         """The end of what the server wrote."""
-        return self.whole_log()[-3000:]
+        return self.full_log()[-3000:]
 
-    def whole_log(self) -> str:
+    def full_log(self) -> str:
         """All that the server wrote."""
         return _read(str(self._log)).decode(errors="replace")
 
@@ -151,7 +151,7 @@ class Server:
     def pids(self) -> list[int]:
         """All processes of the server: descendants, and those that work in its directory.
 
-        The private Valkey has a session of its own and may be nobody's child.
+        The private Valkey has a session of its own and may have no parent among these.
         """
         parents = {}
         for name in (entry.name for entry in Path("/proc").iterdir()):

@@ -94,7 +94,7 @@ def _reload(
         else:
             raise BenchmarkError(f"old workers are still there after 60 s:\n{server.log()}")
         gone = time.monotonic() - begin
-        time.sleep(1)  # the pause of who came last ends with its next message
+        time.sleep(1)  # the last client's pause ends with its next message
     seen = fleet("report")
     say(f"{name}: {gone:.1f} s, longest pause {seen['pause_s']['max'] - INTERVAL:.2f} s")
     figures.add("handoff_seconds", SUBJECT, gone)
@@ -200,7 +200,7 @@ def _add_own_figures(figures: Figures, server: Server) -> None:
     figures.add("handoff_own_replayed", SUBJECT, replayed)
     for part, value in bucket_percentiles(samples, "realtime_handover_pause_seconds").items():
         figures.add(f"handoff_own_pause_{part}_s", SUBJECT, value)
-    lines = re.findall(r"Handed \d+ connections.*", server.whole_log())
+    lines = re.findall(r"Handed \d+ connections.*", server.full_log())
     figures.notes += [f"handoff: the service says: {line}" for line in lines]
 
 

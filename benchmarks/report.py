@@ -71,7 +71,7 @@ _RELOAD_ROWS = (
     ("handoff_own_drained", "  drained", 0),
     ("handoff_own_lost", "  lost", 0),
     ("handoff_own_replayed", "  messages replayed", 0),
-    ("handoff_own_pause_p50_s", "  nobody served a connection, p50, s (bucket)", 3),
+    ("handoff_own_pause_p50_s", "  no worker served a connection, p50, s (bucket)", 3),
     ("handoff_own_pause_p99_s", "  p99, s (bucket)", 3),
     ("handoff_own_pause_max_s", "  max, s (bucket)", 3),
     ("handoff_stock_clients", "stock, one worker: clients", 0),
@@ -86,7 +86,7 @@ _KILLED_ROWS = (
     ("killed_strangers", "processors busy with other work, percent", 0),
     ("killed_tries", "tries per client", 2),
     ("killed_away", "not back within a minute", 0),
-    ("killed_not_recovered", "not told `recovered: true`", 0),
+    ("killed_not_recovered", "without `recovered: true`", 0),
     ("killed_missing", "messages missed, of all clients", 0),
     ("killed_repeated", "messages repeated, known by their seq", 0),
     ("killed_twice", "messages stored twice", 0),
@@ -96,7 +96,7 @@ _TARGETS = (
     ("HUP: messages missed", ("handoff_missing",), 0.0),
     ("HUP: messages repeated or stored twice", ("handoff_repeated", "handoff_twice"), 0.0),
     ("HUP: longest pause at any client, s", ("handoff_pause_max_s",), 1.0),
-    ("HUP: the whole handoff, s", ("handoff_seconds",), 5.0),
+    ("HUP: the complete handoff, s", ("handoff_seconds",), 5.0),
     ("HUP: peak MB of all processes", ("handoff_peak_mb",), 300.0),
     ("kill -9: first retry until all are back, s", ("killed_all_back_s",), 5.0),
     ("kill -9: clients not recovered", ("killed_not_recovered",), 0.0),
@@ -165,7 +165,7 @@ def verdicts(figures: Figures) -> list[Verdict]:
 
 
 def _values(figures: Figures, measures: Sequence[str]) -> list[float]:
-    """All values of measures, whoever the subject is."""
+    """All values of measures, of every subject."""
     cells = (figures.samples.get(measure, {}).values() for measure in measures)
     return [value for subjects in cells for values in subjects for value in values]
 

@@ -49,7 +49,7 @@ class Scanner:
         else:
             cut = buffer.rfind(self._mark, max(start, end - 32), end)
             if cut < 0 or self._find(buffer, cut, end):
-                cut = max(start, end - len(self._mark))  # too short to hold a whole number
+                cut = max(start, end - len(self._mark))  # too short to hold a complete number
             track.rest = bytes(buffer[cut:end])
         if found:
             self._count(track, found)

@@ -116,7 +116,7 @@ class Publisher(_Thread):
 
     @property
     def twice(self) -> int:
-        """Messages that are in the stream more than once; nobody else may publish."""
+        """Messages that are in the stream more than once; there must be no other publisher."""
         if not self.answered:
             return 0
         return self.answered[-1] - self.answered[0] + 1 - len(self.answered)
@@ -161,7 +161,7 @@ class Strangers:
 
     def _now(self) -> tuple[float, float, float]:
         """Time, CPU seconds of the machine, and those of the benchmark."""
-        # User, nice, system and stolen time, proc_stat(5). The time of interrupts is nobody's.
+        # User, nice, system and stolen time, proc_stat(5). The time of interrupts belongs to no process.
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
         ticks = sum(int(fields[n]) for n in (0, 1, 2, 7))
         ours = self._server.cpu() + cpu_seconds(self._load) + time.process_time()

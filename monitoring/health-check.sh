@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks a running service once, and tells a webhook when its state has changed.
+# Checks a running service once, and posts to a webhook when its state has changed.
 set -euo pipefail
 export LC_ALL=C TZ=UTC
 
@@ -7,7 +7,7 @@ usage() {
   cat << 'END'
 usage: health-check.sh [options] [base URL]
 
-Checks once whether the service is well:
+Checks once whether the service is healthy:
   http         GET /status answers 200 and says "ok"; else its causes are shown
   websocket    GET /ws/stats answers, and /ws/realtime accepts a WebSocket
   connections  no more than 8000
@@ -34,20 +34,20 @@ options:
   --project DIR           where docker-compose.yml is (the directory above this script)
   --webhook URL           where to post (the environment's ALERT_WEBHOOK_URL; empty: nowhere)
   --webhook-token FILE    a file with the bearer token of the webhook
-  --state FILE            what was told last (one per base URL, in $STATE_DIRECTORY or ~/.local/state/yujian)
+  --state FILE            what was posted last (one per base URL, in $STATE_DIRECTORY or ~/.local/state/yujian)
   --insecure              accept any certificate
   --json                  one JSON object instead of lines
-  --quiet                 print nothing when all is well and was before: for cron
+  --quiet                 print nothing when all checks pass and passed before: for cron
   --dry-run               check, but neither post nor write the state
   -h, --help
 
 exit codes:
-  0   all is well
+  0   all checks pass
   11  http, 12 websocket, 13 connections, 14 queue, 15 containers: the first that fails
   64  wrong usage
   69  curl or flock is missing
   73  the state cannot be written
-  74  all is well, but the webhook could not be posted
+  74  all checks pass, but the webhook could not be posted
   75  another run has not ended yet
 END
 }
@@ -88,7 +88,7 @@ while (($#)); do
     -h | --help) usage; exit 0 ;;
     -*) fail 64 "there is no option $1; see --help" ;;
     *)
-      [[ -z $base ]] || fail 64 "one base URL, please; see --help"
+      [[ -z $base ]] || fail 64 "two base URLs: $base and $1; see --help"
       base=$1
       ;;
   esac
@@ -152,7 +152,7 @@ for program in curl flock; do
 done
 
 names=(http websocket connections queue containers)
-declare -A status=() message=() value=() since=() told=()
+declare -A status=() message=() value=() since=() failing=()
 
 # report NAME ok|fail|skipped MESSAGE [VALUE]
 report() {
@@ -186,7 +186,7 @@ check_http() {
   elif [[ $code != 200 ]]; then
     report http fail "$base/status answers $code$(causes)"
   elif [[ $body =~ \"status\":\ *\"([a-z]+)\" && ${BASH_REMATCH[1]} != ok ]]; then
-    report http fail "the service says that it is ${BASH_REMATCH[1]}$(causes)"
+    report http fail "/status reports \"${BASH_REMATCH[1]}\"$(causes)"
   elif [[ -z ${BASH_REMATCH[1]-} ]]; then
     report http fail "$base/status answers something else"
   else
@@ -280,7 +280,7 @@ check_containers() {
   if ((${#bad[@]})); then
     report containers fail "$(join ', ' "${bad[@]}")" "${#bad[@]}"
   elif ((count)); then
-    report containers ok "$count containers are well" "$count"
+    report containers ok "$count containers are healthy" "$count"
   elif [[ $docker == yes ]]; then
     report containers fail "no container of $project runs"
   else
@@ -358,15 +358,15 @@ read_state() {
   [[ -r $state ]] || return 0
   while read -r name began; do
     if [[ " ${names[*]} " == *" $name "* ]] && is_number "$began"; then
-      told[$name]=$began
+      failing[$name]=$began
     fi
   done < "$state"
 }
 
 write_state() {
   local name
-  for name in "${!told[@]}"; do
-    printf '%s %s\n' "$name" "${told[$name]}"
+  for name in "${!failing[@]}"; do
+    printf '%s %s\n' "$name" "${failing[$name]}"
   done > "$state.new" && mv "$state.new" "$state"
 }
 
@@ -392,11 +392,11 @@ printf -v now '%(%s)T' -1
 worst=0 changed=() was_posted=''
 for index in "${!names[@]}"; do
   name=${names[$index]}
-  since[$name]=${told[$name]:-$now}
+  since[$name]=${failing[$name]:-$now}
   if [[ ${status[$name]} == fail ]]; then
     ((worst)) || worst=$((11 + index))
-    [[ -n ${told[$name]-} ]] || changed+=("$name")
-  elif [[ ${status[$name]} == ok && -n ${told[$name]-} ]]; then
+    [[ -n ${failing[$name]-} ]] || changed+=("$name")
+  elif [[ ${status[$name]} == ok && -n ${failing[$name]-} ]]; then
     changed+=("$name")
   fi
 done
@@ -417,7 +417,7 @@ if ((${#changed[@]})); then
     fi
     if [[ -z $webhook || -n $was_posted ]]; then
       for name in "${changed[@]}"; do
-        if [[ ${status[$name]} == fail ]]; then told[$name]=$now; else unset "told[$name]"; fi
+        if [[ ${status[$name]} == fail ]]; then failing[$name]=$now; else unset "failing[$name]"; fi
       done
       write_state || fail 73 "$state cannot be written"
     fi

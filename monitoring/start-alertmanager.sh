@@ -10,7 +10,7 @@ usage: start-alertmanager.sh [--print] [argument of alertmanager...]
 
 Settings (environment):
   ALERT_WEBHOOK_URL       where alerts are posted; empty: only to the service's clients
-  ALERT_WEBHOOK_URL_FILE  a file that holds it, for those who keep it as a secret; an empty one does not count
+  ALERT_WEBHOOK_URL_FILE  a file that holds it, where it is kept as a secret; an empty file does not count
   BACKEND_URL             the service (http://backend:3001)
   PUBLISH_TOKEN_FILE      file with the service's PUBLISH_TOKEN (/run/secrets/publish_token)
   PUBLISH_TOKEN           the token itself, where the file is missing or empty; it is written to a private file

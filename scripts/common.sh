@@ -7,7 +7,7 @@ export LC_ALL=C
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 
-# What is said must not end a script whose terminal is gone, or whose reader has ended.
+# A message must not end a script when its terminal or the reader of its output is gone.
 said_to=2
 say() { printf '%s\n' "$*" >&"$said_to" || true; }
 

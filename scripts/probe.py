@@ -70,7 +70,7 @@ class Probe:
                 raise Wrong(f"{path} answers {answer.status} without JSON") from None
 
     async def http(self) -> str:
-        """`GET /status` is well, and errors are JSON."""
+        """`GET /status` answers "ok", and errors are JSON."""
         async with self._session() as http:
             status, body = await self._json(http, "/status")
             if status != 200 or body.get("status") != "ok":
@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.check == "certificate":
             found = probe.certificate(options.days)
         elif options.check == "socket":
-            # Not as an argument: everybody could read it.
+            # Not as an argument: every process could read it.
             token = os.environ.get("PUBLISH_TOKEN", "")
             found = asyncio.run(probe.socket(token, options.wait))
         else:

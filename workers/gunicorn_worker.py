@@ -26,7 +26,7 @@ from aiohttp import web
 
 from workers import gunicorn_private, master
 from workers.shared import paths
-from workers.shared.file import write_whole
+from workers.shared.file import write_atomically
 from workers.shared.slots import LEAVING, READY, SlotTable
 
 _PAUSE_AFTER_FAILURE = 1.0
@@ -209,7 +209,7 @@ class RealtimeWorker(gunicorn_private.Worker):
                     self.handle_quit(sig, None)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """TERM: leave when somebody else serves. It may come again at any time."""
+        """TERM: leave when another worker serves. The signal may be repeated at any time."""
         del sig, frame
         if self._leaving is None:
             self.slots.set_state(self.row, LEAVING)
@@ -262,7 +262,7 @@ def _note_failure(data_dir: Path, error: Exception) -> None:
     reason = str(error) if known else "".join(traceback.format_exception(error))
     note = {"pid": os.getpid(), "at": time.time(), "reason": reason[-_LONGEST_REASON:]}
     with contextlib.suppress(OSError):
-        write_whole(paths.failure_file(data_dir), json.dumps(note).encode())
+        write_atomically(paths.failure_file(data_dir), json.dumps(note).encode())
 
 
 _current: RealtimeWorker | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from app.setting_values import log_level
 from workers.shared import paths
-from workers.shared.file import write_whole
+from workers.shared.file import write_atomically
 
 DEFAULT = "default"
 """Takes LOG_LEVEL again."""
@@ -54,4 +54,4 @@ def change(data_dir: Path, level: str) -> None:
     if level == DEFAULT:
         path.unlink(missing_ok=True)
     else:
-        write_whole(path, level.encode())
+        write_atomically(path, level.encode())

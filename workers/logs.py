@@ -180,8 +180,8 @@ def enter_worker(worker: int, secrets: Iterable[str]) -> None:
 
 
 def _timestamp(seconds: float) -> str:
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return f"{whole}.{int(seconds % 1 * 1000):03d}Z"
+    second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{second}.{int(seconds % 1 * 1000):03d}Z"
 
 
 def _each_text(value: Any, change: Any) -> Any:

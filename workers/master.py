@@ -29,7 +29,7 @@ from dotenv import dotenv_values
 from workers import gunicorn_private
 from workers.reload import fingerprint
 from workers.shared import paths
-from workers.shared.file import write_whole
+from workers.shared.file import write_atomically
 from workers.shared.locks import MastersLock
 from workers.shared.processes import SUCCESSOR, read_pid, start_time
 from workers.shared.slots import SlotTable
@@ -234,7 +234,7 @@ class Master:
         if path.exists():
             return  # of another master
         logger.error("Something removed %s; it is there again", path)
-        write_whole(path, f"{os.getpid()}\n".encode())
+        write_atomically(path, f"{os.getpid()}\n".encode())
         path.chmod(0o644)
         gunicorn_private.move_pid_file(arbiter, str(path), os.getpid())
 
@@ -343,10 +343,10 @@ def _read(home: Path) -> tuple[dict[str, Any], dict[str, str]]:
         )
         if _contents(dotenv_path) == before:
             break
-    told = checked.stderr.strip().splitlines()
+    warnings = checked.stderr.strip().splitlines()
     if checked.returncode:
-        raise WrongSettings(told[-1] if told else f"exit code {checked.returncode}")
-    for line in told:
+        raise WrongSettings(warnings[-1] if warnings else f"exit code {checked.returncode}")
+    for line in warnings:
         logger.warning("%s", line.removeprefix("warning: "))
     values = dotenv_values(stream=io.StringIO(before.decode()), interpolate=False)
     return json.loads(checked.stdout), {name: text or "" for name, text in values.items()}

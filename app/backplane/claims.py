@@ -238,7 +238,7 @@ class UserClaims:
         self._most = most
         self._mine = _WORKERS + b":" + backplane.worker_id.encode()
         self._held: Counter[str] = Counter()
-        self._told = 0  # the sum that the backplane has of this worker
+        self._reported = 0  # the sum that the backplane has of this worker
         self._steps: list[_Step] = []
         self._wake = asyncio.Event()
         self._away = False
@@ -383,7 +383,7 @@ class UserClaims:
             if results is None:
                 self._steps = [*steps, *self._steps]
                 return
-            self._told += sum(
+            self._reported += sum(
                 done * (-1 if action == "give" else 1)
                 for (action, _, _), done in zip(steps, results, strict=True)
             )
@@ -398,7 +398,7 @@ class UserClaims:
                 self._give(user)  # the client has gone meanwhile
 
     async def _send(self, steps: Sequence[_Step]) -> list[int] | None:
-        arguments: list[Argument] = [*self._begin(), self._most, self._told, _PIECE]
+        arguments: list[Argument] = [*self._begin(), self._most, self._reported, _PIECE]
         for action, user, _ in steps:
             arguments += (action, user)
         reply: Any = await self._backplane.run(CLAIM, arguments)
@@ -427,14 +427,14 @@ class UserClaims:
 
     async def _upload(self) -> None:
         held = dict(self._held)
-        told = sum(held.values())
+        total = sum(held.values())
         users = list(held)
         for start in range(0, max(1, len(users)), _CHUNK):
             chunk = users[start : start + _CHUNK]
             pairs = [word for user in chunk for word in (user, held[user])]
-            total: Argument = b"" if start else told
-            await self._backplane.run(UPLOAD, [*self._begin(), total, *pairs])
-        self._told = told
+            first: Argument = b"" if start else total
+            await self._backplane.run(UPLOAD, [*self._begin(), first, *pairs])
+        self._reported = total
 
 
 def _row(name: bytes) -> _Row:

@@ -1,4 +1,4 @@
-"""What the service needs of a server that somebody else runs: its commands, and the rights to them.
+"""What the service needs of a server that is run apart from it: its commands, and the rights to them.
 
 A managed Redis or Valkey may lack commands, or have renamed them, and its users may have few rights. What the
 server itself says of both (`COMMAND INFO`, `ACL DRYRUN`) becomes one line for each command that cannot be used.

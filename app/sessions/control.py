@@ -55,7 +55,7 @@ def check_room(room: object) -> str | int:
 
 
 def check_rooms(rooms: object) -> str | int | list[str | int] | None:
-    """Where an event goes to: a room, several, or (None) everybody in the namespace."""
+    """Where an event goes to: a room, several, or (None) all clients of the namespace."""
     if rooms is None:
         return None
     if isinstance(rooms, _COLLECTIONS):

@@ -285,7 +285,7 @@ class Door:
             return
         passed = self._show(fd, newcomer.peer, data)
         if passed is None:
-            self._guard.heard(newcomer)
+            self._guard.end_wait(newcomer)
         else:
             self._go_on(newcomer, data, passed)
 
@@ -305,7 +305,7 @@ class Door:
         if calls is not None and passed is PASSED and len(data) > len(newcomer.received):
             found = calls.take(data, newcomer.peer, newcomer)
             if found is TAKEN:
-                self._guard.heard(newcomer)
+                self._guard.end_wait(newcomer)
                 return
             if found is INCOMPLETE:
                 newcomer.received = data

@@ -208,7 +208,7 @@ class HttpConnection(GuardedConnection):
             found = calls.take(data, self._peer(), self)
             if found is TAKEN:
                 self._request_count += 1
-                self._guard.heard(self._place)
+                self._guard.end_wait(self._place)
                 return
             self._is_calling = False
             if found is INCOMPLETE:
@@ -437,7 +437,7 @@ class HttpServer(GuardedServer):
             await self._loop.connect_accepted_socket(lambda: connection, stream)
         except OSError as error:
             logger.debug("A connection ended before it was served: %s", error)
-            self.guard.heard(place)
+            self.guard.end_wait(place)
             stream.close()
 
     @property

@@ -120,7 +120,7 @@ class Guard:
         if connection not in self._waiting:
             self._waiting[connection] = self.now() + HEAD_SECONDS
 
-    def heard(self, connection: Waiting) -> None:
+    def end_wait(self, connection: Waiting) -> None:
         """The head is complete, or the connection is gone."""
         self._waiting.pop(connection, None)
 
@@ -152,7 +152,7 @@ class Guard:
         silent = next((one for one in self._waiting if one is not newest), None)
         if silent is not None:
             # Its descriptor is free a moment later; the next newcomer needs that of another one.
-            self.heard(silent)
+            self.end_wait(silent)
             silent.abort()
 
     def sweep(self) -> None:
@@ -215,7 +215,7 @@ class GuardedConnection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget it."""
-        self._guard.heard(self._place)
+        self._guard.end_wait(self._place)
         self._guard.has_written(self)
         super().connection_lost(exc)
 
@@ -241,7 +241,7 @@ class GuardedConnection(RequestHandler):
         super().data_received(data)
         arrived = self._request_count - before
         if arrived:
-            self._guard.heard(self._place)
+            self._guard.end_wait(self._place)
             self._place = self
             if not self._upgraded and self._messages:
                 self._keep_tail(data, arrived)

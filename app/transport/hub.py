@@ -416,7 +416,7 @@ class Hub:
     def close_stalled(self) -> bool:
         """Make room: close the largest of those whose sockets have taken nothing for a while.
 
-        To be called about once a second while somebody waits for room. Returns whether one was
+        To be called about once a second while an answer waits for room. Returns whether one was
         closed.
         """
         patience = STALL_SECONDS / self.wheel.tick_length

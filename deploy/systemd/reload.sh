@@ -1,5 +1,5 @@
 #!/bin/sh
-# ExecReload of yujian-presence.service: `make reload`, and tells systemd who the master is now.
+# ExecReload of yujian-presence.service: `make reload`, and notifies systemd of the master's new pid.
 # Without that a new master (USR2) would be killed with the unit when the old one leaves.
 set -eu
 cd "$(dirname "$0")/../.."

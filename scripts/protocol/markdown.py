@@ -30,7 +30,7 @@ from app.protocol.schema.payloads import PUBLISHED
 _ALSO = {ErrorCode.MAX_CONNECTIONS_EXCEEDED: ", 429"}
 _RETRY = {ErrorCode.MAX_CONNECTIONS_EXCEEDED: "if closed with 1013"}
 _TOKENS = {
-    "everybody": "",
+    "public": "",
     "reader": "",
     "publisher": " (token)",
     "publisher or client": " (token)",

@@ -18,7 +18,14 @@ SOURCES = sorted(
         ROOT / "gunicorn.conf.py",
         *(
             path
-            for name in ("app", "workers", "scripts", "clients/python/src", "examples")
+            for name in (
+                "app",
+                "workers",
+                "scripts",
+                "benchmarks",
+                "clients/python/src",
+                "examples",
+            )
             for path in (ROOT / name).rglob("*.py")
         ),
     ]
@@ -30,18 +37,32 @@ PAGES = sorted(
             for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")
         ),
         *(ROOT / "docs").rglob("*.md"),
-        ROOT / "clients/python/README.md",
+        *(ROOT / "clients").glob("*/README.md"),
+        ROOT / "benchmarks/README.md",
     ]
 )
 
+TEXTS = sorted(
+    [
+        ROOT / "Makefile",
+        ROOT / "Dockerfile",
+        ROOT / "docker-compose.yml",
+        ROOT / "caddy/Caddyfile",
+        *ROOT.glob("*.sh"),
+        *(ROOT / "scripts").glob("*.sh"),
+        *(path for path in (ROOT / "deploy").rglob("*") if path.is_file()),
+        *(path for path in (ROOT / "monitoring").rglob("*") if path.is_file()),
+    ]
+)
+"""Scripts and configuration, whose comments and messages operators read."""
+
 WORDS = re.compile(
-    r"\b(who|whom|whoever|told|hears?|heard|mend(s|ed|ing)?|whole|lone|nobody|heirs?)\b",
+    r"\b(who|whom|whoever|told|hears?|heard|mend(s|ed|ing)?|whole|lone|heirs?"
+    r"|nobody|somebody|everybody)\b",
     re.IGNORECASE,
 )
-"""Say instead: the client, the worker; reported; receives; repairs; complete; single; no client;
-successor."""
-ALLOWED = re.compile(r"\bwhole (numbers?|seconds)\b", re.IGNORECASE)
-"""Terms of mathematics."""
+"""Say instead: the client, the worker; reported; receives; repairs; complete; single; successor;
+no client, another program, all clients."""
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
@@ -55,13 +76,27 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
             yield token.start[0], token.string
 
 
+def names(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and words of every name."""
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+        if token.type == tokenize.NAME:
+            yield token.start[0], token.string.replace("_", " ")
+
+
 def found(text: str) -> list[str]:
-    return [match[0] for match in WORDS.finditer(ALLOWED.sub("", text))]
+    return [match[0] for match in WORDS.finditer(text)]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_code_speaks_plain_english(path: Path) -> None:
     assert [(line, words) for line, text in texts(path) if (words := found(text))] == []
+    assert [(line, name) for line, name in names(path) if found(name)] == []
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_and_configuration_speak_plain_english(path: Path) -> None:
+    lines = enumerate(path.read_text().splitlines(), 1)
+    assert [(line, words) for line, text in lines if (words := found(text))] == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -79,13 +114,7 @@ CITED = re.compile(r'\b((?:[\w.-]+/)*[A-Z][A-Z_]{3,}\.md|docs/[\w/]+\.md)(?:, "(
         path
         for path in [
             *SOURCES,
-            *(ROOT / "benchmarks").rglob("*.py"),
-            *ROOT.glob("*.sh"),
-            *(ROOT / "deploy").rglob("*.service"),
-            *(ROOT / "monitoring").glob("*.yml"),
-            ROOT / "caddy/Caddyfile",
-            ROOT / "Dockerfile",
-            ROOT / "Makefile",
+            *TEXTS,
         ]
         if CITED.search(path.read_text())
     ],

@@ -349,7 +349,7 @@ async def test_what_a_claim_costs_does_not_depend_on_the_number_of_workers(
         return sum(int(line.split("calls=")[1].split(",")[0]) for line in lines if "calls=" in line)
 
     async def cost(claims: UserClaims, user: str) -> int:
-        arguments = [*claims._begin(), claims._most, claims._told, claims_module._PIECE]
+        arguments = [*claims._begin(), claims._most, claims._reported, claims_module._PIECE]
         before = await calls()
         assert await claims._backplane.run(claims_module.CLAIM, [*arguments, "try", user]) == [1]
         return await calls() - before
@@ -365,5 +365,5 @@ async def test_what_a_claim_costs_does_not_depend_on_the_number_of_workers(
         assert await claims.claim("many" + name(claims))
         assert claims._task is not None
         claims._task.cancel()
-    few[0]._told += 1
+    few[0]._reported += 1
     assert await cost(few[0], "new2") == alone

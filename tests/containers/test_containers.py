@@ -244,8 +244,10 @@ async def test_a_way_back_that_fails_leaves_what_serves(project: Project) -> Non
         done = await asyncio.to_thread(project.deploy, "--timeout", "20", "--no-backup")
         assert done.code == 20, done
         assert done.json["rolled_back"] is False
-        assert "the files of before cannot be put in place" in done.err
-        assert f"what serves now is well (version {runs}, 2 workers" in done.json["serves"], done
+        assert "the previous files cannot be restored" in done.err
+        assert (
+            f"the running service is healthy (version {runs}, 2 workers" in done.json["serves"]
+        ), done
         assert project.runs() == runs
         good.write_bytes(archive)
         (project.root / "workers/runtime.py").write_text(code)
@@ -255,8 +257,8 @@ async def test_a_way_back_that_fails_leaves_what_serves(project: Project) -> Non
         project.version("5.1.0")
         done = await asyncio.to_thread(project.deploy, *nowhere)
         assert done.code == 20, done
-        assert "the new container is not well" in done.err or "does not start" in done.err, done
-        assert "what serves now is not well" in done.json["serves"], (
+        assert "the new container is not healthy" in done.err or "does not start" in done.err, done
+        assert "the running service is not healthy" in done.json["serves"], (
             "it is asked at a wrong address"
         )
         assert project.runs() == "5.1.0"
@@ -290,7 +292,7 @@ async def test_a_rollback_to_what_does_not_serve(project: Project) -> None:
         )
         assert back.code == 5, back
         assert "deploy-websocket.sh ended with 15" in back.json["message"]
-        assert f"what serves now is well (version {runs}" in back.json["message"]
+        assert f"the running service is healthy (version {runs}" in back.json["message"]
         assert f"are in {bad}/failed" in back.json["message"]
         assert list(project.backends().values()) == ["running"]
         last = await publish(project, {"n": "after a rollback that failed"})
@@ -421,7 +423,7 @@ async def test_the_monitoring_starts_without_files_of_secrets(project: Project) 
         assert project.docker("inspect", "--format", "{{.RestartCount}}", container) == "0"
     check = await asyncio.to_thread(project.run, "monitoring/health-check.sh", "--dry-run")
     assert check.code == 0, check
-    assert "9 containers are well" in check.out
+    assert "9 containers are healthy" in check.out
     project.compose("stop", "grafana")
     check = await asyncio.to_thread(project.run, "monitoring/health-check.sh", "--dry-run")
     assert check.code == 15, check

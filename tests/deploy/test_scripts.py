@@ -244,7 +244,7 @@ async def test_a_deployment_hands_clients_over_and_a_bad_one_is_put_back(
         assert (backup / "data/appendonlydir/appendonly.aof.manifest").is_file()
         assert backup.stat().st_mode & 0o077 == 0
         listed = await asyncio.to_thread(installed.run, "rollback.sh", "--list")
-        assert f"{report['backup']}  whole" in listed.out
+        assert f"{report['backup']}  complete" in listed.out
 
         for file, old, new, code in (
             # It cannot be imported.

@@ -416,7 +416,7 @@ def test_secrets_are_not_among_the_arguments_of_curl(
         (["--webhook", "ftp://x"], "webhook"),
         (["--webhook-token", "/no/such"], "/no/such"),
         (["localhost:3001"], "base URL"),
-        (["http://a", "http://b"], "one base URL"),
+        (["http://a", "http://b"], "two base URLs: http://a and http://b"),
     ],
 )
 def test_wrong_usage(check: Check, arguments: list[str], named: str) -> None:

@@ -410,7 +410,7 @@ class Fleet:
             self.check_faults()
 
     def check_faults(self) -> None:
-        """Assert that no sequence has a hole that its client was not told of."""
+        """Assert that no sequence has a hole that was not announced to its client."""
         faults = [(n, s.socketio, s.faults[:3]) for n, s in enumerate(self.streams) if s.faults]
         assert not faults, f"{len(faults)} streams with faults: {faults[:5]}"
 

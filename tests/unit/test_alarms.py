@@ -16,7 +16,7 @@ def feed(alarm: Alarm, *values: float, start: float = 0.0, tell: bool = True) ->
         if news is not None:
             events.append(news[0])
             if tell:
-                alarm.told()
+                alarm.note_published()
     return events
 
 

@@ -27,7 +27,7 @@ class Ear:
             raise self.error
         self.sent += 1
         if self.echo:
-            self.canary.hear()
+            self.canary.note_received()
 
     async def pass_time(self, seconds: float) -> None:
         """Beat once a second."""
@@ -42,25 +42,25 @@ def ear() -> Ear:
 
 
 async def test_one_that_hears_sends_at_the_interval(ear: Ear) -> None:
-    assert not ear.canary.hears
+    assert not ear.canary.receives
     await ear.pass_time(20)
     assert ear.sent == 20 / INTERVAL
-    assert ear.canary.hears
+    assert ear.canary.receives
     assert not ear.canary.is_deaf
 
 
 async def test_one_that_hears_others_sends_nothing(ear: Ear) -> None:
     for _ in range(20):
-        ear.canary.hear()
+        ear.canary.note_received()
         await ear.pass_time(1)
     assert ear.sent == 0
-    assert ear.canary.hears
+    assert ear.canary.receives
 
 
 async def test_one_that_cannot_write_tries_each_time_whatever_it_hears(ear: Ear) -> None:
     ear.writable = False
     for _ in range(20):
-        ear.canary.hear()
+        ear.canary.note_received()
         await ear.pass_time(1)
     assert ear.sent == 20
 
@@ -72,10 +72,10 @@ async def test_deaf_after_the_limit_until_it_hears_again(ear: Ear) -> None:
     assert not ear.canary.is_deaf
     await ear.pass_time(4)
     assert ear.canary.is_deaf
-    assert not ear.canary.hears
-    ear.canary.hear()
+    assert not ear.canary.receives
+    ear.canary.note_received()
     assert not ear.canary.is_deaf
-    assert ear.canary.hears
+    assert ear.canary.receives
 
 
 async def test_nobody_is_deaf_without_a_backplane(ear: Ear) -> None:

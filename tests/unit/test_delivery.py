@@ -60,8 +60,8 @@ class Parts:
     def start(self, subscriber: Any) -> None:
         self.started.append(subscriber)
 
-    def hear(self) -> None:
-        self.done.append("heard")
+    def note_received(self) -> None:
+        self.done.append("received")
 
     async def run(self) -> None:
         supervisor = Supervisor(self.noted.append)
@@ -81,7 +81,7 @@ async def test_all_is_delivered_in_order() -> None:
     control = [message(1, "control"), message(2, "control", PROBE), message(3, "control")]
     parts = Parts(Batch([message(1), message(2)], control), Batch([message(3)]))
     await parts.run()
-    assert parts.done == [1, 2, "control 1", "heard", "control 2", "control 3", 3]
+    assert parts.done == [1, 2, "control 1", "received", "control 2", "control 3", 3]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from workers.shared import paths
-from workers.shared.file import write_whole
+from workers.shared.file import write_atomically
 from workers.shared.processes import start_time
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class HandoffReport:
         try:
             values = {_KEYS.get(name, name): value for name, value in asdict(self).items()}
             text = json.dumps(values | {"born": start_time(self.pid)})
-            write_whole(paths.left_file(data_dir, self.pid), text.encode())
+            write_atomically(paths.left_file(data_dir, self.pid), text.encode())
         except OSError:
             logger.exception("The report on the handoff is not written")
 

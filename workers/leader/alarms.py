@@ -34,7 +34,7 @@ class Alarm:
         self._title = title
         self._threshold = threshold
         self._raised = False
-        self._told = False
+        self._published = False
         self._since = 0.0
         self._began = 0.0
         self._streak = 0
@@ -56,12 +56,12 @@ class Alarm:
         self._streak = 0
         self._raised = not self._raised
         # If the end of the last alarm was never published, it is still active for clients.
-        if self._raised and not self._told:
+        if self._raised and not self._published:
             self._since = self._began
 
     def news(self) -> tuple[str, dict[str, object]] | None:
         """Event and data to publish, if there is a change."""
-        if self._raised == self._told:
+        if self._raised == self._published:
             return None
         value = f"{self._title} is at {self._value:.0f} %"
         if self._raised:
@@ -82,13 +82,13 @@ class Alarm:
         }
         return event, data
 
-    def told(self) -> None:
-        """The news has been published."""
-        self._told = self._raised
+    def note_published(self) -> None:
+        """The event has been published."""
+        self._published = self._raised
 
     def dump(self) -> dict[str, Any]:
         """What another leader must know, as JSON values."""
-        return {"raised": self._raised, "told": self._told, "since": self._since}
+        return {"raised": self._raised, "told": self._published, "since": self._since}
 
     def load(self, dumped: Mapping[str, Any]) -> None:
         """Go on where another left off.
@@ -98,9 +98,9 @@ class Alarm:
         """
         try:
             since = float(dumped["since"])
-            raised, told = dumped["raised"], dumped["told"]
+            raised, published = dumped["raised"], dumped["told"]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"the alarm is damaged: {error!r}") from error
-        if not (isinstance(raised, bool) and isinstance(told, bool) and 0 <= since < _LATEST):
+        if not (isinstance(raised, bool) and isinstance(published, bool) and 0 <= since < _LATEST):
             raise ValueError("the alarm is damaged: a field has a wrong value")
-        self._raised, self._told, self._since = raised, told, since
+        self._raised, self._published, self._since = raised, published, since

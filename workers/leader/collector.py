@@ -194,8 +194,8 @@ class Collector:
                 # Machines that share a backplane share its messages: each names itself.
                 name = {"host": self._name} if self._settings.backplane_url else {}
                 await self._publish("health", event, {**name, **data})
-                alarm.told()
-                self._save_due = 0.0  # another leader must not tell it again
+                alarm.note_published()
+                self._save_due = 0.0  # another leader must not publish it again
 
     async def _publish_status(self, host: HostSample) -> None:
         status = self._status(host)

@@ -180,5 +180,5 @@ def _uptime() -> float:
     return max(time.time() - started, 0.0)
 
 
-def _percent(part: float, whole: float) -> float:
-    return round(min(max(part / whole, 0.0), 1.0) * 100, 1) if whole else 0.0
+def _percent(part: float, total: float) -> float:
+    return round(min(max(part / total, 0.0), 1.0) * 100, 1) if total else 0.0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.shared import paths
-from workers.shared.file import write_whole
+from workers.shared.file import write_atomically
 from workers.shared.processes import start_time
 
 _INSTALLED = (".dist-info", ".egg-info")
@@ -39,7 +39,7 @@ def record(root: Path, data_dir: Path) -> None:
         "libraries": libraries,
         "installed": sorted(_installed(libraries)),
     }
-    write_whole(paths.fingerprint_file(data_dir, os.getpid()), json.dumps(taken).encode())
+    write_atomically(paths.fingerprint_file(data_dir, os.getpid()), json.dumps(taken).encode())
 
 
 def changes(data_dir: Path, pid: int) -> list[str] | None:

@@ -179,9 +179,9 @@ class Watch:
             if sum(row.state == READY for row in new) >= self.count:
                 return
             if not alive:
-                whole = master != self._master and self._is_unchanged()
+                unchanged = master != self._master and self._is_unchanged()
                 reason = "the master has ended: see the log of the service"
-                raise Failed(self._reason(reason), unchanged=whole)
+                raise Failed(self._reason(reason), unchanged=unchanged)
             if stands_still(self._has_begun() and self._is_settled()):
                 reason = "new workers died when they had just started: see the log of the service"
                 raise Failed(self._reason(reason), unchanged=self._is_unchanged())

@@ -96,7 +96,7 @@ def show_file(shown: mmap.mmap, fd: int, offset: int = 0) -> None:
         raise OSError(ctypes.get_errno(), "mmap")
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that its readers see complete or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -52,7 +52,7 @@ class Answer:
     """None: there is no body."""
 
 
-Reader = Literal["everybody", "reader", "publisher", "publisher or client"]
+Reader = Literal["public", "reader", "publisher", "publisher or client"]
 """Which token a call needs: none; a client's where clients need one; a publish token; a publish
 token, or a client's with the claim `publish`."""
 
@@ -67,7 +67,7 @@ class Call:
     """Of the operation in OpenAPI."""
     about: str
     answers: tuple[Answer, ...]
-    reader: Reader = "everybody"
+    reader: Reader = "public"
     parameters: tuple[Parameter, ...] = ()
     body: Kind | None = None
     errors: tuple[ErrorCode, ...] = ()

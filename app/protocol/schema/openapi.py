@@ -25,7 +25,7 @@ _ALSO_429 = {ErrorCode.MAX_CONNECTIONS_EXCEEDED}
 """Codes that have 429 in place of their status when they are about one address."""
 
 _SECURITY: dict[Reader, list[dict[str, list[str]]]] = {
-    "everybody": [],
+    "public": [],
     "reader": [{}, {"clientToken": []}, {"clientTokenInQuery": []}, {"publishToken": []}],
     "publisher": [{"publishToken": []}, {"publishTokenHeader": []}],
     "publisher or client": [{"publishToken": []}, {"publishTokenHeader": []}, {"clientToken": []}],
@@ -108,7 +108,7 @@ def codes(call: Call) -> list[ErrorCode]:
     found = [*call.errors, *COMMON_ERRORS]
     if call.body is not None:
         found += BODY_ERRORS
-    if call.reader != "everybody":
+    if call.reader != "public":
         found += TOKEN_ERRORS
     return sorted(set(found), key=list(ErrorCode).index)
 

@@ -206,7 +206,7 @@ class StreamManager(PubSubManager, RoomManager):
         await super().leave_room(sid, check_namespace(namespace), room)
 
     async def close_room(self, room: str, namespace: str | None = None) -> None:
-        """Take everybody out of a room, on all workers; raises as `enter_room`."""
+        """Remove all clients from a room, on all workers; raises as `enter_room`."""
         check_room(room)
         await super().close_room(room, check_namespace(namespace or MAIN))
 

@@ -220,7 +220,7 @@ class RoomManager(ClientManager):
             del self._members[key]
 
     def basic_close_room(self, room: str, namespace: str) -> None:
-        """Take everybody out of a room."""
+        """Remove all clients from a room."""
         if self.is_sid_room(namespace, room):
             raise ValueError("cannot close a sid room")
         for sid, _ in list(self.get_participants(namespace, room)):

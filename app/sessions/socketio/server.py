@@ -132,7 +132,7 @@ class RealtimeServer(SocketServer):
             else:
                 session.authenticate(data)
         except ClientError as error:
-            self._refuse(session, sid, namespace, _told(error))
+            self._refuse(session, sid, namespace, _described(error))
             return None
         if work is None and not self.has_handler("connect", namespace):
             return self._accept(session, sid, namespace)
@@ -140,7 +140,7 @@ class RealtimeServer(SocketServer):
 
     def refuse_connect(self, session: SocketIOClient, error: ClientError) -> None:
         """Answer a CONNECT to the main namespace that is not even parsed."""
-        self._send_now(session, sio_packet.CONNECT_ERROR, MAIN, _told(error))
+        self._send_now(session, sio_packet.CONNECT_ERROR, MAIN, _described(error))
 
     async def _connect_slowly(
         self, session: SocketIOClient, sid: str, namespace: str, data: Any, work: Work | None
@@ -153,7 +153,7 @@ class RealtimeServer(SocketServer):
                 sid = session.id  # a client that recovers has got its own one back
             accepted = await self._call_connect_handler(session, sid, namespace, data)
         except ClientError as error:
-            accepted, reason = False, _told(error)
+            accepted, reason = False, _described(error)
             # A CONNECT_ERROR would keep the client away for good.
             if isinstance(error, NoRoomNow):
                 session.end(CloseCode.TRY_AGAIN_LATER, error.close_reason)
@@ -310,8 +310,8 @@ class RealtimeServer(SocketServer):
         namespaces = [MAIN] if session.phase else []
         if session.extra is not None:
             namespaces += session.extra.namespaces
-        told = [space for space in namespaces if self.has_handler("disconnect", space)]
-        if told:
+        informed = [space for space in namespaces if self.has_handler("disconnect", space)]
+        if informed:
             self.start_task(self._leave_slowly(session, namespaces, reason))
         else:
             for namespace in namespaces:
@@ -348,5 +348,5 @@ def _handler_done(session: SocketIOClient, extra: Extra, size: int) -> None:
         session.go_on()
 
 
-def _told(error: ClientError) -> dict[str, Any]:
+def _described(error: ClientError) -> dict[str, Any]:
     return {"message": error.message, "data": {"code": error.code}}

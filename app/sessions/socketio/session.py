@@ -431,7 +431,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
             self.context.entrance.await_connect(self)
 
     def _left_main(self) -> None:
-        """Out of the main namespace, perhaps to come back as somebody else."""
+        """Leave the main namespace; the client may enter it again as another user."""
         context = self.context
         context.fanout.discard(self)
         context.catchup.discard(self)

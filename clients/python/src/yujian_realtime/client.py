@@ -385,13 +385,13 @@ class Realtime(SessionUser):
         except (ValueError, KeyError, TypeError) as error:
             logger.exception("A message of the service cannot be read")
             message = f"A message of the service cannot be read: {error!r}"
-        told = self._last_error
+        last = self._last_error
         self._end(
             Ending(
                 code,
                 reason,
-                error=told.code if told else "",
-                message=told.message if told else message,
+                error=last.code if last else "",
+                message=last.message if last else message,
             )
         )
 

@@ -79,8 +79,8 @@ class Ending:
             except ValueError:
                 return None
         try:
-            told = json.loads(self.reason)["retryAfter"]
-            return None if isinstance(told, bool) else _limited(float(told) / 1000)
+            delay = json.loads(self.reason)["retryAfter"]
+            return None if isinstance(delay, bool) else _limited(float(delay) / 1000)
         except (ValueError, KeyError, TypeError):
             return None
 

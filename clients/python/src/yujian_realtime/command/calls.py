@@ -254,9 +254,9 @@ def _print_row(row: dict[str, Any], *, as_json: bool) -> None:
         _json(row)
     elif "id" in row:
         types = ",".join(row["types"]) or "-"
-        who = row["user"] if row["user"] is not None else "-"
+        user = row["user"] if row["user"] is not None else "-"
         place = f"{row['host']}/{row['worker']}"
-        _print(printable(f"{row['id']}  {who}  {row['protocol']}  {types}  {place}"))
+        _print(printable(f"{row['id']}  {user}  {row['protocol']}  {types}  {place}"))
     else:
         _print(printable(f"{row['connections']:>6}  {row['user']}"))
 
