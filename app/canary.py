@@ -8,12 +8,11 @@ receive a probe that the backplane has stored for it; while the backplane is una
 
 from __future__ import annotations
 
-import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable
 
 from app.errors import BackplaneUnavailable, QueueOverflow
+from app.seconds import next_second
 
 PROBE = b'{"method":"canary"}'
 """The message; it asks nothing of its readers."""
@@ -94,7 +93,7 @@ class Canary:
                 self._awaited_since = self._clock()
 
     async def run(self) -> None:
-        """Beat for ever; not in step with the other workers, so that one of them sends first."""
+        """Beat for ever; the seconds of two workers begin at different times, so one sends first."""
         while True:
-            await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 (guards nothing)
+            await next_second()
             await self.beat()

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+_LARGEST = 64 * 1024
+"""Bytes that are read of a file."""
 _UNLIMITED = 1 << 62
 """Bytes: cgroup v1 says that there is no limit by a number of about 2^63."""
 
@@ -27,10 +29,10 @@ class CpuGroup:
         """Cores that its quota grants; None: no quota."""
         try:
             if self.unified:
-                quota, period = map(int, (self.path / "cpu.max").read_text().split())
+                quota, period = map(int, _read(self.path / "cpu.max").split())
             else:
-                quota = int((self.path / "cpu.cfs_quota_us").read_text())
-                period = int((self.path / "cpu.cfs_period_us").read_text())
+                quota = int(_read(self.path / "cpu.cfs_quota_us"))
+                period = int(_read(self.path / "cpu.cfs_period_us"))
             return quota / period if quota > 0 else None
         except (OSError, ValueError, ZeroDivisionError):
             return None
@@ -136,10 +138,16 @@ def _upwards(group: Path, top: Path) -> Iterator[Path]:
         group = group.parent
 
 
+def _read(path: Path) -> str:
+    """A file of the kernel, which is given at once; without what Python puts around files."""
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        return file.read(_LARGEST).decode("ascii")
+
+
 def _number(path: Path) -> int | None:
     """A file of one number; None when it is missing or says `max`."""
     try:
-        return int(path.read_text())
+        return int(_read(path))
     except (OSError, ValueError):
         return None
 
@@ -147,8 +155,8 @@ def _number(path: Path) -> int | None:
 def _keyed(path: Path) -> dict[str, int]:
     """A file of lines `key number`; empty when it is missing."""
     try:
-        lines = path.read_text().splitlines()
-    except OSError:
+        lines = _read(path).splitlines()
+    except (OSError, ValueError):
         return {}
     pairs = (line.split() for line in lines)
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}

@@ -186,6 +186,9 @@ def _counting_fast(kind: Any, name: _ProcessName) -> Any:
     class Value(kind):  # type: ignore[misc]
         """A value in the file of this process."""
 
+        _value: float
+        _timestamp: float | None
+
         def inc(self, amount: float) -> None:
             """Add to it."""
             if not name.known:  # a fork: the library begins new files
@@ -200,6 +203,8 @@ def _counting_fast(kind: Any, name: _ProcessName) -> Any:
             if not name.known or timestamp:
                 super().set(value, timestamp)
                 return
+            if value == self._value and not self._timestamp:
+                return  # most gauges are set once a second, to what they are
             with lock:
                 self._value, self._timestamp = value, 0.0
                 self._show()

@@ -9,6 +9,7 @@ from app.broadcast.fanout import FanOut
 from app.figures import Figures
 from app.memory import Memory
 from app.metrics import Metrics
+from app.seconds import next_second
 from app.sessions.rates import Rates
 from app.transport.endings import Endings
 from app.transport.hub import Hub
@@ -51,8 +52,7 @@ class Tick:
         """Tick for ever."""
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + 1.0
-            await asyncio.sleep(1.0)
+            due = await next_second()
             self._metrics.loop_delay.set(max(0.0, loop.time() - due))
             self._rates.start_second()
             self._fanout.put_back()

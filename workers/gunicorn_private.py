@@ -28,12 +28,12 @@ _CLASS_NAMES: Iterable[tuple[type, tuple[str, ...]]] = (
         ),
     ),
     (WorkerTmp, ("last_update", "notify")),
-    (GunicornWebWorker, ("_run", "_wait_next_notify", "_notify_waiter_done")),
+    (GunicornWebWorker, ("_run", "_notify_waiter_done")),
 )
 _INSTANCE_NAMES: Iterable[tuple[type, tuple[str, ...]]] = (
     (Arbiter, ("SIG_QUEUE", "pidfile", "systemd", "worker_age")),
     (Pidfile, ("fname", "pid")),
-    (GunicornWebWorker, ("_task",)),
+    (GunicornWebWorker, ("_task", "_notify_waiter")),
 )
 """Attributes that `__init__` sets."""
 
@@ -68,8 +68,9 @@ class Worker(GunicornWebWorker):
         await self.work()
 
     async def pause(self) -> None:
-        """Wait a second, or until `wake`."""
-        await self._wait_next_notify()
+        """Wait until `wake`, or for a signal that ends this worker."""
+        waiter = self._notify_waiter = self.loop.create_future()
+        await waiter
 
     def wake(self) -> None:
         """End the pause."""

@@ -32,6 +32,10 @@ from workers.shared.slots import LEAVING, READY, SlotTable
 _PAUSE_AFTER_FAILURE = 1.0
 """Seconds: the master replaces a worker that failed at once, over and over."""
 
+_NOTIFY_SECONDS = 2.0
+"""Between two signs of life to the master, and two looks whether it is there; gunicorn.conf.py says
+after how long a silent worker is killed."""
+
 _SLOTS_WAIT = 10.0
 """Seconds to wait for other processes to put the slot table back where it was removed."""
 
@@ -156,13 +160,9 @@ class RealtimeWorker(gunicorn_private.Worker):
             await site.start()
         self.booted = True
         try:
+            self.notify()
             while self.alive:
-                self.notify()
-                if self.ppid != os.getppid():
-                    self.alive = False
-                    self.log.info("The master is gone: this worker stops")
-                else:
-                    await self.pause()
+                await self.pause()
         except Exception:
             self.log.exception("This worker stops")
         await runner.cleanup()
@@ -186,9 +186,13 @@ class RealtimeWorker(gunicorn_private.Worker):
                 self.slots.set_state(self.row, READY)
 
     def _keep_notifying(self) -> None:
-        # aiohttp notifies while it serves; the start and the drain may take long as well.
+        # Not only while it serves: the start and the drain may take long as well.
         self.notify()
-        self.loop.call_later(1.0, self._keep_notifying)
+        self.loop.call_later(_NOTIFY_SECONDS, self._keep_notifying)
+        if self.booted and self.alive and self.ppid != os.getppid():
+            self.alive = False
+            self.log.info("The master is gone: this worker stops")
+            self.wake()
 
     def init_signals(self) -> None:
         """Leave most signals to the handlers of the master until the loop runs.

@@ -6,27 +6,29 @@ writes it. It holds over reloads, until the file is gone or the service starts a
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import os
 from pathlib import Path
 
+from app.seconds import next_second
 from app.setting_values import log_level
 from workers.shared import paths
 from workers.shared.file import write_atomically
 
 DEFAULT = "default"
 """Takes LOG_LEVEL again."""
-_INTERVAL = 1.0
 _LONGEST = 100
 """Bytes of the file that are read; it holds one word."""
 
 logger = logging.getLogger(__name__)
 
 
-def wanted(data_dir: Path, default: str) -> str:
-    """The level that is in force: the file's, or `default` where that names none."""
+def _wanted(path: Path, default: str) -> str:
+    """The level that is in force: that in the file, or `default` where it names none."""
+    if not os.path.exists(path):  # noqa: PTH110 (each second, and it is not there as a rule)
+        return default
     try:
-        with paths.log_level_file(data_dir).open("rb") as file:
+        with path.open("rb") as file:
             return log_level(file.read(_LONGEST).decode("ascii").strip())
     except (OSError, ValueError):
         return default
@@ -39,13 +41,13 @@ async def follow(data_dir: Path, default: str) -> None:
         data_dir: of the service.
         default: LOG_LEVEL.
     """
-    root = logging.getLogger()
+    root, path = logging.getLogger(), paths.log_level_file(data_dir)
     while True:
-        level = wanted(data_dir, default)
+        level = _wanted(path, default)
         if level != logging.getLevelName(root.level):
             root.setLevel(level)
             logger.log(root.level, "The log level is %s from now on", level.lower())
-        await asyncio.sleep(_INTERVAL)
+        await next_second()
 
 
 def change(data_dir: Path, level: str) -> None:

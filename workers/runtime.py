@@ -20,6 +20,7 @@ from app.config import Settings
 from app.errors import BackplaneUnavailable, SettingsError
 from app.parts import Parts
 from app.prometheus_private import files_are_there, restore_files
+from app.seconds import next_second
 from app.sessions.handoff.transfer import Transfer
 from app.setting_values import worker_count
 from app.transport.door import DoorRunner
@@ -43,7 +44,6 @@ from workers.shared.metrics_files import MetricsFiles
 from workers.shared.slots import SlotTable
 from workers.shared.worker_slots import WorkerSlots
 
-_SWEEP_INTERVAL = 1.0
 _VALKEY_SHARE = 2, 5
 """The part of the memory that the private Valkey may take; a rewrite of its file needs more."""
 LEAST_OUTGOING = 8 * 2**20
@@ -358,7 +358,7 @@ def _fold_metrics(settings: Settings) -> None:
 async def _sweep(slots: SlotTable) -> None:
     """Free the rows of workers that died, in case there is no master to do it."""
     while True:
-        await asyncio.sleep(_SWEEP_INTERVAL)
+        await next_second()
         for pid in slots.sweep_in_steps():
             if pid:
                 logger.warning("Freed the row of worker %d, which is gone", pid)

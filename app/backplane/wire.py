@@ -16,9 +16,13 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import InvalidResponse
 
+from app.seconds import Call, call_next_second
+
 _MORE = object()
 """What the parser gives when a reply is not complete."""
 _CLOSED = "Connection closed by server."
+_PATIENT = 1.5
+"""Seconds that an exchange may still take from which on it is looked at in the next second."""
 
 
 class Wire(asyncio.Protocol):
@@ -40,7 +44,7 @@ class Wire(asyncio.Protocol):
         self._lost: Exception | None = None
         self._due = math.inf
         """Loop time at which the exchange fails."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | Call | None = None
         """One for many exchanges: when it is over it looks how long the present one may take."""
         self._timer_at = 0.0
 
@@ -123,8 +127,13 @@ class Wire(asyncio.Protocol):
     def _watch(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer_at = self._due
-        self._timer = self._loop.call_at(self._due, self._look)
+        if self._due - self._loop.time() > _PATIENT:
+            # Hardly ever over when that second comes, and seconds cost no wake-up.
+            self._timer = call_next_second(self._look)
+            self._timer_at = self._timer.time
+        else:
+            self._timer = self._loop.call_at(self._due, self._look)
+            self._timer_at = self._due
 
     def _look(self) -> None:
         self._timer = None

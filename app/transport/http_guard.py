@@ -22,6 +22,7 @@ from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError, L
 
 from app.errors import ErrorCode
 from app.protocol.envelope import encode_json
+from app.seconds import Call, call_next_second
 from app.transport import kernel
 from app.transport.aiohttp_private import RequestHandler
 from app.turns import SLICE, Slice
@@ -39,8 +40,8 @@ LINGER_SECONDS = 2.0
 sees the answer rather than a reset."""
 WRITE_SECONDS = 20.0
 """Time in which a client that is written to must take something of it."""
-SWEEP_SECONDS, IDLE_SWEEP_SECONDS = 0.25, 1.0
-"""Between two looks at the deadlines: while there are any, and while there are none."""
+SWEEP_SECONDS = 0.25
+"""Between two looks at the deadlines, while there are any; else once a second."""
 MOST_RESERVED = 64
 LEAST_RESERVED = 8
 """Descriptors that are kept back from WebSocket connections: an eighth of all, within these."""
@@ -399,7 +400,7 @@ class GuardedServer(web.Server):
             **made._kwargs,
         )
         self.guard = guard
-        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        self._timer: asyncio.TimerHandle | Call = call_next_second(self._sweep)
 
     def __call__(self) -> GuardedConnection:
         """The protocol of a connection that was accepted."""
@@ -407,8 +408,10 @@ class GuardedServer(web.Server):
 
     def _sweep(self) -> None:
         self.guard.sweep()
-        pause = SWEEP_SECONDS if self.guard.has_deadlines else IDLE_SWEEP_SECONDS
-        self._timer = self._loop.call_later(pause, self._sweep)
+        if self.guard.has_deadlines:
+            self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        else:
+            self._timer = call_next_second(self._sweep)
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """End every connection."""

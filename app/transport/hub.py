@@ -180,7 +180,8 @@ class Hub:
         self._loop = asyncio.get_running_loop()
         self._watch_events()
         self._pause_timer: asyncio.TimerHandle | None = None
-        self._timer = self._loop.call_later(self.wheel.tick_length, self._tick)
+        self._timer: asyncio.TimerHandle | None = None
+        """For the next tick of the wheel, while there are connections."""
 
     def __len__(self) -> int:
         return self._count
@@ -201,8 +202,7 @@ class Hub:
         """Close every descriptor at once and stop watching."""
         for connection in self.connections():
             connection.drop("server stopped")
-        self._timer.cancel()
-        for timer in (self._hold_timer, self._pause_timer):
+        for timer in (self._timer, self._hold_timer, self._pause_timer):
             if timer is not None:
                 timer.cancel()
         self._loop.remove_reader(self._epoll.fileno())
@@ -225,6 +225,8 @@ class Hub:
             table.extend([None] * (fd + 64 - len(table)))
         table[fd] = connection
         self._count += 1
+        if self._timer is None:
+            self._plan_tick()
         if times is None:
             self.wheel.add(connection)
         else:
@@ -688,8 +690,13 @@ class Hub:
         self.pause(connection, PAUSE_RATE)
         self._loop.call_later(FLOOD_SECONDS, connection.drop, "flood")
 
-    def _tick(self) -> None:
+    def _plan_tick(self) -> None:
         self._timer = self._loop.call_later(self.wheel.tick_length, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self._count:
+            self._plan_tick()
         self.wheel.advance()
         now = self._loop.time()
         while self._closing and self._closing[0][0] <= now:

@@ -49,7 +49,7 @@ async def test_takes_over_when_the_leader_dies(
         return tries[-1]
 
     monkeypatch.setattr(FileLock, "try_enter", counted)
-    leader = Leader(path, interval=0.01)
+    leader = Leader(path, pause=lambda: asyncio.sleep(0.01))
     await leader.start()
     try:
         await until(lambda: len(tries) >= 5)
@@ -91,7 +91,7 @@ async def test_duties_begin_and_end_with_leadership(tmp_path: Path) -> None:
 
 async def test_leadership_that_was_given_up_is_free(tmp_path: Path) -> None:
     path = tmp_path / "leader.lock"
-    leader = Leader(path, interval=0.01)
+    leader = Leader(path, pause=lambda: asyncio.sleep(0.01))
     await leader.start()
     await until(lambda: leader.leading)
     other = FORK.Process(target=hold, args=(path,), daemon=True)

@@ -160,6 +160,8 @@ def per(trace: Trace, idle: Counter[str], count: int, *names: str) -> float:
 
 WRITES = ("write", "writev", "sendto", "sendmsg")
 READS = ("read", "readv", "recvfrom", "recvmsg")
+POLLS = ("epoll_wait", "epoll_pwait", "epoll_pwait2")
+SETTLE_SECONDS, LONG_IDLE_SECONDS = 3.0, 12.0
 
 
 @pytest.mark.needs("strace")
@@ -236,6 +238,33 @@ async def test_system_calls_of_a_connect(tmp_path: Path, path: str, most: int) -
                     pass
             await until(lambda: trace_file.read_text().count(" close(") >= count, "all are gone")
     assert per(trace, idle, count, *trace.calls) <= most
+
+
+@pytest.mark.needs("strace")
+async def test_system_calls_of_an_idle_service(tmp_path: Path) -> None:
+    """What recurs in a process shares one wake-up a second."""
+    async with Service(WORKERS=2, COLLECTOR=1, HANDLERS="") as service:
+        await asyncio.sleep(SETTLE_SECONDS)
+        pids = (service.valkey_pid(), *service.worker_pids())
+        valkey, *workers = (Trace(pid, tmp_path / str(pid)) for pid in pids)
+        async with contextlib.AsyncExitStack() as stack:
+            for trace in (valkey, *workers):
+                await stack.enter_async_context(trace)
+            await asyncio.sleep(LONG_IDLE_SECONDS)
+    follower, leader = sorted(workers, key=lambda trace: trace.calls.total())
+
+    def a_second(trace: Trace, *names: str) -> float:
+        return sum(trace.calls[name] for name in names or trace.calls) / trace.seconds
+
+    # Its seconds, the read that waits for news, and a third of the probes that find deaf workers.
+    assert a_second(follower, *POLLS) <= 7
+    assert a_second(follower) <= 90
+    # Beside that the collector, which measures in a thread, and what it publishes.
+    assert a_second(leader, *POLLS) <= 18
+    assert a_second(leader) <= 220
+    # Two by itself; the reads of both workers, probes, and questions of the collector.
+    assert a_second(valkey, *POLLS) <= 8
+    assert a_second(valkey) <= 40
 
 
 MEMORY = """

@@ -55,7 +55,7 @@ class Nothing:
         (Arbiter, "murder_workers", "Arbiter.murder_workers"),
         (Arbiter, "WORKER_BOOT_ERROR", "Arbiter.WORKER_BOOT_ERROR"),
         (WorkerTmp, "last_update", "WorkerTmp.last_update"),
-        (GunicornWebWorker, "_wait_next_notify", "GunicornWebWorker._wait_next_notify"),
+        (GunicornWebWorker, "_notify_waiter_done", "GunicornWebWorker._notify_waiter_done"),
     ],
 )
 def test_a_release_without_a_name_fails_at_the_import(
@@ -76,7 +76,7 @@ def test_a_release_without_a_name_fails_at_the_import(
             "Arbiter().SIG_QUEUE, Arbiter().pidfile, Arbiter().systemd, Arbiter().worker_age",
         ),
         (Pidfile, "Pidfile().fname, Pidfile().pid"),
-        (GunicornWebWorker, "GunicornWebWorker()._task"),
+        (GunicornWebWorker, "GunicornWebWorker()._task, GunicornWebWorker()._notify_waiter"),
     ],
 )
 def test_a_release_without_an_attribute_fails_at_the_import(

@@ -8,12 +8,12 @@ everything stays as it is: a deaf worker still answers its clients and lets them
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
 from collections.abc import Callable
 
+from app.seconds import next_second
 from workers.shared.slots import READY, STARTING, Row, SlotTable
 
 GRACE = 5.0
@@ -53,7 +53,7 @@ class DeafWatch:
     async def run(self) -> None:
         """Look for ever."""
         while True:
-            await asyncio.sleep(_INTERVAL)
+            await next_second()
             self.look(_INTERVAL)
 
     def look(self, passed: float) -> None:

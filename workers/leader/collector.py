@@ -35,6 +35,7 @@ from app.errors import ClientError
 from app.machine import MachineStatus, describe_connections
 from app.ports import Slots
 from app.presence import Presence, PresenceState
+from app.seconds import next_second
 from workers.leader.alarms import Alarm
 from workers.leader.host import HostSample
 from workers.leader.periods import PERIODS, Periods, Totals
@@ -66,6 +67,10 @@ Record = Callable[[str, int, Sample], Awaitable[object]]
 logger = logging.getLogger(__name__)
 
 
+async def _next_sample() -> None:
+    await next_second(every=round(INTERVAL))
+
+
 class Collector:
     """Samples and publishes until it is cancelled.
 
@@ -79,6 +84,7 @@ class Collector:
         sample_host: measures the machine; likewise.
         record: stores samples of the series; None: they are not kept.
         interval: seconds between samples.
+        pause: waits until the next one is due.
         clock: Unix seconds, for what is published and stored.
         monotonic: seconds, for what has to happen every so often.
     """
@@ -94,6 +100,7 @@ class Collector:
         sample_host: Callable[[], HostSample],
         record: Record | None = None,
         interval: float = INTERVAL,
+        pause: Callable[[], Awaitable[object]] = _next_sample,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -108,6 +115,7 @@ class Collector:
         self._collect = collect
         self._sample_host = sample_host
         self._interval = interval
+        self._pause = pause
         self._clock = clock
         self._monotonic = monotonic
         self._file = paths.collector_file(settings.data_dir)
@@ -130,24 +138,18 @@ class Collector:
         await asyncio.to_thread(self._load)
         try:
             while True:
-                began = self._monotonic()
                 await self.tick()
-                rest = self._interval - (self._monotonic() - began)
-                await asyncio.sleep(max(rest, self._interval / 10))
+                await self._pause()
         finally:
             await asyncio.to_thread(self._save)
 
     async def tick(self) -> None:
         """Take one sample, and publish what there is to tell. Raises nothing but cancellation."""
-        host: HostSample | None = None
-        with self._part("sampling the machine"):
-            host = await asyncio.to_thread(self._sample_host)
+        host = await asyncio.to_thread(self._measure)
         with self._part("reading the presence"):
             state, confirmed = await self._presence.read()
             if confirmed:
                 self._presence_state = state
-        with self._part("adding up the metrics"):
-            await self._add_totals()
         if host is not None:
             with self._part("recording the series"):
                 await self._add_to_series(host)
@@ -160,11 +162,17 @@ class Collector:
             self._save_due = self._monotonic() + _SAVE_EVERY
             await asyncio.to_thread(self._save)
 
-    async def _add_totals(self) -> None:
-        now = self._monotonic()
-        if self._totals_due is None or now >= self._totals_due - self._interval / 2:
-            self._periods.add(await asyncio.to_thread(lambda: Totals.of(self._collect())))
-            self._totals_due = now + _TOTALS_EVERY
+    def _measure(self) -> HostSample | None:
+        """What may block: sample the machine, and add up the metrics when that is due."""
+        host: HostSample | None = None
+        with self._part("sampling the machine"):
+            host = self._sample_host()
+        with self._part("adding up the metrics"):
+            now = self._monotonic()
+            if self._totals_due is None or now >= self._totals_due - self._interval / 2:
+                self._periods.add(Totals.of(self._collect()))
+                self._totals_due = now + _TOTALS_EVERY
+        return host
 
     async def _add_to_series(self, host: HostSample) -> None:
         if self._record is None:

@@ -1,7 +1,7 @@
 """One worker of the machine leads: it watches over the private Valkey and runs the collector.
 
 The leader is the worker that holds the lock of a file. The kernel takes the lock from a process that
-dies; a worker that leaves gives it up. The others ask for it a few times a second.
+dies; a worker that leaves gives it up. The others ask for it once a second.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 from app.backoff import Backoff
+from app.seconds import next_second
 from app.supervisor import Supervisor
 from workers.shared.locks import FileLock, is_at, open_lock
 
 Duty = Callable[[], Coroutine[Any, Any, None]]
 
-_LOOK_INTERVAL = 1.0
-"""Seconds between two looks whether the file of the lock is still there."""
 _FIRST_BACKOFF = 1.0
 _LONGEST_BACKOFF = 30.0
 
@@ -34,12 +33,12 @@ class Leader:
 
     Args:
         lock: the file. A process has one `Leader` per file.
-        interval: seconds between two tries for the lock.
+        pause: waits between two looks: a second, as a rule.
     """
 
-    def __init__(self, lock: Path, interval: float = 0.25) -> None:
+    def __init__(self, lock: Path, pause: Callable[[], Awaitable[object]] = next_second) -> None:
         self._lock = lock
-        self._interval = interval
+        self._pause = pause
         self._duties: list[Duty] = []
         self._running: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -88,16 +87,17 @@ class Leader:
         while True:
             if not opened or not is_at(self._lock, opened[-1]):
                 if opened:  # removed: the leader, if there is one, is to lock the new one first
-                    await asyncio.sleep(2 * _LOOK_INTERVAL)
+                    await self._pause()
+                    await self._pause()
                 opened.append(open_lock(self._lock))
             if FileLock(opened[-1]).try_enter():
                 return
-            await asyncio.sleep(self._interval)
+            await self._pause()
 
     async def _hold(self, opened: list[int]) -> None:
         """Return when the file was removed and another process has locked the one in its place."""
         while True:
-            await asyncio.sleep(_LOOK_INTERVAL)
+            await self._pause()
             if is_at(self._lock, opened[-1]):
                 continue
             # The locks of the removed ones are kept as well, for processes that still use them.

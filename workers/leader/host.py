@@ -18,8 +18,11 @@ import psutil
 
 from app import cgroups
 from app.cgroups import CpuGroup
+from app.clock import running_time
 
 _INIT = 1
+_MEMINFO = 256
+"""Bytes of /proc/meminfo that hold what is read of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class HostSampler:
         self._memory_groups = cgroups.memory_groups(root)
         self._last = self._cpu_time()
         self._cpu_percent = 0.0
+        self._started = running_time() - _uptime()
 
     def sample(self) -> HostSample:
         """Measure now. Blocks for as long as the file system takes to answer."""
@@ -88,7 +92,7 @@ class HostSampler:
             disk_percent=disk.percent,
             disk_used=disk.used,
             disk_total=disk.total,
-            uptime=_uptime(),
+            uptime=running_time() - self._started,
             load=os.getloadavg(),
         )
 
@@ -130,8 +134,8 @@ class HostSampler:
         return _CpuTime(spent, self._clock(), cores)
 
     def _memory(self) -> tuple[int, int]:
-        machine = psutil.virtual_memory()
-        found = machine.total - machine.available, machine.total
+        total, available = _machine_memory()
+        found = total - available, total
         for group in self._memory_groups:
             limit, used = group.limit(), group.used()
             if limit is not None and used is not None and limit < found[1]:
@@ -169,6 +173,19 @@ class Headroom:
             with contextlib.suppress(OSError):
                 self._enough = self._sampler.memory_percent() < self._limit
         return self._enough
+
+
+def _machine_memory() -> tuple[int, int]:
+    """Bytes of memory of the machine: all, and those that programs could have."""
+    fields: dict[bytes, int] = {}
+    with contextlib.suppress(OSError, ValueError), open("/proc/meminfo", "rb", buffering=0) as file:  # noqa: PTH123
+        for line in file.read(_MEMINFO).splitlines():
+            name, _, value = line.partition(b":")
+            fields[name] = int(value.split()[0]) * 1024
+            if name == b"MemAvailable":
+                return fields[b"MemTotal"], fields[name]
+    machine = psutil.virtual_memory()
+    return machine.total, machine.available
 
 
 def _uptime() -> float:

@@ -57,6 +57,8 @@ CHECK_INTERVAL = 30.0
 LOG_AFTER = 5.0
 """Seconds for which the replica may not be usable before that is logged."""
 
+_HZ = 10
+"""How often a second the replica looks after itself: its link and the workers wait for that."""
 _LEAST_DATABASES = 16
 _FEWEST_WORKERS = 2
 _SHARE = 2, 5
@@ -182,6 +184,7 @@ class Replica:
         valkey = Valkey(
             self._data_dir,
             "no",
+            hz=_HZ,
             place=paths.replica_place,
             options=await self._options(),
             name="The replica",

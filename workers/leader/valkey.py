@@ -21,10 +21,12 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from app.backoff import pause_after
+from app.seconds import next_second
 from workers.shared import paths
 from workers.shared.locks import open_lock, try_flock
 from workers.shared.polling import block_until, wait_until
@@ -34,6 +36,15 @@ _GONE_INTERVAL = 0.01
 """Seconds between two looks whether the server has ended."""
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+IDLE_HZ = 2
+"""Wake-ups of a second in which nothing happens. A blocked read, and a signal, wait for the next one;
+Valkey's own ten cost more than all else that an idle service does in it."""
+
+_LOOK_SECONDS = 2
+"""Between two looks at a server that runs."""
 
 _SILENCE = 15
 """Seconds without an answer after which the server is killed. A pause of ten is survived."""
@@ -120,6 +131,7 @@ def stop_at(data_dir: Path, place: Place, grace: float = _STOP_GRACE) -> bool:
     if pid is None:
         return False
     born = start_time(pid)
+    _ask_to_end(place(data_dir).socket)  # at once: it looks at signals `IDLE_HZ` times a second
     for signum, limit in ((signal.SIGTERM, grace), (signal.SIGKILL, _STOP_GRACE)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signum)
@@ -136,6 +148,7 @@ class Valkey:
         appendfsync: `no`, `everysec` or `always`; given to a running server too.
         silence: seconds without an answer after which the server is killed.
         maxmemory: bytes past which it refuses to store more, 0 for no limit; likewise.
+        hz: how often a second it looks after itself; likewise.
         place: where it has its files.
         options: of the server, in place of those for a private Valkey.
         name: in log lines.
@@ -148,6 +161,7 @@ class Valkey:
         silence: int = _SILENCE,
         *,
         maxmemory: int = 0,
+        hz: int = IDLE_HZ,
         place: Place = paths.valkey_place,
         options: Mapping[str, str] | None = None,
         name: str = "Valkey",
@@ -158,6 +172,7 @@ class Valkey:
         self._appendfsync = appendfsync
         self._maxmemory = maxmemory
         self._silence = silence
+        self._hz = hz
         self._other_options = options or {}
         self._name = name
 
@@ -240,6 +255,7 @@ class Valkey:
             "loglevel": "warning",  # the file is not rotated
             "dir": str(self._directory),
             "databases": "1",
+            "hz": str(self._hz),
             "save": "",
             "appendonly": "yes",
             "appendfsync": self._appendfsync,
@@ -281,35 +297,37 @@ class Valkey:
                 await asyncio.sleep(0.1)
         else:
             return _End.SILENT
-        wanted = f"CONFIG SET appendfsync {self._appendfsync} maxmemory {self._maxmemory}\r\n"
-        command = wanted.encode()
-        answer: asyncio.Task[bytes] | None = None
         try:
-            while True:
-                writer.write(command)
-                answer = asyncio.create_task(reader.readline())
+            return await self._converse(reader, writer)
+        except OSError:
+            return _End.GONE
+        finally:
+            writer.transport.abort()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> _End:
+        """Ask now and then whether the server is there; see `_watch`."""
+        command = (
+            f"CONFIG SET hz {self._hz} appendfsync {self._appendfsync}"
+            f" maxmemory {self._maxmemory}\r\n"
+        ).encode()
+        while True:
+            writer.write(command)
+            async with _cancelled(reader.readline()) as answer:
                 for _ in range(self._silence):
                     if (await asyncio.wait({answer}, timeout=1))[0]:
                         break
                 else:
                     return _End.SILENT
-                line = answer.result()
-                if not line.startswith(b"-LOADING"):
-                    command = b"PING\r\n"
-                # Nothing is due now: only the end of the connection ends this wait early.
-                answer = asyncio.create_task(reader.read(1))
-                if (await asyncio.wait({answer}, timeout=1))[0] or not line:
+            line = answer.result()
+            if not line.startswith(b"-LOADING"):
+                command = b"PING\r\n"
+            # Nothing is due now: only the end of the connection ends this wait early.
+            async with _cancelled(reader.read(1)) as end, _cancelled(_next_look()) as look:
+                await asyncio.wait({end, look}, return_when=asyncio.FIRST_COMPLETED)
+                if end.done() or not line:
                     return _End.GONE
-                answer.cancel()
-                await asyncio.wait({answer})
-                if not self._socket.exists():
-                    return _End.UNREACHABLE
-        except OSError:
-            return _End.GONE
-        finally:
-            if answer is not None:
-                answer.cancel()
-            writer.transport.abort()
+            if not self._socket.exists():
+                return _End.UNREACHABLE
 
     async def _gone(self, pid: int) -> None:
         """Wait, a second at most, for the process to be gone."""
@@ -332,6 +350,30 @@ def _listener(path: Path) -> int | None:
         credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     pid: int = struct.unpack("3i", credentials)[0]
     return pid
+
+
+@contextlib.asynccontextmanager
+async def _cancelled(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """A task that has ended, or is cancelled, when this is left."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # how it has ended is looked at where that matters
+
+
+async def _next_look() -> None:
+    await next_second(every=_LOOK_SECONDS)
+
+
+def _ask_to_end(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as stream, contextlib.suppress(OSError):
+        stream.setblocking(False)
+        stream.connect(os.fspath(path))
+        stream.send(b"SHUTDOWN NOSAVE\r\n")
 
 
 def _reap() -> None:

@@ -6,13 +6,11 @@ processes have open goes on working, but those that start find nothing.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-INTERVAL = 1.0
-"""Seconds between two looks."""
+from app.seconds import next_second
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +50,7 @@ class Guard:
     async def run(self) -> None:
         """Look for ever."""
         while True:
-            await asyncio.sleep(INTERVAL)
+            await next_second()
             self.look()
 
     def look(self) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 SUCCESSOR = "SUCCESSOR_OF"
 """Environment variable of a master that was started beside another one: the pid of that."""
 
+_LONGEST = 4096
+"""Bytes of /proc/<pid>/stat at most; it has some 300."""
 _STATE = 0
 _START_TIME = 19
 """Fields of /proc/<pid>/stat counted from the one after the name (proc_pid_stat(5))."""
@@ -21,7 +24,12 @@ def start_time(pid: int) -> int | None:
         OSError: unknown, since this process has no descriptor left.
     """
     try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
+        # Each worker asks this of all others once a second; `Path` costs five times as much.
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(descriptor, _LONGEST)
+        finally:
+            os.close(descriptor)
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = text[text.rindex(b")") + 2 :].split()

@@ -182,6 +182,10 @@ class SlotTable:
         self.lines = RecentTable(self._header[_LINES])
         self.handshakes = RecentTable(self._header[_HANDSHAKES])
         self._words = words[_TABLE_AT // _WORD : _STATS_AT // _WORD]
+        self._shown: tuple[dict[str, Any], int] = {}, 0
+        """What `set_stats` has written last, and its length: it changes in few of many seconds."""
+        self._read: dict[int, tuple[bytes, dict[str, Any]]] = {}
+        """By row what was read of it last, and what that says."""
         with self.lock:
             self.users.make_room(connections)
 
@@ -356,7 +360,7 @@ class SlotTable:
             words = self._words.tobytes()
         columns = [column[:high].tolist() for column in _split(words)]
         used = [n for n in range(high) if columns[PID][n] and columns[STATE][n] != GONE]
-        return [_row(n, [column[n] for column in columns], self._read_stats(n)) for n in used]
+        return [_row(n, [column[n] for column in columns], self._figures(n)) for n in used]
 
     def row(self, number: int) -> Row | None:
         """One of these."""
@@ -403,6 +407,11 @@ class SlotTable:
         Raises:
             ValueError: they take more than `STATS_SIZE` bytes as JSON.
         """
+        shown, length = self._shown
+        if stats == shown and self.columns[STATS_LENGTH][index] == length:
+            with self.lock:
+                self.columns[UPDATED][index] = _now()
+            return
         text = json.dumps(stats, separators=(",", ":")).encode()
         if len(text) > STATS_SIZE:
             raise ValueError(f"figures of a worker take {len(text)} bytes, over {STATS_SIZE}")
@@ -411,6 +420,7 @@ class SlotTable:
             self._map[start : start + len(text)] = text
             self.columns[STATS_LENGTH][index] = len(text)
             self.columns[UPDATED][index] = _now()
+        self._shown = stats, len(text)
 
     # Inside.
 
@@ -474,6 +484,13 @@ class SlotTable:
             if number not in (PID, BORN, STATE):
                 column[index] = 0
 
+    def _figures(self, index: int) -> dict[str, Any]:
+        text = self._read_stats(index)
+        known = self._read.get(index)
+        if known is None or known[0] != text:
+            known = self._read[index] = text, _figures(text)
+        return dict(known[1])
+
     def _read_stats(self, index: int) -> bytes:
         start = _STATS_AT + index * STATS_SIZE
         with self.lock:
@@ -512,7 +529,7 @@ def _split(words: bytes) -> list[memoryview]:
     return [table[n * ROWS : (n + 1) * ROWS] for n in range(_COLUMNS)]
 
 
-def _row(index: int, values: Sequence[int], stats: bytes) -> Row:
+def _row(index: int, values: Sequence[int], stats: dict[str, Any]) -> Row:
     return Row(
         number=index,
         pid=values[PID],
@@ -522,7 +539,7 @@ def _row(index: int, values: Sequence[int], stats: bytes) -> Row:
         state=values[STATE],
         connections=values[CONNECTIONS],
         updated=values[UPDATED] / 1e6,
-        stats=_figures(stats),
+        stats=stats,
     )
 
 

@@ -1,0 +1,103 @@
+"""One wake-up a second for all that recurs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from app.seconds import LEAST_WAIT, call_next_second, next_second
+from tests.support.clock import VirtualLoop, elapse, virtual_time
+
+TIMER = 0.01
+"""Seconds by which the timer of a virtual loop may be late."""
+
+
+@virtual_time
+async def test_all_that_wait_go_on_in_one_pass() -> None:
+    loop = asyncio.get_running_loop()
+    due: list[float] = []
+
+    async def wait(after: float) -> None:
+        await asyncio.sleep(after)
+        due.append(await next_second())
+        assert loop.time() == pytest.approx(due[-1], abs=TIMER)
+
+    first = await next_second()
+    await asyncio.gather(*(wait(0.1 * number) for number in range(8)))
+    assert due == [pytest.approx(first + 1.0)] * 8
+    assert await next_second() == pytest.approx(first + 2.0)
+
+
+@virtual_time
+async def test_what_waits_again_at_once_gets_the_next_second() -> None:
+    first = await next_second()
+    for number in range(1, 6):
+        assert await next_second() == pytest.approx(first + number)
+
+
+@virtual_time
+async def test_a_second_that_begins_soon_is_left_out() -> None:
+    first = await next_second()
+    await elapse(1.0 - LEAST_WAIT / 2)
+    assert await next_second() == pytest.approx(first + 2.0)
+
+
+@virtual_time
+async def test_every_second_one_is_the_same_for_all() -> None:
+    even = await next_second(every=2)
+    assert await next_second() == pytest.approx(even + 1.0)
+    both = await asyncio.gather(next_second(every=2), next_second(every=2))
+    assert list(both) == [pytest.approx(even + 2.0)] * 2
+    assert await next_second(every=2) == pytest.approx(even + 4.0)
+
+
+@virtual_time
+async def test_an_earlier_second_does_not_wait_for_a_later_one() -> None:
+    even = await next_second(every=2)
+    later = asyncio.create_task(next_second(every=2))
+    await asyncio.sleep(0)
+    assert await next_second() == pytest.approx(even + 1.0)
+    assert await later == pytest.approx(even + 2.0)
+
+
+@virtual_time
+async def test_a_cancelled_call_is_not_made() -> None:
+    made: list[str] = []
+    call_next_second(lambda: made.append("first")).cancel()
+    kept = call_next_second(lambda: made.append("second"))
+    await next_second()
+    await next_second()
+    assert made == ["second"]
+    kept.cancel()
+
+
+@virtual_time
+async def test_a_call_that_fails_is_reported_and_the_others_are_made() -> None:
+    reported: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    made: list[str] = []
+    call_next_second(lambda: 1 // 0)
+    call_next_second(lambda: made.append("second"))
+    await next_second()
+    assert made == ["second"]
+    assert [type(context["exception"]) for context in reported] == [ZeroDivisionError]
+
+
+@virtual_time
+async def test_a_wait_that_is_cancelled_ends_at_once() -> None:
+    waiting = asyncio.create_task(next_second())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await next_second()
+
+
+def test_two_loops_have_seconds_of_their_own() -> None:
+    """Else the timer of a loop that is closed would be waited for."""
+    for _ in range(2):
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.run(next_second())
