@@ -193,6 +193,18 @@ class Settings:
         values.names,
         "Types that a new connection is subscribed to; `none`: no type.",
     )
+    presence_names: frozenset[str] = _setting(
+        "none",
+        lambda text: frozenset(values.names(text)),
+        "Types whose users a client may list (`presence` with `limit`), or `all`; where clients"
+        " have tokens, those with the claim `presence`. `none`: no type.",
+    )
+    join_leave: frozenset[str] = _setting(
+        "none",
+        lambda text: frozenset(values.names(text)),
+        "Types whose users are announced as they come and go, or `all`: as `join` and `leave` of the"
+        " type `system`, with their names, to all that may read it. `none`: no type.",
+    )
     backplane_url: str = _setting(
         "",
         values.backplane_url,
@@ -420,6 +432,17 @@ class Settings:
         "text", values.log_format, "Format of log lines: `text`, or `json` (one object per line)."
     )
 
+    def listed_types(self) -> frozenset[str]:
+        """Types whose users clients may list."""
+        return self._types_of(self.presence_names)
+
+    def announced_types(self) -> frozenset[str]:
+        """Types whose users are announced."""
+        return self._types_of(self.join_leave)
+
+    def _types_of(self, names: frozenset[str]) -> frozenset[str]:
+        return frozenset(self.message_types) if "all" in names else names
+
 
 TABLE: Mapping[str, Setting] = {item.name.upper(): item.metadata[_KEY] for item in fields(Settings)}
 """The settings by the name of their environment variable, in the order of docs/SETTINGS.md."""
@@ -580,9 +603,10 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
                 " fewer MESSAGE_TYPES"
             ),
         )
-    for name in ("DEFAULT_SUBSCRIPTIONS", "LATEST_ONLY_TYPES"):
+    for name in ("DEFAULT_SUBSCRIPTIONS", "LATEST_ONLY_TYPES", "PRESENCE_NAMES", "JOIN_LEAVE"):
+        has_all = name in {"PRESENCE_NAMES", "JOIN_LEAVE"}
         for word in sorted(getattr(settings, name.lower())):
-            if word not in settings.message_types:
+            if word not in settings.message_types and not (has_all and word == "all"):
                 types = ", ".join(settings.message_types)
                 yield name, f"{word!r} is none of the types ({types}; MESSAGE_TYPES adds more)"
 

@@ -16,6 +16,8 @@ from aiohttp import hdrs, web
 from prometheus_client.metrics_core import Metric
 
 from app import __version__, delivery
+from app.attendance import Attendance
+from app.backplane.attendance import AttendanceStore
 from app.backplane.claims import UserClaims
 from app.backplane.client import FAILURES, Backplane
 from app.backplane.faults import explain
@@ -56,6 +58,7 @@ from app.presence import Presence
 from app.publishing import Publishing
 from app.sessions.assembly import make_context
 from app.sessions.auth import TokenVerifier
+from app.sessions.names import Names
 from app.sessions.rates import Limits, Rates
 from app.sessions.token_keys import RemoteKeys
 from app.supervisor import Supervisor
@@ -209,6 +212,9 @@ def make_parts(
         else None
     )
     subscribers = SubscriberCounts(settings.message_types)
+    listed, announced = settings.listed_types(), settings.announced_types()
+    attendance_store = AttendanceStore(backplane, listed | announced, announced)
+    verifier = TokenVerifier(settings, remote_keys)
     sessions = make_context(
         settings=settings,
         key=reached.key,
@@ -219,9 +225,10 @@ def make_parts(
         history=history,
         slots=slots,
         claims=claims,
-        verifier=TokenVerifier(settings, remote_keys),
+        verifier=verifier,
         metrics=metrics,
         subscribers=subscribers.of,
+        names=Names(listed, needs_claim=verifier.enabled, read=attendance_store.page),
         control_position=reader.positions[CONTROL],
         send_control=publishing.send_control,
         publish=publishing.publish,
@@ -256,6 +263,20 @@ def make_parts(
         canary=canary,
         subscribers=subscribers,
     )
+    attendance = (
+        Attendance(
+            attendance_store,
+            sessions.registry,
+            slots,
+            kept=listed | announced,
+            announced=announced,
+            publish=publishing.publish,
+            metrics=metrics,
+            worker_id=backplane.worker_id,
+        )
+        if listed or announced
+        else None
+    )
     return Parts(
         settings=settings,
         slots=slots,
@@ -269,6 +290,7 @@ def make_parts(
         series=Series(backplane),
         presence=Presence(backplane.get_presence, backplane.set_presence),
         claims=claims,
+        attendance=attendance,
         delivery=delivery.Delivery(
             reader,
             history,

@@ -50,6 +50,7 @@ LOOPS = (
     "canary",
     "queue",
     "claims",
+    "attendance",
     "sweep",
     "guard",
     "replacement",
@@ -187,6 +188,18 @@ class Metrics:
         )
         self.slow_consumers = self._gauge(
             "slow_consumers", "Connections above the write high-water mark.", "livesum"
+        )
+        self.announced: Children[str, Counter] = self._counters(
+            "users_announced",
+            "Users that `join` and `leave` announced.",
+            ["event"],
+            ["join", "leave"],
+        )
+        self.announced_unnamed = self._counter(
+            "users_announced_unnamed", "Users that a `join` or `leave` counted and did not name."
+        )
+        self.attendance_refused = self._counter(
+            "users_unlisted", "Users left out of the list of users since it was full."
         )
         self.sent_bytes = self._counter("sent_bytes", "Bytes written to clients' sockets.")
         self.received_bytes = self._counter("received_bytes", "Bytes read from clients' sockets.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from app.attendance import Attendance
 from app.backplane.claims import UserClaims
 from app.backplane.client import Backplane
 from app.backplane.history import History
@@ -56,6 +57,8 @@ class Parts:
     """What the lab is doing."""
     claims: UserClaims | None
     """Counts of users that all machines share, if there are several."""
+    attendance: Attendance | None
+    """The list of users that are subscribed, if a setting asks for it."""
 
     # Messages on their way out.
     delivery: Delivery

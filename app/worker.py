@@ -52,6 +52,8 @@ class Worker:
         parts.queue.start(supervisor)
         if parts.claims is not None:
             parts.claims.start(supervisor)
+        if parts.attendance is not None:
+            parts.attendance.start(supervisor)
         self._tasks = [
             supervisor.start(delivery.NAME, parts.delivery.run),
             supervisor.start("tick", parts.tick.run),
@@ -114,6 +116,8 @@ class Worker:
         await self._end_loops()
         if self.parts.claims is not None:
             await self.parts.claims.close()
+        if self.parts.attendance is not None:
+            await self.parts.attendance.close()
         with contextlib.suppress(Exception):
             self.parts.figures.export()
         if self.parts.replica is not None:

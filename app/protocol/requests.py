@@ -17,6 +17,8 @@ from app.protocol.schema.limits import (
     MAX_ID,
     MAX_REQUEST_SIZE,
     MAX_SEQ,
+    MAX_USER,
+    MAX_USERS,
     MAX_VALUES,
 )
 from app.types import Position
@@ -77,6 +79,15 @@ class GetHistory:
     type: str
     limit: int
     before: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class AskPresence:
+    """Payload of `presence`; without a `limit` no users are named."""
+
+    type: str
+    limit: int | None
+    after: str
 
 
 def check_cost(text: str, most: int = MAX_REQUEST_SIZE) -> None:
@@ -259,6 +270,24 @@ def parse_get_history(payload: Any, known: Collection[str], default_limit: int) 
     )
 
 
+def parse_presence(payload: Any, known: Collection[str]) -> AskPresence:
+    """Check the payload of `presence`.
+
+    Raises:
+        ClientError: INVALID_PAYLOAD, INVALID_TYPE, SUBSCRIPTION_INVALID or FORBIDDEN.
+    """
+    fields = _object(payload)
+    type = parse_one_type(fields, known)
+    limit, after = fields.get("limit"), fields.get("after")
+    if limit is not None:
+        limit = _number(limit, "limit", 1, MAX_USERS)
+    if after is not None and (
+        not isinstance(after, str) or len(after) > MAX_USER or not _is_text(after)
+    ):
+        raise _invalid(f"'after' must be a string of at most {MAX_USER} characters.")
+    return AskPresence(type, limit, after or "")
+
+
 def parse_one_type(payload: Any, known: Collection[str]) -> str:
     """Check a payload with a single `type`.
 
@@ -287,6 +316,11 @@ def parse_string(payload: Any, name: str, longest: int) -> str:
 def encode_id(id: str | int) -> bytes:
     """A request's id as JSON."""
     return encode_json(id)
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be sent: JSON can express half of a surrogate pair."""
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _object(payload: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from app.sessions.auth import TokenVerifier
 from app.sessions.claiming import Claiming
 from app.sessions.context import SessionContext
 from app.sessions.expiry import Expiry
+from app.sessions.names import Names
 from app.sessions.pages import Pages
 from app.sessions.rates import Rates
 from app.sessions.registry import Registry
@@ -50,6 +51,7 @@ def make_context(
     verifier: TokenVerifier,
     metrics: Metrics,
     subscribers: Callable[[str], Subscribers],
+    names: Names,
     control_position: Position,
     send_control: Callable[[dict[str, Any]], Awaitable[None]],
     publish: Callable[[str, str, Any], Awaitable[object]],
@@ -70,6 +72,7 @@ def make_context(
         verifier: of users' tokens.
         metrics: what is counted for Prometheus.
         subscribers: connections and users that are subscribed to a type, over all workers.
+        names: the users that are subscribed to a type.
         control_position: of the control stream, from which on its messages are carried out.
         send_control: stores a message in the control stream.
         publish: stores a message in the stream of a type: type, event, data.
@@ -135,6 +138,8 @@ def make_context(
             history_limit=settings.default_history_limit,
             verifier=verifier,
             subscribers=subscribers,
+            names=names,
+            rates=rates,
             metrics=metrics,
         ),
         subscriptions=subscriptions,

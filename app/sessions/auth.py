@@ -105,6 +105,8 @@ class Identity:
     """Types that its bearer may subscribe to and read; None: all."""
     publish: frozenset[str] | None = frozenset()
     """Types that its bearer may publish to; None: all."""
+    presence: frozenset[str] | None = frozenset()
+    """Types whose users its bearer may list; None: all that it may read."""
 
 
 class TokenVerifier:
@@ -189,7 +191,10 @@ class TokenVerifier:
         if user is None:
             raise _unauthorized(f"The token's 'sub' claim {NAME_RULE}.")
         types = _types_claim(claims)
-        return Identity(user, expires, types, _publish_claim(claims, types))
+        publish, presence = (
+            _flag_or_types(claims, name, types) for name in ("publish", "presence")
+        )
+        return Identity(user, expires, types, publish, presence)
 
     def _decode(self, token: str, header: Mapping[str, Any], may_fetch: bool) -> dict[str, Any]:
         """The claims of a token, by whichever key of its name fits.
@@ -266,19 +271,19 @@ def _types_claim(claims: Mapping[str, Any]) -> frozenset[str] | None:
     return None if "all" in value else frozenset(value)
 
 
-def _publish_claim(
-    claims: Mapping[str, Any], types: frozenset[str] | None
+def _flag_or_types(
+    claims: Mapping[str, Any], name: str, types: frozenset[str] | None
 ) -> frozenset[str] | None:
-    """The claim `publish`: true stands for the types that may be read.
+    """The claim `publish` or `presence`: true stands for the types that may be read.
 
     Raises:
         ClientError: UNAUTHORIZED, it is neither true, false nor a list of names.
     """
-    value = claims.get("publish", False)
+    value = claims.get(name, False)
     if isinstance(value, bool):
         return types if value else frozenset()
     if not _is_list_of_names(value):
-        message = "The token's 'publish' claim must be true, false or a list of names of types."
+        message = f"The token's {name!r} claim must be true, false or a list of names of types."
         raise _unauthorized(message)
     return None if "all" in value else frozenset(value)
 

@@ -218,6 +218,7 @@ class ProtocolSession(Session):
         extra = self.need_extra()
         extra.expires_at = identity.expires_at
         extra.allowed = self.context.allowed.of(identity.types)
+        extra.listed = identity.presence
         self.context.expiry.watch(self)
 
     @property

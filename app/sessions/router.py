@@ -13,7 +13,9 @@ from app.protocol.envelope import envelope
 from app.protocol.requests import Request
 from app.protocol.schema.limits import MAX_ID, MAX_TOKEN
 from app.sessions.auth import Identity, TokenVerifier
-from app.sessions.pages import Pages
+from app.sessions.names import Names
+from app.sessions.pages import READ_SECONDS, Pages
+from app.sessions.rates import Rates
 from app.sessions.session import Page, Session, Work
 from app.sessions.subscriptions import Subscriptions
 from app.sessions.token_keys import KeysUnavailable
@@ -30,6 +32,8 @@ class Router:
         history_limit: messages of an answer with history where the client names no number.
         verifier: of tokens.
         subscribers: connections and users that are subscribed to a type, over all workers.
+        names: the users that are subscribed to a type.
+        rates: charges the sessions for reads.
         metrics: counts acks.
     """
 
@@ -41,6 +45,8 @@ class Router:
         history_limit: int,
         verifier: TokenVerifier,
         subscribers: Callable[[str], Subscribers],
+        names: Names,
+        rates: Rates,
         metrics: Metrics,
     ) -> None:
         self._subscriptions = subscriptions
@@ -48,6 +54,8 @@ class Router:
         self._history_limit = history_limit
         self._verifier = verifier
         self._subscribers = subscribers
+        self._names = names
+        self._rates = rates
         self._metrics = metrics
         self._actions: dict[str, Callable[[Session, Request], Work | None]] = {
             "subscribe": subscriptions.subscribe,
@@ -91,11 +99,34 @@ class Router:
             # A client that repeats what is not acknowledged (`retries`) would wait for it.
             session.reply(request, "", b"")
 
-    def _presence(self, session: Session, request: Request) -> None:
-        type = requests.parse_one_type(request.payload, session.types)
-        counts = self._subscribers(type)
-        data = {"connections": counts.connections, "users": counts.users}
+    def _presence(self, session: Session, request: Request) -> Work | None:
+        wanted = requests.parse_presence(request.payload, session.types)
+        if wanted.limit is not None:
+            self._names.check(session, wanted.type)
+            return self._name(session, request, wanted.type, wanted.after, wanted.limit)
+        data = self._count(wanted.type)
         session.reply(request, "presence_data", self._answer("presence_data", data, request))
+        return None
+
+    async def _name(
+        self, session: Session, request: Request, type: str, after: str, limit: int
+    ) -> None:
+        """Answer `presence` with names, which are the backplane's."""
+        self._rates.charge(session, READ_SECONDS)
+        # One more tells whether there is another page.
+        total, counts = await self._names.page(type, after, limit + 1)
+        rows = [{"user": user, "connections": count} for user, count in counts.items()]
+        data = self._count(type) | {
+            "names": rows[:limit],
+            "total": total,
+            "more": len(rows) > limit,
+        }
+        if session.state == OPEN:
+            session.reply(request, "presence_data", self._answer("presence_data", data, request))
+
+    def _count(self, type: str) -> dict[str, object]:
+        counts = self._subscribers(type)
+        return {"connections": counts.connections, "users": counts.users}
 
     def _auth(self, session: Session, request: Request) -> Work | None:
         token = requests.parse_string(request.payload, "token", MAX_TOKEN)

@@ -153,6 +153,7 @@ class Extra:
         "held_frames",
         "inbox",
         "inbox_size",
+        "listed",
         "namespaces",
         "opening",
         "options",
@@ -179,6 +180,8 @@ class Extra:
         """Unix time in seconds at which its token ends."""
         self.allowed: Allowed | None = None
         """Types that its token allows; None: all."""
+        self.listed: frozenset[str] | None = frozenset()
+        """Types whose users its token allows to list; None: all."""
         self.handlers = 0
         """Event handlers of the application that are running for it."""
         self.environ: dict[str, Any] | None = None

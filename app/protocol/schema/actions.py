@@ -19,7 +19,14 @@ from app.protocol.schema.kinds import (
     Text,
     TypeName,
 )
-from app.protocol.schema.limits import MAX_BEFORE, MAX_HISTORY, MAX_ID, MAX_TOKEN
+from app.protocol.schema.limits import (
+    MAX_BEFORE,
+    MAX_HISTORY,
+    MAX_ID,
+    MAX_TOKEN,
+    MAX_USER,
+    MAX_USERS,
+)
 from app.protocol.schema.payloads import POSITION
 
 
@@ -117,12 +124,28 @@ TABLE = (
     ),
     Action(
         "presence",
-        "Ask how many are subscribed to a type.",
+        "Ask how many are subscribed to a type, and which users.",
         Struct(
-            "AskPresence", "Payload of `presence`.", (Field("type", TypeName(), "of messages"),)
+            "AskPresence",
+            "Payload of `presence`.",
+            (
+                Field("type", TypeName(), "of messages"),
+                Field(
+                    "limit",
+                    Nullable(Integer(1, MAX_USERS)),
+                    "users that are named; where it is not given none are",
+                    required=False,
+                ),
+                Field(
+                    "after",
+                    Nullable(Text(most=MAX_USER)),
+                    "with `limit`: only users behind this one",
+                    required=False,
+                ),
+            ),
         ),
         "presence_data",
-        _TYPE_ERRORS,
+        (*_TYPE_ERRORS, ErrorCode.BACKPLANE_UNAVAILABLE),
     ),
     Action(
         "auth",

@@ -87,6 +87,14 @@ TABLE = (
         is_stream=True,
     ),
     Event("health_recovery", "the end of that", payloads.HEALTH, "health", is_stream=True),
+    Event(
+        "join",
+        "users came, with the setting `JOIN_LEAVE`",
+        payloads.ATTENDANCE,
+        "system",
+        is_stream=True,
+    ),
+    Event("leave", "users went, likewise", payloads.ATTENDANCE, "system", is_stream=True),
 )
 
 EVENTS: Mapping[str, Event] = {event.name: event for event in TABLE}

@@ -20,6 +20,12 @@ MAX_MESSAGES = 1000
 """Maximum messages of one call of a publisher, and alerts of one notification."""
 MAX_ROWS = 500
 """Maximum connections or users of one answer: about 100 KB of each worker."""
+MAX_USER = 128
+"""Longest name of a user, in characters."""
+MAX_USERS = 100
+"""Maximum users of one answer to `presence`."""
+MAX_ANNOUNCED, MAX_ANNOUNCED_BYTES = 200, 16 * 1024
+"""Maximum users that one `join` or `leave` names, and their size as JSON."""
 MAX_NAME = 1024
 """Longest id or name in the query of a call, in characters."""
 CLOSING_CODES = ("4403", "4401")

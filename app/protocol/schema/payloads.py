@@ -22,6 +22,7 @@ from app.protocol.schema.kinds import (
 )
 from app.protocol.schema.limits import (
     EVENT_NAME,
+    MAX_ANNOUNCED,
     MAX_EPOCH,
     MAX_ID,
     MAX_SEQ,
@@ -186,12 +187,28 @@ PONG = Struct(
         Field("serverTime", TIME, "Unix time in milliseconds by the service's clock"),
     ),
 )
+CONNECTED_USER = Struct(
+    "ConnectedUser",
+    "A user that is connected.",
+    (
+        Field("user", Text(1), "the user's name"),
+        Field("connections", COUNT, "open connections"),
+    ),
+)
 SUBSCRIBERS = Struct(
     "Subscribers",
     "How many are subscribed to a type, over all workers of the machine; at most 2 s old.",
     (
         Field("connections", COUNT, "connections"),
         Field("users", COUNT, "users; a client without a name counts as one"),
+        Field(
+            "names",
+            ListOf(CONNECTED_USER),
+            "with `limit`: users of all machines that are subscribed to the type, in the order of their names",
+            required=False,
+        ),
+        Field("total", COUNT, "with `limit`: users with a name, on all pages", required=False),
+        Field("more", Boolean(), "with `limit`: whether there is another page", required=False),
     ),
 )
 AUTHENTICATED = Struct(
@@ -394,6 +411,33 @@ HEALTH = Struct(
     ),
 )
 
+ATTENDANCE = Struct(
+    "AttendanceChange",
+    "Users that came or went within a second.",
+    (
+        Field(
+            "users",
+            ListOf(
+                Struct(
+                    "ChangedUser",
+                    "A user that came or went.",
+                    (
+                        Field("user", Text(1), "the user's name"),
+                        Field(
+                            "types",
+                            ListOf(Text(1)),
+                            "types that its first connection has subscribed to, or its last one has left",
+                        ),
+                    ),
+                ),
+                most=MAX_ANNOUNCED,
+            ),
+            "some of them, in the order of their names, at most 16 KB",
+        ),
+        Field("total", COUNT, "all of them"),
+    ),
+)
+
 # Bodies of HTTP calls.
 
 PUBLISHED = Struct(
@@ -489,16 +533,7 @@ USER_LIST = Struct(
     (
         Field(
             "users",
-            ListOf(
-                Struct(
-                    "ConnectedUser",
-                    "A user that is connected.",
-                    (
-                        Field("user", Text(1), "the user's name"),
-                        Field("connections", COUNT, "open connections"),
-                    ),
-                )
-            ),
+            ListOf(CONNECTED_USER),
             "in the order of their names",
         ),
         Field("anonymous", COUNT, "connections without a name"),

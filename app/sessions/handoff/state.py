@@ -101,6 +101,8 @@ def dump_session(
     }
     if extra is not None and extra.allowed is not None:
         state["allowed"] = sorted(extra.allowed)
+    if extra is not None and extra.listed != frozenset():
+        state["listed"] = ["all"] if extra.listed is None else sorted(extra.listed)
     if session.deflate is not None:
         state["deflate"] = session.deflate
     if not _NEWER.isdisjoint(state):
@@ -174,6 +176,9 @@ def _load_token(session: ProtocolSession, state: State) -> None:
     context = session.context
     if "allowed" in state:
         session.need_extra().allowed = context.allowed.of(frozenset(state["allowed"]))
+    if "listed" in state:
+        names = frozenset(state["listed"])
+        session.need_extra().listed = None if "all" in names else names
     if state["expires_at"] is not None:
         session.need_extra().expires_at = state["expires_at"]
         context.expiry.watch(session, handed_over=True)

@@ -90,6 +90,10 @@ export interface Ack {
 export interface AskPresence {
   /** of messages */
   type: string;
+  /** users that are named; where it is not given none are */
+  limit?: number | null;
+  /** with `limit`: only users behind this one */
+  after?: string | null;
 }
 
 /** Payload of `auth`. */
@@ -164,12 +168,26 @@ export interface Pong {
   serverTime: number;
 }
 
+/** A user that is connected. */
+export interface ConnectedUser {
+  /** the user's name */
+  user: string;
+  /** open connections */
+  connections: number;
+}
+
 /** How many are subscribed to a type, over all workers of the machine; at most 2 s old. */
 export interface Subscribers {
   /** connections */
   connections: number;
   /** users; a client without a name counts as one */
   users: number;
+  /** with `limit`: users of all machines that are subscribed to the type, in the order of their names */
+  names?: ConnectedUser[];
+  /** with `limit`: users with a name, on all pages */
+  total?: number;
+  /** with `limit`: whether there is another page */
+  more?: boolean;
 }
 
 /** The answer to `auth`. */
@@ -370,6 +388,22 @@ export interface HealthData {
   source?: 'alertmanager';
 }
 
+/** A user that came or went. */
+export interface ChangedUser {
+  /** the user's name */
+  user: string;
+  /** types that its first connection has subscribed to, or its last one has left */
+  types: string[];
+}
+
+/** Users that came or went within a second. */
+export interface AttendanceChange {
+  /** some of them, in the order of their names, at most 16 KB */
+  users: ChangedUser[];
+  /** all of them */
+  total: number;
+}
+
 /** Why an HTTP call was refused. */
 export interface ErrorAnswer {
   /** the cause and the remedy, for people */
@@ -564,14 +598,6 @@ export interface ConnectionList {
   complete: boolean;
 }
 
-/** A user that is connected. */
-export interface ConnectedUser {
-  /** the user's name */
-  user: string;
-  /** open connections */
-  connections: number;
-}
-
 /** A page of the users that are connected. */
 export interface UserList {
   /** in the order of their names */
@@ -739,7 +765,7 @@ export interface Actions {
   ping: { payload: unknown; reply: Pong };
   /** Note that a message has arrived; it is counted. */
   ack: { payload: Ack; reply: undefined };
-  /** Ask how many are subscribed to a type. */
+  /** Ask how many are subscribed to a type, and which users. */
   presence: { payload: AskPresence; reply: Subscribers };
   /** Show a token, first or in place of one that expires. */
   auth: { payload: Auth; reply: Authenticated };
@@ -779,4 +805,8 @@ export interface EventData {
   health_alert: HealthData;
   /** the end of that */
   health_recovery: HealthData;
+  /** users came, with the setting `JOIN_LEAVE` */
+  join: AttendanceChange;
+  /** users went, likewise */
+  leave: AttendanceChange;
 }

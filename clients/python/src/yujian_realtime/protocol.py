@@ -118,6 +118,10 @@ class AskPresence(TypedDict):
 
     type: str
     """of messages"""
+    limit: NotRequired[int | None]
+    """users that are named; where it is not given none are"""
+    after: NotRequired[str | None]
+    """with `limit`: only users behind this one"""
 
 
 class Auth(TypedDict):
@@ -202,6 +206,15 @@ class Pong(TypedDict):
     """Unix time in milliseconds by the service's clock"""
 
 
+class ConnectedUser(TypedDict):
+    """A user that is connected."""
+
+    user: str
+    """the user's name"""
+    connections: int
+    """open connections"""
+
+
 class Subscribers(TypedDict):
     """How many are subscribed to a type, over all workers of the machine; at most 2 s old."""
 
@@ -209,6 +222,12 @@ class Subscribers(TypedDict):
     """connections"""
     users: int
     """users; a client without a name counts as one"""
+    names: NotRequired[list[ConnectedUser]]
+    """with `limit`: users of all machines that are subscribed to the type, in the order of their names"""
+    total: NotRequired[int]
+    """with `limit`: users with a name, on all pages"""
+    more: NotRequired[bool]
+    """with `limit`: whether there is another page"""
 
 
 class Authenticated(TypedDict):
@@ -435,6 +454,24 @@ class HealthData(TypedDict):
     """of Alertmanager's alert"""
     source: NotRequired[Literal["alertmanager"]]
     """where it comes from, if not from the collector"""
+
+
+class ChangedUser(TypedDict):
+    """A user that came or went."""
+
+    user: str
+    """the user's name"""
+    types: list[str]
+    """types that its first connection has subscribed to, or its last one has left"""
+
+
+class AttendanceChange(TypedDict):
+    """Users that came or went within a second."""
+
+    users: list[ChangedUser]
+    """some of them, in the order of their names, at most 16 KB"""
+    total: int
+    """all of them"""
 
 
 class ErrorAnswer(TypedDict):
@@ -665,15 +702,6 @@ class ConnectionList(TypedDict):
     """whether these are known to be all workers"""
 
 
-class ConnectedUser(TypedDict):
-    """A user that is connected."""
-
-    user: str
-    """the user's name"""
-    connections: int
-    """open connections"""
-
-
 class UserList(TypedDict):
     """A page of the users that are connected."""
 
@@ -827,6 +855,7 @@ ActionName = Literal[
 EventName = Literal[
     "connected", "subscribed", "unsubscribed", "history_data", "pong", "presence_data",
     "authenticated", "batch_update", "gap", "token_expiring", "connection_closing", "error",
-    "offset", "status_update", "stats_update", "health_alert", "health_recovery",
+    "offset", "status_update", "stats_update", "health_alert", "health_recovery", "join",
+    "leave",
 ]
 """Events of the service; publishers add their own."""

@@ -1,0 +1,101 @@
+"""The users that are subscribed to a type, for clients that may list them.
+
+Pages come from the list that all workers share (app/backplane/attendance.py). One read is under way at a
+time, equal ones share it, and its answer is given again for a second: so what this costs the backplane
+does not grow with the clients that ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from app.errors import ClientError, ErrorCode
+from app.sessions.session import Session
+
+FRESH = 1.0
+"""Seconds for which an answer is given again."""
+MOST_KEPT = 64
+"""Answers that are kept so, of some 5 KB each."""
+
+Page = tuple[int, Mapping[str, int]]
+"""How many users there are, and the connections of those on the page."""
+Question = tuple[str, str, int]
+"""Type, the user before the page, users of the page."""
+
+
+class Names:
+    """Reads pages for the sessions of one worker.
+
+    Args:
+        types: whose users may be listed.
+        needs_claim: only clients whose token has the claim `presence` may.
+        read: one page; raises `BackplaneUnavailable`.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        types: frozenset[str],
+        *,
+        needs_claim: bool,
+        read: Callable[[str, str, int], Awaitable[Page]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._types = types
+        self._needs_claim = needs_claim
+        self._read = read
+        self._clock = clock
+        self._kept: dict[Question, tuple[float, Page]] = {}
+        self._asked: dict[Question, asyncio.Task[Page]] = {}
+        self._place = asyncio.Lock()
+
+    def check(self, session: Session, type: str) -> None:
+        """Make sure that a client may list the users of a type.
+
+        Raises:
+            ClientError: FORBIDDEN.
+        """
+        if type not in self._types:
+            raise ClientError(
+                ErrorCode.FORBIDDEN,
+                f"The users of {type!r} are not listed: PRESENCE_NAMES does not name it.",
+            )
+        extra = session.extra
+        listed = frozenset[str]() if extra is None else extra.listed
+        if self._needs_claim and listed is not None and type not in listed:
+            raise ClientError(
+                ErrorCode.FORBIDDEN,
+                f"The token's 'presence' claim does not allow listing the users of {type!r}.",
+            )
+
+    async def page(self, type: str, after: str, limit: int) -> Page:
+        """One page, at most a second older than the list.
+
+        Raises:
+            BackplaneUnavailable: it cannot be read.
+        """
+        question = type, after, limit
+        kept = self._kept.get(question)
+        if kept is not None and self._clock() - kept[0] < FRESH:
+            return kept[1]
+        task = self._asked.get(question)
+        if task is None:
+            task = self._asked[question] = asyncio.get_running_loop().create_task(
+                self._ask(question)
+            )
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        # It goes on for the others when this client leaves.
+        return await asyncio.shield(task)
+
+    async def _ask(self, question: Question) -> Page:
+        try:
+            async with self._place:
+                page = await self._read(*question)
+        finally:
+            del self._asked[question]
+        if len(self._kept) >= MOST_KEPT:
+            self._kept.clear()
+        self._kept[question] = self._clock(), page
+        return page
