@@ -23,14 +23,13 @@ from app.metrics import Metrics
 from app.ports import Slots
 from app.protocol.envelope import encode_json
 from app.protocol.schema.limits import MAX_ANNOUNCED, MAX_ANNOUNCED_BYTES
+from app.seconds import next_second
 from app.sessions.registry import Registry
 from app.supervisor import Supervisor
 from app.transport.connection import OPEN
 
 logger = logging.getLogger("realtime.worker")
 
-INTERVAL = 1.0
-"""Seconds between two looks at the sessions."""
 RENEWAL = 60.0
 """Seconds after which the state is kept for another hour."""
 SLICE = 500
@@ -112,9 +111,8 @@ class Attendance:
         """Look once a second for ever."""
         loop = asyncio.get_running_loop()
         while True:
-            began = loop.time()
-            await self.look(began)
-            await asyncio.sleep(max(INTERVAL / 10, INTERVAL - (loop.time() - began)))
+            await next_second()
+            await self.look(loop.time())
 
     async def look(self, now: float) -> None:
         """Say what has changed, and do what is to be done for all where this worker has the turn.
@@ -236,7 +234,7 @@ class Attendance:
         await self._announce(changes)
 
     async def _announce(self, changes: Sequence[Change]) -> None:
-        """Publish who came and who went, then note that."""
+        """Publish the users that came and those that went, then note that."""
         known: dict[str, frozenset[str]] = {}
         for event, is_new in (("join", True), ("leave", False)):
             users: dict[str, frozenset[str]] = {}

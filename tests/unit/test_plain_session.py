@@ -18,6 +18,7 @@ from app.errors import BackplaneUnavailable
 from app.metrics import Metrics
 from app.sessions.assembly import make_context
 from app.sessions.auth import TokenVerifier
+from app.sessions.names import Names
 from app.sessions.plain import PlainSession
 from app.sessions.rates import FLOOD_FACTOR, Limits, Rates
 from app.sessions.session import INBOX_MESSAGES, ConnectOptions
@@ -75,11 +76,16 @@ class Worker(Bench):
             verifier=TokenVerifier(self.settings),
             metrics=Metrics(types),
             subscribers=lambda _: Subscribers(3, 2),
+            names=Names(frozenset({"status"}), needs_claim=False, read=self.read_names),
             control_position=Position("c", 0),
             send_control=nothing,
             publish=nothing,
             note_unreadable=lambda: None,
         )
+
+    async def read_names(self, type: str, after: str, limit: int) -> tuple[int, dict[str, int]]:
+        names = [name for name in ("ann", "bob", "zoe") if name > after]
+        return 3, dict.fromkeys(names[:limit], 1)
 
     def client(self, id: str = "c1", options: ConnectOptions | None = None) -> Client:
         ours, theirs = socket.socketpair()

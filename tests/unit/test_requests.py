@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from app.errors import ClientError, ErrorCode
 from app.protocol.requests import (
+    AskPresence,
     First,
     GetHistory,
     Request,
@@ -21,6 +22,7 @@ from app.protocol.requests import (
     parse_first,
     parse_get_history,
     parse_one_type,
+    parse_presence,
     parse_request,
     parse_string,
     parse_subscribe,
@@ -143,6 +145,30 @@ def test_one_type() -> None:
 
 
 # Subscribing.
+
+
+def test_presence() -> None:
+    assert parse_presence({"type": "stats"}, KNOWN) == AskPresence("stats", None, "")
+    assert parse_presence({"type": "stats", "limit": None, "after": None}, KNOWN).limit is None
+    asked = {"type": "stats", "limit": 100, "after": "ann"}
+    assert parse_presence(asked, KNOWN) == AskPresence("stats", 100, "ann")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"limit": 0},
+        {"limit": 101},
+        {"limit": "5"},
+        {"limit": True},
+        {"limit": 5, "after": 5},
+        {"limit": 5, "after": "x" * 129},
+        {"limit": 5, "after": "\ud800"},
+        {"limit": 5, "type": ["stats"]},
+    ],
+)
+def test_wrong_questions_about_presence(fields: dict[str, Any]) -> None:
+    refused(ErrorCode.INVALID_PAYLOAD, parse_presence, {"type": "stats", **fields}, KNOWN)
 
 
 def test_subscribe() -> None:

@@ -81,6 +81,10 @@ export interface Ack {
 export interface AskPresence {
     /** of messages */
     type: string;
+    /** users that are named; where it is not given none are */
+    limit?: number | null;
+    /** with `limit`: only users behind this one */
+    after?: string | null;
 }
 /** Payload of `auth`. */
 export interface Auth {
@@ -147,12 +151,25 @@ export interface Pong {
     /** Unix time in milliseconds by the service's clock */
     serverTime: number;
 }
+/** A user that is connected. */
+export interface ConnectedUser {
+    /** the user's name */
+    user: string;
+    /** open connections */
+    connections: number;
+}
 /** How many are subscribed to a type, over all workers of the machine; at most 2 s old. */
 export interface Subscribers {
     /** connections */
     connections: number;
     /** users; a client without a name counts as one */
     users: number;
+    /** with `limit`: users of all machines that are subscribed to the type, in the order of their names */
+    names?: ConnectedUser[];
+    /** with `limit`: users with a name, on all pages */
+    total?: number;
+    /** with `limit`: whether there is another page */
+    more?: boolean;
 }
 /** The answer to `auth`. */
 export interface Authenticated {
@@ -338,6 +355,20 @@ export interface HealthData {
     /** where it comes from, if not from the collector */
     source?: 'alertmanager';
 }
+/** A user that came or went. */
+export interface ChangedUser {
+    /** the user's name */
+    user: string;
+    /** types that its first connection has subscribed to, or its last one has left */
+    types: string[];
+}
+/** Users that came or went within a second. */
+export interface AttendanceChange {
+    /** some of them, in the order of their names, at most 16 KB */
+    users: ChangedUser[];
+    /** all of them */
+    total: number;
+}
 /** Why an HTTP call was refused. */
 export interface ErrorAnswer {
     /** the cause and the remedy, for people */
@@ -516,13 +547,6 @@ export interface ConnectionList {
     /** whether these are known to be all workers */
     complete: boolean;
 }
-/** A user that is connected. */
-export interface ConnectedUser {
-    /** the user's name */
-    user: string;
-    /** open connections */
-    connections: number;
-}
 /** A page of the users that are connected. */
 export interface UserList {
     /** in the order of their names */
@@ -652,7 +676,7 @@ export interface Actions {
         payload: Ack;
         reply: undefined;
     };
-    /** Ask how many are subscribed to a type. */
+    /** Ask how many are subscribed to a type, and which users. */
     presence: {
         payload: AskPresence;
         reply: Subscribers;
@@ -697,4 +721,8 @@ export interface EventData {
     health_alert: HealthData;
     /** the end of that */
     health_recovery: HealthData;
+    /** users came, with the setting `JOIN_LEAVE` */
+    join: AttendanceChange;
+    /** users went, likewise */
+    leave: AttendanceChange;
 }
