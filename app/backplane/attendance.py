@@ -43,12 +43,12 @@ ROWS = 500
 """Changes that one call reads."""
 
 _PREFIX = b"{rt:attendance}:"
-_WORKERS, _USERS, _TOLD = _PREFIX + b"workers", _PREFIX + b"users", _PREFIX + b"announced"
+_WORKERS, _USERS, _ANNOUNCED = _PREFIX + b"workers", _PREFIX + b"users", _PREFIX + b"announced"
 _CAME, _GONE, _STATE = _PREFIX + b"came", _PREFIX + b"gone", _PREFIX + b"state"
 _KEYS = {
     _WORKERS: b"zset",
     _USERS: b"hash",
-    _TOLD: b"hash",
+    _ANNOUNCED: b"hash",
     _CAME: b"zset",
     _GONE: b"zset",
     _STATE: b"hash",
