@@ -7,7 +7,8 @@ once, and frames over theirs close at once: they cost less to send than to wait 
 
 All connections of a worker together may use `INPUT_SHARE` of its time. Beyond that
 connections wait that used more than an even part of it, so that there is always time for
-deliveries and for light clients. No connection is closed for this.
+deliveries and for light clients. No connection is closed for this. When many come back at once they may
+use more for some seconds.
 
 Only connections that sent something in this second, and those that wait, have an entry here.
 """
@@ -40,7 +41,13 @@ CALM_SECONDS = 1.0
 INPUT_SHARE = 0.2
 """Part of its time that a worker uses for what clients send, before some of them wait."""
 LEAST_SHARE = 0.0005
-"""Seconds a second that a connection may always use: some ten requests."""
+"""Seconds a second that a connection may use however many there are: some ten requests. So that after a
+failure all can come back at once."""
+STORM_SECONDS = 3
+"""Seconds for which all together may use more than `INPUT_SHARE` by that; what lasts longer is no
+return of clients."""
+_FULL = 0.8
+"""Part of `INPUT_SHARE` from which on a second counts as one in which it was used."""
 _HEADSTART = 0.03
 """Seconds of a share that can be used at the beginning of a second."""
 
@@ -142,6 +149,9 @@ class Rates:
         self._shared = 0.0
         """Part of the total that no connection was charged with: writing answers."""
         self._began = clock()
+        self._full_seconds = 0
+        """Seconds in which all together used their share, less those in which they did not."""
+        self._least_share = LEAST_SHARE
         self._waits: dict[Connection, _Episode] = {}
         self._refused: dict[Connection, float] = {}
         """Since when messages of a connection have been refused in every second."""
@@ -210,7 +220,7 @@ class Rates:
         self.is_busy = self._total > INPUT_SHARE * elapsed
         if self.is_busy:
             own = (self._total - self._shared) / self._total
-            share = max(INPUT_SHARE * own / len(self._used), LEAST_SHARE)
+            share = max(INPUT_SHARE * own / len(self._used), self._least_share)
             pause = min(own_seconds / share - elapsed, MAX_PAUSE)
             if pause > 0:
                 self.held_back += 1
@@ -235,9 +245,14 @@ class Rates:
 
     def start_second(self) -> None:
         """Forget what was used in the second that is over."""
+        now = self._clock()
+        is_full = self._total > _FULL * INPUT_SHARE * (now - self._began)
+        count = self._full_seconds + (1 if is_full else -1)
+        self._full_seconds = min(max(0, count), 2 * STORM_SECONDS)
+        self._least_share = LEAST_SHARE if self._full_seconds <= STORM_SECONDS else 0.0
         self._used = {}
         self._total = self._shared = 0.0
-        self._began = now = self._clock()
+        self._began = now
         if self._waits:
             self._waits = {c: e for c, e in self._waits.items() if e.until + CALM_SECONDS > now}
         if self._refused:

@@ -250,6 +250,22 @@ async def test_changed_subscriptions(worker: Worker) -> None:
     assert client.read() == []
 
 
+async def test_one_that_is_held_back_stays_last_whatever_it_subscribes_to(worker: Worker) -> None:
+    client = worker.client()
+    await client.event()
+    session = client.session
+    session.on_throttled()
+    for action, types in (("subscribe", ["stats"]), ("unsubscribe", ["status"])):
+        client.ask(action, {"types": types})
+        await client.event()
+        assert session.group.is_last
+        assert session in session.group.members
+    recover = {"status": {"epoch": "e1", "seq": 0}}
+    client.ask("subscribe", {"types": ["status"], "recover": recover})
+    await client.event()
+    assert session.group.is_last
+
+
 async def test_rates() -> None:
     worker = Worker(rate_limit=5)
     client = worker.client()

@@ -138,6 +138,33 @@ def test_all_together_leave_time_for_deliveries(count: int) -> None:
     assert world.rates.held_back > 0
 
 
+def use(world: World, crowd: int, seconds: float) -> float:
+    """The part of a second that a crowd uses, each of which goes on as soon as it may."""
+    used, free = 0.0, dict.fromkeys(range(crowd), world.now)
+    began = world.now
+    while world.now < began + 1.0:
+        for who, since in free.items():
+            if since <= world.now and world.now < began + 1.0:
+                world.now += seconds
+                used += seconds
+                free[who] = world.now + world.spend(who, seconds)
+        world.now += 0.001
+    world.rates.start_second()
+    return used
+
+
+def test_a_crowd_that_stays_gets_no_more_than_its_share_however_large_it_is() -> None:
+    world = World(messages=0, flood=0, bytes=0, seconds=0)
+    crowd, cost = 900, 0.00005
+    first = [use(world, crowd, cost) for _ in range(module.STORM_SECONDS)]
+    later = [use(world, crowd, cost) for _ in range(10)][module.STORM_SECONDS :]
+    assert min(first) > 0.4, "those who come back after a failure need not wait"
+    assert max(later) < module.INPUT_SHARE * 1.3, later
+    for _ in range(2 * module.STORM_SECONDS):
+        world.second()
+    assert use(world, crowd, cost) > 0.4
+
+
 def test_no_limits() -> None:
     world = World(seconds=0, bytes=0, messages=0)
     assert {world.message("a") for _ in range(10_000)} == {TAKE}
