@@ -17,9 +17,12 @@ class Priority(enum.IntEnum):
     LOW = 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Position:
-    """The last message of one type that a client or worker has; `seq` 0 is before the first."""
+    """The last message of one type that a client or worker has; `seq` 0 is before the first.
+
+    Never changed; it is not frozen, which would make it cost twice.
+    """
 
     epoch: str
     seq: int

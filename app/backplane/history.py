@@ -124,8 +124,11 @@ class History:
 
     def remember(self, items: Iterable[Message | Gap]) -> None:
         """Take what the reader returned, gaps included, when it goes live."""
+        tails = self._tails
         for item in items:
-            tail = self._tails.setdefault(item.type, _Tail())
+            tail = tails.get(item.type)
+            if tail is None:
+                tail = tails[item.type] = _Tail()
             if isinstance(item, Message):
                 tail.append(item)
             elif item.reason == "epoch" and tail.messages:

@@ -208,8 +208,9 @@ class FanOut:
     async def _flush(self, items: Sequence[Message | Gap]) -> None:
         began = time.monotonic()
         self._before = self.positions
-        self.positions = {**self.positions, **{item.type: item.position for item in items}}
-        types = {item.type for item in items}
+        newest = {item.type: item for item in items}  # the last one of each
+        self.positions = self.positions | {type: one.position for type, one in newest.items()}
+        types = set(newest)
         self._plan(items, types)
         receivers = dict.fromkeys(types, 0)
         for group, job in self._jobs.items():

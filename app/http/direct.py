@@ -25,6 +25,7 @@ from app.http.request_head import parse_call
 from app.http.writers import Writer
 from app.protocol.envelope import decode_json, encode_json, new_id
 from app.transport.http_connection import INCOMPLETE, PASS, TAKEN, Caller, Take
+from app.types import Position
 
 PATH = "/ws/broadcast"
 MAX_BODY = 64 * 1024
@@ -200,7 +201,7 @@ class DirectCalls:
 class _Answering:
     """One request on its way to its answer."""
 
-    __slots__ = ("_call", "_caller", "_calls", "_head", "_left", "_write")
+    __slots__ = ("_call", "_caller", "_calls", "_head", "_unsettled", "_write")
 
     def __init__(self, calls: DirectCalls, head: _Head, caller: Caller) -> None:
         self._calls = calls
@@ -208,22 +209,23 @@ class _Answering:
         self._caller = caller
         self._write = Write(head.writer)
         self._call: Call | None = None
-        self._left = 0
+        self._unsettled: list[asyncio.Future[Position]] = []
 
     def begin(self, value: object, context: HttpContext) -> None:
         """Queue its messages; raises what `Call` does."""
         head = self._head
         call = self._call = Call(value, head.length, self._write, head.writer, context)
-        futures = [item.future for item in call.submitted]
-        self._left = len(futures)
-        for future in futures:
-            future.add_done_callback(self._settled)
-        if not futures:
-            self._answer()
+        self._unsettled = [item.future for item in call.submitted]
+        self._wait()
 
-    def _settled(self, _: object) -> None:
-        self._left -= 1
-        if not self._left:
+    def _wait(self, _: object = None) -> None:
+        """Answer when all messages are settled; those of a batch are so at once."""
+        unsettled = self._unsettled
+        while unsettled and unsettled[-1].done():
+            unsettled.pop()
+        if unsettled:
+            unsettled[-1].add_done_callback(self._wait)
+        else:
             self._answer()
 
     def _answer(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -31,7 +32,10 @@ LARGEST_ARRAY = 4
 """How many messages of the largest size fit into one call."""
 
 _FIELDS = tuple(field.name for field in PUBLISHED.fields)
+_KNOWN_FIELDS = frozenset(_FIELDS)
 _EVENT = re.compile(EVENT_NAME, re.ASCII)
+_LONGEST_EVENT = 64
+"""Characters; what is longer is not remembered."""
 _PRIORITIES = {priority.name.lower(): priority for priority in Priority}
 _FORMS = (
     "application/json",
@@ -113,20 +117,20 @@ def make_draft(
         ClientError: what is wrong with it.
         ValueError, TypeError: it is not `decoded`, and JSON cannot say its data.
     """
-    if not isinstance(message, Mapping):
+    if type(message) is not dict and not isinstance(message, Mapping):
         raise _invalid("A message must be an object with 'type', 'event' and 'data'.")
-    for name in message:
-        if name not in _FIELDS:
-            raise _invalid(f"Unknown field {name[:64]!r}: a message has {', '.join(_FIELDS)}.")
-    type, event, id = message.get("type"), message.get("event"), message.get("id")
+    if not message.keys() <= _KNOWN_FIELDS:
+        name = next(name for name in message if name not in _KNOWN_FIELDS)
+        raise _invalid(f"Unknown field {name[:64]!r}: a message has {', '.join(_FIELDS)}.")
+    stream, event, id = message.get("type"), message.get("event"), message.get("id")
     if id is not None and not _is_id(id):
         raise _invalid(f"'id' must have 1 to {MAX_ID} printable characters.")
-    if not isinstance(type, str) or type not in settings.message_types:
+    if not isinstance(stream, str) or stream not in settings.message_types:
         types = ", ".join(settings.message_types)
         raise ClientError(ErrorCode.INVALID_TYPE, f"'type' must be one of {types}.")
     if writer is not None:
-        writer.check_type(type)
-    if not isinstance(event, str) or not _EVENT.fullmatch(event):
+        writer.check_type(stream)
+    if not isinstance(event, str) or len(event) > _LONGEST_EVENT or not _is_event(event):
         raise _invalid(
             "'event' must be a letter and at most 63 more letters, digits or any of _.:/-"
         )
@@ -142,17 +146,10 @@ def make_draft(
         text = f"The message is too large: {limit} bytes are allowed."
         raise ClientError(ErrorCode.MESSAGE_TOO_LARGE, text)
     chosen = id or new_id()
-    return Draft(
-        type=type,
-        event=event,
-        id=chosen,
-        body=body(
-            type, event, message["data"], id=chosen, timestamp=int(now * 1000), decoded=decoded
-        ),
-        accepted=now,
-        priority=_PRIORITIES[priority],
-        once=id is not None,
+    encoded = body(
+        stream, event, message["data"], id=chosen, timestamp=int(now * 1000), decoded=decoded
     )
+    return Draft(stream, event, chosen, encoded, now, _PRIORITIES[priority], id is not None)
 
 
 async def broadcast(request: web.Request, write: Write, context: HttpContext) -> web.Response:
@@ -341,9 +338,9 @@ def _is_same(one: Any, other: Any) -> bool:
 async def _settle(submitted: Iterable[_Submitted]) -> None:
     # To await a future itself would cancel it along with the request, but a message that is on
     # its way to the stream cannot be called back.
-    futures = [item.future for item in submitted]
-    if futures:
-        await asyncio.wait(futures)
+    for item in submitted:
+        if not item.future.done():  # most have shared a batch with the first one
+            await asyncio.wait({item.future})
 
 
 def _check(
@@ -374,6 +371,12 @@ def _outcome(message: Any, item: _Submitted | ClientError | Conflict) -> dict[st
         chosen = message.get("id") if isinstance(message, Mapping) else None
         id = chosen if _is_id(chosen) else None
         return {"id": id, "error": error.message, "code": error.code}
+
+
+@functools.lru_cache(maxsize=256)
+def _is_event(name: str) -> bool:
+    """Whether a text can be the name of an event; there are few names."""
+    return _EVENT.fullmatch(name) is not None
 
 
 def _is_id(id: object) -> bool:

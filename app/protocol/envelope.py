@@ -314,13 +314,17 @@ def body(
     Raises:
         ValueError, TypeError: as `encode_json`.
     """
-    encoded = b'{"id":%b,"type":%b,"timestamp":%d,"direction":"server-to-client","event":%b,' % (
-        encode_json(new_id() if id is None else id),
+    encoded = (
+        b'{"id":%b,"type":%b,"timestamp":%d,"direction":"server-to-client","event":%b,"data":%b'
+    ) % (
+        encode_decoded(
+            new_id() if id is None else id
+        ),  # of a text, which nothing can be wrong with
         _encode_name(type),
         time.time() * 1000 if timestamp is None else timestamp,
         _encode_name(event),
+        encode_decoded(data) if decoded else encode_json(data),
     )
-    encoded += b'"data":' + (encode_decoded(data) if decoded else encode_json(data))
     if reply_to is not None:
         encoded += b',"replyTo":' + encode_json(reply_to)
     return encoded
