@@ -374,9 +374,32 @@ class Held:
         return future
 
     def store(self) -> None:
-        for future, draft in self.waiting:
-            future.set_result(self._submit(draft).result())
+        for place in range(len(self.waiting)):
+            self.store_one(place)
         self.waiting.clear()
+
+    def store_one(self, place: int) -> None:
+        future, draft = self.waiting[place]
+        future.set_result(self._submit(draft).result())
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
+async def test_an_array_is_answered_when_its_last_message_is_settled(
+    monkeypatch: pytest.MonkeyPatch, order: list[int]
+) -> None:
+    async with serve() as served:
+        held = Held(served, monkeypatch)
+        reader, writer = await served.open()
+        writer.write(request(json.dumps([MESSAGE] * 3).encode()))
+        await until(lambda: len(held.waiting) == 3)
+        for place in order:
+            await asyncio.sleep(0)
+            assert served.calls.in_progress == 1
+            held.store_one(place)
+        _, _, body = (await answer_of(reader)).partition(b"\r\n\r\n")
+        ids = [draft.id for _, draft in held.waiting]
+        assert [one["id"] for one in json.loads(body)] == ids
+        assert served.calls.in_progress == 0
 
 
 async def test_what_comes_behind_a_request_waits(monkeypatch: pytest.MonkeyPatch) -> None:
