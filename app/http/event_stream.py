@@ -13,7 +13,7 @@ from app.http.cors import Hosts, Origins, is_browser
 from app.http.request_head import EVENTS_PATH, RequestHead, parse_events
 from app.http.upgrade import admit, take_socket
 from app.protocol import http_answers
-from app.protocol.envelope import new_id
+from app.protocol.envelope import connection_id
 from app.protocol.offsets import decode_offset
 from app.sessions.context import SessionContext
 from app.sessions.event_stream import EventStreamSession, error_event, last_event
@@ -100,7 +100,7 @@ class EventStream:
 
     def _begin(self, request: RequestHead, admitted: Admitted, last_id: str, fd: int) -> None:
         context = self._context
-        session = EventStreamSession(context, fd, new_id(), admitted.user)
+        session = EventStreamSession(context, fd, connection_id(), admitted.user)
         context.hub.attach(session)
         if context.addresses is not None:
             context.addresses.hold(session, admitted.address)

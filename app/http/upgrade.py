@@ -14,7 +14,7 @@ from app.http.admission import Admission, Admitted, Refused, choose_subprotocol
 from app.http.cors import Hosts
 from app.http.request_head import PATH, UpgradeHead, parse_upgrade
 from app.protocol.deflate import answer, negotiate
-from app.protocol.envelope import new_id
+from app.protocol.envelope import connection_id
 from app.sessions.context import SessionContext
 from app.sessions.deflated import session_class
 from app.sessions.plain import PlainSession
@@ -204,9 +204,9 @@ class Upgrade:
         session: PlainSession | SocketIOSession
         bits = negotiate(request.headers.getall(_EXTENSIONS, ())) if self._deflates else None
         if admitted.protocol == "plain":
-            session = session_class(PlainSession, bits)(context, fd, new_id(), admitted.user)
+            session = session_class(PlainSession, bits)(context, fd, connection_id(), admitted.user)
         else:
-            session = session_class(SocketIOSession, bits)(context, fd, new_id(), admitted.user)
+            session = session_class(SocketIOSession, bits)(context, fd, connection_id(), admitted.user)
             if context.keeps_environ:
                 session.keep_environ(make_environ(request, admitted.address))
         context.hub.attach(session)

@@ -277,6 +277,26 @@ def new_id() -> str:
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
+def connection_id() -> str:
+    """A UUID of version 7: its first 48 bits are the Unix time in milliseconds, 74 are random.
+
+    So it is known since when a connection is open, and nothing is kept for it.
+    """
+    id = new_id()
+    time_ = f"{time.time_ns() // 1_000_000:012x}"
+    return f"{time_[:8]}-{time_[8:]}-7{id[15:]}"
+
+
+def time_of_id(id: str) -> int | None:
+    """Unix time in milliseconds at which `connection_id` made an id; None: another made it."""
+    if len(id) != 36 or id[14] != "7":
+        return None
+    try:
+        return int(id[:8] + id[9:13], 16)
+    except ValueError:
+        return None
+
+
 _random: list[str] = []
 """Digits of ids to come: to ask the kernel for each would cost as much as the rest."""
 os.register_at_fork(after_in_child=_random.clear)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.errors import CloseCode
-from app.protocol.envelope import new_id
+from app.protocol.envelope import connection_id
 from app.sessions.session import Session
 from app.transport.connection import OPEN
 
@@ -33,7 +33,7 @@ class Registry:
         """Give a session another id: that which it had before, or a new one to begin anew."""
         self.forget(session)
         if session.state == OPEN:
-            session.id = id or new_id()
+            session.id = id or connection_id()
             self.by_id[session.id] = session
 
     def forget(self, session: Session) -> None:

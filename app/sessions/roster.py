@@ -19,6 +19,7 @@ from typing import Any
 
 from app.errors import ClientError, CloseCode
 from app.ports import Slots
+from app.protocol.envelope import time_of_id
 from app.protocol.schema.limits import MAX_ROWS
 from app.sessions.asking import Channel, count_others, wait_for
 from app.sessions.registry import Registry
@@ -271,6 +272,7 @@ class Roster:
             "types": sorted(session.group.types),
             "host": self._host,
             "worker": os.getpid(),
+            "since": time_of_id(session.id),
         }
 
     def _end(self, id: str | None, user: str | None, code: int) -> int:

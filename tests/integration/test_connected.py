@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -55,6 +56,8 @@ async def test_lists_and_ends_over_all_workers(service: Service) -> None:
         assert {row["worker"] for row in rows} == set(service.worker_pids())
         assert sorted(str(row["user"]) for row in rows) == ["None", "ann", "ann", "bob"]
         assert {row["protocol"] for row in rows} == {"plain", "socketio"}
+        now = time.time_ns() // 1_000_000
+        assert all(now - 60_000 < row["since"] <= now for row in rows)
         page = (await get(service, "/connections?limit=3")).body
         assert (page["connections"], page["more"]) == (rows[:3], True)
         page = (await get(service, f"/connections?limit=3&after={rows[2]['id']}")).body
@@ -121,6 +124,17 @@ async def test_only_with_the_publish_token(service: Service) -> None:
         assert (await service.request(method, path)).status == 401
         wrong = {"Authorization": "Bearer wrong"}
         assert (await service.request(method, path, headers=wrong)).status == 401
+
+
+async def test_since_when_outlives_a_reload(service: Service) -> None:
+    async with await PlainClient.open(service, user="ann", types="status") as client:
+        await client.barrier()
+        [before] = (await get(service, "/connections?user=ann")).body["connections"]
+        await service.hup()
+        await client.barrier()
+        [after] = (await get(service, "/connections?user=ann")).body["connections"]
+        assert before["worker"] != after["worker"]
+        assert before == {**after, "worker": before["worker"]}
 
 
 async def test_a_client_on_server_sent_events(service: Service) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from typing import Any
 
@@ -14,11 +15,13 @@ from app.errors import ClientError, ErrorCode
 from app.protocol.envelope import (
     MAX_DEPTH,
     body,
+    connection_id,
     decode_json,
     encode_ascii,
     encode_json,
     envelope,
     new_id,
+    time_of_id,
 )
 
 
@@ -204,6 +207,34 @@ def test_new_id_is_a_random_uuid() -> None:
     assert all(str(uuid.UUID(id)) == id for id in ids)
     assert {uuid.UUID(id).version for id in ids} == {4}
     assert {uuid.UUID(id).variant for id in ids} == {uuid.RFC_4122}
+
+
+def test_connection_ids_say_since_when() -> None:
+    before = time.time_ns() // 1_000_000
+    ids = [connection_id() for _ in range(200)]
+    after = time.time_ns() // 1_000_000
+    assert len({id[15:] for id in ids}) == 200, "the rest is random"
+    for id in ids:
+        made = uuid.UUID(id)
+        assert (str(made), made.version, made.variant) == (id, 7, uuid.RFC_4122)
+        since = time_of_id(id)
+        assert since is not None
+        assert before <= since <= after
+
+
+@pytest.mark.parametrize(
+    ("id", "since"),
+    [
+        ("00000000-0001-7abc-8abc-0123456789ab", 1),
+        ("018f4c00-0000-7abc-babc-0123456789ab", 0x018F4C000000),
+        ("018f4c00-0000-4abc-babc-0123456789ab", None),
+        ("018f4c0x-0000-7abc-babc-0123456789ab", None),
+        ("c00", None),
+        ("", None),
+    ],
+)
+def test_the_time_of_an_id(id: str, since: int | None) -> None:
+    assert time_of_id(id) == since
 
 
 def test_body_is_an_envelope_without_its_end() -> None:

@@ -70,6 +70,7 @@ def test_what_is_no_address(given: str) -> None:
         (Ending(1013), ("full", True)),
         (Ending(1013, error="SERVICE_UNAVAILABLE"), ("restart", True)),
         (Ending(4401), ("token", False)),
+        (Ending(4403), ("operator", False)),
         (Ending(4408), ("silent", True)),
         (Ending(4409), ("replaced", False)),
         (Ending(4413), ("slow", True)),

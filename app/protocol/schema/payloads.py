@@ -514,6 +514,11 @@ CONNECTION = Struct(
         Field("types", ListOf(TypeName()), "subscriptions"),
         Field("host", Text(), "the machine that serves it"),
         Field("worker", COUNT, "process id of the worker there"),
+        Field(
+            "since",
+            Nullable(Integer()),
+            "Unix time in milliseconds of its first connect, which recovery keeps; null: unknown",
+        ),
     ),
 )
 _ROSTER = (

@@ -46,6 +46,7 @@ export type Cause =
   | 'protocol'
   | 'token'
   | 'origin'
+  | 'operator'
   | 'user-limit'
   | 'replaced'
   | 'left';
@@ -53,7 +54,7 @@ export type Cause =
 export interface State {
   name: 'connecting' | 'open' | 'waiting' | 'closed';
   cause?: Cause;
-  /** Close code of the last connection. */
+  /** Close code of the last connection; 403 where the service refuses the page's origin. */
   code?: number;
   /** What the service said about it. */
   message?: string;
@@ -118,6 +119,7 @@ export class RealtimeError extends Error {
 
 /** Why a connection ended, and whether to come back by itself. */
 const CAUSES: Record<number, [Cause, boolean]> = {
+  403: ['origin', false],
   1001: ['restart', true],
   1002: ['protocol', true],
   1007: ['protocol', true],
@@ -126,12 +128,12 @@ const CAUSES: Record<number, [Cause, boolean]> = {
   1012: ['restart', true],
   1013: ['full', true],
   4401: ['token', false],
-  4403: ['origin', false],
+  4403: ['operator', false],
   4408: ['silent', true],
   4409: ['replaced', false],
   4413: ['slow', true],
   4429: ['flood', true],
-} satisfies Record<Exclude<CloseCode, 1000> | 4403, [Cause, boolean]>;
+} satisfies Record<Exclude<CloseCode, 1000> | 403, [Cause, boolean]>;
 const REQUEST_TIMEOUT = 15_000;
 /** WebSockets that do not open while HTTP works, in a row, before server-sent events are tried. */
 const BLOCKED = 2;

@@ -269,7 +269,7 @@ describe('coming back', () => {
   it.each([
     [1008, 'user-limit'],
     [4401, 'token'],
-    [4403, 'origin'],
+    [4403, 'operator'],
     [4409, 'replaced'],
   ])('does not happen after %i: %s', (code, cause) => {
     start();

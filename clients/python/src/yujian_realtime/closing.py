@@ -21,7 +21,7 @@ _CAUSES: dict[int, tuple[Cause, bool]] = {
     1012: ("restart", True),
     1013: ("full", True),
     4401: ("token", False),
-    4403: ("origin", False),
+    4403: ("operator", False),
     4408: ("silent", True),
     4409: ("replaced", False),
     4413: ("slow", True),

@@ -19,6 +19,7 @@ Cause = Literal[
     "protocol",
     "token",
     "origin",
+    "operator",
     "user-limit",
     "replaced",
     "left",

@@ -685,6 +685,8 @@ class Connection(TypedDict):
     """the machine that serves it"""
     worker: int
     """process id of the worker there"""
+    since: int | None
+    """Unix time in milliseconds of its first connect, which recovery keeps; null: unknown"""
 
 
 class ConnectionList(TypedDict):
