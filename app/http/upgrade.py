@@ -206,7 +206,9 @@ class Upgrade:
         if admitted.protocol == "plain":
             session = session_class(PlainSession, bits)(context, fd, connection_id(), admitted.user)
         else:
-            session = session_class(SocketIOSession, bits)(context, fd, connection_id(), admitted.user)
+            session = session_class(SocketIOSession, bits)(
+                context, fd, connection_id(), admitted.user
+            )
             if context.keeps_environ:
                 session.keep_environ(make_environ(request, admitted.address))
         context.hub.attach(session)

@@ -62,10 +62,8 @@ export function App({ store }: { store: Store }) {
         <Connections data={data} />
         <Traffic data={data} />
         <Feed store={store} data={data} />
-        <aside className="side">
-          <LinkPanel data={data} />
-          <Operator store={store} data={data} />
-        </aside>
+        <LinkPanel data={data} />
+        <Operator store={store} data={data} />
       </main>
       <footer className="foot">
         <span>{t.title}</span>

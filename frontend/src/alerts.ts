@@ -33,7 +33,7 @@ interface HealthData {
 const KEPT_OVER = 50;
 const KEPT_OPEN = 200;
 
-/** A message applied to a list of alerts, the newest first. */
+/** A message applied to a list of alerts. */
 export function applyHealth(alerts: Alert[], message: Message): Alert[] {
   if (message.event !== 'health_alert' && message.event !== 'health_recovery') return alerts;
   const data = (message.data ?? {}) as HealthData;
@@ -41,8 +41,9 @@ export function applyHealth(alerts: Alert[], message: Message): Alert[] {
   const source = typeof data.source === 'string' ? data.source : typeof data.host === 'string' ? data.host : '';
   const labels = data.labels && typeof data.labels === 'object' ? JSON.stringify(data.labels) : '';
   const key = `${metric} ${source} ${labels}`;
-  const since = typeof data.since === 'number' ? data.since : message.timestamp;
   const open = alerts.find((alert) => alert.key === key && alert.until === undefined);
+  // One that is said again goes on.
+  const since = typeof data.since === 'number' ? data.since : (open?.since ?? message.timestamp);
   const others = alerts.filter((alert) => alert !== open);
   if (message.event === 'health_recovery') {
     const text = String(data.message ?? '');
@@ -61,8 +62,13 @@ export function applyHealth(alerts: Alert[], message: Message): Alert[] {
   return limit([alert, ...others]);
 }
 
+const RANK: Record<Level, number> = { critical: 0, warning: 1, info: 2 };
+
+/** The worst of those that are open first; of the same level, and of those that are over, the newest. */
 function limit(alerts: Alert[]): Alert[] {
-  const open = alerts.filter((alert) => alert.until === undefined).slice(0, KEPT_OPEN);
+  const open = alerts.filter((alert) => alert.until === undefined);
+  open.sort((a, b) => RANK[a.level] - RANK[b.level] || b.since - a.since);
+  open.splice(KEPT_OPEN);
   const over = alerts.filter((alert) => alert.until !== undefined);
   over.sort((a, b) => (b.until ?? 0) - (a.until ?? 0));
   return [...open, ...over.slice(0, KEPT_OVER)];

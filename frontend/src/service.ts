@@ -1,9 +1,9 @@
 /** Where the service is, what it answers over HTTP, and why it does not. */
 
-import type { Connections, ServiceStatus } from '@yujian/realtime';
+import type { ClosedConnections, ConnectionList, Connections, ServiceStatus } from '@yujian/realtime';
 import type { Range, SeriesAnswer } from './series';
 
-export type { Connections, Presence, ServiceStatus, WorkerStatus } from '@yujian/realtime';
+export type { Connection, ConnectionList, Connections, Presence, ServiceStatus, WorkerStatus } from '@yujian/realtime';
 
 /** Why there is no connection, as far as HTTP can tell. */
 export type Verdict = 'offline' | 'unreachable' | 'origin' | 'full' | 'starting' | 'reachable';
@@ -18,10 +18,13 @@ export class Refusal extends Error {
   }
 }
 
+/** Milliseconds that the page's own host may take to say where the service is. */
+const CONFIG_TIMEOUT = 5000;
+
 /** Base address of the service: Caddy's site of the page names it, the service itself does not. */
 export async function findService(): Promise<string> {
   try {
-    const answer = await fetch('/config.json');
+    const answer = await fetch('/config.json', { signal: AbortSignal.timeout(CONFIG_TIMEOUT) });
     const { api } = (await answer.json()) as { api?: unknown };
     if (typeof api === 'string' && api) return api;
   } catch {
@@ -39,6 +42,15 @@ async function call<T>(url: string, init: RequestInit = {}): Promise<T> {
   }
   return body as T;
 }
+
+/** Which connections an operator wants to see; empty: all. */
+export interface Filter {
+  user: string;
+  type: string;
+}
+
+/** Connections on a page of the list. */
+export const ROWS = 20;
 
 export class Service {
   /** Of the reader, where the service asks for one. */
@@ -70,11 +82,32 @@ export class Service {
     return this.write('/ws/broadcast', token, message);
   }
 
+  /** A page of the open connections of all workers, the oldest first. */
+  openConnections(token: string, filter: Filter, after: string): Promise<ConnectionList> {
+    const query = new URLSearchParams({ ...filter, after, limit: String(ROWS) });
+    return this.operate('GET', `/connections?${query}`, token);
+  }
+
+  closeConnection(token: string, id: string): Promise<ClosedConnections> {
+    return this.operate('DELETE', `/connections/${encodeURIComponent(id)}`, token);
+  }
+
+  closeUser(token: string, user: string): Promise<ClosedConnections> {
+    return this.operate('DELETE', `/connections?${new URLSearchParams({ user })}`, token);
+  }
+
   private write<T>(path: string, token: string, body: object): Promise<T> {
-    return call(`${this.base}${path}`, {
-      method: 'POST',
-      headers: { Authorization: `Bearer ${token}`, 'Content-Type': 'application/json' },
+    return this.operate('POST', path, token, {
+      headers: { 'Content-Type': 'application/json' },
       body: JSON.stringify(body),
+    });
+  }
+
+  private operate<T>(method: string, path: string, token: string, { headers, ...init }: RequestInit = {}): Promise<T> {
+    return call(`${this.base}${path}`, {
+      ...init,
+      method,
+      headers: { ...headers, Authorization: `Bearer ${token}` },
     });
   }
 

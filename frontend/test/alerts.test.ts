@@ -17,6 +17,17 @@ it('an alert that is repeated stays one', () => {
   expect(alerts).toHaveLength(1);
 });
 
+it('the worst is first, then the newest, and one that is said again keeps its place and its beginning', () => {
+  const alerts = run(
+    health('health_alert', { metric: 'a', level: 'info' }, 9),
+    health('health_alert', { metric: 'b', level: 'critical' }, 1),
+    health('health_alert', { metric: 'c', level: 'warning' }, 3),
+    health('health_alert', { metric: 'd', level: 'critical' }, 2),
+    health('health_alert', { metric: 'b', level: 'critical' }, 50),
+  );
+  expect(alerts.map(({ metric, since }) => [metric, since])).toEqual([['d', 2], ['b', 1], ['c', 3], ['a', 9]]);
+});
+
 it('alerts of several machines and labels are apart', () => {
   const alerts = run(
     health('health_alert', { metric: 'cpu', host: 'a' }),

@@ -40,7 +40,7 @@ it('the cause of a lost connection is what HTTP knows better', () => {
 });
 
 it('every cause has words', () => {
-  for (const cause of ['offline', 'unreachable', 'starting', 'full', 'origin', 'token', 'user-limit', 'replaced', 'restart', 'silent', 'slow', 'flood', 'protocol', 'network', 'reachable', 'left']) {
+  for (const cause of ['offline', 'unreachable', 'starting', 'full', 'origin', 'operator', 'token', 'user-limit', 'replaced', 'restart', 'silent', 'slow', 'flood', 'protocol', 'network', 'reachable', 'left']) {
     expect(WORDS.en.cause[cause], cause).toHaveLength(2);
   }
 });

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import AsyncExitStack
 from typing import Any
 
 import jwt
@@ -232,6 +233,86 @@ async def test_an_operator_sets_the_state_and_publishes(browser: Browser, servic
         assert TOKEN not in kept
 
 
+async def open_roster(tab: Tab) -> None:
+    await tab.live()
+    await tab.click(".operator summary")
+    await tab.fill(".operator input[type=password]", TOKEN)
+
+
+async def rows_are(tab: Tab, count: int) -> None:
+    await tab.wait(f"document.querySelectorAll('.rows li').length === {count}")
+
+
+async def test_an_operator_lists_and_closes_connections(browser: Browser) -> None:
+    async with (
+        Service(COLLECTOR=1, MAX_CONNECTIONS_PER_USER=0) as service,
+        AsyncExitStack() as open,
+    ):
+        ann = await open.enter_async_context(await PlainClient.open(service, user="ann"))
+        bobs = [
+            await open.enter_async_context(
+                await PlainClient.open(service, user="bob", types="config")
+            )
+            for _ in range(24)
+        ]
+        await asyncio.gather(*(one.barrier() for one in (ann, *bobs)))
+        tab = await open.enter_async_context(await browser.open(f"{service.base}/", **DESKTOP))
+        await open_roster(tab)
+        await tab.click(".roster .filter button")
+        # The oldest first, a page at a time, this page's own last.
+        await rows_are(tab, 20)
+        await tab.shows("roster", "1–20 of 26")
+        first = await tab.do("text", selector=".rows li")
+        assert all(text in first for text in ("ann", "Plain JSON", "Worker ", "since ", "status"))
+        await tab.click(".pages button:has-text('Next')")
+        await rows_are(tab, 6)
+        await tab.shows("roster", "this page")
+        await tab.click(".pages button:has-text('Previous')")
+        await rows_are(tab, 20)
+        # One, by the keyboard alone.
+        await tab.do("focus", selector=".rows li .close")
+        await tab.do("press", key="Enter")
+        await tab.wait("document.activeElement.className === 'danger'")
+        await tab.do("press", key="Escape")
+        await tab.wait("document.activeElement.className === 'close'")
+        await tab.do("press", key="Enter")
+        await tab.wait("document.activeElement.className === 'danger'")
+        await tab.assert_accessible_in_all_looks("roster")
+        await tab.do("focus", selector=".rows .danger")
+        await tab.do("press", key="Enter")
+        await tab.shows("roster-result", "1 connection is closed")
+        assert await ann.wait_closed() == 4403
+        assert await tab.value("document.activeElement.id") == "roster-title"
+        await tab.shows("roster", "1–20 of 25")
+        # Those of a type; then all of a user.
+        await tab.do("select", selector=".roster .filter select", text="health")
+        await tab.click(".roster .filter button")
+        await rows_are(tab, 1)
+        await tab.do("select", selector=".roster .filter select", text="")
+        await tab.fill(".roster .filter input", "bob")
+        await tab.click(".roster .filter button")
+        await tab.click(".roster .all button:has-text('Close all 24 connections of bob')")
+        await tab.click(".roster .all .danger")
+        await tab.shows("roster-result", "24 connections are closed")
+        await tab.shows("roster", "No connection matches")
+        assert {await bob.wait_closed() for bob in bobs} == {4403}
+        await tab.assert_no_problems()
+
+
+async def test_a_page_that_an_operator_closes_says_so(browser: Browser, service: Service) -> None:
+    async with await browser.open(f"{service.base}/", **PHONE) as tab:
+        await open_roster(tab)
+        await tab.click(".roster .filter button")
+        await tab.click(".rows li:has(.badge) .close")
+        await tab.shot("phone-roster", whole=False)
+        await tab.assert_accessible()
+        await tab.click(".rows .danger")
+        await shows_cause(tab, "operator")
+        await tab.shows("roster-result", "1 connection is closed")
+        await tab.click("[data-testid=notice] button")
+        await tab.live()
+
+
 async def test_both_languages_and_the_choice_is_kept(browser: Browser, service: Service) -> None:
     async with await browser.open(f"{service.base}/", lang="zh-CN") as tab:
         await tab.live()
@@ -310,7 +391,7 @@ ENDINGS: dict[str, tuple[int, str | None]] = {
     "protocol": (1008, "INVALID_TYPE"),
     "user-limit": (1008, "MAX_CONNECTIONS_EXCEEDED"),
     "token": (4401, "UNAUTHORIZED"),
-    "origin": (4403, None),
+    "operator": (4403, None),
     "replaced": (4409, None),
 }
 STAY = json.dumps({"retryAfter": 60_000})
@@ -439,6 +520,11 @@ async def check_behind_caddy(tab: Tab, service: Service) -> None:
     await tab.fill(".operator input[type=password]", TOKEN)
     await tab.click(".operator button:has-text('Set state')")
     await tab.shows("saved", "The state is set")
+    await tab.click(".roster .filter button")
+    await tab.click(".rows li .close")
+    await tab.click(".rows .danger")
+    await tab.shows("roster-result", "1 connection is closed")
+    await shows_cause(tab, "operator")
 
 
 async def test_behind_caddy(browser: Browser) -> None:

@@ -20,11 +20,11 @@ export interface Gap extends GapData {
     type: string;
 }
 /** Why there is no connection, in one word. */
-export type Cause = 'network' | 'restart' | 'full' | 'silent' | 'slow' | 'flood' | 'protocol' | 'token' | 'origin' | 'user-limit' | 'replaced' | 'left';
+export type Cause = 'network' | 'restart' | 'full' | 'silent' | 'slow' | 'flood' | 'protocol' | 'token' | 'origin' | 'operator' | 'user-limit' | 'replaced' | 'left';
 export interface State {
     name: 'connecting' | 'open' | 'waiting' | 'closed';
     cause?: Cause;
-    /** Close code of the last connection. */
+    /** Close code of the last connection; 403 where HTTP refuses the page's origin, 400 the query. */
     code?: number;
     /** What the service said about it. */
     message?: string;

@@ -533,6 +533,8 @@ export interface Connection {
     host: string;
     /** process id of the worker there */
     worker: number;
+    /** Unix time in milliseconds of its first connect, which recovery keeps; null: unknown */
+    since: number | null;
 }
 /** A page of connections. */
 export interface ConnectionList {

@@ -19,7 +19,7 @@ type Source = Pick<EventSource, 'close' | 'onmessage' | 'onerror'>;
 export type SourceClass = new (url: string) => Source;
 
 /** What an HTTP status says, as the code of a close frame where there is one. */
-const CODES: Record<number, number> = { 400: 1008, 401: 4401, 403: 403, 429: 1013, 503: 1013 };
+const CODES: Record<number, number> = { 400: 400, 401: 4401, 403: 403, 429: 1013, 503: 1013 };
 
 /** The address of a call, beside that of the WebSocket. */
 export function beside(url: string, path: string): URL {

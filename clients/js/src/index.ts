@@ -54,7 +54,7 @@ export type Cause =
 export interface State {
   name: 'connecting' | 'open' | 'waiting' | 'closed';
   cause?: Cause;
-  /** Close code of the last connection; 403 where the service refuses the page's origin. */
+  /** Close code of the last connection; 403 where HTTP refuses the page's origin, 400 the query. */
   code?: number;
   /** What the service said about it. */
   message?: string;
@@ -119,6 +119,7 @@ export class RealtimeError extends Error {
 
 /** Why a connection ended, and whether to come back by itself. */
 const CAUSES: Record<number, [Cause, boolean]> = {
+  400: ['protocol', false],
   403: ['origin', false],
   1001: ['restart', true],
   1002: ['protocol', true],
@@ -133,7 +134,7 @@ const CAUSES: Record<number, [Cause, boolean]> = {
   4409: ['replaced', false],
   4413: ['slow', true],
   4429: ['flood', true],
-} satisfies Record<Exclude<CloseCode, 1000> | 403, [Cause, boolean]>;
+} satisfies Record<Exclude<CloseCode, 1000> | 400 | 403, [Cause, boolean]>;
 const REQUEST_TIMEOUT = 15_000;
 /** WebSockets that do not open while HTTP works, in a row, before server-sent events are tried. */
 const BLOCKED = 2;

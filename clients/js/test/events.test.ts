@@ -175,6 +175,28 @@ describe('server-sent events', () => {
     expect(stream().query.token).toBe('new');
   });
 
+  it.each([
+    [403, 403, 'origin'],
+    [400, 400, 'protocol'],
+  ])('stay away where HTTP answers %i', async (status, code, cause) => {
+    answers = (_, method) => ({ status: method === 'HEAD' ? status : 200 });
+    start({ transport: 'sse' });
+    await turn();
+    stream().onerror?.();
+    await turn();
+    expect(client.state).toMatchObject({ name: 'closed', cause, code });
+  });
+
+  it('stay away where an operator has closed them', async () => {
+    start({ transport: 'sse' });
+    await turn();
+    stream().greet();
+    stream().say({ event: 'connection_closing', type: 'system', data: { code: 4403, reason: '' } });
+    stream().onerror?.();
+    await turn();
+    expect(client.state).toMatchObject({ name: 'closed', cause: 'operator', code: 4403 });
+  });
+
   it('answer what HTTP can answer, and refuse the rest', async () => {
     answers = (url) => ({ body: url.pathname === '/history' ? { messages: [message(3)], more: true } : {} });
     start({ transport: 'sse' });

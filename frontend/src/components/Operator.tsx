@@ -1,14 +1,12 @@
 import { type FormEvent, useState } from 'react';
-import { useWords, type Words } from '../i18n';
-import { Refusal } from '../service';
+import { useWords } from '../i18n';
 import type { Snapshot, Store } from '../store';
+import { explain, type Outcome, Result } from './Result';
+import { Roster } from './Roster';
 
-interface Outcome {
-  good: boolean;
-  text: string;
-}
+export { explain };
 
-/** For who has the publish token: set state and task, publish a message. */
+/** For operators, by the publish token: set state and task, publish a message, see and close connections. */
 export function Operator({ store, data }: { store: Store; data: Snapshot }) {
   const { t } = useWords();
   const [token, setToken] = useState('');
@@ -22,13 +20,13 @@ export function Operator({ store, data }: { store: Store; data: Snapshot }) {
   const [busy, setBusy] = useState(false);
   const types = data.types.length ? data.types : ['status'];
 
-  async function run(action: () => Promise<string>, tell: (outcome: Outcome) => void) {
-    if (!token.trim()) return tell({ good: false, text: t.noToken });
+  async function run(action: () => Promise<string>, show: (outcome: Outcome) => void) {
+    if (!token.trim()) return show({ good: false, text: t.noToken });
     setBusy(true);
     try {
-      tell({ good: true, text: await action() });
+      show({ good: true, text: await action() });
     } catch (error) {
-      tell({ good: false, text: explain(error, t) });
+      show({ good: false, text: explain(error, t) });
     } finally {
       setBusy(false);
     }
@@ -63,71 +61,59 @@ export function Operator({ store, data }: { store: Store; data: Snapshot }) {
         <h2>{t.operator}</h2>
       </summary>
       <p className="hint">{t.operatorIntro}</p>
-      <label className="field">
+      <label className="field token">
         <span>{t.publishToken}</span>
         <input type="password" autoComplete="off" value={token} onChange={(change) => setToken(change.target.value)} />
       </label>
-      <form onSubmit={save} aria-labelledby="set-state">
-        <h3 id="set-state">{t.setState}</h3>
-        <label className="field">
-          <span>{t.stateLabel}</span>
-          <select value={state} onChange={(change) => setState(change.target.value)}>
-            {['working', 'idle', 'offline'].map((name) => (
-              <option key={name} value={name}>
-                {t.stateName[name]}
-              </option>
-            ))}
-          </select>
-        </label>
-        <label className="field">
-          <span>{t.task}</span>
-          <input value={task} maxLength={500} onChange={(change) => setTask(change.target.value)} />
-        </label>
-        <button type="submit" className="primary" disabled={busy}>
-          {t.save}
-        </button>
-        <Told outcome={saved} id="saved" />
-      </form>
-      <form onSubmit={publish} aria-labelledby="publish-message">
-        <h3 id="publish-message">{t.publish}</h3>
-        <div className="two">
+      <div className="forms">
+        <form onSubmit={save} aria-labelledby="set-state">
+          <h3 id="set-state">{t.setState}</h3>
           <label className="field">
-            <span>{t.type}</span>
-            <select value={type} onChange={(change) => setType(change.target.value)}>
-              {types.map((name) => (
-                <option key={name}>{name}</option>
+            <span>{t.stateLabel}</span>
+            <select value={state} onChange={(change) => setState(change.target.value)}>
+              {['working', 'idle', 'offline'].map((name) => (
+                <option key={name} value={name}>
+                  {t.stateName[name]}
+                </option>
               ))}
             </select>
           </label>
           <label className="field">
-            <span>{t.event}</span>
-            <input value={event} required pattern="[A-Za-z][A-Za-z0-9_.:\/\-]{0,63}" onChange={(change) => setEvent(change.target.value)} />
+            <span>{t.task}</span>
+            <input value={task} maxLength={500} onChange={(change) => setTask(change.target.value)} />
           </label>
-        </div>
-        <label className="field">
-          <span>{t.data}</span>
-          <textarea rows={4} spellCheck={false} value={body} onChange={(change) => setBody(change.target.value)} />
-        </label>
-        <button type="submit" className="primary" disabled={busy}>
-          {t.send}
-        </button>
-        <Told outcome={sent} id="sent" />
-      </form>
+          <button type="submit" className="primary" disabled={busy}>
+            {t.save}
+          </button>
+          <Result outcome={saved} id="saved" />
+        </form>
+        <form onSubmit={publish} aria-labelledby="publish-message">
+          <h3 id="publish-message">{t.publish}</h3>
+          <div className="two">
+            <label className="field">
+              <span>{t.type}</span>
+              <select value={type} onChange={(change) => setType(change.target.value)}>
+                {types.map((name) => (
+                  <option key={name}>{name}</option>
+                ))}
+              </select>
+            </label>
+            <label className="field">
+              <span>{t.event}</span>
+              <input value={event} required pattern="[A-Za-z][A-Za-z0-9_.:\/\-]{0,63}" onChange={(change) => setEvent(change.target.value)} />
+            </label>
+          </div>
+          <label className="field">
+            <span>{t.data}</span>
+            <textarea rows={4} spellCheck={false} value={body} onChange={(change) => setBody(change.target.value)} />
+          </label>
+          <button type="submit" className="primary" disabled={busy}>
+            {t.send}
+          </button>
+          <Result outcome={sent} id="sent" />
+        </form>
+      </div>
+      <Roster store={store} data={data} token={token.trim()} />
     </details>
   );
-}
-
-function Told({ outcome, id }: { outcome: Outcome | undefined; id: string }) {
-  return (
-    <p className="told" role="status" data-testid={id} data-good={outcome?.good}>
-      {outcome?.text}
-    </p>
-  );
-}
-
-export function explain(error: unknown, t: Words): string {
-  if (!(error instanceof Refusal)) return t.noAnswer;
-  if (error.status === 401) return t.wrongToken;
-  if (error.status === 403) return t.disabled;
-  return t.failed(error.message);
 }
