@@ -13,7 +13,7 @@ export interface Alert {
   since: number;
   until?: number;
   source: string;
-  /** Of an alarm of the collector, to be told in the language of the page. */
+  /** Of an alarm of the collector, to be put in the language of the page. */
   value?: number;
   threshold?: number;
 }

@@ -124,7 +124,7 @@ export class Service {
       if (this.base === location.origin) return 'unreachable';
     }
     try {
-      // Readable by nobody, but it tells a foreign origin from a service that is away.
+      // No answer that can be read, but it tells a foreign origin from a service that is away.
       await fetch(`${this.base}/status`, { mode: 'no-cors', cache: 'no-store', signal });
       return 'origin';
     } catch {

@@ -294,7 +294,7 @@ export class Store {
     return change;
   }
 
-  /** Who is connected has changed: ask once the workers have told, which they do every second. */
+  /** The number of connections has changed: ask once the workers have published it, once a second. */
   private askConnections(): void {
     if (this.asking) return;
     this.asking = true;

@@ -38,7 +38,7 @@ it('alerts of several machines and labels are apart', () => {
   expect(alerts.filter(({ until }) => until === undefined).map(({ source }) => source)).toEqual(['alertmanager', 'b']);
 });
 
-it('a recovery whose alert is no longer kept is told all the same', () => {
+it('a recovery whose alert is no longer kept is shown all the same', () => {
   expect(run(health('health_recovery', { metric: 'disk', since: 100, message: 'ok' }))).toMatchObject([
     { metric: 'disk', since: 100, until: 1000, text: 'ok' },
   ]);

@@ -76,7 +76,7 @@ it('the nearest point is found', () => {
   expect(nearest([], 6)).toBeUndefined();
 });
 
-it('refusals are told in words', () => {
+it('refusals are put in words', () => {
   expect(explain(new Refusal(401, 'UNAUTHORIZED', ''), WORDS.en)).toBe('The publish token is wrong.');
   expect(explain(new Refusal(403, 'FORBIDDEN', ''), WORDS.zh)).toContain('没有设置发布令牌');
   expect(explain(new Refusal(503, 'QUEUE_OVERFLOW', 'Full.'), WORDS.en)).toBe('It failed: Full.');

@@ -102,7 +102,7 @@ export declare class Realtime {
     private failures;
     private blocked;
     private hasOpened;
-    private heardAt;
+    private receivedAt;
     private lastError;
     private tokenTried;
     private retry;

@@ -173,7 +173,7 @@ export class Realtime {
   private failures = 0;
   private blocked = 0;
   private hasOpened = false;
-  private heardAt = 0;
+  private receivedAt = 0;
   private lastError: RealtimeError | undefined;
   private tokenTried = false;
   private retry: ReturnType<typeof setTimeout> | undefined;
@@ -323,11 +323,11 @@ export class Realtime {
     this.socket = socket;
     this.hasOpened = false;
     this.lastError = undefined;
-    this.heardAt = Date.now();
+    this.receivedAt = Date.now();
     const every = this.options.ping ?? 15_000;
     clearInterval(this.pings);
     this.pings = setInterval(() => {
-      if (Date.now() - this.heardAt > 2 * every) this.lost(socket, 1006, '');
+      if (Date.now() - this.receivedAt > 2 * every) this.lost(socket, 1006, '');
       else if (this.ready) this.ping().catch(() => {});
     }, every);
     socket.onopen = () => {
@@ -337,7 +337,7 @@ export class Realtime {
     };
     socket.onmessage = (event: MessageEvent<string>) => {
       if (socket !== this.socket) return;
-      this.heardAt = Date.now();
+      this.receivedAt = Date.now();
       this.receive(JSON.parse(event.data) as Message<never>);
     };
     socket.onerror = () => {};
@@ -445,7 +445,7 @@ export class Realtime {
         }
         break;
       case 'history_data':
-        // An answer to `history()` is for who asked; what follows a subscription is for the listeners.
+        // An answer to `history()` is for its caller; what follows a subscription is for the listeners.
         if (!pending && this.flowing.has(message.type)) {
           for (const past of data.messages as unknown as Message<never>[]) this.take(past, 'history');
         }
@@ -506,15 +506,15 @@ export class Realtime {
   private lost(socket: Socket, code: number, reason: string): void {
     if (socket !== this.socket) return;
     if (!this.hasOpened && this.options.transport !== 'websocket') void this.lookForHttp();
-    const told = this.lastError;
+    const said = this.lastError;
     let [cause, back] = CAUSES[code] ?? (['network', true] as [Cause, boolean]);
-    if (code === 1013 && told?.code === 'SERVICE_UNAVAILABLE') cause = 'restart';
-    if (code === 1008 && told && told.code !== 'MAX_CONNECTIONS_EXCEEDED') cause = 'protocol';
+    if (code === 1013 && said?.code === 'SERVICE_UNAVAILABLE') cause = 'restart';
+    if (code === 1008 && said && said.code !== 'MAX_CONNECTIONS_EXCEEDED') cause = 'protocol';
     // A token that the service refuses may be old: one that is got anew has another chance.
     if (cause === 'token' && typeof this.options.token === 'function' && !this.tokenTried) {
       this.tokenTried = back = true;
     }
-    this.end(code, cause, back, told?.message);
+    this.end(code, cause, back, said?.message);
     if (!back) return;
     const [least, most] = this.options.pause ?? [500, 15_000];
     const grown = Math.min(most, least * 2 ** Math.min(this.failures++, 10));
@@ -568,8 +568,8 @@ const wants = (types: string[], type: string): boolean =>
 /** The pause that the service asks for in the reason of a close frame, in milliseconds. */
 function retryAfter(reason: string): number | undefined {
   try {
-    const told = (JSON.parse(reason) as { retryAfter?: unknown }).retryAfter;
-    return typeof told === 'number' && told >= 0 ? Math.min(told, 60_000) : undefined;
+    const asked = (JSON.parse(reason) as { retryAfter?: unknown }).retryAfter;
+    return typeof asked === 'number' && asked >= 0 ? Math.min(asked, 60_000) : undefined;
   } catch {
     return undefined;
   }

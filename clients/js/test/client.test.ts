@@ -274,8 +274,8 @@ describe('coming back', () => {
   ])('does not happen after %i: %s', (code, cause) => {
     start();
     socket().greet();
-    const told = code === 1008 ? 'MAX_CONNECTIONS_EXCEEDED' : 'X';
-    socket().say({ event: 'error', type: 'error', data: { code: told, message: 'Why.' } });
+    const said = code === 1008 ? 'MAX_CONNECTIONS_EXCEEDED' : 'X';
+    socket().say({ event: 'error', type: 'error', data: { code: said, message: 'Why.' } });
     socket().fail(code);
     expect(client.state).toMatchObject({ name: 'closed', cause, code, message: 'Why.' });
     vi.advanceTimersByTime(600_000);
@@ -288,14 +288,14 @@ describe('coming back', () => {
     [1013, 'SERVICE_UNAVAILABLE', 'waiting', 'restart'],
     [1013, 'MAX_CONNECTIONS_EXCEEDED', 'waiting', 'full'],
     [1008, 'INVALID_TYPE', 'closed', 'protocol'],
-  ])('after %i with %s it is %s: %s', (code, told, name, cause) => {
+  ])('after %i with %s it is %s: %s', (code, said, name, cause) => {
     start();
-    socket().say({ event: 'error', type: 'error', data: { code: told, message: 'Why.' } });
+    socket().say({ event: 'error', type: 'error', data: { code: said, message: 'Why.' } });
     socket().fail(code);
     expect(client.state).toMatchObject({ name, cause });
   });
 
-  it('happens when nothing is heard for two pings', () => {
+  it('happens when nothing is received for two pings', () => {
     start({ ping: 1000 });
     socket().greet();
     vi.advanceTimersByTime(3000);
@@ -323,7 +323,7 @@ describe('requests', () => {
     await expect(asked).resolves.toMatchObject({ more: true });
   });
 
-  it('for the past of a type that flows are answered to who asked only', async () => {
+  it('for the past of a type that flows are answered to the caller only', async () => {
     const listener = vi.fn();
     start({ history: 0 }).subscribe('status', listener);
     socket().greet();

@@ -2,7 +2,7 @@ import { formatCount } from '../format';
 import { useWords } from '../i18n';
 import type { Snapshot } from '../store';
 
-/** Who is connected: by worker, by type, by protocol. */
+/** Connections: by worker, by type, by protocol. */
 export function Connections({ data }: { data: Snapshot }) {
   const { lang, t } = useWords();
   const status = data.hosts[data.host];

@@ -22,15 +22,15 @@ export function Hero({ store, data }: { store: Store; data: Snapshot }) {
   const { state, task, updatedAt } = presence;
   const words = lang === 'zh' ? [t.lab, t.state[state]] : [`${t.lab} `, t.state[state]];
   const at = state === 'offline' ? updatedAt : (data.since ?? updatedAt);
-  const told = at === null ? undefined : ([formatTime(at, now, lang), formatAgo(at, now, lang)] as const);
+  const times = at === null ? undefined : ([formatTime(at, now, lang), formatAgo(at, now, lang)] as const);
   return (
     <section className="hero" data-state={state} data-testid="presence">
       <h1>
         {words[0]}
         <em>{words[1]}</em>
       </h1>
-      <p className="task">{task ?? (told ? t.noTask[state] : t.never)}</p>
-      <p className="since">{told && (state === 'offline' ? t.lastNews(...told) : t.since(...told))}</p>
+      <p className="task">{task ?? (times ? t.noTask[state] : t.never)}</p>
+      <p className="since">{times && (state === 'offline' ? t.lastNews(...times) : t.since(...times))}</p>
       <Pulse data={data} />
     </section>
   );

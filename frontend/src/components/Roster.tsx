@@ -221,7 +221,7 @@ function Row({ row, isOwn, host, offset, asked, busy, onAsk, onClose }: RowProps
 
 interface ConfirmProps {
   label: string;
-  /** For those that hear the button without what stands beside it. */
+  /** What a screen reader says for it. */
   name: string;
   question: string;
   asked: boolean;
