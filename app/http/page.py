@@ -52,6 +52,7 @@ LINKS: Mapping[str, str] = {
     "series": "/stats/series?range=15m",
     "history": "/history?type=status",
     "connections": "/ws/stats",
+    "openConnections": "/connections",
     "queue": "/ws/queue",
     "publish": "/ws/broadcast",
     "alertmanager": "/hooks/alertmanager",
