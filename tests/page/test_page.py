@@ -245,7 +245,7 @@ async def rows_are(tab: Tab, count: int) -> None:
 
 async def test_an_operator_lists_and_closes_connections(browser: Browser) -> None:
     async with (
-        Service(COLLECTOR=1, MAX_CONNECTIONS_PER_USER=0) as service,
+        Service(COLLECTOR=1, MAX_CONNECTIONS_PER_USER=50) as service,
         AsyncExitStack() as open,
     ):
         ann = await open.enter_async_context(await PlainClient.open(service, user="ann"))
