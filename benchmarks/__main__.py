@@ -19,8 +19,11 @@ from benchmarks.procs import BenchmarkError
 from benchmarks.report import as_json, as_text
 from benchmarks.scenarios import FULL, QUICK, Figures
 from benchmarks.scenarios import SCENARIOS as COSTS
+from benchmarks.storm import storm
 
-SCENARIOS = COSTS | {"backplane": backplane, "fairness": fairness} | reloads.SCENARIOS
+SCENARIOS = (
+    COSTS | {"storm": storm, "backplane": backplane, "fairness": fairness} | reloads.SCENARIOS
+)
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -91,7 +91,16 @@ _KILLED_ROWS = (
     ("killed_repeated", "messages repeated, known by their seq", 0),
     ("killed_twice", "messages stored twice", 0),
 )
+_STORM_ROWS = (
+    ("storm_seconds", "all come at once: until all are subscribed, s", 2),
+    ("storm_server_seconds", "  CPU of the service, s", 2),
+    ("storm_client_seconds", "  CPU of the load client on the same processors, s", 2),
+    ("storm_p99_ms", "p99 of deliveries to 1000 others: calm, beside, ms", 1),
+    ("storm_p99_ratio", "  times calm", 2),
+)
 _TARGETS = (
+    ("all come at once, two workers: until all are subscribed, s", ("storm_seconds",), 2.0),
+    ("p99 of deliveries beside a wave of connects, times calm", ("storm_p99_ratio",), 1.5),
     ("HUP: connections closed", ("handoff_closed",), 0.0),
     ("HUP: messages missed", ("handoff_missing",), 0.0),
     ("HUP: messages repeated or stored twice", ("handoff_repeated", "handoff_twice"), 0.0),
@@ -202,6 +211,11 @@ def as_text(figures: Figures, size: Size) -> str:
                 lines.append(f"{text:48}{median(values):>18.{digits}f}")
     lines += _events(figures, size)
     lines += backplane.as_lines(figures)
+    lines += _listed(
+        f"{size.many} connections that come at once, two workers: plain JSON, then Socket.IO",
+        _STORM_ROWS,
+        figures,
+    )
     lines += _listed(
         f"{size.many} connections on two workers, 20 messages a second, reloads one after the other",
         _RELOAD_ROWS,

@@ -2,6 +2,7 @@
  *
  * Commands are lines on standard input, each is answered by one line of JSON on standard output:
  *
+ *   flight N                         have up to N connections on their way at once from now on
  *   connect N [PATH]                 open N more connections; each is subscribed when it is counted
  *   stall N                          read nothing any more from the first N connections
  *   publish COUNT SIZE BYTES RATE    COUNT calls of SIZE messages with BYTES of filling;
@@ -48,7 +49,7 @@ struct connection {
 static struct connection connections[MAX_CONNECTIONS];
 static int total, ready, lost, stalled, poller;
 static enum wire wire;
-static int port, publish_port, first;
+static int port, publish_port, first, in_flight = IN_FLIGHT;
 static const char *path, *publish_path, *token;
 static uint8_t *scratch;
 
@@ -292,7 +293,7 @@ static void open_connections(int more, const char *path)
     int before = ready;
     uint64_t began = now(), deadline = began + PATIENCE_S * 3 * 1000000000ull;
     while (ready + lost < wanted && now() < deadline) {
-        if (total < wanted && total - ready - lost < IN_FLIGHT) {
+        if (total < wanted && total - ready - lost < in_flight) {
             struct connection *c = &connections[total];
             *c = (struct connection){.fd = dial(port, total, false)};
             write_all(c->fd, head, length);
@@ -496,6 +497,8 @@ int main(int count, char **arguments)
             open_connections(number, named);
         else if (sscanf(line, "connect %d", &number) == 1)
             open_connections(number, path);
+        else if (sscanf(line, "flight %d", &in_flight) == 1)
+            printf("{\"flight\": %d}\n", in_flight);
         else if (sscanf(line, "stall %d", &number) == 1)
             stall(number);
         else if (sscanf(line, "publish %d %d %d %lf", &order.count, &order.size, &order.filling, &order.rate) == 4)

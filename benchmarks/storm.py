@@ -1,0 +1,90 @@
+"""Clients that all come back at once: how soon they are served, and what those connected notice of it."""
+
+from __future__ import annotations
+
+import time
+
+from benchmarks.peers.load import Load
+from benchmarks.procs import HEADERS, BenchmarkError, LoadClient, Server, cpu_seconds, service
+from benchmarks.scenarios import PLAIN, SOCKETIO, Figures, Size, say
+from benchmarks.stream import INTERVAL
+
+CONNECTED = 1000
+"""Clients that get a stream while the others come."""
+SECONDS = 5.0
+"""Length of a measurement."""
+WARM_SECONDS = 2.0
+"""Length of the stream before the first one."""
+_SETTLE = 1.5
+_PUBLISH_PATH = "/ws/broadcast"
+OTHERS = "/ws/realtime?types=health"
+"""What those want that come beside the stream: none of it."""
+WIRES = (("json", "raw", PLAIN), ("socketio", "sio", SOCKETIO))
+
+
+def storm(size: Size, figures: Figures) -> None:
+    """Seconds until all of many clients are subscribed, and the p99 of the others' deliveries.
+
+    The load client takes processor time of the same machine; how much is among the figures.
+    """
+    for name, wire, path in WIRES:
+        for number in range(size.connect_rounds):
+            say(f"storm: {size.many} clients of {name}, round {number + 1}")
+            with service(2, pinned=False) as server:
+                time.sleep(_SETTLE)
+                _come_back(server, name, wire, path, size.many, figures)
+    with service(2, pinned=False) as server, LoadClient() as load:
+        time.sleep(_SETTLE)
+        result = load("connect", port=server.port, path=PLAIN, wire="json", clients=CONNECTED)
+        if result["ready"] != CONNECTED:
+            raise BenchmarkError(f"only {result} connected:\n{server.log()}")
+        load("stream", headers=HEADERS, seconds=WARM_SECONDS, interval=INTERVAL)
+        for number in range(size.connect_rounds):
+            say(f"storm: beside {CONNECTED} clients, round {number + 1}")
+            calm = _stream(server, load)
+            load.begin("stream", headers=HEADERS, seconds=SECONDS, interval=INTERVAL)
+            with _clients(server, "raw", OTHERS) as others:
+                time.sleep(1.0)
+                others.connect(size.many)
+                beside = _latency(server, load.result())
+            figures.add("storm_p99_ms", "calm", calm)
+            figures.add("storm_p99_ms", "beside", beside)
+            figures.add("storm_p99_ratio", "beside", beside / calm)
+
+
+def _come_back(
+    server: Server, name: str, wire: str, path: str, clients: int, figures: Figures
+) -> None:
+    with _clients(server, wire, path) as load:
+        load.connect(10)  # what is made with the first connection belongs to no other one
+        load(f"flight {clients}")
+        before, cpu = load.cpu(), server.cpu()
+        answer = load.connect(clients - 10)
+        figures.add("storm_seconds", name, answer["seconds"])
+        figures.add("storm_client_seconds", name, load.cpu() - before)
+        figures.add("storm_server_seconds", name, server.cpu() - cpu)
+
+
+class _Clients(Load):
+    """The load client in C, and the processor time that it has used."""
+
+    def cpu(self) -> float:
+        """In seconds."""
+        return cpu_seconds(self._process.pid)
+
+
+def _clients(server: Server, wire: str, path: str) -> _Clients:
+    return _Clients(server, wire, path, server.port, _PUBLISH_PATH)
+
+
+def _stream(server: Server, load: LoadClient) -> float:
+    return _latency(server, load("stream", headers=HEADERS, seconds=SECONDS, interval=INTERVAL))
+
+
+def _latency(server: Server, result: dict[str, object]) -> float:
+    """The p99 of a stream in milliseconds."""
+    if result["lost"] or result["missing"]:
+        raise BenchmarkError(f"clients lost something: {result}\n{server.log()}")
+    latency = result["latency_ms"]
+    assert isinstance(latency, dict)
+    return float(latency["p99"])
