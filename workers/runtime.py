@@ -40,7 +40,7 @@ from workers.leader.valkey import Valkey
 from workers.shared import paths
 from workers.shared.guard import Guard, Part
 from workers.shared.locks import MastersLock
-from workers.shared.metrics_files import MetricsFiles
+from workers.shared.metrics_files import COUNTER, HISTOGRAM, MetricsFiles
 from workers.shared.slots import SlotTable
 from workers.shared.worker_slots import WorkerSlots
 
@@ -200,7 +200,7 @@ class Life:
             self._slots,
             publish=parts.publishing.publish,
             presence=parts.presence,
-            collect=self._metrics_files.collect,
+            collect=lambda: self._metrics_files.collect(COUNTER, HISTOGRAM),
             sample_host=HostSampler(self._settings.data_dir).sample,
             record=parts.series.add,
         )

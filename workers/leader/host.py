@@ -137,8 +137,9 @@ class HostSampler:
         total, available = _machine_memory()
         found = total - available, total
         for group in self._memory_groups:
-            limit, used = group.limit(), group.used()
-            if limit is not None and used is not None and limit < found[1]:
+            limit = group.limit()
+            # The kernel adds up what is used at each look, so only where it counts.
+            if limit is not None and limit < found[1] and (used := group.used()) is not None:
                 found = used, limit
         return found
 

@@ -34,6 +34,8 @@ LOCK_WAIT = 5.0
 _LOCK_INTERVAL = 0.005
 """Seconds between two tries for it."""
 
+KINDS = COUNTER, HISTOGRAM, GAUGE = "counter", "histogram", "gauge"
+"""Of metrics, as the names of their files begin."""
 _FOLDED = "folded"
 _SOURCES = "realtime_folded_files"
 """Name of the entries of a folded file that name its sources; they are not metrics."""
@@ -82,8 +84,11 @@ class MetricsFiles:
         with self._locked():
             return self._fold()
 
-    def collect(self) -> list[Metric]:
+    def collect(self, *kinds: str) -> list[Metric]:
         """All metrics, joined over the processes; folds the files of dead ones as well.
+
+        Args:
+            kinds: of `KINDS`, if not all are wanted.
 
         Raises:
             TimeoutError: another process has held the lock for `LOCK_WAIT` seconds.
@@ -91,7 +96,11 @@ class MetricsFiles:
         with self._locked():
             self._fold()
             # A new process makes its files empty and gives them their size a moment later.
-            files = [str(path) for path in self._directory.glob("*.db") if path.stat().st_size]
+            files = [
+                str(path)
+                for path in self._directory.glob("*.db")
+                if path.name.startswith(kinds or KINDS) and path.stat().st_size
+            ]
             try:
                 return _merge(files)
             except _DAMAGE:
@@ -114,18 +123,18 @@ class MetricsFiles:
             os.close(descriptor)
 
     def _fold(self) -> int:
-        dead: dict[str, list[Path]] = {"counter": [], "histogram": [], "gauge": []}
+        dead: dict[str, list[Path]] = {kind: [] for kind in KINDS}
         for path in self._directory.glob("*.db"):
             kind, _, rest = path.stem.partition("_")
             process = rest.rpartition("_")[2]
             if process != _FOLDED and kind in dead and not self._alive(process):
                 dead[kind].append(path)
-        for kind in ("counter", "histogram"):
+        for kind in (COUNTER, HISTOGRAM):
             try:
                 self._fold_kind(kind, dead[kind])
             except _DAMAGE as error:
                 _put_aside(self._directory / f"{kind}_{_FOLDED}.db", error)
-        for path in dead["gauge"]:
+        for path in dead[GAUGE]:
             path.unlink()
         return sum(map(len, dead.values()))
 
