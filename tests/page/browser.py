@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,50 +47,74 @@ def chromium() -> str:
     return programs.find("chromium", "chromium-browser", "google-chrome")
 
 
-class Browser:
-    """One browser; each `Tab` has a profile of its own.
+class Driver:
+    """A Chromium and the Node process that drives it, for all tests of this process.
 
     Args:
+        directory: of its Unix socket.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "driver"
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [programs.find("node"), str(Path(__file__).with_name("driver.mjs")), str(self.path)],
+            cwd=REPO,
+            env=dict(os.environ) | {"CHROMIUM": chromium()},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n", "the browser does not start"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()  # it closes the browser, then ends
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+class Browser:
+    """The browser for one test; each `Tab` has a profile of its own.
+
+    Args:
+        driver: drives it.
         shots: directory for screenshots.
     """
 
-    def __init__(self, shots: Path) -> None:
+    def __init__(self, driver: Driver, shots: Path) -> None:
         self.shots = shots
+        self._driver = driver
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._process: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._process = await asyncio.create_subprocess_exec(
-            programs.find("node"),
-            str(Path(__file__).with_name("driver.mjs")),
-            cwd=REPO,
-            env=dict(os.environ) | {"CHROMIUM": chromium()},
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=2**24,
-        )
-        self._reader = asyncio.create_task(self._read())
+        reader, self._writer = await asyncio.open_unix_connection(self._driver.path, limit=2**24)
+        self._task = asyncio.create_task(self._read(reader))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        assert self._reader is not None
-        self._process.stdin.close()  # it closes the browser, then ends
+        assert self._writer is not None
+        assert self._task is not None
+        self._writer.write_eof()  # the driver closes the pages, then the connection
         try:
             async with asyncio.timeout(20):
-                await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
-        await self._reader
+                await self._task
+        finally:
+            self._writer.close()
+            await self._writer.wait_closed()
 
-    async def _read(self) -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        async for line in reader:
             answer = json.loads(line)
             future = self._answers.pop(answer["id"], None)
             if future is not None and not future.done():
@@ -99,13 +124,12 @@ class Browser:
 
     async def call(self, op: str, timeout: float = _ANSWER_TIMEOUT, **arguments: Any) -> Any:
         """Carry out an operation of the driver, and return its value."""
-        assert self._process is not None
-        assert self._process.stdin is not None
+        assert self._writer is not None
         number = next(self._numbers)
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._answers[number] = future
         line = json.dumps({"id": number, "op": op, **arguments}) + "\n"
-        self._process.stdin.write(line.encode())
+        self._writer.write(line.encode())
         async with asyncio.timeout(timeout):
             answer = await future
         assert "error" not in answer, f"{op} {arguments}: {answer['error']}"

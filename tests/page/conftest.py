@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.page.browser import Browser
+from tests.page.browser import Browser, Driver
 from tests.support import REPO
 from tests.support.fixtures import no_leftovers
 from tests.support.node import installed
@@ -33,10 +33,17 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def driver(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    """One browser for all tests of this process."""
+    with Driver(tmp_path_factory.mktemp("driver")) as driver:
+        yield driver
+
+
 @pytest_asyncio.fixture
-async def browser(packages: Path, shots: Path) -> AsyncIterator[Browser]:
-    """A browser for one test."""
-    async with Browser(shots) as browser:
+async def browser(driver: Driver, shots: Path) -> AsyncIterator[Browser]:
+    """The browser for one test."""
+    async with Browser(driver, shots) as browser:
         yield browser
 
 

@@ -1,7 +1,10 @@
-// Drives a real Chromium by playwright-core for tests/page: one JSON command a line on standard
-// input, `{id, op, ...}`, one answer a line on standard output, `{id, value}` or `{id, error}`.
+// Drives a real Chromium by playwright-core for tests/page. It listens on the Unix socket that its
+// argument names; one JSON command a line, `{id, op, ...}`, one answer a line, `{id, value}` or
+// `{id, error}`. Each connection has pages of its own, which are closed with it. It ends with its
+// standard input.
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
+import { createServer } from 'node:net';
 import { createInterface } from 'node:readline';
 import { chromium } from 'playwright-core';
 
@@ -20,9 +23,8 @@ const browser = await chromium.launch({
     '--host-resolver-rules=MAP *.localhost 127.0.0.1',
   ],
 });
-const pages = new Map();
 
-const ops = {
+const opsOf = (pages) => ({
   async open({ page: name, url, width = 1280, height = 900, lang = 'en-GB', dark = false, init = '', route = false }) {
     const context = await browser.newContext({
       viewport: { width, height },
@@ -62,7 +64,7 @@ const ops = {
       const value = await pages.get(page).page.evaluate(expression);
       if (value) return value;
       if (Date.now() > end) throw new Error(`not within ${timeout} ms: ${expression}`);
-      await new Promise((resolve) => setTimeout(resolve, 25));
+      await new Promise((resolve) => setTimeout(resolve, 50));
     }
   },
   text: ({ page, selector }) => pages.get(page).page.locator(selector).first().innerText({ timeout: 10_000 }),
@@ -94,36 +96,59 @@ const ops = {
   problems: ({ page }) => pages.get(page).problems.splice(0),
   requests: ({ page }) => pages.get(page).requests,
   async axe({ page }) {
-    // In a world of its own: the policy of the page forbids foreign scripts in its own.
-    const session = await pages.get(page).context.newCDPSession(pages.get(page).page);
-    const { frameTree } = await session.send('Page.getFrameTree');
-    const { executionContextId: contextId } = await session.send('Page.createIsolatedWorld', {
+    // In a world of its own: the policy of the page forbids foreign scripts in its own. It is gone
+    // with the document.
+    const tab = pages.get(page);
+    const run = async () => {
+      const { result, exceptionDetails } = await tab.session.send('Runtime.evaluate', {
+        expression: 'axe.run({resultTypes: ["violations"]}).then((r) => JSON.stringify(r.violations.map((v) => ({id: v.id, impact: v.impact, nodes: v.nodes.map((n) => n.html.slice(0, 200) + " " + n.failureSummary)}))))',
+        contextId: tab.contextId,
+        awaitPromise: true,
+      });
+      if (exceptionDetails) throw new Error(JSON.stringify(exceptionDetails));
+      return JSON.parse(result.value);
+    };
+    tab.session ??= await tab.context.newCDPSession(tab.page);
+    if (tab.contextId) {
+      try {
+        return await run();
+      } catch (error) {
+        if (!String(error).includes('Cannot find context')) throw error;
+      }
+    }
+    const { frameTree } = await tab.session.send('Page.getFrameTree');
+    const { executionContextId } = await tab.session.send('Page.createIsolatedWorld', {
       frameId: frameTree.frame.id,
     });
-    await session.send('Runtime.evaluate', { expression: axe, contextId });
-    const { result, exceptionDetails } = await session.send('Runtime.evaluate', {
-      expression: 'axe.run().then((r) => JSON.stringify(r.violations.map((v) => ({id: v.id, impact: v.impact, nodes: v.nodes.map((n) => n.html.slice(0, 200) + " " + n.failureSummary)}))))',
-      contextId,
-      awaitPromise: true,
-    });
-    await session.detach();
-    if (exceptionDetails) throw new Error(JSON.stringify(exceptionDetails));
-    return JSON.parse(result.value);
+    tab.contextId = executionContextId;
+    await tab.session.send('Runtime.evaluate', { expression: axe, contextId: tab.contextId });
+    return run();
   },
   async close({ page }) {
-    await pages.get(page).context.close();
+    const { context } = pages.get(page);
     pages.delete(page);
+    await context.close();
   },
-};
+});
 
-const answer = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
-for await (const line of createInterface({ input: process.stdin })) {
-  const { id, op, ...rest } = JSON.parse(line);
-  Promise.resolve()
-    .then(() => ops[op](rest))
-    .then(
-      (value) => answer({ id, value: value ?? null }),
-      (error) => answer({ id, error: String(error) }),
-    );
-}
+const server = createServer({ allowHalfOpen: true }, async (connection) => {
+  const pages = new Map();
+  const ops = opsOf(pages);
+  const answer = (line) => connection.writable && connection.write(`${JSON.stringify(line)}\n`);
+  connection.on('error', () => {});
+  for await (const line of createInterface({ input: connection })) {
+    const { id, op, ...rest } = JSON.parse(line);
+    Promise.resolve()
+      .then(() => ops[op](rest))
+      .then(
+        (value) => answer({ id, value: value ?? null }),
+        (error) => answer({ id, error: String(error) }),
+      );
+  }
+  await Promise.allSettled([...pages.values()].map(({ context }) => context.close()));
+  connection.end();
+});
+server.listen(process.argv[2], () => process.stdout.write('ready\n'));
+for await (const _ of process.stdin);
 await browser.close();
+process.exit();
