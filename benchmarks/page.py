@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.page.browser import FIRST_FIGURE, Browser, sampled
+from tests.page.browser import FIRST_FIGURE, Browser, Driver, sampled
 from tests.support.service import Service
 
 VISITS = 10
@@ -28,8 +28,8 @@ TRANSFERRED = (
 async def measure(visits: int) -> None:
     """Visit the page and print the figures."""
     rows: dict[str, list[float]] = {"complete": [], "first figure": [], "bytes": []}
-    with tempfile.TemporaryDirectory() as shots:
-        async with Service(COLLECTOR=1) as service, Browser(Path(shots)) as browser:
+    with tempfile.TemporaryDirectory() as name, Driver(directory := Path(name)) as driver:
+        async with Service(COLLECTOR=1) as service, Browser(driver, directory) as browser:
             await sampled(service)
             for _ in range(visits):
                 async with await browser.open(f"{service.base}/", init=FIRST_FIGURE) as tab:
