@@ -155,7 +155,9 @@ async def test_without_the_backplane_the_machine_decides(
     assert not await second.claim("ann")
 
 
-async def test_a_forgetful_backplane_is_told_again(valkey: ValkeyProcess, machine: Make) -> None:
+async def test_a_backplane_that_lost_its_claims_gets_them_again(
+    valkey: ValkeyProcess, machine: Make
+) -> None:
     claims = await machine()
     assert await claims.claim("ann")
     await valkey.command("FLUSHALL")

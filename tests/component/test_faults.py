@@ -20,7 +20,7 @@ from tests.support.valkeys import ValkeyProcess
 async def test_a_server_that_is_too_small_is_a_warning(
     valkey: ValkeyProcess, limit: int, warned: bool
 ) -> None:
-    """Whoever has limited it: an operator, or the service."""
+    """Limited by an operator, or by the service."""
     await valkey.command("CONFIG", "SET", "maxmemory", limit)
     backplane = Backplane(valkey.url, Settings(), "test")
     await backplane.connect(asyncio.get_running_loop().time() + 5)

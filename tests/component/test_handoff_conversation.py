@@ -61,7 +61,7 @@ class Pairs:
         self.clients = [pair[1] for pair in made]
 
     def closed(self) -> list[bool]:
-        """Of each client, whether nobody holds its other end any more."""
+        """Of each client, whether no process holds its other end any more."""
         found = []
         for client in self.clients:
             readable, _, _ = select.select([client], [], [], 0)
@@ -214,7 +214,7 @@ asyncio.run(main())
 async def test_giver_killed_before_the_commit(
     path: Path, successor: Successor, connections: Make, attempt: int
 ) -> None:
-    """Nobody else has these connections any more, so the successor serves them."""
+    """No other process has these connections any more, so the successor serves them."""
     pairs = connections(4)
     words = ",".join(map(str, pairs.ours))
     child = await asyncio.create_subprocess_exec(
@@ -245,7 +245,7 @@ async def test_giver_killed_before_the_commit(
     child.stdin.close()
 
 
-async def test_nobody_listens(path: Path, connections: Make) -> None:
+async def test_no_successor_listens(path: Path, connections: Make) -> None:
     pairs = connections(2)
     giver = conversation(path)
     with pytest.raises(Broken):
@@ -417,7 +417,7 @@ asyncio.run(main())
 
 
 async def test_full_descriptor_table(path: Path, connections: Make) -> None:
-    """The kernel hands over some and drops the rest: the whole batch is refused."""
+    """The kernel hands over some and drops the rest: the complete batch is refused."""
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",

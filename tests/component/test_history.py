@@ -158,7 +158,7 @@ async def test_another_epoch(valkey: ValkeyProcess, recorder: Recorder) -> None:
         recorder.history.remember((await recorder.node.reader.read()).messages)
     await recorder.fill(3)
     new = recorder.live.epoch
-    # Who followed live and fell behind goes on as the others did.
+    # A client that was live and fell behind goes on as the others did.
     assert await recorder.history.after("status", old.epoch, 7, 100) == [
         Gap("status", new, 1, 0, "epoch")
     ]
@@ -216,7 +216,7 @@ async def test_latest_is_the_live_one(recorder: Recorder) -> None:
     assert recorder.asked == asked
 
 
-async def test_a_reader_that_leaves_takes_nobody_with_it() -> None:
+async def test_a_reader_that_leaves_cancels_no_other() -> None:
     flights = _Flights()
     landing = asyncio.Event()
 

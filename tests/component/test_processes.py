@@ -60,7 +60,7 @@ def test_no_such_process(pid: int) -> None:
 
 
 def test_full_descriptor_table(tmp_path: Path) -> None:
-    """Nobody is taken for dead, and no row is freed, because /proc cannot be opened."""
+    """No process is taken for dead, and no row is freed, because /proc cannot be opened."""
     done = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path / "slots")],
         cwd=REPO,

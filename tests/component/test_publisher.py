@@ -135,7 +135,7 @@ async def test_a_type_that_must_be_tried_again_does_not_repeat_the_others(
 
 
 @pytest.mark.parametrize(
-    ("hurt", "mend", "words", "error"),
+    ("hurt", "repair", "words", "error"),
     [
         (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), "READONLY", BackplaneUnavailable),
         (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "OOM", BackplaneFull),
@@ -145,7 +145,7 @@ async def test_a_refusal_is_answered_long_before_the_deadline(
     valkey: ValkeyProcess,
     make_node: MakeNode,
     hurt: tuple[str, ...],
-    mend: tuple[str, ...],
+    repair: tuple[str, ...],
     words: str,
     error: type[BackplaneUnavailable],
 ) -> None:
@@ -157,7 +157,7 @@ async def test_a_refusal_is_answered_long_before_the_deadline(
         with pytest.raises(error, match=words):
             await node.publish(draft(), within=600)
     assert node.publisher.fault is not None
-    await valkey.command(*mend)
+    await valkey.command(*repair)
     assert [p.seq for p in await node.publish(draft(), within=600)] == [2]
     assert node.publisher.fault is None
 
@@ -393,7 +393,7 @@ async def test_keys_of_another_type_are_moved_aside(
 
 
 @pytest.mark.parametrize("id", ["5-1", "0-18446744073709551615", f"0-{2**53 - 2}"])
-async def test_a_stream_that_cannot_go_on_is_mended(
+async def test_a_stream_that_cannot_go_on_is_repaired(
     valkey: ValkeyProcess, make_node: MakeNode, id: str
 ) -> None:
     node = await make_node()
@@ -479,9 +479,9 @@ class Clocks:
         return StreamPublisher(node.backplane, node.reader.positions, running=lambda: self.running)
 
     async def publish(self, publisher: StreamPublisher, *drafts: Draft) -> list[Any]:
-        whole = int(self.server)
-        micro = round((self.server - whole) * 1e6)
-        await self._valkey.command("HSET", "test", "s", whole, "u", micro)
+        seconds = int(self.server)
+        micro = round((self.server - seconds) * 1e6)
+        await self._valkey.command("HSET", "test", "s", seconds, "u", micro)
         return await publisher.store(drafts, asyncio.get_running_loop().time() + 60)
 
     def pass_time(self, seconds: float) -> None:
@@ -562,7 +562,7 @@ async def test_a_publisher_that_was_stopped_moves_no_clock(
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
-async def test_without_anybody_who_remembers_a_step_hides_nothing_for_an_hour(
+async def test_without_any_memory_of_it_a_step_hides_nothing_for_an_hour(
     valkey: ValkeyProcess, make_node: MakeNode, clocks: Clocks, step: float
 ) -> None:
     """All workers were started anew: after the window an id is new again, and trimming goes on."""

@@ -188,7 +188,7 @@ async def test_a_stream_that_fell_back(
     assert (gap.first, gap.last) == (1, 10 + added)
     assert seqs(items) == [11 + added]
 
-    following = await stranger.read(1 + added + 1)  # those who saw the change as it came
+    following = await stranger.read(1 + added + 1)  # those that saw the change as it came
     assert [type(item) for item in following] == [Message] * added + [Gap, Message]
 
 
@@ -231,7 +231,7 @@ async def test_trimmed_below_the_position(make_node: MakeNode) -> None:
     assert seqs(messages) == list(range(42, 52))
 
 
-async def test_control_that_was_trimmed_is_told(make_node: MakeNode) -> None:
+async def test_control_that_was_trimmed_is_reported(make_node: MakeNode) -> None:
     writer = await make_node(history_size=2, recovery_window=0.0)
     node = await make_node()
     for n in range(5):
@@ -241,7 +241,7 @@ async def test_control_that_was_trimmed_is_told(make_node: MakeNode) -> None:
     assert batch.control_lost
 
 
-async def test_an_entry_that_somebody_else_wrote_is_a_gap(
+async def test_an_entry_of_another_program_is_a_gap(
     valkey: ValkeyProcess, make_node: MakeNode
 ) -> None:
     node = await make_node()
@@ -400,7 +400,7 @@ async def test_junk_in_the_meta_hash(
 
 @pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
 async def test_clocks_that_differ_make_no_message_late(make_node: MakeNode, ahead: float) -> None:
-    """The server's clock is an hour from this machine's: accepted is told by this machine's."""
+    """The server's clock is an hour from this machine's: `accepted` is the time of this machine."""
     node = await make_node()
     publisher = StreamPublisher(node.backplane, node.reader.positions)
 

@@ -32,7 +32,7 @@ def test_a_master_that_is_no_gunicorn_is_not_running(data_dir: Path) -> None:
     child.communicate(b"\n")
 
 
-def test_a_wrong_setting_is_told_in_one_line() -> None:
+def test_a_wrong_setting_is_reported_in_one_line() -> None:
     with pytest.raises(Failed, match=r"^WORKERS='none'[^\n]*$") as caught:
         reload.check({**os.environ, "WORKERS": "none"})
     assert caught.value.unchanged

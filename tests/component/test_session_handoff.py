@@ -360,7 +360,7 @@ async def test_what_is_emitted_while_it_is_on_its_way(make: MakeBench) -> None:
 
 
 async def test_taken_back(make: MakeBench) -> None:
-    """Nobody took it: it is served as before, with what came meanwhile."""
+    """No successor took it: it is served as before, with what came meanwhile."""
     bench = await make()
     client = await bench.socketio()
     client.say('421["join","room"]')
@@ -379,7 +379,7 @@ async def test_taken_back(make: MakeBench) -> None:
 
 
 async def test_taken_back_without_the_backplane(make: MakeBench, valkey: ValkeyProcess) -> None:
-    """What was emitted meanwhile may be lost, but nobody's connection is."""
+    """What was emitted meanwhile may be lost, but no connection is."""
     bench = await make()
     client = await bench.socketio()
     batch = await bench.pack()

@@ -270,9 +270,9 @@ class Gate:
 
 
 def watch(table: SlotTable) -> Gate:
-    whole: Any = table
-    gate = whole.lock = Gate(table.lock)
-    whole.users._entries = Touched(table.users._entries, gate)
+    untyped: Any = table
+    gate = untyped.lock = Gate(table.lock)
+    untyped.users._entries = Touched(table.users._entries, gate)
     return gate
 
 
@@ -349,11 +349,11 @@ def test_counts_of_users_are_right_after_a_kill_within_a_step(path: Path, table:
     row = table.claim_row(master=1)
     assert slots(table, row, per_user=3).claim_user("ann")
     slots(table, row).set_user_types("ann", 0b101)
-    whole: Any = table
+    untyped: Any = table
     # As a process leaves it that was killed when it had written the entry but no count yet.
-    whole.users._by_type[shared_users._SETTLED] = 0
-    whole.users._by_type[0] = 7
-    whole.users._header[shared_users._DISTINCT] = 9
+    untyped.users._by_type[shared_users._SETTLED] = 0
+    untyped.users._by_type[0] = 7
+    untyped.users._header[shared_users._DISTINCT] = 9
     other = run(hold, path, ["bob"], 3)
     until_now(lambda: any(r.state == READY for r in table.rows()))
     kill(other)
@@ -382,7 +382,7 @@ def test_the_cap_of_an_address_holds_over_processes(path: Path, table: SlotTable
     other = run(hold_addresses, path, ["192.0.2.1", "192.0.2.1", "192.0.2.2"])
     try:
         until_now(lambda: any(r.state == READY for r in table.rows()))
-        assert mine.claim_user("192.0.2.1"), "a user of that name is somebody else"
+        assert mine.claim_user("192.0.2.1"), "a user of that name is another user"
         assert mine.claim_address("192.0.2.1")
         assert not mine.claim_address("192.0.2.1")
         assert mine.connections_of_address("192.0.2.1") == 3

@@ -77,7 +77,7 @@ async def test_started_with_safe_settings_and_stopped(data_dir: Path) -> None:
         }.items():
             assert call(data_dir, "CONFIG", "GET", name).split("\r\n")[4:5] == [value]
         assert call(data_dir, "SET", "key", "value") == "+OK\r\n"
-    assert valkey.find(data_dir) == pid, "it outlives who watches it"
+    assert valkey.find(data_dir) == pid, "it outlives its supervisor"
     assert await asyncio.to_thread(valkey.stop, data_dir)
     assert start_time(pid) is None
     assert valkey.find(data_dir) is None
@@ -145,7 +145,7 @@ def aof(data_dir: Path) -> Path:
     return found
 
 
-async def test_torn_end_of_the_file_is_mended(data_dir: Path) -> None:
+async def test_torn_end_of_the_file_is_repaired(data_dir: Path) -> None:
     async with supervised(Valkey(data_dir, "no")):
         await running(data_dir)
         call(data_dir, "SET", "key", "value")
@@ -157,7 +157,7 @@ async def test_torn_end_of_the_file_is_mended(data_dir: Path) -> None:
         assert call(data_dir, "GET", "key") == "$5\r\nvalue\r\n"
 
 
-async def test_reason_why_it_cannot_start_is_told(
+async def test_reason_why_it_cannot_start_is_reported(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with supervised(Valkey(data_dir, "no")):
@@ -191,7 +191,7 @@ async def test_no_second_server_on_the_same_files(
             await running(data_dir)
 
 
-async def test_pid_of_somebody_else_is_not_signalled(data_dir: Path) -> None:
+async def test_pid_of_another_program_is_not_signalled(data_dir: Path) -> None:
     paths.make_private(paths.valkey_dir(data_dir))
     (paths.valkey_dir(data_dir) / "valkey.pid").write_text(f"{os.getpid()}\n")
     assert valkey.find(data_dir) is None

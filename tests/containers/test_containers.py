@@ -61,7 +61,7 @@ async def history(project: Project) -> list[object]:
         return [one["data"] for one in (await answer.json())["messages"]]
 
 
-async def test_a_deployment_and_the_way_back_close_nobody(project: Project) -> None:
+async def test_a_deployment_and_a_rollback_close_no_connection(project: Project) -> None:
     project.version("2.0.0")
     url = f"http://{project.address}/ws/broadcast"
     async with Crowd(project.address, CLIENTS) as crowd:
@@ -191,7 +191,7 @@ async def test_an_interrupt_in_any_step_leaves_what_ran_before(project: Project)
 
 
 def hands_over(project: Project) -> bool:
-    """The old container has been told to end; all others are gone with their logs."""
+    """The old container got TERM; all others are gone with their logs."""
     return "Handling signal: term" in project.compose("logs", "backend", check=False)
 
 
@@ -410,12 +410,12 @@ async def test_the_monitoring_starts_without_files_of_secrets(project: Project) 
             assert answer.status == 200, await answer.text()
         url = f"http://{project.address}/history?type=health&limit=100"
 
-        async def is_told() -> bool:
+        async def is_informed() -> bool:
             async with http.get(url) as answer:
                 found = (await answer.json())["messages"]
             return any(one["data"].get("metric") == "BackendDown" for one in found)
 
-        await until(is_told, "the clients are told", 60)
+        await until(is_informed, "the clients are informed", 60)
     password = project.compose("exec", "grafana", "cat", "/var/lib/grafana/first-password")
     assert f"password of admin: {password}" in project.compose("logs", "grafana")
     for service in services:
@@ -531,9 +531,9 @@ def test_an_engine_that_does_not_answer_is_not_taken_for_a_host(project: Project
     assert done.code != 0, done
     assert done.json["mode"] == "docker"
     assert "Cannot connect to the Docker daemon" in done.err
-    told = project.run("verify-deployment.sh", "--only", "containers", **gone)
-    assert told.code == 14, told
-    assert "Cannot connect" in told.out
+    got = project.run("verify-deployment.sh", "--only", "containers", **gone)
+    assert got.code == 14, got
+    assert "Cannot connect" in got.out
 
 
 def test_files_of_secrets_that_are_not_used(project: Project) -> None:

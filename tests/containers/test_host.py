@@ -57,7 +57,7 @@ def test_a_host_as_the_pages_say() -> None:
             lambda: host.run(f"cat {log}").endswith(f"tick {last}"), "the client has the message"
         )
         assert host.run(f"cat {log}").split("\n")[:2] == ["open", f"tick {first}"]
-        assert "closed" not in host.run(f"cat {log}"), "nobody was closed"
+        assert "closed" not in host.run(f"cat {log}"), "no connection was closed"
 
         # A version that does not start: what ran serves on.
         host.run("sed -i 's/^async def create(/async def create(nothing, /' workers/runtime.py")
@@ -76,7 +76,7 @@ def test_a_host_as_the_pages_say() -> None:
         host.run(f"./rollback.sh --data-only {backup}")
         assert host.run(foreign) == ""
         until_now(lambda: "gap" in host.run(f"cat {log}"), "the client learns of it", 30)
-        assert "closed" not in host.run(f"cat {log}"), "nobody was closed"
+        assert "closed" not in host.run(f"cat {log}"), "no connection was closed"
         assert "damaged" not in host.as_written(DEPLOYMENT, "./rollback.sh --list")
         assert '"logger"' in host.run("scripts/logs.sh --no-follow --lines 5")
 

@@ -244,7 +244,7 @@ async def test_the_clients_address_is_passed_on_and_cannot_be_forged(
     assert f"Host: {API}:{other.port}" in request
 
 
-async def test_a_reload_of_caddy_drops_nobody(caddy: Caddy, service: Service) -> None:
+async def test_a_reload_of_caddy_closes_no_connection(caddy: Caddy, service: Service) -> None:
     clients = await asyncio.gather(*(caddy.plain(query="?types=status") for _ in range(40)))
     try:
         for n in range(2):

@@ -103,13 +103,13 @@ def test_every_container(name: str) -> None:
 
 
 def test_only_caddy_is_public_and_valkey_is_reached_by_the_backend_alone() -> None:
-    whole = services("monitoring")
-    reached = {n for n, one in whole["services"].items() if "back" in one.get("networks", ())}
+    everything = services("monitoring")
+    reached = {n for n, one in everything["services"].items() if "back" in one.get("networks", ())}
     assert reached == {"net", "valkey"}
-    assert whole["networks"]["back"]["internal"] is True
-    assert whole["services"]["valkey"]["networks"].keys() == {"back"}
+    assert everything["networks"]["back"]["internal"] is True
+    assert everything["services"]["valkey"]["networks"].keys() == {"back"}
     for name in ("net", "backend"):
-        assert not whole["services"][name].get("ports")
+        assert not everything["services"][name].get("ports")
 
 
 def test_a_second_backend_finds_what_the_first_one_has() -> None:

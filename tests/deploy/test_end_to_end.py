@@ -40,7 +40,7 @@ class Site:
 
     Args:
         home: for what is written.
-        receiver: the webhook of those who are told.
+        receiver: the webhook that gets the alerts.
     """
 
     def __init__(self, home: Path, receiver: Receiver) -> None:
@@ -198,8 +198,8 @@ class Site:
         """Whether Prometheus knows so many connections of the service."""
         return await self.value('realtime_connections{job="backend"}') == connections
 
-    def told(self, alert: str) -> list[dict[str, Any]]:
-        """What the webhook was told of an alert."""
+    def alerts_of(self, alert: str) -> list[dict[str, Any]]:
+        """What the webhook got of an alert."""
         return [
             one
             for post in self.receiver.posts
@@ -207,8 +207,8 @@ class Site:
             if one["labels"]["alertname"] == alert
         ]
 
-    async def told_clients(self, event: str) -> bool:
-        """Whether clients were told of the outage by this event."""
+    async def informed_clients(self, event: str) -> bool:
+        """Whether clients were informed of the outage by this event."""
         history = await self.service.history("health")
         return ("BackendDown", event) in [(m["data"]["metric"], m["event"]) for m in history]
 
@@ -239,7 +239,7 @@ async def test_an_outage_and_two_versions_under_load(tmp_path: Path) -> None:
             await fleet.open(CLIENTS)
             await goes_on(fleet, ticker)
             await until(lambda: site.is_scraped(CLIENTS), "Prometheus knows the clients", 60)
-            backup = await renewals_that_nobody_notices(site, fleet, ticker)
+            backup = await renewals_that_no_client_notices(site, fleet, ticker)
             await an_outage(site, fleet)
             await a_return(site, fleet, ticker)
             await back_to_the_old_version(site, fleet, backup)
@@ -256,7 +256,7 @@ async def goes_on(fleet: Fleet, ticker: Ticker) -> None:
         assert seqs == list(range(seqs[0], seqs[-1] + 1)), "a message came twice, or not at all"
 
 
-async def renewals_that_nobody_notices(site: Site, fleet: Fleet, ticker: Ticker) -> str:
+async def renewals_that_no_client_notices(site: Site, fleet: Fleet, ticker: Ticker) -> str:
     """Reload Caddy, then deploy, badly and well; returns the backup of the old version."""
     await asyncio.to_thread(site.caddy.reload, HEALTH_INTERVAL="2s")
     assert '"interval":2000000000' in await site.configuration()
@@ -284,13 +284,13 @@ async def renewals_that_nobody_notices(site: Site, fleet: Fleet, ticker: Ticker)
     assert (code, set(checks.values())) == (0, {"ok"}), checks
     assert await asyncio.to_thread(site.health_check) == 0
     fleet.check_untouched()
-    assert not site.told("BackendDown")
+    assert not site.alerts_of("BackendDown")
     backup: str = report["backup"]
     return backup
 
 
 async def an_outage(site: Site, fleet: Fleet) -> None:
-    """Stop the service: those who watch it notice, each in its own way."""
+    """Stop the service: every monitor notices, each in its own way."""
     fleet.back = True
     await asyncio.to_thread(site.halt)
     await until(lambda: all(stream.closes for stream in fleet.streams), "every client is closed")
@@ -298,7 +298,7 @@ async def an_outage(site: Site, fleet: Fleet) -> None:
     (code, checks), health, _ = await asyncio.gather(
         asyncio.to_thread(site.verify),
         asyncio.to_thread(site.health_check),
-        until(lambda: site.told("BackendDown"), "the webhook is told of BackendDown", 60),
+        until(lambda: site.alerts_of("BackendDown"), "the webhook gets BackendDown", 60),
     )
     assert code == 11
     assert checks == {
@@ -311,9 +311,9 @@ async def an_outage(site: Site, fleet: Fleet) -> None:
         "certificate": "ok",
     }
     assert health == 11
-    assert [one["status"] for one in site.told("HealthCheckHttp")] == ["firing"]
-    assert [one["status"] for one in site.told("HealthCheckWebsocket")] == ["firing"]
-    [down] = site.told("BackendDown")
+    assert [one["status"] for one in site.alerts_of("HealthCheckHttp")] == ["firing"]
+    assert [one["status"] for one in site.alerts_of("HealthCheckWebsocket")] == ["firing"]
+    [down] = site.alerts_of("BackendDown")
     assert down["status"] == "firing"
     assert down["labels"]["severity"] == "critical"
     assert down["labels"]["instance"] == address(site.service)
@@ -321,12 +321,14 @@ async def an_outage(site: Site, fleet: Fleet) -> None:
 
 
 async def a_return(site: Site, fleet: Fleet, ticker: Ticker) -> None:
-    """Start the service again: everybody learns that, and clients get what they missed."""
-    # Alertmanager does not tell of an alert that has ended before it could be told, so
+    """Start the service again: the webhook and the clients are informed, and clients get what they missed."""
+    # Alertmanager does not report an alert that has ended before it could be sent, so
     # Prometheus looks away until the clients' message has come.
     os.kill(site.prometheus.pid, signal.SIGSTOP)
     await asyncio.to_thread(site.deploy, "started for the first time")
-    await until(lambda: site.told_clients("health_alert"), "clients are told of BackendDown", 60)
+    await until(
+        lambda: site.informed_clients("health_alert"), "clients are informed of BackendDown", 60
+    )
     os.kill(site.prometheus.pid, signal.SIGCONT)
 
     await goes_on(fleet, ticker)
@@ -334,13 +336,15 @@ async def a_return(site: Site, fleet: Fleet, ticker: Ticker) -> None:
     assert not [gap for stream in fleet.streams for gap in stream.gaps]
     await site.service.wait_connections(CLIENTS)
 
-    await until(lambda: len(site.told("BackendDown")) > 1, "the webhook is told of the end", 60)
-    assert [one["status"] for one in site.told("BackendDown")] == ["firing", "resolved"]
-    await until(lambda: site.told_clients("health_recovery"), "clients are told of the end", 60)
+    await until(lambda: len(site.alerts_of("BackendDown")) > 1, "the webhook gets the end", 60)
+    assert [one["status"] for one in site.alerts_of("BackendDown")] == ["firing", "resolved"]
+    await until(
+        lambda: site.informed_clients("health_recovery"), "clients are informed of the end", 60
+    )
     await until(lambda: site.is_scraped(CLIENTS), "Prometheus knows the clients", 60)
     assert await asyncio.to_thread(site.health_check) == 0
     for name in ("HealthCheckHttp", "HealthCheckWebsocket"):
-        assert [one["status"] for one in site.told(name)] == ["firing", "resolved"]
+        assert [one["status"] for one in site.alerts_of(name)] == ["firing", "resolved"]
 
 
 async def back_to_the_old_version(site: Site, fleet: Fleet, backup: str) -> None:

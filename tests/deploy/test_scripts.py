@@ -29,7 +29,7 @@ SCRIPTS = ("deploy-websocket.sh", "rollback.sh", "verify-deployment.sh")
 
 @pytest.fixture(scope="module")
 def installed() -> Iterator[Installed]:
-    """A running service whose scripts leave it whole, failures included."""
+    """A running service that its scripts leave intact, failures included."""
     service = Installed(allow_traceback=True)
     service.start()
     yield service
@@ -132,7 +132,7 @@ def test_verify_passes_all_seven_over_wss(installed: Installed) -> None:
         unknown = installed.run(
             "verify-deployment.sh", caddy.api, "--connect", "127.0.0.1", "--only", "certificate"
         )
-        assert unknown.code == 17, "an authority that nobody trusts"
+        assert unknown.code == 17, "an authority that no client trusts"
 
 
 def test_verify_fails_if_the_metrics_are_public(installed: Installed, tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ def test_verify_fails_if_the_metrics_are_public(installed: Installed, tmp_path: 
         )
         assert done.returncode == 0, done.stderr
         options = (caddy.api, "--connect", "127.0.0.1", "--ca", str(caddy.root_certificate))
-        told = installed.run("verify-deployment.sh", *options, "--only", "caddy")
-        assert told.code == 15
-        assert "public" in told.out
+        got = installed.run("verify-deployment.sh", *options, "--only", "caddy")
+        assert got.code == 15
+        assert "public" in got.out
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_verify_fails_with_the_number_of_the_check(
 
 
 def test_verify_fails_without_a_message(installed: Installed) -> None:
-    """Nobody publishes here, and without a token neither does the check."""
+    """There is no publisher here, and without a token the check publishes nothing."""
     environ = {"PUBLISH_TOKEN": "wrong"}
     done = installed.run(
         "verify-deployment.sh", installed.base, "--only", "handshake", "--wait", "1", **environ
@@ -479,7 +479,7 @@ async def test_a_backup_brings_the_messages_back(installed: Installed) -> None:
             ]
 
         await until(is_back, "the messages of the backup")
-        # Nobody was disconnected, and everybody is told.
+        # No client was disconnected, and all of them are informed.
         gap = await client.expect("gap")
         assert gap["data"]["reason"] == "epoch"
         sent = await installed.publish(data={"n": "after"})

@@ -169,7 +169,7 @@ async def test_history_is_the_same_from_both(both: Machines) -> None:
     for number in range(30):
         await both.hosts[number % 2].publish("config", "changed", number)
         await both.hosts[number % 2].publish("stats", "stats_update", number)
-    first, second = [await host.whole_history("config") for host in both.hosts]
+    first, second = [await host.full_history("config") for host in both.hosts]
     assert first == second
     assert [message["data"] for message in first] == list(range(30))
     for _ in range(6):
@@ -228,22 +228,22 @@ async def test_each_machine_has_its_own_total_cap(both: Machines) -> None:
 
 
 async def test_figures_are_each_machines_own(both: Machines) -> None:
-    """/ws/stats and /status speak of one machine; presence is everybody's."""
+    """/ws/stats and /status speak of one machine; presence is the same on all."""
     async with both.fleet(4) as fleet:
         users = [await PlainClient.open(host, user="ann") for host in both.hosts]
         for client in users:
             await client.barrier()
-        whole = [(await host.get("/ws/stats")).body for host in both.hosts]
-        assert [body["totalConnections"] for body in whole] == [3, 3]
+        stats = [(await host.get("/ws/stats")).body for host in both.hosts]
+        assert [body["totalConnections"] for body in stats] == [3, 3]
         # A user with connections to both is counted by both; the anonymous ones by their host.
-        assert sum(body["uniqueUsers"] for body in whole) == len(fleet.streams) + 2
-        for host, body in zip(both.hosts, whole, strict=True):
+        assert sum(body["uniqueUsers"] for body in stats) == len(fleet.streams) + 2
+        for host, body in zip(both.hosts, stats, strict=True):
             assert {row["pid"] for row in body["workers"]} == set(host.worker_pids())
             status = (await host.get("/status")).body
             assert (status["connections"], status["backplane"]["warnings"]) == (3, [])
         # Through Caddy it is the one or the other.
         _, body = await both.get("/ws/stats")
-        assert body["workers"] in [body["workers"] for body in whole]
+        assert body["workers"] in [body["workers"] for body in stats]
         await asyncio.gather(*(client.close() for client in users))
 
     state = {"state": "working", "task": "on both machines"}
@@ -322,11 +322,11 @@ async def _lose_a_host(pair: Machines) -> None:
             True: 10,
             False: 10,
         }
-        # Plain: told so. Socket.IO: with the same id and the same pid.
+        # Plain: `recovered`. Socket.IO: with the same id and the same pid.
         assert [stream.recovered for stream in moved] == [[True]] * left
         assert not [gap for stream in fleet.streams for gap in stream.gaps]
         ticker.check(fleet.streams)
-        # Who shows that it is the client that was there, is not refused for its own old place.
+        # A client that proves that it was there is not refused for its own old place.
         refusals = [why for stream in fleet.streams for why in stream.refusals]
         assert not [why for why in refusals if "MAX_CONNECTIONS_EXCEEDED" in why], refusals
         back = await asyncio.gather(*returning)
@@ -354,12 +354,12 @@ async def _lose_a_host(pair: Machines) -> None:
         sent = await two.publish("status", "back")
         await asyncio.gather(*(client.wait_seq("status", sent["seq"]) for client in fresh))
         await fleet.all_at(sent["seq"])
-        assert [stream.recovered for stream in moved] == [[True]] * left, "nobody moved again"
+        assert [stream.recovered for stream in moved] == [[True]] * left, "no client moved again"
         for client in [*back, *fresh]:
             await client.close()
         for client in [*bob, *cat]:
             await client.wait_closed()
-    assert await one.whole_history("status") == await two.whole_history("status")
+    assert await one.full_history("status") == await two.full_history("status")
 
 
 async def come_back(caddy: Caddy, client: PlainClient, user: str) -> PlainClient:

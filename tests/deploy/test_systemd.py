@@ -1,4 +1,4 @@
-"""The systemd units, and the reload that tells systemd who the master is."""
+"""The systemd units, and the reload that notifies systemd of the master's pid."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def test_the_unit_is_hardened() -> None:
 
 
 class Manager:
-    """Stands for systemd: notes what it is told, and lets who waits for that go on."""
+    """Stands for systemd: notes its notifications, and lets processes that wait for them go on."""
 
     def __init__(self, path: Path) -> None:
-        self.told: list[str] = []
+        self.got: list[str] = []
         self._inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._inbox.bind(str(path))
         self._thread = threading.Thread(target=self._listen)
@@ -70,7 +70,7 @@ class Manager:
                 os.close(descriptor)  # the barrier of systemd-notify
             if data == b"end":
                 return
-            self.told += data.decode().split("\n")
+            self.got += data.decode().split("\n")
 
     def close(self) -> None:
         """End the thread."""
@@ -112,7 +112,7 @@ def test_a_reload_as_the_unit_does_it(activated: bool) -> None:
                 stdout=log,
                 stderr=log,
             )
-        until_now(lambda: "READY=1" in manager.told, "READY=1")
+        until_now(lambda: "READY=1" in manager.got, "READY=1")
         until_now(service.is_ready, "service ready")
         before = service.worker_pids()
         service.change("workers/master.py", '"""What a gunicorn', '"""What any gunicorn')
@@ -124,7 +124,7 @@ def test_a_reload_as_the_unit_does_it(activated: bool) -> None:
             timeout=60,
         )
         assert done.returncode == 0, done.stderr + service.log
-        pid = next(int(line[8:]) for line in manager.told if line.startswith("MAINPID="))
+        pid = next(int(line[8:]) for line in manager.got if line.startswith("MAINPID="))
         assert (pid == service.process.pid) is activated
         master = psutil.Process(pid)
         assert "gunicorn" in " ".join(master.cmdline())

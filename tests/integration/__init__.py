@@ -1,1 +1,1 @@
-"""The whole service under test: gunicorn, its workers, Valkey, and real clients."""
+"""The complete service under test: gunicorn, its workers, Valkey, and real clients."""

@@ -1,4 +1,4 @@
-"""Tokens: `AUTH_SECRET` makes every client prove who it is."""
+"""Tokens: `AUTH_SECRET` makes every client prove its identity."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def service() -> Iterator[Service]:
 
 
 async def test_connected_comes_after_the_token(service: Service, plain: Opener) -> None:
-    client = await plain(user="somebody_else")
+    client = await plain(user="another_user")
     early = await client.request("subscribe", {"types": ["status"]})
     assert early["data"]["code"] == "UNAUTHORIZED"
     sent = await service.publish("status", "secret")
@@ -70,7 +70,7 @@ async def test_wrong_tokens(plain: Opener, wrong: str) -> None:
 
 @pytest.mark.timeout(90)
 async def test_an_expired_token_closes_with_4401(plain: Opener) -> None:
-    """Told before, then closed (clocks may differ by ten seconds)."""
+    """An event before, then a close frame (clocks may differ by ten seconds)."""
     client = await plain()
     await client.request("auth", {"token": token(lifetime=3)})
     got = await client.expect("token_expiring", timeout=30)

@@ -79,10 +79,10 @@ HURTS: dict[str, tuple[list[Any], list[Any], str, str, str]] = {
 
 
 @pytest.mark.parametrize(
-    ("hurt", "mend", "code", "words", "cause"), HURTS.values(), ids=list(HURTS)
+    ("hurt", "repair", "code", "words", "cause"), HURTS.values(), ids=list(HURTS)
 )
 async def test_a_backplane_that_refuses(
-    start_valkey: Starter, hurt: list[Any], mend: list[Any], code: str, words: str, cause: str
+    start_valkey: Starter, hurt: list[Any], repair: list[Any], code: str, words: str, cause: str
 ) -> None:
     url = start_valkey("--appendonly", "yes")
     valkey = redis.asyncio.Redis.from_url(url)
@@ -122,7 +122,7 @@ async def test_a_backplane_that_refuses(
             return await metric(service, "realtime_backplane_writable") == 0
 
         await until(is_unwritable, "the metric says so")
-        await valkey.execute_command(*mend)
+        await valkey.execute_command(*repair)
         answer = await until(lambda: _published(service), "publishing works again", 5)  # type: ignore[arg-type, return-value]
         assert answer.body["seq"] == first["seq"] + 1
 

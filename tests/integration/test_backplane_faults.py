@@ -111,7 +111,7 @@ async def test_connections_to_the_backplane_are_cut_under_load() -> None:
 
 
 async def test_kill_9_of_a_worker_under_load() -> None:
-    """Whoever was answered 2xx is in the stream; the others' clients miss nothing."""
+    """Each message that was answered 2xx is in the stream; clients miss nothing."""
     async with Service() as service:
         one, two = await spread(service, types="status")
         await asyncio.gather(one.barrier(), two.barrier())
@@ -134,9 +134,9 @@ async def test_kill_9_of_a_worker_under_load() -> None:
             await client.wait_seq("status", end["seq"], 60)
         assert not walk(two.received, "status").gaps
         load.check(two.received)
-        whole = one.received + back.received
-        assert not walk(whole, "status").gaps
-        load.check(whole)
+        complete = one.received + back.received
+        assert not walk(complete, "status").gaps
+        load.check(complete)
         await close_all([two, back])
 
 
@@ -164,27 +164,27 @@ async def test_a_standstill_of_three_seconds_loses_nothing() -> None:
         await close_all(clients)
 
 
-async def test_a_standstill_of_ten_seconds_is_told_and_makes_no_duplicates() -> None:
+async def test_a_standstill_of_ten_seconds_is_reported_and_makes_no_duplicates() -> None:
     """After five seconds 503; repeated with the same ids, each message is there once."""
     async with Service(HISTORY_SIZE=20_000) as service:
         clients = await witnesses(service)
         valkey = service.valkey_pid()
         os.kill(valkey, signal.SIGSTOP)
         calls = [asyncio.create_task(publish_thousand(service, n, ids=True)) for n in range(10)]
-        lone = await service.post(
-            "/ws/broadcast", {"type": "status", "event": "x", "data": 0, "id": "lone"}
+        single = await service.post(
+            "/ws/broadcast", {"type": "status", "event": "x", "data": 0, "id": "single"}
         )
-        assert lone.status == 503, lone
-        assert lone.body["code"] in {"BACKPLANE_UNAVAILABLE", "QUEUE_OVERFLOW"}
-        assert int(lone.headers["Retry-After"]) >= 1
+        assert single.status == 503, single
+        assert single.body["code"] in {"BACKPLANE_UNAVAILABLE", "QUEUE_OVERFLOW"}
+        assert int(single.headers["Retry-After"]) >= 1
 
         async def is_degraded() -> bool:
             return bool((await service.get("/status")).body["status"] != "ok")
 
         await until(is_degraded, "any worker says that it is not well")
         answers = await asyncio.gather(*calls)
-        told = Counter(one.get("code", "") for _, body in answers for one in body)
-        assert told["BACKPLANE_UNAVAILABLE"] + told["QUEUE_OVERFLOW"] == 10_000
+        reported = Counter(one.get("code", "") for _, body in answers for one in body)
+        assert reported["BACKPLANE_UNAVAILABLE"] + reported["QUEUE_OVERFLOW"] == 10_000
         await asyncio.sleep(4)
         # The leader may have replaced it meanwhile; it supervises by PING.
         try:
@@ -271,7 +271,7 @@ async def test_a_backplane_that_comes_back_empty(way: str) -> None:
             "the same over Socket.IO",
         )
         assert [gap["data"]["reason"] for gap in walk(sio.received, "status").gaps] == ["epoch"]
-        # Who returns with a position of the lost epoch is told, too.
+        # A client that returns with a position of the lost epoch is informed, too.
         late = await PlainClient.open(service, types="")
         recover = {"status": {"epoch": old["epoch"], "seq": old["seq"]}}
         answer = await late.request("subscribe", {"types": ["status"], "recover": recover})
@@ -292,13 +292,13 @@ async def test_history_is_bounded_in_bytes() -> None:
             )
         await reader.wait_seq("system", sent[-1]["seq"])
         assert not walk(reader.received, "system").gaps
-        kept = await service.whole_history("system")
+        kept = await service.full_history("system")
         seqs = [one["seq"] for one in kept]
         assert seqs == list(range(seqs[0], sent[-1]["seq"] + 1))
         size = sum(len(str(one)) for one in kept)
         assert size <= limit * 1.1
         assert size >= limit * 0.5
-        # Who asks for what is gone is told which messages are.
+        # A client that asks for what is gone learns which messages are.
         late = await PlainClient.open(service, types="")
         recover = {"system": {"epoch": sent[0]["epoch"], "seq": 1}}
         await late.request("subscribe", {"types": ["system"], "recover": recover})
@@ -313,7 +313,7 @@ async def test_history_is_bounded_in_bytes() -> None:
 
 async def test_a_full_queue_drops_the_lowest_first() -> None:
     """While the backplane stands still, the bound of all workers together holds."""
-    # Each worker has at most 256 messages in flight, which nobody can call back.
+    # Each worker has at most 256 messages in flight, which cannot be withdrawn.
     async with Service(MAX_QUEUE_SIZE=2000) as service:
         valkey = service.valkey_pid()
         os.kill(valkey, signal.SIGSTOP)
@@ -353,12 +353,12 @@ async def test_a_full_queue_drops_the_lowest_first() -> None:
         await asyncio.gather(*low, *high)
         lost = Counter(name for name, one in answers if one.get("code") == "QUEUE_OVERFLOW")
         kept = Counter(name for name, one in answers if "seq" in one)
-        told = (lost, kept, [one for name, one in answers if name == "high"][:3], len(answers))
-        assert lost["high"] == 0, told
-        assert kept["high"] == 500, told
+        reported = (lost, kept, [one for name, one in answers if name == "high"][:3], len(answers))
+        assert lost["high"] == 0, reported
+        assert kept["high"] == 500, reported
         assert lost["low"] >= 500
         assert lost["low"] + kept["low"] == 2000
-        stored = Counter(one["event"] for one in await service.whole_history("status"))
+        stored = Counter(one["event"] for one in await service.full_history("status"))
         assert (stored["low"], stored["high"]) == (kept["low"], kept["high"])
 
         async def counted() -> bool:

@@ -40,7 +40,7 @@ async def test_two_machines_form_one_service(valkey: Starter) -> None:
         for client in clients:
             await client.wait_seq("status", 20)
             assert walk(client.received, "status").seqs == list(range(1, 21))
-        # The same id, taken once by the whole service.
+        # The same id, taken once by all workers together.
         again = await one.publish("status", "once", id="shared-1")
         assert await two.publish("status", "once", id="shared-1") == again
         # Acks and rooms cross machines.
@@ -140,7 +140,7 @@ def raise_nothing(service: Service) -> None:
         ),
     ],
 )
-async def test_a_server_that_can_lose_messages_is_told(
+async def test_a_server_that_can_lose_messages_is_reported(
     valkey: Starter, arguments: tuple[str, ...], option: str
 ) -> None:
     """A warning at the start and in /status, naming the option."""

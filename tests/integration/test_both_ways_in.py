@@ -66,11 +66,11 @@ async def welcomed(service: Service, *parts: bytes) -> bytes:
 
 
 async def test_a_request_that_is_cut_anywhere_and_a_frame_behind_it(service: Service) -> None:
-    whole = HEAD + REQUEST
-    expected = await welcomed(service, whole)
+    complete = HEAD + REQUEST
+    expected = await welcomed(service, complete)
     assert await welcomed(service, SLOW_HEAD + REQUEST) == expected
     heads = await asyncio.gather(
-        *(welcomed(service, whole[:end], whole[end:]) for end in range(1, len(whole)))
+        *(welcomed(service, complete[:end], complete[end:]) for end in range(1, len(complete)))
     )
     assert set(heads) == {expected}
 

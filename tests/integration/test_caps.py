@@ -19,7 +19,7 @@ from tests.support.waiting import until
 
 
 async def storm(service: Service, count: int) -> tuple[list[RawClient], list[RawClient]]:
-    """So many connections at once: who was accepted, and who was refused."""
+    """So many connections at once: which were accepted, and which were refused."""
     clients = await asyncio.gather(*(RawClient.open(service) for _ in range(count)))
     accepted = [client for client in clients if client.status == 101]
     refused = [client for client in clients if client.status != 101]
@@ -200,11 +200,11 @@ async def test_three_connections_of_a_user_over_all_workers() -> None:
         assert len(kept) == 3
         for client in lost:
             assert await client.wait_closed() == 1008
-            told = client.events("error")
-            assert [one["data"]["code"] for one in told] == ["MAX_CONNECTIONS_EXCEEDED"]
+            got = client.events("error")
+            assert [one["data"]["code"] for one in got] == ["MAX_CONNECTIONS_EXCEEDED"]
             assert not client.events("connected")
         await service.wait_connections(3)
-        # Others are not concerned, and nobody counts for those without a name.
+        # Others are not concerned; clients without a name count for no user.
         others = [await PlainClient.open(service, user="bob") for _ in range(3)]
         others += [await PlainClient.open(service) for _ in range(5)]
         await asyncio.gather(*(client.barrier() for client in others))

@@ -33,13 +33,13 @@ def service() -> Iterator[Service]:
 
 
 def leader_pid(service: Service) -> int:
-    """Who holds the leader's lock, as the kernel says; 0: nobody."""
+    """The pid that holds the leader's lock, as the kernel says; 0: none."""
     fd = os.open(leader_lock(service.data_dir), os.O_RDWR)
     try:
         # struct flock of Linux: type, whence, start, length, pid.
         asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        told = struct.unpack("hhqqi4x", fcntl.fcntl(fd, fcntl.F_GETLK, asked))
-        return 0 if told[0] == fcntl.F_UNLCK else int(told[4])
+        reported = struct.unpack("hhqqi4x", fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+        return 0 if reported[0] == fcntl.F_UNLCK else int(reported[4])
     finally:
         os.close(fd)
 
@@ -58,7 +58,7 @@ async def test_status_update_tells_of_this_machine(plain: Opener) -> None:
     assert data["connections"] >= 0
 
 
-async def test_connections_are_told_when_they_change(plain: Opener) -> None:
+async def test_connections_are_published_when_they_change(plain: Opener) -> None:
     client = await plain(types="status")
     others = [await plain(types="") for _ in range(5)]
     assert others

@@ -92,8 +92,8 @@ def test_publish_from_standard_input(home: Path) -> None:
     assert len(stored) == 150
     kept = lines(yujian(home, "history", "config", "--limit", "150", "--json"))
     assert [one["data"] for one in kept] == list(range(150))
-    whole = lines(yujian(home, "history", "config", "--all", "--json"))
-    assert [one["seq"] for one in whole] == list(range(1, whole[-1]["seq"] + 1))
+    complete = lines(yujian(home, "history", "config", "--all", "--json"))
+    assert [one["seq"] for one in complete] == list(range(1, complete[-1]["seq"] + 1))
     mixed = '{"type": "config", "event": "good"}\n{"type": "nope", "event": "bad"}\n'
     done = yujian(home, "publish", "--lines", input=mixed)
     assert done.returncode == 1

@@ -81,7 +81,7 @@ async def test_lists_and_ends_over_all_workers(service: Service) -> None:
         assert [await one.wait_closed() for one in ann] == [4401, 4401]
         assert not closed
         assert (await delete(service, "/connections?user=bob")).body["closed"] == 1
-        await until(lambda: closed == ["bob"], "the Socket.IO client is told")
+        await until(lambda: closed == ["bob"], "the Socket.IO client is informed")
         assert (await delete(service, "/connections?user=bob")).body["closed"] == 0
         assert 'call="DELETE /connections" status=200' in service.log
     finally:

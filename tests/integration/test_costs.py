@@ -1,6 +1,6 @@
 """What things cost, in counts that no noise of the machine changes: system calls and bytes, not times.
 
-A limit here is what it costs now and a little more. Whoever lowers a cost lowers its limit; a limit is
+A limit here is what it costs now and a little more. A change that lowers a cost lowers its limit; a limit is
 raised only for something that is worth it.
 """
 

@@ -65,7 +65,7 @@ async def test_its_clients_move_and_miss_nothing(workers: int) -> None:
             await client.close()
 
 
-async def test_it_is_shown_and_takes_nobody() -> None:
+async def test_it_is_shown_and_takes_no_connection() -> None:
     async with DeafService(grace=600) as service:
         victim = service.worker_pids()[0]
         service.deafen(victim)
@@ -86,7 +86,7 @@ async def test_it_is_shown_and_takes_nobody() -> None:
         assert victim not in held
 
 
-async def test_nobody_is_deaf_without_a_backplane() -> None:
+async def test_no_worker_is_deaf_without_a_backplane() -> None:
     async with DeafService(grace=0.5) as service:
         before = set(service.worker_pids())
         server = service.valkey_pid()

@@ -1,4 +1,4 @@
-"""Who may come in: deadlines for every step before a session, and what is refused at the door."""
+"""Admission: deadlines for every step before a session, and what is refused at the door."""
 
 from __future__ import annotations
 
@@ -220,7 +220,9 @@ async def test_silent_sockets_do_not_take_the_last_descriptors() -> None:
 # Refusals that a page can see
 
 
-async def _told(service: Service, path: str, **headers: str) -> tuple[int, list[bytes], int, str]:
+async def _refusal(
+    service: Service, path: str, **headers: str
+) -> tuple[int, list[bytes], int, str]:
     """Status, text frames, close code and reason of a refused connection; 0 without a close."""
     async with await RawClient.open(service, path, headers=headers) as client:
         if client.status != 101:
@@ -236,32 +238,32 @@ async def test_pages_see_why_they_are_refused() -> None:
     own = f"http://127.0.0.1:{free_port()}"
     async with Service(AUTH_SECRET=SECRET, MAX_TOTAL_CONNECTIONS=1, ALLOWED_ORIGINS=own) as service:
         path = "/ws/realtime"
-        status, texts, code, _ = await _told(service, f"{path}?token=x", Origin=own)
+        status, texts, code, _ = await _refusal(service, f"{path}?token=x", Origin=own)
         assert (status, code) == (101, 4401)
         error = json.loads(texts[0])
         assert error["event"] == "error"
         assert error["data"]["code"] == "UNAUTHORIZED"
-        status, texts, code, _ = await _told(service, f"{path}?EIO=4&token=x", Origin=own)
+        status, texts, code, _ = await _refusal(service, f"{path}?EIO=4&token=x", Origin=own)
         assert (status, code) == (101, 4401)
         assert texts[0].startswith(b"0{")
         assert texts[1].startswith(b"44{")
         assert json.loads(texts[1][2:])["data"]["code"] == "UNAUTHORIZED"
-        status, texts, code, _ = await _told(service, f"{path}?types=nope", Origin=own)
+        status, texts, code, _ = await _refusal(service, f"{path}?types=nope", Origin=own)
         assert (status, code, json.loads(texts[0])["data"]["code"]) == (101, 1008, "INVALID_TYPE")
         # They are not counted, and what is no browser gets HTTP as ever.
         assert await service.total_connections() == 0
-        assert (await _told(service, f"{path}?token=x"))[0] == 401
-        assert (await _told(service, f"{path}?token=x", Origin="https://evil.example"))[0] == 403
+        assert (await _refusal(service, f"{path}?token=x"))[0] == 401
+        assert (await _refusal(service, f"{path}?token=x", Origin="https://evil.example"))[0] == 403
         async with await RawClient.open(service):
             await service.wait_connections(1)
-            status, texts, code, reason = await _told(service, path, Origin=own)
+            status, texts, code, reason = await _refusal(service, path, Origin=own)
             assert (status, code) == (101, 1013)
             assert json.loads(texts[0])["data"]["code"] == "MAX_CONNECTIONS_EXCEEDED"
             assert 0 < json.loads(reason)["retryAfter"] <= 5000
-            status, texts, code, reason = await _told(service, f"{path}?EIO=4", Origin=own)
+            status, texts, code, reason = await _refusal(service, f"{path}?EIO=4", Origin=own)
             # No CONNECT_ERROR: it would keep socket.io-client from coming back by itself.
             assert (status, len(texts), code) == (101, 1, 1013)
-            assert (await _told(service, path))[0] == 503
+            assert (await _refusal(service, path))[0] == 503
             assert await service.total_connections() == 1
         lines = [line for line in service.log.splitlines() if "realtime.refused" in line]
         for reason_, count in (("token", 2), ("origin", 1), ("cap", 2), ("types", 1)):
@@ -299,7 +301,7 @@ async def test_a_rebound_name_is_not_served(service: Service, path: str) -> None
 async def test_a_rebound_name_opens_no_socket(service: Service) -> None:
     host = f"evil.example:{service.port}"
     same = {"Host": host, "Origin": f"http://{host}"}
-    assert (await _told(service, "/ws/realtime?user=ann", **same))[0] == 403
+    assert (await _refusal(service, "/ws/realtime?user=ann", **same))[0] == 403
     async with await RawClient.open(service, headers={"Origin": service.base}) as client:
         assert client.status == 101
 

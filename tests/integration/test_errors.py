@@ -1,4 +1,4 @@
-"""Bad input costs its sender an error and nobody else anything (promise 8)."""
+"""Bad input costs its sender an error and no other client anything (promise 8)."""
 
 from __future__ import annotations
 
@@ -158,16 +158,16 @@ async def test_wrong_payloads(plain: Opener, action: str, payload: object, code:
     await client.barrier()
 
 
-async def test_a_list_of_types_is_taken_whole_or_not_at_all(
+async def test_a_list_of_types_is_taken_completely_or_not_at_all(
     service: Service, plain: Opener
 ) -> None:
     client = await plain(types="")
     got = await client.request("subscribe", {"types": ["status", "weather"]})
     check_error(got, "INVALID_TYPE")
-    await service.publish("status", "to_nobody")
+    await service.publish("status", "to_no_client")
     left = await client.request("unsubscribe", {"types": ["health"]})
     assert left["data"]["types"] == []
-    assert not client.events("to_nobody")
+    assert not client.events("to_no_client")
 
 
 async def test_a_subscribe_with_recover_may_be_repeated(service: Service, plain: Opener) -> None:
@@ -301,7 +301,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("name", "sent", "code"), BROKEN, ids=[name for name, *_ in BROKEN])
 async def test_broken_frames_close(service: Service, name: str, sent: bytes, code: int) -> None:
-    """RFC 6455 7.4.1; nobody else notices."""
+    """RFC 6455 7.4.1; no other client notices."""
     witness = await PlainClient.open(service)
     async with await RawClient.open(service) as client:
         await client.write(sent)
@@ -353,7 +353,7 @@ async def test_pings_between_fragments(service: Service) -> None:
         assert (await client.envelope("pong"))["data"]["payload"] == "in pieces ✓"
 
 
-async def test_half_a_frame_holds_nobody_up(service: Service, plain: Opener) -> None:
+async def test_half_a_frame_delays_no_other_client(service: Service, plain: Opener) -> None:
     other = await plain()
     frame = encode(TEXT, text("ping", "late"))
     async with await RawClient.open(service) as client:
@@ -393,7 +393,7 @@ async def test_the_sum_of_unfinished_messages_is_bounded() -> None:
 
         tasks = [asyncio.create_task(code_of(client)) for client in large]
         done, _ = await asyncio.wait(tasks, timeout=20, return_when=asyncio.FIRST_COMPLETED)
-        assert done, "nobody was closed"
+        assert done, "no connection was closed"
         assert all(task.result() == 1009 for task in done)
         for task in tasks:
             task.cancel()

@@ -609,7 +609,7 @@ async def test_there_is_no_task_for_a_client() -> None:
             await one.close()
 
 
-async def test_long_polling_is_told_what_to_set(service: Service) -> None:
+async def test_long_polling_is_refused_with_what_to_set(service: Service) -> None:
     """A page of an allowed origin can read it."""
     headers = {"Origin": "https://lab.example", "Accept": "*/*"}
     target = "/ws/realtime/?EIO=4&transport=polling&t=abc"

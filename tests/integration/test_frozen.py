@@ -15,7 +15,7 @@ from tests.support.waiting import until
 pytestmark = [pytest.mark.timeout(120), pytest.mark.no_cover]
 
 
-async def test_nobody_is_cut_by_a_pause_of_everything() -> None:
+async def test_no_connection_is_cut_by_a_pause_of_everything() -> None:
     settings = {
         "GUNICORN_CMD_ARGS": "--timeout=4",
         "HEARTBEAT_INTERVAL": "1s",

@@ -1,4 +1,4 @@
-"""Reloads that nobody notices: live connections change their worker, whatever happens meanwhile."""
+"""Reloads that no client notices: live connections change their worker, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HANDLERS = "tests.integration.handoff_handlers"
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    """One service for all tests that leave it whole."""
+    """One service for all tests that leave it intact."""
     running = Service(HANDLERS=HANDLERS).start()
     yield running
     running.stop()
@@ -154,7 +154,7 @@ async def test_one_worker_leaves_while_another_lives(service: Service, fleet: Fl
 
 
 async def test_change_of_masters() -> None:
-    """USR2, then TERM of the old master: the new one's workers have everybody."""
+    """USR2, then TERM of the old master: the new one's workers have all connections."""
     async with Service(HANDLERS=HANDLERS) as service:
         async with Fleet(service) as fleet, Ticker(service) as ticker:
             await fleet.open(200)
@@ -189,7 +189,7 @@ async def test_heartbeats_go_on() -> None:
                 len(stream.beats) > before + 1
                 for stream, before in zip(fleet.streams, seen, strict=True)
             ),
-            "two more pings for everybody",
+            "two more pings for every client",
         )
         fleet.check_untouched()
         for stream in fleet.streams:
@@ -223,7 +223,7 @@ async def test_half_a_frame(service: Service, socketio: bool) -> None:
                 cut = len(first) + number % 4
             stream.write(frame[:cut])
             halves.append(frame[cut:])
-        # A whole request behind it would be read first: so the halves have been.
+        # A complete request behind it would be read first: so the halves have been.
         await service.publish()
         await fleet.all_at(1)
         await service.hup()
@@ -259,7 +259,7 @@ async def test_half_a_binary_packet(service: Service) -> None:
 
 
 async def test_slow_consumers_and_large_messages() -> None:
-    """Who did not read over the reload gets all of it afterwards, half-sent frames included."""
+    """A client that did not read over the reload gets all of it afterwards, half-sent frames included."""
     async with (
         Service(HANDLERS=HANDLERS, HISTORY_SIZE=5000) as service,
         Fleet(service) as fleet,
@@ -461,7 +461,7 @@ async def test_old_worker_killed_in_the_middle() -> None:
 
 
 async def check_drained(service: Service) -> None:
-    """Reload with successors that take nobody: everybody is told to come back, and recovers."""
+    """Reload with successors that take no connection: every client gets 1012, and recovers."""
     async with Fleet(service, back=True) as fleet, Ticker(service) as ticker:
         await fleet.open(200)
         await service.hup()
@@ -475,14 +475,14 @@ async def check_drained(service: Service) -> None:
     await service.wait_connections(0)
 
 
-async def test_heirs_of_another_version(tmp_path: Path) -> None:
+async def test_successors_of_another_version(tmp_path: Path) -> None:
     switch = tmp_path / "switch"
     async with Service(HANDLERS=HANDLERS, TEST_SWITCH=switch) as service:
         switch.write_text("version")
         await check_drained(service)
 
 
-async def test_heirs_without_descriptors(tmp_path: Path) -> None:
+async def test_successors_without_descriptors(tmp_path: Path) -> None:
     switch = tmp_path / "switch"
     async with (
         Service(HANDLERS=HANDLERS, TEST_SWITCH=switch, allow_traceback=True) as service,
@@ -502,7 +502,7 @@ async def test_heirs_without_descriptors(tmp_path: Path) -> None:
         assert all(all(stream.recovered) for stream in fleet.streams)
 
 
-async def test_heirs_that_die_with_what_they_took(tmp_path: Path) -> None:
+async def test_successors_that_die_with_what_they_took(tmp_path: Path) -> None:
     """They take one batch each with them; the old workers keep all others and go on."""
     switch = tmp_path / "switch"
     async with (
@@ -528,8 +528,8 @@ async def test_heirs_that_die_with_what_they_took(tmp_path: Path) -> None:
         assert all(all(stream.recovered) for stream in fleet.streams)
 
 
-async def whole(fleet: Fleet, ticker: Ticker) -> None:
-    """Everybody is still there and served."""
+async def all_served(fleet: Fleet, ticker: Ticker) -> None:
+    """Every client is still there and served."""
     last = ticker.last
     await until(lambda: ticker.last > last + 5, "the stream goes on")
     await fleet.all_at(ticker.last)
@@ -549,7 +549,7 @@ async def test_reloads_that_cannot_start_change_nothing() -> None:
             signal_master(service, signal.SIGHUP)
             await until(lambda: service.log.count(sign) > seen, f"{sign} in the log")
             await until(lambda: old <= set(spread_of(service)), "the old workers")
-            await whole(fleet, ticker)
+            await all_served(fleet, ticker)
 
         main.write_text("def broken(:\n")
         await fails_to_reload("SyntaxError")
@@ -560,7 +560,7 @@ async def test_reloads_that_cannot_start_change_nothing() -> None:
         await fails_to_reload("HEARTBEAT_INTERVAL")
         (service.root / ".env").unlink()
 
-        # New code, at last: everybody gets it without noticing.
+        # New code, at last: every client gets it without noticing.
         before = set(spread_of(service))
         init = service.root / "app" / "__init__.py"
         init.write_text(init.read_text().rsplit("=", 1)[0] + '= "9.9.9"\n')
@@ -574,7 +574,7 @@ async def test_reloads_that_cannot_start_change_nothing() -> None:
             await settled(service, before)
             assert await client.call("enter", {"room": "b"}) == "entered, says the new code"
         assert (await service.get("/status")).body["version"] == "9.9.9"
-        await whole(fleet, ticker)
+        await all_served(fleet, ticker)
         ticker.check(fleet.streams)
 
 
@@ -587,12 +587,12 @@ async def test_configuration_that_raises_changes_nothing() -> None:
         configuration.write_text(good + "\nraise RuntimeError('a configuration that raises')\n")
         signal_master(service, signal.SIGHUP)
         await until(lambda: "a configuration that raises" in service.log, "the error in the log")
-        await whole(fleet, ticker)
+        await all_served(fleet, ticker)
         assert service.process is not None
         assert service.process.poll() is None
         configuration.write_text(good)
         await service.hup()
-        await whole(fleet, ticker)
+        await all_served(fleet, ticker)
 
 
 @pytest.mark.alone
@@ -611,7 +611,7 @@ async def test_paced_drain_of_the_last_worker() -> None:
         [last] = old
         os.kill(last, signal.SIGTERM)
         await settled(service, old)
-        await until(lambda: len(closed) >= 300, "everybody was told")
+        await until(lambda: len(closed) >= 300, "every client got the close code")
         await fleet.all_at(ticker.last)
         ticker.check(fleet.streams)
         assert {code for code, _ in fleet.closes} == {1012}

@@ -1,4 +1,4 @@
-"""The HTTP calls of the README: any worker answers for the whole service."""
+"""The HTTP calls of the README: any worker answers for all of them."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def lines(service: Service) -> list[dict[str, Any]]:
     return [json.loads(line) for line in service.log.splitlines() if line.startswith("{")]
 
 
-def told(service: Service, text: str) -> set[int]:
+def workers_that_logged(service: Service, text: str) -> set[int]:
     """Workers that have written a line which begins so."""
     return {line["worker"] for line in lines(service) if line["message"].startswith(text)}
 
@@ -39,11 +39,16 @@ async def test_debug_and_back_without_a_reload() -> None:
         before = await service.get("/status")
         workers = service.worker_pids()
         assert set_level(service.data_dir, "debug").returncode == 0
-        await until(lambda: len(told(service, "The log level is debug")) == 2, "debug in both")
+        await until(
+            lambda: len(workers_that_logged(service, "The log level is debug")) == 2,
+            "debug in both",
+        )
         async with await PlainClient.open(service) as client:
             await client.barrier()
         answer = await service.get("/status")
-        await until(lambda: told(service, "closed"), "a line about the connection that ended")
+        await until(
+            lambda: workers_that_logged(service, "closed"), "a line about the connection that ended"
+        )
         request = answer.headers["X-Request-ID"]
         (call,) = (line for line in lines(service) if line.get("request") == request)
         assert call["message"] == "GET /status: 200"
@@ -54,7 +59,9 @@ async def test_debug_and_back_without_a_reload() -> None:
         assert before.headers["X-Request-ID"] not in service.log
 
         assert set_level(service.data_dir, "default").returncode == 0
-        await until(lambda: len(told(service, "The log level is info")) == 2, "info in both")
+        await until(
+            lambda: len(workers_that_logged(service, "The log level is info")) == 2, "info in both"
+        )
         request = (await service.get("/status")).headers["X-Request-ID"]
         await service.hup()
         assert request not in service.log

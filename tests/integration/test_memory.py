@@ -193,7 +193,7 @@ async def ask_and_leave(service: Service, type: str) -> asyncio.StreamWriter:
     return writer
 
 
-async def test_http_answers_that_nobody_reads_leave_nothing() -> None:
+async def test_http_answers_without_a_reader_leave_nothing() -> None:
     async with Service(WORKERS=1, MAX_OUTGOING_BYTES="16MB") as service:
         await fill(service, "status", 14, 1_000_000)
         before = resident(service)

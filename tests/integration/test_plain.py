@@ -1,4 +1,4 @@
-"""Plain JSON: actions, envelopes, subscriptions, history and recovery (PROTOCOL.md)."""
+"""Plain JSON: actions, envelopes, subscriptions, history and recovery (docs/PROTOCOL.md)."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_types_in_the_query_replace_the_defaults(plain: Opener) -> None:
 
 
 async def test_anonymous_users_differ() -> None:
-    """Who does not name itself is a user of its own, and makes no claim."""
+    """A client without a name is a user of its own, and makes no claim."""
     async with Service(WORKERS=1) as service:
         clients = [await PlainClient.open(service) for _ in range(5)]
         await asyncio.gather(*(client.barrier() for client in clients))
@@ -108,7 +108,7 @@ async def test_anonymous_users_differ() -> None:
 # Messages of a stream
 
 
-async def test_message_of_a_stream_is_a_whole_envelope(service: Service, plain: Opener) -> None:
+async def test_message_of_a_stream_is_a_complete_envelope(service: Service, plain: Opener) -> None:
     client = await plain()
     await client.barrier()
     data = {"text": "déjà 你好 \u2028", "list": [1, 2.5, None, True]}
@@ -211,9 +211,9 @@ async def test_all_stands_for_every_type(service: Service, plain: Opener) -> Non
         await client.wait_seq(type, sent["seq"])
     gone = await client.request("unsubscribe", {"types": ["all"]})
     assert (gone["event"], gone["type"], gone["data"]["types"]) == ("unsubscribed", "config", [])
-    await service.publish("status", "to_nobody")
+    await service.publish("status", "to_no_client")
     await client.barrier()
-    assert not client.events("to_nobody")
+    assert not client.events("to_no_client")
 
 
 async def test_unsubscribe_leaves_the_others(service: Service, plain: Opener) -> None:
@@ -366,7 +366,7 @@ async def test_recover_at_the_newest_replays_nothing(service: Service, plain: Op
     assert streamed(client, "config") == [live["seq"]]
 
 
-async def test_recover_from_another_epoch_is_told(service: Service, plain: Opener) -> None:
+async def test_recover_from_another_epoch_is_reported(service: Service, plain: Opener) -> None:
     sent = await service.publish("config")
     client = await plain(types="")
     recover = {"config": {"epoch": "00000000", "seq": sent["seq"]}}
@@ -382,7 +382,7 @@ async def test_recover_from_another_epoch_is_told(service: Service, plain: Opene
     walk(client.received, "config")
 
 
-async def test_trimmed_history_is_told_as_a_gap(tmp_path: Path) -> None:
+async def test_trimmed_history_is_announced_as_a_gap(tmp_path: Path) -> None:
     """After a restart, so that no worker's memory helps out."""
     settings: dict[str, Any] = {
         "WORKERS": 1,
@@ -395,7 +395,7 @@ async def test_trimmed_history_is_told_as_a_gap(tmp_path: Path) -> None:
 
         async def trimmed() -> bool:
             await service.publish("system", "filler")
-            oldest: int = (await service.whole_history("system"))[0]["seq"]
+            oldest: int = (await service.full_history("system"))[0]["seq"]
             return oldest > start["seq"] + 1
 
         await until(trimmed, "the oldest messages trimmed")
@@ -422,7 +422,9 @@ async def test_trimmed_history_is_told_as_a_gap(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["query", "subscribe"])
-async def test_batch_update_only_for_who_asked(service: Service, plain: Opener, way: str) -> None:
+async def test_batch_update_only_for_clients_that_asked(
+    service: Service, plain: Opener, way: str
+) -> None:
     batched = await plain(types="health", batch=1) if way == "query" else await plain(types="")
     if way == "subscribe":
         answer = await batched.request("subscribe", {"types": ["health"], "batch": True})
@@ -508,7 +510,7 @@ async def test_a_duplicated_tab_leaves_the_first_one_alone(service: Service) -> 
     await first.close()
 
 
-async def test_resume_of_another_user_replaces_nobody(service: Service) -> None:
+async def test_resume_of_another_user_replaces_no_connection(service: Service) -> None:
     hanging, resume = await _hanging(service, user="olga")
     async with await PlainClient.open(service, user="eve", resume=resume) as other:
         await other.barrier()
@@ -517,7 +519,7 @@ async def test_resume_of_another_user_replaces_nobody(service: Service) -> None:
     await hanging.abort()
 
 
-async def test_a_forged_resume_replaces_nobody(service: Service, plain: Opener) -> None:
+async def test_a_forged_resume_replaces_no_connection(service: Service, plain: Opener) -> None:
     victim = await plain(user="vic")
     resume = (await victim.expect("connected"))["data"]["resume"]
     forged = resume[:-2] + ("AA" if resume[-2:] != "AA" else "BB")

@@ -43,17 +43,17 @@ async def test_publishers_do_not_notice_ten_reloads() -> None:
             ]
             scrapers = [Scraper(f"{service.base}{path}", 10) for path in ("/status", "/metrics")]
             reader = await PlainClient.open(service, types="status")
-            everybody = [*publishers, *scrapers]
-            for one in everybody:
+            all_of_them = [*publishers, *scrapers]
+            for one in all_of_them:
                 one.start()
             try:
                 for _ in range(RELOADS):
                     await service.hup()
             finally:
-                for one in everybody:
+                for one in all_of_them:
                     one.enough.set()
-                await asyncio.to_thread(lambda: [one.join(30) for one in everybody])
-            errors = {one.name: one.errors for one in everybody if one.errors}
+                await asyncio.to_thread(lambda: [one.join(30) for one in all_of_them])
+            errors = {one.name: one.errors for one in all_of_them if one.errors}
             assert errors == {}
             stored = sum(one.stored for one in publishers)
             last = await service.publish("status", data={"by": "test", "n": 0})

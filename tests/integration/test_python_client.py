@@ -68,7 +68,7 @@ async def test_the_newest_state_comes_first(service: Service) -> None:
         sent = await service.publish("config", "tick", "first 3")
         second = await anext(subscription)
         assert (second.seq, second.epoch, second.origin) == (sent["seq"], sent["epoch"], "live")
-        # Another one has the newest message at once, and an answer is for who asked only.
+        # Another one has the newest message at once, and an answer is for its caller only.
         with lab.subscribe("config") as late:
             assert (await anext(late)).origin == "history"
             page = await lab.history("config", 2)
@@ -89,7 +89,7 @@ async def test_the_newest_state_comes_first(service: Service) -> None:
         await lab.ping()
 
 
-async def test_all_stands_for_every_type_and_what_nobody_wants_ends(service: Service) -> None:
+async def test_all_stands_for_every_type_and_unused_subscriptions_end(service: Service) -> None:
     async with connect(service.base, history=0) as lab:
         everything = lab.subscribe("all")
         await lab.ping()
@@ -138,7 +138,7 @@ async def test_a_reload_is_not_noticed(service: Service) -> None:
         assert seen == []
 
 
-async def test_a_gap_is_told() -> None:
+async def test_a_gap_is_announced() -> None:
     async with (
         Service(HISTORY_SIZE=5, RECOVERY_WINDOW=0, WORKERS=1) as service,
         connect(service.base, pause=(60.0, 60.0)) as lab,
@@ -230,7 +230,7 @@ async def test_a_token_that_cannot_be_had_is_asked_for_again(guarded: Service) -
         assert ["no issuer" in state.message for state in seen if state.name == "waiting"] == [True]
 
 
-async def test_who_has_too_many_connections_is_told() -> None:
+async def test_a_user_with_too_many_connections_gets_the_code() -> None:
     async with (
         Service(MAX_CONNECTIONS_PER_USER=1) as service,
         connect(service.base, user="ann") as first,

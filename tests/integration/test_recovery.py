@@ -120,7 +120,7 @@ async def test_node_recovers_after_a_restart_of_everything(node: Path) -> None:
                 assert await seqs(peer, "tick", missed[-1]) == missed
 
 
-async def test_node_is_told_when_it_cannot_recover(node: Path) -> None:
+async def test_node_is_informed_when_it_cannot_recover(node: Path) -> None:
     async with (
         Service(HISTORY_SIZE=10, RECOVERY_WINDOW="0.1s") as service,
         recovering(node, service, reconnection=False) as peer,
@@ -148,7 +148,7 @@ async def test_node_is_told_when_it_cannot_recover(node: Path) -> None:
 
 
 async def test_an_event_that_ends_in_a_string(service: Service, node: Path) -> None:
-    """socket.io-client takes the string for its offset; the next one mends it."""
+    """socket.io-client takes the string for its offset; the next one repairs it."""
     async with recovering(node, service) as peer, sio_clients(service) as [sayer]:
         ident, _ = await connect(peer)
         sent = await service.publish("status", "tick")
@@ -284,9 +284,9 @@ async def test_plain_recovers(service: Service) -> None:
     at = sent[2]
     recover = {"health": {"epoch": at["epoch"], "seq": at["seq"]}}
     answer = await client.request("subscribe", {"types": ["health"], "recover": recover})
-    told = answer["data"]["types"]["health"]
-    assert told["recovered"] is True
-    assert told["from"] == at["seq"] + 1
+    reported = answer["data"]["types"]["health"]
+    assert reported["recovered"] is True
+    assert reported["from"] == at["seq"] + 1
     live = await service.publish("health", "tick", 12)
     await client.wait_seq("health", live["seq"])
     story = walk(client.received, "health")
@@ -298,7 +298,7 @@ async def test_plain_recovers(service: Service) -> None:
 
 
 @pytest.mark.parametrize("reason", ["history", "epoch"])
-async def test_plain_is_told_when_it_cannot_recover(reason: str) -> None:
+async def test_plain_is_informed_when_it_cannot_recover(reason: str) -> None:
     async with Service(WORKERS=1, HISTORY_SIZE=10, RECOVERY_WINDOW="0.1s") as service:
         first = await service.publish("health", "tick")
         for number in range(6):

@@ -57,13 +57,13 @@ class Reloaded(CopiedService):
         )
 
     async def reload(self, *arguments: str) -> dict[str, Any]:
-        """The report, with the exit code as `code` and what was told as `told`."""
+        """The report, with the exit code as `code` and standard error as `errors`."""
         process = self.begin_reload(*arguments)
-        printed, told = await asyncio.to_thread(process.communicate, timeout=90)
-        assert printed, told
+        printed, errors = await asyncio.to_thread(process.communicate, timeout=90)
+        assert printed, errors
         report: dict[str, Any] = json.loads(printed)
         assert report["code"] == process.returncode
-        return report | {"told": told}
+        return report | {"errors": errors}
 
     async def serves(self, version: str | None) -> None:
         """Assert which version answers, and that no client has noticed anything."""
@@ -231,13 +231,13 @@ async def test_master_goes_on_after_a_failed_reload(service: Reloaded) -> None:
 
 async def test_two_at_once(service: Reloaded) -> None:
     first, second = service.begin_reload(), service.begin_reload()
-    told = ""
+    got = ""
     for process in (first, second):
         printed, errors = await asyncio.to_thread(process.communicate, timeout=90)
         assert process.returncode == 0, errors
         assert json.loads(printed)["handed_over"] == CLIENTS
-        told += errors
-    assert told.count("Another reload is under way") == 1
+        got += errors
+    assert got.count("Another reload is under way") == 1
     await service.serves("first")
 
 

@@ -40,7 +40,7 @@ def remove(service: Service) -> None:
 
 
 async def check(service: Service, clients: list[PlainClient]) -> None:
-    """Everybody is connected, counted once, and gets what is published."""
+    """Every client is connected, counted once, and gets what is published."""
     assert [client.socket.close_code for client in clients] == [None] * len(clients)
     await service.wait_connections(len(clients))
 
@@ -73,7 +73,7 @@ def reload(service: Service) -> dict[str, Any]:
     return report
 
 
-async def test_a_reload_at_once_hands_everybody_over_and_says_so() -> None:
+async def test_a_reload_at_once_hands_all_connections_over_and_says_so() -> None:
     async with Service() as service:
         clients = await connect(service)
         remove(service)
@@ -82,7 +82,7 @@ async def test_a_reload_at_once_hands_everybody_over_and_says_so() -> None:
         await check(service, clients)
 
 
-async def test_a_bare_hup_at_once_hands_everybody_over() -> None:
+async def test_a_bare_hup_at_once_hands_all_connections_over() -> None:
     async with Service() as service:
         clients = await connect(service)
         remove(service)
@@ -125,7 +125,7 @@ def service_holds(service: Service, client: PlainClient) -> bool:
     return True
 
 
-async def test_it_is_seen_and_mended_by_itself() -> None:
+async def test_it_is_seen_and_repaired_automatically() -> None:
     """The figures go on as if nothing had happened."""
     async with Service() as service:
         await service.publish()

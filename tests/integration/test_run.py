@@ -32,7 +32,7 @@ def data_dir() -> Path:
 
 
 def test_ctrl_c_stops_everything() -> None:
-    """SIGINT to the whole group, as a terminal does; Valkey is in no terminal's way."""
+    """SIGINT to the process group, as a terminal does; Valkey is in no terminal's way."""
     service = Service().start()
     assert service.process is not None
     assert service.valkey_pid() in {process.pid for process in service.processes()}
@@ -118,8 +118,8 @@ async def test_with_nohup_it_outlives_its_terminal() -> None:
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 1012), (signal.SIGINT, 1001)])
-async def test_clients_are_told_of_the_stop(signum: signal.Signals, code: int) -> None:
-    """TERM drains, with a hint when to come back; INT stops at once. Nobody is told to stay away."""
+async def test_clients_get_a_close_code_at_the_stop(signum: signal.Signals, code: int) -> None:
+    """TERM drains, with a hint when to come back; INT stops at once. No close code is final."""
     service = Service()
     async with service:
         clients = await spread(service)
@@ -140,9 +140,9 @@ async def test_history_survives_a_restart(data_dir: Path) -> None:
     async with Service(data_dir=data_dir) as service:
         for number in range(30):
             sent = await service.publish("health", "kept", {"n": number})
-        before = await service.whole_history("health")
+        before = await service.full_history("health")
     async with Service(data_dir=data_dir) as service:
-        assert await service.whole_history("health") == before
+        assert await service.full_history("health") == before
         client = await PlainClient.open(service, types="")
         recover = {"health": {"epoch": sent["epoch"], "seq": sent["seq"] - 10}}
         answer = await client.request("subscribe", {"types": ["health"], "recover": recover})
@@ -169,7 +169,7 @@ async def test_kill_9_of_everything_loses_nothing_acknowledged(data_dir: Path) -
     finally:
         service.destroy()
     async with Service(data_dir=data_dir) as again:
-        kept = await again.whole_history("status")
+        kept = await again.full_history("status")
         assert [one["seq"] for one in kept] == [one["seq"] for one in sent]
         assert kept[-1]["epoch"] == sent[-1]["epoch"]
         assert await again.total_connections() == 0

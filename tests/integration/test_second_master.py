@@ -100,7 +100,7 @@ async def service() -> AsyncIterator[Checkouts]:
         running.destroy()
 
 
-async def test_there_and_back_and_nobody_notices(service: Checkouts) -> None:
+async def test_there_and_back_and_no_client_notices(service: Checkouts) -> None:
     clients = [await PlainClient.open(service, types="status") for _ in range(CLIENTS)]
     url = f"{service.base}/ws/broadcast"
     publishers: list[Publisher] = [kind(url, 20) for kind in (Requests, HttpClient, Aiohttp)]

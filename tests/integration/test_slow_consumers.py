@@ -1,4 +1,4 @@
-"""Clients that do not read: bounded memory, nothing lost silently, nobody else held up."""
+"""Clients that do not read: bounded memory, nothing lost silently, no other client delayed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BULK = "x" * 8000
 
 @asynccontextmanager
 async def stalled(service: Service, count: int, types: str) -> AsyncIterator[list[RawClient]]:
-    """Connections with small receive buffers from which nobody reads."""
+    """Connections with small receive buffers that are not read."""
     clients = [
         await RawClient.open(service, f"/ws/realtime?types={types}", receive_buffer=4096)
         for _ in range(count)
@@ -124,10 +124,10 @@ async def test_what_history_lost_is_announced() -> None:
         await fast.barrier()
         async with stalled(service, 3, "status") as slow:
             last = await fill(service, "status", 1500)
-            # A megabyte of history is little: whoever reads slowly for a moment may lose some.
+            # A megabyte of history is little: a client that reads slowly for a moment may lose some.
             await fast.wait_seq("status", last["seq"], 60)
             assert walk(fast.received, "status").last == last["seq"]
-            oldest = (await service.whole_history("status"))[0]["seq"]
+            oldest = (await service.full_history("status"))[0]["seq"]
             for client in slow:
                 received = await read_to(client, "status", last["seq"])
                 story = walk(received, "status")
@@ -194,7 +194,7 @@ async def test_requests_of_a_client_that_does_not_read() -> None:
             for _ in range(20):
                 await witness.barrier()
             grown = worker.memory_info().rss - before
-            assert grown < 64 * 2**20, f"{grown / 2**20:.0f} MB of answers that nobody reads"
+            assert grown < 64 * 2**20, f"{grown / 2**20:.0f} MB of unread answers"
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
         await witness.close()

@@ -205,7 +205,7 @@ async def test_send_is_the_message_event(service: Service) -> None:
         assert await client.wait_event("message") == ("hello",)
 
 
-async def test_a_failing_handler_hurts_nobody() -> None:
+async def test_a_failing_handler_affects_no_other_client() -> None:
     async with (
         Service(WORKERS=1, allow_traceback=True) as service,
         sio_clients(service, 2) as [client, other],
@@ -257,7 +257,7 @@ async def test_room_emit_and_skip_sid(service: Service, namespace: str) -> None:
         await until(left, "the room closed")
 
 
-async def test_emit_to_everybody(service: Service) -> None:
+async def test_emit_to_all_clients(service: Service) -> None:
     async with sio_clients(service, 3) as clients:
         await clients[0].call("say", {"event": "all", "data": {"x": 1}})
         for client in clients:
@@ -324,8 +324,8 @@ async def test_disconnect_crosses_workers(service: Service) -> None:
         await one.call("enter", {"room": "watchers"})
         sid = two.sid()
         assert await one.call("kick", sid) == "kicked"
-        await until(lambda: two.reasons == ["server disconnect"], "told of the disconnect")
-        reason = await until(lambda: reasons_of(one, "sid", sid), "told by the handler")
+        await until(lambda: two.reasons == ["server disconnect"], "the disconnect event")
+        reason = await until(lambda: reasons_of(one, "sid", sid), "the handler's report")
         assert reason == ["server disconnect"]
     finally:
         await asyncio.gather(one.close(), two.close())
@@ -483,7 +483,7 @@ async def test_reasons_of_disconnects(service: Service) -> None:
 
 
 def reasons_of(watcher: SioClient, key: str, value: str) -> list[str]:
-    """Reasons of the disconnects that a watcher was told of."""
+    """Reasons of the disconnects that a watcher was informed of."""
     return [one["reason"] for (one,) in watcher.named("gone") if one[key] == value]
 
 
@@ -503,7 +503,7 @@ async def test_leaving_one_namespace_keeps_the_other(service: Service) -> None:
         await client.sio._send_packet(  # the client has no call for one namespace
             socketio.packet.Packet(socketio.packet.DISCONNECT, namespace="/")
         )
-        reason = await until(lambda: reasons_of(watcher, "name", "half"), "told by the handler")
+        reason = await until(lambda: reasons_of(watcher, "name", "half"), "the handler's report")
         assert reason == ["client disconnect"]
         assert await client.call("echo", 5, "/app") == 5
         await client.close()
@@ -567,8 +567,8 @@ async def test_subscriptions_and_history_by_auth(service: Service) -> None:
         past = {got["type"]: got["data"]["messages"] for (got,) in client.named("history_data")}
         assert [one["seq"] for one in past["health"]] == [one["seq"] for one in sent[1:]]
         assert set(past) == {"config", "health"}
-        told = await client.call("subscribe", {"types": ["health"]})
-        assert told["data"]["batch"] is True
+        reported = await client.call("subscribe", {"types": ["health"]})
+        assert reported["data"]["batch"] is True
         more = await service.publish("health", "tick", 3)
         (got,) = await client.wait_event("tick")
         assert got["seq"] == more["seq"]

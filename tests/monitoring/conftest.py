@@ -12,7 +12,7 @@ from tests.support.service import Service
 
 @pytest.fixture(scope="package")
 def service() -> Iterator[Service]:
-    """One service for all tests of this directory that leave it whole."""
+    """One service for all tests of this directory that leave it intact."""
     running = Service(COLLECTOR=1).start()
     yield running
     running.stop()

@@ -318,7 +318,7 @@ def test_the_settings_come_into_the_configuration(tmp_path: Path, url: str) -> N
 
 
 @needs_alertmanager
-def test_without_a_webhook_only_the_clients_are_told(tmp_path: Path) -> None:
+def test_without_a_webhook_only_the_clients_are_informed(tmp_path: Path) -> None:
     result = run(START, "--print")
     assert re.findall(r'url: "(\S+)"', result.stdout) == ["http://backend:3001/hooks/alertmanager"]
     rendered = tmp_path / "alertmanager.yml"
@@ -380,12 +380,12 @@ async def test_an_alert_reaches_the_webhook_and_the_clients_and_so_does_its_end(
             alert = ("alertname=HighCPUUsage", "severity=warning", "instance=tests")
             summary = "--annotation=summary=The CPU is busy"
             await until(lambda: run(*add, *alert, summary).returncode == 0, "the alert is taken")
-            told = await client.expect(lambda got: is_about(got, "health_alert"))
-            assert told["data"]["message"] == "The CPU is busy"
-            assert told["data"]["source"] == "alertmanager"
+            reported = await client.expect(lambda got: is_about(got, "health_alert"))
+            assert reported["data"]["message"] == "The CPU is busy"
+            assert reported["data"]["source"] == "alertmanager"
             assert run(*add, *alert, summary, "--end=2020-01-01T00:00:00Z").returncode == 0
             over = await client.expect(lambda got: is_about(got, "health_recovery"))
-            assert over["data"]["labels"] == told["data"]["labels"]
+            assert over["data"]["labels"] == reported["data"]["labels"]
             await until(lambda: len(receiver.posts) >= 2, "both at the webhook")
     assert [post["status"] for post in receiver.posts[:2]] == ["firing", "resolved"]
 

@@ -135,7 +135,7 @@ async def test_every_query_and_every_rule_has_data(
     assert empty == []
 
 
-def test_panels_are_whole() -> None:
+def test_panels_are_complete() -> None:
     assert len(PANELS) >= 20
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     assert len({panel["title"] for panel in PANELS}) == len(PANELS)

@@ -65,7 +65,7 @@ def down() -> str:
     return f"http://127.0.0.1:{free_port()}"
 
 
-def told(receiver: Receiver) -> list[list[tuple[str, str]]]:
+def got(receiver: Receiver) -> list[list[tuple[str, str]]]:
     """Of each post the alerts' names and statuses."""
     return [
         [(alert["labels"]["alertname"], alert["status"]) for alert in post["alerts"]]
@@ -111,7 +111,7 @@ def test_lines_for_people_and_silence_for_cron(service: Service, check: Check) -
     assert check("--quiet", service.base, code=0) == ""
 
 
-def test_a_service_that_is_down_is_told_once_and_so_is_its_return(
+def test_a_service_that_is_down_is_reported_once_and_so_is_its_return(
     service: Service, check: Check, receiver: Receiver
 ) -> None:
     check.environ = {"ALERT_WEBHOOK_URL": f"{receiver.url}/secret?a=b&c"}
@@ -120,11 +120,11 @@ def test_a_service_that_is_down_is_told_once_and_so_is_its_return(
     assert check.json(base, code=11)["posted"] is False
     check(base, code=11)
     both = [("HealthCheckHttp", "firing"), ("HealthCheckWebsocket", "firing")]
-    assert told(receiver) == [both]
+    assert got(receiver) == [both]
     assert check.json(service.base, code=0)["posted"] is True
     check(service.base, code=0)
     over = [(name, "resolved") for name, _ in both]
-    assert told(receiver) == [both, over]
+    assert got(receiver) == [both, over]
     firing, resolved = (post["alerts"][0] for post in receiver.posts)
     assert firing["startsAt"] == resolved["startsAt"]
     assert resolved["endsAt"] >= resolved["startsAt"]
@@ -147,7 +147,7 @@ async def test_too_many_connections(service: Service, check: Check, receiver: Re
     await service.wait_connections(0)
     await asyncio.to_thread(check, *arguments, code=0)
     name = "HealthCheckConnections"
-    assert told(receiver) == [[(name, "firing")], [(name, "resolved")]]
+    assert got(receiver) == [[(name, "firing")], [(name, "resolved")]]
     assert receiver.posts[0]["alerts"][0]["annotations"]["value"] == "2"
 
 

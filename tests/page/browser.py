@@ -200,9 +200,9 @@ class Tab:
         """Type a text into a field."""
         await self.do("fill", selector=selector, text=text)
 
-    async def shot(self, name: str, *, whole: bool = True) -> None:
-        """Take a screenshot of the whole page, or of what is visible."""
-        await self.do("shot", path=str(self.browser.shots / f"{name}.png"), whole=whole)
+    async def shot(self, name: str, *, full: bool = True) -> None:
+        """Take a screenshot of the full page, or of what is visible."""
+        await self.do("shot", path=str(self.browser.shots / f"{name}.png"), full=full)
 
     async def assert_accessible(self) -> None:
         """Assert that axe finds nothing serious, and that nothing is wider than the screen."""
@@ -222,7 +222,7 @@ class Tab:
             name = f"{'zh' if lang else 'en'}-{'dark' if dark else 'light'}"
             await self.wait(f"document.documentElement.lang.startsWith('{name[:2]}')")
             if shot:
-                await self.shot(f"{shot}-{name}", whole=False)
+                await self.shot(f"{shot}-{name}", full=False)
             await self.assert_accessible()
 
     async def assert_no_problems(self) -> None:

@@ -91,8 +91,8 @@ const opsOf = (pages) => ({
       status ? route.fulfill({ status, json: body }) : route.abort(),
     ),
   unanswer: ({ page, path }) => pages.get(page).context.unroute(`**${path}`),
-  shot: ({ page, path, whole = true }) =>
-    pages.get(page).page.screenshot({ path, fullPage: whole, animations: 'disabled' }).then(() => path),
+  shot: ({ page, path, full = true }) =>
+    pages.get(page).page.screenshot({ path, fullPage: full, animations: 'disabled' }).then(() => path),
   problems: ({ page }) => pages.get(page).problems.splice(0),
   requests: ({ page }) => pages.get(page).requests,
   async axe({ page }) {

@@ -115,7 +115,7 @@ async def test_a_reload_is_not_noticed(client: Client, service: Service) -> None
         assert [line for line in lines if "state" in line] == []
 
 
-async def test_a_gap_is_told(client: Client) -> None:
+async def test_a_gap_is_announced(client: Client) -> None:
     async with (
         Service(HISTORY_SIZE=5, RECOVERY_WINDOW=0, WORKERS=1) as service,
         client(service.base, TYPES="config") as node,

@@ -94,7 +94,7 @@ async def test_the_keyboard_is_enough(browser: Browser, service: Service) -> Non
         last = await tab.value(value)
         await tab.do("press", key="Home")
         await tab.wait(f"{value} !== {json.dumps(last)}")
-        await tab.shot("crosshair", whole=False)
+        await tab.shot("crosshair", full=False)
         await tab.do("press", key="Escape")
         feed = "document.querySelector('[data-testid=feed]')"
         await tab.wait(f"{feed}.innerText.includes('by_keyboard')")
@@ -147,7 +147,7 @@ async def test_a_cut_network_loses_no_message(browser: Browser, service: Service
         await tab.wait(
             "document.querySelector('[data-testid=notice]')?.dataset.cause === 'offline'"
         )
-        await tab.shot("phone-offline", whole=False)
+        await tab.shot("phone-offline", full=False)
         await tab.assert_accessible()
         for number in range(7):
             await service.publish("config", f"missed_{number}")
@@ -157,7 +157,7 @@ async def test_a_cut_network_loses_no_message(browser: Browser, service: Service
         for number in range(7):
             await tab.shows("feed", f"missed_{number}")
         await tab.shows("recovered", "recovered")
-        await tab.shot("phone-recovered", whole=False)
+        await tab.shot("phone-recovered", full=False)
         assert int(await tab.text("link-recovered")) >= 7
         assert int(await tab.text("link-reconnects")) >= 1
         assert await tab.text("link-missed") == "0"
@@ -188,7 +188,7 @@ async def test_an_alert_is_raised_and_cleared(browser: Browser, service: Service
         await tab.shows("alerts", "Critical")
         await tab.shows("alerts", "<b>Cooling</b> lost")
         await tab.wait("document.title.startsWith('(1)')")
-        await tab.shot("phone-alert", whole=False)
+        await tab.shot("phone-alert", full=False)
         await tab.assert_accessible()
         await service.publish("health", "health_recovery", {"metric": "cooling", "level": "info"})
         await tab.shows("alerts", "No alert is open")
@@ -325,13 +325,13 @@ async def test_both_languages_and_the_choice_is_kept(browser: Browser, service: 
         assert await tab.value("document.documentElement.dataset.theme") == "dark"
 
 
-async def test_a_wrong_token_is_told_and_a_right_one_connects(browser: Browser) -> None:
+async def test_a_wrong_token_is_shown_and_a_right_one_connects(browser: Browser) -> None:
     async with (
         Service(AUTH_SECRET=SECRET, COLLECTOR=1) as service,
         await browser.open(f"{service.base}/", **PHONE) as tab,
     ):
         await tab.shows("notice", "A valid token is needed")
-        await tab.shot("phone-token", whole=False)
+        await tab.shot("phone-token", full=False)
         await tab.assert_accessible()
         await tab.fill("[data-testid=notice] input", "nonsense")
         await tab.click("[data-testid=notice] button")
@@ -347,12 +347,12 @@ async def test_a_wrong_token_is_told_and_a_right_one_connects(browser: Browser) 
         assert good not in " ".join(await tab.do("requests")), "a token does not stand in addresses"
 
 
-async def test_a_full_server_is_told_and_waited_for(browser: Browser) -> None:
+async def test_a_full_server_is_shown_and_waited_for(browser: Browser) -> None:
     async with Service(MAX_TOTAL_CONNECTIONS=1, COLLECTOR=1, WORKERS=1) as service:
         client = await PlainClient.open(service)
         async with await browser.open(f"{service.base}/", **DESKTOP) as tab:
             await tab.shows("notice", "The server is full")
-            await tab.shot("desktop-full", whole=False)
+            await tab.shot("desktop-full", full=False)
             await tab.assert_accessible()
             await client.close()
             await tab.live()
@@ -371,7 +371,7 @@ async def test_a_service_that_is_gone_and_comes_back(browser: Browser) -> None:
             process.suspend()
         await tab.value("window.dispatchEvent(new Event('offline'))")
         await tab.wait("document.querySelector('[data-testid=link]').dataset.link === 'waiting'")
-        await tab.shot("desktop-reconnecting", whole=False)
+        await tab.shot("desktop-reconnecting", full=False)
         for process in service.processes():
             process.resume()
         await tab.value("window.dispatchEvent(new Event('online'))")
@@ -467,7 +467,7 @@ async def test_before_and_after_a_connection_it_reads_well_in_all_looks(
             await tab.do("check", selector=f"input[name=lang] >> nth={lang}")
             await tab.do("hangup", code=1012, reason='{"retryAfter": 0}')
             await tab.wait("document.querySelector('[data-testid=recovered]')")
-            await tab.shot(f"recovered-{lang}-{dark}", whole=False)
+            await tab.shot(f"recovered-{lang}-{dark}", full=False)
             await tab.assert_accessible()
 
 
@@ -540,7 +540,7 @@ async def test_behind_caddy(browser: Browser) -> None:
             await asyncio.to_thread(caddy.stop)
 
 
-async def test_a_foreign_origin_is_told(browser: Browser) -> None:
+async def test_a_foreign_origin_is_shown(browser: Browser) -> None:
     port = free_port()
     async with behind_caddy(port, ALLOWED_ORIGINS="https://other.example") as service:
         caddy = Caddy(address(service), https_port=port)
@@ -548,7 +548,7 @@ async def test_a_foreign_origin_is_told(browser: Browser) -> None:
         try:
             async with await browser.open(f"{caddy.site}/", **DESKTOP) as tab:
                 await tab.shows("notice", "This page may not connect")
-                await tab.shot("desktop-origin", whole=False)
+                await tab.shot("desktop-origin", full=False)
                 await tab.assert_accessible()
         finally:
             await asyncio.to_thread(caddy.stop)

@@ -37,13 +37,13 @@ class Node:
         return items
 
     async def read_control(self, count: int) -> Batch:
-        whole = Batch()
+        complete = Batch()
         async with asyncio.timeout(10):
-            while len(whole.control) < count:
+            while len(complete.control) < count:
                 batch = await self.reader.read()
-                whole.control += batch.control
-                whole.control_lost |= batch.control_lost
-        return whole
+                complete.control += batch.control
+                complete.control_lost |= batch.control_lost
+        return complete
 
 
 MakeNode = Callable[..., Awaitable[Node]]

@@ -126,7 +126,7 @@ class Caddy:
         return False
 
     def tls(self) -> ssl.SSLContext:
-        """Trusts Caddy's own authority and nobody else."""
+        """Trusts Caddy's own authority and no other."""
         return ssl.create_default_context(cafile=str(self.root_certificate))
 
     def reload(self, **settings: str) -> None:

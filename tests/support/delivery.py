@@ -63,7 +63,7 @@ class Sub(Subscriber):
         self.track = None
         self.held = False
         self.parser = Protocol(Side.CLIENT, max_size=None)
-        self.told: list[Any] = []
+        self.got: list[Any] = []
         bench.hub.attach(self)
         bench.subs.append(self)
 
@@ -96,10 +96,10 @@ class Sub(Subscriber):
         assert self.parser.parser_exc is None
         for frame in self.parser.events_received():
             if frame.opcode == 1:  # type: ignore[union-attr]
-                self.told.append(_short(json.loads(bytes(frame.data))))  # type: ignore[union-attr]
+                self.got.append(_short(json.loads(bytes(frame.data))))  # type: ignore[union-attr]
             else:
-                self.told.append(frame.opcode.name.lower())  # type: ignore[union-attr]
-        return self.told
+                self.got.append(frame.opcode.name.lower())  # type: ignore[union-attr]
+        return self.got
 
 
 def _short(envelope: dict[str, Any]) -> Any:

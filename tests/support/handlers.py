@@ -73,7 +73,7 @@ def _register(sio: AsyncServer, namespace: str) -> None:
 
     @sio.on("say", namespace=namespace)
     async def say(sid: str, data: dict[str, Any]) -> str:
-        """Emit as told: event, data, and `room`, `to` or `skip_sid`."""
+        """Emit as the client asks: event, data, and `room`, `to` or `skip_sid`."""
         options = {name: data[name] for name in ("room", "to") if name in data}
         if data.get("skip_me"):
             options["skip_sid"] = sid  # type: ignore[index]

@@ -171,7 +171,7 @@ class Bench:
         return client
 
     async def pack(self) -> Batch:
-        """What the giver can pass, as soon as everybody is at rest."""
+        """What the giver can pass, as soon as all sessions are at rest."""
         transfer = self.giver.transfer
 
         def rests() -> bool:

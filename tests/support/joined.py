@@ -15,7 +15,7 @@ class JoinedWorker:
 
     Args:
         number: of the workers before it.
-        stream: all of them; whoever makes it adds it.
+        stream: all of them; the caller adds it.
     """
 
     def __init__(self, number: int, stream: Sequence[object]) -> None:

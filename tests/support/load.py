@@ -15,10 +15,10 @@ from tests.support.service import TOKEN, Service
 class Load:
     """Publishes without a pause from several tasks, each message with an id of its own.
 
-    A call that fails is repeated with the same id, as PROTOCOL.md tells publishers.
+    A call that fails is repeated with the same id, as docs/PROTOCOL.md says to publishers.
 
     Args:
-        ids: whether the service is told the ids. Without, what it stores twice shows: the id
+        ids: whether the messages carry the ids. Without, what it stores twice shows: the id
             is in the data, and a call that fails is given up.
     """
 

@@ -39,7 +39,7 @@ class PlainClient:
     async def open(
         cls, service: Service, *, headers: Mapping[str, str] | None = None, **query: Any
     ) -> Self:
-        """Connect; the query is that of PROTOCOL.md."""
+        """Connect; the query is that of docs/PROTOCOL.md."""
         opened = await connect(
             endpoint(service, **query),
             additional_headers=headers,

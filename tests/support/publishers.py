@@ -26,7 +26,7 @@ TIMEOUT = 20
 
 
 class Publisher(ABC, threading.Thread):
-    """Publishes `{"by": name, "n": 0, 1, …}` at a rate until it is told to stop.
+    """Publishes `{"by": name, "n": 0, 1, …}` at a rate until `stop` is called.
 
     Args:
         url: of POST /ws/broadcast.

@@ -97,7 +97,7 @@ class Service:
 
     @property
     def workers(self) -> int:
-        """Workers that the service was told to run."""
+        """Workers that the service is set to run."""
         return int(self.settings["WORKERS"])
 
     @property
@@ -398,7 +398,7 @@ class Service:
         messages: list[dict[str, Any]] = answer.body["messages"]
         return messages
 
-    async def whole_history(self, type: str) -> list[dict[str, Any]]:
+    async def full_history(self, type: str) -> list[dict[str, Any]]:
         """All that the history still holds of a type, page by page, newest last."""
         messages = await self.history(type, limit=100)
         while messages:

@@ -1,4 +1,4 @@
-"""A python-socketio client that remembers all that it was told."""
+"""A python-socketio client that keeps everything it receives."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Stream(asyncio.Protocol):
     Args:
         service: where it connects to.
         socketio: which protocol it speaks.
-        user: who it says it is.
+        user: the name that it gives.
     """
 
     host = "x"
@@ -426,7 +426,7 @@ class Ticker:
     """Publishes at an even pace; a call that fails is repeated with the same id.
 
     Args:
-        service: whom it tells.
+        service: where it publishes.
         interval: seconds between messages.
         size: characters of each.
         session: a HTTP client that finds the service elsewhere; it is closed at the end.

@@ -64,9 +64,9 @@ def _register(sio: AsyncServer, namespace: str) -> None:
     @on
     async def tell(sid: str, *args: Any) -> str:
         """Emit what came to its sender, under a name of its choice."""
-        name = args[0] if args and isinstance(args[0], str) else "told"
+        name = args[0] if args and isinstance(args[0], str) else "reply"
         await sio.emit(name, args[1:], to=sid, namespace=namespace)
-        return "told"
+        return "reply"
 
     @on
     async def enter(sid: str, *args: Any) -> str:

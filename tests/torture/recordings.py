@@ -189,7 +189,7 @@ async def _socketio(port: int, auth: Mapping[str, str]) -> None:
         ("keep", {"kept": [1, "two"]}),
         ("ask", ({"question": 1}, BINARY_EVENT)),
         ("ask", "text"),
-        ("tell", ("told", {"x": 1})),
+        ("tell", ("reply", {"x": 1})),
         ("leave", "room"),
         ("unsubscribe", {"types": ["stats"]}),
     ]

@@ -47,14 +47,14 @@ FIELDS = {
     "event": ["odd", "*", "connect", "said"],
     "data": [[1], [], [[1], "eA=="], [[{"_placeholder": True, "num": 0}], "eA=="]],
     "namespace": ["/", "/app", "/none"],
-    "room": ["nobody here", 7, ["a", "b"]],
+    "room": ["no such room", 7, ["a", "b"]],
     "skip_sid": ["a", ["a"]],
     "callback": [["a", "/", 1], ["a"], [[], {}, []]],
     "binary": [True, False],
     "host_id": ["elsewhere"],
     "n": [0, 1],
-    "sid": ["nobody"],
-    "sids": [["nobody"], [1], "x"],
+    "sid": ["no such sid"],
+    "sids": [["no such sid"], [1], "x"],
     "id": [0, 1],
     "args": [[1], [[]]],
     "attachments": [[], ["eA=="], ["?"]],
@@ -268,16 +268,16 @@ class Honest:
             # What is stored in a stream that was taken away and begun anew by another program
             # within a second is lost with it, and logged: applications say it again.
             with contextlib.suppress(AssertionError):
-                await until(self.all_have_heard, f"all hear {self.numbers}", 7)
+                await until(self.all_have_received, f"all have received {self.numbers}", 7)
                 break
-        assert self.all_have_heard(), f"not all hear {self.numbers}"
+        assert self.all_have_received(), f"not all have received {self.numbers}"
         for path in ("/status", "/ws/stats", "/ws/queue", "/metrics"):
             answer = await self.service.get(path)
             # 429: asked too often; 503: the table of the workers was made to say that all are deaf.
             allowed = {200, 429, 503} if path == "/status" else {200, 429}
             assert answer.status in allowed, (path, answer)
 
-    def all_have_heard(self) -> bool:
+    def all_have_received(self) -> bool:
         return all(
             client.named("said") and client.named("said")[-1] == (self.numbers,)
             for client in self.socketio

@@ -50,7 +50,9 @@ async def send(job: Path, seed: int, first: int, count: int) -> dict[str, object
     [("sockets", False), ("sockets", True), ("http", False)],
     ids=["sockets", "sockets with tokens", "http"],
 )
-async def test_malformed_input_harms_nobody(kind: str, tokens: bool, tmp_path: Path) -> None:
+async def test_malformed_input_affects_no_other_client(
+    kind: str, tokens: bool, tmp_path: Path
+) -> None:
     settings = {"AUTH_SECRET": recordings.SECRET} if tokens else {}
     seed = seed_of_day()
     print(f"TORTURE_SEED={seed}")

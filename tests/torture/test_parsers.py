@@ -209,7 +209,7 @@ def check_frames(rng: random.Random) -> None:
     data = b"".join(frame.encode(rng) for frame in spoilt)
     if rng.random() < 0.3:
         data = spoil_bytes(rng, data)
-    whole = FrameReader(5000).feed(data)
+    complete = FrameReader(5000).feed(data)
     in_pieces: list[Event] = []
     reader = FrameReader(5000)
     for piece in cut(rng, data):
@@ -218,11 +218,11 @@ def check_frames(rng: random.Random) -> None:
             break
         if rng.random() < 0.3:
             reader = FrameReader.load(5000, reader.dump())
-    assert in_pieces == whole
-    assert all(opcode != VIOLATION for opcode, _ in whole[:-1])
+    assert in_pieces == complete
+    assert all(opcode != VIOLATION for opcode, _ in complete[:-1])
     single = read_single(data)
     if single is not None and single[0] == TEXT:
-        assert [single] == whole
+        assert [single] == complete
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ class Load:
         self._tasks.append(asyncio.create_task(self._spoilt()))
 
     async def stop(self) -> None:
-        """Let those who live end their lives."""
+        """Let the clients that are left end."""
         self._stopped = True
         async with asyncio.timeout(60):
             await asyncio.gather(*self._tasks)

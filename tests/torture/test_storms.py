@@ -43,7 +43,7 @@ async def test_five_thousand_connects_against_a_cap_of_a_thousand() -> None:
         await asyncio.gather(*(connect() for _ in range(5000)))
         assert statuses == {101: cap, 503: 4000}
         assert await service.total_connections() == cap
-        # Those who are in are served.
+        # The admitted clients are served.
         last = await service.publish("status", "to_all")
         for client in accepted:
             got = await client.envelope("to_all")

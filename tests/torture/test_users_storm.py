@@ -1,8 +1,8 @@
-"""The death of all workers of two machines under users who are all at their cap.
+"""The death of all workers of two machines whose users are all at their cap.
 
 500 users with three Socket.IO clients each, as many as a user may have, on two services that share
 one Valkey. All workers are killed at once; the clients come back as socket.io-client does, to
-whichever service a balancer would give them. Whoever is told that all places are taken, by a
+whichever service a balancer would give them. A client that learns that all places are taken, by a
 CONNECT_ERROR or 1008, stays away for good: that must happen to none.
 """
 
@@ -44,10 +44,10 @@ def descriptors() -> None:
 class Client:
     """A client of a user, with its own reconnecting: 1 s, 2 s, then 5 s, half more or less."""
 
-    def __init__(self, user: str, services: list[Service], told: Counter[str]) -> None:
+    def __init__(self, user: str, services: list[Service], got: Counter[str]) -> None:
         self.user = user
         self.services = services
-        self.told = told
+        self.got = got
         self.auth: dict[str, str] = {"user": user}
         self.connected = False
         self.sent_away = ""
@@ -61,11 +61,11 @@ class Client:
             try:
                 async with await raw_socketio(random.choice(self.services)) as raw:
                     if raw.status != 101:
-                        self.told[f"http {raw.status}"] += 1
+                        self.got[f"http {raw.status}"] += 1
                     else:
                         await self._serve(raw)
             except (OSError, EOFError, AssertionError, TimeoutError, ConnectionError):
-                self.told["cut"] += 1
+                self.got["cut"] += 1
             if self.connected:
                 self.connected, pause = False, 1.0
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
@@ -78,7 +78,7 @@ class Client:
             frame = await raw.frame(timeout=120)
             text = frame.payload.decode() if frame.opcode == TEXT else ""
             if frame.opcode == CLOSE:
-                self.told[f"close {frame.close_code}"] += 1
+                self.got[f"close {frame.close_code}"] += 1
                 if frame.close_code in FINAL:
                     self.sent_away = f"close {frame.close_code}"
                 return
@@ -92,7 +92,7 @@ class Client:
                 return
 
 
-async def test_nobody_is_sent_away_after_the_death_of_all_workers(tmp_path: Path) -> None:
+async def test_no_client_is_refused_after_the_death_of_all_workers(tmp_path: Path) -> None:
     valkey = ValkeyProcess(tmp_path)
     await valkey.start()
     try:
@@ -100,10 +100,10 @@ async def test_nobody_is_sent_away_after_the_death_of_all_workers(tmp_path: Path
             Service(BACKPLANE_URL=valkey.url, MAX_CONNECTIONS_PER_USER=EACH) as first,
             Service(BACKPLANE_URL=valkey.url, MAX_CONNECTIONS_PER_USER=EACH) as second,
         ):
-            told: Counter[str] = Counter()
+            got: Counter[str] = Counter()
             services = [first, second]
             clients = [
-                Client(f"user {number}", services, told)
+                Client(f"user {number}", services, got)
                 for number in range(USERS)
                 for _ in range(EACH)
             ]
@@ -112,7 +112,7 @@ async def test_nobody_is_sent_away_after_the_death_of_all_workers(tmp_path: Path
                 await until(
                     lambda: all(client.connected for client in clients), "all in", BACK_SECONDS
                 )
-                told.clear()
+                got.clear()
                 for service in services:
                     for pid in service.worker_pids():
                         service.kill_worker(pid)
@@ -126,7 +126,7 @@ async def test_nobody_is_sent_away_after_the_death_of_all_workers(tmp_path: Path
                     "all back",
                     BACK_SECONDS,
                 )
-                print(f"all back after {time.monotonic() - began:.1f} s; {dict(told)}")
+                print(f"all back after {time.monotonic() - began:.1f} s; {dict(got)}")
                 assert [client.sent_away for client in clients if client.sent_away] == []
             finally:
                 for task in tasks:

@@ -107,7 +107,7 @@ def has_reached(client: SioClient, seq: int) -> bool:
 
 @asynccontextmanager
 async def witnesses(service: Service) -> AsyncIterator[Witnesses]:
-    """Two honest clients, and a publisher that they hear every `TICK`."""
+    """Two honest clients, and a publisher whose message they get every `TICK`."""
     auth = {"token": token("witness")} if "AUTH_SECRET" in service.settings else {"user": "witness"}
     plain = await PlainClient.open(service, types="status", **auth)  # type: ignore[arg-type]
     socketio = SioClient()

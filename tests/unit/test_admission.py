@@ -1,4 +1,4 @@
-"""Who is let in: the upgrade request, origin, token, options and the cap."""
+"""Admission: the upgrade request, origin, token, options and the cap."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ def test_eio_4_is_socketio(door: Door, query: str) -> None:
         ("EIO=4&transport=websocket&sid=abc", "no session to upgrade"),
     ],
 )
-def test_other_transports_are_told_what_is_served(door: Door, query: str, says: str) -> None:
+def test_other_transports_are_refused_with_what_is_served(
+    door: Door, query: str, says: str
+) -> None:
     # A polling request is an ordinary GET or POST: the answer must not be about upgrades.
     for method in ("GET", "POST"):
         refused = door.refuse(

@@ -1,4 +1,4 @@
-"""When an alarm is raised and cleared, and who is told."""
+"""When an alarm is raised and cleared, and which events are published."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from workers.leader.alarms import Alarm
 
 
 def feed(alarm: Alarm, *values: float, start: float = 0.0, tell: bool = True) -> list[str]:
-    """Take samples a second apart; return the events that are told."""
+    """Take samples a second apart; return the events that are published."""
     events = []
     for offset, value in enumerate(values):
         alarm.sample(value, start + offset)
@@ -54,7 +54,7 @@ def test_since_is_the_first_sample_above(alarm: Alarm) -> None:
     assert news[1]["since"] == 102_000
 
 
-def test_an_alert_whose_end_was_never_told_goes_on(alarm: Alarm) -> None:
+def test_an_alert_whose_end_was_never_published_goes_on(alarm: Alarm) -> None:
     feed(alarm, 90, 90, 90, start=100)
     feed(alarm, 10, 10, 10, start=200, tell=False)
     feed(alarm, 90, 90, 90, start=300, tell=False)

@@ -175,13 +175,13 @@ async def test_an_empty_notification_is_fine(side: HttpSide) -> None:
         (notification(None, 7), "object"),
     ],
 )
-async def test_what_is_wrong_is_told_and_nothing_of_it_stored(
+async def test_what_is_wrong_is_reported_and_nothing_of_it_stored(
     side: HttpSide, body: Any, place: str
 ) -> None:
     answer = await post(side, body)
-    told = await answer.json()
-    assert (answer.status, told["code"]) == (400, "INVALID_PAYLOAD")
-    assert place in told["error"]
+    got = await answer.json()
+    assert (answer.status, got["code"]) == (400, "INVALID_PAYLOAD")
+    assert place in got["error"]
     assert side.streams.drafts == []
 
 
@@ -202,15 +202,15 @@ async def test_what_is_wrong_is_told_and_nothing_of_it_stored(
         ({"startsAt": "9999-12-31T23:59:59+00:00"}, "HighCPUUsage", "health_alert"),
     ],
 )
-async def test_an_odd_alert_is_told_with_what_it_has_and_keeps_none_out(
+async def test_an_odd_alert_is_published_with_what_it_has_and_keeps_none_out(
     side: HttpSide, changes: dict[str, Any], metric: str, event: str
 ) -> None:
     good = alert(fingerprint="1")
     answer = await post(side, notification(good, alert(**changes), "down", alert(fingerprint="2")))
     assert answer.status == 200
-    told = await answer.json()
-    assert len(told["messages"]) == 3
-    assert [(one["alert"], one["code"]) for one in told["skipped"]] == [(2, "INVALID_PAYLOAD")]
+    got = await answer.json()
+    assert len(got["messages"]) == 3
+    assert [(one["alert"], one["code"]) for one in got["skipped"]] == [(2, "INVALID_PAYLOAD")]
     messages = stored(side)
     assert [message["data"]["metric"] for message in messages] == [
         "HighCPUUsage",
@@ -222,7 +222,7 @@ async def test_an_odd_alert_is_told_with_what_it_has_and_keeps_none_out(
     assert len(stored(side)) == 3, "what comes again is stored once"
 
 
-async def test_an_alert_whose_text_has_changed_is_told_again(side: HttpSide) -> None:
+async def test_an_alert_whose_text_has_changed_is_published_again(side: HttpSide) -> None:
     for text in ("at 91 %", "at 91 %", "at 97 %", "at 97 %"):
         answer = await post(side, notification(alert(annotations={"summary": text})))
         assert answer.status == 200
@@ -238,7 +238,7 @@ async def test_bodies_that_are_not_json_or_too_large(side: HttpSide) -> None:
     assert (answer.status, (await answer.json())["code"]) == (413, "MESSAGE_TOO_LARGE")
 
 
-async def test_only_who_has_the_token_may(side: HttpSide) -> None:
+async def test_only_callers_with_the_token_may(side: HttpSide) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         answer = await side.client.post(
             "/hooks/alertmanager", json=notification(alert()), headers=headers
@@ -247,13 +247,13 @@ async def test_only_who_has_the_token_may(side: HttpSide) -> None:
     assert side.streams.drafts == []
 
 
-async def test_without_a_token_nobody_may() -> None:
+async def test_without_a_token_no_caller_may() -> None:
     async with http_side() as side:
         answer = await post(side, notification(alert()))
         assert (answer.status, (await answer.json())["code"]) == (403, "FORBIDDEN")
 
 
-async def test_alertmanager_is_told_to_come_again_when_one_cannot_be_stored(
+async def test_alertmanager_repeats_its_call_when_an_alert_cannot_be_stored(
     side: HttpSide,
 ) -> None:
     second = alert(fingerprint="2")

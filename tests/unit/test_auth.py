@@ -1,4 +1,4 @@
-"""Tokens: who signed them, for whom, until when."""
+"""Tokens: their signer, their user, their end."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def verifier() -> TokenVerifier:
     return TokenVerifier(Settings(auth_secret=SECRET))
 
 
-def test_without_keys_nobody_needs_a_token() -> None:
+def test_without_keys_no_client_needs_a_token() -> None:
     verifier = TokenVerifier(Settings())
     assert not verifier.enabled
     assert "algorithm" in refusal(verifier, hs256({"sub": "a"}))

@@ -183,7 +183,7 @@ def test_a_refused_client_tries_again(driver: _Driver, peer: _Peer) -> None:
     assert seen["tries"] == 3
 
 
-def test_a_frame_is_whole_or_not_there() -> None:
+def test_a_frame_is_complete_or_not_there() -> None:
     for size in (0, 125, 126, 70_000):
         data = b"__" + text_frame({"pad": "x" * size})
         for cut in {2, 3, 5, len(data) - 1}:
@@ -194,7 +194,7 @@ def test_a_frame_is_whole_or_not_there() -> None:
         assert payload[1] == len(data)
 
 
-def test_the_last_string_is_whole_or_not_there() -> None:
+def test_the_last_string_is_complete_or_not_there() -> None:
     scanner = Scanner("seq")
 
     def last(data: bytes) -> bytes:

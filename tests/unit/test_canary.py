@@ -41,7 +41,7 @@ def ear() -> Ear:
     return Ear()
 
 
-async def test_one_that_hears_sends_at_the_interval(ear: Ear) -> None:
+async def test_one_that_receives_sends_at_the_interval(ear: Ear) -> None:
     assert not ear.canary.receives
     await ear.pass_time(20)
     assert ear.sent == 20 / INTERVAL
@@ -49,7 +49,7 @@ async def test_one_that_hears_sends_at_the_interval(ear: Ear) -> None:
     assert not ear.canary.is_deaf
 
 
-async def test_one_that_hears_others_sends_nothing(ear: Ear) -> None:
+async def test_one_that_receives_others_sends_nothing(ear: Ear) -> None:
     for _ in range(20):
         ear.canary.note_received()
         await ear.pass_time(1)
@@ -57,7 +57,7 @@ async def test_one_that_hears_others_sends_nothing(ear: Ear) -> None:
     assert ear.canary.receives
 
 
-async def test_one_that_cannot_write_tries_each_time_whatever_it_hears(ear: Ear) -> None:
+async def test_one_that_cannot_write_tries_each_time_whatever_it_receives(ear: Ear) -> None:
     ear.writable = False
     for _ in range(20):
         ear.canary.note_received()
@@ -65,7 +65,7 @@ async def test_one_that_cannot_write_tries_each_time_whatever_it_hears(ear: Ear)
     assert ear.sent == 20
 
 
-async def test_deaf_after_the_limit_until_it_hears_again(ear: Ear) -> None:
+async def test_deaf_after_the_limit_until_it_receives_again(ear: Ear) -> None:
     await ear.pass_time(5)
     ear.echo = False
     await ear.pass_time(INTERVAL + LIMIT - 2)
@@ -78,7 +78,7 @@ async def test_deaf_after_the_limit_until_it_hears_again(ear: Ear) -> None:
     assert ear.canary.receives
 
 
-async def test_nobody_is_deaf_without_a_backplane(ear: Ear) -> None:
+async def test_no_worker_is_deaf_without_a_backplane(ear: Ear) -> None:
     ear.echo = False
     await ear.pass_time(5)
     ear.available, ear.error = False, BackplaneUnavailable()

@@ -106,7 +106,7 @@ async def latest() -> AsyncIterator[CatchUpBench]:
 # From memory.
 
 
-async def test_who_misses_nothing_is_live_at_once(bench: CatchUpBench) -> None:
+async def test_a_client_that_misses_nothing_is_live_at_once(bench: CatchUpBench) -> None:
     await bench.deliver(*messages(1, 3))
     sub = bench.behind(at=3)
     bench.up.start(sub)
@@ -124,10 +124,10 @@ async def test_a_little_comes_from_memory_in_one_write(bench: CatchUpBench) -> N
     bench.up.start(sub)
     assert sub.track is None
     sub.parser.receive_data(sub.client.recv(100_000))
-    reply, *told = sub.received()
+    reply, *got = sub.received()
     assert reply == "config 9"
-    assert sorted(told) == ["stats 2", *words(2, 5)]
-    assert [word for word in told if word != "stats 2"] == words(2, 5)
+    assert sorted(got) == ["stats 2", *words(2, 5)]
+    assert [word for word in got if word != "stats 2"] == words(2, 5)
     await turn()
     with pytest.raises(BlockingIOError):
         sub.client.recv(100_000)
@@ -175,9 +175,9 @@ async def test_everything_comes_in_order_and_once(bench: CatchUpBench) -> None:
     sub = bench.behind("status", "stats")
     bench.up.start(sub)
     bench.up.start(sub)
-    told = await bench.caught_up(sub)
-    assert [word for word in told if str(word).startswith("status")] == words(1, last)
-    assert [word for word in told if str(word).startswith("stats")] == words(1, 30, "stats")
+    got = await bench.caught_up(sub)
+    assert [word for word in got if str(word).startswith("status")] == words(1, last)
+    assert [word for word in got if str(word).startswith("stats")] == words(1, 30, "stats")
     assert len(bench.history.asked) == 4
     await bench.deliver(*messages(last + 1, last + 1))
     assert sub.received()[-1] == f"status {last + 1}"
@@ -281,12 +281,12 @@ async def test_latest_only_skips_to_the_newest(latest: CatchUpBench) -> None:
     await latest.deliver(*messages(1, 150, "stats"), *messages(1, 3))
     sub = latest.behind("stats", "status")
     latest.up.start(sub)
-    told = await latest.caught_up(sub)
-    assert [word for word in told if "stats" in str(word)] == [
+    got = await latest.caught_up(sub)
+    assert [word for word in got if "stats" in str(word)] == [
         "gap stats 1-149 e1 latest",
         "stats 150",
     ]
-    assert [word for word in told if "status" in str(word)] == words(1, 3)
+    assert [word for word in got if "status" in str(word)] == words(1, 3)
     assert [seq for type, _, seq in latest.history.asked if type == "stats"] == [149]
 
 
@@ -317,7 +317,9 @@ async def test_latest_only_in_a_new_epoch(latest: CatchUpBench) -> None:
 # Meanwhile.
 
 
-async def test_who_is_closed_while_history_is_read_gets_nothing(bench: CatchUpBench) -> None:
+async def test_a_client_that_is_closed_while_history_is_read_gets_nothing(
+    bench: CatchUpBench,
+) -> None:
     await bench.deliver(*messages(1, 5))
     dropped, closing = bench.behind(), bench.behind()
     bench.history.open.clear()
@@ -336,7 +338,9 @@ async def test_who_is_closed_while_history_is_read_gets_nothing(bench: CatchUpBe
 
 
 @pytest.mark.parametrize("tail", [None, 0])
-async def test_who_is_closed_before_gets_nothing(bench: CatchUpBench, tail: int | None) -> None:
+async def test_a_client_that_is_closed_before_gets_nothing(
+    bench: CatchUpBench, tail: int | None
+) -> None:
     bench.history.tail = tail
     await bench.deliver(*messages(1, 5))
     dropped, closing = bench.behind(), bench.behind()
@@ -363,7 +367,7 @@ async def test_history_is_read_by_one_task_at_a_time(bench: CatchUpBench) -> Non
     assert await bench.caught_up(sub) == words(1, 5)
 
 
-async def test_a_read_that_nobody_waits_for_is_given_up(bench: CatchUpBench) -> None:
+async def test_a_read_without_a_waiter_is_given_up(bench: CatchUpBench) -> None:
     await bench.deliver(*messages(1, 5))
     sub = bench.behind()
     bench.history.open.clear()
@@ -399,7 +403,7 @@ async def test_a_type_that_begins_elsewhere_while_it_is_read(bench: CatchUpBench
     assert await bench.caught_up(sub) == words(4, 5)
 
 
-async def test_who_gives_everything_up_is_live(bench: CatchUpBench) -> None:
+async def test_a_client_that_unsubscribes_from_everything_is_live(bench: CatchUpBench) -> None:
     await bench.deliver(*messages(1, 5))
     sub = bench.behind()
     bench.history.open.clear()
@@ -420,7 +424,7 @@ async def test_positions_that_are_shared_stay_as_they_are(bench: CatchUpBench) -
     assert shared["status"] == Position("e1", 2)
 
 
-async def test_who_is_held_back_waits(bench: CatchUpBench) -> None:
+async def test_a_client_that_is_held_back_waits(bench: CatchUpBench) -> None:
     bench.history.tail = 0
     await bench.deliver(*messages(1, 2))
     sub = bench.behind()
@@ -432,7 +436,7 @@ async def test_who_is_held_back_waits(bench: CatchUpBench) -> None:
     assert sub.received() == words(1, 2)
 
 
-# Those who read slowly.
+# Clients that read slowly.
 
 
 async def test_a_slow_one_waits_until_it_has_drained(bench: CatchUpBench) -> None:
@@ -487,7 +491,7 @@ async def test_an_absent_backplane_is_asked_again(bench: CatchUpBench) -> None:
     assert len(bench.history.asked) == 4
 
 
-async def test_who_cannot_be_caught_up_is_dropped(
+async def test_a_client_that_cannot_be_caught_up_is_dropped(
     bench: CatchUpBench, caplog: pytest.LogCaptureFixture
 ) -> None:
     await bench.deliver(*messages(1, 5))

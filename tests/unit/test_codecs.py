@@ -107,7 +107,7 @@ def test_a_flush_keeps_the_order(codec: Codec) -> None:
 
 
 @both
-def test_a_batch_holds_whole_envelopes_in_order(codec: Codec) -> None:
+def test_a_batch_holds_complete_envelopes_in_order(codec: Codec) -> None:
     items = [message(1), message(1, type="stats", event="stats_update"), message(2)]
     ((event, envelope),) = events(codec, codec.flush(items, batch=True))
     assert event == envelope["event"] == "batch_update"

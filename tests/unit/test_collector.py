@@ -186,7 +186,7 @@ async def test_a_status_that_does_not_change_comes_every_thirty_seconds(world: W
         ({"uptime": 999.0, "load": (9.0, 9.0, 9.0)}, False),
     ],
 )
-async def test_small_changes_are_not_told(
+async def test_small_changes_are_not_published(
     world: World, change: dict[str, Any], noticed: bool
 ) -> None:
     await world.tick()
@@ -198,11 +198,11 @@ async def test_small_changes_are_not_told(
 async def test_slow_changes_add_up(world: World) -> None:
     """They are compared with what was published, not with the sample before."""
     await world.tick()
-    told = []
+    got = []
     for step in range(1, 7):
         world.change(cpu_percent=10.0 + 0.5 * step)
-        told.append(bool(await world.events()))
-    assert told == [False, False, False, True, False, False]
+        got.append(bool(await world.events()))
+    assert got == [False, False, False, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ async def test_connections_count_by_their_share(
     assert bool(await world.events()) is noticed
 
 
-async def test_presence_that_falls_silent_is_told(world: World) -> None:
+async def test_presence_that_falls_silent_is_published(world: World) -> None:
     await world.presence.update("working", "an issue")
     world.now += 2
     published = await world.tick()
@@ -336,7 +336,7 @@ async def test_an_absent_backplane_is_logged_once_and_made_up_for(
     ]
 
 
-async def test_an_alarm_that_came_and_went_unheard_is_not_told(world: World) -> None:
+async def test_an_alarm_that_came_and_went_unpublished_is_not_sent(world: World) -> None:
     world.available = False
     world.change(cpu_percent=95.0)
     await world.tick(5)
@@ -441,11 +441,11 @@ async def test_whatever_the_file_holds_the_collector_goes_on(
         world.collector = world.make()
         world.collector._load()
         world.change(cpu_percent=10.0)
-        told = await world.tick(5)
-        assert {"status", "stats"} <= {type for type, _, _ in told}, value
+        got = await world.tick(5)
+        assert {"status", "stats"} <= {type for type, _, _ in got}, value
         assert "adding up the metrics" not in world.collector._failing
-        json.dumps([data for _, _, data in told], allow_nan=False)
-        figures = next(data for type, _, data in told if type == "stats")
+        json.dumps([data for _, _, data in got], allow_nan=False)
+        figures = next(data for type, _, data in got if type == "stats")
         assert abs(figures["periods"]["24h"]["published"]) < 2**53
 
 

@@ -334,9 +334,7 @@ async def test_taken_frames_are_not_sent_twice(hub: Hub, connect: Connect) -> No
         client.sock.recv(1000)
 
 
-async def test_a_broadcast_leaves_those_who_have_something_unsent(
-    hub: Hub, connect: Connect
-) -> None:
+async def test_a_broadcast_skips_connections_with_unsent_bytes(hub: Hub, connect: Connect) -> None:
     fresh, gone, queued, clogged, later = (connect(small=True) for _ in range(5))
     gone[1].sock.close()
     queued[0].send(b"queued")
@@ -395,7 +393,7 @@ async def test_unsent_bytes_are_what_no_write_has_taken() -> None:
         assert theirs.recv(100) == b"cdefgh"
 
 
-async def test_who_does_not_read_is_not_read_from(hub: Hub, connect: Connect) -> None:
+async def test_a_client_that_does_not_read_is_not_read_from(hub: Hub, connect: Connect) -> None:
     server, client = connect(small=True)
     server.on_message = lambda _: server.send(build_frame(BINARY, b"x" * HIGH_WATER))
     needed = INPUT_PAUSE // HIGH_WATER + 2
@@ -790,8 +788,8 @@ async def test_the_largest_holder_of_unfinished_bytes_is_closed(
     assert [getattr(record, "connection", None) for record in caplog.records] == ["90000"]
     # The others finish their messages.
     for (server, client), size in ((pairs[2], 50_000), (pairs[3], 60_000)):
-        whole = frame(BINARY, b"x" * MAX_MESSAGE)
-        client.send(b"x" * (len(whole) - size))
+        complete = frame(BINARY, b"x" * MAX_MESSAGE)
+        client.send(b"x" * (len(complete) - size))
         await until(lambda: server.got or server.state != OPEN)  # noqa: B023
     assert hub.incoming == 51_000
 
@@ -821,7 +819,10 @@ async def test_heartbeats(hub: Hub, connect: Connect) -> None:
             client.send(frame(PONG, b""))
             await until(lambda: answering.seen == 30)
     assert silent.state == OPEN
-    assert await other.frame() == (PING, b"")  # one who does not even take it in is given longer
+    assert await other.frame() == (
+        PING,
+        b"",
+    )  # a peer that does not even take it in is given longer
     hub.wheel.advance()
     assert await other.frame() == closing(4408, "heartbeat timeout")
     assert silent.events == [(4408, "heartbeat timeout")]

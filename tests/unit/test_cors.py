@@ -73,7 +73,7 @@ async def test_by_default_nothing_is_shared() -> None:
         assert shared_with(preflight.headers) == []
 
 
-async def test_everybody_is_a_star() -> None:
+async def test_all_origins_are_a_star() -> None:
     async with http_side(ALLOWED_ORIGINS="*") as side:
         answer = await side.client.get("/status", headers={"Origin": "null"})
         assert shared_with(answer.headers) == ["*"]

@@ -483,7 +483,7 @@ async def test_a_body_that_does_not_come_is_aiohttps_in_the_end() -> None:
         assert served.calls.found.count(TAKEN) == 1
 
 
-async def test_a_long_answer_to_one_who_does_not_read_is_sent_on() -> None:
+async def test_a_long_answer_to_a_client_that_does_not_read_is_sent_on() -> None:
     """The rest of an answer that a socket does not take at once goes on as aiohttp's."""
     async with serve() as served:
         door = served.site._door

@@ -64,7 +64,7 @@ def test_every_action_is_explained(page: str, mark: str) -> None:
     assert [action for action in sorted(ACTIONS) if mark.format(action) not in text] == []
 
 
-def test_the_final_close_codes_are_told() -> None:
+def test_the_final_close_codes_are_listed() -> None:
     text = (ROOT / "docs/PROTOCOL.md").read_text()
     table = re.findall(r"^\| (\d{4}[\d, ]*) \| .* \| (\w+).* \|$", text, re.MULTILINE)
     stay_away = {int(code) for codes, back in table if back == "no" for code in codes.split(",")}

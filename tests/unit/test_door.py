@@ -210,7 +210,7 @@ async def test_without_any_room_newcomers_are_closed() -> None:
     await served.stop()
 
 
-async def test_who_has_said_nothing_goes_on_when_the_door_is_closed(served: Served) -> None:
+async def test_a_silent_connection_goes_on_when_the_door_is_closed(served: Served) -> None:
     with await served.open() as client:
         await served.until(lambda: served.guard.waiting == 1)
         await served.site.stop()
@@ -304,7 +304,7 @@ async def test_a_unix_socket_has_no_address(tmp_path: Path) -> None:
     await served.stop()
 
 
-async def test_nobody_comes_in_while_there_is_no_slice(served: Served) -> None:
+async def test_no_connection_begins_while_there_is_no_slice(served: Served) -> None:
     """Neither a new connection, nor one that has been silent, nor one that is to be aiohttp's."""
     with await served.open() as silent, await served.open() as request:
         await served.until(lambda: len(served.site._door) == 2)

@@ -37,7 +37,7 @@ def test_json_is_compact_and_utf8() -> None:
     assert encode_json({"a": ["é", 1]}) == '{"a":["é",1]}'.encode()
 
 
-def test_lone_surrogates_are_escaped() -> None:
+def test_unpaired_surrogates_are_escaped() -> None:
     encoded = encode_json({"é": "\ud800"})
     assert encoded == b'{"\\u00e9":"\\ud800"}'
     assert decode_json(encoded) == {"é": "\ud800"}

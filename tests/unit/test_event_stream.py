@@ -112,7 +112,7 @@ async def test_it_is_greeted_in_one_write_and_is_live_at_once(worker: Worker) ->
     assert reader.names() == ["connected", "x", "x"]
 
 
-async def test_who_comes_back_keeps_its_id_until_a_gap_is_there(worker: Worker) -> None:
+async def test_a_client_that_comes_back_keeps_its_id_until_a_gap_is_there(worker: Worker) -> None:
     """Cut between `connected` and the gap, it must get the gap the next time."""
     worker.history.items = messages(5, 6)
     await worker.fanout.deliver(messages(1, 6))
@@ -129,7 +129,9 @@ async def test_who_comes_back_keeps_its_id_until_a_gap_is_there(worker: Worker) 
     assert offset.positions == {"status": Position("e1", 5)}
 
 
-async def test_who_comes_back_without_a_gap_gets_its_place_at_once(worker: Worker) -> None:
+async def test_a_client_that_comes_back_without_a_gap_gets_its_place_at_once(
+    worker: Worker,
+) -> None:
     worker.history.items = messages(1, 6)
     await worker.fanout.deliver(messages(1, 6))
     reader = client(
@@ -327,7 +329,7 @@ def test_a_frame_ends_where_an_event_does() -> None:
         assert end(chunk, place) == expected, place
 
 
-async def test_one_that_does_not_read_gets_whole_events_and_the_reason(worker: Worker) -> None:
+async def test_one_that_does_not_read_gets_complete_events_and_the_reason(worker: Worker) -> None:
     reader = client(worker, small=True)
     await turn()
     body = b'{"type":"status","event":"x","data":"%b"' % (b"x" * 3000)

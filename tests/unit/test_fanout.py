@@ -1,4 +1,4 @@
-"""Flushes: everybody gets each message once and in order, whatever happens between slices."""
+"""Flushes: every client gets each message once and in order, whatever happens between slices."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def sliced(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     bench.close()
 
 
-async def test_everybody_gets_its_types_in_order(bench: Bench) -> None:
+async def test_every_client_gets_its_types_in_order(bench: Bench) -> None:
     status, stats, both, none = (
         bench.live("status"),
         bench.live("stats"),
@@ -54,7 +54,7 @@ async def test_everybody_gets_its_types_in_order(bench: Bench) -> None:
     assert bench.flushes == [(items, {"status": 2, "stats": 2})]
 
 
-async def test_those_who_asked_get_batches(bench: Bench) -> None:
+async def test_clients_that_asked_get_batches(bench: Bench) -> None:
     single, batched = bench.live(), bench.live(batch=True)
     await bench.fanout.deliver(messages(1, 3))
     await bench.fanout.deliver(messages(4, 4))
@@ -150,7 +150,7 @@ async def steps(bench: Bench, last: int, step: int) -> asyncio.Task[None]:
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("victim", [0, 2])
-async def test_who_leaves_between_slices_has_all_up_to_where_it_is_told(
+async def test_a_client_that_leaves_between_slices_has_all_up_to_its_position(
     sliced: Bench, step: int, victim: int
 ) -> None:
     subs = [sliced.live() for _ in range(3)]
@@ -165,7 +165,7 @@ async def test_who_leaves_between_slices_has_all_up_to_where_it_is_told(
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("types", [["status"], ["status", "stats"]])
-async def test_who_changes_its_subscriptions_between_slices_misses_nothing(
+async def test_a_client_that_changes_its_subscriptions_between_slices_misses_nothing(
     sliced: Bench, step: int, types: list[str]
 ) -> None:
     subs = [sliced.live() for _ in range(3)]
@@ -181,7 +181,9 @@ async def test_who_changes_its_subscriptions_between_slices_misses_nothing(
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_who_joins_between_slices_gets_what_comes_after(sliced: Bench, step: int) -> None:
+async def test_a_client_that_joins_between_slices_gets_what_comes_after(
+    sliced: Bench, step: int
+) -> None:
     subs = [sliced.live() for _ in range(3)]
     task = await steps(sliced, 6, step)
     start = sliced.fanout.positions["status"].seq
@@ -192,7 +194,9 @@ async def test_who_joins_between_slices_gets_what_comes_after(sliced: Bench, ste
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_who_closes_between_slices_costs_nobody_anything(sliced: Bench, step: int) -> None:
+async def test_a_client_that_closes_between_slices_costs_no_other_anything(
+    sliced: Bench, step: int
+) -> None:
     subs = [sliced.live() for _ in range(4)]
     task = await steps(sliced, 6, step)
     subs.pop(1).drop("gone")
@@ -202,7 +206,7 @@ async def test_who_closes_between_slices_costs_nobody_anything(sliced: Bench, st
     assert list(subs[0].group.members) == subs
 
 
-async def test_a_peer_that_has_gone_costs_nobody_anything(sliced: Bench) -> None:
+async def test_a_peer_that_has_gone_costs_no_other_anything(sliced: Bench) -> None:
     subs = [sliced.live() for _ in range(3)]
     subs[1].client.close()
     await sliced.fanout.deliver(messages(1, 4))
@@ -232,7 +236,7 @@ async def test_slow_ones_fall_behind_with_the_right_track(sliced: Bench) -> None
     while slow.pending is not None:
         slow.received()
         await asyncio.sleep(0)
-    assert [told for told in slow.received() if told != "config 0"] == ["status 3"]
+    assert [got for got in slow.received() if got != "config 0"] == ["status 3"]
     assert fast.received() == words(3, 7)
     await sliced.fanout.deliver(messages(8, 8))
     assert slow.received()[-1] == "config 0"
@@ -279,7 +283,7 @@ async def test_groups_are_dropped_and_made_anew(bench: Bench) -> None:
     assert bench.fanout.groups() == [old]
     await bench.fanout.deliver([message(1, "stats")])
     assert bench.fanout.groups() == []
-    # Somebody else needs the same group meanwhile.
+    # Another client needs the same group meanwhile.
     other = bench.live()
     assert other.group is not old
     bench.fanout.join(early)
@@ -289,7 +293,7 @@ async def test_groups_are_dropped_and_made_anew(bench: Bench) -> None:
     assert bench.flushes[-1][1] == {"status": 2}
 
 
-async def test_a_dropped_group_that_nobody_made_anew_comes_back(bench: Bench) -> None:
+async def test_a_dropped_group_without_a_successor_comes_back(bench: Bench) -> None:
     early = bench.behind(at=0)
     await bench.fanout.deliver([message(1, "stats")])
     bench.fanout.join(early)
@@ -356,7 +360,7 @@ async def test_small_groups_do_not_delay_large_ones(bench: Bench) -> None:
 
 
 class Poison(Codec):
-    """A codec that cannot encode some messages, nor a whole flush that holds one."""
+    """A codec that cannot encode some messages, nor a flush that holds one."""
 
     def __init__(self, *seqs: int) -> None:
         self.seqs = seqs
@@ -379,7 +383,7 @@ async def test_a_message_that_cannot_be_encoded_is_a_gap_and_takes_no_other(benc
     assert poisoned.track is None
 
 
-async def test_who_is_not_written_for_a_bug_catches_up(
+async def test_a_client_that_is_not_written_for_a_bug_catches_up(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors: list[Exception] = []

@@ -49,7 +49,9 @@ REPLIES: list[tuple[Exception, str, bool, bool]] = [
 
 
 @pytest.mark.parametrize(("error", "cause", "passes", "elsewhere"), REPLIES)
-def test_errors_are_told_apart(error: Exception, cause: str, passes: bool, elsewhere: bool) -> None:
+def test_errors_are_distinguished(
+    error: Exception, cause: str, passes: bool, elsewhere: bool
+) -> None:
     fault = explain(error)
     assert (fault.cause, fault.passes, fault.elsewhere) == (cause, passes, elsewhere)
     assert fault.answered is (cause not in ("timeout", "lost"))

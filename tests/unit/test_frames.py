@@ -744,13 +744,13 @@ def test_read_single_agrees_with_the_reader(stream: Stream) -> None:
     if event is not None and event[0] == TEXT:
         assert [event] == stream.events
     elif event is not None:
-        # Nobody looks at what a pong says.
+        # The payload of a pong is ignored.
         assert event == (PONG, b"")
         assert [opcode for opcode, _ in stream.events] == [PONG]
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 125])
-def test_read_single_takes_whole_short_texts_and_pongs(size: int) -> None:
+def test_read_single_takes_complete_short_texts_and_pongs(size: int) -> None:
     assert read_single(masked(TEXT, b"x" * size)) == (TEXT, "x" * size)
     assert read_single(masked(PONG, b"x" * size)) == (PONG, b"")
 

@@ -50,7 +50,7 @@ class Nothing:
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "told"),
+    ("owner", "name", "got"),
     [
         (Arbiter, "murder_workers", "Arbiter.murder_workers"),
         (Arbiter, "WORKER_BOOT_ERROR", "Arbiter.WORKER_BOOT_ERROR"),
@@ -59,17 +59,17 @@ class Nothing:
     ],
 )
 def test_a_release_without_a_name_fails_at_the_import(
-    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, told: str
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, got: str
 ) -> None:
     monkeypatch.delattr(owner, name)
     with pytest.raises(ImportError) as caught:
         import_anew()
-    assert told in str(caught.value)
+    assert got in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("owner", "told"),
+    ("owner", "got"),
     [
         (
             Arbiter,
@@ -80,12 +80,12 @@ def test_a_release_without_a_name_fails_at_the_import(
     ],
 )
 def test_a_release_without_an_attribute_fails_at_the_import(
-    monkeypatch: pytest.MonkeyPatch, owner: type, told: str
+    monkeypatch: pytest.MonkeyPatch, owner: type, got: str
 ) -> None:
     monkeypatch.setattr(owner, "__init__", Nothing.__init__)
     with pytest.raises(ImportError) as caught:
         import_anew()
-    assert told in str(caught.value)
+    assert got in str(caught.value)
 
 
 def test_the_module_imports_with_the_release_that_is_installed() -> None:
@@ -156,16 +156,16 @@ def test_a_hup_may_end_the_service(arbiter: Any, ends: bool, expected: list[str]
 def test_silent_workers_are_forgiven(arbiter: Any) -> None:
     """On the file by which a worker of gunicorn tells that it lives."""
     cfg = arbiter.cfg
-    heard, silent = WorkerTmp(cfg), WorkerTmp(cfg)
+    active, silent = WorkerTmp(cfg), WorkerTmp(cfg)
     try:
-        heard.notify()
+        active.notify()
         os.utime(silent._tmp.fileno(), (1, 1))
-        arbiter.WORKERS = {1: SimpleNamespace(tmp=heard), 2: SimpleNamespace(tmp=silent)}
-        now = heard.last_update() + 1
+        arbiter.WORKERS = {1: SimpleNamespace(tmp=active), 2: SimpleNamespace(tmp=silent)}
+        now = active.last_update() + 1
         assert gunicorn_private.forgive(arbiter, now, 5.0) == [2]
         assert gunicorn_private.forgive(arbiter, now, 5.0) == []
     finally:
-        heard.close()
+        active.close()
         silent.close()
 
 

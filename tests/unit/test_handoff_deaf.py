@@ -23,7 +23,7 @@ class Scene:
         self.table = table
         self.deaf = True
         self.sent: list[tuple[int, int]] = []
-        self.row = self.worker(deaf=True)
+        self.row = self.worker({"deaf": True})
         self.watch = DeafWatch(
             table,
             self.row,
@@ -32,10 +32,10 @@ class Scene:
             kill=lambda pid, signum: self.sent.append((pid, signum)),
         )
 
-    def worker(self, **stats: bool) -> int:
+    def worker(self, stats: dict[str, bool]) -> int:
         row = self.table.claim_row(master=MASTER)
         self.table.set_state(row, READY)
-        self.table.set_stats(row, dict(stats))
+        self.table.set_stats(row, stats)
         return row
 
     def pass_time(self, seconds: float) -> None:
@@ -50,8 +50,8 @@ def scene() -> Iterator[Scene]:
     path.unlink()
 
 
-def test_leaves_after_a_grace_when_a_sibling_hears(scene: Scene) -> None:
-    scene.worker(hears=True)
+def test_leaves_after_a_grace_when_a_sibling_receives(scene: Scene) -> None:
+    scene.worker({"hears": True})
     scene.pass_time(GRACE)
     assert scene.sent == []
     scene.pass_time(1)
@@ -59,7 +59,7 @@ def test_leaves_after_a_grace_when_a_sibling_hears(scene: Scene) -> None:
 
 
 def test_stays_when_it_comes_round(scene: Scene) -> None:
-    scene.worker(hears=True)
+    scene.worker({"hears": True})
     scene.pass_time(GRACE)
     scene.deaf = False
     scene.pass_time(1)
@@ -68,21 +68,21 @@ def test_stays_when_it_comes_round(scene: Scene) -> None:
     assert scene.sent == []
 
 
-def test_alone_it_asks_for_another_once_and_goes_when_that_hears(scene: Scene) -> None:
+def test_alone_it_asks_for_another_once_and_leaves_when_that_receives(scene: Scene) -> None:
     scene.pass_time(GRACE + 20)
     assert scene.sent == [(MASTER, signal.SIGTTIN)]
     successor = scene.table.claim_row(master=MASTER)
     scene.pass_time(20)
     scene.table.set_state(successor, READY)
     scene.pass_time(20)
-    assert scene.sent == [(MASTER, signal.SIGTTIN)], "the successor has heard nothing yet"
+    assert scene.sent == [(MASTER, signal.SIGTTIN)], "the successor has received nothing yet"
     scene.table.set_stats(successor, {"hears": True})
     scene.pass_time(1)
     assert scene.sent[1:] == [(MASTER, signal.SIGTTOU)]
 
 
 def test_one_asks_for_all(scene: Scene) -> None:
-    other = scene.worker(deaf=True)
+    other = scene.worker({"deaf": True})
     second = DeafWatch(
         scene.table,
         other,

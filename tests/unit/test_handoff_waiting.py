@@ -1,4 +1,4 @@
-"""Who may leave, on a real slot table with rows of this process in the roles of others."""
+"""Which worker may leave, on a real slot table with rows of this process in the roles of others."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def test_service_that_stops(table: SlotTable, own: int) -> None:
     table.set_state(table.claim_row(master=1), LEAVING)
     starting = table.claim_row(master=1)
     task = await waiting(table, own, 0.4)
-    table.set_state(starting, LEAVING)  # it was told to leave before it was ready
+    table.set_state(starting, LEAVING)  # it got TERM before it was ready
     free(table, starting)
     assert await task
 

@@ -192,7 +192,7 @@ async def test_the_wait_for_one_body_is_not_that_for_the_next() -> None:
     connection.connection_lost(None)
 
 
-async def test_the_wait_for_a_body_is_told_once() -> None:
+async def test_the_wait_for_a_body_is_reported_once() -> None:
     connection: Any = HttpServer(web.Server(answer), Guard(lambda _: None))()
     connection.begins_with(connection, POST[:-5], None, 10.0)
     connection.connection_made(Memory())

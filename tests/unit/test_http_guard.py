@@ -166,7 +166,7 @@ async def test_between_two_requests_there_is_no_deadline_but_within_the_next_hea
     writer.close()
 
 
-async def test_who_is_gone_is_not_waited_for(served: Served) -> None:
+async def test_a_client_that_is_gone_is_not_waited_for(served: Served) -> None:
     _, writer = await served.open()
     await served.reached(1)
     writer.close()

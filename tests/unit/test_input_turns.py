@@ -63,7 +63,7 @@ class World:
         )
         self.order: list[str] = []
         self.sockets: list[socket.socket] = []
-        self.told: list[tuple[float, int, int]] = []
+        self.reported: list[tuple[float, int, int]] = []
         self.pause = 0.0
 
     def spend_shared(self, seconds: float) -> None: ...
@@ -71,7 +71,7 @@ class World:
     def spend(
         self, connection: Connection, seconds: float, size: int, extras: int, _: float
     ) -> float:
-        self.told.append((round(seconds, 6), size, extras))
+        self.reported.append((round(seconds, 6), size, extras))
         return self.pause
 
     def connect(self, *, small: bool = False) -> tuple[Server, socket.socket]:
@@ -123,18 +123,18 @@ async def test_one_with_much_to_say_lets_others_in(world: World) -> None:
     await until(lambda: world.order[-1] == "later0")
 
 
-async def test_the_costs_of_a_connection_are_told(world: World) -> None:
+async def test_the_costs_of_a_connection_are_reported(world: World) -> None:
     server, client = world.connect()
     server.cost = 0.25
     client.send(encode(TEXT, b"hello"))
-    await until(lambda: world.told)
-    assert world.told == [(0.25, 11, 0)]
+    await until(lambda: world.reported)
+    assert world.reported == [(0.25, 11, 0)]
     client.send(encode(PONG) + encode(TEXT, b"a", fin=False) + encode(CONTINUATION, b"b"))
-    await until(lambda: len(world.told) == 2)
-    assert world.told[1] == (0.25, 6 + 7 + 7, 2)
+    await until(lambda: len(world.reported) == 2)
+    assert world.reported[1] == (0.25, 6 + 7 + 7, 2)
     client.send(encode(BINARY, b"x" * 50_000)[:100])
-    await until(lambda: len(world.told) == 3)
-    assert world.told[2] == (0.0, 100, 0), "a message that comes in pieces is one frame"
+    await until(lambda: len(world.reported) == 3)
+    assert world.reported[2] == (0.0, 100, 0), "a message that comes in pieces is one frame"
 
 
 async def test_a_worker_that_was_stopped_does_not_charge_for_that(world: World) -> None:
@@ -142,7 +142,7 @@ async def test_a_worker_that_was_stopped_does_not_charge_for_that(world: World) 
     server.cost, server.stopped = 0.002, 4.0
     client.send(texts("a", 2))
     await until(lambda: len(world.order) == 2)
-    assert sum(seconds for seconds, _, _ in world.told) == pytest.approx(0.004)
+    assert sum(seconds for seconds, _, _ in world.reported) == pytest.approx(0.004)
 
 
 def let_go(world: World, server: Server) -> None:
@@ -202,10 +202,10 @@ async def test_a_flood_gets_its_close_frame_and_costs_nothing_more(
     world.pause = FLOOD
     client.send(encode(PING) * 1000)
     await until(lambda: server.state == CLOSING)
-    told = len(world.told)
+    reported = len(world.reported)
     client.send(encode(PING) * 1000)
     await turn(100)
-    assert len(world.told) == told
+    assert len(world.reported) == reported
     assert server.codes == [4429]
     assert b"\x88" + bytes([2 + 5]) + (4429).to_bytes(2, "big") + b"flood" in client.recv(100_000)
     await until(lambda: server.state == CLOSED)
@@ -248,8 +248,8 @@ async def test_another_hub_goes_on_with_what_was_put_off(world: World) -> None:
     await until(lambda: world.order)
     assert len(world.order) == FRAMES_AT_ONCE
     assert world.hub.release(server)
-    whole: Any = world.hub
-    assert (whole._backlog, whole._paused) == ({}, {})
+    untyped: Any = world.hub
+    assert (untyped._backlog, untyped._paused) == ({}, {})
     world.hub.attach(server)
     await until(lambda: len(world.order) == 100)
 

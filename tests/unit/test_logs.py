@@ -54,7 +54,7 @@ def test_json() -> None:
     }
 
 
-def test_nobody_can_forge_a_line() -> None:
+def test_no_input_can_forge_a_line() -> None:
     line = TextFormatter().format(record("user %s", "x\n2026 ERROR\x1b[2J", user="a\r\nb"))
     assert "\n" not in line
     assert "\x1b" not in line
@@ -62,7 +62,7 @@ def test_nobody_can_forge_a_line() -> None:
     assert "\n" not in JsonFormatter().format(record("user %s", "x\ny"))
 
 
-def test_nobody_can_forge_a_line_through_a_traceback() -> None:
+def test_no_input_can_forge_a_line_through_a_traceback() -> None:
     try:
         raise ValueError("x\n2026 ERROR\x1b[2J")
     except ValueError:

@@ -24,18 +24,18 @@ TIMEOUT = 30.0
 
 
 class Worker:
-    """As gunicorn keeps one: when it was last heard of."""
+    """As gunicorn keeps one: when it was last active."""
 
     def __init__(self, now: float) -> None:
         self.now = now
-        self.heard_at = now
+        self.active_at = now
         self.tmp = self
 
     def last_update(self) -> float:
-        return self.heard_at
+        return self.active_at
 
     def notify(self) -> None:
-        self.heard_at = self.clock.now  # type: ignore[attr-defined]
+        self.active_at = self.clock.now  # type: ignore[attr-defined]
 
 
 class Arbiter:
@@ -60,7 +60,7 @@ class Arbiter:
             self.now += 1
             for pid, worker in self.WORKERS.items():
                 if pid not in silent:
-                    worker.heard_at = self.now
+                    worker.active_at = self.now
             self.murder_workers()
 
 
@@ -151,7 +151,7 @@ def test_a_worker_that_hangs_alone_is_killed(arbiter: Arbiter) -> None:
 
 
 @pytest.mark.parametrize("seconds", [90, 3600])
-def test_nobody_is_killed_for_a_time_in_which_the_master_stood_still(
+def test_no_worker_is_killed_for_a_time_in_which_the_master_stood_still(
     arbiter: Arbiter, seconds: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     arbiter.run(5)
@@ -172,7 +172,7 @@ def test_a_reload_that_takes_long_is_no_pause(
     """The loop of the master stands still meanwhile, but its workers do not."""
     arbiter.run(25, silent=(11,))
     arbiter.now += 20
-    arbiter.WORKERS[12].heard_at = arbiter.now
+    arbiter.WORKERS[12].active_at = arbiter.now
     arbiter.murder_workers()
     assert "12" not in caplog.text
 

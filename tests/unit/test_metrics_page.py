@@ -149,7 +149,7 @@ async def test_scrapes_that_overlap_share_one_page(serve: Any) -> None:
     assert calls == 2
 
 
-async def test_metrics_that_stay_locked_are_told(serve: Any) -> None:
+async def test_metrics_that_stay_locked_are_reported(serve: Any) -> None:
     def collect() -> list[Metric]:
         raise TimeoutError("the metrics files stay locked")
 

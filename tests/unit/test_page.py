@@ -1,4 +1,4 @@
-"""The page at `/`: what is answered to whom, and under which headers."""
+"""The page at `/`: its answers, by request, and their headers."""
 
 from __future__ import annotations
 

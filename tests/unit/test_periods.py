@@ -123,7 +123,7 @@ def test_another_leader_goes_on(periods: Periods, clock: Clock) -> None:
     successor = Periods(clock)
     successor.load(json.loads(json.dumps(periods.dump())))
     assert {name: successor.figures(name) for name in PERIODS} == before
-    # What was counted while nobody looked belongs to the periods as well.
+    # What was counted between two looks belongs to the periods as well.
     clock.now += 30
     successor.add(Totals(requests=total + 30))
     assert successor.figures("1h")["requests"] == pytest.approx(3600, abs=30)

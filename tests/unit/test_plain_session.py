@@ -217,7 +217,7 @@ async def test_nothing_more_is_read_behind_a_slow_request() -> None:
     worker.close()
 
 
-async def test_who_goes_away_during_a_request_gets_nothing_more(worker: Worker) -> None:
+async def test_a_client_that_goes_away_during_a_request_gets_nothing_more(worker: Worker) -> None:
     client = worker.client()
     await client.event()
     client.ask("get_history", {"type": "status"})
@@ -283,14 +283,14 @@ async def test_rates() -> None:
     worker.close()
 
 
-async def test_silence_is_told_and_ends_it(worker: Worker) -> None:
+async def test_silence_is_reported_and_ends_it(worker: Worker) -> None:
     client = worker.client()
     await client.event()
     for _ in range(60):
         worker.hub.wheel.advance()
     assert await client.close_code() == 4408
-    told = [json.loads(frame.data) for frame in client.frames if frame.opcode is Opcode.TEXT]
-    assert [envelope["data"]["code"] for envelope in told] == ["HEARTBEAT_TIMEOUT"]
+    got = [json.loads(frame.data) for frame in client.frames if frame.opcode is Opcode.TEXT]
+    assert [envelope["data"]["code"] for envelope in got] == ["HEARTBEAT_TIMEOUT"]
     assert worker.context.registry.by_id == {}
 
 
@@ -317,7 +317,7 @@ async def test_a_newer_connection_takes_the_place_of_a_silent_one(
     assert worker.context.registry.by_id.keys() == {"c2"}
 
 
-async def test_who_answers_keeps_its_place(worker: Worker) -> None:
+async def test_a_client_that_answers_keeps_its_place(worker: Worker) -> None:
     """A duplicated tab brings the token of the first one."""
     old = worker.client()
     token = (await old.event())["data"]["resume"]

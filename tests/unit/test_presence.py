@@ -29,7 +29,7 @@ def presence(fields: MemoryFields, clock: Clock) -> Presence:
     return Presence(fields.get, fields.set, now=clock, monotonic=clock)
 
 
-async def test_nobody_has_said_anything(presence: Presence) -> None:
+async def test_nothing_is_set_yet(presence: Presence) -> None:
     state, confirmed = await presence.read()
     assert confirmed
     assert state.to_json() == {"state": "offline", "task": None, "updatedAt": None}
@@ -134,7 +134,7 @@ async def test_the_last_known_state_stands_while_the_backplane_is_away(
     assert await presence.read() == (said, True)
 
 
-async def test_a_backplane_that_hangs_holds_nobody_up(
+async def test_a_backplane_that_hangs_delays_no_caller(
     presence: Presence,
     fields: MemoryFields,
     clock: Clock,

@@ -91,7 +91,7 @@ async def test_few_workers_all_answer_so_that_nothing_is_waited_for(
     assert [worker.sent for worker in workers] == [["replace"], ["held"], ["held"]]
 
 
-async def test_on_several_machines_only_who_has_it_answers(
+async def test_on_several_machines_only_the_worker_that_has_it_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(probing, "GRACE_SECONDS", 0.05)
@@ -105,7 +105,7 @@ async def test_on_several_machines_only_who_has_it_answers(
     assert lives.ended is None
 
 
-async def test_who_reads_the_question_late_replaces_at_once(
+async def test_a_worker_that_reads_the_question_late_replaces_at_once(
     workers: list[FakeWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probing, "LATE_SHARE", -1.0)

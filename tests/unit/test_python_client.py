@@ -203,12 +203,12 @@ async def test_a_history_that_comes_with_the_answer_is_for_the_listeners() -> No
     lab._pending["p1"] = asked
     answer = {"event": "subscribed", "type": "config", "replyTo": "p1", "data": {}}
     past = {"event": "history_data", "type": "status", "replyTo": "p1"}
-    # Both in one read: who asked has not run yet.
+    # Both in one read: the caller has not run yet.
     await lab._receive(answer | {"data": {"types": places(status=4)}})
     await lab._receive(past | {"data": {"messages": [envelope(4)], "more": True}})
     assert (await asked).event == "subscribed"
     assert (await anext(subscription)).seq == 4
-    # An answer to another request is for who asked only.
+    # An answer to another request is for its caller only.
     lab._pending["p2"] = asyncio.get_running_loop().create_future()
     await lab._receive(past | {"replyTo": "p2", "data": {"messages": [envelope(3)], "more": True}})
     assert not subscription._messages
@@ -224,7 +224,7 @@ async def test_what_was_never_begun_says_so() -> None:
         lab.subscribe()
 
 
-async def test_a_handler_that_fails_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_handler_that_fails_affects_no_other(caplog: pytest.LogCaptureFixture) -> None:
     lab = Realtime()
     lab.on("message", lambda message: 1 / 0)
     seen: list[Message] = []
@@ -242,7 +242,7 @@ Handler = Callable[[Any], tuple[int, object] | tuple[int, object, Mapping[str, s
 
 
 class FakeService:
-    """Answers what it is told to, and keeps what it was asked."""
+    """Answers as prepared, and keeps the requests."""
 
     def __init__(self, *answers: tuple[Any, ...]) -> None:
         self.answers = list(answers)
@@ -394,7 +394,7 @@ def test_where_the_address_comes_from(
 
 
 @pytest.mark.parametrize("dotenv", ["BIND=unix:/run/x\n", "BIND\n", "export A=b\n", "A = b\n"])
-def test_a_dotenv_that_cannot_be_used_is_told(tmp_path: Path, dotenv: str) -> None:
+def test_a_dotenv_that_cannot_be_used_is_reported(tmp_path: Path, dotenv: str) -> None:
     with pytest.raises(Failure) as caught:
         connection(tmp_path, dotenv)
     assert caught.value.code == Exit.USAGE

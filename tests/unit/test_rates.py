@@ -26,12 +26,12 @@ class World:
     def clock(self) -> float:
         return self.now
 
-    def spend(self, who: object, seconds: float = 0.0, size: int = 0, extras: int = 0) -> float:
-        connection: Any = who
+    def spend(self, peer: object, seconds: float = 0.0, size: int = 0, extras: int = 0) -> float:
+        connection: Any = peer
         return self.rates.spend(connection, seconds, size, extras, self.now)
 
-    def message(self, who: object) -> Verdict:
-        connection: Any = who
+    def message(self, peer: object) -> Verdict:
+        connection: Any = peer
         return self.rates.message(connection)
 
     def second(self) -> None:
@@ -52,7 +52,7 @@ def test_messages_are_counted_by_the_second(world: World) -> None:
     assert [world.message("a") for _ in range(50)][-2:] == [REFUSE, CLOSE]
 
 
-def test_whoever_is_refused_for_long_is_closed(world: World) -> None:
+def test_a_client_that_is_refused_for_long_is_closed(world: World) -> None:
     for _ in range(int(module.CLOSE_SECONDS)):
         assert [world.message("a") for _ in range(6)][-1] is REFUSE
         world.second()
@@ -124,10 +124,10 @@ def test_all_together_leave_time_for_deliveries(count: int) -> None:
     held: dict[object, float] = {}
     used = 0.0
     for _ in range(4000):
-        for who in range(count):
-            if held.get(who, 0.0) <= world.now:
+        for peer in range(count):
+            if held.get(peer, 0.0) <= world.now:
                 used += step
-                held[who] = world.now + world.spend(who, step)
+                held[peer] = world.now + world.spend(peer, step)
                 world.now += step
         assert world.spend("modest", 0.00001) == 0.0
         world.now += 0.0001
@@ -172,15 +172,15 @@ def test_no_limits() -> None:
 
 
 def test_nothing_is_kept_of_those_that_were_quiet(world: World) -> None:
-    for who in range(100):
-        world.message(who)
-        world.spend(who, 0.05, 2000)
+    for peer in range(100):
+        world.message(peer)
+        world.spend(peer, 0.05, 2000)
         for _ in range(9):
-            world.message(who)
+            world.message(peer)
     for _ in range(5):
         world.second()
-    whole: Any = world.rates
-    assert [len(held) for held in (whole._used, whole._waits, whole._refused)] == [0, 0, 0]
+    untyped: Any = world.rates
+    assert [len(held) for held in (untyped._used, untyped._waits, untyped._refused)] == [0, 0, 0]
 
 
 def test_one_short_message_takes_no_memory_of_its_own(world: World) -> None:

@@ -1,4 +1,4 @@
-"""What a replica is told of its primary, how far it is behind, and which one confirms a message."""
+"""What a replica knows of its primary, how far it is behind, and which one confirms a message."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ master_repl_offset:123\r
 """
 
 
-def test_a_primary_says_who_follows_it() -> None:
+def test_a_primary_names_its_replicas() -> None:
     found = Replication.of(PRIMARY)
     assert (found.role, found.history, found.offset) == ("master", "abc", 123)
     assert found.replicas == [Attached("10.0.0.2", 6379, True), Attached("fd00::4", 6380, False)]
@@ -41,7 +41,7 @@ def test_a_primary_says_who_follows_it() -> None:
     assert Replication.of(PRIMARY + "min_slaves_good_slaves:1\r\n").counts_replicas
 
 
-def test_a_replica_says_whom_it_follows() -> None:
+def test_a_replica_names_its_primary() -> None:
     found = Replication.of(REPLICA)
     assert (found.role, found.primary, found.linked) == ("slave", ("10.0.0.1", 6379), True)
     assert found.offset == 120, "what it has carried out"

@@ -98,7 +98,7 @@ def test_all_actions_are_known() -> None:
 
 
 @pytest.mark.parametrize("action", [None, 1, [], {}, "", "Subscribe", "x" * 10_000, "\ud800"])
-def test_unknown_actions_are_told_the_known_ones(action: Any) -> None:
+def test_unknown_actions_are_refused_with_the_known_ones(action: Any) -> None:
     message = refused(ErrorCode.INVALID_ACTION, check_action, Request(action, None))
     assert all(known in message for known in ACTIONS)
     assert len(message.encode()) < 500
@@ -114,7 +114,7 @@ def test_types() -> None:
     assert parse_types([], KNOWN) == frozenset()
 
 
-def test_types_are_taken_whole_or_not_at_all() -> None:
+def test_types_are_taken_completely_or_not_at_all() -> None:
     assert "'nope'" in refused(ErrorCode.INVALID_TYPE, parse_types, ["status", "nope"], KNOWN)
     refused(ErrorCode.INVALID_TYPE, parse_types, ["all", "nope"], KNOWN)
     refused(ErrorCode.SUBSCRIPTION_INVALID, parse_types, ["status", "error"], KNOWN)
@@ -287,7 +287,7 @@ def test_strings_have_a_length() -> None:
 # Everything else that a client may send.
 
 
-def told(call: Any, *args: Any) -> ErrorCode | None:
+def got(call: Any, *args: Any) -> ErrorCode | None:
     """With which code a call refuses; None when it does not."""
     try:
         call(*args)
@@ -298,25 +298,25 @@ def told(call: Any, *args: Any) -> ErrorCode | None:
 
 
 @given(values())
-def test_any_payload_is_taken_or_told_why_not(payload: Any) -> None:
+def test_any_payload_is_taken_or_refused_with_a_code(payload: Any) -> None:
     checked = {
         None,
         ErrorCode.INVALID_PAYLOAD,
         ErrorCode.INVALID_TYPE,
         ErrorCode.SUBSCRIPTION_INVALID,
     }
-    assert told(parse_subscribe, payload, KNOWN) in checked
-    assert told(parse_get_history, payload, KNOWN, 50) in checked
-    assert told(parse_one_type, payload, KNOWN) in checked
-    assert told(parse_string, payload, "id", 5) in (None, ErrorCode.INVALID_PAYLOAD)
+    assert got(parse_subscribe, payload, KNOWN) in checked
+    assert got(parse_get_history, payload, KNOWN, 50) in checked
+    assert got(parse_one_type, payload, KNOWN) in checked
+    assert got(parse_string, payload, "id", 5) in (None, ErrorCode.INVALID_PAYLOAD)
     known = isinstance(payload, str) and payload in ACTIONS
     expected = None if known else ErrorCode.INVALID_ACTION
-    assert told(check_action, Request(payload, None)) is expected
+    assert got(check_action, Request(payload, None)) is expected
 
 
 @given(values().map(json.dumps) | st.text(max_size=30))
-def test_any_text_is_a_request_or_told_why_not(text: str) -> None:
-    code = told(parse_request, text)
+def test_any_text_is_a_request_or_refused_with_a_code(text: str) -> None:
+    code = got(parse_request, text)
     assert code in (None, ErrorCode.PARSE_ERROR, ErrorCode.INVALID_PAYLOAD)
 
 

@@ -66,7 +66,7 @@ async def publish(side: HttpSide, message: object, **headers: str) -> aiohttp.Cl
 # Status
 
 
-async def test_status_of_the_whole_service(side: HttpSide) -> None:
+async def test_status_of_all_workers(side: HttpSide) -> None:
     side.slots.show(
         [
             worker_row(0, pid=7, connections=2),
@@ -349,7 +349,7 @@ async def test_history_needs_the_backplane(side: HttpSide) -> None:
         assert answer.headers["Retry-After"]
 
 
-async def test_with_tokens_messages_are_not_for_everybody() -> None:
+async def test_with_tokens_messages_are_not_public() -> None:
     secret = "s" * 32
     token = jwt.encode({"sub": "ada"}, secret, algorithm="HS256")
     async with http_side(PUBLISH_TOKEN=TOKEN, AUTH_SECRET=secret) as side:
@@ -630,7 +630,7 @@ async def test_forms_of_the_token(side: HttpSide) -> None:
         assert answer.status == 200
 
 
-async def test_without_a_token_nobody_writes() -> None:
+async def test_without_a_token_no_caller_writes() -> None:
     async with http_side() as side:
         for headers in ({}, AUTH, {"Authorization": "Bearer "}, {"X-Publish-Token": ""}):
             answer = await side.client.post("/ws/broadcast", json=MESSAGE, headers=headers)
@@ -702,7 +702,7 @@ async def test_only_a_trusted_proxy_names_requests(side: HttpSide) -> None:
 # The same id again
 
 
-async def test_the_same_id_with_other_data_is_told(side: HttpSide) -> None:
+async def test_the_same_id_with_other_data_is_refused(side: HttpSide) -> None:
     async def publish(data: Any, event: str = "e") -> tuple[int, Any]:
         body = {"type": "status", "event": event, "data": data, "id": "one"}
         answer = await side.client.post("/ws/broadcast", json=body, headers=AUTH)
@@ -711,8 +711,8 @@ async def test_the_same_id_with_other_data_is_told(side: HttpSide) -> None:
     status, first = await publish({"a": 1, "b": 2})
     assert (status, await publish({"b": 2, "a": 1})) == (200, (200, first))
     for other in (publish({"a": 2}), publish({"a": 1, "b": 2}, "other")):
-        status, told = await other
-        assert (status, told["code"]) == (409, "CONFLICT")
+        status, got = await other
+        assert (status, got["code"]) == (409, "CONFLICT")
     assert len(side.streams.messages["status"]) == 1
 
 
@@ -740,7 +740,7 @@ async def test_what_is_the_same_data(
 
 
 @pytest.mark.parametrize("packed", ["compress", "gzip, deflate", "x"])
-async def test_a_body_that_cannot_be_unpacked_is_told(side: HttpSide, packed: str) -> None:
+async def test_a_body_that_cannot_be_unpacked_is_refused(side: HttpSide, packed: str) -> None:
     answer = await publish(
         side, {"type": "status", "event": "e", "data": 1}, **{"Content-Encoding": packed}
     )
@@ -764,9 +764,9 @@ async def test_the_same_id_in_an_array(side: HttpSide) -> None:
 async def test_an_unknown_field_is_named(side: HttpSide) -> None:
     body = {"type": "status", "event": "e", "data": 1, "prioritiy": "high"}
     answer = await side.client.post("/ws/broadcast", json=body, headers=AUTH)
-    told = await answer.json()
-    assert (answer.status, told["code"]) == (400, "INVALID_PAYLOAD")
-    assert "'prioritiy'" in told["error"]
+    got = await answer.json()
+    assert (answer.status, got["code"]) == (400, "INVALID_PAYLOAD")
+    assert "'prioritiy'" in got["error"]
 
 
 async def test_no_answer_names_versions(side: HttpSide) -> None:

@@ -139,7 +139,7 @@ def test_file_of_another_version_is_replaced(path: Path, table: SlotTable) -> No
         file.write(b"YJ-SLOTS\xff")
     new = SlotTable(path)
     assert new.rows() == []
-    assert table.rows()[0].number == row, "whoever has the old file keeps it"
+    assert table.rows()[0].number == row, "a process that has the old file keeps it"
 
 
 def test_table_full_of_workers(table: SlotTable) -> None:
@@ -265,7 +265,7 @@ def test_odd_words_in_the_table_of_users(path: Path) -> None:
         users._entries[at] = 2**64 - 1
     assert slots(table, row, per_user=5).claim_user("ann")
     slots(table, row).release_user("ann")
-    slots(table, row).release_user("nobody")
+    slots(table, row).release_user("unknown")
     slots(table, row).set_user_types("ann", 1)
     for word in (0, 2**64 - 1):
         for name in (shared_users._DISTINCT, shared_users._FILLED):

@@ -247,7 +247,7 @@ async def test_a_client_that_does_not_read_is_not_taken(service: Service) -> Non
         assert open_files() <= files + 1
 
 
-def test_a_private_name_that_is_gone_is_told_at_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_private_name_is_reported_at_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(RequestHandler, "_message_tail")
     spec = importlib.util.spec_from_file_location("again", aiohttp_private.__file__)
     assert spec is not None

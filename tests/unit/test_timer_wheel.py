@@ -140,7 +140,7 @@ def test_an_early_ping_takes_the_place_of_the_one_that_was_due() -> None:
     assert peer.pings == [29, 60, 90, 120]
 
 
-def test_an_early_ping_gives_nobody_up() -> None:
+def test_an_early_ping_gives_no_peer_up() -> None:
     wheel = make()
     peer = Peer(wheel)
     wheel.add(peer)
@@ -153,7 +153,7 @@ def test_an_early_ping_gives_nobody_up() -> None:
     assert peer.missed == [60]
 
 
-def test_who_answers_after_the_last_early_ping_stays() -> None:
+def test_a_peer_that_answers_after_the_last_early_ping_stays() -> None:
     wheel = make()
     peer = Peer(wheel)
     wheel.add(peer)
@@ -183,7 +183,7 @@ def test_discard_leaves_nothing() -> None:
     assert watched(wheel) == 0
 
 
-def test_who_is_discarded_by_its_own_heartbeat_is_gone() -> None:
+def test_a_peer_that_is_discarded_by_its_own_heartbeat_is_gone() -> None:
     wheel = make()
 
     class Leaving(Peer):
@@ -264,7 +264,7 @@ def test_some_are_looked_at_more_often() -> None:
     assert not often.missed
 
 
-def test_nobody_is_looked_at_less_often_than_the_wheel_turns() -> None:
+def test_no_peer_is_checked_less_often_than_the_wheel_turns() -> None:
     wheel = TimerWheel(5, 10)
     often = Often(wheel)
     wheel.add(often)
