@@ -207,7 +207,7 @@ class Site:
             if one["labels"]["alertname"] == alert
         ]
 
-    async def informed_clients(self, event: str) -> bool:
+    async def has_informed_clients(self, event: str) -> bool:
         """Whether clients were informed of the outage by this event."""
         history = await self.service.history("health")
         return ("BackendDown", event) in [(m["data"]["metric"], m["event"]) for m in history]
@@ -327,7 +327,7 @@ async def a_return(site: Site, fleet: Fleet, ticker: Ticker) -> None:
     os.kill(site.prometheus.pid, signal.SIGSTOP)
     await asyncio.to_thread(site.deploy, "started for the first time")
     await until(
-        lambda: site.informed_clients("health_alert"), "clients are informed of BackendDown", 60
+        lambda: site.has_informed_clients("health_alert"), "clients are informed of BackendDown", 60
     )
     os.kill(site.prometheus.pid, signal.SIGCONT)
 
@@ -339,7 +339,7 @@ async def a_return(site: Site, fleet: Fleet, ticker: Ticker) -> None:
     await until(lambda: len(site.alerts_of("BackendDown")) > 1, "the webhook gets the end", 60)
     assert [one["status"] for one in site.alerts_of("BackendDown")] == ["firing", "resolved"]
     await until(
-        lambda: site.informed_clients("health_recovery"), "clients are informed of the end", 60
+        lambda: site.has_informed_clients("health_recovery"), "clients are informed of the end", 60
     )
     await until(lambda: site.is_scraped(CLIENTS), "Prometheus knows the clients", 60)
     assert await asyncio.to_thread(site.health_check) == 0
