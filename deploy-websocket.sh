@@ -105,9 +105,11 @@ step='' began=$SECONDS how='nothing' noticed=0 handed_over=0 steps=() tried='' p
 
 # How a step ends: note STATE DETAIL
 note() {
-  local detail=${2//$'\n'/ }
+  local detail=${2//$'\n'/ } quoted
   say "$(printf '%-12s %-7s %s' "$step" "$1" "$detail")"
-  steps+=("{\"step\":\"$step\",\"state\":\"$1\",\"detail\":$(json "$detail")}")
+  # ^C ends a subshell before it has printed: then `interrupted` reports the step.
+  until quoted=$(json "$detail"); do :; done
+  steps+=("{\"step\":\"$step\",\"state\":\"$1\",\"detail\":$quoted}")
 }
 
 report() {

@@ -56,7 +56,7 @@ def integer(low: int, high: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or not low <= int(text) <= high:
-            raise ValueError(f"must be an integer from {low} to {high}")
+            raise ValueError(f"must be a whole number from {low} to {high}")
         return int(text)
 
     return parse
@@ -86,7 +86,7 @@ def integer_seconds(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         seconds = parse_duration(text)
         if not seconds.is_integer():
-            raise ValueError("must be an integer number of seconds")
+            raise ValueError("must be a whole number of seconds")
         return int(seconds)
 
     return parse
@@ -202,7 +202,7 @@ def workers(text: str) -> int:
     try:
         return integer(1, MAX_WORKERS)(text)
     except ValueError:
-        raise ValueError(f"must be auto or an integer from 1 to {MAX_WORKERS}") from None
+        raise ValueError(f"must be auto or a whole number from 1 to {MAX_WORKERS}") from None
 
 
 def bind(text: str) -> str:

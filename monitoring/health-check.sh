@@ -186,7 +186,7 @@ check_http() {
   elif [[ $code != 200 ]]; then
     report http fail "$base/status answers $code$(causes)"
   elif [[ $body =~ \"status\":\ *\"([a-z]+)\" && ${BASH_REMATCH[1]} != ok ]]; then
-    report http fail "/status reports \"${BASH_REMATCH[1]}\"$(causes)"
+    report http fail "the service reports that it is ${BASH_REMATCH[1]}$(causes)"
   elif [[ -z ${BASH_REMATCH[1]-} ]]; then
     report http fail "$base/status answers something else"
   else

@@ -92,7 +92,7 @@ async def test_a_user_with_several_connections_comes_and_goes_once(service: Serv
             await one.close()
 
 
-async def test_who_comes_back_at_once_has_not_left(service: Service) -> None:
+async def test_a_client_that_comes_back_at_once_has_not_left(service: Service) -> None:
     watch = await PlainClient.open(service, types="system")
     ann = await PlainClient.open(service, types="status", user="ann")
     await until_listed(watch, {"ann": 1})
@@ -100,7 +100,7 @@ async def test_who_comes_back_at_once_has_not_left(service: Service) -> None:
     await until_listed(watch, {})
     ann = await PlainClient.open(service, types="status", user="ann")
     await until_listed(watch, {"ann": 1})
-    # Another one who goes later is announced, so her time is over as well.
+    # Another one that goes later is announced, so her time is over as well.
     bob = await PlainClient.open(service, types="status", user="bob")
     await until_listed(watch, {"ann": 1, "bob": 1})
     await bob.close()
@@ -133,7 +133,7 @@ async def test_a_reload_is_no_coming_and_no_going(service: Service) -> None:
     for _ in range(2):
         await service.hup()
     await until_listed(watch, expected)
-    # Someone who leaves after that is announced, and so would be whoever left before.
+    # A client that leaves after that is announced, and so would be one that left before.
     await users[0].close()
     await until(lambda: changes(watch)[20:], "one has left")
     reading.cancel()
@@ -171,7 +171,7 @@ async def test_users_of_a_killed_worker_leave_unless_they_come_back(service: Ser
     def left() -> list[str]:
         return sorted(user for event, user, _ in changes(watch) if event == "leave")
 
-    await until(lambda: left() == gone, "those who stay away have left")
+    await until(lambda: left() == gone, "those that stay away have left")
     await until_listed(watch, dict.fromkeys([back, *by_worker[other]], 1))
     assert not [change for change in changes(watch) if change[:2] == ("join", back)][1:]
     for one in (*users.values(), watch):
@@ -229,7 +229,7 @@ async def test_with_tokens_the_claim_decides() -> None:
             await client.close()
 
 
-async def test_many_who_ask_for_names_cost_the_others_nothing() -> None:
+async def test_many_that_ask_for_names_cost_the_others_nothing() -> None:
     """120 connections ask 100 times each at once, each time for another page."""
     async with Service(WORKERS=2, PRESENCE_NAMES="all") as service:
         expected = {f"user{number:02}": 1 for number in range(100)}

@@ -109,7 +109,7 @@ def test_size_out_of_range() -> None:
 @pytest.mark.parametrize("text", ["0", "101", "-5", "1.5", "ten", "1_0", "9" * 5000])
 def test_integers(text: str) -> None:
     line = wrong("DEFAULT_HISTORY_LIMIT", text)
-    assert line.endswith("must be an integer from 1 to 100")
+    assert line.endswith("must be a whole number from 1 to 100")
     assert len(line) < 200
 
 
@@ -117,7 +117,7 @@ def test_workers() -> None:
     assert load({"WORKERS": "64"}).workers == 64
     assert load({"WORKERS": "auto"}).workers >= 2
     for text in ("0", "65", "many"):
-        assert "auto or an integer from 1 to 64" in wrong("WORKERS", text)
+        assert "auto or a whole number from 1 to 64" in wrong("WORKERS", text)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.Monke
         ("BACKPLANE_FSYNC", "yes", "must be no, everysec or always"),
         ("LOG_LEVEL", "loud", "must be debug, info"),
         ("LOG_FORMAT", "xml", "must be text or json"),
-        ("GRACEFUL_TIMEOUT", "25.5", "must be an integer number of seconds"),
+        ("GRACEFUL_TIMEOUT", "25.5", "must be a whole number of seconds"),
     ],
 )
 def test_other_wrong_values(name: str, text: str, expected: str) -> None:
@@ -474,7 +474,7 @@ def test_main_stops_with_one_line(
     assert config.main([]) == 1
     output = capsys.readouterr()
     assert output.out == ""
-    assert output.err == "WORKERS='lots': must be auto or an integer from 1 to 64\n"
+    assert output.err == "WORKERS='lots': must be auto or a whole number from 1 to 64\n"
 
 
 def test_main_prints_one_value(capsys: pytest.CaptureFixture[str]) -> None:

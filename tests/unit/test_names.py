@@ -1,4 +1,4 @@
-"""Pages of users for clients: who may read them, and what many readers cost."""
+"""Pages of users for clients: which clients may read them, and what many readers cost."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ NO_EXTRA: Any = SimpleNamespace(extra=None)
 
 
 @pytest.mark.parametrize(
-    ("who", "needs_claim", "type", "is_allowed"),
+    ("claims", "needs_claim", "type", "is_allowed"),
     [
         (NO_EXTRA, False, "status", True),
         (NO_EXTRA, False, "stats", False),
@@ -66,13 +66,15 @@ NO_EXTRA: Any = SimpleNamespace(extra=None)
         (session(), False, "status", True),
     ],
 )
-async def test_who_may_list(who: Any, needs_claim: bool, type: str, is_allowed: bool) -> None:
+async def test_which_clients_may_list(
+    claims: Any, needs_claim: bool, type: str, is_allowed: bool
+) -> None:
     listed = names(Store(), needs_claim=needs_claim)
     if is_allowed:
-        listed.check(who, type)
+        listed.check(claims, type)
         return
     with pytest.raises(ClientError) as caught:
-        listed.check(who, type)
+        listed.check(claims, type)
     assert caught.value.code is ErrorCode.FORBIDDEN
 
 

@@ -143,11 +143,11 @@ def use(world: World, crowd: int, seconds: float) -> float:
     used, free = 0.0, dict.fromkeys(range(crowd), world.now)
     began = world.now
     while world.now < began + 1.0:
-        for who, since in free.items():
+        for peer, since in free.items():
             if since <= world.now and world.now < began + 1.0:
                 world.now += seconds
                 used += seconds
-                free[who] = world.now + world.spend(who, seconds)
+                free[peer] = world.now + world.spend(peer, seconds)
         world.now += 0.001
     world.rates.start_second()
     return used
@@ -158,7 +158,7 @@ def test_a_crowd_that_stays_gets_no_more_than_its_share_however_large_it_is() ->
     crowd, cost = 900, 0.00005
     first = [use(world, crowd, cost) for _ in range(module.STORM_SECONDS)]
     later = [use(world, crowd, cost) for _ in range(10)][module.STORM_SECONDS :]
-    assert min(first) > 0.4, "those who come back after a failure need not wait"
+    assert min(first) > 0.4, "those that come back after a failure need not wait"
     assert max(later) < module.INPUT_SHARE * 1.3, later
     for _ in range(2 * module.STORM_SECONDS):
         world.second()
