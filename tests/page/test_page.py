@@ -304,7 +304,7 @@ async def test_a_page_that_an_operator_closes_says_so(browser: Browser, service:
         await open_roster(tab)
         await tab.click(".roster .filter button")
         await tab.click(".rows li:has(.badge) .close")
-        await tab.shot("phone-roster", whole=False)
+        await tab.shot("phone-roster", full=False)
         await tab.assert_accessible()
         await tab.click(".rows .danger")
         await shows_cause(tab, "operator")
