@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: protocol help lock run listen reload logs log-level check test torture containers page lint format bench bench-peers regression clean
+.PHONY: protocol help lock run listen reload logs log-level check test unit torture containers page lint format bench bench-peers regression clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -31,24 +31,28 @@ check: lint ## lint, types, import directions, unit tests: before each commit
 unexport PYTHONDONTWRITEBYTECODE
 
 # Services of a module are started once for it, so a file stays in one process; so does the service
-# with default settings, one for each process. What is marked `alone` measures.
-PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder -m 'not alone'
+# with default settings, one for each process. Services wait a good deal, so there are more
+# processes than processors. What is marked `alone` measures; `long` is for `make torture`.
+PARALLEL := -n 6 --dist loadfile --no-loadscope-reorder
 COVERED := --cache-clear --cov --cov-append --cov-fail-under=0 --cov-report=
 # What fails while others use the processors must pass alone; the first failure stays in the output.
 AGAIN := $(BIN)/pytest --lf --lfnf=none
 PARTS := $(addprefix tests/,component integration deploy monitoring page)
-test: lint ## lint, types, all tests but those of torture and containers, coverage
+test: $(VENV)/installed-dev ## lint, types, coverage, all tests but those of `make torture` and `make containers`
 	rm -f .coverage .coverage.*
-	$(BIN)/pytest -n 4 tests/architecture tests/unit $(COVERED) || $(AGAIN)
-	$(BIN)/pytest $(PARALLEL) $(PARTS) $(COVERED) || $(AGAIN)
+	$(MAKE) --jobs 2 --output-sync=recurse lint unit
+	$(BIN)/pytest $(PARALLEL) -m 'not alone and not long' $(PARTS) $(COVERED) || $(AGAIN)
 	$(BIN)/pytest -m alone $(PARTS)
 	$(BIN)/coverage report
 
-torture: $(VENV)/installed-dev ## fuzzing, the Autobahn suite, storms and a soak, at full length (TORTURE=0.1: a tenth; TORTURE=0: the short form of CI; TORTURE_SEED=n repeats a run)
+unit: $(VENV)/installed-dev
+	$(BIN)/pytest -n 2 tests/architecture tests/unit $(COVERED) || $(AGAIN)
+
+torture: $(VENV)/installed-dev ## fuzzing, the Autobahn suite, storms, load and a soak, at full length (TORTURE=0.1: a tenth; TORTURE=0: the short form of CI; TORTURE_SEED=n repeats a run)
 ifeq ($(TORTURE),0)
-	$(BIN)/pytest $(PARALLEL) --cache-clear tests/torture || $(AGAIN) tests/torture
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder -m long --cache-clear tests/torture $(PARTS) || $(AGAIN)
 else
-	TORTURE=$(or $(TORTURE),1) $(BIN)/pytest -s tests/torture
+	TORTURE=$(or $(TORTURE),1) $(BIN)/pytest -s -m long tests/torture $(PARTS)
 endif
 
 containers: $(VENV)/installed-dev ## tests with a real Docker engine, which root installs into ENGINE_DIR where it is missing

@@ -22,11 +22,13 @@ hypothesis.settings.load_profile("untimed")
 
 # The longest files first, so that none of them is left for the end when files run in parallel.
 _LONG = (
-    "test_handoff", "test_reload", "test_memory", "test_scripts", "test_page", "test_soak",
-    "test_backplane_faults", "test_fairness", "test_recovery", "test_end_to_end", "test_socketio",
+    "test_page", "test_reload", "test_handoff", "test_memory", "test_scripts", "test_end_to_end",
+    "test_soak", "test_connected", "test_event_stream", "test_command", "test_caps",
+    "test_backplane_faults", "test_fairness", "test_recovery", "test_costs", "test_socketio",
     "test_doors", "test_storms", "test_relays", "test_malformed", "test_several_machines",
-    "test_plain", "test_autobahn", "test_queue", "test_valkey", "test_gunicorn_worker",
-    "test_client", "test_build", "test_run", "test_slow_consumers",
+    "test_plain", "test_autobahn", "test_replicas", "test_slots", "test_collector", "test_valkey",
+    "test_deaf_worker", "test_metrics_files", "test_queue", "test_gunicorn_worker", "test_client",
+    "test_build", "test_run", "test_slow_consumers", "test_backplane_url",
 )  # fmt: skip
 
 # What these tiers run is covered by the others: see CONTRIBUTING.md.
@@ -40,12 +42,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in _UNCOVERED:
             item.add_marker(pytest.mark.no_cover)
+        if item.path.parent.name == "torture":
+            item.add_marker(pytest.mark.long)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let SIGTERM, as a CI sends it, end the tests as Ctrl-C does: with their services."""
     config.addinivalue_line("markers", "needs(*names): programs that the test starts")
     config.addinivalue_line("markers", "alone: measures, or takes the machine to itself")
+    config.addinivalue_line("markers", "long: loads or walks for minutes: runs by make torture")
     config.addinivalue_line("markers", "no_cover: neither it nor its processes count their lines")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # What `nohup` and a shell's `&` have ignored would be ignored by all that the tests start.

@@ -28,7 +28,7 @@ from tests.support.service import TOKEN
 from tests.support.streams import Fleet, Ticker, spread_of
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.timeout(300), needs_prometheus, needs_alertmanager]
+pytestmark = [pytest.mark.timeout(300), needs_prometheus, needs_alertmanager, pytest.mark.long]
 
 CLIENTS = 200
 OLD, NEW = "1.0.0", "1.0.1"

@@ -13,7 +13,12 @@ from benchmarks.peers.field import FIELD, Contender
 from benchmarks.peers.load import Load
 from benchmarks.procs import BenchmarkError
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.needs("cc"), pytest.mark.no_cover]
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.needs("cc"),
+    pytest.mark.no_cover,
+    pytest.mark.long,
+]
 
 
 def contender(name: str) -> Contender:

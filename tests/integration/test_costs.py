@@ -23,6 +23,8 @@ from tests.support.raw import TEXT, encode, text
 from tests.support.service import TOKEN, Service
 from tests.support.waiting import DEADLINE, until
 
+pytestmark = [pytest.mark.no_cover, pytest.mark.long]
+
 RECEIVERS = 10
 CALLS = 150
 """Publishing calls that are counted."""

@@ -18,7 +18,7 @@ from tests.support.publishers import CLIENTS, Curl, Publisher, Scraper, ThroughC
 from tests.support.service import TOKEN, Service
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.no_cover]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.no_cover, pytest.mark.long]
 
 RELOADS = 10
 RATES = (1, 5, 20)
