@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -38,6 +37,7 @@ from app.errors import SettingsError
 from scripts.release import ROOT, pack, restore_release
 from workers.leader import valkey
 from workers.shared import paths
+from workers.shared.locks import open_lock, take_flock, try_flock
 
 _SUMS = "SHA256SUMS"
 _APPEND_ONLY = "appendonlydir"
@@ -352,15 +352,12 @@ def _lock(data_dir: Path, *, blocking: bool) -> Iterator[None]:
     """
     with _owner_of(data_dir):
         directory = paths.make_private(paths.valkey_dir(data_dir))
-        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_lock(directory / "lock")
     try:
         if blocking:
             _take_from_server(fd, data_dir)
-        else:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BackupError("Valkey has just started: try again") from None
+        elif not try_flock(fd):
+            raise BackupError("Valkey has just started: try again")
         yield
     finally:
         os.close(fd)
@@ -368,7 +365,7 @@ def _lock(data_dir: Path, *, blocking: bool) -> Iterator[None]:
 
 def _take_from_server(fd: int, data_dir: Path) -> None:
     """Wait for the lock in the kernel before the server ends: no other process takes it in between."""
-    waiter = threading.Thread(target=fcntl.flock, args=(fd, fcntl.LOCK_EX), daemon=True)
+    waiter = threading.Thread(target=take_flock, args=(fd,), daemon=True)
     waiter.start()
     deadline = time.monotonic() + _STOP_SECONDS
     while waiter.is_alive():

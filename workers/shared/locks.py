@@ -38,6 +38,11 @@ def try_flock(fd: int) -> bool:
     return _try(fcntl.flock, fd)
 
 
+def take_flock(fd: int) -> None:
+    """Wait for the `flock` of a descriptor, and take it."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+
 def _try(lock: Callable[..., None], fd: int, *length: int) -> bool:
     try:
         lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, *length)
