@@ -19,11 +19,12 @@ from typing import NamedTuple
 from app.errors import ClientError, ErrorCode
 from app.http.audit import Write
 from app.http.context import HttpContext
-from app.http.errors import CONTENT_POLICY, HttpError, error_body
+from app.http.errors import HttpError, error_body
 from app.http.publishing import LARGEST_ARRAY, Call
 from app.http.request_head import parse_call
 from app.http.writers import Writer
 from app.protocol.envelope import decode_json, encode_json, new_id
+from app.protocol.http_answers import DATA_HEADERS, JSON_HEADERS
 from app.transport.http_connection import INCOMPLETE, PASS, TAKEN, Caller, Take
 from app.types import Position
 
@@ -84,10 +85,8 @@ class DirectCalls:
         self._open = 0
         self._tasks: set[asyncio.Task[None]] = set()
         fixed = [
-            ("Content-Type", "application/json"),
-            ("Cache-Control", "no-store"),
-            ("X-Content-Type-Options", "nosniff"),
-            ("Content-Security-Policy", CONTENT_POLICY),
+            *JSON_HEADERS.items(),
+            *DATA_HEADERS.items(),
             *context.origins.plain_headers(),
         ]
         self._fixed = "".join(f"{name}: {value}\r\n" for name, value in fixed)

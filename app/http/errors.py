@@ -14,11 +14,10 @@ from app.errors import ClientError, ErrorCode, PresenceError
 from app.http.clients import Clients
 from app.http.cors import Hosts, Origins
 from app.protocol.envelope import encode_json
+from app.protocol.http_answers import JSON_HEADERS
 
 logger = logging.getLogger(__name__)
 
-CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
-"""Content-Security-Policy of whatever is not the page: it is data, and nothing that a browser shows."""
 RETRY_AFTER = 1
 """Seconds after which a publisher may try again."""
 
@@ -84,7 +83,7 @@ def raw_json_response(body: bytes, status: int = 200) -> web.Response:
     return web.Response(
         body=body + b"\n",
         status=status,
-        headers={"Content-Type": "application/json", "Cache-Control": "no-store"},
+        headers=JSON_HEADERS,
     )
 
 

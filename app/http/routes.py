@@ -16,7 +16,6 @@ from app.http.connected import delete_connected, delete_user, get_connected, get
 from app.http.context import HttpContext
 from app.http.documents import add_documents
 from app.http.errors import (
-    CONTENT_POLICY,
     HttpError,
     error_middleware,
     json_response,
@@ -32,6 +31,7 @@ from app.http.publishing import (
     read_json,
 )
 from app.machine import describe_connections, describe_worker, figure
+from app.protocol.http_answers import DATA_HEADERS
 from app.protocol.requests import Allowed, check_type
 from app.protocol.schema.limits import MAX_HISTORY, MAX_HTTP_BEFORE
 from app.protocol.schema.payloads import SET_PRESENCE
@@ -98,8 +98,8 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
     async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
         headers = response.headers
         headers["X-Request-ID"] = context.clients.request_id(request)
-        headers.setdefault("X-Content-Type-Options", "nosniff")
-        headers.setdefault("Content-Security-Policy", CONTENT_POLICY)
+        for name, value in DATA_HEADERS.items():
+            headers.setdefault(name, value)
         # aiohttp's own names its version and Python's.
         headers.pop("Server", None)
         context.origins.add_headers(request, response)

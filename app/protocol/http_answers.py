@@ -7,6 +7,13 @@ from http import HTTPStatus
 
 from app.protocol.envelope import encode_json
 
+JSON_HEADERS: Mapping[str, str] = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+"""Of every answer with JSON: it is true for the moment only."""
+DATA_HEADERS: Mapping[str, str] = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+"""Of whatever is not the page: it is data, and nothing that a browser shows."""
 STREAM_HEADERS: Mapping[str, str] = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-store",
@@ -26,9 +33,4 @@ def head(status: int, headers: Mapping[str, str]) -> bytes:
 def error(status: int, code: str, message: str, headers: Mapping[str, str]) -> bytes:
     """An answer `{"error", "code"}`, complete."""
     body = encode_json({"error": message, "code": code}) + b"\n"
-    named = {
-        "Content-Type": "application/json",
-        "Cache-Control": "no-store",
-        "Content-Length": str(len(body)),
-    }
-    return head(status, named | dict(headers)) + body
+    return head(status, {**JSON_HEADERS, "Content-Length": str(len(body)), **headers}) + body

@@ -14,13 +14,13 @@ import asyncio
 import logging
 import resource
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from typing import Any, Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError, LineTooLong
 
 from app.errors import ErrorCode
+from app.protocol import http_answers
 from app.protocol.envelope import encode_json
 from app.seconds import Call, call_next_second
 from app.transport import kernel
@@ -329,12 +329,7 @@ class GuardedConnection(RequestHandler):
         transport = self.transport
         if transport is None or transport.is_closing():
             return
-        body = encode_json({"error": message, "code": code}) + b"\n"
-        transport.write(
-            b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
-            b"Content-Length: %d\r\nConnection: close\r\n\r\n%b"
-            % (status, HTTPStatus(status).phrase.encode(), len(body), body)
-        )
+        transport.write(http_answers.error(status, code, message, {}))
         self.force_close()
 
 
@@ -349,8 +344,7 @@ def _error(status: int, code: ErrorCode, message: str) -> web.Response:
         body=encode_json({"error": message, "code": code}) + b"\n",
         status=status,
         headers={
-            "Content-Type": "application/json",
-            "Cache-Control": "no-store",
+            **http_answers.JSON_HEADERS,
             # aiohttp leaves it out in answers to what it could not parse.
             "Connection": "close",
             # In place of aiohttp's own, which names its version and Python's.
