@@ -7,7 +7,7 @@ import logging
 import time
 
 from app.backplane.history import History
-from app.backplane.reader import Batch, StreamReader
+from app.backplane.reader import Batch, Reader
 from app.backplane.scripts import CONTROL
 from app.broadcast.catchup import CatchUp
 from app.broadcast.fanout import FanOut
@@ -40,7 +40,7 @@ class Delivery:
 
     def __init__(
         self,
-        reader: StreamReader,
+        reader: Reader,
         history: History,
         fanout: FanOut,
         catchup: CatchUp,

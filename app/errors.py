@@ -19,6 +19,8 @@ The tree; a class that is defined elsewhere is followed by its module::
     ├── FailedCalls                 app.backplane.client: some of several calls failed
     ├── NotThere                    app.backplane.replica: it cannot be read from this position
     ├── TooFewReplicas              app.backplane.faults: not confirmed by BACKPLANE_WAIT replicas
+    ├── Unsettled                   app.backplane.faults: the nodes of a Cluster do not agree
+    ├── SlotMoved                   app.backplane.cluster.link: another node has the type now
     └── ViolationError              app.protocol.frames: a frame violates RFC 6455
 
 The gunicorn master imports nothing of `app/`, so the errors of `workers/` do not belong to it.

@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from app.backplane.client import Backplane
+from app.backplane.client import AnyBackplane
+from app.backplane.cluster.publisher import ClusterPublisher
 from app.backplane.faults import Fault
 from app.backplane.history import History
 from app.backplane.publisher import StreamPublisher
-from app.backplane.reader import StreamReader
+from app.backplane.reader import Reader
 from app.backplane.replica import ReplicaRoute
 from app.broadcast.catchup import CatchUp
 from app.broadcast.fanout import FanOut
@@ -117,10 +118,10 @@ class Figures:
         manager: RoomManager,
         catchup: CatchUp,
         queue: BroadcastQueue,
-        reader: StreamReader,
+        reader: Reader,
         history: History,
-        backplane: Backplane,
-        publisher: StreamPublisher,
+        backplane: AnyBackplane,
+        publisher: StreamPublisher | ClusterPublisher,
         replica: ReplicaRoute | None,
         canary: Canary,
         subscribers: SubscriberCounts,

@@ -19,16 +19,20 @@ from app import __version__, delivery
 from app.attendance import Attendance
 from app.backplane.attendance import AttendanceStore
 from app.backplane.claims import UserClaims
-from app.backplane.client import FAILURES, Backplane
+from app.backplane.client import FAILURES, AnyBackplane, Backplane
+from app.backplane.cluster.client import ClusterBackplane
+from app.backplane.cluster.publisher import ClusterPublisher
+from app.backplane.cluster.reader import ClusterReader
 from app.backplane.faults import explain
 from app.backplane.history import History
 from app.backplane.publisher import StreamPublisher
-from app.backplane.reader import StreamReader
+from app.backplane.reader import Reader, StreamReader
 from app.backplane.replica import ReplicaFile, ReplicaRoute
 from app.backplane.scripts import CONTROL
 from app.backplane.series import Series
 from app.broadcast.catchup import CatchUp
 from app.broadcast.fanout import FanOut
+from app.broadcast.lanes import LanedQueue
 from app.broadcast.queue import BroadcastQueue
 from app.canary import PROBE, Canary
 from app.config import Settings
@@ -61,6 +65,7 @@ from app.sessions.auth import TokenVerifier
 from app.sessions.names import Names
 from app.sessions.rates import Limits, Rates
 from app.sessions.token_keys import RemoteKeys
+from app.setting_values import cluster_address
 from app.supervisor import Supervisor
 from app.tick import Tick
 from app.transport.door import ENTRANCE, Entrance, Passed
@@ -84,9 +89,9 @@ MAX_BODY = 64 * 1024 * 1024
 class Reached:
     """A backplane that answers."""
 
-    backplane: Backplane
+    backplane: AnyBackplane
     """Connected."""
-    reader: StreamReader
+    reader: Reader
     """Started."""
     key: bytes
     """The secret that all workers share."""
@@ -118,6 +123,10 @@ async def reach_backplane(
     Raises:
         BackplaneUnavailable: it did not answer within `BACKPLANE_SECONDS`.
     """
+    cluster = cluster_address(url)
+    if cluster is not None:
+        nodes = ClusterBackplane(cluster, settings, worker_id)
+        return await _reach(nodes, lambda: ClusterReader(nodes))
     backplane = Backplane(url, settings, worker_id)
     route = None
     if replica is not None:
@@ -127,11 +136,17 @@ async def reach_backplane(
             ReplicaFile(replica.note).read,
             backplane.note_well,
         )
+    return await _reach(backplane, lambda: StreamReader(backplane, replica=route), route)
+
+
+async def _reach(
+    backplane: AnyBackplane, make_reader: Callable[[], Reader], route: ReplicaRoute | None = None
+) -> Reached:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + BACKPLANE_SECONDS
     while True:
-        await backplane.connect(deadline, replica=replica is not None)
-        reader = StreamReader(backplane, replica=route)
+        await backplane.connect(deadline, replica=route is not None)
+        reader = make_reader()
         try:
             await reader.start()
             reached = Reached(backplane, reader, await backplane.shared_key(), route)
@@ -181,10 +196,13 @@ def make_parts(
     )
 
     # Messages on their way in, and on their way out.
-    publisher = StreamPublisher(backplane, reader.positions)
-    queue = BroadcastQueue(
-        slots, publisher, lambda name, number: metrics.published[name].inc(number)
-    )
+    publisher: StreamPublisher | ClusterPublisher
+    make_queue: type[BroadcastQueue]
+    if isinstance(backplane, ClusterBackplane):
+        publisher, make_queue = ClusterPublisher(backplane, reader.positions), LanedQueue
+    else:
+        publisher, make_queue = StreamPublisher(backplane, reader.positions), BroadcastQueue
+    queue = make_queue(slots, publisher, lambda name, number: metrics.published[name].inc(number))
     publishing = Publishing(queue, hub.pace.hurry)
     history = History(backplane, reader.positions, hub.output.page, hub.turns)
     fanout = FanOut(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from app.attendance import Attendance
 from app.backplane.claims import UserClaims
-from app.backplane.client import Backplane
+from app.backplane.client import AnyBackplane
 from app.backplane.history import History
 from app.backplane.replica import ReplicaRoute
 from app.backplane.series import Series
@@ -45,7 +45,7 @@ class Parts:
     """Where they wait to be stored."""
 
     # The backplane.
-    backplane: Backplane
+    backplane: AnyBackplane
     """Its connections."""
     replica: ReplicaRoute | None
     """The way to the replica of this machine, if there may be one."""

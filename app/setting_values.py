@@ -340,29 +340,68 @@ def sentinel_address(text: str) -> SentinelAddress | None:
     name, _, database = path.strip("/").partition("/")
     if not name or (database and not database.isdigit()):
         raise ValueError
-    sentinels = []
-    for word in hosts.split(","):
-        url = urlsplit(f"//{word}")
-        if not url.hostname or url.username is not None or url.path:
-            raise ValueError
-        sentinels.append((url.hostname, url.port or _SENTINEL_PORT))
     url_of_servers = (
         f"{_SENTINEL_SCHEMES[scheme]}://{login}{at}primary/{database}{'?' if query else ''}{query}"
     )
-    return SentinelAddress(tuple(sentinels), unquote(name), url_of_servers)
+    return SentinelAddress(_hosts(hosts, _SENTINEL_PORT), unquote(name), url_of_servers)
+
+
+class ClusterAddress(NamedTuple):
+    """What a `redis+cluster://` URL says."""
+
+    nodes: tuple[tuple[str, int], ...]
+    """Host and port of some nodes, which name the others."""
+    url: str
+    """`redis://` or `rediss://` with the user, password and options for every node."""
+
+
+_CLUSTER_SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
+_REDIS_PORT = 6379
+
+
+def cluster_address(text: str) -> ClusterAddress | None:
+    """The parts of `redis+cluster://[user:password@]host[:port],...[?option=value]`.
+
+    Returns:
+        None: the text is another kind of URL.
+
+    Raises:
+        ValueError: it is incomplete. The error does not contain the text, which may hold a password.
+    """
+    scheme, _, rest = text.partition("://")
+    if scheme not in _CLUSTER_SCHEMES:
+        return None
+    rest, _, query = rest.partition("?")
+    where, _, path = rest.partition("/")
+    if path.strip("/0"):
+        raise ValueError  # a Cluster has one database
+    login, at, hosts = where.rpartition("@")
+    url_of_nodes = f"{_CLUSTER_SCHEMES[scheme]}://{login}{at}node/{'?' if query else ''}{query}"
+    return ClusterAddress(_hosts(hosts, _REDIS_PORT), url_of_nodes)
+
+
+def _hosts(text: str, port: int) -> tuple[tuple[str, int], ...]:
+    """Hosts with their ports, separated by commas."""
+    found = []
+    for word in text.split(","):
+        url = urlsplit(f"//{word}")
+        if not url.hostname or url.username is not None or url.path:
+            raise ValueError
+        found.append((url.hostname, url.port or port))
+    return tuple(found)
 
 
 def backplane_url(text: str) -> str:
-    """A URL that redis-py understands, one of Sentinels, or nothing."""
+    """A URL that redis-py understands, one of Sentinels or of a Cluster, or nothing."""
     if not text:
         return text
     # The text may hold a password: it is in no message.
     wrong = ValueError(
-        "must be redis://host[:port][/db], rediss://..., unix:///path or"
-        " redis+sentinel://host[:port],.../name[/db]"
+        "must be redis://host[:port][/db], rediss://..., unix:///path,"
+        " redis+sentinel://host[:port],.../name[/db] or redis+cluster://host[:port],..."
     )
     try:
-        if sentinel_address(text) is not None:
+        if sentinel_address(text) is not None or cluster_address(text) is not None:
             return text
         url = urlsplit(text)
         complete = bool(url.path.strip("/")) if url.scheme == "unix" else bool(url.hostname)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from redis.exceptions import RedisError
 
-from app.backplane.client import FAILURES, Argument, Backplane
+from app.backplane.client import FAILURES, AnyBackplane, Argument
 from app.backplane.faults import explain
 from app.backplane.repair import log_repaired, repair_keys
 from app.backplane.scripts import Script
@@ -232,7 +232,7 @@ class UserClaims:
         most: connections per user.
     """
 
-    def __init__(self, backplane: Backplane, slots: Slots, most: int) -> None:
+    def __init__(self, backplane: AnyBackplane, slots: Slots, most: int) -> None:
         self._backplane = backplane
         self._slots = slots
         self._most = most

@@ -14,9 +14,10 @@ import logging
 import math
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
@@ -241,35 +242,49 @@ def new_backoff() -> Backoff:
     return Backoff(FIRST_PAUSE, LONGEST_PAUSE)
 
 
-class Backplane:
-    """All connections of one worker to the backplane.
+class Calls(Protocol):
+    """What `Link` is to those that read and publish."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the next call needs no new connection."""
+
+    async def call(self, commands: Sequence[Command], timeout: float) -> list[Any]:
+        """See `Link.call`."""
+
+    async def run(
+        self,
+        calls: Sequence[tuple[Script, Sequence[Argument]]],
+        timeout: float,
+        last: Sequence[Command] = (),
+    ) -> list[Any]:
+        """See `Link.run`."""
+
+    async def close(self) -> None:
+        """See `Link.close`."""
+
+
+class AnyBackplane(ABC):
+    """What a worker has of the backplane, whether that is one server or a Cluster.
 
     Args:
-        url: where it is; see `setting_values.backplane_url`.
         worker_id: names this worker among all that use the backplane, ever.
     """
 
-    def __init__(self, url: str, settings: Settings, worker_id: str) -> None:
+    def __init__(self, settings: Settings, worker_id: str) -> None:
         self.settings = settings
         # Its own random part: a pid may come back while the old one's results are still kept.
         self.worker_id = f"{worker_id}-{secrets.token_hex(4)}"
         self.errors: Counter[str] = Counter()
         """Failed calls since the start, by cause (`faults.CAUSES`)."""
         self.reading_fault: Fault | None = None
-        """What the last call of `reading` has met; None: it went well."""
-        self._server = server = server_at(url)
-        self._listening: asyncio.Task[None] | None = None
-        self._aborting: asyncio.Task[None] | None = None
-        self.reading = Link(server, f"yujian-read-{worker_id}", self._note_reading)
-        self.publishing = Link(server, f"yujian-publish-{worker_id}", self._note_publishing)
-        self._asking = Link(server, f"yujian-ask-{worker_id}", self._note)
-        self._misled = False
-        self._lock = asyncio.Lock()
+        """What the last read of the streams has met; None: it went well."""
         self._answered = False
         self._answered_at = -math.inf
         self._warnings: list[str] = []
         self._key: bytes | None = None
 
+    @abstractmethod
     async def connect(self, deadline: float, *, replica: bool = False) -> None:
         """Wait until the backplane answers.
 
@@ -280,35 +295,33 @@ class Backplane:
         Raises:
             BackplaneUnavailable: it did not answer in time.
         """
-        loop = asyncio.get_running_loop()
-        pauses = new_backoff()
-        while True:
-            try:
-                (info,) = await self.ask([(b"INFO",)])
-                if b"\nloading:1" in info:
-                    raise BusyLoadingError("it is loading its data")
-                break
-            except FAILURES as error:
-                pause = pauses.take()
-                if loop.time() + pause >= deadline:
-                    words = explain(error).words
-                    raise BackplaneUnavailable(f"The backplane cannot be used: {words}.") from error
-                await asyncio.sleep(pause)
-        self._warnings = _risks(info.decode(errors="replace"), await self._config(), self.settings)
-        if self.settings.backplane_url:
-            self._warnings += await missing(self.ask, needs(self.settings, replica=replica))
-        if self._listening is None:
-            self._listening = self._server.listen(self._leave_server)
 
+    @abstractmethod
     async def close(self) -> None:
         """Close every connection."""
-        for task in (self._listening, self._aborting):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
-        for link in (self.reading, self.publishing, self._asking):
-            await link.close()
-        await self._server.close()
+
+    @abstractmethod
+    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """Commands that may run twice, beside the streams: history, presence, claims.
+
+        Args:
+            commands: with keys of one slot, if any.
+
+        Raises:
+            FAILURES: no answer from this connection, nor from a fresh one if it was an old one.
+        """
+
+    @abstractmethod
+    async def run(self, script: Script, arguments: Sequence[Argument]) -> Any:
+        """One script beside the streams; raises as `ask` does, but is never repeated."""
+
+    @abstractmethod
+    def reading_calls(self, types: Sequence[str]) -> Calls:
+        """The connection over which the streams of types are read."""
+
+    @abstractmethod
+    def publishing_calls(self, type: str | None) -> Calls:
+        """The connection over which messages of a type are stored; None: of all types."""
 
     def warnings(self) -> list[str]:
         """Ways in which the server's own configuration can lose messages, found at `connect`."""
@@ -318,27 +331,6 @@ class Backplane:
     def available(self) -> bool:
         """Whether the last command was answered, at most five seconds ago."""
         return self._answered and time.monotonic() - self._answered_at < 5.0
-
-    async def ask(self, commands: Sequence[Command]) -> list[Any]:
-        """Commands that may run twice, beside the streams: history, presence, claims.
-
-        Raises:
-            FAILURES: no answer from this connection, nor from a fresh one if it was an old one.
-        """
-        packed = pack(commands)
-        async with self._lock:
-            stale = self._asking.connected
-            try:
-                return await self._asking.send(packed, len(commands), ANSWER_TIMEOUT)
-            except FAILURES:
-                if not stale or self._asking.connected:
-                    raise
-                return await self._asking.send(packed, len(commands), ANSWER_TIMEOUT)
-
-    async def run(self, script: Script, arguments: Sequence[Argument]) -> Any:
-        """One script beside the streams; raises as `ask` does, but is never repeated."""
-        async with self._lock:
-            return (await self._asking.run([(script, arguments)], ANSWER_TIMEOUT))[0]
 
     async def shared_key(self) -> bytes:
         """32 random bytes that all workers share; a backplane that lost them gets them back."""
@@ -390,32 +382,9 @@ class Backplane:
         log_repaired([await self.run(*repair_keys({key: type}))])
         return await self.ask([command])
 
-    async def _config(self) -> dict[str, str]:
-        try:
-            replies = await self.ask(
-                [(b"CONFIG", b"GET", name) for name in (b"append*", b"maxmemory-policy")]
-            )
-        except FAILURES:
-            return {}  # a hosted server may forbid CONFIG; INFO then has to do
-        words = [word.decode() for reply in replies for word in reply]
-        return dict(zip(words[::2], words[1::2], strict=True))
-
-    def note_well(self) -> None:
-        """Reading has gone well, on a connection that is not this object's."""
-        self._note_reading(())
-
     def count(self, fault: Fault) -> None:
         """Count a fault that no call was answered with."""
         self.errors[fault.cause] += 1
-
-    def _leave_server(self) -> None:
-        """Another server is the primary: let no call wait for the old one."""
-        self._aborting = asyncio.get_running_loop().create_task(self._abort())
-
-    async def _abort(self) -> None:
-        for link in (self.reading, self.publishing, self._asking):
-            link.renew()
-            await link.abort()
 
     def _note(self, faults: Sequence[Fault]) -> None:
         if faults:
@@ -428,6 +397,97 @@ class Backplane:
         self._note(faults)
         self.reading_fault = faults[0] if faults else None
 
+
+class Backplane(AnyBackplane):
+    """All connections of one worker to one server.
+
+    Args:
+        url: where it is; see `setting_values.backplane_url`.
+        worker_id: names this worker among all that use the backplane, ever.
+    """
+
+    def __init__(self, url: str, settings: Settings, worker_id: str) -> None:
+        super().__init__(settings, worker_id)
+        self._server = server = server_at(url)
+        self._listening: asyncio.Task[None] | None = None
+        self._aborting: asyncio.Task[None] | None = None
+        self.reading = Link(server, f"yujian-read-{worker_id}", self._note_reading)
+        self.publishing = Link(server, f"yujian-publish-{worker_id}", self._note_publishing)
+        self._asking = Link(server, f"yujian-ask-{worker_id}", self._note)
+        self._misled = False
+        self._lock = asyncio.Lock()
+
+    def reading_calls(self, types: Sequence[str]) -> Calls:
+        """See `AnyBackplane`; the same for all."""
+        return self.reading
+
+    def publishing_calls(self, type: str | None) -> Calls:
+        """See `AnyBackplane`; the same for all."""
+        return self.publishing
+
+    async def connect(self, deadline: float, *, replica: bool = False) -> None:
+        """See `AnyBackplane`."""
+        loop = asyncio.get_running_loop()
+        pauses = new_backoff()
+        while True:
+            try:
+                (info,) = await self.ask([(b"INFO",)])
+                if b"\nloading:1" in info:
+                    raise BusyLoadingError("it is loading its data")
+                break
+            except FAILURES as error:
+                pause = pauses.take()
+                if loop.time() + pause >= deadline:
+                    words = explain(error).words
+                    raise BackplaneUnavailable(f"The backplane cannot be used: {words}.") from error
+                await asyncio.sleep(pause)
+        config = await server_config(self.ask)
+        self._warnings = risks(info.decode(errors="replace"), config, self.settings)
+        if self.settings.backplane_url:
+            self._warnings += await missing(self.ask, needs(self.settings, replica=replica))
+        if self._listening is None:
+            self._listening = self._server.listen(self._leave_server)
+
+    async def close(self) -> None:
+        """See `AnyBackplane`."""
+        for task in (self._listening, self._aborting):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        for link in (self.reading, self.publishing, self._asking):
+            await link.close()
+        await self._server.close()
+
+    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """See `AnyBackplane`."""
+        packed = pack(commands)
+        async with self._lock:
+            stale = self._asking.connected
+            try:
+                return await self._asking.send(packed, len(commands), ANSWER_TIMEOUT)
+            except FAILURES:
+                if not stale or self._asking.connected:
+                    raise
+                return await self._asking.send(packed, len(commands), ANSWER_TIMEOUT)
+
+    async def run(self, script: Script, arguments: Sequence[Argument]) -> Any:
+        """See `AnyBackplane`."""
+        async with self._lock:
+            return (await self._asking.run([(script, arguments)], ANSWER_TIMEOUT))[0]
+
+    def note_well(self) -> None:
+        """Reading has gone well, on a connection that is not this object's."""
+        self._note_reading(())
+
+    def _leave_server(self) -> None:
+        """Another server is the primary: let no call wait for the old one."""
+        self._aborting = asyncio.get_running_loop().create_task(self._abort())
+
+    async def _abort(self) -> None:
+        for link in (self.reading, self.publishing, self._asking):
+            link.renew()
+            await link.abort()
+
     def _note_publishing(self, faults: Sequence[Fault]) -> None:
         self._note(faults)
         misled = any(fault.elsewhere for fault in faults)
@@ -436,6 +496,23 @@ class Backplane:
             self._misled = misled
             self.reading.renew()
             self._asking.renew()
+
+
+async def server_config(
+    ask: Callable[[Sequence[Command]], Awaitable[list[Any]]],
+) -> dict[str, str]:
+    """What of a server's configuration may lose messages; empty where it does not say it."""
+    try:
+        replies = await ask(
+            [
+                (b"CONFIG", b"GET", name)
+                for name in (b"append*", b"maxmemory-policy", b"cluster-require-full-coverage")
+            ]
+        )
+    except FAILURES:
+        return {}  # a hosted server may forbid CONFIG; INFO then has to do
+    words = [word.decode() for reply in replies for word in reply]
+    return dict(zip(words[::2], words[1::2], strict=True))
 
 
 def _goes_on(old: Mapping[str, str | None], new: Mapping[str, str]) -> bool:
@@ -449,14 +526,27 @@ def _goes_on(old: Mapping[str, str | None], new: Mapping[str, str]) -> bool:
     return silence <= PRESENCE_SILENCE * 1000
 
 
-def _risks(info: str, config: Mapping[str, str], settings: Settings) -> list[str]:
-    """What in a server's INFO and CONFIG can lose messages or cannot work."""
-    full = full_backplane(settings)
+def risks(
+    info: str, config: Mapping[str, str], settings: Settings, share: float | None = None
+) -> list[str]:
+    """What in a server's INFO and CONFIG can lose messages or cannot work.
+
+    Args:
+        info: its answer to INFO.
+        config: from `server_config`.
+        settings: of the service.
+        share: of all types that are on this node of a Cluster; None: it is to be one server.
+    """
+    full = int(full_backplane(settings) * (1.0 if share is None else share))
     facts = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
     risks = []
-    if facts.get("cluster_enabled") == "1":
+    if share is None and facts.get("cluster_enabled") == "1":
         risks.append(
-            "the backplane is a cluster, which cannot read streams of several slots at once"
+            "the backplane is a node of a Cluster: BACKPLANE_URL must begin with redis+cluster://"
+        )
+    if share is not None and config.get("cluster-require-full-coverage") == "yes":
+        risks.append(
+            "cluster-require-full-coverage yes: one shard that is down stops the types of all"
         )
     if int(facts.get("redis_version", "7").split(".")[0]) < 7:
         risks.append("the backplane is older than Redis 7: it cannot number the streams")

@@ -6,7 +6,8 @@ The words hold the server's own, shortened, and never the arguments of a command
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from redis.asyncio.sentinel import MasterNotFoundError
@@ -46,6 +47,10 @@ class TooFewReplicas(PresenceError, RedisError):
         )
 
 
+class Unsettled(PresenceError, RedisError):
+    """The nodes of a Cluster do not agree which of them has a type."""
+
+
 _BY_CODE: Final[dict[str, tuple[str, str]]] = {
     "READONLY": ("readonly", "it is a read-only replica"),
     "MASTERDOWN": ("masterdown", "it is a replica that has lost its primary"),
@@ -55,9 +60,9 @@ _BY_CODE: Final[dict[str, tuple[str, str]]] = {
     "BUSY": ("busy", "a running script blocks it"),
     "OOM": ("oom", "its memory is full"),
     "CLUSTERDOWN": ("cluster", "its cluster is down"),
-    "MOVED": ("cluster", "it is a cluster, which cannot hold the streams"),
-    "ASK": ("cluster", "it is a cluster, which cannot hold the streams"),
-    "CROSSSLOT": ("cluster", "it is a cluster, which cannot hold the streams"),
+    "MOVED": ("cluster", "another node of its Cluster has the type"),
+    "ASK": ("cluster", "another node of its Cluster has the type"),
+    "CROSSSLOT": ("cluster", "it is a node of a Cluster"),
     "TRYAGAIN": ("cluster", "its cluster is being rearranged"),
     "NOAUTH": ("auth", "it asks for a password"),
     "WRONGPASS": ("auth", "it refuses the password"),
@@ -66,7 +71,7 @@ _BY_CODE: Final[dict[str, tuple[str, str]]] = {
 }
 """Code of an error reply -> cause, and what it means."""
 
-_PASSES = frozenset({"LOADING", "TRYAGAIN", "UNBLOCKED"})
+_PASSES = frozenset({"CLUSTERDOWN", "LOADING", "TRYAGAIN", "UNBLOCKED"})
 _ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "UNBLOCKED", "NOAUTH"})
 
 CAUSES: Final = (
@@ -92,6 +97,8 @@ def explain(error: BaseException | None) -> Fault:
     """What a failed call says of the backplane."""
     if isinstance(error, TooFewReplicas):
         return Fault("unreplicated", str(error), passes=True)
+    if isinstance(error, Unsettled):
+        return Fault("cluster", str(error), passes=True)
     if isinstance(error, MasterNotFoundError):
         return Fault("no_primary", _short(str(error)), answered=False, passes=True)
     code, text = _code(error)
@@ -157,6 +164,17 @@ def unavailable(error: BaseException | None, what: str) -> BackplaneUnavailable:
         what: begins the message, such as 'The history cannot be read now'.
     """
     return of_fault(explain(error), what)
+
+
+def combined(faults: Mapping[str, Fault]) -> Fault | None:
+    """One fault that names the types which have any; None: none has."""
+    if not faults:
+        return None
+    types: dict[str, list[str]] = {}
+    for type, fault in sorted(faults.items()):
+        types.setdefault(fault.words, []).append(type)
+    words = "; ".join(f"{', '.join(names)}: {words}" for words, names in types.items())
+    return replace(next(iter(faults.values())), words=words)
 
 
 def of_fault(fault: Fault, what: str) -> BackplaneUnavailable:

@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from app.backplane.client import FAILURES, Backplane
+from app.backplane.client import FAILURES, AnyBackplane
 from app.backplane.entries import OVERHEAD, entry_id, to_message, with_gaps
 from app.backplane.faults import unavailable
 from app.backplane.scripts import PAGE, stream_key
@@ -103,7 +103,7 @@ class History:
 
     def __init__(
         self,
-        backplane: Backplane,
+        backplane: AnyBackplane,
         positions: Mapping[str, Position],
         page_bytes: int = PAGE_BYTES,
         turns: Turns | None = None,

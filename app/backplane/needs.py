@@ -13,7 +13,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from app.config import Settings
-from app.setting_values import sentinel_address
+from app.setting_values import cluster_address, sentinel_address
 
 Command = tuple[bytes | str | int, ...]
 
@@ -50,6 +50,11 @@ WAITING = (
     Need("BACKPLANE_WAIT", (b"ROLE",)),
 )
 SENTINELS = (Need("the primary is recognised", (b"ROLE",)),)
+CLUSTERS = (
+    Need("its nodes are found", (b"CLUSTER", b"SLOTS")),
+    Need("messages are read when they come", (b"CLIENT", b"TRACKING", b"ON", b"BCAST")),
+    Need("slots that move are followed", (b"ASKING",)),
+)
 REPLICAS = (
     Need("BACKPLANE_REPLICA", (b"PSYNC", b"?", b"-1")),
     Need("BACKPLANE_REPLICA", (b"REPLCONF", b"ACK", 0)),
@@ -68,6 +73,8 @@ def needs(settings: Settings, *, replica: bool) -> list[Need]:
         found += WAITING
     if sentinel_address(settings.backplane_url) is not None:
         found += SENTINELS
+    if cluster_address(settings.backplane_url) is not None:
+        found += CLUSTERS
     if replica:
         found += REPLICAS
     return list({need.sample[:2]: need for need in found}.values())

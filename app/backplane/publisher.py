@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from app.backoff import Backoff
-from app.backplane.client import FAILURES, Argument, Backplane, Command, FailedCalls, new_backoff
+from app.backplane.client import FAILURES, AnyBackplane, Argument, Command, FailedCalls, new_backoff
 from app.backplane.entries import body_name
 from app.backplane.faults import Fault, TooFewReplicas, explain, of_fault
 from app.backplane.repair import is_damage, log_repaired, repair_type
@@ -55,7 +55,8 @@ NOWHERE = Position("", 0)
 Reply = tuple[bytes, bytes]
 """What `scripts.PUBLISH` returns."""
 
-_UNPUBLISHED = "Publishing is unavailable"
+UNPUBLISHED = "Publishing is unavailable"
+"""How the message of an error begins."""
 
 
 class StreamPublisher:
@@ -71,17 +72,20 @@ class StreamPublisher:
         clock: Unix time in seconds, for the age of history and of chosen ids; None: the server's.
         monotonic: seconds, for how long a fault is remembered.
         running: seconds of a clock that makes no steps, by which steps of the server's are seen.
+        only: the only type that it stores; None: it stores all.
     """
 
     def __init__(
         self,
-        backplane: Backplane,
+        backplane: AnyBackplane,
         seen: Mapping[str, Position],
         clock: Callable[[], float] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         running: Callable[[], float] = running_time,
+        only: str | None = None,
     ) -> None:
         self._backplane = backplane
+        self._link = backplane.publishing_calls(only)
         self._seen = seen
         self._clock = clock
         self._monotonic = monotonic
@@ -152,7 +156,7 @@ class StreamPublisher:
         last: Fault | None = None
         repaired: Counter[str] | None = None
         while left and (seconds := deadline - loop.time()) > 0:
-            link, types = self._backplane.publishing, list(left)
+            link, types = self._link, list(left)
             try:
                 answers = self._confirmed(
                     await link.run(list(left.values()), min(seconds, ATTEMPT_TIMEOUT), self._last)
@@ -188,7 +192,7 @@ class StreamPublisher:
                 await asyncio.sleep(min(pauses.take(), max(0.0, deadline - loop.time())))
         for type in left:
             if last is not None and last.answered:
-                done[type] = of_fault(last, _UNPUBLISHED)
+                done[type] = of_fault(last, UNPUBLISHED)
             else:
                 done[type] = BackplaneUnavailable()
         failed = [reply for reply in done.values() if isinstance(reply, BackplaneUnavailable)]
@@ -220,7 +224,7 @@ class StreamPublisher:
         """Make the keys of types usable again that another program has written to."""
         calls = [repair_type(type, self._backplane.worker_id) for type in types]
         with contextlib.suppress(*FAILURES):
-            log_repaired(await self._backplane.publishing.run(calls, ATTEMPT_TIMEOUT))
+            log_repaired(await self._link.run(calls, ATTEMPT_TIMEOUT))
 
     def _take(
         self,
@@ -231,7 +235,7 @@ class StreamPublisher:
     ) -> list[Fault]:
         """Move what is answered for good from `left` to `done`; the faults of what stays."""
         # A link that was closed leads to another server next time; one that was kept is new.
-        is_new = self._backplane.publishing.connected
+        is_new = self._link.connected
         faults = []
         for type, answer in zip(types, answers, strict=True):
             if not isinstance(answer, Exception):
@@ -244,7 +248,7 @@ class StreamPublisher:
             if fault.passes or (fault.elsewhere and not is_new):
                 faults.append(fault)
                 continue
-            done[type] = of_fault(fault, _UNPUBLISHED)
+            done[type] = of_fault(fault, UNPUBLISHED)
             del left[type]
         return faults
 

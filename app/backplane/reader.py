@@ -10,9 +10,9 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from app.backplane.client import ANSWER_TIMEOUT, FAILURES, Backplane, Command, Link, new_backoff
+from app.backplane.client import ANSWER_TIMEOUT, FAILURES, AnyBackplane, Calls, Command, new_backoff
 from app.backplane.entries import OVERHEAD, entry_id, seq_of, to_message, with_gaps
 from app.backplane.faults import explain
 from app.backplane.repair import is_damage, log_repaired, repair_type
@@ -64,6 +64,26 @@ class _Located:
     oldest: int
 
 
+class Reader(Protocol):
+    """What delivers and shows needs of a reader: `StreamReader`, or one of a Cluster."""
+
+    positions: dict[str, Position]
+    unreadable: Counter[str]
+
+    @property
+    def reconnects(self) -> int:
+        """See `StreamReader`."""
+
+    async def start(self) -> None:
+        """See `StreamReader`."""
+
+    async def read(self) -> Batch:
+        """See `StreamReader`."""
+
+    def lag(self) -> float:
+        """See `StreamReader`."""
+
+
 class StreamReader:
     """One XREAD over the streams of all types and of the workers' own.
 
@@ -75,25 +95,29 @@ class StreamReader:
         clock: Unix time in seconds, without steps: messages are given the time at which they were
             accepted by this clock, however the server's or another machine's goes.
         replica: of this machine, if there may be one.
+        types: whose streams are read; None: those of all types, and the workers' own.
+        unreadable: counts what cannot be read, for several readers.
     """
 
     def __init__(
         self,
-        backplane: Backplane,
+        backplane: AnyBackplane,
         clock: Callable[[], float] = steady_time,
         replica: ReplicaRoute | None = None,
+        types: Sequence[str] | None = None,
+        unreadable: Counter[str] | None = None,
     ) -> None:
         self.positions: dict[str, Position] = {}
         """Per type the last message that `read` returned; always the same dict."""
         self.reconnects = 0
         """Connections made anew after a loss, since the start."""
-        self.unreadable: Counter[str] = Counter()
+        self.unreadable: Counter[str] = Counter() if unreadable is None else unreadable
         """Entries of each stream that could not be read, since the start."""
-        self._link = backplane.reading
         self._replica = replica
         self._has_moved = False  # the primary is read since the replica cannot be
         self._clock = clock
-        self._types = (*backplane.settings.message_types, CONTROL)
+        self._types = tuple(types or (*backplane.settings.message_types, CONTROL))
+        self._link = backplane.reading_calls(self._types)
         self._by_key = {stream_key(type): type for type in self._types}
         self._most = backplane.settings.broadcast_batch_size
         self._count = min(self._most, FIRST_COUNT)
@@ -131,6 +155,14 @@ class StreamReader:
 
         Returns at most `broadcast_batch_size` messages. An outage is waited out.
         """
+        batch = Batch()
+        if not self._pending:
+            await self.fetch()
+        self.take(batch, self._most)
+        return batch
+
+    async def fetch(self) -> None:
+        """Wait for news, which `take` then has. An outage is waited out."""
         pauses, failed = new_backoff(), False
         while not self._pending:
             if self._replica is not None and await self._read_replica(self._replica):
@@ -158,7 +190,6 @@ class StreamReader:
                 if is_damage(error):
                     self._damaged.update(self._types)
                 await asyncio.sleep(pauses.take())
-        return self._take()
 
     def lag(self) -> float:
         """Seconds by which this worker's clients are behind the backplane, as far as it knows."""
@@ -232,10 +263,10 @@ class StreamReader:
         if other:
             raise NotThere(f"it has other messages of {', '.join(other)}")
 
-    def _take(self) -> Batch:
-        batch = Batch()
+    def take(self, batch: Batch, most: int) -> None:
+        """Add what has been fetched to a batch, at most so many messages; see `positions`."""
         last: dict[str, Message | Gap] = {}
-        for _ in range(min(len(self._pending), self._most)):
+        for _ in range(min(len(self._pending), most)):
             item = self._pending.popleft()
             if item.type != CONTROL:
                 batch.messages.append(item)
@@ -245,9 +276,8 @@ class StreamReader:
                 batch.control_lost = True
             last[item.type] = item
         self.positions.update({type: item.position for type, item in last.items()})
-        return batch
 
-    async def _fill(self, link: Link, replica: ReplicaRoute | None = None) -> None:
+    async def _fill(self, link: Calls, replica: ReplicaRoute | None = None) -> None:
         ids = [entry_id(self._read[type].seq) for type in self._types]
         command: Command = (
             b"XREAD",
@@ -268,20 +298,24 @@ class StreamReader:
             reply, info, *ends = await link.call([command, INFO, *ends], BLOCK_TIMEOUT)
             replica.check(info)
         self._is_idle = not reply
-        if reply:
-            size = sum(len(fields[-1]) for _, found in reply for _, fields in found if fields)
-            if size > READ_BYTES:
-                self._count = max(1, self._count * READ_BYTES // size)
-            elif size < READ_BYTES // 4:
-                self._count = min(self._most, 2 * self._count)
-        for key, entries in reply or ():
-            await self._add(self._by_key[key], entries)
+        await self._take_in(reply or [])
         if not ends:
             return
         if replica is None:
             await self._take_ends(ends)
         else:
             self._take_ends_of(replica, ends)
+
+    async def _take_in(self, reply: Sequence[Any]) -> None:
+        """Take what an XREAD has brought."""
+        if reply:
+            size = sum(len(fields[-1]) for _, found in reply for _, fields in found if fields)
+            if size > READ_BYTES:
+                self._count = max(1, self._count * READ_BYTES // size)
+            elif size < READ_BYTES // 4:
+                self._count = min(self._most, 2 * self._count)
+        for key, entries in reply:
+            await self._add(self._by_key[key], entries)
 
     async def _add(self, type: str, entries: Sequence[Any]) -> None:
         """Take entries that follow the last one read, up to the first of another epoch.
@@ -431,7 +465,7 @@ class StreamReader:
         ]
 
     async def _fetch_prints(
-        self, link: Link, timeout: float = ANSWER_TIMEOUT
+        self, link: Calls, timeout: float = ANSWER_TIMEOUT
     ) -> dict[str, tuple[bytes, int] | None]:
         ids = {type: entry_id(at.seq) for type, at in self._read.items()}
         replies = await link.call(

@@ -49,6 +49,11 @@ def once_keys(type: str) -> tuple[bytes, bytes]:
     return b"{rt:%b}:o" % tag, b"{rt:%b}:q" % tag
 
 
+def probe_key(type: str) -> bytes:
+    """What is written to learn whether messages of a type could be stored."""
+    return b"{rt:%b}:t" % type.encode()
+
+
 def new_epoch() -> bytes:
     """A name that no epoch had before: 48 random bits in 8 characters."""
     return secrets.token_urlsafe(6).encode()

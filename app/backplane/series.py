@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from app.backplane.client import FAILURES, Backplane
+from app.backplane.client import FAILURES, AnyBackplane
 from app.errors import BackplaneUnavailable
 from app.protocol.envelope import encode_json
 
@@ -54,7 +54,7 @@ class Series:
     """
 
     def __init__(
-        self, backplane: Backplane, monotonic: Callable[[], float] = time.monotonic
+        self, backplane: AnyBackplane, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._backplane = backplane
         self._monotonic = monotonic

@@ -65,7 +65,8 @@ def server_at(url: str) -> Server:
     return SingleServer(url) if address is None else SentinelServer(address)
 
 
-def _connection_options(url: str) -> tuple[type[AbstractConnection], dict[str, Any]]:
+def connection_options(url: str) -> tuple[type[AbstractConnection], dict[str, Any]]:
+    """Kind and options of connections to the server of a URL that redis-py understands."""
     options: dict[str, Any] = dict(parse_url(url))
     kind: type[AbstractConnection] = options.pop("connection_class", Connection)
     return kind, options | {
@@ -85,7 +86,7 @@ class SingleServer:
     """
 
     def __init__(self, url: str) -> None:
-        self._kind, self._options = _connection_options(url)
+        self._kind, self._options = connection_options(url)
 
     async def open(self, name: str, keep: Callable[[AbstractConnection], None]) -> None:
         """See `Server`."""
@@ -111,7 +112,7 @@ class SentinelServer:
     def __init__(self, address: SentinelAddress) -> None:
         self._name = address.name
         words, url = _without_sentinel_words(address.url)
-        self._kind, self._options = _connection_options(url)
+        self._kind, self._options = connection_options(url)
         for where in ("host", "port"):
             self._options.pop(where, None)
         self._sentinel_options: dict[str, Any] = {

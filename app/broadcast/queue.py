@@ -41,7 +41,9 @@ class Publisher(Protocol):
         """Store what can be, or raise BackplaneUnavailable, at `deadline` (loop time) at last."""
 
 
-class _Entry:
+class Entry:
+    """A message in the queue."""
+
     __slots__ = ("counted", "deadline", "draft", "future", "room_until", "size")
 
     def __init__(
@@ -55,6 +57,7 @@ class _Entry:
         self.room_until = now + ROOM_WAIT
 
     def fail(self, error: Exception) -> None:
+        """Answer its publisher, if nothing else has."""
         if not self.future.done():
             self.future.set_exception(error)
             self.future.exception()  # a publisher that has gone need not fetch it
@@ -96,9 +99,9 @@ class BroadcastQueue:
         self._slots = slots
         self._publisher = publisher
         self._count = count
-        self._waiting: tuple[deque[_Entry], ...] = tuple(deque() for _ in _RANKS)
-        self._flying: list[_Entry] = []
-        self._newcomers: deque[_Entry] = deque()
+        self._waiting: tuple[deque[Entry], ...] = tuple(deque() for _ in _RANKS)
+        self._flying: list[Entry] = []
+        self._newcomers: deque[Entry] = deque()
         self._newcomers_bytes = 0
         self._wake = asyncio.Event()
         self._stored = asyncio.Event()
@@ -154,7 +157,7 @@ class BroadcastQueue:
             QueueOverflow: the queue is full of messages that rank no lower.
         """
         loop = asyncio.get_running_loop()
-        entry = _Entry(draft, loop.create_future(), loop.time())
+        entry = Entry(draft, loop.create_future(), loop.time())
         if self._newcomers and any(
             other.draft.priority <= draft.priority for other in self._newcomers
         ):
@@ -183,7 +186,7 @@ class BroadcastQueue:
         if not self._newcomers:
             loop = asyncio.get_running_loop()
             now = loop.time()
-            entries = [_Entry(draft, loop.create_future(), now) for draft in drafts]
+            entries = [Entry(draft, loop.create_future(), now) for draft in drafts]
             if self._slots.reserve_queue(sum(entry.size for entry in entries), len(entries)):
                 for entry in entries:
                     self.bytes += entry.size
@@ -209,14 +212,14 @@ class BroadcastQueue:
         """As `send_control`, but outside of the limits: it displaces no message of a full queue."""
         loop = asyncio.get_running_loop()
         draft = Draft(CONTROL, CONTROL, "", data, time.time(), Priority.HIGH)
-        entry = _Entry(draft, loop.create_future(), loop.time(), counted=False)
+        entry = Entry(draft, loop.create_future(), loop.time(), counted=False)
         self._accept(entry)
         self._watch(loop)
         return entry.future
 
     # Bounds
 
-    def _accept(self, entry: _Entry) -> None:
+    def _accept(self, entry: Entry) -> None:
         if entry.counted:
             self.bytes += entry.size
         self._waiting[entry.draft.priority].append(entry)
@@ -228,13 +231,13 @@ class BroadcastQueue:
             self._show()  # at once: another worker may need the room before the next tick
         self._wake.set()  # else it leaves in this pass of the loop, or is shown then
 
-    def _release(self, entries: Sequence[_Entry] | deque[_Entry]) -> None:
+    def _release(self, entries: Sequence[Entry] | deque[Entry]) -> None:
         sizes = [entry.size for entry in entries if entry.counted]
         if sizes:
             self.bytes -= sum(sizes)
             self._slots.release_queue(len(sizes), sum(sizes))
 
-    def _make_room(self, entry: _Entry, local_only: bool = False) -> _Room:
+    def _make_room(self, entry: Entry, local_only: bool = False) -> _Room:
         """Drop lesser messages that wait here, the least first, until `entry` is reserved.
 
         Stops at a rank of which this worker holds no messages and another, which is asked, does.
@@ -248,12 +251,12 @@ class BroadcastQueue:
                 return _Room.ASKED
         return _Room.NONE
 
-    def _may_wait(self, entry: _Entry) -> bool:
+    def _may_wait(self, entry: Entry) -> bool:
         return (
             len(self._newcomers) < ROOM_WAITERS and self._newcomers_bytes + entry.size <= ROOM_BYTES
         )
 
-    def _let_wait(self, entry: _Entry) -> None:
+    def _let_wait(self, entry: Entry) -> None:
         if not self._may_wait(entry):
             self.dropped[entry.draft.priority] += 1
             raise QueueOverflow
@@ -354,7 +357,7 @@ class BroadcastQueue:
                 if not (self._newcomers or any(self._waiting)):
                     self._rest()
 
-    async def _store(self, batch: Sequence[_Entry]) -> None:
+    async def _store(self, batch: Sequence[Entry]) -> None:
         drafts = [entry.draft for entry in batch]
         deadline = max(entry.deadline for entry in batch)
         try:
@@ -381,8 +384,8 @@ class BroadcastQueue:
             for type, number in counts.items():
                 self._count(type, number)
 
-    def _next_batch(self) -> list[_Entry]:
-        batch: list[_Entry] = []
+    def _next_batch(self) -> list[Entry]:
+        batch: list[Entry] = []
         size = 0
         for entries in self._waiting:
             while entries:

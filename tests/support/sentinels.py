@@ -39,16 +39,24 @@ class ServerProcess:
         self.host = host
         self.port = port
         home.mkdir()
+        self._home = home
+        self._words = [*prefix, binary(), *arguments]
         self._log = (home / "log").open("wb")
-        self._process = subprocess.Popen(
-            [*prefix, binary(), *arguments], cwd=home, stdout=self._log, stderr=self._log
-        )
+        self._process = self._start()
         self.client = redis.Redis(host=host, port=port, socket_timeout=1, decode_responses=True)
         until_now(self.answers, f"the server on port {port} answers")
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._words, cwd=self._home, stdout=self._log, stderr=self._log)
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def start_again(self) -> None:
+        """Start it with the data that it has, after `kill`."""
+        self._process = self._start()
+        until_now(self.answers, f"the server on port {self.port} answers again")
 
     def answers(self) -> bool:
         with contextlib.suppress(redis.RedisError):

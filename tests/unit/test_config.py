@@ -11,7 +11,7 @@ import pytest
 from app import config
 from app.config import TABLE, Settings, full_backplane, load
 from app.errors import SettingsError
-from app.setting_values import sentinel_address
+from app.setting_values import cluster_address, sentinel_address
 
 ROOT = Path(__file__).parents[2]
 
@@ -255,6 +255,8 @@ def test_trusted_proxies() -> None:
         "unix:///run/v.sock?db=1",
         "redis+sentinel://a,b:26380,[::1]:26381/lab",
         "rediss+sentinel://u:p@a/lab/1?ssl_ca_certs=/ca.pem&sentinel_password=s",
+        "redis+cluster://a,b:7001,[::1]:7002",
+        "rediss+cluster://u:p@a/0?ssl_ca_certs=/ca.pem",
     ],
 )
 def test_backplane_url(url: str) -> None:
@@ -273,6 +275,11 @@ def test_backplane_url(url: str) -> None:
         "redis+sentinel://:hunter2@a:x/lab",
         "redis+sentinel://:hunter2@/lab",
         "redis+sentinel://:hunter2@a/lab/x",
+        "redis+cluster://:hunter2@",
+        "redis+cluster://:hunter2@a,,b",
+        "redis+cluster://:hunter2@a:x",
+        "redis+cluster://:hunter2@a/1",
+        "redis+cluster://:hunter2@a/lab",
     ],
 )
 def test_wrong_backplane_url_is_not_repeated(url: str) -> None:
@@ -288,6 +295,14 @@ def test_the_parts_of_a_url_of_sentinels() -> None:
     full = sentinel_address("rediss+sentinel://u:p%40@a:1/lab/2?ssl_cert_reqs=none")
     assert full is not None
     assert full.url == "rediss://u:p%40@primary/2?ssl_cert_reqs=none"
+
+
+def test_the_parts_of_a_url_of_a_cluster() -> None:
+    assert cluster_address("redis://h") is None
+    plain = cluster_address("redis+cluster://a,[::1]:7001")
+    assert plain == ((("a", 6379), ("::1", 7001)), "redis://node/")
+    full = cluster_address("rediss+cluster://u:p%40@a:1/0?ssl_cert_reqs=none")
+    assert full == ((("a", 1),), "rediss://u:p%40@node/?ssl_cert_reqs=none")
 
 
 def test_auth_secret_has_32_bytes() -> None:

@@ -6,16 +6,19 @@ import pytest
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    ClusterDownError,
     InvalidResponse,
+    MovedError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as LostConnection
 
-from app.backplane.faults import CAUSES, Fault, explain, unavailable
+from app.backplane.faults import CAUSES, Fault, Unsettled, combined, explain, unavailable
 from app.errors import BackplaneFull, BackplaneUnavailable, ErrorCode
 
 
@@ -34,6 +37,10 @@ REPLIES: list[tuple[Exception, str, bool, bool]] = [
     (BusyLoadingError("Valkey is loading", status_code="LOADING"), "loading", True, False),
     (OutOfMemoryError("command not allowed", status_code="OOM"), "oom", False, False),
     (ResponseError("UNBLOCKED force unblock"), "readonly", True, True),
+    (ClusterDownError("Hash slot not served", status_code="CLUSTERDOWN"), "cluster", True, False),
+    (TryAgainError("Multiple keys", status_code="TRYAGAIN"), "cluster", True, False),
+    (MovedError("1 10.0.0.1:1", status_code="MOVED"), "cluster", False, False),
+    (Unsettled("its nodes do not agree"), "cluster", True, False),
     (NoPermissionError("User default", status_code="NOPERM"), "noperm", False, False),
     (ResponseError("ACL failure in script: User u has no permissions"), "noperm", False, False),
     (wrapped(AuthenticationError("invalid", status_code="WRONGPASS")), "auth", False, False),
@@ -91,3 +98,11 @@ def test_nothing_is_a_lost_connection() -> None:
     assert explain(None) == Fault(
         "lost", "the connection is lost", answered=False, passes=True, elsewhere=False
     )
+
+
+def test_faults_of_types_are_one_that_names_them() -> None:
+    lost, down = explain(LostConnection("x")), explain(ClusterDownError("y"))
+    assert combined({}) is None
+    found = combined({"status": lost, "config": down, "control": lost})
+    assert found is not None
+    assert found.words == f"config: {down.words}; control, status: {lost.words}"

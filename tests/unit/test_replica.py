@@ -82,7 +82,7 @@ def test_what_can_be_followed(text: str, found: Source) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["unix:///run/valkey.sock", "rediss://a", "rediss+sentinel://a/lab"]
+    "text", ["unix:///run/valkey.sock", "rediss://a", "rediss+sentinel://a/lab", "redis+cluster://a"]
 )
 def test_what_cannot(text: str) -> None:
     assert isinstance(source_of(text), str)

@@ -38,7 +38,7 @@ from app.backplane.replica import (
 from app.backplane.replication import Replication
 from app.backplane.server import Server, server_at
 from app.config import Settings
-from app.setting_values import sentinel_address
+from app.setting_values import cluster_address, sentinel_address
 from workers.leader.valkey import Valkey
 from workers.shared import paths
 
@@ -85,6 +85,8 @@ class Source:
 
 def source_of(url: str) -> Source | str:
     """What of a BACKPLANE_URL a replica needs, or why there can be none."""
+    if cluster_address(url) is not None:
+        return "no machine runs a replica of a Cluster"
     sentinels = sentinel_address(url)
     plain = url if sentinels is None else sentinels.url
     if plain.startswith("unix:"):

@@ -1,0 +1,1 @@
+"""Types over the nodes of a Cluster; see docs/design/cluster.md."""
