@@ -254,6 +254,10 @@ class Figures:
         for cause, total in self._backplane.errors.items():
             self._count_up(f"backplane {cause}", total, metrics.backplane_errors[cause].inc)
         metrics.backplane_lag.set(self._reader.lag())
+        if isinstance(self._publisher, ClusterPublisher):
+            failing = self._publisher.faults().keys() | self._backplane.reading_faults.keys()
+            for type in self._types:
+                metrics.backplane_type_failing.labels(type).set(type in failing)
         if self._replica is not None:
             self._export_replica(self._replica)
         metrics.deaf_workers.set(self._canary.is_deaf)

@@ -243,6 +243,12 @@ class Metrics:
             "Age of the last message read from a stream at the time of reading; maximum over workers.",
             "livemax",
         )
+        self.backplane_type_failing = self._gauge(
+            "backplane_type_failing",
+            "1 while messages of a type cannot be published or read on its node of a Cluster, else 0.",
+            "livemax",
+            ["type"],
+        )
         self.replica_expected = self._gauge(
             "backplane_replica_expected",
             "1 while the workers of the machine should read from a replica of its own, else 0.",

@@ -279,6 +279,8 @@ class AnyBackplane(ABC):
         """Failed calls since the start, by cause (`faults.CAUSES`)."""
         self.reading_fault: Fault | None = None
         """What the last read of the streams has met; None: it went well."""
+        self.reading_faults: dict[str, Fault] = {}
+        """The same by type, over a Cluster."""
         self._answered = False
         self._answered_at = -math.inf
         self._warnings: list[str] = []

@@ -205,13 +205,17 @@ class Side:
         self.stored[type].append(found.seq)
 
     @contextlib.asynccontextmanager
-    async def streaming(self, types: Sequence[str], pause: float = 0.01) -> AsyncIterator[None]:
+    async def streaming(
+        self, types: Sequence[str], pause: float = 0.01, *, may_fail: bool = False
+    ) -> AsyncIterator[None]:
         """Publish to each type, one message after the other."""
         stopping = asyncio.Event()
+        passed = (BackplaneUnavailable,) if may_fail else ()
 
         async def stream(type: str) -> None:
             while not stopping.is_set():
-                await self.publish(type)
+                with contextlib.suppress(*passed):
+                    await self.publish(type)
                 await asyncio.sleep(pause)
 
         async with asyncio.TaskGroup() as group:

@@ -82,7 +82,8 @@ def test_what_can_be_followed(text: str, found: Source) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["unix:///run/valkey.sock", "rediss://a", "rediss+sentinel://a/lab", "redis+cluster://a"]
+    "text",
+    ["unix:///run/valkey.sock", "rediss://a", "rediss+sentinel://a/lab", "redis+cluster://a"],
 )
 def test_what_cannot(text: str) -> None:
     assert isinstance(source_of(text), str)

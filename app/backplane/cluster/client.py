@@ -60,7 +60,6 @@ class ClusterBackplane(AnyBackplane):
         )
         self._publishing = [Connections(cluster, f"yujian-publish-{worker_id}")]
         self._asking = Connections(cluster, f"yujian-ask-{worker_id}")
-        self._reading_faults: dict[str, Fault] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def connect(self, deadline: float, *, replica: bool = False) -> None:
@@ -174,7 +173,7 @@ class ClusterBackplane(AnyBackplane):
         return key
 
     def _any_type(self) -> str:
-        return next((type for type in self.types if type not in self._reading_faults), CONTROL)
+        return next((type for type in self.types if type not in self.reading_faults), CONTROL)
 
     def _take_notice(self, push: list[Any]) -> None:
         # None in place of the keys: all data of the node are gone.
@@ -197,7 +196,7 @@ class ClusterBackplane(AnyBackplane):
     def _note_reading_of(self, type: str, faults: Sequence[Fault]) -> None:
         self._note(faults)
         if faults:
-            self._reading_faults[type] = faults[0]
+            self.reading_faults[type] = faults[0]
         else:
-            self._reading_faults.pop(type, None)
-        self.reading_fault = combined(self._reading_faults)
+            self.reading_faults.pop(type, None)
+        self.reading_fault = combined(self.reading_faults)

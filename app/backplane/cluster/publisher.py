@@ -97,8 +97,12 @@ class ClusterPublisher:
     @property
     def fault(self) -> Fault | None:
         """Why types cannot be published, and which; None: all can."""
-        faults = {type: one.fault for type, one in self._publishers.items()}
-        return combined({type: fault for type, fault in faults.items() if fault is not None})
+        return combined(self.faults())
+
+    def faults(self) -> dict[str, Fault]:
+        """Why types cannot be published, by type."""
+        faults = ((type, one.fault) for type, one in self._publishers.items())
+        return {type: fault for type, fault in faults if fault is not None}
 
     async def store(
         self, drafts: Sequence[Draft], deadline: float
