@@ -20,7 +20,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from app.backplane.client import FAILURES, Argument, Backplane
+from app.backplane.client import FAILURES, AnyBackplane, Argument
 from app.backplane.faults import unavailable
 from app.backplane.repair import is_damage, log_repaired, repair_keys
 from app.backplane.scripts import Script
@@ -259,7 +259,7 @@ class AttendanceStore:
     """
 
     def __init__(
-        self, backplane: Backplane, kept: Iterable[str], announced: Iterable[str] = ()
+        self, backplane: AnyBackplane, kept: Iterable[str], announced: Iterable[str] = ()
     ) -> None:
         self._backplane = backplane
         self._kept = ",".join(sorted(kept))
