@@ -209,8 +209,8 @@ class Settings:
         "",
         values.backplane_url,
         "Redis or Valkey server shared by several machines, `redis://`, `rediss://` or `unix://`, or"
-        " the Sentinels that name it, `redis+sentinel://host1,host2,host3/NAME`; empty: this machine"
-        " runs a private Valkey.",
+        " the Sentinels that name it, `redis+sentinel://host1,host2,host3/NAME`, or some nodes of a"
+        " Cluster, `redis+cluster://host1,host2`; empty: this machine runs a private Valkey.",
         secret=True,
     )
     backplane_wait: int = _setting(
@@ -223,7 +223,7 @@ class Settings:
         "auto",
         values.auto_or_none,
         "Whether each machine reads from a replica of the shared server that it runs itself: `auto` or"
-        " `0`. Not with `unix://`, `rediss://` and one worker.",
+        " `0`. Not with `unix://`, `rediss://`, a Cluster and one worker.",
     )
     backplane_fsync: Fsync = _setting(
         "no",
