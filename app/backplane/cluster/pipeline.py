@@ -33,6 +33,12 @@ class _Exchange:
         self.missing = replies
         self.done = done
 
+    def take(self, answer: Any) -> bool:
+        """Take a reply; returns whether it is the last."""
+        self.answers.append(answer)
+        self.missing -= 1
+        return not self.missing
+
 
 class Pipeline(asyncio.Protocol):
     """Exchanges over one open connection.
@@ -128,9 +134,7 @@ class Pipeline(asyncio.Protocol):
         if isinstance(answer, LostConnection):
             raise answer
         exchange = self._running[0]
-        exchange.answers.append(answer)
-        exchange.missing -= 1
-        if not exchange.missing:
+        if exchange.take(answer):
             self._running.popleft()
             if not exchange.done.done():  # else it was cancelled
                 exchange.done.set_result(exchange.answers)

@@ -118,7 +118,7 @@ class SlotMap:
         self.refresh_soon()
 
     def refresh_soon(self) -> asyncio.Task[None]:
-        """Ask for the whole map; all that want it meanwhile share one question."""
+        """Ask for the entire map; all that want it meanwhile share one question."""
         if self._refreshing is None:
             self._refreshing = asyncio.get_running_loop().create_task(self._refresh())
             self._refreshing.add_done_callback(self._refreshed)
