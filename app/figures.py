@@ -39,6 +39,8 @@ _PRIORITIES = [priority.name.lower() for priority in Priority]
 
 USERS_A_SECOND = 2_000
 """Users whose subscriptions are shown within a second; after a storm of connects it takes longer."""
+QUIET_SECONDS = 3
+"""Between two times that a worker without sessions shows its figures, if nothing happens."""
 SLICE = 500
 """Sessions that are looked at before the loop gets a turn: some 200 us."""
 USERS_SLICE = 50
@@ -145,6 +147,9 @@ class Figures:
         self._exported: Counter[str] = Counter()
         self._shown_users: dict[str, int] = {}
         self._subscribers = subscribers
+        self._state: tuple[object, ...] = ()
+        self._left_out = 0
+        """Seconds without figures since the last ones."""
 
     def fault(self) -> Fault | None:
         """What is wrong with the backplane, as this worker sees it; None: nothing."""
@@ -153,6 +158,31 @@ class Figures:
     def writable(self) -> bool:
         """Whether this worker can publish, by its last attempts."""
         return self._publisher.fault is None and self._backplane.available
+
+    def look(self) -> bool:
+        """Whether the figures are due: each second, or a third of them while nothing happens.
+
+        Without sessions only figures of the process itself change then, such as its CPU time.
+        """
+        state = (
+            self.fault(),
+            self.writable(),
+            self._canary.receives,
+            self._canary.is_deaf,
+            self._queue.per_priority(),
+            sum(self._queue.dropped),
+            self._reader.reconnects,
+            self._reader.unreadable.total(),
+            self._catchup.replayed,
+            self._hub.bytes_received,
+            sum(self._hub.closed.values()),
+            self._replica is not None and self._replica.is_read,
+            len(self._registry),
+        )
+        is_quiet = not len(self._registry) and state == self._state
+        self._state = state
+        self._left_out = (self._left_out + 1) % QUIET_SECONDS if is_quiet else 0
+        return not self._left_out
 
     async def show(self) -> None:
         """Put what the other workers may ask for into the slot table, and read what they put."""

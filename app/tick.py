@@ -58,8 +58,9 @@ class Tick:
             self._fanout.put_back()
             self._endings.look()
             try:
-                await self._figures.show()
-                self._figures.export()
+                if self._figures.look():
+                    await self._figures.show()
+                    self._figures.export()
             except Exception:
                 logger.exception("cannot update the statistics of this second")
             self._memory.look(len(self._hub))

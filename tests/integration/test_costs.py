@@ -258,15 +258,16 @@ async def test_system_calls_of_an_idle_service(tmp_path: Path) -> None:
     def a_second(trace: Trace, *names: str) -> float:
         return sum(trace.calls[name] for name in names or trace.calls) / trace.seconds
 
-    # Its seconds, the read that waits for news, and a third of the probes that find deaf workers.
-    assert a_second(follower, *POLLS) <= 7
-    assert a_second(follower) <= 90
+    # Its seconds, the read that waits for news, a third of the probes that find deaf workers, and a
+    # status every other second where the machine is busy with something else.
+    assert a_second(follower, *POLLS) <= 10
+    assert a_second(follower) <= 110
     # Beside that the collector, which measures in a thread, and what it publishes.
-    assert a_second(leader, *POLLS) <= 18
-    assert a_second(leader) <= 220
+    assert a_second(leader, *POLLS) <= 26
+    assert a_second(leader) <= 280
     # Two by itself; the reads of both workers, probes, and questions of the collector.
-    assert a_second(valkey, *POLLS) <= 8
-    assert a_second(valkey) <= 40
+    assert a_second(valkey, *POLLS) <= 12
+    assert a_second(valkey) <= 60
 
 
 MEMORY = """
