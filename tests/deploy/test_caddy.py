@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections import Counter
@@ -295,6 +296,8 @@ async def test_what_is_for_operators_is_not_public(
     writer.write(f"GET {path} HTTP/1.1\r\nHost: {API}\r\nConnection: close\r\n\r\n".encode())
     answer = await reader.read()
     writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
     assert answer.split(b" ")[1] == b"404", answer
     assert b"realtime_" not in answer
 

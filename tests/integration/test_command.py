@@ -225,7 +225,7 @@ async def test_watch_survives_a_restart_and_ends_at_ctrl_c(tmp_path: Path) -> No
         finally:
             if process.returncode is None:
                 process.kill()
-                await process.wait()
+                await process.communicate()
         assert process.returncode == 0
         assert b"Connected again." in said
         assert b"Traceback" not in said
@@ -335,7 +335,7 @@ async def test_the_example_prints_what_comes(service: Service) -> None:
         assert line
     finally:
         process.terminate()
-        await process.wait()
+        await process.communicate()
 
 
 async def test_make_listen_calls_it(service: Service) -> None:
@@ -361,7 +361,7 @@ async def test_make_listen_calls_it(service: Service) -> None:
         await until(read, "a line of the watch")
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        await process.wait()
+        await process.communicate()
 
 
 def test_no_service_there(tmp_path: Path) -> None:

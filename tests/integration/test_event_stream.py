@@ -82,7 +82,7 @@ async def test_curl(service: Service) -> None:
         assert json.loads(line.removeprefix(b"data: "))["id"] == sent["id"]
     finally:
         process.kill()
-        await process.wait()
+        await process.communicate()
 
 
 async def test_the_defaults_are_those_of_plain_json(service: Service) -> None:

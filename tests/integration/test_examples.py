@@ -118,7 +118,7 @@ async def running(
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # of a pipe, every part
-        await process.wait()
+        await process.communicate()
 
 
 async def assert_shows_messages(

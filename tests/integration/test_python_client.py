@@ -341,5 +341,5 @@ async def test_the_first_message_as_the_papers_have_it(
             line = await process.stdout.readline()
     finally:
         process.kill()
-        await process.wait()
+        await process.communicate()
     assert line.decode() == f"greeting {{'page': '{page}'}}\n"

@@ -45,7 +45,7 @@ async def test_python(service: Service, page: str) -> None:
                 lines.append((await process.stdout.readline()).decode())
     finally:
         process.kill()
-        await process.wait()
+        await process.communicate()
     assert lines[0].startswith("connected")
 
 
@@ -105,6 +105,6 @@ async def test_client(
         await until(read, "a first line")
     finally:
         process.kill()
-        await process.wait()
+        await process.communicate()
     assert sent["seq"]
     assert any(name in lines[0] for name in ("greeting", "status_update"))

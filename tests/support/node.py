@@ -89,4 +89,4 @@ async def script(path: Path, program: str = "", **environ: str) -> AsyncIterator
     finally:
         if process.returncode is None:
             process.kill()
-        await process.wait()
+        await process.communicate()  # not `wait`: what is left in a pipe keeps its transport open
