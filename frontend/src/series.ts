@@ -28,6 +28,16 @@ export function pointsOf(answer: SeriesAnswer, host: string): Point[] {
   }));
 }
 
+/** The machine with the newest sample: others may be gone for good. Empty where there is none. */
+export function newestHost(answer: SeriesAnswer): string {
+  let [newest, latest] = ['', -Infinity];
+  for (const [host, { t }] of Object.entries(answer.hosts)) {
+    const last = t[t.length - 1] ?? -Infinity;
+    if (last > latest || newest === '') [newest, latest] = [host, last];
+  }
+  return newest;
+}
+
 /** `past` up to where `live` begins, then `live`; both in order of time. */
 export function join(past: Point[], live: Point[]): Point[] {
   const first = live[0]?.t ?? Infinity;

@@ -3,7 +3,7 @@
 import { connect, type Counts, type Message, type Origin, type PeriodFigures, type Realtime, type State } from '@yujian/realtime';
 import { useSyncExternalStore } from 'react';
 import { type Alert, applyHealth } from './alerts';
-import { type Point, type Range, RANGES, type SeriesAnswer } from './series';
+import { newestHost, type Point, type Range, RANGES, type SeriesAnswer } from './series';
 import { type Connections, type Presence, Refusal, Service, type ServiceStatus, type Verdict } from './service';
 import { summarize, type Summary } from './summary';
 
@@ -115,6 +115,7 @@ export class Store {
   private recoveredBefore = 0;
   private seriesFrom = 0;
   private asking = false;
+  private hostIsChosen = false;
 
   constructor(base: string) {
     this.service = new Service(base);
@@ -175,6 +176,7 @@ export class Store {
   }
 
   setHost(host: string): void {
+    this.hostIsChosen = true;
     this.set({ host });
   }
 
@@ -245,8 +247,7 @@ export class Store {
       const series = await this.service.series(range);
       this.seriesFrom = Date.now();
       if (this.snapshot.range !== range) return;
-      const first = Object.keys(series.hosts)[0];
-      this.set({ series, seriesFailed: false, host: this.snapshot.host || first || '' });
+      this.set({ series, seriesFailed: false, host: this.snapshot.host || newestHost(series) });
     } catch (error) {
       if (this.snapshot.range !== range) return;
       const needsToken = error instanceof Refusal && error.status === 401;
@@ -288,7 +289,8 @@ export class Store {
       change.hosts = { ...snapshot.hosts, [host]: data };
       change.statusAt = { ...snapshot.statusAt, [host]: message.timestamp };
       change.live = { ...snapshot.live, [host]: [...live, point] };
-      change.host = snapshot.host || host;
+      // One that is only in the past gives way to one that reports.
+      if (!this.hostIsChosen && !snapshot.hosts[snapshot.host]) change.host = host;
       if (data.connections !== snapshot.hosts[host]?.connections) this.askConnections();
     }
     return change;
