@@ -1,15 +1,18 @@
+import { useState } from 'react';
 import type { Alert } from '../alerts';
 import { useNow } from '../clock';
 import { formatDuration, formatPercent, formatTime } from '../format';
 import { useWords, type Words } from '../i18n';
 import type { Snapshot, Store } from '../store';
 
-const PAST_SHOWN = 5;
+/** Of those that are over, until more are asked for. */
+const PAST_SHOWN = 3;
 
 /** Alerts that are open, and those that are over with their length. */
 export function Alerts({ store, data }: { store: Store; data: Snapshot }) {
   const { t } = useWords();
   const now = useNow() + store.client.clockOffset;
+  const [shown, setShown] = useState(PAST_SHOWN);
   const open = data.alerts.filter((alert) => alert.until === undefined);
   const over = data.alerts.filter((alert) => alert.until !== undefined);
   const worst = open.some((alert) => alert.level === 'critical') ? 'critical' : open.length ? 'warning' : undefined;
@@ -41,10 +44,15 @@ export function Alerts({ store, data }: { store: Store; data: Snapshot }) {
         <>
           <h3>{t.over}</h3>
           <ul className="list past">
-            {over.slice(0, PAST_SHOWN).map((alert) => (
+            {over.slice(0, shown).map((alert) => (
               <Row key={`${alert.key} ${alert.until}`} alert={alert} now={now} />
             ))}
           </ul>
+          {over.length > shown && (
+            <button type="button" className="more" onClick={() => setShown(over.length)}>
+              {t.more(over.length - shown)}
+            </button>
+          )}
         </>
       )}
     </section>
