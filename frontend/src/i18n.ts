@@ -84,6 +84,7 @@ const en = {
   p50: 'Median',
   p99: 'p99',
   noFigures: 'The first figures come within ten seconds.',
+  noCollector: 'No figures come: the collector of this service is off, or does not answer.',
 
   alerts: 'Alerts',
   noAlerts: 'All quiet. No alert is open.',
@@ -249,6 +250,7 @@ const zh: Words = {
   p50: '中位数',
   p99: 'p99',
   noFigures: '首批数据将在十秒内出现。',
+  noCollector: '没有数据：此服务的采集器未开启，或没有应答。',
 
   alerts: '告警',
   noAlerts: '一切正常，没有未解除的告警。',

@@ -78,6 +78,7 @@ const FEED_KEPT = 500;
 const TEXT_KEPT = 4000;
 const TICKS_SPAN = 60_000;
 const ROWS_AFTER = 1200;
+const ROWS_EVERY = 10_000;
 const DAY = 86_400_000;
 const HISTORY: Record<string, number> = { health: 100, status: 20, stats: 1 };
 
@@ -303,13 +304,15 @@ export class Store {
     setTimeout(() => {
       this.asking = false;
       const hosts = Object.keys(this.snapshot.hosts);
-      const [host] = hosts;
+      const [host = ''] = hosts;
       // Of several machines any may answer; theirs come with the statistics.
-      if (hosts.length !== 1 || !host || this.client.state.name !== 'open') return;
+      if (hosts.length > 1 || this.client.state.name !== 'open') return;
       this.service.connections().then(
         (connections) => this.set({ connections: { ...this.snapshot.connections, [host]: connections } }),
         () => {},
       );
+      // Without a collector no message says that the number has changed.
+      if (!host) setTimeout(() => this.askConnections(), ROWS_EVERY);
     }, ROWS_AFTER);
   }
 

@@ -19,14 +19,17 @@ interface Props {
   to: number;
   /** A longer pause between two points is a hole. */
   hole: number;
+  /** What to say where there is no point. */
+  empty?: string;
   /** Time that is read, on all charts together. */
   at: number | undefined;
   onAt: (at: number | undefined) => void;
 }
 
 /** A percentage over time. Pointer and arrow keys read single points. */
-export function Chart({ name, metric, points, from, to, hole, at, onAt: setAt }: Props) {
+export function Chart({ name, metric, points, from, to, hole, empty, at, onAt: setAt }: Props) {
   const { lang, t } = useWords();
+  const nothing = empty ?? t.noPoints;
   const box = useRef<HTMLDivElement>(null);
   const [width, setWidth] = useState(320);
 
@@ -81,7 +84,7 @@ export function Chart({ name, metric, points, from, to, hole, at, onAt: setAt }:
   }
 
   const clock = (time: number) => formatTime(time, to, lang, to - from < 3_600_000);
-  const shownValue = read ? t.pointText(clock(read.t), formatPercent(read.v)) : t.noPoints;
+  const shownValue = read ? t.pointText(clock(read.t), formatPercent(read.v)) : nothing;
   return (
     <div className="chart" data-metric={metric}>
       <div
@@ -138,7 +141,7 @@ export function Chart({ name, metric, points, from, to, hole, at, onAt: setAt }:
             <b>{chosen ? `${formatPercent(chosen.v)} %` : t.noPoint}</b> {clock(chosen?.t ?? at)}
           </output>
         )}
-        {shown.length === 0 && <p className="empty">{t.noPoints}</p>}
+        {shown.length === 0 && <p className="empty">{nothing}</p>}
       </div>
       <div className="axis" aria-hidden="true">
         {ticks.map((time) => (

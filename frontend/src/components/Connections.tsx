@@ -1,6 +1,7 @@
 import { formatCount } from '../format';
 import { useWords } from '../i18n';
 import type { Snapshot } from '../store';
+import { NoFigures } from './NoFigures';
 
 /** Connections: by worker, by type, by protocol. */
 export function Connections({ data }: { data: Snapshot }) {
@@ -41,7 +42,7 @@ export function Connections({ data }: { data: Snapshot }) {
           />
         </div>
       ) : (
-        <p className="hint">{data.openSince === undefined ? t.unknown : t.noFigures}</p>
+        <NoFigures data={data} />
       )}
     </section>
   );

@@ -1,6 +1,7 @@
 import { formatCount, formatMs } from '../format';
 import { useWords } from '../i18n';
 import type { Snapshot } from '../store';
+import { NoFigures } from './NoFigures';
 
 const PERIODS = ['1m', '5m', '15m', '1h', '24h'];
 
@@ -43,7 +44,7 @@ export function Traffic({ data }: { data: Snapshot }) {
           </tbody>
         </table>
       ) : (
-        <p className="hint">{data.openSince === undefined ? t.unknown : t.noFigures}</p>
+        <NoFigures data={data} />
       )}
     </section>
   );

@@ -77,6 +77,7 @@ export function Vitals({ store, data }: { store: Store; data: Snapshot }) {
                 from={now - spanOf(range)}
                 to={now}
                 hole={hole}
+                {...(series || data.openSince !== undefined ? {} : { empty: t.unknown })}
                 at={at}
                 onAt={setAt}
               />

@@ -3,7 +3,8 @@ import { createRoot } from 'react-dom/client';
 import { expect, it } from 'vitest';
 import type { Alert } from '../src/alerts';
 import { Alerts } from '../src/components/Alerts';
-import { LangContext } from '../src/i18n';
+import { NoFigures } from '../src/components/NoFigures';
+import { LangContext, WORDS } from '../src/i18n';
 import type { Snapshot, Store } from '../src/store';
 
 it('three alerts that are over are shown, the others when they are asked for', () => {
@@ -32,6 +33,20 @@ it('three alerts that are over are shown, the others when they are asked for', (
   act(() => more.click());
   expect([...box.querySelectorAll('.what')].map(({ textContent }) => textContent)).toEqual(alerts.map(({ text }) => text));
   expect(box.querySelector('button')).toBeNull();
+  act(() => root.unmount());
+  box.remove();
+});
+
+it('why there are no statistics is said, also where none will come', () => {
+  const box = document.body.appendChild(document.createElement('div'));
+  const root = createRoot(box);
+  const said = (openSince: number | undefined) => {
+    act(() => root.render(<NoFigures data={{ openSince }} />));
+    return box.textContent;
+  };
+  expect(said(undefined)).toBe(WORDS.en.unknown);
+  expect(said(Date.now())).toBe(WORDS.en.noFigures);
+  expect(said(Date.now() - 60_000)).toBe(WORDS.en.noCollector);
   act(() => root.unmount());
   box.remove();
 });
