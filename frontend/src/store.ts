@@ -116,6 +116,7 @@ export class Store {
   private recoveredBefore = 0;
   private seriesFrom = 0;
   private asking = false;
+  private askingAgain: ReturnType<typeof setTimeout> | undefined;
   private hostIsChosen = false;
 
   constructor(base: string) {
@@ -312,7 +313,8 @@ export class Store {
         () => {},
       );
       // Without a collector no message says that the number has changed.
-      if (!host) setTimeout(() => this.askConnections(), ROWS_EVERY);
+      clearTimeout(this.askingAgain);
+      if (!host) this.askingAgain = setTimeout(() => this.askConnections(), ROWS_EVERY);
     }, ROWS_AFTER);
   }
 
