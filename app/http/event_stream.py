@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 from collections.abc import Callable
 
 from aiohttp import web
@@ -95,13 +97,28 @@ class EventStream:
             if refused.retry_after is None or not is_browser(request):
                 raise
             return self._come_back(request, refused, refused.retry_after)
-        self._begin(request, admitted, last_id, fd)
+        try:
+            self._begin(request, admitted, last_id, fd)
+        except OSError:
+            os.close(fd)
+            raise
         return DetachedResponse(status=200)
 
     def _begin(self, request: RequestHead, admitted: Admitted, last_id: str, fd: int) -> None:
         context = self._context
         session = EventStreamSession(context, fd, connection_id(), admitted.user)
-        context.hub.attach(session)
+        start = functools.partial(self._start, session, request, admitted, last_id)
+        try:
+            context.hub.begin(session, start)
+        except OSError:
+            self._admission.give_back(admitted)
+            raise
+
+    def _start(
+        self, session: EventStreamSession, request: RequestHead, admitted: Admitted, last_id: str
+    ) -> None:
+        """Begin a session."""
+        context = self._context
         if context.addresses is not None:
             context.addresses.hold(session, admitted.address)
         cors = self._origins.of_stream(request)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -161,7 +163,11 @@ class Upgrade:
             )
         except ConnectionResetError:
             return DetachedResponse(status=499)
-        self._begin(request, admitted, fd, received)
+        try:
+            self._begin(request, admitted, fd, received)
+        except OSError:
+            os.close(fd)
+            raise
         return DetachedResponse(status=101)
 
     def _refuse(
@@ -211,9 +217,26 @@ class Upgrade:
             )
             if context.keeps_environ:
                 session.keep_environ(make_environ(request, admitted.address))
-        context.hub.attach(session)
         extension = None if bits is None else answer(bits)
-        session.send(handshake_response(admitted.key, choose_subprotocol(request), extension))
+        response = handshake_response(admitted.key, choose_subprotocol(request), extension)
+        start = functools.partial(self._start, session, admitted, options, response, received)
+        try:
+            context.hub.begin(session, start)
+        except OSError:
+            self._admission.give_back(admitted)
+            raise
+
+    def _start(
+        self,
+        session: PlainSession | SocketIOSession,
+        admitted: Admitted,
+        options: ConnectOptions,
+        response: bytes,
+        received: bytes,
+    ) -> None:
+        """Answer the handshake, and begin the session with what came behind it."""
+        context = self._context
+        session.send(response)
         if context.addresses is not None:
             context.addresses.hold(session, admitted.address)
         if isinstance(session, PlainSession):

@@ -52,6 +52,8 @@ class Endings:
         """Log what has ended since the last line, where that is long enough ago, or `is_last`."""
         now = self._clock()
         for code, total in self._ended.items():
+            if code == CloseCode.NORMAL:
+                continue  # the client has asked for it
             count = total - self._logged.get(code, 0)
             if count and (is_last or now >= self._next.get(code, now)):
                 self._logged[code], self._next[code] = total, now + INTERVAL

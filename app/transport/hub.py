@@ -17,6 +17,7 @@ import os
 import select
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -238,6 +239,22 @@ class Hub:
             # The worker that had it may have put it off.
             self._plan_backlog(connection)
 
+    def begin(self, connection: Connection, start: Callable[[], None]) -> None:
+        """Take a new connection in and start it; where that fails, it is dropped and logged.
+
+        Args:
+            connection: open.
+            start: its first steps, and the handling of what came with its request.
+
+        Raises:
+            OSError: as `attach`; the descriptor is still the caller's.
+        """
+        self.attach(connection)
+        try:
+            start()
+        except Exception as error:  # noqa: BLE001 (its descriptor is the hub's by now)
+            self._fail(connection, error)
+
     def detach(self, connection: Connection) -> None:
         """Forget a connection and close its descriptor."""
         if self.release(connection):
@@ -267,7 +284,7 @@ class Hub:
         return True
 
     def watch(self, connection: Connection) -> None:
-        """Make the epoll wait for what the connection is ready for now."""
+        """Make the epoll wait for what the connection is ready for now; it has its descriptor."""
         mask = 0
         pending = connection.pending
         if pending is None:
@@ -286,7 +303,12 @@ class Hub:
         self._epoll.modify(connection.fd, mask)
 
     def pause(self, connection: Connection, reason: int = PAUSE_MOVE) -> None:
-        """Read nothing more from a connection until `resume` with the same reason."""
+        """Read nothing more from a connection until `resume` with the same reason.
+
+        Harmless for one that is closed: it may be while what came from it is being handled.
+        """
+        if connection.state == CLOSED:
+            return
         reasons = self._paused.get(connection, 0)
         self._paused[connection] = reasons | reason
         if not reasons:
@@ -607,6 +629,8 @@ class Hub:
 
     def put_off(self, connection: Connection) -> None:
         """Go on in the next pass with what a connection has sent; read nothing more until then."""
+        if connection.state == CLOSED:
+            return
         self.pause(connection, PAUSE_BACKLOG)
         self._plan_backlog(connection)
 

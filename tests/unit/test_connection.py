@@ -980,3 +980,43 @@ async def test_a_connection_whose_end_fails_is_gone_and_costs_no_other_one_its_f
     assert fragile.state == CLOSED
     assert hub.connections() == [other]
     assert "a fault in the service" in caplog.text
+
+
+async def test_what_comes_behind_the_end_of_a_connection_leaves_no_trace(
+    hub: Hub, connect: Connect
+) -> None:
+    server, client = connect()
+    before = traces(hub)
+    frames = b"".join(frame(TEXT, b"%d" % number) for number in range(20))
+
+    def end(_: str | bytes) -> None:
+        server.drop("it cannot be written to")
+
+    server.on_message = end
+    client.send(frames)
+    await until(lambda: server.state == CLOSED)
+    # As when it ends in its first step, and its request came with frames behind it.
+    server.receive(frames)
+    hub.pause(server)
+    await turn()
+    assert server.got == ["0"]
+    assert traces(hub) == {**before, "connections": 0, "count": 0, "wheel": 0}
+
+
+async def test_a_connection_that_cannot_start_is_gone_and_its_descriptor_is_closed_once(
+    hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    server = Server(hub, ours.detach())
+
+    def start() -> None:
+        raise RuntimeError("a fault in the service")
+
+    hub.begin(server, start)
+    assert server.state == CLOSED
+    assert server.events == [(1006, "internal error"), "detached"]
+    assert theirs.recv(1) == b""
+    assert not len(hub)
+    assert "a fault in the service" in caplog.text
+    theirs.close()

@@ -88,5 +88,6 @@ def test_clients_that_go_have_no_line_unless_many_are_lost_at_once(world: World)
 
 
 def test_a_code_that_is_not_known_has_a_line(world: World) -> None:
+    world.end(CloseCode.NORMAL)  # a client that has asked for it
     world.end(4999)
     assert world.look() == [(4999, 1)]
