@@ -89,7 +89,6 @@ done
 # The reader of the output may end first, as `tee` does on ^C.
 trap '' PIPE
 exec 4>&1 # where the report goes, also from within a step whose output goes elsewhere
-backups=${BACKUPS:-$root/backups}
 stamp=$(date +%Y%m%d_%H%M%S)
 directory=$backups/$stamp
 last_good=$backups/last-good.tar.gz
@@ -129,7 +128,7 @@ report() {
 fail() {
   local code=$1
   note failed "$2"
-  rm -f "$backups/.$stamp.rdb" # of a backup that was interrupted
+  rm -f "$backups/.$stamp.rdb" 2> /dev/null || true # of a backup that was interrupted
   # Steps that come before any change have nothing to put back.
   if ((code >= 13)) && [[ -n $rollback && -z $dry_run ]]; then
     step=rollback
@@ -507,6 +506,7 @@ replace_containers() {
     return 1
   fi
   if [[ -z $fresh ]] || ! wait_healthy "$fresh"; then
+    docker version > /dev/null 2>&1 || { how='the engine does not answer'; return 1; }
     [[ -n $fresh ]] || fresh=$(docker compose ps --all --quiet --status exited --status restarting backend | head -n 1)
     how="the new container is not healthy: $(last_words "$fresh")"
     [[ -z $fresh ]] || docker rm --force "$fresh" > /dev/null
@@ -540,7 +540,9 @@ replace_containers() {
     ending=''
   done
   rm -f "$logged"
-  if [[ -n $live ]]; then
+  if ((${#old[@]} == 0)); then
+    how='no container ran: a new one was started'
+  elif [[ -n $live ]]; then
     how='live sockets were handed over to a new container'
   else
     how='a new container took over; the old one was drained and its clients came back'
@@ -555,12 +557,14 @@ put_back_docker() {
     [[ -z $files ]]
     return $?
   fi
+  # It may have been restarted, and have ended the step that failed.
+  await_engine "$timeout" || { not_back='the engine does not answer'; return 1; }
+  not_back='a Docker command failed (its message is above)'
   good=$(image_id "$image_previous") || {
     say "There was no deployment before this one: the containers stay as they are."
     nothing_before=1
     return 0
   }
-  not_back='a Docker command failed (its message is above)'
   docker tag "$good" "$image_latest" || return 1
   # A container that got TERM before the interruption hands over and exits: it cannot be kept.
   [[ -z $ending ]] || timeout "$timeout" docker wait "$ending" > /dev/null 2>&1 || true
@@ -675,10 +679,11 @@ preflight() {
 
 step=environment
 trap interrupted INT TERM HUP
-trap ended EXIT
 find_python
+trap ended EXIT
 adopt_unit
 export_token
+said=$(check_backups) || fail 11 "$said"
 [[ -n $mode ]] || { if runs_in_docker; then mode=docker; else mode=host; fi; }
 if [[ $mode == docker ]]; then
   has_docker || fail 11 "docker with its compose plugin is missing"

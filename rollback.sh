@@ -70,7 +70,7 @@ while (($#)); do
 done
 find_python
 adopt_unit
-backups=${BACKUPS:-$root/backups}
+said=$(check_backups) || die 4 "$said"
 
 if [[ -n $list ]]; then
   for one in "$backups"/*/; do
@@ -152,6 +152,7 @@ restore_container() {
 
 put_back_container() {
   valkey_stopped=''
+  await_engine 60 || say "The engine does not answer; when it does: docker compose up --detach --no-deps valkey"
   docker compose stop valkey || return 1
   # shellcheck disable=SC2016  # expanded in the container
   in_volume '

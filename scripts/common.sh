@@ -6,6 +6,7 @@ set -euo pipefail
 export LC_ALL=C
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
+backups=${BACKUPS:-$root/backups}
 
 # A message must not end a script when its terminal or the reader of its output is gone.
 said_to=2
@@ -114,10 +115,27 @@ master_pid() {
   return 1
 }
 
+# Whether this user can read and write the backups; prints whose they are where not.
+check_backups() {
+  [[ ! -e $backups || (-r $backups && -w $backups && -x $backups) ]] || {
+    echo "$backups belongs to $(stat --format %U "$backups"): run this as that user"
+    return 1
+  }
+}
+
+# await_engine SECONDS: whether the engine answers, or does within that time after it was restarted.
+await_engine() {
+  local limit=$((SECONDS + $1))
+  until docker version > /dev/null 2>&1; do
+    ((SECONDS < limit)) || return 1
+    sleep 0.5
+  done
+}
+
 has_docker() { command -v docker > /dev/null && docker compose version > /dev/null 2>&1; }
 
 # What the last deployment has noted: docker or host. Without an engine that answers it is all there is to know by.
-deployed_mode() { cat "${BACKUPS:-$root/backups}/mode" 2> /dev/null || true; }
+deployed_mode() { cat "$backups/mode" 2> /dev/null || true; }
 
 # Whether this project is deployed in containers, also when they have stopped or cannot be asked for:
 # then one needs to know.

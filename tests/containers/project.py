@@ -81,6 +81,16 @@ def stop_engine() -> None:
         _started.clear()
 
 
+def restart_engine() -> None:
+    """Stop the engine and start it again; containers start as their restart policy says."""
+    pid = int((HOME / "dockerd.pid").read_text())
+    subprocess.run(["bash", ENGINE / "engine.sh", "stop", HOME], check=True)
+    until_now(lambda: not Path(f"/proc/{pid}").exists(), "the engine has ended", 60)
+    with (HOME.parent / f"{HOME.name}-start.log").open("w") as log:
+        start = ["bash", ENGINE / "engine.sh", "start", HOME]
+        subprocess.run(start, env=engine(), stdout=log, stderr=log, check=True)
+
+
 class Project(Copy):
     """A copy of the repository, and its containers."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -21,7 +22,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.containers.project import NAME, Crowd, Project
+from tests.containers.project import NAME, Crowd, Project, restart_engine
 from tests.support.publishers import Aiohttp, HttpClient, Publisher, Requests
 from tests.support.service import TOKEN
 from tests.support.waiting import until, until_now
@@ -226,6 +227,64 @@ async def test_a_deployment_that_is_killed_is_cleared_away_by_the_next(project: 
         last = await publish(project, {"n": "after a kill"})
         await crowd.all_at(last["seq"])
         crowd.check()
+
+
+async def test_an_engine_that_is_restarted_in_a_deployment(project: Project) -> None:
+    """What ran before serves again, whatever the engine itself starts of it."""
+    version = project.runs()
+    restarted: list[bool] = []
+
+    def restart(_: str) -> bool:
+        if not restarted and len(project.backends()) == 2:
+            restarted.append(True)
+            restart_engine()
+        return False  # it goes to its end
+
+    project.version("4.3.0")
+    done = await asyncio.to_thread(project.interrupt_deploy, restart)
+    assert restarted
+    assert done.code == 15, done
+    assert done.json["rolled_back"] is True, done
+    assert project.runs() == version
+    assert list(project.backends().values()) == ["running"]
+    latest = project.docker("inspect", "--format", "{{.Id}}", f"yujian-presence-backend:{NAME}")
+    (backend,) = project.backends()
+    assert project.docker("inspect", "--format", "{{.Image}}", backend) == latest
+    async with Crowd(project.address, 5) as crowd:
+        last = await publish(project, {"n": "after the engine's restart"})
+        await crowd.all_at(last["seq"])
+
+
+def test_what_the_engine_cannot_start_is_started(project: Project) -> None:
+    """It starts a backend once, before `net` runs again."""
+    (backend,) = project.backends()
+    net = project.compose("ps", "--quiet", "net")
+    os.kill(int(project.docker("inspect", "--format", "{{.State.Pid}}", net)), signal.SIGKILL)
+
+    def has_given_up() -> bool:
+        error = project.docker("inspect", "--format", "{{.State.Error}}", backend)
+        running = project.docker("inspect", "--format", "{{.State.Running}}", net)
+        return bool(error) and running == "true"
+
+    until_now(has_given_up, "the engine has given up", 30)
+    seen = project.run("scripts/start-containers.sh", "--dry-run")
+    assert seen.code == 0, seen
+    assert f"would start {backend}" in seen.err
+    assert project.backends() == {backend: "exited"}
+    started = project.run("scripts/start-containers.sh")
+    assert started.code == 0, started
+    assert f"started {backend}" in started.err
+    until_now(lambda: project.state(backend) == "healthy.", "it serves", 60)
+    # Not what was stopped by hand.
+    project.compose("stop", "backend")
+    again = project.run("scripts/start-containers.sh")
+    assert (again.code, again.err) == (0, ""), again
+    assert project.backends() == {backend: "exited"}
+    project.compose("start", "backend")
+    until_now(lambda: project.state(backend) == "healthy.", "it serves", 60)
+    gone = project.run("scripts/start-containers.sh", DOCKER_HOST="unix:///nonexistent")
+    assert gone.code == 1, gone
+    assert "the engine does not answer" in gone.err
 
 
 async def test_a_way_back_that_fails_leaves_what_serves(project: Project) -> None:

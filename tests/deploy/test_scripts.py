@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from tests.support import REPO, programs
 from tests.support.caddy import Caddy, address
-from tests.support.copies import Installed
+from tests.support.copies import SCRIPTED, Copy, Done, Installed
 from tests.support.plain import PlainClient
 from tests.support.ports import free_port
 from tests.support.service import TOKEN
@@ -51,7 +52,7 @@ def test_help_names_every_exit_code_and_wrong_usage_is_one(script: str) -> None:
 
 def test_shellcheck_finds_nothing() -> None:
     shellcheck = programs.find("shellcheck")
-    files = [REPO / script for script in (*SCRIPTS, "scripts/common.sh", "scripts/logs.sh")]
+    files = [*(REPO / script for script in SCRIPTS), *sorted((REPO / "scripts").glob("*.sh"))]
     done = subprocess.run([shellcheck, "-x", *files], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
@@ -351,7 +352,7 @@ def test_a_deployment_ends_where_a_step_fails(
 ) -> None:
     before = installed.worker_pids()
     if "PATH" in environ:
-        environ = {"PATH": str(_programs_without_docker(tmp_path))}
+        environ = {"PATH": str(_programs_without("docker", tmp_path))}
     done = installed.run("deploy-websocket.sh", *options, **environ)
     assert done.code == code, done
     assert installed.worker_pids() == before
@@ -388,14 +389,71 @@ def test_a_package_with_another_hash_is_not_installed(installed: Installed, tmp_
     assert installed.worker_pids() == before
 
 
-def _programs_without_docker(place: Path) -> Path:
-    """A directory for PATH with what this machine has, except for Docker."""
+def _programs_without(left_out: str, place: Path) -> Path:
+    """A directory for PATH with what this machine has, except for programs with this in their name."""
     for directory in ("/usr/local/bin", "/usr/bin", "/bin"):
         for program in Path(directory).glob("*"):
             link = place / program.name
-            if "docker" not in program.name and not link.is_symlink():
+            if left_out not in program.name and not link.is_symlink():
                 link.symlink_to(program)
     return place
+
+
+@pytest.fixture
+def of_another_user() -> Iterator[Callable[..., Done]]:
+    """Runs a script of a copy whose backups another user has made."""
+    with tempfile.TemporaryDirectory(prefix="yj-other-") as home:
+        copy = Copy()
+        copy.root = Path(home) / "yujian"
+        copy.fill(SCRIPTED)
+        # It is asked nothing before the backups are looked at.
+        python = Path(home) / "python"
+        python.write_text("#!/bin/sh\n")
+        python.chmod(0o755)
+        backups = copy.root / "backups"
+        backups.mkdir()
+        as_other: list[str] = []
+        if os.geteuid():
+            backups.chmod(0)
+        else:
+            backups.chmod(0o700)
+            Path(home).chmod(0o755)
+            as_other = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+
+        def run(script: str, *arguments: str, **environ: str) -> Done:
+            done = subprocess.run(
+                [*as_other, copy.root / script, *arguments],
+                env={"PATH": os.environ["PATH"], "PYTHON": str(python), **environ},
+                capture_output=True,
+                text=True,
+            )
+            return Done(done.returncode, done.stdout, done.stderr)
+
+        yield run
+        backups.chmod(0o700)
+
+
+def test_another_user_is_told_whose_the_deployment_is(of_another_user: Callable[..., Done]) -> None:
+    """Without the backups it is not known what is deployed: containers are not taken for a host."""
+    for script, options, code in (
+        ("deploy-websocket.sh", [], 11),
+        ("deploy-websocket.sh", ["--dry-run"], 11),
+        ("rollback.sh", ["--list"], 4),
+        ("rollback.sh", ["20260101_000000"], 4),
+    ):
+        done = of_another_user(script, *options)
+        assert done.code == code, done
+        assert "belongs to" in done.err, done
+        assert "Permission denied" not in done.err, done
+
+
+def test_no_python_is_no_failed_deployment(of_another_user: Callable[..., Done]) -> None:
+    with tempfile.TemporaryDirectory(prefix="yj-programs-") as place:
+        Path(place).chmod(0o755)
+        programs = str(_programs_without("python", Path(place)))
+        done = of_another_user("deploy-websocket.sh", PATH=programs, PYTHON="/nonexistent/python")
+    assert done.code == 69, done
+    assert "failed" not in done.err
 
 
 def test_a_dry_run_changes_nothing(installed: Installed) -> None:
