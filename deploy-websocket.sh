@@ -100,7 +100,7 @@ suffix=''
 image_latest=$image:$(compose_setting TAG latest) image_next=$image:next$suffix
 image_good=$image:good$suffix image_previous=$image:previous$suffix
 
-step='' began=$SECONDS how='nothing' noticed=0 handed_over=0 steps=() tried='' put_back=false nothing_before='' own_ca='' not_back='' ending='' serves='' pause='' reported=''
+step='' began=$SECONDS how='nothing' noticed=0 handed_over=0 steps=() tried='' put_back=false nothing_before='' own_ca='' not_back='' ending='' serves='' pause='' reported='' ran_before=''
 
 # How a step ends: note STATE DETAIL
 note() {
@@ -244,10 +244,27 @@ build_host() {
   return "$result"
 }
 
+end_master() { # PID
+  local limit=$((SECONDS + timeout))
+  # Where it is a unit's, systemd starts no other one meanwhile.
+  if is_a_unit; then systemctl stop "$unit"; else kill -TERM "$1"; fi
+  while kill -0 "$1" 2> /dev/null; do
+    ((SECONDS < limit)) || return 1
+    sleep 0.1
+  done
+}
+
 deploy_host() {
-  local answer result=0
+  local answer pid result=0
   install_requirements now || return 1
-  if master_pid > /dev/null; then
+  if pid=$(master_pid) && ! has_worker; then
+    # It cannot start, and would take no new code; there are no clients to keep.
+    tried=1
+    end_master "$pid" || { how="gunicorn $pid serves nothing, and does not end"; return 1; }
+    start_host
+    return $?
+  fi
+  if [[ -n $pid ]]; then
     tried=1
     if is_a_unit; then
       # Only a process of the unit can notify systemd of a new master.
@@ -281,9 +298,9 @@ reload_host() {
 
 start_host() {
   local data_dir pid
-  if [[ -d /run/systemd/system ]] && systemctl cat "$unit" > /dev/null 2>&1; then
+  if has_unit; then
     how='started by systemd'
-    systemctl start "$unit" && adopt_unit
+    start_unit && adopt_unit
     return $?
   fi
   data_dir=$(setting data_dir)
@@ -322,6 +339,7 @@ put_back_host() {
   if [[ -n $tried && $how == 'started for the first time'* ]]; then
     if pid=$(master_pid); then kill -TERM "$pid"; fi
   fi
+  [[ -n $ran_before ]] || nothing_before=1
   # A first deployment has nothing that ran before.
   if [[ ! -f $last_good ]]; then
     say "There was no deployment before this one: the files stay as they are."
@@ -334,6 +352,10 @@ put_back_host() {
     # What failed may have left new workers of the new code, or none.
     [[ -z $tried ]] || reload_host || result=$?
     ((result == 0 || result == 3)) || { not_back='the service does not take the previous code'; return 1; }
+    is_back
+  elif [[ -n $ran_before ]]; then
+    local how
+    start_host || { not_back='what ran before has ended, and does not start'; return 1; }
     is_back
   fi
 }
@@ -444,10 +466,22 @@ renew_caddy() {
   fi
 }
 
+# Removes containers of the backend that have ended, as an aborted deployment leaves them, and those that
+# end again and again: Compose would start them rather than make a new one.
+clear_away() {
+  local one
+  docker compose rm --force backend > /dev/null || return 1
+  for one in $(docker compose ps --all --quiet backend); do
+    case $(docker inspect --format '{{.State.Status}} {{.State.Health.Status}} {{.RestartCount}}' "$one") in
+      restarting* | 'running starting '[1-9]*) docker rm --force "$one" > /dev/null || return 1 ;;
+      paused*) docker unpause "$one" > /dev/null || return 1 ;;
+    esac
+  done
+}
+
 deploy_docker() {
   local old
-  # What an aborted deployment has left: Compose would start it again rather than make a new one.
-  docker compose rm --force backend > /dev/null || return 1
+  clear_away || return 1
   mapfile -t old < <(running backend)
   remember_previous "${old[@]}" || return 1
   docker tag "$image_next" "$image_latest" || return 1
@@ -568,7 +602,7 @@ put_back_docker() {
   docker tag "$good" "$image_latest" || return 1
   # A container that got TERM before the interruption hands over and exits: it cannot be kept.
   [[ -z $ending ]] || timeout "$timeout" docker wait "$ending" > /dev/null 2>&1 || true
-  docker compose rm --force backend > /dev/null || return 1
+  clear_away || return 1
   for one in $(running backend); do
     [[ $(image_of "$one") == "$good" ]] || bad+=("$one")
   done
@@ -665,6 +699,11 @@ preflight() {
   fi
   bind=$(local_base) || { echo "$free MB free"; return 0; }
   bind=${bind#http://}
+  # To connect would start the service.
+  if has_unit && systemctl is-active --quiet "$socket_unit"; then
+    echo "$free MB free, systemd listens for the service"
+    return 0
+  fi
   local host=${bind%:*}
   host=${host#[} host=${host%]}
   # shellcheck disable=SC2016  # expanded by the inner shell
@@ -685,6 +724,7 @@ adopt_unit
 export_token
 said=$(check_backups) || fail 11 "$said"
 [[ -n $mode ]] || { if runs_in_docker; then mode=docker; else mode=host; fi; }
+[[ $mode == docker ]] || ran_before=$(master_pid) || true
 if [[ $mode == docker ]]; then
   has_docker || fail 11 "docker with its compose plugin is missing"
   said=$(docker version --format '{{.Server.Version}}' 2>&1) || fail 11 "${said##*$'\n'}"

@@ -225,8 +225,9 @@ fi
 if [[ -n $reload && ${what[*]-} != --data ]]; then
   # 3: some connections were drained, which is no failure.
   result=0
-  if [[ -d /run/systemd/system ]] && systemctl is-active --quiet "$unit"; then
-    systemctl reload "$unit" || result=1
+  # One that was stopped by hand stays so.
+  if has_unit && [[ $(systemctl is-active "$unit") != inactive ]]; then
+    if has_worker; then systemctl reload "$unit" || result=1; else start_unit || result=1; fi
   else
     "$python" -m workers.reload >&2 || result=$?
   fi

@@ -31,14 +31,35 @@ find_python() {
 }
 
 unit=yujian-presence.service
+# shellcheck disable=SC2034  # of the scripts
+socket_unit=yujian-presence.socket
 
-# The settings that systemd has given to the running unit, where our own environment has none:
-# without its DATA_DIR no script would find it.
+# Whether the service of this machine is a unit of systemd, running or not.
+has_unit() { [[ -d /run/systemd/system ]] && systemctl cat "$unit" > /dev/null 2>&1; }
+
+# The settings that systemd gives to the unit, where our own environment has none: without its DATA_DIR
+# no script would find the service, or its messages once it has stopped.
 adopt_unit() {
-  [[ -d /run/systemd/system ]] || return 0
-  local pid
-  pid=$(systemctl show --property MainPID --value "$unit" 2> /dev/null) || return 0
-  if [[ ${pid:-0} != 0 && -r /proc/$pid/environ ]]; then adopt_environment "/proc/$pid/environ"; fi
+  has_unit || return 0
+  local pid file given
+  pid=$(systemctl show --property MainPID --value "$unit")
+  if [[ ${pid:-0} != 0 ]]; then
+    if [[ -r /proc/$pid/environ ]]; then adopt_environment "/proc/$pid/environ"; fi
+    return 0
+  fi
+  # systemd itself reads the unit's files, by its own rules of quoting.
+  given=(--property "Environment=$(systemctl show --property Environment --value "$unit")")
+  while read -r file; do
+    # /path (ignore_errors=yes)
+    [[ -z $file ]] || given+=(--property "EnvironmentFile=-${file% (*}")
+  done < <(systemctl show --property EnvironmentFiles --value "$unit")
+  # A oneshot, which is waited for without a message bus.
+  file=$(mktemp)
+  systemd-run --quiet --collect --service-type oneshot "${given[@]}" \
+    --property "StandardOutput=truncate:$file" /usr/bin/env --null 2> /dev/null ||
+    say "systemd does not give the settings of $unit: those of the environment and of .env are used"
+  adopt_environment "$file"
+  rm -f "$file"
 }
 
 # adopt_environment FILE: pairs that end with a zero byte.
@@ -98,6 +119,19 @@ export_token() {
     PUBLISH_TOKEN=${PUBLISH_TOKEN//[\"\']/}
   fi
   export PUBLISH_TOKEN=${PUBLISH_TOKEN-}
+}
+
+# Whether a worker serves, or may.
+has_worker() {
+  local result=0
+  DATA_DIR=$(setting data_dir) as_service "$python" -m scripts.healthy --worker || result=$?
+  ((result != 3))
+}
+
+# Also where it has failed so often that systemd does not start it any more.
+start_unit() {
+  systemctl reset-failed "$unit" "$socket_unit" 2> /dev/null || true
+  systemctl restart "$unit"
 }
 
 # Pid of the gunicorn master of this machine; nothing when none runs.

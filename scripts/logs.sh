@@ -37,7 +37,7 @@ if runs_in_docker || [[ $service != backend ]]; then
   exec docker compose logs --tail "$lines" ${follow:+--follow} "$service"
 fi
 find_python
-if [[ -d /run/systemd/system ]] && systemctl is-active --quiet "$unit"; then
+if has_unit; then
   exec journalctl --unit "$unit" --output cat --lines "$lines" ${follow:+--follow}
 fi
 file=$(setting data_dir)/service.log

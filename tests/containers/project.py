@@ -87,7 +87,7 @@ def restart_engine() -> None:
     subprocess.run(["bash", ENGINE / "engine.sh", "stop", HOME], check=True)
     until_now(lambda: not Path(f"/proc/{pid}").exists(), "the engine has ended", 60)
     with (HOME.parent / f"{HOME.name}-start.log").open("w") as log:
-        start = ["bash", ENGINE / "engine.sh", "start", HOME]
+        start = ["bash", str(ENGINE / "engine.sh"), "start", str(HOME)]
         subprocess.run(start, env=engine(), stdout=log, stderr=log, check=True)
 
 

@@ -493,9 +493,15 @@ async def test_the_monitoring_starts_without_files_of_secrets(project: Project) 
 
 
 def test_what_surrounds_the_backend_is_renewed(project: Project) -> None:
-    project.write_settings(CADDY_MEMORY="1100M")
+    # One that ends again and again, as by a wrong setting, is no container to take over from.
+    project.write_settings(WORKERS="none")
+    project.compose("up", "--detach", "--no-deps", "backend")
+    (backend,) = project.backends()
+    until_now(lambda: project.backends()[backend] == "restarting", "it ends again and again", 30)
+    project.write_settings(WORKERS="2", CADDY_MEMORY="1100M")
     done = project.deploy()
     assert done.code == 0, done
+    assert done.json["how"].startswith("no container ran: a new one was started"), done
     assert "renewed: caddy (0 clients closed)" in done.json["how"]
     caddy = json.loads(project.docker("inspect", project.compose("ps", "--quiet", "caddy")))[0]
     assert caddy["HostConfig"]["Memory"] == 1100 * 2**20

@@ -80,6 +80,23 @@ def test_a_host_as_the_pages_say() -> None:
         assert "damaged" not in host.as_written(DEPLOYMENT, "./rollback.sh --list")
         assert '"logger"' in host.run("scripts/logs.sh --no-follow --lines 5")
 
+        # A service that has stopped: its messages and its log are found, and what systemd listens on
+        # is no other program.
+        host.run("systemctl stop yujian-presence.service")
+        host.run(f"./rollback.sh --data-only {backup}")
+        assert host.call("test -e data").code == 1, "they are not restored into another directory"
+        assert "Stopped" in host.run("scripts/logs.sh --no-follow --lines 5")
+        done = host.call("./deploy-websocket.sh --json")
+        assert (done.code, done.json["how"]) == (0, "started by systemd"), done
+
+        # One that cannot start, and is started again and again: the way back is a start.
+        host.run("sed -i 's/^async def create(/async def create(nothing, /' workers/runtime.py")
+        host.run("systemctl kill --signal KILL yujian-presence.service")
+        again = "systemctl show --property NRestarts --value yujian-presence.service"
+        until_now(lambda: int(host.run(again)) > 1, "it has failed again", 60)
+        host.run(f"./rollback.sh --release-only {backup}")
+        assert version(host) == "2.0.0"
+
         # The health check of the runbook, by its timer's service.
         host.as_written(RUNBOOK, "cp monitoring/systemd/yujian-health-check.* /etc/systemd/system/")
         host.as_written(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.healthy import NO_WORKER
 from tests.support import REPO, programs
 from tests.support.caddy import Caddy, address
 from tests.support.copies import SCRIPTED, Copy, Done, Installed
@@ -22,6 +23,8 @@ from tests.support.plain import PlainClient
 from tests.support.ports import free_port
 from tests.support.service import TOKEN
 from tests.support.waiting import until
+from workers.shared import paths
+from workers.shared.slots import LEAVING, PID, READY, STARTING, SlotTable
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -643,6 +646,36 @@ async def test_the_cap_holds_over_two_containers() -> None:
     finally:
         await asyncio.gather(*(client.close() for client in clients))
         await asyncio.to_thread(service.stop)
+
+
+def test_whether_a_worker_serves(tmp_path: Path) -> None:
+    """What a deployment asks before it ends a service that cannot start."""
+
+    def asked() -> int:
+        return subprocess.run(
+            [sys.executable, "-m", "scripts.healthy", "--worker"],
+            cwd=REPO,
+            env=dict(os.environ) | {"DATA_DIR": str(tmp_path)},
+        ).returncode
+
+    assert asked() == 0, "without the table it is not known"
+    file = paths.slots_file(tmp_path)
+    try:
+        table = SlotTable(file, 10)
+        assert asked() == NO_WORKER
+        row = table.claim_row(os.getpid())
+        table.set_state(row, STARTING)
+        assert asked() == NO_WORKER
+        for state in (READY, LEAVING):
+            table.set_state(row, state)
+            assert asked() == 0
+        with subprocess.Popen(["sleep", "60"]) as dead:
+            table.columns[PID][row] = dead.pid
+            assert asked() == 0
+            dead.kill()
+        assert asked() == NO_WORKER, "its process has ended"
+    finally:
+        file.unlink()
 
 
 def test_the_health_check_of_the_image(installed: Installed) -> None:
