@@ -293,7 +293,7 @@ async def test_a_way_back_that_fails_leaves_what_serves(project: Project) -> Non
     archive, runs = good.read_bytes(), project.runs()
     tag = f"yujian-presence-backend:good-{NAME}"
     image = project.docker("image", "inspect", "--format", "{{.Id}}", tag)
-    nowhere = ("--base-url", f"https://nowhere.localhost:{project.port}", "--timeout", "5")
+    nowhere = ("--base-url", f"https://nowhere.localhost:{project.port}", "--timeout", "10")
     code = (project.root / "workers/runtime.py").read_text()
     async with Crowd(project.address, 20) as crowd:
         # 1. The files of before cannot be put in place; their image serves on.
