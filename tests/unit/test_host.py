@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -55,13 +57,38 @@ def test_the_machine_itself(tmp_path: Path) -> None:
         pass
     sample = sampler.sample()
     assert 0 < sample.cpu_percent <= 100
-    assert sample.cpus == psutil.cpu_count()
+    assert sample.cpus == len(os.sched_getaffinity(0))
     assert sample.memory_total == psutil.virtual_memory().total
     assert sample.memory_percent == pytest.approx(psutil.virtual_memory().percent, abs=5)
     assert sample.disk_total == psutil.disk_usage(str(tmp_path)).total
     assert 0 < sample.disk_percent <= 100
     assert sample.uptime > 0
     assert len(sample.load) == 3
+
+
+def test_cores_that_are_not_ours_do_not_count(
+    container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by `--cpuset-cpus`, or by `taskset`."""
+    busy = [0.0, 0.0, 0.0, 0.0]
+
+    def times(percpu: bool) -> list[SimpleNamespace]:
+        assert percpu
+        others = {"nice": 0.0, "system": 0.0, "irq": 0.0, "softirq": 0.0}
+        return [SimpleNamespace(user=seconds, **others) for seconds in busy]
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 3})
+    monkeypatch.setattr(psutil, "cpu_times", times)
+    sampler = container.sampler()
+    container.now += 10
+    busy[:] = [10.0, 9.0, 10.0, 8.0]
+    sample = sampler.sample()
+    assert (sample.cpus, sample.cpu_percent) == (2, 85.0)
+    # Fewer lines than the highest number: some cores are offline.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5})
+    container.now += 10
+    busy[:] = [11.0, 10.0, 10.0, 9.0]
+    assert container.sampler().sample().cpus == 2
 
 
 def test_a_container_is_measured_against_its_limits(container: Container) -> None:
@@ -103,7 +130,7 @@ def test_a_container_without_limits_is_the_machine(container: Container) -> None
     container.use(10.0)
     container.hold(400 * MB, "max")
     sample = container.sampler().sample()
-    assert sample.cpus == psutil.cpu_count()
+    assert sample.cpus == len(os.sched_getaffinity(0))
     assert sample.memory_total == psutil.virtual_memory().total
 
 
@@ -112,7 +139,7 @@ def test_limits_beyond_the_machine_do_not_count(container: Container) -> None:
     container.use(10.0)
     container.hold(400 * MB, str(2**60))
     sample = container.sampler().sample()
-    assert sample.cpus == psutil.cpu_count()
+    assert sample.cpus == len(os.sched_getaffinity(0))
     assert sample.memory_total == psutil.virtual_memory().total
 
 
@@ -230,7 +257,7 @@ def test_cgroup_v1_without_limits_is_the_machine(tmp_path: Path) -> None:
     container.write("memory", memory__limit_in_bytes=2**63 - 4096, memory__usage_in_bytes=MB)
     container.write("cpu", cpu__cfs_quota_us=-1, cpu__cfs_period_us=100_000)
     sample = container.sampler().sample()
-    assert sample.cpus == psutil.cpu_count()
+    assert sample.cpus == len(os.sched_getaffinity(0))
     assert sample.memory_total == psutil.virtual_memory().total
 
 

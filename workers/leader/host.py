@@ -117,7 +117,9 @@ class HostSampler:
         return now.cpus
 
     def _cpu_time(self) -> _CpuTime:
-        cores = float(os.cpu_count() or 1)
+        # A container, or a service, may have been given some of the machine's cores.
+        allowed = os.sched_getaffinity(0)
+        cores = float(len(allowed))
         tightest: tuple[float, CpuGroup] | None = None
         for group in self._cpu_groups:
             limit = group.limit()
@@ -128,10 +130,7 @@ class HostSampler:
             used = group.used()
             if used is not None:
                 return _CpuTime(used, self._clock(), limit)
-        times = psutil.cpu_times()
-        # The kernel counts guests' time as user time as well; waiting for a disk is idling.
-        spent = times.user + times.nice + times.system + times.irq + times.softirq
-        return _CpuTime(spent, self._clock(), cores)
+        return _CpuTime(_spent_on(allowed), self._clock(), cores)
 
     def _memory(self) -> tuple[int, int]:
         total, available = _machine_memory()
@@ -187,6 +186,15 @@ def _machine_memory() -> tuple[int, int]:
                 return fields[b"MemTotal"], fields[name]
     machine = psutil.virtual_memory()
     return machine.total, machine.available
+
+
+def _spent_on(cores: set[int]) -> float:
+    """Seconds of processor time that these cores have spent on any process."""
+    each = psutil.cpu_times(percpu=True)
+    # Where cores are offline they are not numbered as they are counted.
+    counted = [each[core] for core in cores] if max(cores) < len(each) else each
+    # The kernel counts guests' time as user time as well; waiting for a disk is idling.
+    return sum(time.user + time.nice + time.system + time.irq + time.softirq for time in counted)
 
 
 def _uptime() -> float:
