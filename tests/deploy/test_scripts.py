@@ -436,7 +436,7 @@ def of_another_user() -> Iterator[Callable[..., Done]]:
         backups.chmod(0o700)
 
 
-def test_another_user_is_told_whose_the_deployment_is(of_another_user: Callable[..., Done]) -> None:
+def test_another_user_learns_whose_the_deployment_is(of_another_user: Callable[..., Done]) -> None:
     """Without the backups it is not known what is deployed: containers are not taken for a host."""
     for script, options, code in (
         ("deploy-websocket.sh", [], 11),
