@@ -461,8 +461,9 @@ renew_caddy() {
     noticed=$((noticed + count))
     docker compose up --detach --no-deps --wait --wait-timeout "$timeout" caddy
   else
-    # By force: what the file takes from the environment or from other files may have changed.
-    docker compose exec -T caddy caddy reload --config /etc/caddy/Caddyfile --adapter caddyfile --force
+    # Without --force: an unchanged configuration is not loaded. A reload closes kept-alive connections, and
+    # a request that is just being sent on one is lost.
+    docker compose exec -T caddy caddy reload --config /etc/caddy/Caddyfile --adapter caddyfile
   fi
 }
 
@@ -615,7 +616,7 @@ put_back_docker() {
     fi
   fi
   # Its files are the previous ones.
-  docker compose exec -T caddy caddy reload --config /etc/caddy/Caddyfile --adapter caddyfile --force || true
+  docker compose exec -T caddy caddy reload --config /etc/caddy/Caddyfile --adapter caddyfile || true
   is_back || return 1
   not_back=$files
   [[ -z $files ]]

@@ -115,6 +115,7 @@ def measure(
                 }
             )
             print(*(f"{k}={_cell(v)}" for k, v in rows[-1].items()), sep="\n  ")
+            print(f"  errors so far: {dict(publisher.repeats)}")
         publisher.stop()
         deadline = time.monotonic() + 15
         last = publisher.answered[-1]
