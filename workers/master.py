@@ -38,6 +38,8 @@ logger = logging.getLogger("gunicorn.error")
 
 _SLOTS_WAIT = 5.0
 """Seconds to wait for other processes to put the slot table back."""
+_KEEP_SECONDS = 2.5
+"""Between two looks whether shared files are there; the workers look at theirs each second."""
 _SLEPT = 5.0
 """Seconds between two looks of the master's loop, which looks each second, that mean that it was
 stopped meanwhile."""
@@ -171,11 +173,14 @@ class Master:
         gives its workers, which were stopped as well, another `timeout` before it kills any.
         """
         looked_at = [self._monotonic()]
+        kept_at = [-math.inf]
 
         def look() -> None:
-            self.keep_files(arbiter)
-            self._look_at_terminal()
             now = self._monotonic()
+            if now - kept_at[0] >= _KEEP_SECONDS:
+                kept_at[0] = now
+                self.keep_files(arbiter)
+            self._look_at_terminal()
             passed, looked_at[0] = now - looked_at[0], now
             if passed > _SLEPT:
                 self._forgive(arbiter, now, passed)

@@ -75,6 +75,19 @@ def arbiter() -> Arbiter:
     return arbiter
 
 
+def test_shared_files_are_looked_at_every_third_second() -> None:
+    arbiter = Arbiter()
+    looked_at: list[float] = []
+    master: Any = Master.__new__(Master)
+    master._monotonic = lambda: arbiter.now
+    master.keep_files = lambda _: looked_at.append(arbiter.now)
+    master._in_terminal, master._terminal_lost = False, -math.inf
+    master.watch_over(arbiter)
+    began = arbiter.now
+    arbiter.run(9)
+    assert [at - began for at in looked_at] == [1, 4, 7]
+
+
 class Terminal:
     """A master in a terminal that can be closed, and what HUP does to it."""
 
