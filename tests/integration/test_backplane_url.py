@@ -16,8 +16,6 @@ from tests.support.sioclient import sio_clients
 from tests.support.valkeys import Starter, valkeys
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.no_cover
-
 
 @pytest.fixture
 def valkey() -> Iterator[Starter]:

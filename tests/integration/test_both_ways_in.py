@@ -14,8 +14,6 @@ from tests.support.raw import TEXT, encode, text
 from tests.support.service import Service
 from tests.support.waiting import DEADLINE, until
 
-pytestmark = pytest.mark.no_cover
-
 HEAD = (
     b"GET /ws/realtime?types=status HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
     b"Connection: keep-alive, Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"

@@ -17,8 +17,6 @@ from tests.support.raw import TEXT, RawClient, encode
 from tests.support.service import Service
 from tests.support.waiting import DEADLINE
 
-pytestmark = pytest.mark.no_cover
-
 OFFER = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
 
 

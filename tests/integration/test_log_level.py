@@ -9,14 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.support import REPO
 from tests.support.plain import PlainClient
 from tests.support.service import Service
 from tests.support.waiting import until
-
-pytestmark = pytest.mark.no_cover
 
 
 def set_level(data_dir: Path, level: str) -> subprocess.CompletedProcess[str]:

@@ -13,8 +13,6 @@ import pytest
 from tests.support.service import Service
 from workers.shared import paths
 
-pytestmark = pytest.mark.no_cover
-
 
 def _link(path: Path) -> None:
     path.symlink_to(path.parent)

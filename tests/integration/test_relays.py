@@ -17,8 +17,6 @@ from tests.support.service import Service
 from tests.support.sioclient import SioClient, on_two_workers, packet, raw_socketio, sio_clients
 from tests.support.valkeys import Starter, valkeys
 
-pytestmark = pytest.mark.no_cover
-
 HANDLERS = "tests.integration.relay_handlers"
 
 
