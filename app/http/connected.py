@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from aiohttp import web
 
@@ -11,7 +11,7 @@ from app.http.audit import Write
 from app.http.context import HttpContext
 from app.http.errors import HttpError, json_response
 from app.protocol.requests import check_type
-from app.protocol.schema.limits import CLOSING_CODES, MAX_NAME, MAX_ROWS
+from app.protocol.schema.limits import CLOSING_CODES, MAX_NAME, MAX_ROWS, PROTOCOLS
 from app.sessions.roster import Closed, Page, Query, Roster
 
 DEFAULT_ROWS = 100
@@ -19,7 +19,7 @@ DEFAULT_ROWS = 100
 
 
 async def get_connected(request: web.Request, context: HttpContext) -> web.Response:
-    """`GET /connections?user=&type=&limit=&after=`: connections of all workers, by id."""
+    """`GET /connections?user=&type=&protocol=&limit=&after=`: connections of all workers, by id."""
     page = await _find(request, context, by_user=False)
     return json_response({"connections": page.rows, **_figures(page)})
 
@@ -36,6 +36,7 @@ async def delete_connected(
     """`DELETE /connections/ID?code=`: close one connection."""
     id = request.match_info["id"]
     roster = await _operator(request, write, context)
+    _refuse_others(request.query, ("code",))
     if len(id) > MAX_NAME:
         raise ClientError(ErrorCode.INVALID_PAYLOAD, f"An id has at most {MAX_NAME} characters.")
     closed = await roster.close(id=id, code=_code(request.query))
@@ -49,6 +50,7 @@ async def delete_user(request: web.Request, write: Write, context: HttpContext) 
     """`DELETE /connections?user=&code=`: close all connections of a user."""
     roster = await _operator(request, write, context)
     user = _name(request.query, "user")
+    _refuse_others(request.query, ("user", "code"))
     if user is None:
         message = "Name the 'user' whose connections are to be closed."
         raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
@@ -80,6 +82,7 @@ async def _find(request: web.Request, context: HttpContext, *, by_user: bool) ->
             by_user,
             _name(query, "after") or "",
             _limit(query),
+            None if by_user else _protocol(query),
         )
     )
 
@@ -105,6 +108,22 @@ def _name(query: Mapping[str, str], name: str) -> str | None:
         message = f"'{name}' has at most {MAX_NAME} characters."
         raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
     return text
+
+
+def _protocol(query: Mapping[str, str]) -> str | None:
+    name = query.get("protocol") or None
+    if name is not None and name not in PROTOCOLS:
+        message = f"'protocol' must be one of {', '.join(PROTOCOLS)}."
+        raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
+    return name
+
+
+def _refuse_others(query: Mapping[str, str], known: Collection[str]) -> None:
+    """A filter that a call does not have would let it close more than the caller means."""
+    for name in query:
+        if name not in known:
+            message = f"This call has no parameter {name[:64]!r}; it has: {', '.join(known)}."
+            raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
 
 
 def _limit(query: Mapping[str, str]) -> int:

@@ -172,6 +172,8 @@ class TokenVerifier:
             ClientError: UNAUTHORIZED, and what is wrong with the token.
             KeysUnavailable: its key is not known yet; see `settle`.
         """
+        if not self.enabled:
+            raise _unauthorized("This service asks for no token, and takes none.")
         if not token or len(token) > MAX_TOKEN_LENGTH:
             raise _unauthorized("The token is empty or too long.")
         try:

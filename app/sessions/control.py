@@ -140,7 +140,7 @@ def parse(body: bytes) -> Control:
             if message.get("ask") is not None:
                 check_sid(message["host_id"])
         elif message["method"] in {"list", "close"}:
-            for name in ("user", "type", "after", "id"):
+            for name in ("user", "type", "protocol", "after", "id"):
                 _optional(message, name, _text)
         elif message["method"] == "alive":
             _optional(message, "users", _counts)

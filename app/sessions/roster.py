@@ -55,6 +55,8 @@ class Query:
     """The last row of the page before."""
     limit: int = 100
     """Rows of a page."""
+    protocol: str | None = None
+    """Only those that speak this one."""
 
 
 @dataclass(slots=True)
@@ -127,6 +129,7 @@ class Roster:
             "method": "list",
             "user": query.user,
             "type": query.type,
+            "protocol": query.protocol,
             "by_user": query.by_user,
             "after": query.after,
             "limit": query.limit,
@@ -210,6 +213,7 @@ class Roster:
             bool(message.get("by_user")),
             message.get("after") or "",
             min(message["limit"], MAX_ROWS),
+            message.get("protocol"),
         )
         rows, total, anonymous = self._list(query)
         answer = {"rows": rows, "total": total, "anonymous": anonymous}
@@ -240,7 +244,8 @@ class Roster:
 
     # What this worker has.
 
-    def _matching(self, user: str | None, type: str | None) -> list[Session]:
+    def _matching(self, query: Query) -> list[Session]:
+        user, type, protocol = query.user, query.type, query.protocol
         return [
             session
             for session in self._registry.by_id.values()
@@ -248,11 +253,12 @@ class Roster:
             and session.state == OPEN
             and (user is None or session.user == user)
             and (type is None or type in session.group.types)
+            and (protocol is None or session.protocol == protocol)
         ]
 
     def _list(self, query: Query) -> tuple[list[Row], int, int]:
         """One row more than the page has, if there is one; connections, those without a name."""
-        found = self._matching(query.user, query.type)
+        found = self._matching(query)
         anonymous = sum(session.user is None for session in found)
         if query.by_user:
             users = Counter(session.user for session in found if session.user is not None)

@@ -136,6 +136,65 @@ async def test_connections(home: Path, service: Service) -> None:
             await client.close()
 
 
+async def test_users_of_a_type(tmp_path: Path) -> None:
+    async with Service(WORKERS=2, PRESENCE_NAMES="status", AUTH_SECRET=SECRET) as service:
+        (tmp_path / ".env").write_text(f"BIND=127.0.0.1:{service.port}\nAUTH_SECRET={SECRET}\n")
+
+        async def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return await asyncio.to_thread(yujian, tmp_path, *arguments)
+
+        async def sign(*arguments: str) -> str:
+            return (await run("token", *arguments)).stdout.strip()
+
+        names = [f"user{number}" for number in range(5)]
+        clients = [
+            await PlainClient.open(service, types="status", token=await sign("--user", name))
+            for name in names
+        ]
+
+        async def are_listed() -> bool:
+            return [row["user"] for row in lines(await run("who", "status", "--json"))] == names
+
+        await until(are_listed, "all are listed")
+        done = await run("who", "status", "--limit", "2")
+        assert done.stdout == "     1  user0\n     1  user1\n"
+        assert done.stderr == "2 shown, 5 users with a name, 5 connections\n"
+        assert (await run("who", "stats")).returncode == 4
+        for arguments, code in (([], 4), (["--presence"], 0), (["--presence", "status"], 0)):
+            token = await sign("--user", "zoe", *arguments)
+            assert (await run("who", "status", "--token", token)).returncode == code
+        assert (await run("who", "status", "--token", "wrong")).returncode == 4
+        assert (await run("who", "status", "--url", "http://127.0.0.1:1")).returncode == 3
+        assert (await run("who")).returncode == 2
+        for client in clients:
+            await client.close()
+
+
+def test_a_secret_where_the_service_asks_for_no_token(home: Path) -> None:
+    with (home / ".env").open("a") as file:
+        file.write(f"AUTH_SECRET={SECRET}\n")
+    assert yujian(home, "publish", "config", "unused", "1").returncode == 0
+    watch = subprocess.Popen(
+        [*PROGRAM, "watch", "config", "--count", "2"],
+        cwd=home,
+        env=environ(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watch.stdout is not None
+    assert "unused  " in watch.stdout.readline()
+    assert yujian(home, "publish", "config", "later", "2").returncode == 0
+    out, said = watch.communicate(timeout=60)
+    assert (watch.returncode, out.split()[2]) == (0, "later")
+    assert said == (
+        "The service asks for no token, and has refused this one: the client goes on without it.\n"
+    )
+    done = yujian(home, "who", "status")
+    assert (done.returncode, "PRESENCE_NAMES" in done.stderr) == (4, True)
+    assert yujian(home, "history", "config").returncode == 0
+
+
 def test_presence(home: Path) -> None:
     assert yujian(home, "presence", "set", "working", "Tea ☕").returncode == 0
     assert yujian(home, "presence", "get").stdout == "working  Tea ☕\n"

@@ -62,6 +62,8 @@ async def test_lists_and_ends_over_all_workers(service: Service) -> None:
         assert (page["connections"], page["more"]) == (rows[:3], True)
         page = (await get(service, f"/connections?limit=3&after={rows[2]['id']}")).body
         assert (page["connections"], page["more"]) == (rows[3:], False)
+        of_bob = (await get(service, "/connections?protocol=socketio")).body
+        assert ([row["user"] for row in of_bob["connections"]], of_bob["total"]) == (["bob"], 1)
         of_stats = (await get(service, "/connections?type=stats&user=ann")).body
         assert of_stats["total"] == 0
         users = (await get(service, "/connections/users?type=status")).body
@@ -99,6 +101,7 @@ async def test_lists_and_ends_over_all_workers(service: Service) -> None:
         ("/connections?type=nothing", 400),
         ("/connections?user=" + "x" * 1025, 400),
         ("/connections?user=ann&code=1000", 400),
+        ("/connections?protocol=nope", 400),
         ("/connections", 400),
         ("/connections?user=", 400),
     ],
@@ -112,6 +115,16 @@ async def test_wrong_questions(service: Service, method: str, path: str, status:
     }:
         status = 200
     assert answer.status == status, answer.body
+
+
+async def test_nothing_is_closed_by_a_filter_that_the_call_does_not_have(service: Service) -> None:
+    ann = await PlainClient.open(service, user="ann", types="status")
+    await ann.barrier()
+    for path in ("/connections?user=ann&type=stats", "/connections/x?user=ann"):
+        answer = await delete(service, path)
+        assert (answer.status, answer.body["code"]) == (400, "INVALID_PAYLOAD")
+    assert (await delete(service, "/connections?user=ann")).body["closed"] == 1
+    await ann.close()
 
 
 async def test_only_with_the_publish_token(service: Service) -> None:

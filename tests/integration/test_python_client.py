@@ -16,7 +16,9 @@ import jwt
 import pytest
 
 from tests.support import REPO
+from tests.support.plain import PlainClient
 from tests.support.service import TOKEN, Service
+from tests.support.waiting import until
 from yujian_realtime import (
     ConnectionClosed,
     Draft,
@@ -87,6 +89,38 @@ async def test_the_newest_state_comes_first(service: Service) -> None:
         await anext(subscription)
     with pytest.raises(ConnectionClosed):
         await lab.ping()
+
+
+async def test_a_token_that_the_service_does_not_ask_for(service: Service) -> None:
+    async with connect(service.base, token=lambda: "unused", pause=PAUSE) as lab:
+        seen, errors = states(lab), [""]
+        lab.on("error", lambda error: errors.append(error.code))
+        subscription = lab.subscribe("config", history=0)
+        for number in range(5):
+            mark = f"unused {number}"
+            await lab.ping()
+            await service.publish("config", "tick", mark)
+            await collect(subscription, mark)
+        assert errors[1:] == ["TOKEN_UNUSED"]
+        assert {state.name for state in seen} <= {"connecting", "open"}
+        assert lab.counts.reconnects == 0
+
+
+async def test_users_by_name() -> None:
+    async with Service(WORKERS=1, PRESENCE_NAMES="config") as service:
+        names = [f"user{number:03}" for number in range(105)]
+        clients = [await PlainClient.open(service, types="config", user=name) for name in names]
+        async with connect(service.base, pause=PAUSE) as lab:
+
+            async def are_listed() -> bool:
+                return [row["user"] async for row in lab.users("config")] == names
+
+            await until(are_listed, "all are listed, over two pages")
+            page = await lab.presence("config", 2, "user003")
+            assert page["names"] == [{"user": name, "connections": 1} for name in names[4:6]]
+            assert (page["total"], page["more"]) == (105, True)
+        for client in clients:
+            await client.close()
 
 
 async def test_all_stands_for_every_type_and_unused_subscriptions_end(service: Service) -> None:

@@ -87,6 +87,15 @@ async def test_users_are_counted_over_all_workers(workers: list[FakeWorker]) -> 
     assert [row["user"] for row in page.rows] == ["bob", "zoe"]
 
 
+async def test_connections_of_one_protocol(workers: list[FakeWorker]) -> None:
+    for worker, protocol in zip(workers, ("plain", "sse", "sse"), strict=True):
+        session = FakeSession(protocol + str(worker.slots.index))
+        session.protocol = protocol
+        worker.add(session)
+    page = await workers[0].roster.find(Query(protocol="sse"))
+    assert ([row["protocol"] for row in page.rows], page.total) == (["sse", "sse"], 2)
+
+
 async def test_what_is_not_open_or_not_welcomed_is_in_no_list(workers: list[FakeWorker]) -> None:
     gone, early = FakeSession("gone", "ann"), FakeSession("early", "ann")
     gone.state, early.welcomed = CLOSING, False

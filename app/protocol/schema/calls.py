@@ -25,6 +25,7 @@ from app.protocol.schema.limits import (
     MAX_MESSAGES,
     MAX_NAME,
     MAX_ROWS,
+    PROTOCOLS,
     RANGES,
 )
 
@@ -212,6 +213,7 @@ TABLE = (
         (
             Parameter("user", Text(1, MAX_NAME), "only those of this user"),
             Parameter("type", TypeName(), "only those that are subscribed to this type"),
+            Parameter("protocol", Choice(PROTOCOLS), "only those that speak this one"),
             *_PAGE,
         ),
         errors=(ErrorCode.INVALID_TYPE, ErrorCode.NOT_FOUND, *_ASKING_ERRORS),

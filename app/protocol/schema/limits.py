@@ -28,6 +28,8 @@ MAX_ANNOUNCED, MAX_ANNOUNCED_BYTES = 200, 16 * 1024
 """Maximum users that one `join` or `leave` names, and their size as JSON."""
 MAX_NAME = 1024
 """Longest id or name in the query of a call, in characters."""
+PROTOCOLS = ("plain", "socketio", "sse")
+"""What connections speak."""
 CLOSING_CODES = ("4403", "4401")
 """With which an operator closes connections; the first is the default."""
 MAX_TASK_LENGTH = 500

@@ -125,8 +125,8 @@ export declare class Realtime {
     request<T = unknown>(action: string, payload?: unknown): Promise<Message<T>>;
     /** Older messages of a type, newest last. */
     history(type: string, limit?: number, before?: number): Promise<HistoryPage>;
-    /** How many are subscribed to a type. */
-    presence(type: string): Promise<Subscribers>;
+    /** How many are subscribed to a type, and with a `limit` (1 to 100) which users. */
+    presence(type: string, limit?: number, after?: string): Promise<Subscribers>;
     /** Round trip in milliseconds. */
     ping(now?: boolean): Promise<number>;
     /** Come back now, also after what is final: with another token, say. */

@@ -262,9 +262,9 @@ export class Realtime {
     return (await this.request('get_history', payload)).data;
   }
 
-  /** How many are subscribed to a type. */
-  async presence(type: string): Promise<Subscribers> {
-    return (await this.request('presence', { type })).data;
+  /** How many are subscribed to a type, and with a `limit` (1 to 100) which users. */
+  async presence(type: string, limit?: number, after?: string): Promise<Subscribers> {
+    return (await this.request('presence', { type, limit, after })).data;
   }
 
   /** Round trip in milliseconds. */
@@ -347,6 +347,7 @@ export class Realtime {
   /** The first frame shows the token, if there is one: it never stands in an address. */
   private async authenticate(socket: Socket): Promise<void> {
     const { token } = this.options;
+    const wasReady = this.ready;
     if (token === undefined) {
       // Where a token is needed this is refused at once; else it is the first round trip.
       this.ping(true).catch((error: unknown) => {
@@ -361,7 +362,10 @@ export class Realtime {
       if (socket === this.socket) await this.ask('auth', { token: value }, true);
     } catch (error) {
       if (socket !== this.socket) return;
-      if (error instanceof RealtimeError) {
+      // A service that asks for no token refuses one, and goes on without it.
+      if (error instanceof RealtimeError && error.code === 'UNAUTHORIZED' && this.ready && !wasReady) {
+        this.emit('error', error);
+      } else if (error instanceof RealtimeError) {
         this.lastError = error;
         this.lost(socket, error.code === 'UNAUTHORIZED' ? 4401 : 1006, '');
       } else {

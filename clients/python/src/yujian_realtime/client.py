@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, cast, overload
 
 import aiohttp
 
@@ -22,6 +22,13 @@ from yujian_realtime.errors import ConnectionClosed, RealtimeError, RequestTimeo
 from yujian_realtime.failures import describe
 from yujian_realtime.ledger import Ledger
 from yujian_realtime.messages import Counts, Gap, History, Message, State
+from yujian_realtime.protocol import (
+    ActionName,
+    Connected,
+    ConnectedUser,
+    HistoryPage,
+    Subscribers,
+)
 from yujian_realtime.session import SessionUser
 
 logger = logging.getLogger("yujian_realtime")
@@ -34,9 +41,12 @@ QUEUE_LIMIT = 1000
 
 _LARGEST_FRAME = 64 * 2**20
 """Bytes of a message that are taken: the service's own limit is far below."""
+_PAGE = 100
+"""Users that one request brings."""
 _OPEN_TIMEOUT = 15.0
 _CLOSE_TIMEOUT = 2.0
 _EVENTS = ("state", "message", "gap", "error", "rtt")
+_UNUSED = "The service asks for no token, and has refused this one: the client goes on without it."
 _REFUSED = "The handshake was refused with HTTP status"
 
 
@@ -79,7 +89,7 @@ class Realtime(SessionUser):
         self._backoff = Backoff(*pause, random)
         self._ledger = Ledger()
         self._state = State("connecting")
-        self._connected: Mapping[str, Any] = {}
+        self._connected = cast("Connected", {})
         self._clock_offset = 0.0
         self._subscriptions: list[Subscription] = []
         self._handlers: dict[str, list[Callable[[Any], object]]] = {name: [] for name in _EVENTS}
@@ -166,7 +176,7 @@ class Realtime(SessionUser):
         return self._ledger.counts
 
     @property
-    def connected(self) -> Mapping[str, Any]:
+    def connected(self) -> Connected:
         """Data of `connected`: `connectionId`, `user`, `supportedTypes`, limits; at first empty."""
         return self._connected
 
@@ -236,7 +246,11 @@ class Realtime(SessionUser):
     # Requests
 
     async def request(
-        self, action: str, payload: Mapping[str, Any] | None = None, *, timeout: float = 15.0
+        self,
+        action: ActionName | str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = 15.0,
     ) -> Message:
         """Ask the service; waits for a connection.
 
@@ -262,13 +276,34 @@ class Realtime(SessionUser):
         payload: dict[str, Any] = {"type": type, "limit": limit}
         if before is not None:
             payload["before"] = before
-        data = (await self.request("get_history", payload)).data
+        data: HistoryPage = (await self.request("get_history", payload)).data
         return History([Message.of(one, "history") for one in data["messages"]], data["more"])
 
-    async def presence(self, type: str) -> dict[str, int]:
-        """How many are subscribed to a type, `{connections, users}`; raises like `request`."""
-        data: dict[str, int] = (await self.request("presence", {"type": type})).data
+    async def presence(self, type: str, limit: int | None = None, after: str = "") -> Subscribers:
+        """How many are subscribed to a type, and which users; raises like `request`.
+
+        Args:
+            type: of messages.
+            limit: users that are named, 1 to 100; None: none are.
+            after: with a limit: only users behind this one.
+        """
+        payload: dict[str, Any] = {"type": type}
+        if limit is not None:
+            payload |= {"limit": limit, "after": after}
+        data: Subscribers = (await self.request("presence", payload)).data
         return data
+
+    async def users(self, type: str) -> AsyncIterator[ConnectedUser]:
+        """All users that are subscribed to a type, by name, page after page; raises like `request`."""
+        after = ""
+        while True:
+            page = await self.presence(type, _PAGE, after)
+            names = page.get("names", [])
+            for row in names:
+                yield row
+            if not names or not page.get("more"):
+                return
+            after = names[-1]["user"]
 
     async def ping(self) -> float:
         """Round trip in seconds; raises like `request`."""
@@ -395,10 +430,11 @@ class Realtime(SessionUser):
             )
         )
 
-    async def _authenticate(self) -> None:
+    async def _authenticate(self, *, renews: bool = False) -> None:
         """Show the token, if there is one, in the first frame; else make the first round trip.
 
-        Where a token is needed, a request without one is refused at once.
+        Where a token is needed, a request without one is refused at once. Where none is, the
+        token is refused, and the connection is as good as one without it.
         """
         began = time.monotonic()
         try:
@@ -422,6 +458,9 @@ class Realtime(SessionUser):
         except ConnectionClosed:
             return
         except RealtimeError as error:
+            if error.code == "UNAUTHORIZED" and self._ready.is_set() and not renews:
+                self._emit("error", RealtimeError("TOKEN_UNUSED", _UNUSED))
+                return
             code = 4401 if error.code == "UNAUTHORIZED" else 1006
             self._end(Ending(code, error=error.code, message=error.message))
 
@@ -490,7 +529,7 @@ class Realtime(SessionUser):
         elif event == "gap":
             self._emit("gap", self._ledger.gap(envelope["type"], data))
         elif event == "token_expiring" and callable(self._token):
-            self._spawn(self._authenticate())
+            self._spawn(self._authenticate(renews=True))
         elif event == "error":
             self._refused(RealtimeError(data["code"], data["message"]), asked)
         if "seq" in envelope:
@@ -500,7 +539,7 @@ class Realtime(SessionUser):
         if asked is not None and not asked.done():
             asked.set_result(Message.of(envelope, "live"))
 
-    async def _welcomed(self, data: dict[str, Any]) -> None:
+    async def _welcomed(self, data: Connected) -> None:
         self._connected = data
         self._clock_offset = data["serverTime"] / 1000 - time.time()
         self._backoff.succeeded()

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from yujian_realtime import protocol
 from yujian_realtime.errors import PublishError
 from yujian_realtime.http import HttpClient
+from yujian_realtime.protocol import PresenceSet, PublishedMessage
 
 Priority = Literal["high", "normal", "low"]
 
@@ -33,7 +35,7 @@ class Draft:
     id: str = field(default_factory=_new_id)
     """By which the service recognises a repeated call, for five minutes."""
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> PublishedMessage:
         """As the service takes it."""
         return {
             "type": self.type,
@@ -132,14 +134,14 @@ class Publisher(HttpClient):
 
     async def set_presence(
         self, state: Literal["idle", "working", "offline"], task: str | None = None
-    ) -> dict[str, Any]:
+    ) -> PresenceSet:
         """Set what the lab does; raises like `publish`."""
         answer = await self.call("POST", "/status", {"state": state, "task": task})
-        presence: dict[str, Any] = answer.body
+        presence: PresenceSet = answer.body
         return presence
 
 
-def _stored(body: dict[str, Any]) -> Stored:
+def _stored(body: protocol.Stored) -> Stored:
     return Stored(body["id"], body["type"], body["seq"], body["epoch"])
 
 

@@ -1,14 +1,17 @@
-"""The commands that make calls over HTTP: history, publish, presence, connections, status, token."""
+"""The commands that make calls over HTTP: history, publish, presence, connections, status, token; and `who`."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TextIO, cast
 from urllib.parse import quote
 
-from yujian_realtime.command.exits import Exit, Failure, failure_of
+from yujian_realtime.client import Realtime
+from yujian_realtime.closing import Ending
+from yujian_realtime.command.exits import Exit, Failure, failure_of, failure_of_ending
 from yujian_realtime.command.settings import Connection
 from yujian_realtime.command.text import (
     clock,
@@ -21,6 +24,7 @@ from yujian_realtime.command.text import (
 )
 from yujian_realtime.errors import PublishError, RealtimeError
 from yujian_realtime.http import HttpClient, refusal
+from yujian_realtime.messages import State as LinkState
 from yujian_realtime.publisher import Draft, Publisher, Stored
 
 PAGE = 100
@@ -204,6 +208,7 @@ async def connections(
     connection: Connection,
     user: str | None,
     type: str | None,
+    protocol: str | None,
     limit: int,
     *,
     by_user: bool,
@@ -215,6 +220,7 @@ async def connections(
         connection: which service.
         user: only those of this user; None: all.
         type: only those that are subscribed to this type; None: all.
+        protocol: only those that speak this one; None: all.
         limit: how many; 0: all.
         by_user: users in place of connections.
         as_json: one row a line.
@@ -227,6 +233,8 @@ async def connections(
         query["user"] = user
     if type is not None:
         query["type"] = type
+    if protocol is not None:
+        query["protocol"] = protocol
     printed = 0
     try:
         async with HttpClient(connection.url, token) as client:
@@ -246,6 +254,47 @@ async def connections(
         shown = f"{printed} shown, " if page["more"] else ""
         total = f"{shown}{page['total']} connections{nameless} at {page['workers']} workers"
         print(total, file=sys.stderr)
+    return Exit.OK
+
+
+async def users(connection: Connection, type: str, limit: int, *, as_json: bool) -> Exit:
+    """Print the users that are subscribed to a type, by name.
+
+    Args:
+        connection: which service.
+        type: of messages.
+        limit: how many; 0: all.
+        as_json: one row a line.
+    """
+    lab = Realtime(connection.url, token=connection.reader_token(), history=0)
+    lost: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+
+    def note(state: LinkState) -> None:
+        if state.name == "waiting" and not lost.done():
+            lost.set_result(Ending(state.code or 1006, message=state.message))
+
+    lab.on("state", note)
+    try:
+        async with lab:
+            opened = asyncio.create_task(lab.opened())
+            await asyncio.wait((opened, lost), return_when=asyncio.FIRST_COMPLETED)
+            if not opened.done():
+                opened.cancel()
+                raise failure_of_ending(lost.result(), connection.url)
+            await opened
+            page = await lab.presence(type, 1)
+            printed = 0
+            async for row in lab.users(type):
+                if limit and printed == limit:
+                    break
+                _print_row(cast("dict[str, Any]", row), as_json=as_json)
+                printed += 1
+    except RealtimeError as error:
+        raise failure_of(error, connection.url) from None
+    if not as_json:
+        total, connections = page.get("total", printed), page["connections"]
+        shown = f"{printed} shown, " if printed < total else ""
+        print(f"{shown}{total} users with a name, {connections} connections", file=sys.stderr)
     return Exit.OK
 
 
@@ -328,17 +377,8 @@ def connection_word(word: str, *, on: bool) -> str:
 
 
 def token(
-    connection: Connection,
-    user: str,
-    ttl: float | None,
-    types: list[str],
-    publish_types: list[str] | bool | None,
+    connection: Connection, user: str, ttl: float | None, claims: Mapping[str, object]
 ) -> Exit:
     """Print a client's token that is signed with AUTH_SECRET."""
-    claims: dict[str, object] = {}
-    if types:
-        claims["types"] = types
-    if publish_types is not None:
-        claims["publish"] = publish_types
     _print(connection.sign(user, ttl, claims))
     return Exit.OK

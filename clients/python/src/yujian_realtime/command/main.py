@@ -55,7 +55,7 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:  # noqa: PLR0915 - a list of commands
     """The parser of the command line."""
     common = argparse.ArgumentParser(add_help=False)
     where = common.add_argument_group("which service")
@@ -180,6 +180,9 @@ def parser() -> argparse.ArgumentParser:
     connections.add_argument("ids", nargs="*", metavar="ID", help="of connections to close")
     connections.add_argument("--user", metavar="NAME", help="only those of this user")
     connections.add_argument("--type", help="only those that are subscribed to this type")
+    connections.add_argument(
+        "--protocol", choices=["plain", "socketio", "sse"], help="only those that speak this one"
+    )
     connections.add_argument("--users", action="store_true", help="users, by name")
     connections.add_argument(
         "--limit", type=_positive, default=100, metavar="N", help="how many (default: 100)"
@@ -188,6 +191,19 @@ def parser() -> argparse.ArgumentParser:
     connections.add_argument(
         "--revoked", action="store_true", help="close with 4401: the token is no longer good"
     )
+
+    named = add(
+        "who",
+        "list the users that are subscribed to a type, by name",
+        _examples("yujian who status", "yujian who health --all --json | jq -r .user")
+        + "\n\nThe service allows it with PRESENCE_NAMES, and with tokens by the claim presence.",
+        shape,
+    )
+    named.add_argument("type", metavar="TYPE")
+    named.add_argument(
+        "--limit", type=_positive, default=100, metavar="N", help="how many (default: 100)"
+    )
+    named.add_argument("--all", action="store_true", help="all that there are")
 
     add(
         "status",
@@ -221,6 +237,15 @@ def parser() -> argparse.ArgumentParser:
         default=None,
         metavar="A,B",
         help="types that it may publish; without a value those that it may read",
+    )
+    token.add_argument(
+        "--presence",
+        type=_names,
+        nargs="?",
+        const=[],
+        default=None,
+        metavar="A,B",
+        help="types whose users it may list; without a value those that it may read",
     )
 
     many = add(
@@ -295,15 +320,12 @@ def _work(
     if command == "publish":
         return _publish(arguments, connection, top)
     if command == "presence":
-        if arguments.what == "get":
-            return lambda: calls.presence_get(connection, as_json=as_json)
-        if arguments.state is None:
-            top.error("presence set needs a state: idle, working or offline")
-        return lambda: calls.presence_set(
-            connection, arguments.state, arguments.task, as_json=as_json
-        )
+        return _presence(arguments, connection, top)
     if command == "connections":
         return _connections(arguments, connection, top)
+    if command == "who":
+        limit = 0 if arguments.all else arguments.limit
+        return lambda: calls.users(connection, arguments.type, limit, as_json=as_json)
     if command == "status":
         return lambda: calls.status(connection, as_json=as_json)
     if command == "load":
@@ -319,10 +341,29 @@ def _work(
 
     async def token() -> Exit:
         ttl = None if arguments.forever else arguments.ttl
-        publish_types = True if arguments.publish == [] else arguments.publish
-        return calls.token(connection, arguments.user, ttl, arguments.types, publish_types)
+        claims = {
+            name: True if value == [] else value
+            for name, value in (
+                ("types", arguments.types or None),
+                ("publish", arguments.publish),
+                ("presence", arguments.presence),
+            )
+            if value is not None
+        }
+        return calls.token(connection, arguments.user, ttl, claims)
 
     return token
+
+
+def _presence(
+    arguments: argparse.Namespace, connection: Connection, top: argparse.ArgumentParser
+) -> Callable[[], Coroutine[Any, Any, Exit]]:
+    as_json, state = arguments.json, arguments.state
+    if arguments.what == "get":
+        return lambda: calls.presence_get(connection, as_json=as_json)
+    if state is None:
+        top.error("presence set needs a state: idle, working or offline")
+    return lambda: calls.presence_set(connection, state, arguments.task, as_json=as_json)
 
 
 def _connections(
@@ -347,6 +388,7 @@ def _connections(
         connection,
         arguments.user,
         arguments.type,
+        arguments.protocol,
         limit,
         by_user=arguments.users,
         as_json=arguments.json,

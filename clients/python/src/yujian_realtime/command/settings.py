@@ -94,7 +94,7 @@ class Connection:
         if self.token:
             return self.token
         if self.settings.get("AUTH_SECRET"):
-            return lambda: self.sign(OWN_USER, OWN_TOKEN_TTL)
+            return lambda: self.sign(OWN_USER, OWN_TOKEN_TTL, {"presence": True})
         return None
 
     def bearer(self) -> str:

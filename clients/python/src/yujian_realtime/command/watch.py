@@ -52,6 +52,8 @@ class Table:
 
     address: str
     colour: bool
+    note: str = ""
+    """A line about the connection."""
     rows: dict[tuple[str, str, str], Message] = field(default_factory=dict)
 
     def add(self, message: Message) -> None:
@@ -83,10 +85,12 @@ class Table:
             facts.append(f"round trip {lab.rtt * 1000:.0f} ms")
         head = fit(f"{link}  {self.address}  " + "  ".join(facts), columns)
         drawn = [paint(head[: len(link)], _LINKS[state.name], on=self.colour) + head[len(link) :]]
+        if self.note:
+            drawn.append(fit(self.note, columns))
         titles = f"{pad('TYPE', 10)}  {pad('EVENT', 18)}  {pad('SEQ', 8)}  {pad('AGE', 10)}  DATA"
         drawn.append(paint(fit(titles, columns), "grey", on=self.colour))
         shown = sorted(self.rows.items())
-        room = max(lines - 3, 1)
+        room = max(lines - len(drawn) - 1, 1)
         if len(shown) > room:
             newest = sorted(shown, key=lambda item: item[1].timestamp)[-room:]
             shown = sorted(newest)
@@ -211,6 +215,10 @@ class Watch:
         # An answer to a subscription: without it nothing would ever come.
         if error.code in {"INVALID_TYPE", "SUBSCRIPTION_INVALID", "INVALID_PAYLOAD", "FORBIDDEN"}:
             self._fail(failure_of(error, self._connection.url))
+        elif error.code == "TOKEN_UNUSED":
+            self._say(error.message)
+            if self._table is not None:
+                self._table.note = error.message
 
     def _fail(self, failure: Failure) -> None:
         if self._failed is not None and not self._failed.done():
