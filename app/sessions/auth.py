@@ -173,7 +173,7 @@ class TokenVerifier:
             KeysUnavailable: its key is not known yet; see `settle`.
         """
         if not self.enabled:
-            raise _unauthorized("This service asks for no token, and takes none.")
+            raise _unauthorized("This service asks for no token and accepts no signing algorithm.")
         if not token or len(token) > MAX_TOKEN_LENGTH:
             raise _unauthorized("The token is empty or too long.")
         try:
