@@ -153,19 +153,19 @@ async def test_users_of_a_type(tmp_path: Path) -> None:
         ]
 
         async def are_listed() -> bool:
-            return [row["user"] for row in lines(await run("who", "status", "--json"))] == names
+            return [row["user"] for row in lines(await run("users", "status", "--json"))] == names
 
         await until(are_listed, "all are listed")
-        done = await run("who", "status", "--limit", "2")
+        done = await run("users", "status", "--limit", "2")
         assert done.stdout == "     1  user0\n     1  user1\n"
         assert done.stderr == "2 shown, 5 users with a name, 5 connections\n"
-        assert (await run("who", "stats")).returncode == 4
+        assert (await run("users", "stats")).returncode == 4
         for arguments, code in (([], 4), (["--presence"], 0), (["--presence", "status"], 0)):
             token = await sign("--user", "zoe", *arguments)
-            assert (await run("who", "status", "--token", token)).returncode == code
-        assert (await run("who", "status", "--token", "wrong")).returncode == 4
-        assert (await run("who", "status", "--url", "http://127.0.0.1:1")).returncode == 3
-        assert (await run("who")).returncode == 2
+            assert (await run("users", "status", "--token", token)).returncode == code
+        assert (await run("users", "status", "--token", "wrong")).returncode == 4
+        assert (await run("users", "status", "--url", "http://127.0.0.1:1")).returncode == 3
+        assert (await run("users")).returncode == 2
         for client in clients:
             await client.close()
 
@@ -190,7 +190,7 @@ def test_a_secret_where_the_service_asks_for_no_token(home: Path) -> None:
     assert said == (
         "The service asks for no token, and has refused this one: the client goes on without it.\n"
     )
-    done = yujian(home, "who", "status")
+    done = yujian(home, "users", "status")
     assert (done.returncode, "PRESENCE_NAMES" in done.stderr) == (4, True)
     assert yujian(home, "history", "config").returncode == 0
 

@@ -1,4 +1,4 @@
-"""The commands that make calls over HTTP: history, publish, presence, connections, status, token; and `who`."""
+"""The commands that make calls over HTTP: history, publish, presence, connections, status, token, users."""
 
 from __future__ import annotations
 

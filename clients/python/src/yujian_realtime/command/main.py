@@ -193,9 +193,9 @@ def parser() -> argparse.ArgumentParser:  # noqa: PLR0915 - a list of commands
     )
 
     named = add(
-        "who",
+        "users",
         "list the users that are subscribed to a type, by name",
-        _examples("yujian who status", "yujian who health --all --json | jq -r .user")
+        _examples("yujian users status", "yujian users health --all --json | jq -r .user")
         + "\n\nThe service allows it with PRESENCE_NAMES, and with tokens by the claim presence.",
         shape,
     )
@@ -323,7 +323,7 @@ def _work(
         return _presence(arguments, connection, top)
     if command == "connections":
         return _connections(arguments, connection, top)
-    if command == "who":
+    if command == "users":
         limit = 0 if arguments.all else arguments.limit
         return lambda: calls.users(connection, arguments.type, limit, as_json=as_json)
     if command == "status":
