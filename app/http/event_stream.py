@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Callable
 
@@ -13,7 +12,7 @@ from app.errors import ClientError, CloseCode
 from app.http.admission import Admission, Admitted, Refused
 from app.http.cors import Hosts, Origins, is_browser
 from app.http.request_head import EVENTS_PATH, RequestHead, parse_events
-from app.http.upgrade import admit, take_socket
+from app.http.session_entrance import SessionEntrance, log_opened
 from app.protocol import http_answers
 from app.protocol.envelope import connection_id
 from app.protocol.offsets import decode_offset
@@ -25,19 +24,12 @@ from app.sessions.token_keys import KeysUnavailable
 from app.transport.door import PASSED, Passed
 from app.transport.takeover import DetachedResponse
 
-logger = logging.getLogger("realtime.connection")
 
-
-class EventStream:
-    """Handles requests for server-sent events.
+class EventStream(SessionEntrance):
+    """Handles requests for server-sent events; see `SessionEntrance` for its other arguments.
 
     Args:
-        context: the parts of this worker.
-        admission: decides which clients may connect.
-        most: see `Upgrade`.
-        hosts: which names are served, where no middleware has looked at that.
         origins: let pages of other origins read the stream.
-        count: called for each client that comes in without a request of aiohttp's.
     """
 
     def __init__(
@@ -49,12 +41,8 @@ class EventStream:
         origins: Origins,
         count: Callable[[], object],
     ) -> None:
-        self._context = context
-        self._admission = admission
-        self._most = most
-        self._hosts = hosts
+        super().__init__(context, admission, most, hosts, count)
         self._origins = origins
-        self._count = count
 
     def add_routes(self, app: web.Application) -> None:
         """Serve the path with and without a trailing slash, by GET and HEAD."""
@@ -80,17 +68,14 @@ class EventStream:
         Raises:
             Refused: with the status and the reason.
         """
-        context = self._context
         try:
-            admitted, last_id = await admit(context, request, self._admission.check_events)
+            admitted, last_id = await self._admit(request, self._admission.check_events)
             if request.method == "HEAD":
                 self._admission.give_back(admitted)
                 return web.StreamResponse(
                     headers={**http_answers.STREAM_HEADERS, **self._origins.of_stream(request)}
                 )
-            fd, _ = take_socket(
-                context, request, self._most(), lambda: self._admission.give_back(admitted)
-            )
+            fd, _ = self._take_socket(request, admitted)
         except ConnectionResetError:
             return DetachedResponse(status=499)
         except Refused as refused:
@@ -129,11 +114,7 @@ class EventStream:
             ConnectOptions(admitted.types, admitted.batch, None, admitted.history),
             decode_offset(last_id),
         )
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug(
-                "opened",
-                extra={"connection": session.id, "user": session.user, "peer": admitted.address},
-            )
+        log_opened(session, admitted.address)
 
     def _come_back(self, request: web.Request, refused: Refused, seconds: int) -> web.Response:
         """A stream that ends at once: after any other status a browser does not come back."""

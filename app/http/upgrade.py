@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import os
 from collections.abc import Callable
-from typing import TypeVar
 
 from aiohttp import web
 
-from app.errors import CloseCode, ErrorCode
+from app.errors import CloseCode
 from app.http.admission import Admission, Admitted, Refused, choose_subprotocol
 from app.http.cors import Hosts
 from app.http.request_head import PATH, UpgradeHead, parse_upgrade
+from app.http.session_entrance import SessionEntrance, log_opened
 from app.protocol.deflate import answer, negotiate
 from app.protocol.envelope import connection_id
 from app.sessions.context import SessionContext
@@ -26,86 +25,13 @@ from app.sessions.session import ConnectOptions
 from app.sessions.socketio.session import SocketIOSession
 from app.sessions.token_keys import KeysUnavailable
 from app.transport.door import PASSED, Passed
-from app.transport.http_connection import HttpConnection
 from app.transport.takeover import DetachedResponse, detach, handshake_response
 
 _EXTENSIONS = "Sec-WebSocket-Extensions"
 
-AdmittedT = TypeVar("AdmittedT")
 
-logger = logging.getLogger("realtime.connection")
-
-
-async def admit(
-    context: SessionContext, request: web.Request, check: Callable[..., AdmittedT]
-) -> AdmittedT:
-    """Let a request in, after the fetch of keys that its token may need; a refusal is logged.
-
-    Args:
-        context: the parts of this worker.
-        request: which may have been refused at the door.
-        check: of the admission.
-
-    Raises:
-        Refused: nothing is reserved.
-    """
-    try:
-        try:
-            connection = request.protocol
-            if isinstance(connection, HttpConnection) and (known := connection.take_refusal()):
-                raise known
-            return check(request)
-        except KeysUnavailable as unavailable:
-            await context.verifier.settle(unavailable)
-            return check(request, again=True)
-    except Refused as refused:
-        context.refusals.log(refused.reason, request.headers.get("Origin"), refused.message)
-        raise
-
-
-def take_socket(
-    context: SessionContext, request: web.Request, most: int, give_back: Callable[[], None]
-) -> tuple[int, bytes]:
-    """Take the socket of a request that was let in; see `detach`.
-
-    Args:
-        context: the parts of this worker.
-        request: it.
-        most: descriptors from this number on are kept for other uses.
-        give_back: gives back what is reserved for it; called before an error is raised.
-
-    Raises:
-        ConnectionResetError: the client is gone.
-        Refused: descriptors are short.
-    """
-    try:
-        return detach(request, most)
-    except ConnectionResetError:
-        give_back()
-        raise
-    except OSError:
-        give_back()
-        context.refusals.note("descriptors")
-        raise Refused(
-            503,
-            ErrorCode.MAX_CONNECTIONS_EXCEEDED,
-            "The server has no free file descriptors; try again later.",
-            "descriptors",
-            retry_after=5,
-        ) from None
-
-
-class Upgrade:
-    """Handles upgrade requests.
-
-    Args:
-        context: the parts of this worker.
-        admission: decides which clients may connect.
-        most: gives the number that a descriptor of a connection is below; the others are kept
-            for what must go on when descriptors are short.
-        hosts: which names are served, where no middleware has looked at that.
-        count: called for each client that comes in without a request of aiohttp's.
-    """
+class Upgrade(SessionEntrance):
+    """Handles upgrade requests; see `SessionEntrance` for its arguments."""
 
     def __init__(
         self,
@@ -115,12 +41,8 @@ class Upgrade:
         hosts: Hosts,
         count: Callable[[], object],
     ) -> None:
-        self._context = context
+        super().__init__(context, admission, most, hosts, count)
         self._deflates = context.settings.deflate
-        self._admission = admission
-        self._most = most
-        self._hosts = hosts
-        self._count = count
         self._refuser = Refuser(context.hub, context.open_packet)
 
     def add_routes(self, app: web.Application) -> None:
@@ -151,16 +73,14 @@ class Upgrade:
             Refused: with the status and the reason.
         """
         try:
-            admitted = await admit(self._context, request, self._admission.check)
+            admitted = await self._admit(request, self._admission.check)
         except Refused as refused:
             origin = request.headers.get("Origin")
             if origin is None or refused.close_code is None:
                 raise
             return self._refuse(request, refused, refused.close_code)
         try:
-            fd, received = take_socket(
-                self._context, request, self._most(), lambda: self._admission.give_back(admitted)
-            )
+            fd, received = self._take_socket(request, admitted)
         except ConnectionResetError:
             return DetachedResponse(status=499)
         try:
@@ -245,11 +165,7 @@ class Upgrade:
             if admitted.identity is not None:
                 session.authenticated(admitted.identity)
             session.begin(options)
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug(
-                "opened",
-                extra={"connection": session.id, "user": session.user, "peer": admitted.address},
-            )
+        log_opened(session, admitted.address)
         if received:
             session.receive(received)
 

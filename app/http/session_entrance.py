@@ -1,0 +1,105 @@
+"""What requests that become sessions have in common: admission, the socket, and the log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from aiohttp import web
+
+from app.errors import ErrorCode
+from app.http.admission import Admission, Admitted, Refused
+from app.http.cors import Hosts
+from app.sessions.context import SessionContext
+from app.sessions.session import Session
+from app.sessions.token_keys import KeysUnavailable
+from app.transport.http_connection import HttpConnection
+from app.transport.takeover import detach
+
+AdmittedT = TypeVar("AdmittedT")
+
+logger = logging.getLogger("realtime.connection")
+
+
+class SessionEntrance:
+    """Begins sessions on the sockets of HTTP requests.
+
+    Args:
+        context: the parts of this worker.
+        admission: decides which clients may connect.
+        most: gives the number that a descriptor of a connection is below; the others are kept
+            for what must go on when descriptors are short.
+        hosts: which names are served, where no middleware has looked at that.
+        count: called for each client that comes in without a request of aiohttp's.
+    """
+
+    def __init__(
+        self,
+        context: SessionContext,
+        admission: Admission,
+        most: Callable[[], int],
+        hosts: Hosts,
+        count: Callable[[], object],
+    ) -> None:
+        self._context = context
+        self._admission = admission
+        self._most = most
+        self._hosts = hosts
+        self._count = count
+
+    async def _admit(self, request: web.Request, check: Callable[..., AdmittedT]) -> AdmittedT:
+        """Let a request in, after the fetch of keys that its token may need; a refusal is logged.
+
+        Args:
+            request: which may have been refused at the door.
+            check: of the admission.
+
+        Raises:
+            Refused: nothing is reserved.
+        """
+        try:
+            try:
+                connection = request.protocol
+                if isinstance(connection, HttpConnection) and (known := connection.take_refusal()):
+                    raise known
+                return check(request)
+            except KeysUnavailable as unavailable:
+                await self._context.verifier.settle(unavailable)
+                return check(request, again=True)
+        except Refused as refused:
+            self._context.refusals.log(
+                refused.reason, request.headers.get("Origin"), refused.message
+            )
+            raise
+
+    def _take_socket(self, request: web.Request, admitted: Admitted) -> tuple[int, bytes]:
+        """Take the socket of a request that was let in; see `detach`.
+
+        Raises:
+            ConnectionResetError: the client is gone, and what was reserved for it is given back.
+            Refused: descriptors are short; the same.
+        """
+        try:
+            return detach(request, self._most())
+        except ConnectionResetError:
+            self._admission.give_back(admitted)
+            raise
+        except OSError:
+            self._admission.give_back(admitted)
+            self._context.refusals.note("descriptors")
+            raise Refused(
+                503,
+                ErrorCode.MAX_CONNECTIONS_EXCEEDED,
+                "The server has no free file descriptors; try again later.",
+                "descriptors",
+                retry_after=5,
+            ) from None
+
+
+def log_opened(session: Session, address: str) -> None:
+    """Write the line of a new connection, at the level of debugging."""
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug(
+            "opened", extra={"connection": session.id, "user": session.user, "peer": address}
+        )
