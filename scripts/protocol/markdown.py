@@ -18,7 +18,6 @@ from app.protocol.schema.kinds import (
     Integer,
     Kind,
     ListOf,
-    MapOf,
     Nullable,
     Number,
     Struct,
@@ -26,6 +25,7 @@ from app.protocol.schema.kinds import (
     TypeName,
 )
 from app.protocol.schema.payloads import PUBLISHED
+from scripts.protocol.notation import Leaf, Notation
 
 _ALSO = {ErrorCode.MAX_CONNECTIONS_EXCEEDED: ", 429"}
 _RETRY = {ErrorCode.MAX_CONNECTIONS_EXCEEDED: "if closed with 1013"}
@@ -76,8 +76,7 @@ def objects(structs: Iterable[Struct]) -> str:
     return _beside("\n".join(parts))
 
 
-def kind(value: Kind) -> str:  # noqa: C901, PLR0911 - one case for each kind
-    """A kind in words."""
+def _leaf(value: Leaf) -> str:  # noqa: PLR0911 - one case for each kind
     match value:
         case Text():
             if value.most is None:
@@ -93,22 +92,23 @@ def kind(value: Kind) -> str:  # noqa: C901, PLR0911 - one case for each kind
             return "number"
         case Boolean():
             return "`true` or `false`"
-        case AnyJson():
-            return "any JSON"
         case Choice():
             if set(value.values) <= set(ErrorCode):
                 return "a code, see [Errors](docs/PROTOCOL.md#errors)"
             return ", ".join(f"`{each}`" for each in value.values)
-        case Nullable():
-            return f"{kind(value.kind)}, or null"
-        case ListOf():
-            return f"list of {kind(value.kind)}"
-        case MapOf():
-            return f"object, {kind(value.kind)} each"
-        case Either():
-            return " or ".join(kind(each) for each in value.kinds)
-        case Struct():
-            return f"[{value.name}](docs/OBJECTS.md#{value.name.lower()})"
+        case _:
+            return "any JSON"
+
+
+kind = Notation(
+    leaf=_leaf,
+    nullable="{}, or null",
+    list_of="list of {}".format,
+    map_of="object, {} each",
+    either=" or ",
+    struct=lambda struct: f"[{struct.name}](docs/OBJECTS.md#{struct.name.lower()})",
+).of
+"""A kind in words."""
 
 
 def brief(value: Kind) -> str:

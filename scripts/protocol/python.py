@@ -9,21 +9,16 @@ from collections.abc import Iterable
 from app.errors import CloseCode, ErrorCode
 from app.protocol.schema import actions, events
 from app.protocol.schema.kinds import (
-    AnyJson,
     Boolean,
     Choice,
-    Either,
     Field,
     Integer,
-    Kind,
-    ListOf,
-    MapOf,
-    Nullable,
     Number,
     Struct,
     Text,
     TypeName,
 )
+from scripts.protocol.notation import Leaf, Notation
 
 _HEAD = '''\
 """What goes over a connection, and the answers to HTTP calls. Made by `make protocol`: do not edit."""
@@ -55,8 +50,7 @@ def write(structs: Iterable[Struct]) -> str:
     return "\n\n".join(parts)
 
 
-def kind(value: Kind) -> str:  # noqa: PLR0911 - one case for each kind
-    """A kind as an annotation."""
+def _leaf(value: Leaf) -> str:
     match value:
         case Text() | TypeName():
             return "str"
@@ -66,20 +60,20 @@ def kind(value: Kind) -> str:  # noqa: PLR0911 - one case for each kind
             return "float"
         case Boolean():
             return "bool"
-        case AnyJson():
-            return "Any"
         case Choice():
             return f"Literal[{', '.join(map(_quoted, value.values))}]"
-        case Nullable():
-            return f"{kind(value.kind)} | None"
-        case ListOf():
-            return f"list[{kind(value.kind)}]"
-        case MapOf():
-            return f"dict[str, {kind(value.kind)}]"
-        case Either():
-            return " | ".join(kind(each) for each in value.kinds)
-        case Struct():
-            return value.name
+        case _:
+            return "Any"
+
+
+kind = Notation(
+    leaf=_leaf,
+    nullable="{} | None",
+    list_of="list[{}]".format,
+    map_of="dict[str, {}]",
+    either=" | ",
+).of
+"""A kind as an annotation."""
 
 
 def _is_odd(struct: Struct) -> bool:

@@ -8,21 +8,16 @@ from collections.abc import Iterable
 from app.errors import CloseCode, ErrorCode
 from app.protocol.schema import actions, events
 from app.protocol.schema.kinds import (
-    AnyJson,
     Boolean,
     Choice,
-    Either,
     Integer,
-    Kind,
-    ListOf,
-    MapOf,
-    Nullable,
     Number,
     Struct,
     Text,
     TypeName,
 )
 from app.protocol.schema.payloads import ENVELOPE, STREAM_MESSAGE
+from scripts.protocol.notation import Leaf, Notation
 
 _GENERIC = (ENVELOPE, STREAM_MESSAGE)
 """Structs with a parameter for the type of `data`."""
@@ -60,8 +55,7 @@ def write(structs: Iterable[Struct]) -> str:
     return "\n".join(parts)
 
 
-def kind(value: Kind) -> str:  # noqa: PLR0911 - one case for each kind
-    """A kind as a type."""
+def _leaf(value: Leaf) -> str:
     match value:
         case Text() | TypeName():
             return "string"
@@ -69,21 +63,20 @@ def kind(value: Kind) -> str:  # noqa: PLR0911 - one case for each kind
             return "number"
         case Boolean():
             return "boolean"
-        case AnyJson():
-            return "unknown"
         case Choice():
             return " | ".join(f"'{each}'" for each in value.values)
-        case Nullable():
-            return f"{kind(value.kind)} | null"
-        case ListOf():
-            inner = kind(value.kind)
-            return f"({inner})[]" if "|" in inner else f"{inner}[]"
-        case MapOf():
-            return f"Record<string, {kind(value.kind)}>"
-        case Either():
-            return " | ".join(kind(each) for each in value.kinds)
-        case Struct():
-            return value.name
+        case _:
+            return "unknown"
+
+
+kind = Notation(
+    leaf=_leaf,
+    nullable="{} | null",
+    list_of=lambda inner: f"({inner})[]" if "|" in inner else f"{inner}[]",
+    map_of="Record<string, {}>",
+    either=" | ",
+).of
+"""A kind as a type."""
 
 
 def _interface(struct: Struct) -> str:
