@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from app.backplane.client import ANSWER_TIMEOUT, FAILURES
 from app.backplane.cluster.client import ClusterBackplane
-from app.backplane.faults import Fault, combined, explain, of_fault
+from app.backplane.faults import Fault, TooFewReplicas, combined, explain, of_fault
 from app.backplane.publisher import UNPUBLISHED, StreamPublisher
 from app.backplane.scripts import probe_key
 from app.errors import BackplaneUnavailable
@@ -75,7 +75,10 @@ class TypePublisher(StreamPublisher):
         while self.fault is not None:
             await asyncio.sleep(PROBE_INTERVAL)
             try:
-                await self._calls.call([command], ANSWER_TIMEOUT)
+                answers = await self._calls.call([command, *self._last], ANSWER_TIMEOUT)
+                (answer,) = self._confirmed(answers)
+                if isinstance(answer, TooFewReplicas):
+                    raise answer  # noqa: TRY301 (as the node's own errors)
             except FAILURES as error:
                 self._note(self._type, explain(error))
             else:
