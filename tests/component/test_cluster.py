@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 
+from app.backplane.cluster import publisher
 from app.backplane.cluster.publisher import PATIENCE_ALONE
 from app.backplane.history import History
 from app.backplane.scripts import CONTROL, stream_key
@@ -134,6 +135,19 @@ async def test_a_killed_primary_loses_nothing_that_was_confirmed(cluster: Cluste
             # What was not confirmed may be stored all the same.
             assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
             assert set(writer.stored[type]) <= set(numbers)
+
+
+async def test_too_few_replicas_are_a_fault_until_there_are_enough(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "PATIENCE", 1.5)
+    monkeypatch.setattr(publisher, "PROBE_INTERVAL", 0.0)
+    async with Side(cluster.url, backplane_wait=2) as side:
+        with pytest.raises(BackplaneUnavailable, match="1 of 2 replicas"):
+            await side.publish("health")
+        asked = side.backplane.errors["unreplicated"]
+        await until(lambda: side.backplane.errors["unreplicated"] > asked + 1, "it is tried again")
+        assert side.publisher.faults().keys() == {"health"}
 
 
 async def test_a_shard_without_a_replica_stops_its_own_types_alone() -> None:

@@ -78,7 +78,7 @@ class TypePublisher(StreamPublisher):
                 answers = await self._calls.call([command, *self._last], ANSWER_TIMEOUT)
                 (answer,) = self._confirmed(answers)
                 if isinstance(answer, TooFewReplicas):
-                    raise answer  # noqa: TRY301 (as the node's own errors)
+                    raise answer
             except FAILURES as error:
                 self._note(self._type, explain(error))
             else:
