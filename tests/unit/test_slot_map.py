@@ -6,11 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from redis.exceptions import AuthenticationError, RedisError
 from redis.exceptions import ConnectionError as LostConnection
-from redis.exceptions import RedisError
 
 from app.backplane.cluster import slot_map
 from app.backplane.cluster.slot_map import Node, Shard, SlotMap, parse_slots
+from app.backplane.faults import explain
 
 A, B, C, D = (Node("10.0.0.1", port) for port in (1, 2, 3, 4))
 SEED = Node("seed", 7000)
@@ -99,3 +100,12 @@ async def test_no_map_is_an_error_and_the_old_one_stays(world: World) -> None:
     with pytest.raises(RedisError, match="no node of the Cluster"):
         await world.map.refresh()
     assert world.map.node_of(0) == A
+
+
+async def test_what_the_nodes_say_instead_is_the_cause(world: World) -> None:
+    async def refuse(_: Node) -> Any:
+        raise AuthenticationError("Authentication required.", status_code="NOAUTH")
+
+    with pytest.raises(RedisError) as caught:
+        await SlotMap([SEED], refuse).refresh()
+    assert explain(caught.value).cause == "auth"

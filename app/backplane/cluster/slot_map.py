@@ -152,18 +152,19 @@ class SlotMap:
     async def _refresh(self) -> None:
         await asyncio.sleep(max(0.0, self._asked_at + REFRESH_INTERVAL - self._clock()))
         self._asked_at = self._clock()
+        last: Exception | None = None
         for node in self._candidates():
             try:
                 async with asyncio.timeout(ANSWER_TIMEOUT):
                     shards = parse_slots(await self._ask(node), node)
-            except (RedisError, OSError):
-                self._failed[node] = self._clock()
+            except (RedisError, OSError) as error:
+                self._failed[node], last = self._clock(), error
                 continue
             if shards:
                 self._failed.pop(node, None)
                 self._take(shards)
                 return
-        raise LostConnection("no node of the Cluster says which one serves what")
+        raise LostConnection("no node of the Cluster says which one serves what") from last
 
     def _candidates(self) -> list[Node]:
         """All known nodes: those that have failed last come last."""
