@@ -93,7 +93,7 @@ async def test_one_shard_that_is_down_stops_its_own_types_alone() -> None:
         others = [type for type in TYPES if type not in mine]
         assert mine
         assert others
-        async with Service(BACKPLANE_URL=cluster.url) as service:
+        async with Service(BACKPLANE_URL=cluster.url, LATEST_ONLY_TYPES="none") as service:
             assert "no machine runs a replica of a Cluster" in service.log
             client = await PlainClient.open(service, types=",".join(TYPES))
             await client.barrier()
