@@ -257,7 +257,7 @@ end_master() { # PID
 deploy_host() {
   local answer pid result=0
   install_requirements now || return 1
-  if pid=$(master_pid) && ! has_worker; then
+  if pid=$(master_pid) && ! { if is_a_unit; then can_reload_unit; else has_worker; fi; }; then
     # It cannot start, and would take no new code; there are no clients to keep.
     tried=1
     end_master "$pid" || { how="gunicorn $pid serves nothing, and does not end"; return 1; }

@@ -227,7 +227,7 @@ if [[ -n $reload && ${what[*]-} != --data ]]; then
   result=0
   # One that was stopped by hand stays so.
   if has_unit && [[ $(systemctl is-active "$unit") != inactive ]]; then
-    if has_worker; then systemctl reload "$unit" || result=1; else start_unit || result=1; fi
+    if can_reload_unit; then systemctl reload "$unit" || result=1; else start_unit || result=1; fi
   else
     "$python" -m workers.reload >&2 || result=$?
   fi

@@ -128,6 +128,14 @@ has_worker() {
   ((result != 3))
 }
 
+# Whether systemd can reload the unit: not while it is just being started again.
+can_reload_unit() {
+  case $(systemctl is-active "$unit") in
+    active | reloading) has_worker ;;
+    *) return 1 ;;
+  esac
+}
+
 # Also where it has failed so often that systemd does not start it any more.
 start_unit() {
   systemctl reset-failed "$unit" "$socket_unit" 2> /dev/null || true
