@@ -15,10 +15,12 @@ from types import TracebackType
 from typing import Any, Literal, Self, cast, overload
 
 import aiohttp
+from yarl import URL
 
 from yujian_realtime.addresses import DEFAULT, socket_url
 from yujian_realtime.closing import Backoff, Ending
 from yujian_realtime.errors import ConnectionClosed, RealtimeError, RequestTimeout
+from yujian_realtime.events import EventSocket, StreamRefused, answers_http
 from yujian_realtime.failures import describe
 from yujian_realtime.ledger import Ledger
 from yujian_realtime.messages import Counts, Gap, History, Message, State
@@ -36,6 +38,9 @@ logger = logging.getLogger("yujian_realtime")
 Token = str | Callable[[], str | Awaitable[str]]
 """A JSON Web Token, or a function that gets one."""
 
+Transport = Literal["auto", "websocket", "sse"]
+"""What carries the messages."""
+
 QUEUE_LIMIT = 1000
 """Messages that a subscription holds while it is not read; then the oldest is dropped."""
 
@@ -45,6 +50,9 @@ _PAGE = 100
 """Users that one request brings."""
 _OPEN_TIMEOUT = 15.0
 _CLOSE_TIMEOUT = 2.0
+_LOOK_TIMEOUT = 5.0
+_BLOCKED = 2
+"""WebSockets that do not open while HTTP works, in a row, before server-sent events are used."""
 _EVENTS = ("state", "message", "gap", "error", "rtt")
 _UNUSED = "The service asks for no token, and has refused this one: the client goes on without it."
 _REFUSED = "The handshake was refused with HTTP status"
@@ -61,11 +69,14 @@ class Realtime(SessionUser):
         history: newest messages of each type that come first, 0 to 100.
         ping: seconds between pings; twice as much silence ends a connection.
         pause: shortest and longest pause before a reconnect, in seconds; half of it is random.
+        transport: `websocket`, `sse` (server-sent events), or `auto`: those once two WebSockets in a
+            row have not opened although the service answers over HTTP. They stay until `reconnect`.
+            `presence` is not available over them.
         session: to connect with, for proxies and certificates; by default one of its own.
         random: a number from 0 to 1.
 
     Raises:
-        ValueError: `url` is no address.
+        ValueError: `url` is no address, or `transport` is none of those.
     """
 
     def __init__(
@@ -77,10 +88,15 @@ class Realtime(SessionUser):
         history: int = 1,
         ping: float = 15.0,
         pause: tuple[float, float] = (0.5, 15.0),
+        transport: Transport = "auto",
         session: aiohttp.ClientSession | None = None,
         random: Callable[[], float] = _random.random,
     ) -> None:
         super().__init__(session)
+        if transport not in {"auto", "websocket", "sse"}:
+            raise ValueError(f"{transport!r} is no transport: write auto, websocket or sse")
+        self._transport = transport
+        self._blocked = 0
         self._url = socket_url(url)
         self._token = token
         self._user = user
@@ -98,7 +114,7 @@ class Realtime(SessionUser):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop_task: asyncio.Task[None] | None = None
         self._attempt: asyncio.Task[Ending] | None = None
-        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._socket: aiohttp.ClientWebSocketResponse | EventSocket | None = None
         self._ended: asyncio.Future[Ending] | None = None
         self._last_error: RealtimeError | None = None
         self._token_tried = False
@@ -138,6 +154,7 @@ class Realtime(SessionUser):
         if token is not None:
             self._token = token
         self._token_tried = False
+        self._blocked = 0
         self._backoff.succeeded()
         self._final.clear()
         self._wake.set()
@@ -354,7 +371,6 @@ class Realtime(SessionUser):
 
     async def _connect(self) -> Ending:
         """One connection, from the handshake to its end."""
-        assert self._session is not None
         query = {"types": ""}
         if self._user is not None:
             query["user"] = self._user
@@ -362,19 +378,9 @@ class Realtime(SessionUser):
         if isinstance(resume, str):
             query["resume"] = resume
         self._last_error = None
-        try:
-            async with asyncio.timeout(_OPEN_TIMEOUT):
-                socket = await self._session.ws_connect(
-                    self._url.update_query(query), max_msg_size=_LARGEST_FRAME, autoping=True
-                )
-        except aiohttp.WSServerHandshakeError as error:
-            after = error.headers.get("Retry-After", "") if error.headers else ""
-            said = f"{_REFUSED} {error.status}."
-            return Ending(status=error.status, retry_after=after, message=said)
-        except TimeoutError:
-            return Ending(message="The service did not answer the handshake in time.")
-        except (aiohttp.ClientError, OSError) as error:
-            return Ending(message=describe(error))
+        socket = await self._open_socket(self._url.update_query(query))
+        if isinstance(socket, Ending):
+            return socket
         self._socket = socket
         self._ended = asyncio.get_running_loop().create_future()
         helpers = [
@@ -395,11 +401,44 @@ class Realtime(SessionUser):
             await asyncio.wait({closing}, timeout=_CLOSE_TIMEOUT)
             closing.cancel()
 
+    async def _open_socket(
+        self, url: URL
+    ) -> aiohttp.ClientWebSocketResponse | EventSocket | Ending:
+        session = self._session
+        assert session is not None
+        if self._transport == "sse" or self._blocked >= _BLOCKED:
+            return EventSocket(session, url, self._ping_every)
+        try:
+            async with asyncio.timeout(_OPEN_TIMEOUT):
+                socket = await session.ws_connect(url, max_msg_size=_LARGEST_FRAME, autoping=True)
+        except aiohttp.WSServerHandshakeError as error:
+            after = error.headers.get("Retry-After", "") if error.headers else ""
+            ending = Ending(
+                status=error.status, retry_after=after, message=f"{_REFUSED} {error.status}."
+            )
+        except TimeoutError:
+            ending = Ending(message="The service did not answer the handshake in time.")
+        except (aiohttp.ClientError, OSError) as error:
+            ending = Ending(message=describe(error))
+        else:
+            self._blocked = 0
+            return socket
+        # With a time to come back, or without a valid token, it is the service that refuses.
+        if self._transport == "websocket" or ending.retry_after or ending.status == 401:
+            return ending
+        answers = await answers_http(session, url, _LOOK_TIMEOUT)
+        if answers:
+            self._blocked += 1
+            return Ending(message=ending.message)  # it is the network that refuses: not for good
+        if answers is False:
+            self._blocked = 0  # a service that is down says nothing about WebSockets
+        return ending
+
     def _end(self, ending: Ending) -> None:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(ending)
 
-    async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    async def _read(self, socket: aiohttp.ClientWebSocketResponse | EventSocket) -> None:
         code, reason, message = 1006, "", ""
         try:
             while True:
@@ -413,6 +452,16 @@ class Realtime(SessionUser):
                 elif frame.type is aiohttp.WSMsgType.ERROR:
                     message = str(frame.data)
                 break
+        except StreamRefused as error:
+            self._end(
+                Ending(
+                    status=error.status,
+                    retry_after=error.retry_after,
+                    error=error.code,
+                    message=error.message,
+                )
+            )
+            return
         except TimeoutError:
             message = "Nothing was received in time."
         except (aiohttp.ClientError, OSError) as error:

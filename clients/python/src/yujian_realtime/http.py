@@ -132,7 +132,7 @@ class HttpClient(SessionUser):
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         url = self._base.joinpath(path.lstrip("/"))
         data = None
-        if method not in {"GET", "DELETE"}:
+        if method not in {"GET", "HEAD", "DELETE"}:
             data = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
             headers["Content-Type"] = "application/json"
         try:
