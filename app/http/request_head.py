@@ -36,6 +36,7 @@ _NOT_IN_CALLS = {
     "origin",
     "te",
     "trailer",
+    "proxy-connection",  # aiohttp's parser takes it for Connection
 }
 _MAX_LENGTH_DIGITS = 9
 

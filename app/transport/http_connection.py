@@ -251,6 +251,8 @@ class HttpConnection(GuardedConnection):
         if held and not self._is_calling:
             self._pass(held)
             self._waited = HEAD_SECONDS
+        elif self._request_in_progress or self._messages:
+            self._guard.wait(self._place)  # the answer to the request before it comes first
         else:
             super().give_up()
 
@@ -266,11 +268,19 @@ class HttpConnection(GuardedConnection):
             self._begin(message, payload, self._last + data)
         elif arrived:
             self._missing, self._chunked, self._last = _UNKNOWN, None, b""
+            message, _ = self._messages[-1]
+            if _has_no_body(message):
+                self._expect_rest(data[data.rfind(_END) + len(_END) :])
         elif self._missing > 0:
-            self._missing = max(self._missing - len(data), _UNKNOWN)
+            further = len(data) - self._missing
+            self._missing = max(-further, _UNKNOWN)
+            if further > 0:
+                self._expect_rest(data[-further:])
         elif self._chunked is not None:
             self._follow_chunks(self._chunked, self._last + data)
         elif data:
+            if self._missing == 0 and not self._guard.waits(self._place):
+                self._expect_rest(data)  # the request before it is not answered yet
             self._missing = _UNKNOWN
             self._last = (self._last + data)[-_KEPT:]
 
@@ -286,7 +296,16 @@ class HttpConnection(GuardedConnection):
         length = message.headers.get(hdrs.CONTENT_LENGTH, "0")
         end = data.find(_END)
         if end >= 0 and length.isdecimal():
-            self._missing = max(int(length) - (len(data) - end - len(_END)), _UNKNOWN)
+            further = len(data) - end - len(_END) - int(length)
+            self._missing = max(-further, _UNKNOWN)
+            if further > 0:
+                self._expect_rest(data[-further:])
+
+    def _expect_rest(self, data: bytes) -> None:
+        """Expect the rest of a head whose beginning has come behind a request."""
+        if data.strip(b"\r\n"):  # empty lines between requests are ignored
+            self._head, self._edge = len(data), data[-_KEPT:]
+            self._guard.wait(self._place)
 
     def _follow_chunks(self, payload: StreamReader, data: bytes) -> None:
         if not payload.is_eof():
@@ -360,6 +379,15 @@ class HttpConnection(GuardedConnection):
         """Close the descriptor; the connection lives on by a duplicate."""
         if self.transport is not None:
             self.transport.abort()
+
+
+def _has_no_body(message: Any) -> bool:
+    return (
+        isinstance(message, RawRequestMessage)
+        and not message.upgrade
+        and not message.chunked
+        and message.headers.get(hdrs.CONTENT_LENGTH, "0") == "0"
+    )
 
 
 class HttpServer(GuardedServer):

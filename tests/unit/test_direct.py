@@ -182,6 +182,7 @@ PASSED = {
     "an expectation": request(Expect="200-maybe"),
     "a large body": request(b" " * MAX_BODY + BODY),
     "a large array": request(json.dumps([MESSAGE] * (MAX_ARRAY + 1)).encode()),
+    "an old name of Connection": request(Proxy_Connection="close"),
     "a field on two lines": request().replace(b"Host", b"X: a\r\n b\r\nHost"),
 }  # fmt: skip
 
@@ -481,6 +482,63 @@ async def test_a_body_that_does_not_come_is_aiohttps_in_the_end() -> None:
             assert b" 408 " in answer
             assert b"did not arrive in time" in answer
         assert served.calls.found.count(TAKEN) == 1
+
+
+GET = b"GET /ws/queue HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+BEHIND: dict[str, tuple[list[bytes], int]] = {
+    "a call": ([request() + b"GET /"], 1),
+    "aiohttp's request": ([GET + b"POST /ws/broad"], 1),
+    "several": ([GET * 3 + b"G"], 3),
+    "the end of a body": ([request(TE="trailers")[:-3], request()[-3:] + b"GET /"], 1),
+}
+"""What is sent and its answers; a part of a head comes in one piece with the end of a request."""
+
+
+@pytest.mark.parametrize(("pieces", "answers"), BEHIND.values(), ids=BEHIND)
+async def test_a_head_that_begins_behind_a_request_has_its_deadline(
+    pieces: list[bytes], answers: int
+) -> None:
+    async with serve() as served:
+        reader, writer = await served.open()
+        for piece in pieces:
+            writer.write(piece)
+            await until(lambda: len(served.connections) == 1)
+        for _ in range(answers):
+            assert (await answer_of(reader)).startswith(b"HTTP/1.1 200 ")
+        await until(lambda: not any(one.is_answering for one in served.connections))
+        assert served.guard.waiting == 1
+        served.seconds += HEAD_SECONDS
+        served.guard.sweep()
+        assert b" 408 " in await answer_of(reader)
+
+
+@pytest.mark.parametrize("data", [request(), GET, GET * 2])
+async def test_empty_lines_behind_a_request_have_none(data: bytes) -> None:
+    async with serve() as served:
+        reader, writer = await served.open()
+        writer.write(data + b"\r\n")
+        await answer_of(reader)
+        assert served.guard.waiting == 0
+
+
+async def test_a_request_that_takes_long_is_not_cut_by_the_head_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serve() as served:
+        held = Held(served, monkeypatch)
+        reader, writer = await served.open()
+        writer.write(request(TE="trailers"))
+        await until(lambda: len(held.waiting) == 1)
+        writer.write(b"GET /")
+        await until(lambda: served.guard.waiting == 1)
+        served.seconds += HEAD_SECONDS
+        served.guard.sweep()
+        held.store()
+        assert b'"seq"' in await answer_of(reader)
+        await until(lambda: not any(one.is_answering for one in served.connections))
+        served.seconds += HEAD_SECONDS
+        served.guard.sweep()
+        assert b" 408 " in await answer_of(reader)
 
 
 async def test_a_long_answer_to_a_client_that_does_not_read_is_sent_on() -> None:
