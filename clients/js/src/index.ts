@@ -264,7 +264,8 @@ export class Realtime {
 
   /** How many are subscribed to a type, and with a `limit` (1 to 100) which users. */
   async presence(type: string, limit?: number, after?: string): Promise<Subscribers> {
-    return (await this.request('presence', { type, limit, after })).data;
+    const page = { ...(limit !== undefined && { limit }), ...(after !== undefined && { after }) };
+    return (await this.request('presence', { type, ...page })).data;
   }
 
   /** Round trip in milliseconds. */
