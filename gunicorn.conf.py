@@ -88,6 +88,7 @@ def on_reload(server: Any) -> None:
 
 def pre_fork(server: Any, _worker: Any) -> None:
     gunicorn_private.claim_pid_file(server)
+    _master.slots.note_fork()
 
 
 def post_fork(server: Any, worker: Any) -> None:

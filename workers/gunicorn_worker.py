@@ -123,6 +123,8 @@ class RealtimeWorker(gunicorn_private.Worker):
                 self.log.exception("This worker cannot serve")
             sys.exit(self._boot_failure_code())
         finally:
+            if self.row < 0:
+                self.slots.give_up_claim()
             self.slots.free(os.getpid())
             if self._after_end is not None:
                 self._after_end()

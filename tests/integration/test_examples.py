@@ -212,6 +212,14 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("block", "command"), COMMANDS, ids=lambda value: str(value)[:50])
 async def test_commands(block: Block, command: str, service: Service, tmp_path: Path) -> None:
+    if " users " in command:  # lists are kept where a setting says so
+        async with Service(PRESENCE_NAMES="all") as keeping:
+            await assert_command_ends_well(command, keeping, tmp_path)
+    else:
+        await assert_command_ends_well(command, service, tmp_path)
+
+
+async def assert_command_ends_well(command: str, service: Service, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(
         f"PUBLISH_TOKEN={TOKEN}\nBIND=127.0.0.1:{service.port}\n"
         # Where it is set, each client shows a token.

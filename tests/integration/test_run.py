@@ -134,6 +134,8 @@ async def test_clients_get_a_close_code_at_the_stop(signum: signal.Signals, code
                     assert 0 < hint <= 10_000
             await until(lambda: bool(sio.reasons), "the end of the Socket.IO connection", 40)
             assert sio.reasons != ["server disconnect"]
+            # A second signal while Python ends would be its exit code.
+            await asyncio.to_thread(service.process.wait, 40)
 
 
 async def test_history_survives_a_restart(data_dir: Path) -> None:

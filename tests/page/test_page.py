@@ -419,10 +419,7 @@ async def test_every_ending_reads_well_in_all_looks(
         if cause == "token":
             await tab.fill("[data-testid=notice] input", "any")
         await tab.click("[data-testid=notice] button")
-        if cause == "token":  # this service knows no key
-            await tab.shows("notice", "The token is not a valid JSON Web Token.")
-        else:
-            await tab.live()
+        await tab.live()  # with a token as well: this service asks for none
 
 
 @pytest.mark.parametrize(
@@ -449,7 +446,8 @@ async def test_what_http_knows_better_reads_well_in_all_looks(
         await tab.assert_accessible_in_all_looks(f"http-{cause}")
         await tab.do("unanswer", path="/status")
         await tab.do("offline", offline=False)
-        await tab.click("[data-testid=notice] button")
+        if cause != "offline":  # a network that is back is used at once
+            await tab.click("[data-testid=notice] button")
         await tab.live()
 
 

@@ -52,6 +52,36 @@ async def test_successor_that_gets_ready(table: SlotTable, own: int) -> None:
 
 
 @virtual_time
+async def test_a_successor_that_takes_long_from_its_fork_to_its_row(
+    table: SlotTable, own: int
+) -> None:
+    table.note_fork()
+    task = await waiting(table, own, 2)
+    successor = table.claim_row(master=1)
+    await elapse(0.5)
+    assert not task.done()
+    table.set_state(successor, READY)
+    assert await task
+
+
+@virtual_time
+async def test_a_successor_that_gets_no_row(table: SlotTable, own: int) -> None:
+    table.note_fork()
+    task = await waiting(table, own, 2)
+    table.give_up_claim()
+    assert not await task
+
+
+@virtual_time
+async def test_a_forked_process_that_vanished_is_not_waited_for_without_end(
+    table: SlotTable, own: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table.note_fork()
+    monkeypatch.setattr("workers.shared.slots.FORK_PATIENCE", 0.0)
+    assert await wait_for_successor(table, own)
+
+
+@virtual_time
 async def test_successors_that_die(table: SlotTable, own: int) -> None:
     successors = [table.claim_row(master=1) for _ in range(2)]
     task = await waiting(table, own, 0.1)

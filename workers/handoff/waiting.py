@@ -33,7 +33,7 @@ async def wait_for_successor(slots: SlotTable, own_row: int) -> bool:
         successors |= starting
         if ready & successors:
             return True
-        if starting:
+        if starting or slots.is_forking():
             seen = None
         elif slots.failed_starts != failed_before:
             return False

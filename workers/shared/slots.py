@@ -93,6 +93,9 @@ start (microseconds of the monotonic clock, which all processes share; 0: never)
 _MOVED, _RESTORED = _DIED_AT + 1, _DIED_AT + 2
 """Words of the header: 1 when this file was removed and a copy has taken its place; how many
 shared files of the service were removed and put back."""
+_FORKED_AT = _RESTORED + 1
+"""Word of the header: when a master forked a worker that has no row yet (microseconds of the monotonic
+clock; 0: there is none)."""
 _USERS_BY_TYPE = 64
 """First word of the header that counts users by type: further on, since a worker of an older
 version that shares the file may use none of these words."""
@@ -106,6 +109,8 @@ _STATS_AT = _TABLE_AT + _COLUMNS * ROWS * _WORD
 _USERS_AT = -(-(_STATS_AT + ROWS * STATS_SIZE) // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
+FORK_PATIENCE = 10.0
+"""Seconds that a worker may take from the fork to its row."""
 _PATIENCE = 3.0
 """Seconds to wait for another process to put the file back."""
 _INTERVAL = 0.02
@@ -278,6 +283,23 @@ class SlotTable:
 
     # Rows.
 
+    def note_fork(self) -> None:
+        """Say that a worker is about to be forked, which will claim a row. Masters call it."""
+        with self.lock:
+            self._header[_FORKED_AT] = _monotonic()
+
+    def is_forking(self) -> bool:
+        """Whether a worker was forked within `FORK_PATIENCE` that has no row yet."""
+        forked_at: int = self._header[_FORKED_AT]
+        return bool(forked_at) and _monotonic() - forked_at < FORK_PATIENCE * 1e6
+
+    def give_up_claim(self) -> None:
+        """Count a failed start of this process, which has no row. It must be about to end."""
+        with self.lock:
+            self._header[_FORKED_AT] = 0
+            self._header[_FAILED_STARTS] += 1
+            self._header[_DIED_AT] = _monotonic()
+
     def claim_row(self, master: int) -> int:
         """Take a row for this process, in state `starting`, and return its index.
 
@@ -297,6 +319,7 @@ class SlotTable:
             generation = self._header[_NEXT_GENERATION] + 1
             self._header[_NEXT_GENERATION] = generation
             self._header[_HIGH] = max(self._header[_HIGH], index + 1)
+            self._header[_FORKED_AT] = 0
             for column, value in (
                 (BORN, born),
                 (MASTER, master),
