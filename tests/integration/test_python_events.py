@@ -119,16 +119,17 @@ async def test_requests_over_a_stream(service: Service) -> None:
         assert (lab.state.name, lab.counts.reconnects, lab.counts.gaps) == ("open", 0, 0)
 
 
-async def test_the_end_of_a_stream_says_why_and_a_new_token_comes_back() -> None:
+async def test_tokens_are_renewed_and_the_end_of_a_stream_says_why() -> None:
     def token(seconds: float) -> str:
         return jwt.encode({"sub": "ann", "exp": time.time() + seconds}, SECRET)
 
     async with Service(AUTH_SECRET=SECRET) as service:
-        tokens = [token(-60), token(600)]
+        # The first is refused, the second ends within the minute of the warning.
+        tokens = [token(-60), token(55), token(600)]
         seen: list[State] = []
 
         async def get() -> str:
-            return tokens.pop(0)
+            return tokens.pop(0) if len(tokens) > 1 else tokens[0]
 
         async with Realtime(service.base, token=get, pause=PAUSE, transport="sse") as lab:
             lab.on("state", seen.append)
@@ -140,7 +141,12 @@ async def test_the_end_of_a_stream_says_why_and_a_new_token_comes_back() -> None
                 ("connecting", "token"),
                 ("open", None),
             ]
+            subscription = lab.subscribe("config")
+            await until(lambda: len(tokens) == 1, "the renewal of the token")
+            await service.publish("config", "tick", "renewed")
+            await collect(subscription, "renewed")
             await service.wait_connections(1)
+            assert [one.name for one in seen[3:]] == ["open"]
             closed = await service.request("DELETE", "/connections?user=ann", token=TOKEN)
             assert closed.status == 200, closed
             await until(lambda: lab.state.name == "closed", "the operator's close")

@@ -86,8 +86,10 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def played(events: Answer, status: int = 404) -> AsyncIterator[str]:
-    """A service that answers the stream as given, and WebSockets with a status."""
+async def played(
+    events: Answer, status: int = 404, history: Answer | None = None
+) -> AsyncIterator[str]:
+    """A service that answers the stream and history as given, and WebSockets with a status."""
 
     async def refuse(_request: web.Request) -> web.Response:
         return web.Response(status=status)
@@ -95,6 +97,7 @@ async def played(events: Answer, status: int = 404) -> AsyncIterator[str]:
     app = web.Application()
     app.router.add_get("/events", events)
     app.router.add_get("/ws/realtime", refuse)
+    app.router.add_get("/history", history or refuse)
     server = TestServer(app)
     await server.start_server()
     try:
@@ -194,6 +197,40 @@ async def test_what_the_service_itself_refuses_is_final(
     async with played(events, websocket) as url, connect(url, pause=(0.0, 0.0)) as lab:
         state = await state_after(lab, "closed")
         assert (state.cause, lab.counts.reconnects) == (cause, 0)
+
+
+async def test_the_past_comes_before_what_the_stream_goes_on_with() -> None:
+    left = asyncio.Event()
+    asked: list[dict[str, str]] = []
+
+    def message(seq: int) -> dict[str, Any]:
+        return {"type": "a", "event": "tick", "data": seq, "seq": seq, "epoch": "e"}
+
+    async def events(request: web.Request) -> web.StreamResponse:
+        if not request.query["types"]:
+            response = await say(request, GREETING)
+        else:
+            greeting = GREETING.replace(b"data:", b"id: yj1;a,e,3\ndata:", 1)
+            live = f"id: yj1;a,e,4\ndata: {json.dumps(message(4))}\n\n".encode()
+            response = await say(request, greeting + live)
+        await left.wait()
+        return response
+
+    async def history(request: web.Request) -> web.Response:
+        asked.append(dict(request.query))
+        return web.json_response({"messages": [message(2), message(3)], "more": True})
+
+    async with played(events, history=history) as url, connect(url, transport="sse") as lab:
+        subscription = lab.subscribe("a", history=2)
+        async with asyncio.timeout(30):
+            got = [await anext(subscription) for _ in range(3)]
+        left.set()
+        assert [(one.seq, one.origin) for one in got] == [
+            (2, "history"),
+            (3, "history"),
+            (4, "live"),
+        ]
+        assert asked == [{"type": "a", "limit": "2", "before": "4"}]
 
 
 async def test_websockets_alone_are_never_left_and_are_tried_again_when_asked() -> None:

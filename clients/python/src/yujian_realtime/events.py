@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -157,6 +157,10 @@ class EventSocket:
         self._incoming: asyncio.Queue[aiohttp.WSMessage | Exception | None] = asyncio.Queue(_QUEUED)
         self._types: set[str] = set()
         self._places: dict[str, tuple[str, int]] = {}
+        self._histories: dict[str, int] = {}  # newest messages that are to come first, by type
+        self._failures: dict[
+            str, RealtimeError
+        ] = {}  # of those, until the subscription is answered
         self._supported: frozenset[str] = frozenset()
         self._token = ""
         self._greeted = asyncio.Event()
@@ -239,6 +243,7 @@ class EventSocket:
                 for type in self._named(payload):
                     self._types.discard(type)
                     self._places.pop(type, None)
+                    self._histories.pop(type, None)
                 self._open()
                 return _config("unsubscribed", {"types": sorted(self._types)})
             case "get_history":
@@ -266,29 +271,42 @@ class EventSocket:
                 if known is not None:
                     self._places[type] = (str(known["epoch"]), int(known["seq"]))
                 elif payload.get("history"):
-                    await self._bring(type, payload["history"])
+                    self._histories[type] = int(payload["history"])
                 self._types.add(type)
         finally:
             self._busy -= 1
             if not self._busy:
                 self._open()
         # Without a place, what a cut takes of a type that has had no message yet could not be recovered.
-        while any(type in self._types and type not in self._places for type in types):
+        while any(type in self._types and self._is_awaited(type) for type in types):
             self._moved.clear()
             await self._moved.wait()
+        for type in types:
+            error = self._failures.pop(type, None)
+            if error is not None:
+                raise error
         return {
             type: _flow(*self._places[type], recovered=type in recover)
             for type in types
             if type in self._types
         }
 
-    async def _bring(self, type: str, limit: int) -> None:
-        """The newest messages of a type; the stream then goes on behind them."""
-        page = await self._page({"type": type, "limit": limit})
-        await self._say(page)
-        if page["data"]["messages"]:
-            newest = page["data"]["messages"][-1]
-            self._places[type] = (newest["epoch"], newest["seq"])
+    def _is_awaited(self, type: str) -> bool:
+        return type not in self._places or type in self._histories
+
+    async def _bring(self, type: str, place: tuple[str, int]) -> None:
+        """The newest messages of a type up to the place behind which the stream goes on."""
+        page = None
+        try:
+            if place[1]:
+                limit, before = self._histories[type], place[1] + 1
+                page = await self._page({"type": type, "limit": limit, "before": before})
+        except RealtimeError as error:
+            self._failures[type] = error
+        if page is not None and page["data"]["messages"]:
+            await self._say(page)
+        self._places[type] = place
+        self._histories.pop(type, None)
 
     async def _page(self, query: Mapping[str, str | int]) -> dict[str, Any]:
         page = await self._http().get("/history", query)
@@ -364,17 +382,16 @@ class EventSocket:
             delay = data.get("retryAfter")
             reason = data.get("reason", "") if delay is None else json.dumps({"retryAfter": delay})
             return data["code"], reason
+        places = dict(_places(event.id))
+        for type in [type for type in self._histories if type in places]:
+            await self._bring(type, places[type])
         is_first = message["event"] == "connected" and not self._greeted.is_set()
         if is_first:
             self._supported = frozenset(data["supportedTypes"])
         if is_first or message["event"] != "connected":
             await self._incoming.put(aiohttp.WSMessage(aiohttp.WSMsgType.TEXT, event.data, None))
         # Only what is passed on counts: another stream may take the place of this one at any await.
-        for place in event.id.split(";")[1:]:
-            type, _, rest = place.partition(",")
-            epoch, _, seq = rest.partition(",")
-            if type in self._types and seq:
-                self._places[type] = (epoch, int(seq))
+        self._places |= {type: at for type, at in places.items() if type in self._types}
         self._moved.set()
         if is_first:
             self._greeted.set()
@@ -428,6 +445,14 @@ async def _refusal(response: aiohttp.ClientResponse) -> StreamRefused:
         str(said.get("code") or ""),
         str(said.get("error") or message),
     )
+
+
+def _places(offset: str) -> Iterator[tuple[str, tuple[str, int]]]:
+    for place in offset.split(";")[1:]:
+        type, _, rest = place.partition(",")
+        epoch, _, seq = rest.partition(",")
+        if seq:
+            yield type, (epoch, int(seq))
 
 
 def _flow(epoch: str, seq: int, *, recovered: bool) -> Flow:
