@@ -24,12 +24,16 @@ export declare class EventSocket {
     private greeted;
     /** Requests that are waited for before the stream is opened anew. */
     private busy;
+    /** Called when the stream has said where it goes on. */
+    private begun;
     private last;
     constructor(url: string, Class: SourceClass);
     send(frame: string): void;
     close(): void;
     private answer;
-    /** The newest messages of a type; the stream then goes on behind them. */
+    /** Open the stream with more types; gives where each of them goes on, which a cut is recovered from. */
+    private subscribe;
+    /** The newest messages of a type, behind which the stream goes on; false: it has none. */
     private bring;
     private fetch;
     /** Open the stream, in place of the one that there is. */

@@ -49,6 +49,8 @@ export class EventSocket {
   private greeted = false;
   /** Requests that are waited for before the stream is opened anew. */
   private busy = 0;
+  /** Called when the stream has said where it goes on. */
+  private begun: (() => void)[] = [];
   private last: { code: number; retryAfter?: number } | undefined;
 
   constructor(
@@ -89,18 +91,7 @@ export class EventSocket {
         else await this.fetch('/events', {}, 'HEAD');
         return reply('pong', {});
       case 'subscribe':
-        this.busy++;
-        try {
-          for (const type of payload.types ?? []) {
-            const known = payload.recover?.[type];
-            if (known) this.places.set(type, known);
-            else if (payload.history) await this.bring(type, payload.history);
-            this.types.add(type);
-          }
-        } finally {
-          if (!--this.busy) this.open();
-        }
-        return reply('subscribed', { types: {} });
+        return reply('subscribed', { types: await this.subscribe(payload) });
       case 'unsubscribe':
         for (const type of payload.types ?? []) {
           this.types.delete(type);
@@ -117,12 +108,38 @@ export class EventSocket {
     throw Object.assign(new Error(`'${action}' needs a WebSocket.`), { code: 'INVALID_ACTION' });
   }
 
-  /** The newest messages of a type; the stream then goes on behind them. */
-  private async bring(type: string, limit: number): Promise<void> {
+  /** Open the stream with more types; gives where each of them goes on, which a cut is recovered from. */
+  private async subscribe({ types = [], history, recover = {} }: Request['payload']): Promise<object> {
+    this.busy++;
+    const begun = new Promise<void>((done) => this.begun.push(done));
+    const empty: string[] = [];
+    try {
+      for (const type of types) {
+        const known = recover[type];
+        if (known) this.places.set(type, known);
+        else if (history && !(await this.bring(type, history))) empty.push(type);
+        this.types.add(type);
+      }
+    } finally {
+      if (!--this.busy) this.open();
+    }
+    await begun;
+    // What was stored since its history was read comes before the place where the stream goes on.
+    for (const type of empty) if (this.places.get(type)?.seq) await this.bring(type, history ?? 1);
+    const flows = types.flatMap((type) => {
+      const place = this.places.get(type);
+      return place ? [[type, { ...place, from: place.seq + 1, recovered: type in recover }]] : [];
+    });
+    return Object.fromEntries(flows) as object;
+  }
+
+  /** The newest messages of a type, behind which the stream goes on; false: it has none. */
+  private async bring(type: string, limit: number): Promise<boolean> {
     const page = (await (await this.fetch('/history', { type, limit })).json()) as { messages: Place[] };
     const newest = page.messages[page.messages.length - 1];
-    if (newest) this.places.set(type, { epoch: newest.epoch, seq: newest.seq });
+    if (newest && !this.places.has(type)) this.places.set(type, { epoch: newest.epoch, seq: newest.seq });
     this.say({ event: 'history_data', type, data: page });
+    return Boolean(newest);
   }
 
   private async fetch(path: string, query: Record<string, unknown>, method = 'GET'): Promise<Response> {
@@ -177,11 +194,10 @@ export class EventSocket {
       this.last = data;
       return;
     }
-    if (event === 'connected') {
-      if (this.greeted) return;
-      this.greeted = true;
-    }
-    (this.onmessage as ((event: { data: string }) => void) | null)?.({ data: text });
+    const again = event === 'connected' && this.greeted;
+    this.greeted ||= event === 'connected';
+    if (!again) (this.onmessage as ((event: { data: string }) => void) | null)?.({ data: text });
+    if (!this.busy) for (const done of this.begun.splice(0)) done();
   }
 
   /** The stream has ended. A page does not see why it is refused, but another call may. */

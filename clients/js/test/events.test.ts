@@ -147,6 +147,37 @@ describe('server-sent events', () => {
     expect(gaps).toEqual([[6, 7]]);
   });
 
+  it('recover a type that had no message yet', async () => {
+    start({ transport: 'sse' });
+    client.subscribe('status', () => {});
+    await turn();
+    stream().greet();
+    await turn();
+    stream().greet('yj1;status,e1,0');
+    await turn();
+    stream().onerror?.();
+    await turn();
+    await vi.advanceTimersByTimeAsync(1000);
+    stream().greet();
+    await turn();
+    expect(stream().query.lastEventId).toBe('yj1;status,e1,0');
+    expect(calls).toHaveLength(2);
+  });
+
+  it('miss nothing that is stored between an empty history and the beginning of the stream', async () => {
+    start({ transport: 'sse' });
+    const got: unknown[] = [];
+    client.subscribe('status', ({ seq }) => got.push(seq));
+    await turn();
+    stream().greet();
+    await turn();
+    answers = () => ({ body: { messages: [message(1)], more: false } });
+    stream().greet('yj1;status,e1,1');
+    await turn();
+    stream().say(message(2), 'yj1;status,e1,2');
+    expect(got).toEqual([1, 2]);
+  });
+
   it('wait as long as the service says', async () => {
     start({ transport: 'sse' });
     await turn();
