@@ -318,6 +318,26 @@ class SentinelAddress(NamedTuple):
     """`redis://` or `rediss://` with the user, password, database and options for the servers."""
 
 
+class _Servers(NamedTuple):
+    """The parts of a URL that names several servers."""
+
+    scheme: str
+    login: str
+    """User and password with the `@` behind them, or nothing."""
+    hosts: str
+    path: str
+    query: str
+    """With the `?` before it, or nothing."""
+
+
+def _split_servers(text: str) -> _Servers:
+    scheme, _, rest = text.partition("://")
+    rest, mark, query = rest.partition("?")
+    where, _, path = rest.partition("/")
+    login, at, hosts = where.rpartition("@")
+    return _Servers(scheme, login + at, hosts, path, mark + query if query else "")
+
+
 _SENTINEL_SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
 _SENTINEL_PORT = 26379
 
@@ -331,18 +351,13 @@ def sentinel_address(text: str) -> SentinelAddress | None:
     Raises:
         ValueError: it is incomplete. The error does not contain the text, which may hold a password.
     """
-    scheme, _, rest = text.partition("://")
+    scheme, login, hosts, path, query = _split_servers(text)
     if scheme not in _SENTINEL_SCHEMES:
         return None
-    rest, _, query = rest.partition("?")
-    where, _, path = rest.partition("/")
-    login, at, hosts = where.rpartition("@")
     name, _, database = path.strip("/").partition("/")
     if not name or (database and not database.isdigit()):
         raise ValueError
-    url_of_servers = (
-        f"{_SENTINEL_SCHEMES[scheme]}://{login}{at}primary/{database}{'?' if query else ''}{query}"
-    )
+    url_of_servers = f"{_SENTINEL_SCHEMES[scheme]}://{login}primary/{database}{query}"
     return SentinelAddress(_hosts(hosts, _SENTINEL_PORT), unquote(name), url_of_servers)
 
 
@@ -368,15 +383,12 @@ def cluster_address(text: str) -> ClusterAddress | None:
     Raises:
         ValueError: it is incomplete. The error does not contain the text, which may hold a password.
     """
-    scheme, _, rest = text.partition("://")
+    scheme, login, hosts, path, query = _split_servers(text)
     if scheme not in _CLUSTER_SCHEMES:
         return None
-    rest, _, query = rest.partition("?")
-    where, _, path = rest.partition("/")
     if path.strip("/0"):
         raise ValueError  # a Cluster has one database
-    login, at, hosts = where.rpartition("@")
-    url_of_nodes = f"{_CLUSTER_SCHEMES[scheme]}://{login}{at}node/{'?' if query else ''}{query}"
+    url_of_nodes = f"{_CLUSTER_SCHEMES[scheme]}://{login}node/{query}"
     return ClusterAddress(_hosts(hosts, _REDIS_PORT), url_of_nodes)
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from tests.support import REPO
 from tests.support.plain import PlainClient
+from tests.support.python_client import PAUSE, SECRET, collect, data
 from tests.support.service import TOKEN, Service
 from tests.support.waiting import until
 from yujian_realtime import (
@@ -29,29 +30,10 @@ from yujian_realtime import (
     RealtimeError,
     State,
     Stored,
-    Subscription,
     connect,
 )
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.no_cover]
-
-SECRET = "0123456789abcdef0123456789abcdef"
-PAUSE = (0.05, 0.5)
-
-
-async def collect(subscription: Subscription, last: object) -> list[Message]:
-    """Messages up to the one whose data is `last`."""
-    messages = []
-    async with asyncio.timeout(60):
-        async for message in subscription:
-            messages.append(message)
-            if message.data == last:
-                break
-    return messages
-
-
-def data(messages: list[Message]) -> list[Any]:
-    return [message.data for message in messages]
 
 
 def states(lab: Realtime) -> list[State]:

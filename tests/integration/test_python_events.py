@@ -4,35 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 import jwt
 import pytest
 
 from tests.support.blocking import BlockingProxy, Way
+from tests.support.python_client import PAUSE, SECRET, collect, data
 from tests.support.service import TOKEN, Service
 from tests.support.waiting import until
-from yujian_realtime import Gap, Message, Realtime, RealtimeError, State, Subscription, connect
+from yujian_realtime import Gap, Realtime, RealtimeError, State, connect
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.no_cover]
-
-SECRET = "0123456789abcdef0123456789abcdef"
-PAUSE = (0.05, 0.5)
-
-
-async def collect(subscription: Subscription, last: object) -> list[Message]:
-    """Messages up to the one whose data is `last`."""
-    messages = []
-    async with asyncio.timeout(30):
-        async for message in subscription:
-            messages.append(message)
-            if message.data == last:
-                break
-    return messages
-
-
-def data(messages: list[Message]) -> list[Any]:
-    return [message.data for message in messages]
 
 
 @pytest.mark.parametrize("way", ["refused", "stripped", "dropped"])

@@ -14,28 +14,10 @@ from redis.exceptions import MovedError
 from app.backplane.cluster.link import Redirection, redirection
 from app.backplane.cluster.pipeline import Pipeline
 from app.backplane.cluster.slot_map import Node
+from tests.support.transports import Transport
 
 FAR = 1000.0
 HERE = Node("10.0.0.1", 7000)
-
-
-class Transport(asyncio.WriteTransport):
-    def __init__(self) -> None:
-        super().__init__()
-        self.written: list[bytes] = []
-        self.closed = False
-
-    def write(self, data: Any) -> None:
-        self.written.append(bytes(data))
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def abort(self) -> None:
-        self.closed = True
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        pass
 
 
 class World:

@@ -11,24 +11,9 @@ from redis.exceptions import BusyLoadingError, InvalidResponse, ReadOnlyError
 from redis.exceptions import ConnectionError as LostConnection
 
 from app.backplane.wire import Wire
+from tests.support.transports import Transport
 
 FAR = 1000.0
-
-
-class Transport(asyncio.WriteTransport):
-    def __init__(self) -> None:
-        super().__init__()
-        self.written: list[bytes] = []
-        self.closed = False
-
-    def write(self, data: Any) -> None:
-        self.written.append(bytes(data))
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def abort(self) -> None:
-        self.closed = True
 
 
 class World:
