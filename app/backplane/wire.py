@@ -18,11 +18,20 @@ from redis.exceptions import InvalidResponse
 
 from app.seconds import Call, call_next_second
 
-_MORE = object()
+MORE = object()
 """What the parser gives when a reply is not complete."""
-_CLOSED = "Connection closed by server."
+CLOSED = "Connection closed by server."
 _PATIENT = 1.5
 """Seconds that an exchange may still take from which on it is looked at in the next second."""
+
+
+def new_parser(reply_error: Any) -> hiredis.Reader:
+    """A parser of replies; it gives `MORE` where one is not complete.
+
+    Args:
+        reply_error: makes the exception of an error reply, as redis-py's parsers do.
+    """
+    return hiredis.Reader(protocolError=InvalidResponse, replyError=reply_error, notEnoughData=MORE)
 
 
 class Wire(asyncio.Protocol):
@@ -35,9 +44,7 @@ class Wire(asyncio.Protocol):
     def __init__(self, transport: asyncio.WriteTransport, reply_error: Any) -> None:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
-        self._parser = hiredis.Reader(
-            protocolError=InvalidResponse, replyError=reply_error, notEnoughData=_MORE
-        )
+        self._parser = new_parser(reply_error)
         self._answers: list[Any] = []
         self._missing = 0
         self._waiter: asyncio.Future[None] | None = None
@@ -57,7 +64,7 @@ class Wire(asyncio.Protocol):
         """
         writer = connection._writer
         if writer is None:
-            raise LostConnection(_CLOSED)
+            raise LostConnection(CLOSED)
         wire = cls(writer.transport, connection._parser.parse_error)
         wire._transport.set_protocol(wire)
         return wire
@@ -75,7 +82,7 @@ class Wire(asyncio.Protocol):
             RedisError: the connection is lost, or a reply says that it cannot be used.
         """
         if self._lost is not None or self._transport.is_closing():
-            raise LostConnection(_CLOSED) from self._lost
+            raise LostConnection(CLOSED) from self._lost
         self._answers, self._missing = [], replies
         self._due = self._loop.time() + timeout
         if self._timer is None or self._timer_at > self._due:
@@ -101,7 +108,7 @@ class Wire(asyncio.Protocol):
             parser.feed(data)
             while self._missing:
                 answer = parser.gets()
-                if answer is _MORE:
+                if answer is MORE:
                     return
                 failed = answer[0] if isinstance(answer, list) and answer else answer
                 if isinstance(failed, LostConnection):
@@ -115,12 +122,12 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the exchange."""
-        self._lost = exc or LostConnection(_CLOSED)
+        self._lost = exc or LostConnection(CLOSED)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._waiter is not None and not self._waiter.done():
-            error = LostConnection(_CLOSED)
+            error = LostConnection(CLOSED)
             error.__cause__ = exc
             self._waiter.set_exception(error)
 

@@ -16,9 +16,8 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import InvalidResponse
 
-_MORE = object()
-"""What the parser gives when a reply is not complete."""
-_CLOSED = "Connection closed by server."
+from app.backplane.wire import CLOSED, MORE, new_parser
+
 _PATIENCE = 0.5
 """Seconds without an answer after which a node counts as stopped; a shorter exchange fails alone."""
 
@@ -60,17 +59,13 @@ class Pipeline(asyncio.Protocol):
     ) -> None:
         writer = connection._writer
         if writer is None or writer.transport.is_closing():
-            raise LostConnection(_CLOSED)
+            raise LostConnection(CLOSED)
         connection._reader = connection._writer = None
         self._writer = writer  # which would close the transport if nothing referred to it
         self._transport = writer.transport
         self._notice = notice
         self._lost = lost
-        self._parser = hiredis.Reader(
-            protocolError=InvalidResponse,
-            replyError=connection._parser.parse_error,
-            notEnoughData=_MORE,
-        )
+        self._parser = new_parser(connection._parser.parse_error)
         self._running: deque[_Exchange] = deque()
         self._transport.set_protocol(self)
 
@@ -92,7 +87,7 @@ class Pipeline(asyncio.Protocol):
             RedisError: the connection is lost, or a reply says that it cannot be used.
         """
         if not self.is_open:
-            raise LostConnection(_CLOSED)
+            raise LostConnection(CLOSED)
         done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self._running.append(_Exchange(replies, done))
         self._transport.write(packed)
@@ -112,7 +107,7 @@ class Pipeline(asyncio.Protocol):
         """Hand out replies and pushes."""
         try:
             self._parser.feed(data)
-            while (answer := self._parser.gets()) is not _MORE:
+            while (answer := self._parser.gets()) is not MORE:
                 if isinstance(answer, hiredis.PushNotification):
                     self._notice(answer)
                 else:
@@ -123,7 +118,7 @@ class Pipeline(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the exchanges."""
-        error = LostConnection(_CLOSED)
+        error = LostConnection(CLOSED)
         error.__cause__ = exc
         self._fail(error)
         self._lost(self)
