@@ -14,13 +14,14 @@ All of it vanishes an hour after the last worker has renewed it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from redis.exceptions import RedisError
 
-from app.backplane.client import FAILURES, AnyBackplane, Argument
+from app.backplane.client import FAILURES, AnyBackplane, Argument, Command
 from app.backplane.faults import unavailable
 from app.backplane.repair import is_damage, log_repaired, repair_keys
 from app.backplane.scripts import Script
@@ -54,6 +55,10 @@ _KEYS = {
     _STATE: b"hash",
 }
 _KIND = {b"came": True, b"gone": False}
+_MOST_DIGITS = 9
+"""Of a number of connections: what has more comes from another program."""
+
+logger = logging.getLogger(__name__)
 
 _COMMON = """
 -- KEYS: workers by the end of their lease (us); users: 'worker type:connections,...;worker ...';
@@ -161,6 +166,9 @@ redis.call('HSET', state, 'turn', worker, 'ends', string.format('%d', now + turn
 
 local dead = redis.call('ZRANGEBYSCORE', workers, '-inf', now, 'LIMIT', 0, 1)[1]
 if dead then
+  -- Another program may have written there.
+  local kind = redis.call('TYPE', hash_of(dead)).ok
+  if kind ~= 'hash' then redis.call('DEL', hash_of(dead)) end
   local names = redis.call('HRANDFIELD', hash_of(dead), ARGV[8])
   for _, user in ipairs(names) do set(dead, user, '', tonumber(ARGV[3]), watched, 0) end
   if redis.call('EXISTS', hash_of(dead)) == 0 then redis.call('ZREM', workers, dead) end
@@ -314,7 +322,27 @@ class AttendanceStore:
         if reply is None:
             return None
         rows = [reply[start : start + 5] for start in range(1, len(reply), 5)]
-        return Turn(bool(reply[0]), [_change(*row) for row in rows])
+        foreign = [row[:2] for row in rows if _name(row[1]) is None]
+        if foreign:
+            await self._remove_foreign(foreign)
+        changes = [_change(*row) for row in rows if _name(row[1]) is not None]
+        return Turn(bool(reply[0]), changes)
+
+    async def _remove_foreign(self, changes: Sequence[tuple[bytes, bytes]]) -> None:
+        """Remove changes of users that only another program can have written.
+
+        Args:
+            changes: 'came' or 'gone', and the user.
+        """
+        users = {user for _, user in changes}
+        logger.error(
+            "Another program has written to the list of users in the backplane: %d users without a"
+            " valid name are removed",
+            len(users),
+        )
+        commands: list[Command] = [(b"HDEL", key, *users) for key in (_USERS, _ANNOUNCED)]
+        commands += [(b"ZREM", _CAME if _KIND[kind] else _GONE, user) for kind, user in changes]
+        await self._backplane.ask(commands)
 
     async def confirm(
         self, changes: Sequence[tuple[Change, frozenset[str]]], *, was_published: bool
@@ -367,8 +395,8 @@ class AttendanceStore:
             )
         except FAILURES as error:
             raise unavailable(error, "The users are unavailable") from error
-        found = zip(reply[1::2], reply[2::2], strict=True)
-        counts = {user.decode(): _counts(entry).get(type, 0) for user, entry in found}
+        found = zip(map(_name, reply[1::2]), reply[2::2], strict=True)
+        counts = {user: _counts(entry).get(type, 0) for user, entry in found if user is not None}
         return int(reply[0]), {user: count for user, count in counts.items() if count}
 
     async def _run(self, script: Script, *arguments: Argument) -> Any:
@@ -390,17 +418,25 @@ def _hash_of(worker: str) -> bytes:
     return _PREFIX + b"w:" + worker.encode()
 
 
+def _name(user: bytes) -> str | None:
+    """The name of a user; None for what no worker has written."""
+    try:
+        return user.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 def _change(kind: bytes, user: bytes, at: bytes, entry: bytes, announced: bytes) -> Change:
-    known = frozenset(announced.decode().split(",")) - {""}
+    known = frozenset(announced.decode(errors="replace").split(",")) - {""}
     return Change(_KIND[kind], user.decode(), at, frozenset(_counts(entry)), known)
 
 
 def _counts(entry: bytes) -> Mapping[str, int]:
     """Connections by type in the entry of a user."""
     counts: dict[str, int] = {}
-    for part in entry.decode().split(";"):
+    for part in entry.decode(errors="replace").split(";"):
         for pair in part.partition(" ")[2].split(","):
             type, _, count = pair.partition(":")
-            if count.isdecimal():
+            if count.isdecimal() and len(count) <= _MOST_DIGITS:
                 counts[type] = counts.get(type, 0) + int(count)
     return counts

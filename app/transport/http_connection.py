@@ -126,7 +126,7 @@ class HttpConnection(GuardedConnection):
     _held: bytes
     """The beginning of a request that may be served without aiohttp."""
     _is_calling: bool
-    """Such a request is being served."""
+    """Such a request is being served, or what came behind it is about to be."""
     _later: bytes
     """What has come behind it."""
     _waited: float
@@ -219,24 +219,29 @@ class HttpConnection(GuardedConnection):
 
     def reply(self, answer: bytes, keep: bool) -> None:
         """Send the answer to a request that was served without aiohttp."""
-        self._is_calling, self._owed = False, None
+        self._owed = None
         transport = self.transport
         if transport is None or transport.is_closing():
+            self._is_calling = False
             return
         if answer:
             transport.write(answer)
         if not keep:
+            self._is_calling = False
             self.force_close()
             return
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        later, self._later = self._later, b""
-        if later:
-            if len(later) > MAX_LATER:
-                self.resume()
-            # Not at once: answers that are ready at once would nest.
-            self._loop.call_soon(self._go_on, later)
+        if self._later:
+            # Not at once: answers that are ready at once would nest. What is read until then comes
+            # behind, since the connection is calling still.
+            self._loop.call_soon(self._go_on)
+        else:
+            self._is_calling = False
 
-    def _go_on(self, later: bytes) -> None:
+    def _go_on(self) -> None:
+        later, self._later, self._is_calling = self._later, b"", False
+        if len(later) > MAX_LATER:
+            self.resume()
         if self.transport is not None:
             self.data_received(later)
 

@@ -274,6 +274,37 @@ async def test_keys_of_another_program_are_set_aside(make: Make, valkey: ValkeyP
     assert ("join", ["ann"]) in names(one.published)
 
 
+async def test_entries_of_another_program_stop_nothing(
+    make: Make, valkey: ValkeyProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = make()
+    one.add("ann")
+    await one.look()
+    prefix = "{rt:attendance}:"
+    odd = [b"\xff\xfe", b"ann", b"foreign"]
+    for name in ("came", "gone", "n:status"):
+        for user in odd:
+            await valkey.command("ZADD", prefix + name, "0", user)
+    for user in (b"\xff\xfe", b"foreign"):
+        entry = b"w \xff:1,status:" + b"9" * 5000 + b";w;,;: status:-1"
+        await valkey.command("HSET", prefix + "users", user, entry)
+        await valkey.command("HSET", prefix + "announced", user, b"\xff,status")
+    await valkey.command("ZADD", prefix + "workers", "0", b"\xff worker")
+    await valkey.command("SET", prefix.encode() + b"w:\xff worker", "x")
+    one.add("bob")
+    for _ in range(3):
+        await one.look()
+    assert await one.listed() == {"ann": 1, "bob": 1}
+    assert ("join", ["bob"]) in names(one.published)
+    assert "without a valid name" in caplog.text
+    assert "not up to date" not in caplog.text
+    for name in ("came", "gone"):
+        assert await valkey.command("ZCARD", prefix + name) == 0
+    assert await valkey.command("ZRANGE", prefix + "workers", "0", "-1") == [
+        one.backplane.worker_id.encode()
+    ]
+
+
 async def test_a_full_list_refuses_and_counts(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "MOST_USERS", 2)
     one = make()

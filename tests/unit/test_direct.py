@@ -421,6 +421,36 @@ async def test_what_comes_behind_a_request_waits(monkeypatch: pytest.MonkeyPatch
             assert not server.is_answering
 
 
+async def test_what_comes_after_an_answer_stays_behind_what_waited_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loop may read from the socket between an answer and the work that it has planned."""
+    async with serve() as served:
+        held = Held(served, monkeypatch)
+        reader, writer = await served.open()
+        writer.write(request())
+        await until(lambda: len(held.waiting) == 1)
+        held.store()
+        await answer_of(reader)
+        await until(lambda: len(served.connections) == 1)
+        (connection,) = served.connections
+        await until(lambda: connection.is_at_rest)
+        ids = [f"m{n}" for n in range(3)]
+        first, *others = [request(json.dumps(MESSAGE | {"id": id}).encode()) for id in ids]
+        behind = b"".join(others)
+        connection.data_received(first)
+        connection.data_received(behind[:-20])
+        held.store()
+        await asyncio.sleep(0)  # the answer has left
+        connection.data_received(behind[-20:])
+        for id in ids:
+            if id != ids[0]:
+                await until(lambda: len(held.waiting) == 1)
+                held.store()
+            assert f'"{id}"'.encode() in await answer_of(reader)
+        assert [draft.id for draft in served.side.streams.drafts][1:] == ids
+
+
 async def test_a_client_that_leaves_costs_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serve() as served:
         held = Held(served, monkeypatch)
