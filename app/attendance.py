@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from app.backplane.attendance import PIECE, ROWS, AttendanceStore, Change
+from app.backplane.claims import is_place
 from app.backplane.client import FAILURES
 from app.backplane.faults import explain
 from app.broadcast.subscriber import Group
@@ -273,6 +274,6 @@ class Attendance:
 def _place(worker: bytes) -> tuple[bytes, tuple[int, int]]:
     """Machine, row and generation in the name of a worker; none that is in use for another name."""
     parts = worker.split(b"-")
-    if len(parts) != 4 or not (parts[1].isdigit() and parts[2].isdigit()):
+    if len(parts) != 4 or not all(map(is_place, parts[1:3])):
         return b"", (-1, -1)
     return parts[0], (int(parts[1]), int(parts[2]))

@@ -208,6 +208,9 @@ return redis.call('EXISTS', mine)
 )
 """Ends the lease of a worker that has gone; what is left of it counts no more, and is removed by others."""
 
+_PLACE_DIGITS = 19
+"""Of a row or a generation: another program may have written more."""
+
 _Answer = asyncio.Future[bool]
 
 
@@ -264,7 +267,7 @@ class UserClaims:
                 answer.cancel()
         with contextlib.suppress(*FAILURES):
             # What is left when nothing shares the server any more is removed with the last one.
-            while await self._retire(self._backplane.worker_id):
+            while await self._retire(self._backplane.worker_id.encode()):
                 pass
 
     async def claim(self, user: str) -> bool:
@@ -348,8 +351,9 @@ class UserClaims:
             machine = parts[0].encode() + b"-"
             dead = [name for name in names if name.startswith(machine) and _row(name) not in rows]
             for name in dead:
-                logger.info("released the user claims of the dead worker %s", name.decode())
-                await self._retire(name.decode())
+                shown = name.decode(errors="replace")
+                logger.info("released the user claims of the dead worker %s", shown)
+                await self._retire(name)
         except FAILURES:
             return
         self._rows = rows
@@ -415,9 +419,9 @@ class UserClaims:
         times = (int(LEASE * 1000), int(_LINGER * 1000))
         return [*keys, self._backplane.worker_id, *times]
 
-    async def _retire(self, worker: str) -> bool:
+    async def _retire(self, worker: bytes) -> bool:
         """End the lease of a worker, and remove some of its claims; returns whether there are more."""
-        keys = (4, _WORKERS, _WORKERS + b":" + worker.encode(), _INDEXED, _INDEX)
+        keys = (4, _WORKERS, _WORKERS + b":" + worker, _INDEXED, _INDEX)
         return bool(await self._backplane.run(RETIRE, [*keys, worker, _PIECE]))
 
     async def _repair(self) -> None:
@@ -440,6 +444,11 @@ class UserClaims:
 def _row(name: bytes) -> _Row:
     """Row and generation in the name of a worker; none that is in use for another name."""
     parts = name.split(b"-")
-    if len(parts) != _NAME_PARTS or not (parts[1].isdigit() and parts[2].isdigit()):
+    if len(parts) != _NAME_PARTS or not all(map(is_place, parts[1:3])):
         return _Row(-1, -1)
     return _Row(int(parts[1]), int(parts[2]))
+
+
+def is_place(text: bytes) -> bool:
+    """Whether it can be the row or the generation in the name of a worker."""
+    return text.isdigit() and len(text) <= _PLACE_DIGITS

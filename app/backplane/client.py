@@ -513,7 +513,7 @@ async def server_config(
         )
     except FAILURES:
         return {}  # a hosted server may forbid CONFIG; INFO then has to do
-    words = [word.decode() for reply in replies for word in reply]
+    words = [word.decode(errors="replace") for reply in replies for word in reply]
     return dict(zip(words[::2], words[1::2], strict=True))
 
 

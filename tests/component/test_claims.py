@@ -214,10 +214,17 @@ async def test_a_lease_from_before_the_clock_was_set_back_ends_in_time(
     assert await valkey.command("EXISTS", dead) == 0
 
 
+@pytest.mark.parametrize(
+    "foreign", [None, b"%b-77-1-\xff", b"%b-" + b"9" * 5000 + b"-2-x"], ids=["", "bytes", "digits"]
+)
 async def test_a_dead_workers_places_are_free_at_once(
-    valkey: ValkeyProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    valkey: ValkeyProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    foreign: bytes | None,
 ) -> None:
-    """Those of its own machine free them, long before the lease ends."""
+    """Those of its own machine free them, long before the lease ends; other programs' do not matter."""
     monkeypatch.setattr(claims_module, "RENEWAL_INTERVAL", 0.1)
     tables = [SlotTable(tmp_path / "slots") for _ in range(2)]
     backplanes, workers = [], []
@@ -234,6 +241,10 @@ async def test_a_dead_workers_places_are_free_at_once(
     # As after SIGKILL: the row is swept, and nothing is given back to the backplane.
     assert dying._task is not None
     dying._task.cancel()
+    if foreign is not None:
+        odd = foreign % backplanes[0].worker_id.partition("-")[0].encode()
+        seconds, _ = await valkey.command("TIME")
+        await valkey.command("ZADD", claims_module._WORKERS, int(seconds) * 1000 + 5000, odd)
     assert tables[1].free(os.getpid())  # the first row, which is the dying one's
 
     async def comes_in() -> bool:
@@ -244,6 +255,7 @@ async def test_a_dead_workers_places_are_free_at_once(
             await asyncio.sleep(0.05)
     assert await held(valkey, dying) == {}
     assert await held(valkey, living) == {"ann": 1}, "those of the living stay"
+    assert "claims failed" not in caplog.text
     await living.close()
     for backplane in backplanes:
         await backplane.close()
