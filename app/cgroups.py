@@ -11,6 +11,8 @@ from pathlib import Path
 
 _LARGEST = 64 * 1024
 """Bytes that are read of a file."""
+_RECLAIMABLE = ("active_file", "inactive_file", "slab_reclaimable")
+"""Of memory.stat: bytes that a group gives back when it needs memory."""
 _UNLIMITED = 1 << 62
 """Bytes: cgroup v1 says that there is no limit by a number of about 2^63."""
 
@@ -59,14 +61,17 @@ class MemoryGroup:
         return limit if limit is not None and limit < _UNLIMITED else None
 
     def used(self) -> int | None:
-        """Bytes in use, without pages of files: the kernel takes those before it kills anybody."""
+        """Bytes in use, without what the kernel takes back before it ends a process.
+
+        That is pages of files, and its own caches of names and inodes (counted by cgroup v2 only).
+        """
         name = "memory.current" if self.unified else "memory.usage_in_bytes"
         used = _number(self.path / name)
         if used is None:
             return None
         prefix = "" if self.unified else "total_"
         figures = _keyed(self.path / "memory.stat")
-        cached = sum(figures.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+        cached = sum(figures.get(prefix + name, 0) for name in _RECLAIMABLE)
         return max(used - cached, 0)
 
 

@@ -209,6 +209,14 @@ def test_pages_of_files_are_not_in_use(container: Container) -> None:
     assert container.sampler().sample().memory_used == 100 * MB
 
 
+def test_the_kernels_caches_of_names_are_not_in_use(container: Container) -> None:
+    """A backup that looks at a million files leaves them in the container's account."""
+    container.hold(500 * MB, str(512 * MB))
+    stat = f"anon 1\ninactive_file {5 * MB}\nslab_reclaimable {395 * MB}\nslab {396 * MB}\n"
+    (container.group / "memory.stat").write_text(stat)
+    assert container.sampler().sample().memory_used == 100 * MB
+
+
 class LegacyContainer:
     """A container with cgroup v1: a tree for each controller."""
 
