@@ -44,6 +44,9 @@ _FORMATTING = frozenset(
 LEEWAY = 10.0
 """Seconds that the clocks of issuer and service may differ."""
 
+NEVER = 253_402_300_800.0
+"""Unix time in seconds of the year 10000: what expires then, or is in milliseconds, does not expire here."""
+
 _ACCESS_TYPES = {"jwt", "at+jwt", "bearer"}
 """Media types (`typ`) of access tokens; a token may also have none."""
 _OTHER_USES = {"id", "id_token", "refresh", "refresh_token", "offline", "logout"}
@@ -182,6 +185,8 @@ class TokenVerifier:
             subject = claims["sub"]
             expires = claims.get("exp")
             expires = None if expires is None else float(expires)
+            if expires is not None and expires >= NEVER:
+                expires = None
         except (jwt.PyJWTError, ArithmeticError, TypeError, ValueError) as error:
             raise _unauthorized(_problem(error)) from None
         if not _is_access_token(header, claims):

@@ -131,7 +131,7 @@ class EventStreamSession(ProtocolSession):
     ) -> None:
         subscriptions = self.context.subscriptions
         self.context.rates.charge(self, READ_SECONDS * len(known))
-        starts = {type: await subscriptions.find_start(type, at) for type, at in known.items()}
+        starts = await subscriptions.find_starts(known)
         if self.state == OPEN:
             self._greet(opening, options, starts)
 

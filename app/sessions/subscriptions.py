@@ -26,7 +26,8 @@ from app.types import Gap, Message, Position
 FIRST_AHEAD_PAUSE, LONGEST_AHEAD_PAUSE = 0.02, 0.5
 """Seconds before a recovery looks again whether this worker has caught up; then twice the last."""
 AHEAD_SECONDS = 2.0
-"""How long a recovery waits for this worker to reach what the client saw on a faster one."""
+"""How long a recovery of any number of types waits for this worker to reach what the client saw on a
+faster one."""
 MAX_DESCRIBED = 256
 """Combinations of types whose `subscribed` is kept, until the next flush."""
 
@@ -108,9 +109,7 @@ class Subscriptions:
         self, session: Session, request: Request, wanted: Subscribe
     ) -> None:
         self._rates.charge(session, READ_SECONDS * len(wanted.recover))
-        starts = {
-            type: await self.find_start(type, position) for type, position in wanted.recover.items()
-        }
+        starts = await self.find_starts(wanted.recover)
         ends: dict[str, Position] = {}
         if wanted.history is not None:
             # What is stored meanwhile must not fall between the history and live messages.
@@ -224,9 +223,16 @@ class Subscriptions:
 
     # Recovery.
 
-    async def find_start(self, type: str, position: Position) -> Start:
-        """Where a client that has seen `position` goes on."""
+    async def find_starts(self, positions: Mapping[str, Position]) -> dict[str, Start]:
+        """Where a client that has seen these positions goes on.
+
+        Raises:
+            BackplaneUnavailable: a stream cannot be read.
+        """
         deadline = time.monotonic() + AHEAD_SECONDS
+        return {type: await self._find_start(type, at, deadline) for type, at in positions.items()}
+
+    async def _find_start(self, type: str, position: Position, deadline: float) -> Start:
         pauses = Backoff(FIRST_AHEAD_PAUSE, LONGEST_AHEAD_PAUSE)
         while self._is_ahead(type, position) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(pauses.take())

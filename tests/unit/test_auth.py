@@ -95,6 +95,14 @@ def test_a_token_names_its_user(verifier: TokenVerifier) -> None:
     assert verifier.verify(hs256({"sub": "a", "exp": soon, "aud": "x"})) == Identity("a", soon)
 
 
+@pytest.mark.parametrize("ends", [1_795_000_000_000, 253_402_300_800, 1e300, 1e307])
+def test_an_end_in_milliseconds_or_far_off_is_none(verifier: TokenVerifier, ends: float) -> None:
+    """No clock of this service goes so far, nor does a state that is handed over."""
+    assert verifier.verify(hs256({"sub": "a", "exp": ends})) == Identity("a", None)
+    last = 253_402_300_799
+    assert verifier.verify(hs256({"sub": "a", "exp": last})) == Identity("a", last)
+
+
 def test_time_is_respected_with_some_leeway(verifier: TokenVerifier) -> None:
     now = time.time()
     assert verifier.verify(hs256({"sub": "a", "exp": now - LEEWAY / 2})).user == "a"

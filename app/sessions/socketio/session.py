@@ -327,11 +327,9 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
         )
         if work is not None:
             await work
-        starts = {
-            type: await context.subscriptions.find_start(type, position)
-            for type, position in offset.positions.items()
-            if type in self.types
-        }
+        starts = await context.subscriptions.find_starts(
+            {type: at for type, at in offset.positions.items() if type in self.types}
+        )
         until = time.monotonic() + (REPLACE_SECONDS if replaced and old else 0.0)
         # The disconnect handlers of the old connection still know it by the id.
         while context.registry.by_id.get(pid.sid) is old and time.monotonic() < until:  # noqa: ASYNC110
