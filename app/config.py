@@ -440,6 +440,10 @@ class Settings:
         """Types whose users are announced."""
         return self._types_of(self.join_leave)
 
+    def kept_types(self) -> frozenset[str]:
+        """Types whose users are kept in a list: those of both."""
+        return self.listed_types() | self.announced_types()
+
     def _types_of(self, names: frozenset[str]) -> frozenset[str]:
         return frozenset(self.message_types) if "all" in names else names
 

@@ -62,6 +62,7 @@ from app.presence import Presence
 from app.publishing import Publishing
 from app.sessions.assembly import make_context
 from app.sessions.auth import TokenVerifier
+from app.sessions.context import SessionContext
 from app.sessions.names import Names
 from app.sessions.rates import Limits, Rates
 from app.sessions.token_keys import RemoteKeys
@@ -186,23 +187,10 @@ def make_parts(
 
     # Connections.
     rates = Rates(Limits.of(settings))
-    hub = Hub(
-        heartbeat_interval=settings.heartbeat_interval,
-        heartbeat_timeout=settings.heartbeat_timeout,
-        max_message=settings.max_message_size,
-        max_incoming=settings.max_incoming_bytes,
-        max_outgoing=max_outgoing,
-        meter=rates,
-    )
+    hub = _make_hub(settings, rates, max_outgoing)
 
     # Messages on their way in, and on their way out.
-    publisher: StreamPublisher | ClusterPublisher
-    make_queue: type[BroadcastQueue]
-    if isinstance(backplane, ClusterBackplane):
-        publisher, make_queue = ClusterPublisher(backplane, reader.positions), LanedQueue
-    else:
-        publisher, make_queue = StreamPublisher(backplane, reader.positions), BroadcastQueue
-    queue = make_queue(slots, publisher, lambda name, number: metrics.published[name].inc(number))
+    publisher, queue = _make_queue(reached, slots, metrics)
     publishing = Publishing(queue, hub.pace.hurry)
     history = History(backplane, reader.positions, hub.output.page, hub.turns)
     fanout = FanOut(
@@ -215,23 +203,10 @@ def make_parts(
     catchup = CatchUp(fanout, history, settings.latest_only_types)
 
     # Sessions.
-    claims = (
-        UserClaims(backplane, slots, settings.max_connections_per_user)
-        if settings.backplane_url
-        else None
-    )
-    remote_keys = (
-        RemoteKeys(
-            settings.auth_jwks_url,
-            settings.data_dir / KEYS_FILE,
-            count=lambda result: metrics.key_fetches[result].inc(),
-        )
-        if settings.auth_jwks_url
-        else None
-    )
+    claims = _make_claims(settings, backplane, slots)
+    remote_keys = _make_remote_keys(settings, metrics)
     subscribers = SubscriberCounts(settings.message_types)
-    listed, announced = settings.listed_types(), settings.announced_types()
-    attendance_store = AttendanceStore(backplane, listed | announced, announced)
+    attendance_store = AttendanceStore(backplane, settings.kept_types(), settings.announced_types())
     verifier = TokenVerifier(settings, remote_keys)
     sessions = make_context(
         settings=settings,
@@ -246,7 +221,11 @@ def make_parts(
         verifier=verifier,
         metrics=metrics,
         subscribers=subscribers.of,
-        names=Names(listed, needs_claim=verifier.enabled, read=attendance_store.page),
+        names=Names(
+            settings.listed_types(),
+            needs_claim=verifier.enabled,
+            read=attendance_store.page,
+        ),
         control_position=reader.positions[CONTROL],
         send_control=publishing.send_control,
         publish=publishing.publish,
@@ -254,7 +233,6 @@ def make_parts(
     )
     if settings.handlers:
         load_handlers(settings.handlers, sessions.sio)
-    manager = sessions.sio.manager
 
     # What looks after the others.
     canary = Canary(
@@ -270,7 +248,7 @@ def make_parts(
         fanout=fanout,
         registry=sessions.registry,
         rates=rates,
-        manager=manager,
+        manager=sessions.sio.manager,
         catchup=catchup,
         queue=queue,
         reader=reader,
@@ -280,20 +258,6 @@ def make_parts(
         replica=reached.replica,
         canary=canary,
         subscribers=subscribers,
-    )
-    attendance = (
-        Attendance(
-            attendance_store,
-            sessions.registry,
-            slots,
-            kept=listed | announced,
-            announced=announced,
-            publish=publishing.publish,
-            metrics=metrics,
-            worker_id=backplane.worker_id,
-        )
-        if listed or announced
-        else None
     )
     return Parts(
         settings=settings,
@@ -308,13 +272,15 @@ def make_parts(
         series=Series(backplane),
         presence=Presence(backplane.get_presence, backplane.set_presence),
         claims=claims,
-        attendance=attendance,
+        attendance=_make_attendance(
+            settings, attendance_store, sessions, slots, publishing, backplane.worker_id
+        ),
         delivery=delivery.Delivery(
             reader,
             history,
             fanout,
             catchup,
-            manager,
+            sessions.sio.manager,
             canary,
             supervisor,
             settings.broadcast_flush_interval,
@@ -324,6 +290,71 @@ def make_parts(
         canary=canary,
         figures=figures,
         tick=Tick(metrics, rates, figures, Memory(), hub, fanout, Endings(hub.ended, hub.closed)),
+    )
+
+
+def _make_hub(settings: Settings, rates: Rates, max_outgoing: int) -> Hub:
+    return Hub(
+        heartbeat_interval=settings.heartbeat_interval,
+        heartbeat_timeout=settings.heartbeat_timeout,
+        max_message=settings.max_message_size,
+        max_incoming=settings.max_incoming_bytes,
+        max_outgoing=max_outgoing,
+        meter=rates,
+    )
+
+
+def _make_queue(
+    reached: Reached, slots: Slots, metrics: Metrics
+) -> tuple[StreamPublisher | ClusterPublisher, BroadcastQueue]:
+    """What stores messages, and the queue before it."""
+    backplane, positions = reached.backplane, reached.reader.positions
+
+    def count(result: str, number: int) -> None:
+        metrics.published[result].inc(number)
+
+    if isinstance(backplane, ClusterBackplane):
+        nodes = ClusterPublisher(backplane, positions)
+        return nodes, LanedQueue(slots, nodes, count)
+    server = StreamPublisher(backplane, positions)
+    return server, BroadcastQueue(slots, server, count)
+
+
+def _make_claims(settings: Settings, backplane: AnyBackplane, slots: Slots) -> UserClaims | None:
+    if not settings.backplane_url:
+        return None
+    return UserClaims(backplane, slots, settings.max_connections_per_user)
+
+
+def _make_remote_keys(settings: Settings, metrics: Metrics) -> RemoteKeys | None:
+    if not settings.auth_jwks_url:
+        return None
+    return RemoteKeys(
+        settings.auth_jwks_url,
+        settings.data_dir / KEYS_FILE,
+        count=lambda result: metrics.key_fetches[result].inc(),
+    )
+
+
+def _make_attendance(
+    settings: Settings,
+    store: AttendanceStore,
+    sessions: SessionContext,
+    slots: Slots,
+    publishing: Publishing,
+    worker_id: str,
+) -> Attendance | None:
+    if not settings.kept_types():
+        return None
+    return Attendance(
+        store,
+        sessions.registry,
+        slots,
+        kept=settings.kept_types(),
+        announced=settings.announced_types(),
+        publish=publishing.publish,
+        metrics=sessions.metrics,
+        worker_id=worker_id,
     )
 
 
@@ -403,7 +434,32 @@ def make_application(worker: Worker, machine: Machine) -> web.Application:
     )
     app.router.add_get("/metrics", page.metrics)
     bodies = Bodies(sessions.hub.output, sessions.hub.close_stalled)
-    context = HttpContext(
+    context = _make_http_context(worker, machine, clients, origins, hosts, bodies)
+    add_routes(app, context)
+    app.middlewares.insert(0, bodies.middleware())
+
+    async def end_keep_alive(_: web.Request, response: web.StreamResponse) -> None:
+        if worker.ends_keep_alive:
+            response.force_close()
+            # aiohttp has written this header by now; without it the client sends another request.
+            response.headers[hdrs.CONNECTION] = "close"
+
+    app.on_response_prepare.append(end_keep_alive)
+    app[CALLS] = DirectCalls(context, lambda: worker.ends_keep_alive)
+    return app
+
+
+def _make_http_context(
+    worker: Worker,
+    machine: Machine,
+    clients: Clients,
+    origins: Origins,
+    hosts: Hosts,
+    bodies: Bodies,
+) -> HttpContext:
+    parts = worker.parts
+    settings, slots, sessions = parts.settings, parts.slots, parts.sessions
+    return HttpContext(
         settings=settings,
         slots=slots,
         publisher=parts.publishing,
@@ -435,18 +491,6 @@ def make_application(worker: Worker, machine: Machine) -> web.Application:
         local_faults=machine.local_faults,
         slice=sessions.hub.pace.slices(),
         series=parts.series.read,
-        roster=parts.sessions.sio.manager.roster,
+        roster=sessions.sio.manager.roster,
         machine_status=MachineStatus(settings.data_dir).read if settings.collector else dict,
     )
-    add_routes(app, context)
-    app.middlewares.insert(0, bodies.middleware())
-
-    async def end_keep_alive(_: web.Request, response: web.StreamResponse) -> None:
-        if worker.ends_keep_alive:
-            response.force_close()
-            # aiohttp has written this header by now; without it the client sends another request.
-            response.headers[hdrs.CONNECTION] = "close"
-
-    app.on_response_prepare.append(end_keep_alive)
-    app[CALLS] = DirectCalls(context, lambda: worker.ends_keep_alive)
-    return app

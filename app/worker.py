@@ -19,6 +19,8 @@ logger = logging.getLogger("realtime.worker")
 
 LEAVE_SECONDS = 2.0
 """How long a worker that stops waits for its clients to answer the close frame."""
+STEP = 0.05
+"""Seconds between two looks whether a drain is to be cut short."""
 DRAIN_RATE = 100
 """Connections a second that a drain closes at least, if that takes less than DRAIN_SECONDS."""
 
@@ -36,7 +38,8 @@ class Worker:
 
     Args:
         parts: of this worker.
-        is_hurried: whether it stops without a drain.
+        is_hurried: whether it stops without a drain. Asked again and again: it becomes true in
+            the worker class, which a master of an older version may hold, and which signals nothing.
     """
 
     def __init__(self, parts: Parts, is_hurried: Callable[[], bool]) -> None:
@@ -97,12 +100,14 @@ class Worker:
         until = began + min(seconds, len(sessions) / DRAIN_RATE)
         for number, session in enumerate(sessions):
             due = began + (until - began) * number / len(sessions)
-            while not self.is_hurried() and (left := due - time.monotonic()) > 0:  # noqa: ASYNC110
-                await asyncio.sleep(min(left, 0.1))
+            await self._wait_until(due, lambda: False)
             session.end(CloseCode.RESTART, retry_reason())
-        until = began + seconds
-        while manager.awaits_answers() and not self.is_hurried() and time.monotonic() < until:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+        await self._wait_until(began + seconds, lambda: not manager.awaits_answers())
+
+    async def _wait_until(self, at: float, is_done: Callable[[], bool]) -> None:
+        """Wait until a monotonic time, unless something is done before or the worker is hurried."""
+        while not self.is_hurried() and not is_done() and (left := at - time.monotonic()) > 0:  # noqa: ASYNC110 (nothing signals it)
+            await asyncio.sleep(min(left, STEP))
 
     # It stops.
 
@@ -127,9 +132,7 @@ class Worker:
     async def _end_connections(self) -> None:
         hub = self.parts.sessions.hub
         self.parts.sessions.registry.end_all()
-        deadline = time.monotonic() + LEAVE_SECONDS
-        while len(hub) and time.monotonic() < deadline:  # noqa: ASYNC110 (polled once)
-            await asyncio.sleep(0.02)
+        await hub.wait_empty(LEAVE_SECONDS)
         hub.stop()
         self.parts.tick.end()
 

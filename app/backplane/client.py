@@ -28,7 +28,7 @@ from app.backplane.faults import Fault, explain, unavailable
 from app.backplane.needs import missing, needs
 from app.backplane.repair import is_damage, log_repaired, repair_keys
 from app.backplane.replication import Replication
-from app.backplane.scripts import SHARE_KEY, Script
+from app.backplane.scripts import SHARE_KEY, Call, Script
 from app.backplane.server import Server, server_at
 from app.backplane.wire import Wire
 from app.config import Settings, full_backplane
@@ -76,6 +76,32 @@ class FailedCalls(PresenceError, RedisError):
         self.answers = answers
         self.first: RedisError = next(a for a in answers if isinstance(a, RedisError))
         super().__init__(str(self.first), status_code=self.first.status_code)
+
+
+async def complete(
+    calls: Sequence[Call],
+    answers: list[Any],
+    repeat: Callable[[Sequence[Call]], Awaitable[list[Any]]],
+) -> list[Any]:
+    """The answers to calls of scripts, after those that the server had forgotten ran again.
+
+    Args:
+        calls: the scripts with their arguments.
+        answers: of the calls, in their order, and of what followed them.
+        repeat: runs some of the calls again, with their source, and what follows all of them.
+
+    Raises:
+        FailedCalls: some were answered with an error; it holds all answers.
+    """
+    forgotten = [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+    if forgotten:
+        places = [*forgotten, *range(len(calls), len(answers))]
+        again = await repeat([calls[n] for n in forgotten])
+        for n, answer in zip(places, again, strict=True):
+            answers[n] = answer
+    if any(isinstance(answer, RedisError) for answer in answers):
+        raise FailedCalls(answers)
+    return answers
 
 
 class Link:
@@ -174,7 +200,7 @@ class Link:
 
     async def run(
         self,
-        calls: Sequence[tuple[Script, Sequence[Argument]]],
+        calls: Sequence[Call],
         timeout: float,
         last: Sequence[Command] = (),
     ) -> list[Any]:
@@ -194,21 +220,17 @@ class Link:
         answers = await self._run(calls, timeout, last)
         if not self._has_failed:
             return answers
-        missing = [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-        if missing:
-            scripts = {script.sha: script for script, _ in calls}.values()
+
+        async def load_and_run(forgotten: Sequence[Call]) -> list[Any]:
+            scripts = {script.sha: script for script, _ in forgotten}.values()
             await self.call([(b"SCRIPT", b"LOAD", script.source) for script in scripts], timeout)
-            again = await self._run([calls[n] for n in missing], timeout, last)
-            places = [*missing, *range(len(calls), len(answers))]
-            for n, answer in zip(places, again, strict=True):
-                answers[n] = answer
-        if any(isinstance(answer, RedisError) for answer in answers):
-            raise FailedCalls(answers)
-        return answers
+            return await self._run(forgotten, timeout, last)
+
+        return await complete(calls, answers, load_and_run)
 
     async def _run(
         self,
-        calls: Sequence[tuple[Script, Sequence[Argument]]],
+        calls: Sequence[Call],
         timeout: float,
         last: Sequence[Command],
     ) -> list[Any]:
@@ -254,7 +276,7 @@ class Calls(Protocol):
 
     async def run(
         self,
-        calls: Sequence[tuple[Script, Sequence[Argument]]],
+        calls: Sequence[Call],
         timeout: float,
         last: Sequence[Command] = (),
     ) -> list[Any]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Hashable, Iterable, Mapping
 
 from app.backplane.client import FAILURES, AnyBackplane
 from app.backplane.entries import OVERHEAD, entry_id, to_message, with_gaps
 from app.backplane.faults import unavailable
 from app.backplane.scripts import PAGE, stream_key
+from app.shared_calls import SharedCalls
 from app.turns import Turns
 from app.types import Gap, Message, Position
-
-T = TypeVar("T")
 
 TAIL_MESSAGES, TAIL_BYTES = 256, 1_000_000
 CHUNK = 100
@@ -57,41 +54,6 @@ class _Tail:
         return [messages[place] for place in range(skip, min(skip + limit, len(messages)))]
 
 
-class _Flights:
-    """Lets callers that want the same at the same time share one read.
-
-    Args:
-        turns: callers that have shared a read go on in turn; None: all at once.
-    """
-
-    def __init__(self, turns: Turns | None = None) -> None:
-        self._turns = turns
-        self._running: dict[Hashable, asyncio.Task[Any]] = {}
-
-    async def settle(self, key: Hashable) -> None:
-        """Wait for a read that runs under `key`: its answer may be older than the question."""
-        if (task := self._running.get(key)) is not None:
-            await asyncio.wait([task])
-
-    async def share(self, key: Hashable, read: Callable[[], Awaitable[T]]) -> T:
-        """The result of `read`, or of the one that already runs under `key`."""
-        task = self._running.get(key)
-        if task is None:
-            task = asyncio.ensure_future(read())
-            self._running[key] = task
-            task.add_done_callback(lambda done: self._landed(key, done))
-        # Shielded: one caller that goes away must not take the others' answer with it.
-        result: T = await asyncio.shield(task)
-        if self._turns is not None:
-            await self._turns.take()
-        return result
-
-    def _landed(self, key: Hashable, task: asyncio.Task[Any]) -> None:
-        del self._running[key]
-        if not task.cancelled():
-            task.exception()  # seen, even if every caller has gone
-
-
 class History:
     """Reads what is behind the live position of this worker.
 
@@ -113,7 +75,7 @@ class History:
         self._largest = backplane.settings.max_message_size + OVERHEAD
         self._tails: dict[str, _Tail] = {}
         self._turns: dict[str, tuple[str, Gap]] = {}  # the last change of epoch: from, and to what
-        self._flights = _Flights(turns)
+        self._reads = SharedCalls(turns)
         self._chunks: OrderedDict[Hashable, list[Message]] = OrderedDict()
         self._cut: set[Hashable] = set()
         """Keys of chunks that end early, since they would be longer than `PAGE_BYTES`."""
@@ -191,8 +153,8 @@ class History:
             return await self._read_page(type, b"XREVRANGE", newest, b"-", limit, self._page_bytes)
 
         key = ("newest", type, limit, before)
-        await self._flights.settle(key)
-        found, more = await self._flights.share(key, read)
+        await self._reads.settle(key)
+        found, more = await self._reads.share(key, read)
         return found[::-1], more
 
     async def latest(self, type: str) -> Message | None:
@@ -216,7 +178,7 @@ class History:
             return page
 
         # The chunk is gone: continue where history begins, once for all requests that go that far back.
-        oldest = await self._flights.share(("oldest", type, reached), read)
+        oldest = await self._reads.share(("oldest", type, reached), read)
         return (await self._from_chunk(type, epoch, oldest[0].seq))[0] if oldest else []
 
     async def _from_chunk(self, type: str, epoch: str, first: int) -> tuple[list[Message], int]:
@@ -227,12 +189,12 @@ class History:
             key = (type, epoch, stride, number)
             chunk = self._cached(key, first)
             if chunk is None:
-                await self._flights.settle(key)
+                await self._reads.settle(key)
                 chunk = self._cached(key, first)
             if chunk is None:
                 start, end = number * stride + 1, (number + 1) * stride
                 read = functools.partial(self._read_chunk, key, type, start, end)
-                chunk = await self._flights.share(key, read)
+                chunk = await self._reads.share(key, read)
             messages, cut = chunk
             found = [message for message in messages if message.seq >= first]
             if cut and not found:

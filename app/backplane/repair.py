@@ -10,12 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from app.backplane.scripts import REPAIR, Script, batch_key, meta_key, once_keys, stream_key
+from app.backplane.scripts import REPAIR, Call, batch_key, meta_key, once_keys, stream_key
 
 logger = logging.getLogger(__name__)
-
-Call = tuple[Script, Sequence[bytes | str | int]]
-"""A script and what follows its name."""
 
 _SIGNS = ("WRONGTYPE", "UNUSABLE", "ID specified in XADD", "last possible ID")
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 CONTROL = "control"
@@ -69,6 +70,10 @@ class Script:
     def __post_init__(self) -> None:
         sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
         object.__setattr__(self, "sha", sha.encode())
+
+
+Call = tuple[Script, Sequence[bytes | str | int]]
+"""A script, and what follows its name."""
 
 
 # What the scripts read may have been written by another program: whatever is not as they write

@@ -17,6 +17,7 @@ LONG = 32 * 1024
 ROOM_SECONDS = 5.0
 """How long a request waits for the memory that its answer needs."""
 ROOM_PAUSE = 0.05
+"""Seconds between two looks whether there is room."""
 
 
 class Bodies:
@@ -41,7 +42,7 @@ class Bodies:
         output = self._output
         loop = asyncio.get_running_loop()
         until, look_at = loop.time() + ROOM_SECONDS, loop.time() + 1.0
-        while not output.has_room(output.page):
+        while not output.has_room():
             now = loop.time()
             if now >= until:
                 raise ClientError(
@@ -52,11 +53,11 @@ class Bodies:
                 look_at = now + 1.0
                 self._close_stalled()
             await asyncio.sleep(ROOM_PAUSE)
-        output.reserved += output.page
+        output.reserve()
         try:
             yield
         finally:
-            output.reserved -= output.page
+            output.unreserve()
 
     def middleware(self) -> Middleware:
         """Sends every answer with a long body, which must be the outermost thing to be done."""

@@ -10,6 +10,7 @@ from app.backplane.claims import UserClaims
 from app.backplane.history import History
 from app.broadcast.catchup import CatchUp
 from app.broadcast.fanout import FanOut
+from app.broadcast.subscriber import Group
 from app.config import Settings
 from app.metrics import Metrics
 from app.ports import Slots
@@ -81,6 +82,8 @@ def make_context(
     known = frozenset(settings.message_types)
     registry = Registry()
     refusals = Refusals(lambda reason: metrics.refused[reason].inc(), slots.begin_line)
+
+    # What sessions are subscribed to, and what they read.
     pages = Pages(hub, history, catchup, rates)
     subscriptions = Subscriptions(
         known=known,
@@ -91,6 +94,18 @@ def make_context(
         rates=rates,
         metrics=metrics,
     )
+    router = Router(
+        subscriptions=subscriptions,
+        pages=pages,
+        history_limit=settings.default_history_limit,
+        verifier=verifier,
+        subscribers=subscribers,
+        names=names,
+        rates=rates,
+        metrics=metrics,
+    )
+
+    # Between workers, and python-socketio.
     manager = StreamManager(
         registry,
         subscriptions,
@@ -103,50 +118,39 @@ def make_context(
         publish=publish,
         note_unreadable=note_unreadable,
     )
-    tokens = ResumeTokens(key)
-    expiry = Expiry()
-    most, connects = settings.max_connections_per_address, settings.max_connects_per_address
+
+    # How sessions begin and end.
+    tokens, expiry = ResumeTokens(key), Expiry()
+    claiming = Claiming(
+        most=settings.max_connections_per_user,
+        slots=slots,
+        claims=claims,
+        registry=registry,
+        tokens=tokens,
+        refusals=refusals,
+        replace_elsewhere=manager.replace_elsewhere,
+        count_answering=manager.prober.count_answering,
+    )
     return SessionContext(
         settings=settings,
         known_types=known,
         hub=hub,
         fanout=fanout,
         catchup=catchup,
-        no_subscriptions={
-            codec.name: fanout.group(codec, frozenset(), False)
-            for codec in (PLAIN, SOCKETIO, EVENT_STREAM)
-        },
+        no_subscriptions=_no_subscriptions(fanout),
         registry=registry,
         verifier=verifier,
         allowed=AllowedTypes(known),
         tokens=tokens,
-        claiming=Claiming(
-            most=settings.max_connections_per_user,
-            slots=slots,
-            claims=claims,
-            registry=registry,
-            tokens=tokens,
-            refusals=refusals,
-            replace_elsewhere=manager.replace_elsewhere,
-            count_answering=manager.prober.count_answering,
-        ),
+        claiming=claiming,
         welcome=Welcome(settings, fanout, metrics, tokens, expiry, pages),
         expiry=expiry,
-        router=Router(
-            subscriptions=subscriptions,
-            pages=pages,
-            history_limit=settings.default_history_limit,
-            verifier=verifier,
-            subscribers=subscribers,
-            names=names,
-            rates=rates,
-            metrics=metrics,
-        ),
+        router=router,
         subscriptions=subscriptions,
         pages=pages,
         slots=slots,
         rates=rates,
-        addresses=Addresses(most, connects, slots) if most or connects else None,
+        addresses=_make_addresses(settings, slots),
         refusals=refusals,
         metrics=metrics,
         sio=RealtimeServer(manager, settings.max_message_size),
@@ -154,3 +158,15 @@ def make_context(
         open_packet=OpenPacket(settings),
         keeps_environ=bool(settings.handlers),
     )
+
+
+def _no_subscriptions(fanout: FanOut) -> dict[str, Group]:
+    return {
+        codec.name: fanout.group(codec, frozenset(), False)
+        for codec in (PLAIN, SOCKETIO, EVENT_STREAM)
+    }
+
+
+def _make_addresses(settings: Settings, slots: Slots) -> Addresses | None:
+    most, connects = settings.max_connections_per_address, settings.max_connects_per_address
+    return Addresses(most, connects, slots) if most or connects else None

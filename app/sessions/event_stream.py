@@ -8,7 +8,6 @@ peer confirms what is written, and at least a comment is written every `COMMENT_
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,8 +24,6 @@ from app.sessions.protocol_session import ProtocolSession
 from app.sessions.retry import draw_delay, read_delay, retry_reason
 from app.sessions.session import (
     FLOWING,
-    PROBE_SECONDS,
-    PROBE_STEP,
     ConnectOptions,
     Opening,
     Recovery,
@@ -272,19 +269,13 @@ class EventStreamSession(ProtocolSession):
         elif not self.hub.spare(self):
             self.end(CloseCode.HEARTBEAT_TIMEOUT, "heartbeat timeout")
 
-    async def answers_ping(self) -> bool:
-        """Whether the kernel of the peer confirms a comment within `PROBE_SECONDS`."""
-        if self.state != OPEN:
-            return False
-        mark = kernel.progress(self.fd)
-        self.ping()
-        for _ in range(round(PROBE_SECONDS / PROBE_STEP)):
-            await asyncio.sleep(PROBE_STEP)
-            if self.state != OPEN:
-                return False
-            if self.has_confirmed() or kernel.progress(self.fd) > mark:
-                return True
-        return False
+    def mark_probe(self) -> int:
+        """How much the kernel of the peer has confirmed."""
+        return kernel.progress(self.fd)
+
+    def has_answered(self, mark: int) -> bool:
+        """Whether the kernel of the peer has confirmed something since then, or everything."""
+        return self.has_confirmed() or kernel.progress(self.fd) > mark
 
     # How it ends.
 

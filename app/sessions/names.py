@@ -8,11 +8,13 @@ does not grow with the clients that ask.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from app.errors import ClientError, ErrorCode
 from app.sessions.session import Session
+from app.shared_calls import SharedCalls
 
 FRESH = 1.0
 """Seconds for which an answer is given again."""
@@ -48,7 +50,7 @@ class Names:
         self._read = read
         self._clock = clock
         self._kept: dict[Question, tuple[float, Page]] = {}
-        self._asked: dict[Question, asyncio.Task[Page]] = {}
+        self._reads = SharedCalls()
         self._place = asyncio.Lock()
 
     def check(self, session: Session, type: str) -> None:
@@ -80,21 +82,11 @@ class Names:
         kept = self._kept.get(question)
         if kept is not None and self._clock() - kept[0] < FRESH:
             return kept[1]
-        task = self._asked.get(question)
-        if task is None:
-            task = self._asked[question] = asyncio.get_running_loop().create_task(
-                self._ask(question)
-            )
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        # It goes on for the others when this client leaves.
-        return await asyncio.shield(task)
+        return await self._reads.share(question, functools.partial(self._ask, question))
 
     async def _ask(self, question: Question) -> Page:
-        try:
-            async with self._place:
-                page = await self._read(*question)
-        finally:
-            del self._asked[question]
+        async with self._place:
+            page = await self._read(*question)
         if len(self._kept) >= MOST_KEPT:
             self._kept.clear()
         self._kept[question] = self._clock(), page

@@ -107,8 +107,7 @@ class Pages:
             session.write(queued)
         if session.state != OPEN or session.pending is not None:
             return False
-        output = self._hub.output
-        if self._waiting or not output.has_room(output.page):
+        if self._waiting or not self._hub.output.has_room():
             self._wait_for_room(session)
             return False
         self._build(session)
@@ -116,14 +115,13 @@ class Pages:
 
     def _build(self, session: Session) -> None:
         output = self._hub.output
-        size = output.page
-        output.reserved += size
+        output.reserve()
 
         async def send() -> None:
             try:
                 await self._send(session)
             finally:
-                output.reserved -= size
+                output.unreserve()
 
         session.start_task(send(), is_frame=False)
 
@@ -167,8 +165,7 @@ class Pages:
 
     def _look_for_room(self) -> None:
         """Let those go on that wait for room; where there is none, make some."""
-        output = self._hub.output
-        while self._waiting and output.has_room(output.page):
+        while self._waiting and self._hub.output.has_room():
             session = next(iter(self._waiting))
             del self._waiting[session]
             extra = session.extra

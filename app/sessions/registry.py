@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from app.errors import CloseCode
 from app.protocol.envelope import connection_id
 from app.sessions.session import Session
@@ -17,6 +19,8 @@ class Registry:
 
     def __init__(self) -> None:
         self.by_id: dict[str, Session] = {}
+        self._awaited: dict[str, list[asyncio.Future[None]]] = {}
+        """What waits for ids to be free."""
 
     def __len__(self) -> int:
         return len(self.by_id)
@@ -39,11 +43,30 @@ class Registry:
     def forget(self, session: Session) -> None:
         """Remove a session, if it is the one that has its id."""
         if self.by_id.get(session.id) is session:
-            del self.by_id[session.id]
+            self.discard(session.id)
 
     def discard(self, id: str) -> None:
         """Remove whatever session has an id."""
         self.by_id.pop(id, None)
+        if id in self._awaited:
+            for waiting in self._awaited.pop(id):
+                if not waiting.done():
+                    waiting.set_result(None)
+
+    async def wait_free(self, id: str, seconds: float) -> None:
+        """Wait until no session has an id, `seconds` at most."""
+        if id not in self.by_id:
+            return
+        free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._awaited.setdefault(id, []).append(free)
+        try:
+            await asyncio.wait([free], timeout=seconds)
+        finally:
+            waiting = self._awaited.get(id, [])
+            if free in waiting:
+                waiting.remove(free)
+            if not waiting:
+                self._awaited.pop(id, None)
 
     def end_all(self) -> None:
         """Close every session: the service stops."""

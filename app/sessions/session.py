@@ -319,25 +319,37 @@ class Session(Subscriber):
         self.end(CloseCode.REPLACED, "replaced by a newer connection of the same client")
 
     async def answers_ping(self) -> bool:
-        """Whether anything comes from the client within `PROBE_SECONDS` after a ping.
+        """Whether the client answers a ping within `PROBE_SECONDS`.
 
-        A worker that is late may take twice as long.
+        A worker that is late may take twice as long. It looks in steps, since nothing signals an
+        answer: what comes in is noted by its tick alone, and the kernel signals no acknowledgement.
         """
         if self.state != OPEN:
             return False
         loop = asyncio.get_running_loop()
-        # What it sent before does not count; ticks are as long as a second.
-        mark = self.seen = min(self.seen, self.hub.wheel.now - 1)
+        mark = self.mark_probe()
         self.ping()
-        # Steps are counted, so that a loop which is late gives its clients as much longer.
-        steps = round(PROBE_SECONDS / PROBE_STEP)
         until = loop.time() + 2 * PROBE_SECONDS
-        while self.state == OPEN and self.seen <= mark and steps > 0:
+        # Steps are counted, so that a loop which is late gives its clients as much longer.
+        for _ in range(round(PROBE_SECONDS / PROBE_STEP)):
             await asyncio.sleep(PROBE_STEP)
-            steps -= 1
+            if self.state != OPEN:
+                return False
+            if self.has_answered(mark):
+                return True
             if loop.time() > until:
                 break
-        return self.state == OPEN and self.seen > mark
+        return False
+
+    def mark_probe(self) -> int:
+        """What `has_answered` compares with, before a ping."""
+        # What it sent before does not count; ticks are as long as a second.
+        self.seen = min(self.seen, self.hub.wheel.now - 1)
+        return self.seen
+
+    def has_answered(self, mark: int) -> bool:
+        """Whether anything has come from the client since `mark_probe` returned `mark`."""
+        return self.seen > mark
 
     def is_held(self) -> bool:
         """Whether nothing of its subscriptions may be written yet."""

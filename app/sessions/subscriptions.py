@@ -234,6 +234,8 @@ class Subscriptions:
 
     async def _find_start(self, type: str, position: Position, deadline: float) -> Start:
         pauses = Backoff(FIRST_AHEAD_PAUSE, LONGEST_AHEAD_PAUSE)
+        # Not woken by each flush: thousands that claim to be far ahead would cost every flush a
+        # step of each of their tasks.
         while self._is_ahead(type, position) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(pauses.take())
         live = self._fanout.positions[type]

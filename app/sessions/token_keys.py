@@ -25,6 +25,7 @@ import jwt
 
 from app.errors import ClientError, ErrorCode, SettingsError
 from app.protocol.envelope import decode_json
+from app.shared_calls import SharedCalls
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ REFILL_SECONDS = 60.0
 """the time after which there may be one more."""
 MAX_WAITING = 1000
 """Clients that wait for a fetch at once; others are asked to come back later."""
+_KEYS = "keys"
 
 Fetch = Callable[[], Awaitable[bytes]]
 
@@ -128,7 +130,7 @@ class RemoteKeys:
         self._now = now
         self._body = b""
         self._keys: Sequence[jwt.PyJWK] = ()
-        self._fetching: asyncio.Task[None] | None = None
+        self._fetches = SharedCalls()
         self._failed = False
         """The last fetch has failed: what is not among the keys may be new."""
         self._budget = BURST
@@ -156,28 +158,19 @@ class RemoteKeys:
         now = self._now()
         refill = (now - self._budget_at) / REFILL_SECONDS
         self._budget, self._budget_at = min(BURST, self._budget + refill), now
-        if may_fetch and self._fetching is None and self._budget >= 1:
+        fetch = self._fetches.running(_KEYS)
+        if may_fetch and fetch is None and self._budget >= 1:
             self._budget -= 1
-            self._begin()
-        if may_fetch and self._fetching is not None:
-            raise KeysUnavailable(self._fetching if self.waiting < MAX_WAITING else None)
+            fetch = self._fetches.begin(_KEYS, self.fetch)
+        if may_fetch and fetch is not None:
+            raise KeysUnavailable(fetch if self.waiting < MAX_WAITING else None)
         if self._failed or not self._keys:
             raise KeysUnavailable
-
-    def _begin(self) -> asyncio.Task[None]:
-        """Fetch the keys, unless that is under way; tokens of unknown keys wait for it."""
-        if self._fetching is None:
-            self._fetching = asyncio.get_running_loop().create_task(self.fetch())
-            self._fetching.add_done_callback(self._fetched)
-        return self._fetching
-
-    def _fetched(self, _: asyncio.Task[None]) -> None:
-        self._fetching = None
 
     async def run(self) -> None:
         """Fetch the keys again and again."""
         while True:
-            await self._begin()
+            await self._fetches.begin(_KEYS, self.fetch)  # tokens of unknown keys wait for it too
             pause = REFRESH_SECONDS if self._keys else RETRY_SECONDS
             await asyncio.sleep(pause * random.uniform(0.9, 1.1))  # noqa: S311 (it spreads load)
 

@@ -183,6 +183,8 @@ class Hub:
         self._pause_timer: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         """For the next tick of the wheel, while there are connections."""
+        self._emptied: asyncio.Future[None] | None = None
+        """What waits for the last connection to end."""
 
     def __len__(self) -> int:
         return self._count
@@ -281,7 +283,15 @@ class Hub:
         self.forget_unfinished(connection)
         # The registration would outlive the descriptor if a duplicate of it were open elsewhere.
         self._epoll.unregister(fd)
+        if not self._count and self._emptied is not None and not self._emptied.done():
+            self._emptied.set_result(None)
         return True
+
+    async def wait_empty(self, seconds: float) -> None:
+        """Wait until the last connection has ended, `seconds` at most."""
+        if self._count:
+            self._emptied = self._loop.create_future()
+            await asyncio.wait([self._emptied], timeout=seconds)
 
     def watch(self, connection: Connection) -> None:
         """Make the epoll wait for what the connection is ready for now; it has its descriptor."""

@@ -59,7 +59,19 @@ class OutputAccount:
         """Bytes of a held chunk that one of its holders answers for."""
         return (len(chunk) + CHUNK_COST) / self._holders[id(chunk)]
 
-    def has_room(self, size: int) -> bool:
-        """Whether an answer of `size` bytes may be built now; the first one always may."""
+    def has_room(self) -> bool:
+        """Whether an answer of a page may be built now; the first one always may.
+
+        Those that wait for room look again now and then: bytes are given back many times in each
+        pass of the loop, and an event for each would cost more than it says.
+        """
         taken = self.total + self.reserved
-        return not taken or taken + size <= self.limit * ANSWER_SHARE
+        return not taken or taken + self.page <= self.limit * ANSWER_SHARE
+
+    def reserve(self) -> None:
+        """An answer of a page is being built, until `unreserve`."""
+        self.reserved += self.page
+
+    def unreserve(self) -> None:
+        """It is built, and counted by what it is."""
+        self.reserved -= self.page

@@ -44,8 +44,6 @@ EXCEPTIONS = {
     "app.transport.connection": {"hub.bytes_sent", "self.hub.bytes_received", "hub.extra_frames"},
     "app.sessions.socketio.session": {"self.hub.extra_frames"},
     "app.sessions.event_stream": {"self.hub.extra_frames"},
-    "app.sessions.pages": {"output.reserved"},
-    "app.http.bodies": {"output.reserved"},
     "app.sessions.auth": {"remote.waiting"},
     # An alternative constructor.
     "app.protocol.frames": {

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.backplane import history as history_module
-from app.backplane.history import History, _Flights
+from app.backplane.history import History
 from app.errors import BackplaneUnavailable
 from app.types import Gap, Message, Position
 from tests.support.backplane import MakeNode, Node, draft
@@ -101,7 +101,7 @@ async def test_concurrent_readers_share_each_read(make_node: MakeNode) -> None:
     for n, items in enumerate(found):
         assert seqs(items) == list(range(n % 100 + 1, 250))
     assert fresh.asked <= 4
-    assert not fresh.history._flights._running
+    assert not len(fresh.history._reads)
 
 
 async def test_never_goes_beyond_live(recorder: Recorder) -> None:
@@ -214,24 +214,6 @@ async def test_latest_is_the_live_one(recorder: Recorder) -> None:
     assert message is not None
     assert message.seq == 3
     assert recorder.asked == asked
-
-
-async def test_a_reader_that_leaves_cancels_no_other() -> None:
-    flights = _Flights()
-    landing = asyncio.Event()
-
-    async def read() -> str:
-        await landing.wait()
-        return "read"
-
-    tasks = [asyncio.create_task(flights.share("key", read)) for _ in range(3)]
-    await asyncio.sleep(0)
-    tasks[0].cancel()
-    await asyncio.sleep(0)
-    landing.set()
-    assert await asyncio.gather(*tasks[1:]) == ["read", "read"]
-    assert tasks[0].cancelled()
-    assert not flights._running
 
 
 async def test_without_backplane(valkey: ValkeyProcess, recorder: Recorder) -> None:

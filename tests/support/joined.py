@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from types import SimpleNamespace
 from typing import Any
 
-from app.sessions.registry import Registry
+from tests.support.sessions import Worker
+from tests.support.slots import new_table
 
 
-class JoinedWorker:
-    """The way of one worker to the others, `app.sessions.asking.Channel`, without `send_to_all`.
+class JoinedWorker(Worker):
+    """A worker with sessions, and its way to the others: `app.sessions.asking.Channel`.
+
+    What carries out messages is the caller's, in `send_to_all`.
 
     Args:
-        number: of the workers before it.
-        stream: all of them; the caller adds it.
+        stream: the workers before it; the caller adds it.
     """
 
-    def __init__(self, number: int, stream: Sequence[object]) -> None:
-        self.host_id = f"host{number}"
+    def __init__(self, stream: Sequence[JoinedWorker]) -> None:
+        table = stream[0].slots.table if stream else new_table()
+        super().__init__(table, max_connections_per_user=10)
+        self.host_id = f"host{len(stream)}"
         self.is_mute = False
-        self.registry = Registry()
+        self.registry = self.context.registry
         self.tasks: set[asyncio.Task[Any]] = set()
-        self._stream = stream
-        self.slots: Any = SimpleNamespace(index=number, rows=self._rows)
-
-    def _rows(self) -> list[Any]:
-        return [
-            SimpleNamespace(index=number, state="ready", stats={})
-            for number in range(len(self._stream))
-        ]
 
     def start_task(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
-
-    def add(self, *sessions: Any) -> None:
-        for session in sessions:
-            self.registry.by_id[session.id] = session
 
     async def send_and_read_back(self, message: dict[str, Any]) -> None:
         await self.send_to_all({**message, "host_id": self.host_id})

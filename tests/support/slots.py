@@ -18,17 +18,32 @@ from workers.shared.worker_slots import WorkerSlots
 STATES = {name: state for state, name in STATE_NAMES.items()}
 
 
+def new_table() -> SlotTable:
+    """A table on a file that is gone."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        return SlotTable(Path(directory) / "slots", 100)
+
+
 class TableSlots(WorkerSlots):
-    """The slots of a worker that is ready, in a table of its own, and rows that a test writes."""
+    """The slots of a worker that is ready, and rows that a test writes.
+
+    Args:
+        settings: have the caps.
+        now: seconds of a clock that all processes share.
+        table: which other workers of the test share; None: a table of its own.
+    """
 
     def __init__(
-        self, settings: Settings | None = None, now: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings | None = None,
+        now: Callable[[], float] = time.monotonic,
+        table: SlotTable | None = None,
     ) -> None:
-        with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-            self.table = SlotTable(Path(directory) / "slots", 100)
+        self.table = table or new_table()
         super().__init__(self.table, self.table.claim_row(1), settings or Settings(), now)
         self.table.set_state(self.index, READY)
-        self.show([dataclasses.replace(row, updated=0.0) for row in self.rows()])
+        if table is None:
+            self.show([dataclasses.replace(row, updated=0.0) for row in self.rows()])
 
     @property
     def connections(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -13,7 +13,6 @@ from app.errors import BackplaneUnavailable, ClientError, ErrorCode, NoRoomNow
 from app.protocol import http_answers
 from app.protocol.codecs import COMMENT
 from app.protocol.offsets import Offset, decode_offset
-from app.sessions import event_stream
 from app.sessions.event_stream import COMMENT_SECONDS, FINAL_RETRY, EventStreamSession
 from app.sessions.session import ConnectOptions, Opening
 from app.transport import kernel
@@ -21,8 +20,8 @@ from app.transport.connection import CLOSED, CLOSING, KEPT_REST, OPEN
 from app.types import Gap, Message, Position
 from tests.support.delivery import messages, turn
 from tests.support.events import Event, EventParser
+from tests.support.sessions import Worker
 from tests.support.waiting import until
-from tests.unit.test_plain_session import Worker
 
 HEAD = http_answers.head(200, http_answers.STREAM_HEADERS)
 
@@ -75,19 +74,12 @@ def client(
     is_browser: bool = False,
     small: bool = False,
 ) -> Reader:
-    ours, theirs = socket.socketpair()
-    if small:
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    ours.setblocking(False)
-    theirs.setblocking(False)
-    worker.slots.reserve_connection()
-    session = EventStreamSession(worker.context, ours.detach(), "c1", user)
+    fd, theirs = worker.descriptor(small=small)
+    session = EventStreamSession(worker.context, fd, "c1", user)
     worker.hub.attach(session)
     opening = Opening(HEAD, {"Vary": "Origin"}, is_browser)
     session.begin(opening, None, options or ConnectOptions(), offset)
-    reader = Reader(session, theirs)
-    worker.clients.append(cast("Any", reader))
-    return reader
+    return Reader(session, theirs)
 
 
 @pytest.fixture
@@ -269,8 +261,8 @@ async def test_a_peer_answers_a_probe_by_confirming_it(
 ) -> None:
     reader = client(worker)
     await reader.event("connected")
-    monkeypatch.setattr(event_stream, "PROBE_STEP", 0.001)
-    monkeypatch.setattr(event_stream, "PROBE_SECONDS", 0.02)
+    monkeypatch.setattr("app.sessions.session.PROBE_STEP", 0.001)
+    monkeypatch.setattr("app.sessions.session.PROBE_SECONDS", 0.02)
     task = asyncio.get_running_loop().create_task(reader.session.answers_ping())
     await until(lambda: reader.read() and reader.parser.comments == 1)
     assert await task

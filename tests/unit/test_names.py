@@ -103,7 +103,7 @@ async def test_one_read_is_under_way_at_a_time() -> None:
     await asyncio.gather(*(listed.page("status", f"user{n}", 10) for n in range(200)))
     assert (len(store.reads), store.most_at_once) == (200, 1)
     assert len(listed._kept) <= MOST_KEPT
-    assert not listed._asked
+    assert len(listed._reads) == 0
 
 
 async def test_a_failure_is_not_kept() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,33 +12,16 @@ from app.errors import CloseCode
 from app.protocol.envelope import encode_json
 from app.sessions import control, probing
 from app.sessions.probing import Prober
-from app.transport.connection import CLOSING, OPEN
+from app.transport.connection import OPEN
 from tests.support.joined import JoinedWorker
+from tests.support.sessions import Client
 
 
-class FakeSession:
-    def __init__(self, id: str, user: str | None, *, answers: bool, seen: int = 0) -> None:
-        self.id, self.user, self.answers, self.seen = id, user, answers, seen
-        self.claimed = user is not None
-        self.state = OPEN
-        self.ended: CloseCode | None = None
-
-    def end(self, code: CloseCode, reason: str) -> None:
-        self.state, self.ended = CLOSING, code
-
-    def end_replaced(self) -> None:
-        self.end(CloseCode.REPLACED, "")
-
-    async def answers_ping(self) -> bool:
-        await asyncio.sleep(0)
-        return self.answers
-
-
-class FakeWorker(JoinedWorker):
+class ProbingWorker(JoinedWorker):
     """The way of one worker to the others, and its prober."""
 
-    def __init__(self, stream: list[FakeWorker], url: str = "") -> None:
-        super().__init__(len(stream), stream)
+    def __init__(self, stream: list[ProbingWorker], url: str = "") -> None:
+        super().__init__(stream)
         self.stream = stream
         self.sent: list[str] = []
         self.prober = Prober(self, self.registry, self.slots, is_alone=not url)
@@ -62,29 +46,46 @@ class FakeWorker(JoinedWorker):
             self.prober.on_answer(message)
 
 
-@pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> list[FakeWorker]:
-    monkeypatch.setattr(probing, "VERDICT_SECONDS", 0.3)
-    stream: list[FakeWorker] = []
-    for _ in range(3):
-        FakeWorker(stream)
+def joined(count: int, url: str = "") -> list[ProbingWorker]:
+    stream: list[ProbingWorker] = []
+    for _ in range(count):
+        ProbingWorker(stream, url)
     return stream
 
 
+@pytest.fixture
+async def workers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[ProbingWorker]]:
+    monkeypatch.setattr(probing, "VERDICT_SECONDS", 0.3)
+    stream = joined(3)
+    yield stream
+    for worker in stream:
+        worker.close()
+
+
+@pytest.fixture(autouse=True)
+def short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.sessions.session.PROBE_SECONDS", 0.1)
+
+
+def live(worker: ProbingWorker, id: str, user: str | None = None) -> Client:
+    """A client that answers pings."""
+    client = worker.client(id, user=user)
+    client.answer_pings()
+    return client
+
+
 async def test_one_that_answers_stays_and_one_that_is_silent_goes(
-    workers: list[FakeWorker],
+    workers: list[ProbingWorker],
 ) -> None:
-    lives = FakeSession("lives", None, answers=True)
-    hangs = FakeSession("hangs", None, answers=False)
-    workers[1].add(lives)
-    workers[2].add(hangs)
+    lives = live(workers[1], "lives")
+    hangs = workers[2].client("hangs")
     assert await workers[0].prober.replace(["lives", "hangs", "gone"]) == {"lives"}
-    assert lives.ended is None
-    assert hangs.ended is CloseCode.REPLACED
+    assert lives.session.state == OPEN
+    assert await hangs.close_code() == CloseCode.REPLACED
 
 
 async def test_few_workers_all_answer_so_that_nothing_is_waited_for(
-    workers: list[FakeWorker], monkeypatch: pytest.MonkeyPatch
+    workers: list[ProbingWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probing, "ALL_ANSWER_SECONDS", 1e6)
     assert await workers[0].prober.replace(["gone"]) == set()
@@ -95,54 +96,52 @@ async def test_on_several_machines_only_the_worker_that_has_it_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(probing, "GRACE_SECONDS", 0.05)
-    stream: list[FakeWorker] = []
-    for _ in range(2):
-        FakeWorker(stream, url="redis://x")
-    stream[1].add(lives := FakeSession("lives", None, answers=True))
+    stream = joined(2, url="redis://x")
+    lives = live(stream[1], "lives")
     assert await stream[0].prober.replace(["lives"]) == {"lives"}
     assert await stream[0].prober.replace(["gone"]) == set()
     assert stream[1].sent == ["held", "alive"]
-    assert lives.ended is None
+    assert lives.session.state == OPEN
+    for worker in stream:
+        worker.close()
 
 
 async def test_a_worker_that_reads_the_question_late_replaces_at_once(
-    workers: list[FakeWorker], monkeypatch: pytest.MonkeyPatch
+    workers: list[ProbingWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probing, "LATE_SHARE", -1.0)
-    workers[1].add(lives := FakeSession("lives", None, answers=True))
+    lives = live(workers[1], "lives")
     assert await workers[0].prober.replace(["lives"]) == set()
-    assert lives.ended is CloseCode.REPLACED
+    assert await lives.close_code() == CloseCode.REPLACED
 
 
-async def test_a_message_of_an_older_version_replaces_at_once(workers: list[FakeWorker]) -> None:
-    workers[1].add(lives := FakeSession("lives", None, answers=True))
+async def test_a_message_of_an_older_version_replaces_at_once(workers: list[ProbingWorker]) -> None:
+    lives = live(workers[1], "lives")
     await workers[0].send_to_all({"method": "replace", "sids": ["lives"], "host_id": "other"})
-    assert lives.ended is CloseCode.REPLACED
+    assert await lives.close_code() == CloseCode.REPLACED
 
 
 async def test_one_that_is_held_is_alive_until_the_opposite_is_known(
-    workers: list[FakeWorker],
+    workers: list[ProbingWorker],
 ) -> None:
-    workers[1].add(FakeSession("lives", None, answers=True))
+    live(workers[1], "lives")
     workers[1].is_mute = True
     assert await workers[0].prober.replace(["lives"]) == {"lives"}
 
 
-async def test_the_one_that_is_silent_longest_gives_its_place(workers: list[FakeWorker]) -> None:
-    ann = [FakeSession(f"a{n}", "ann", answers=False, seen=10 - n) for n in range(3)]
-    ann.append(FakeSession("a3", "ann", answers=True))
-    bob = [FakeSession(f"b{n}", "bob", answers=True) for n in range(3)]
-    workers[0].add(ann[0], bob[0])
-    workers[1].add(*ann[1:], bob[1])
-    workers[2].add(bob[2], FakeSession("x", None, answers=False))
+async def test_the_one_that_is_silent_longest_gives_its_place(workers: list[ProbingWorker]) -> None:
+    ann = [workers[place].client(f"a{place}{n}", user="ann") for n, place in enumerate((0, 1, 1))]
+    for number, client in enumerate(ann):
+        client.session.seen = -number
+    ann.append(live(workers[1], "a3", "ann"))
+    bob = [live(worker, f"b{n}", "bob") for n, worker in enumerate(workers)]
+    nameless = workers[2].client("x")
     counts = await asyncio.gather(
         workers[0].prober.count_answering("ann"), workers[0].prober.count_answering("bob")
     )
     assert counts == [1, 3]
-    assert [one.ended for one in ann] == [
-        CloseCode.HEARTBEAT_TIMEOUT,
-        None,
-        CloseCode.HEARTBEAT_TIMEOUT,
-        None,
-    ]
+    assert [client.session.state == OPEN for client in ann] == [False, True, False, True]
+    for client in (ann[0], ann[2]):
+        assert await client.close_code() == CloseCode.HEARTBEAT_TIMEOUT
+    assert all(client.session.state == OPEN for client in [*bob, nameless])
     assert workers[0].sent == ["probe"], "users of one moment share a question"

@@ -29,9 +29,9 @@ from yujian_realtime.addresses import base_url, socket_url
 from yujian_realtime.closing import Backoff, Ending
 from yujian_realtime.command import text
 from yujian_realtime.command.calls import read_drafts
-from yujian_realtime.command.exits import Exit, Failure, failure_of
+from yujian_realtime.command.exits import MEANINGS, Exit, Failure, failure_of
 from yujian_realtime.command.load import percentile
-from yujian_realtime.command.main import MEANINGS, parser, run
+from yujian_realtime.command.main import parser, run
 from yujian_realtime.command.settings import Connection, read_dotenv, seconds
 from yujian_realtime.command.watch import Table
 from yujian_realtime.ledger import Ledger

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import AsyncIterator
 
-from app.errors import CloseCode
-from app.sessions.registry import Registry
-from app.transport.connection import CLOSED, OPEN
+import pytest
 
-
-class Fake:
-    """What the registry looks at of a session."""
-
-    def __init__(self, id: str) -> None:
-        self.id = id
-        self.state = OPEN
-        self.ended: CloseCode | None = None
-
-    def end(self, code: CloseCode, reason: str) -> None:
-        self.ended = code
+from tests.support.delivery import turn
+from tests.support.sessions import Worker
 
 
-def filled(*ids: str) -> tuple[Registry, list[Any]]:
-    registry = Registry()
-    sessions: list[Any] = [Fake(id) for id in ids]
-    for session in sessions:
-        registry.add(session)
-    return registry, sessions
+@pytest.fixture
+async def worker() -> AsyncIterator[Worker]:
+    worker = Worker()
+    yield worker
+    worker.close()
 
 
-def test_a_session_is_found_under_its_new_id_only() -> None:
-    registry, [session] = filled("a")
+async def test_a_session_is_found_under_its_new_id_only(worker: Worker) -> None:
+    registry, session = worker.context.registry, worker.client("a").session
     registry.rename(session, "b")
     assert registry.by_id == {"b": session}
     assert session.id == "b"
@@ -39,18 +28,18 @@ def test_a_session_is_found_under_its_new_id_only() -> None:
     assert registry.by_id == {session.id: session}
 
 
-def test_a_session_that_has_ended_is_not_renamed_but_removed() -> None:
-    registry, [session] = filled("a")
-    session.state = CLOSED
+async def test_a_session_that_has_ended_is_not_renamed_but_removed(worker: Worker) -> None:
+    registry, session = worker.context.registry, worker.client("a").session
+    session.drop("gone")
+    registry.add(session)
     registry.rename(session, "b")
     assert len(registry) == 0
     assert session.id == "a"
 
 
-def test_another_session_with_the_same_id_stays() -> None:
-    registry, [old] = filled("a")
-    new: Any = Fake("a")
-    registry.add(new)
+async def test_another_session_with_the_same_id_stays(worker: Worker) -> None:
+    registry, old = worker.context.registry, worker.client("a").session
+    new = worker.client("a").session
     registry.forget(old)
     assert registry.all() == [new]
     registry.discard("a")
@@ -58,7 +47,38 @@ def test_another_session_with_the_same_id_stays() -> None:
     assert registry.all() == []
 
 
-def test_all_are_ended_when_the_service_stops() -> None:
-    registry, sessions = filled("a", "b")
-    registry.end_all()
-    assert [session.ended for session in sessions] == [CloseCode.GOING_AWAY] * 2
+async def test_all_are_ended_when_the_service_stops(worker: Worker) -> None:
+    clients = [worker.client("a"), worker.client("b")]
+    worker.context.registry.end_all()
+    assert [await client.close_code() for client in clients] == [1001, 1001]
+
+
+@pytest.mark.parametrize("how", ["forget", "discard", "rename"])
+async def test_an_id_becomes_free_when_its_session_is_removed(worker: Worker, how: str) -> None:
+    registry, session = worker.context.registry, worker.client("a").session
+    waiting = [asyncio.create_task(registry.wait_free("a", 1000.0)) for _ in range(3)]
+    other = asyncio.create_task(registry.wait_free("b", 1000.0))
+    await turn()
+    assert other.done(), "no session has it"
+    waiting[0].cancel()
+    await turn()
+    assert not waiting[1].done()
+    match how:
+        case "forget":
+            session.drop("gone")
+        case "discard":
+            registry.discard("a")
+        case _:
+            registry.rename(session, "b")
+    await asyncio.gather(*waiting[1:])
+
+
+async def test_the_wait_for_an_id_ends_in_time(worker: Worker) -> None:
+    registry = worker.context.registry
+    worker.client("a")
+    await registry.wait_free("a", 0.0)
+    assert "a" in registry.by_id
+    later = asyncio.create_task(registry.wait_free("a", 1000.0))
+    await turn()
+    registry.discard("a")
+    await later

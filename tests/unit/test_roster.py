@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,29 +11,19 @@ from app.errors import CloseCode
 from app.protocol.envelope import encode_json
 from app.sessions import control, roster
 from app.sessions.control import Unreadable
+from app.sessions.event_stream import EventStreamSession
+from app.sessions.plain import PlainSession
 from app.sessions.roster import Query, Roster
-from app.transport.connection import CLOSING, OPEN
+from app.sessions.session import ConnectOptions, Opening
+from app.transport.connection import OPEN
 from tests.support.joined import JoinedWorker
 
 
-class FakeSession:
-    protocol = "plain"
-    welcomed = True
-
-    def __init__(self, id: str, user: str | None = None, *types: str) -> None:
-        self.id, self.user, self.state = id, user, OPEN
-        self.group = SimpleNamespace(types=frozenset(types or ("status",)))
-        self.ended: CloseCode | None = None
-
-    def end(self, code: CloseCode, reason: str) -> None:
-        self.state, self.ended = CLOSING, code
-
-
-class FakeWorker(JoinedWorker):
+class RosterWorker(JoinedWorker):
     """The way of one worker to the others, and its roster."""
 
-    def __init__(self, stream: list[FakeWorker], *, is_alone: bool = True) -> None:
-        super().__init__(len(stream), stream)
+    def __init__(self, stream: list[RosterWorker], *, is_alone: bool = True) -> None:
+        super().__init__(stream)
         self.stream = stream
         self.roster = Roster(self, self.registry, self.slots, is_alone=is_alone, host="lab")
         stream.append(self)
@@ -46,17 +36,19 @@ class FakeWorker(JoinedWorker):
 
 
 @pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> list[FakeWorker]:
+async def workers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[RosterWorker]]:
     monkeypatch.setattr(roster, "ALL_ANSWER_SECONDS", 0.3)
-    stream: list[FakeWorker] = []
+    stream: list[RosterWorker] = []
     for _ in range(3):
-        FakeWorker(stream)
-    return stream
+        RosterWorker(stream)
+    yield stream
+    for worker in stream:
+        worker.close()
 
 
-async def test_pages_of_all_workers_in_order(workers: list[FakeWorker]) -> None:
+async def test_pages_of_all_workers_in_order(workers: list[RosterWorker]) -> None:
     for number in range(25):
-        workers[number % 3].add(FakeSession(f"c{number:02}", "ann" if number % 5 == 0 else None))
+        workers[number % 3].client(f"c{number:02}", user="ann" if number % 5 == 0 else None)
     seen: list[str] = []
     after = ""
     while True:
@@ -73,10 +65,13 @@ async def test_pages_of_all_workers_in_order(workers: list[FakeWorker]) -> None:
     assert not page.more
 
 
-async def test_users_are_counted_over_all_workers(workers: list[FakeWorker]) -> None:
-    workers[0].add(FakeSession("a", "bob"), FakeSession("b", "ann"), FakeSession("c"))
-    workers[1].add(FakeSession("d", "bob"), FakeSession("e", "bob", "stats"))
-    workers[2].add(FakeSession("f", "zoe", "status", "stats"))
+async def test_users_are_counted_over_all_workers(workers: list[RosterWorker]) -> None:
+    workers[0].client("a", user="bob")
+    workers[0].client("b", user="ann")
+    workers[0].client("c")
+    workers[1].client("d", user="bob")
+    workers[1].client("e", ConnectOptions({"stats"}), user="bob")
+    workers[2].client("f", ConnectOptions({"status", "stats"}), user="zoe")
     find = workers[2].roster.find
     page = await find(Query(by_user=True))
     assert {row["user"]: row["connections"] for row in page.rows} == {"ann": 1, "bob": 3, "zoe": 1}
@@ -87,50 +82,53 @@ async def test_users_are_counted_over_all_workers(workers: list[FakeWorker]) -> 
     assert [row["user"] for row in page.rows] == ["bob", "zoe"]
 
 
-async def test_connections_of_one_protocol(workers: list[FakeWorker]) -> None:
-    for worker, protocol in zip(workers, ("plain", "sse", "sse"), strict=True):
-        session = FakeSession(protocol + str(worker.slots.index))
-        session.protocol = protocol
-        worker.add(session)
+async def test_connections_of_one_protocol(workers: list[RosterWorker]) -> None:
+    workers[0].client("p")
+    for worker in workers[1:]:
+        fd, _ = worker.descriptor()
+        stream = EventStreamSession(worker.context, fd, f"s{worker.slots.index}", None)
+        worker.hub.attach(stream)
+        stream.begin(Opening(b"", {}, is_browser=False), None, ConnectOptions(), None)
     page = await workers[0].roster.find(Query(protocol="sse"))
     assert ([row["protocol"] for row in page.rows], page.total) == (["sse", "sse"], 2)
 
 
-async def test_what_is_not_open_or_not_welcomed_is_in_no_list(workers: list[FakeWorker]) -> None:
-    gone, early = FakeSession("gone", "ann"), FakeSession("early", "ann")
-    gone.state, early.welcomed = CLOSING, False
-    workers[1].add(gone, early)
+async def test_what_is_not_open_or_not_welcomed_is_in_no_list(workers: list[RosterWorker]) -> None:
+    gone = workers[1].client("gone", user="ann").session
+    gone.close(1000)
+    workers[1].registry.add(gone)
+    early = PlainSession(workers[1].context, workers[1].descriptor()[0], "early", "ann")
+    workers[1].hub.attach(early)
+    assert workers[1].registry.by_id.keys() == {"gone", "early"}
     assert (await workers[0].roster.find(Query())).total == 0
 
 
 async def test_a_connection_that_passes_between_workers_counts_once_in_a_page(
-    workers: list[FakeWorker],
+    workers: list[RosterWorker],
 ) -> None:
-    workers[0].add(FakeSession("a", "ann"))
-    workers[1].add(FakeSession("a", "ann"))
+    workers[0].client("a", user="ann")
+    workers[1].client("a", user="ann")
     assert [row["id"] for row in (await workers[2].roster.find(Query())).rows] == ["a"]
 
 
-async def test_closing(workers: list[FakeWorker]) -> None:
-    own = [FakeSession(f"ann{number}", "ann") for number in range(3)]
-    other = FakeSession("bob", "bob")
-    for worker, session in zip(workers, own, strict=True):
-        worker.add(session)
-    workers[2].add(other)
+async def test_closing(workers: list[RosterWorker]) -> None:
+    own = [worker.client(f"ann{number}", user="ann") for number, worker in enumerate(workers)]
+    other = workers[2].client("bob", user="bob")
     close = workers[0].roster.close
     found = await close(id="ann2", code=CloseCode.OPERATOR)
     assert (found.count, found.complete) == (1, True)
-    assert [one.ended for one in own] == [None, None, CloseCode.OPERATOR]
+    assert [one.session.state == OPEN for one in own] == [True, True, False]
+    assert await own[2].close_code() == CloseCode.OPERATOR
     assert (await close(id="ann2", code=CloseCode.OPERATOR)).count == 0
     found = await close(user="ann", code=CloseCode.UNAUTHORIZED)
     assert (found.count, found.workers) == (2, 3)
-    assert [one.ended for one in own[:2]] == [CloseCode.UNAUTHORIZED] * 2
-    assert other.ended is None
+    assert [await one.close_code() for one in own[:2]] == [CloseCode.UNAUTHORIZED] * 2
+    assert other.session.state == OPEN
 
 
-async def test_a_worker_that_is_silent_makes_a_list_incomplete(workers: list[FakeWorker]) -> None:
+async def test_a_worker_that_is_silent_makes_a_list_incomplete(workers: list[RosterWorker]) -> None:
     for worker in workers:
-        worker.add(FakeSession(worker.host_id))
+        worker.client(worker.host_id)
     workers[2].is_mute = True
     page = await workers[0].roster.find(Query())
     assert ([row["id"] for row in page.rows], page.workers, page.complete) == (
@@ -142,13 +140,15 @@ async def test_a_worker_that_is_silent_makes_a_list_incomplete(workers: list[Fak
 
 async def test_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roster, "ELSEWHERE_SECONDS", 0.05)
-    stream: list[FakeWorker] = []
+    stream: list[RosterWorker] = []
     for _ in range(2):
-        FakeWorker(stream, is_alone=False)
-    stream[1].add(FakeSession("there"))
+        RosterWorker(stream, is_alone=False)
+    stream[1].client("there")
     page = await stream[0].roster.find(Query())
     assert [row["id"] for row in page.rows] == ["there"]
     assert (page.workers, page.complete) == (2, False), "there may be more"
+    for worker in stream:
+        worker.close()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-from app.backplane.history import _Flights
 from app.turns import BUSY_SLICE, HURRY_SECONDS, MOST_AT_ONCE, PAUSE_SECONDS, SLICE, Pace, Turns
 
 
@@ -102,25 +101,3 @@ async def test_a_task_that_is_cancelled_while_it_waits_takes_no_turn_from_others
     slice = SLICE
     await asyncio.wait_for(asyncio.gather(*tasks[1:]), 5)
     assert work.done == [1, 2]
-
-
-async def test_those_that_share_a_read_go_on_in_turn() -> None:
-    turns = Turns(lambda: SLICE, cost=SLICE)
-    flights = _Flights(turns)
-    done: list[str] = []
-
-    async def read() -> str:
-        await _pass()
-        return "page"
-
-    async def ask() -> None:
-        done.append(await flights.share("key", read))
-        turns.spend(SLICE)
-
-    tasks = [asyncio.create_task(ask()) for _ in range(30)]
-    before = most = 0
-    while len(done) < 30:
-        await _pass()
-        most, before = max(most, len(done) - before), len(done)
-    assert most <= 2
-    await asyncio.gather(*tasks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,14 +13,15 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, NoScriptError, RedisError
 from redis.exceptions import ConnectionError as LostConnection
 
-from app.backplane.client import FAILURES, Argument, Command, FailedCalls, pack
+from app.backplane.client import FAILURES, Command, complete, pack
 from app.backplane.cluster.pipeline import Pipeline
 from app.backplane.cluster.slot_map import Node, SlotMap
 from app.backplane.faults import Fault, Unsettled, explain
-from app.backplane.scripts import Script
+from app.backplane.scripts import Call
 from app.backplane.server import CONNECT_TIMEOUT, connection_options
 from app.errors import PresenceError
 from app.setting_values import ClusterAddress
+from app.shared_calls import SharedCalls
 
 MAX_REDIRECTS = 5
 """Redirections of one call that are followed."""
@@ -106,7 +108,7 @@ class Connections:
         self._notice = notice
         self._lost = lost
         self._open: dict[Node, Pipeline] = {}
-        self._opening: dict[Node, asyncio.Task[Pipeline]] = {}
+        self._opening = SharedCalls()
 
     def open_to(self, node: Node | None) -> Pipeline | None:
         """The connection to a node, if there is one."""
@@ -121,27 +123,13 @@ class Connections:
         pipeline = self._open.get(node)
         if pipeline is not None and pipeline.is_open:
             return pipeline
-        task = self._opening.get(node)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._connect(node))
-            self._opening[node] = task
-            task.add_done_callback(lambda done: self._opened(node, done))
-        return await asyncio.shield(task)
+        return await self._opening.share(node, functools.partial(self._connect, node))
 
     async def close(self) -> None:
         """Close all connections."""
-        opening = list(self._opening.values())
-        for task in opening:
-            task.cancel()
-        if opening:
-            await asyncio.wait(opening)
+        await self._opening.close()
         for pipeline in list(self._open.values()):
             pipeline.abort()
-
-    def _opened(self, node: Node, task: asyncio.Task[Pipeline]) -> None:
-        del self._opening[node]
-        if not task.cancelled():
-            task.exception()  # seen, even if every caller has gone
 
     async def _connect(self, node: Node) -> Pipeline:
         connection = self._cluster.make(node, self._name, self._protocol)
@@ -214,23 +202,20 @@ class SlotLink:
 
     async def run(
         self,
-        calls: Sequence[tuple[Script, Sequence[Argument]]],
+        calls: Sequence[Call],
         timeout: float,
         last: Sequence[Command] = (),
     ) -> list[Any]:
         """Run scripts; see `client.Link.run`."""
         commands: list[Command] = [(b"EVALSHA", script.sha, *rest) for script, rest in calls]
         answers = await self._exchange(commands, timeout, last)
-        missing = [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-        if missing:
-            # With its source: another node may serve the slot by now.
-            again: list[Command] = [(b"EVAL", calls[n][0].source, *calls[n][1]) for n in missing]
-            places = [*missing, *range(len(calls), len(answers))]
-            for n, answer in zip(places, await self._exchange(again, timeout, last), strict=True):
-                answers[n] = answer
-        if any(isinstance(answer, RedisError) for answer in answers):
-            raise FailedCalls(answers)
-        return answers
+
+        async def run_source(forgotten: Sequence[Call]) -> list[Any]:
+            # With each call, not loaded before: another node may serve the slot by now.
+            sources = [(b"EVAL", script.source, *rest) for script, rest in forgotten]
+            return await self._exchange(sources, timeout, last)
+
+        return await complete(calls, answers, run_source)
 
     async def close(self) -> None:
         """Compare again before the next call; the connection is the other slots' as well."""

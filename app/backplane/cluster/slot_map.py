@@ -13,12 +13,16 @@ from typing import Any, NamedTuple
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import RedisError
 
+from app.shared_calls import SharedCalls
+
 logger = logging.getLogger(__name__)
 
 REFRESH_INTERVAL = 0.2
 """Seconds between two questions for the map, at least."""
 ANSWER_TIMEOUT = 0.5
 """Seconds for which one node is waited for before the next one is asked."""
+
+_MAP = "map"
 
 
 class Node(NamedTuple):
@@ -88,7 +92,7 @@ class SlotMap:
         self._moved: dict[int, Node] = {}  # newer than `_shards`
         self._failed: dict[Node, float] = {}  # when a node last did not answer
         self._asked_at = -REFRESH_INTERVAL
-        self._refreshing: asyncio.Task[None] | None = None
+        self._questions = SharedCalls()
 
     def node_of(self, slot: int) -> Node | None:
         """The node that serves a slot; None: none is known."""
@@ -117,12 +121,9 @@ class SlotMap:
         self._failed[node] = self._clock()
         self.refresh_soon()
 
-    def refresh_soon(self) -> asyncio.Task[None]:
+    def refresh_soon(self) -> None:
         """Ask for the entire map; all that want it meanwhile share one question."""
-        if self._refreshing is None:
-            self._refreshing = asyncio.get_running_loop().create_task(self._refresh())
-            self._refreshing.add_done_callback(self._refreshed)
-        return self._refreshing
+        self._questions.begin(_MAP, self._refresh)
 
     async def refresh(self) -> None:
         """As `refresh_soon`, and wait for it.
@@ -130,24 +131,17 @@ class SlotMap:
         Raises:
             RedisError: no node has a map.
         """
-        await asyncio.shield(self.refresh_soon())
+        await self._questions.share(_MAP, self._refresh)
 
     async def close(self) -> None:
         """Ask no more."""
-        if self._refreshing is not None:
-            self._refreshing.cancel()
-            await asyncio.wait([self._refreshing])
+        await self._questions.close()
 
     def _shard_of(self, slot: int) -> Shard | None:
         place = bisect.bisect_right(self._starts, slot) - 1
         if place < 0 or slot > self._shards[place].last:
             return None
         return self._shards[place]
-
-    def _refreshed(self, task: asyncio.Task[None]) -> None:
-        self._refreshing = None
-        if not task.cancelled():
-            task.exception()  # seen, even if nothing waits for it
 
     async def _refresh(self) -> None:
         await asyncio.sleep(max(0.0, self._asked_at + REFRESH_INTERVAL - self._clock()))

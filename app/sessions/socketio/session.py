@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -330,10 +329,9 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
         starts = await context.subscriptions.find_starts(
             {type: at for type, at in offset.positions.items() if type in self.types}
         )
-        until = time.monotonic() + (REPLACE_SECONDS if replaced and old else 0.0)
-        # The disconnect handlers of the old connection still know it by the id.
-        while context.registry.by_id.get(pid.sid) is old and time.monotonic() < until:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        if replaced and old is not None:
+            # The disconnect handlers of the old connection still know it by the id.
+            await context.registry.wait_free(pid.sid, REPLACE_SECONDS)
         recovered = (
             replaced
             and starts.keys() == offset.positions.keys()
