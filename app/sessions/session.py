@@ -48,20 +48,26 @@ Work = Coroutine[Any, Any, None]
 class Phase(enum.IntEnum):
     """How far a session has come, in the main namespace if it speaks Socket.IO.
 
-                        ENTERING ──────► ENTERED
-          CONNECT came ▲       │           │    │
-                       │       │ refused   │    │ it recovers
-                       │       ▼           ▼    ▼
-        new ──────► OUTSIDE ◄──┘          HELD ──────► FLOWING
-                     │  ▲    `connected` is ▲   its first frame  │
-                     │  │          sent     │   is handled,      │
-                     │  │                   │   or a second      │
-                     │  │                   │   is over          │
-                     └──┼───────────────────┘                    │
-            plain: its  │                                        │
-            token is    └───────────── LEAVING ◄─────────────────┘
-            verified                disconnect handlers
-                                    are running (also from HELD)
+    OUTSIDE ──► ENTERING ──► ENTERED ──► HELD ──► FLOWING ──► LEAVING ──► OUTSIDE
+
+    The steps, and what each of them means:
+
+    OUTSIDE -> ENTERING                   Socket.IO: a CONNECT packet has come
+    ENTERING -> OUTSIDE                   it is refused
+    ENTERING -> ENTERED                   it is accepted, or the connection has ended meanwhile
+    ENTERED -> HELD                       `connected` is sent
+    ENTERED -> FLOWING                    the same, to a client that recovers
+    OUTSIDE -> HELD                       plain: its place is claimed, and `connected` is sent
+    OUTSIDE -> FLOWING                    the same over server-sent events, without history
+    HELD -> FLOWING                       its first frame is handled, a second is over, or its
+                                          history can be sent
+    ENTERED, HELD, FLOWING -> LEAVING     Socket.IO: disconnect handlers begin
+    LEAVING -> OUTSIDE                    they are done
+    ENTERED, HELD, FLOWING -> OUTSIDE     Socket.IO: it leaves where there are no such handlers
+    OUTSIDE -> ENTERED                    Socket.IO: it was in the namespace at another worker
+
+    A session that comes from another worker takes these steps at once, up to where it was.
+    A connection that ends stays in its phase, unless it speaks Socket.IO.
 
     Each of these stands for itself, beside the phase: `state` of the connection (open, closing,
     closed, moving); `claimed`: it counts as one of its user's; `track`: None while it is live,

@@ -110,7 +110,7 @@ async def test_exactly_one_collector_also_after_a_kill() -> None:
         await until(other_leader, "another leader")
         second = leader_pid(service)
         assert second in service.worker_pids()
-        survivors = [one for one in clients if one.socket.close_code is None and not one._closed]
+        survivors = [one for one in clients if one.socket.close_code is None and not one.ended]
         watcher = survivors[0] if survivors else await PlainClient.open(service, types="stats")
 
         def minutes() -> list[dict[str, Any]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import socket
 from dataclasses import dataclass
 from functools import cached_property
-from types import TracebackType
 from typing import Self
 
+from tests.support.client import ReadingClient, dial
 from tests.support.envelopes import Envelope
 from tests.support.service import Service
 from tests.support.waiting import DEADLINE
@@ -81,16 +81,7 @@ class EventParser:
         return Event(name or "message", "\n".join(data), self.last_id) if data else None
 
 
-_open: set[EventClient] = set()
-
-
-async def abort_all() -> None:
-    """Close the clients that a failed test has left open."""
-    for client in list(_open):
-        await client.close()
-
-
-class EventClient:
+class EventClient(ReadingClient):
     """A client over a socket of its own; reads in the background.
 
     Args:
@@ -112,12 +103,9 @@ class EventClient:
         self.events: list[Event] = []
         self.body = b""
         """What has come, where it is no stream of events."""
-        self.ended = False
         self.reader = reader
         self.writer = writer
-        self._news = asyncio.Event()
-        self._task = asyncio.get_running_loop().create_task(self._read())
-        _open.add(self)
+        super().__init__()
 
     @classmethod
     async def open(
@@ -144,11 +132,7 @@ class EventClient:
             behind: bytes that are sent with the request.
             receive_buffer: bytes of the kernel's buffer, if small.
         """
-        sock = socket.socket()
-        if receive_buffer:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port or service.port))
+        sock = await dial(port or service.port, receive_buffer)
         reader, writer = await asyncio.open_connection(sock=sock, limit=2**16)
         sent = {"Host": f"127.0.0.1:{port or service.port}", "Accept": "text/event-stream"}
         sent |= headers or {}
@@ -159,22 +143,11 @@ class EventClient:
         async with asyncio.timeout(DEADLINE):
             return cls(await reader.readuntil(b"\r\n\r\n"), reader, writer)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
     async def close(self) -> None:
         """Close the socket."""
-        _open.discard(self)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await super().close()
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
         self.writer.transport.abort()
         await asyncio.sleep(0)
 
@@ -222,28 +195,14 @@ class EventClient:
         """Wait until the stream ends."""
         await self.until(lambda: self.ended, "the end")
 
-    async def until(self, condition: object, what: str) -> None:
-        """Wait for what the client has got."""
-        assert callable(condition)
-        try:
-            async with asyncio.timeout(DEADLINE):
-                while not condition():
-                    assert not self.ended, f"the stream ended before {what}"
-                    self._news.clear()
-                    await self._news.wait()
-        except TimeoutError:
-            last = [event.data[:200] for event in self.events[-3:]]
-            raise AssertionError(f"{what} did not come: {last}") from None
+    def _got(self) -> str:
+        return f"the last: {[event.data[:200] for event in self.events[-3:]]}"
 
-    async def _read(self) -> None:
-        try:
+    async def _receive(self) -> None:
+        with contextlib.suppress(OSError):
             while data := await self.reader.read(2**16):
                 if self.headers.get("content-type") == "text/event-stream":
                     self.events += self.parser.feed(data)
                 else:
                     self.body += data
-                self._news.set()
-        except OSError:
-            pass
-        self.ended = True
-        self._news.set()
+                self._note()

@@ -16,10 +16,9 @@ import pytest
 import pytest_asyncio
 
 from app.config import Settings
-from tests.support import events
 from tests.support.backplane import MakeNode, Node
+from tests.support.client import Client
 from tests.support.plain import PlainClient
-from tests.support.raw import abort_all
 from tests.support.service import Service
 from tests.support.shared import SharedService
 from tests.support.valkeys import ValkeyProcess
@@ -31,8 +30,7 @@ Opener = Callable[..., Coroutine[Any, Any, PlainClient]]
 async def no_leftovers() -> AsyncIterator[None]:
     """A failed test must not make later ones fail with warnings of its open sockets."""
     yield
-    await abort_all()
-    await events.abort_all()
+    await Client.close_all()
 
 
 @pytest.fixture(scope="session")

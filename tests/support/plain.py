@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import uuid
 from collections.abc import Callable, Container, Mapping
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlencode
 
 import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
+from tests.support.client import ReadingClient, one_of_each_worker
 from tests.support.envelopes import Envelope, reaches, summary
 from tests.support.service import Service
 from tests.support.waiting import DEADLINE
@@ -24,16 +25,14 @@ def endpoint(service: Service, **query: Any) -> str:
     return f"ws://127.0.0.1:{service.port}/ws/realtime{mark}{urlencode(query)}"
 
 
-class PlainClient:
+class PlainClient(ReadingClient):
     """One connection of the plain protocol, with everything it ever received."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
         self.received: list[Envelope] = []
         self._taken: set[int] = set()
-        self._news = asyncio.Event()
-        self._closed = False
-        self._reader = asyncio.create_task(self._read())
+        super().__init__()
 
     @classmethod
     async def open(
@@ -53,32 +52,20 @@ class PlainClient:
         )
         return cls(opened)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
     async def close(self) -> None:
         """Close, as a client that is done does."""
+        await super().close()
         await self.socket.close()
-        await self._reader
+        await self._reading
 
-    async def _read(self) -> None:
-        try:
+    async def _receive(self) -> None:
+        with contextlib.suppress(websockets.ConnectionClosed):
             async for text in self.socket:
                 self.received.append(json.loads(text))
-                self._news.set()
-        except websockets.ConnectionClosed:
-            pass
-        finally:
-            self._closed = True
-            self._news.set()
+                self._note()
+
+    def _got(self) -> str:
+        return f"closed with {self.socket.close_code}; got {summary(self.received)}"
 
     @property
     def port(self) -> int:
@@ -123,23 +110,17 @@ class PlainClient:
     ) -> int:
         """Index of the first message that fits; waits for it."""
         checked = 0
-        try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    self._news.clear()
-                    for index in range(checked, len(self.received)):
-                        if index not in skipped and match(self.received[index]):
-                            return index
-                    checked = len(self.received)
-                    if self._closed:
-                        raise AssertionError(
-                            f"closed with {self.socket.close_code} before {name} came; "
-                            f"got {summary(self.received)}"
-                        )
-                    await self._news.wait()
-        except TimeoutError:
-            got = summary(self.received)
-            raise AssertionError(f"{name} did not come in {timeout:g} s; got {got}") from None
+
+        def found() -> list[int]:
+            nonlocal checked
+            for index in range(checked, len(self.received)):
+                if index not in skipped and match(self.received[index]):
+                    return [index]
+            checked = len(self.received)
+            return []
+
+        (index,) = await self.until(found, name, timeout)
+        return index
 
     async def barrier(self) -> None:
         """Wait until everything sent to us before now has come: a ping of the protocol."""
@@ -148,7 +129,7 @@ class PlainClient:
     async def wait_closed(self, timeout: float = DEADLINE) -> int:
         """Wait for the other side to close, and return its code."""
         async with asyncio.timeout(timeout):
-            await self._reader
+            await self._reading
         assert self.socket.close_code is not None
         return self.socket.close_code
 
@@ -165,22 +146,15 @@ class PlainClient:
 
 
 async def spread(service: Service, count: int = 2, **query: Any) -> list[PlainClient]:
-    """Clients on `count` different workers; the kernel chooses, so ask until it does.
+    """Clients on `count` different workers.
 
     Those of a named user come one after another, for the sake of the cap per user.
     """
-    found: dict[int, PlainClient] = {}
+
+    async def worker_of(client: PlainClient) -> int:
+        return await asyncio.to_thread(service.worker_of, client.port)
+
     at_once = 1 if "user" in query else 8
-    for _ in range(320 // at_once):
-        opened = await asyncio.gather(*(PlainClient.open(service, **query) for _ in range(at_once)))
-        spare = []
-        for client in opened:
-            pid = await asyncio.to_thread(service.worker_of, client.port)
-            if pid in found or len(found) == count:
-                spare.append(client)
-            else:
-                found[pid] = client
-        await asyncio.gather(*(client.close() for client in spare))
-        if len(found) == count:
-            return list(found.values())
-    raise AssertionError(f"320 connections met only {len(found)} workers")
+    return await one_of_each_worker(
+        lambda: PlainClient.open(service, **query), worker_of, count, at_once=at_once
+    )

@@ -1,23 +1,17 @@
-"""Clients of the plain protocol: one that behaves, one that can break every rule.
-
-`PlainClient` is the `websockets` library with an inbox. `RawClient` writes frames byte by
-byte on a socket; it masks, fragments and closes only as its test says.
-"""
+"""A client that can break every rule: frames byte by byte, masked, cut and closed as a test says."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
 import os
-import socket
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
+from tests.support.client import Client, dial, upgrade_request
 from tests.support.envelopes import Envelope
 from tests.support.service import Service
 from tests.support.waiting import DEADLINE
@@ -72,19 +66,11 @@ def text(action: str, payload: object = None, **more: object) -> bytes:
     return json.dumps({"action": action, "payload": payload, **more}).encode()
 
 
-_open: set[RawClient] = set()
-
-
-async def abort_all() -> None:
-    """Drop every raw connection that a failed test has left open."""
-    for client in list(_open):
-        await client.abort()
-
-
-class RawClient:
+class RawClient(Client):
     """A WebSocket on a bare socket."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        super().__init__()
         self.reader = reader
         self.writer = writer
         self.status = 0
@@ -106,25 +92,12 @@ class RawClient:
             early: bytes sent together with the upgrade request.
             receive_buffer: size of the socket's receive buffer, to be slow with; 0: default.
         """
-        sock = socket.socket()
-        if receive_buffer:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", service.port))
+        sock = await dial(service.port, receive_buffer)
         # A small limit of the reader, so that what is not read stays in the kernel.
         limit = 4096 if receive_buffer else 2**20
         reader, writer = await asyncio.open_connection(sock=sock, limit=limit)
         client = cls(reader, writer)
-        _open.add(client)
-        head = {
-            "Host": f"127.0.0.1:{service.port}",
-            "Upgrade": "websocket",
-            "Connection": "Upgrade",
-            "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
-            "Sec-WebSocket-Version": "13",
-        } | dict(headers or {})
-        lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
-        writer.write(f"GET {path} HTTP/1.1\r\n{lines}\r\n".encode() + early)
+        writer.write(upgrade_request(path, f"127.0.0.1:{service.port}", headers) + early)
         async with asyncio.timeout(DEADLINE):
             answer = await reader.readuntil(b"\r\n\r\n")
         first, *rest = answer.decode().split("\r\n")
@@ -135,23 +108,16 @@ class RawClient:
         }
         return client
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.abort()
-
-    async def abort(self) -> None:
+    async def close(self) -> None:
         """Drop the connection without a close frame."""
-        _open.discard(self)
+        await super().close()
         self.writer.transport.abort()
         with contextlib.suppress(OSError):
             await self.writer.wait_closed()
+
+    async def abort(self) -> None:
+        """As `close`; what many tests call it."""
+        await self.close()
 
     @property
     def port(self) -> int:

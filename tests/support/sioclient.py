@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import socketio
 
+from tests.support.client import Client, one_of_each_worker
 from tests.support.envelopes import Envelope
 from tests.support.raw import RawClient
 from tests.support.service import Service
@@ -18,7 +19,7 @@ from tests.support.waiting import DEADLINE, until
 Event = tuple[str, tuple[Any, ...]]
 
 
-class SioClient:
+class SioClient(Client):
     """`socketio.AsyncClient` with its events in the order in which they came.
 
     Events named `offset` (recovery) are kept apart: they belong to the library's user only
@@ -26,6 +27,7 @@ class SioClient:
     """
 
     def __init__(self, namespaces: tuple[str, ...] = ("/",)) -> None:
+        super().__init__()
         self.sio = socketio.AsyncClient(reconnection=False)
         self.events: list[Event] = []
         self.refused: list[Any] = []
@@ -95,8 +97,9 @@ class SioClient:
 
     async def close(self) -> None:
         """Disconnect and wait for the tasks of the client."""
+        await super().close()
         await self.sio.disconnect()
-        await self.sio.wait()
+        await self.sio.eio.wait()  # not `sio.wait`, which gives a reconnection a second to begin
 
 
 @asynccontextmanager
@@ -115,24 +118,14 @@ async def sio_clients(
 
 
 async def on_two_workers(service: Service, **options: Any) -> list[SioClient]:
-    """Two connected clients of different workers; the kernel chooses, so ask until it does."""
+    """Two connected clients of different workers."""
     namespace = options.get("namespaces", ("/",))[0]
-    found: dict[int, SioClient] = {}
-    spare = []
-    for _ in range(60):
-        clients = [SioClient(**options) for _ in range(4)]
-        await asyncio.gather(*(client.connect(service) for client in clients))
-        for client in clients:
-            pid = (await client.call("whoami", namespace=namespace))["pid"]
-            if pid in found or len(found) == 2:
-                spare.append(client)
-            else:
-                found[pid] = client
-        if len(found) == 2:
-            break
-    await asyncio.gather(*(client.close() for client in spare))
-    assert len(found) == 2, "240 connections met only one worker"
-    return list(found.values())
+
+    async def worker_of(client: SioClient) -> int:
+        pid: int = (await client.call("whoami", namespace=namespace))["pid"]
+        return pid
+
+    return await one_of_each_worker(lambda: SioClient(**options).connect(service), worker_of)
 
 
 async def raw_socketio(service: Service, **options: Any) -> RawClient:

@@ -7,9 +7,7 @@ recovers, and its sequence goes on over all its connections.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-import os
 import struct
 import time
 import uuid
@@ -20,6 +18,7 @@ from typing import Any, Self
 
 import aiohttp
 
+from tests.support.client import upgrade_request
 from tests.support.envelopes import flatten
 from tests.support.raw import CLOSE, PING, PONG, TEXT, encode
 from tests.support.service import TOKEN, Service
@@ -102,15 +101,9 @@ class Stream(asyncio.Protocol):
             wish = TYPE if self.last is None else ""
             name = f"&user={self.user}" if self.user else ""
             path = f"/ws/realtime?types={wish}{name}"
-        head = (
-            f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\n"
-            "Upgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\n"
-            "Sec-WebSocket-Version: 13\r\n\r\n"
-        )
         transport = await self.dial()
         try:
-            transport.write(head.encode())
+            transport.write(upgrade_request(path, self.host))
             await asyncio.wait_for(self._ready, 30)
         except BaseException:
             transport.abort()  # its socket is not left to the collector

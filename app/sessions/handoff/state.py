@@ -154,7 +154,7 @@ def load_session(
     if isinstance(session, SocketIOSession):
         _load_socketio(session, state["socketio"])
     if state["welcomed"]:
-        session.phase = FLOWING
+        session.phase = HELD if state["held"] else FLOWING
     if state["wishes"] is not None:
         session.need_extra().options = ConnectOptions(**state["wishes"])
     _load_token(session, state)
