@@ -123,7 +123,7 @@ class Worker(Bench):
 
 
 class Client:
-    """The other end of a plain session; it answers pings when it is told to."""
+    """The other end of a plain session; it answers pings once `answer_pings` is called."""
 
     def __init__(self, session: PlainSession, sock: socket.socket) -> None:
         self.session = session
