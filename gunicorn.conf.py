@@ -36,6 +36,7 @@ for _name in (
     "engineio",
     "hiredis",
     "jwt",
+    "orjson",
     "prometheus_client.multiprocess",
     "psutil",
     "redis.asyncio",

@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from app.backplane.faults import CAUSES
 from app.errors import CloseCode, ErrorCode
-from app.prometheus_private import WeightedHistogram, to_steps, use_process_files
+from app.prometheus_private import PlainCounter, WeightedHistogram, to_steps, use_process_files
 from app.types import GapReason, Priority
 
 KeyT = TypeVar("KeyT", bound=Hashable)
@@ -358,7 +358,7 @@ class Metrics:
         self._cpu_counted = now
 
     def _counter(self, name: str, help: str, labels: Sequence[str] = ()) -> Counter:
-        return Counter(f"realtime_{name}_total", help, labels, registry=self.registry)
+        return PlainCounter(f"realtime_{name}_total", help, labels, registry=self.registry)
 
     def _counters(
         self, name: str, help: str, labels: Sequence[str], allowed: Iterable[KeyT] = ()

@@ -15,6 +15,7 @@ from typing import NoReturn
 from benchmarks import faults, reloads
 from benchmarks.backplane import backplane
 from benchmarks.fairness import fairness
+from benchmarks.idle import idle
 from benchmarks.procs import BenchmarkError
 from benchmarks.report import as_json, as_text
 from benchmarks.scenarios import FULL, QUICK, Figures
@@ -22,7 +23,9 @@ from benchmarks.scenarios import SCENARIOS as COSTS
 from benchmarks.storm import storm
 
 SCENARIOS = (
-    COSTS | {"storm": storm, "backplane": backplane, "fairness": fairness} | reloads.SCENARIOS
+    COSTS
+    | {"idle": idle, "storm": storm, "backplane": backplane, "fairness": fairness}
+    | reloads.SCENARIOS
 )
 
 

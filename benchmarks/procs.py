@@ -188,9 +188,13 @@ class Server:
 
     def cpu(self) -> float:
         """CPU seconds used so far by all processes of the server, gone ones included."""
+        return sum(self.cpu_by_process().values())
+
+    def cpu_by_process(self) -> dict[int, float]:
+        """The same of each process."""
         for pid in self.pids():
             self._known[pid] = max(self._known[pid], cpu_seconds(pid))
-        return sum(self._known.values())
+        return dict(self._known)
 
     def pss(self) -> int:
         """Proportional set size of all processes of the server, in bytes."""

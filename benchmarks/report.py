@@ -91,6 +91,12 @@ _KILLED_ROWS = (
     ("killed_repeated", "messages repeated, known by their seq", 0),
     ("killed_twice", "messages stored twice", 0),
 )
+_IDLE_ROWS = (
+    ("idle_percent", "no clients: all processes, percent of a processor", 2),
+    ("idle_valkey_percent", "  of which Valkey", 2),
+    ("silent_percent", "silent clients: all processes", 2),
+    ("silent_valkey_percent", "  of which Valkey", 2),
+)
 _STORM_ROWS = (
     ("storm_seconds", "all come at once: until all are subscribed, s", 2),
     ("storm_server_seconds", "  CPU of the service, s", 2),
@@ -99,6 +105,8 @@ _STORM_ROWS = (
     ("storm_p99_ratio", "  times calm", 2),
 )
 _TARGETS = (
+    ("no clients, two workers: percent of a processor", ("idle_percent",), 0.3),
+    ("silent clients, two workers: percent of a processor", ("silent_percent",), 1.0),
     ("all come at once, two workers: until all are subscribed, s", ("storm_seconds",), 2.0),
     ("p99 of deliveries beside a wave of connects, times calm", ("storm_p99_ratio",), 1.5),
     ("HUP: connections closed", ("handoff_closed",), 0.0),
@@ -211,6 +219,11 @@ def as_text(figures: Figures, size: Size) -> str:
                 lines.append(f"{text:48}{median(values):>18.{digits}f}")
     lines += _events(figures, size)
     lines += backplane.as_lines(figures)
+    lines += _listed(
+        f"nothing happens, two workers: no clients, then {size.many} silent ones",
+        _IDLE_ROWS,
+        figures,
+    )
     lines += _listed(
         f"{size.many} connections that come at once, two workers: plain JSON, then Socket.IO",
         _STORM_ROWS,

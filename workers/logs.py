@@ -17,6 +17,8 @@ from typing import Any
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _HIDDEN = "***"
+_ODD = re.compile(r"""[="']|[^\S\x00-\x1f\x7f-\x9f]""")
+"""What may pass for the end of a field: blanks, which control characters are not, as they are escaped."""
 # A value in quotes, which may be escaped, as in JSON within JSON.
 _QUOTED = r"""(?P<e{0}>\\*) (?P<q{0}>["']) (?: (?! (?<!\\) (?P=e{0}) (?P=q{0}) ) . )*"""
 _SECRETS = re.compile(
@@ -62,9 +64,7 @@ def _hide(match: re.Match[str]) -> str:
 def _quoted(value: object) -> str:
     """A value of a field; in quotes where it could pass for more than one field."""
     text = str(value)
-    # Control characters are escaped later.
-    odd = (char in "=\"'" or (char.isspace() and ord(char) not in _CONTROLS) for char in text)
-    if text and not any(odd):
+    if text and _ODD.search(text) is None:
         return text
     return json.dumps(text, ensure_ascii=False)
 

@@ -413,7 +413,9 @@ class AnyBackplane(ABC):
     def _note(self, faults: Sequence[Fault]) -> None:
         if faults:
             self.errors.update(fault.cause for fault in faults)
-        self._answered = all(fault.answered for fault in faults)
+            self._answered = all(fault.answered for fault in faults)
+        else:
+            self._answered = True
         if self._answered:
             self._answered_at = time.monotonic()
 
@@ -514,7 +516,7 @@ class Backplane(AnyBackplane):
 
     def _note_publishing(self, faults: Sequence[Fault]) -> None:
         self._note(faults)
-        misled = any(fault.elsewhere for fault in faults)
+        misled = bool(faults) and any(fault.elsewhere for fault in faults)
         if misled is not self._misled and (misled or not faults):
             # Where writing works now, or no longer, the other connections belong too.
             self._misled = misled

@@ -121,6 +121,10 @@ class StreamPublisher:
                 messages may have been, all those of a type or none.
         """
         self._number += 1
+        type = drafts[0].type
+        if len(drafts) == 1 or all(draft.type == type for draft in drafts):
+            replies = await self._deliver({type: self._call(type, drafts)}, deadline)
+            return self._outcomes(type, replies[type], len(drafts))
         places: dict[str, list[int]] = {}
         for place, draft in enumerate(drafts):
             places.setdefault(draft.type, []).append(place)
@@ -131,19 +135,23 @@ class StreamPublisher:
         replies = await self._deliver(calls, deadline)
         outcomes: list[Position | BackplaneUnavailable] = [NOWHERE] * len(drafts)
         for type, order in places.items():
-            reply = replies[type]
-            if isinstance(reply, BackplaneUnavailable):
-                for place in order:
-                    outcomes[place] = reply
-                continue
-            result, stream_time = reply
-            if stream_time:
-                self._anchors[type] = int(stream_time), self._running()
-            positions = parse_result(result)
-            for place, position in zip(order, positions, strict=True):
-                outcomes[place] = position
-            self._stored[type] = positions[-1]
+            found = self._outcomes(type, replies[type], len(order))
+            for place, outcome in zip(order, found, strict=True):
+                outcomes[place] = outcome
         return outcomes
+
+    def _outcomes(
+        self, type: str, reply: Reply | BackplaneUnavailable, count: int
+    ) -> list[Position | BackplaneUnavailable]:
+        """What came of `count` messages of a type."""
+        if isinstance(reply, BackplaneUnavailable):
+            return [reply] * count
+        result, stream_time = reply
+        if stream_time:
+            self._anchors[type] = int(stream_time), self._running()
+        positions = parse_result(result)
+        self._stored[type] = positions[-1]
+        return list(positions)
 
     async def _deliver(
         self, calls: Mapping[str, tuple[Script, Sequence[Argument]]], deadline: float

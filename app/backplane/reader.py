@@ -278,7 +278,8 @@ class StreamReader:
         self.positions.update({type: item.position for type, item in last.items()})
 
     async def _fill(self, link: Calls, replica: ReplicaRoute | None = None) -> None:
-        ids = [entry_id(self._read[type].seq) for type in self._types]
+        read = self._read
+        ids = [b"0-%d" % read[type].seq for type in self._types]
         command: Command = (
             b"XREAD",
             b"COUNT",
@@ -309,7 +310,10 @@ class StreamReader:
     async def _take_in(self, reply: Sequence[Any]) -> None:
         """Take what an XREAD has brought."""
         if reply:
-            size = sum(len(fields[-1]) for _, found in reply for _, fields in found if fields)
+            size = 0
+            for _, found in reply:
+                for _, fields in found:
+                    size += len(fields[-1]) if fields else 0
             if size > READ_BYTES:
                 self._count = max(1, self._count * READ_BYTES // size)
             elif size < READ_BYTES // 4:

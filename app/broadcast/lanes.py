@@ -20,6 +20,8 @@ class LanedQueue(BroadcastQueue):
                 for type, batch in self._next_batches(lanes).items():
                     lanes.add(type)
                     flights.create_task(self._fly(type, batch, lanes))
+                if any(self._waiting):
+                    self._watch()
                 self._show()
 
     async def _fly(self, type: str, batch: list[Entry], lanes: set[str]) -> None:
@@ -28,7 +30,8 @@ class LanedQueue(BroadcastQueue):
             await self._store(batch)
         finally:
             for entry in batch:
-                entry.fail(BackplaneUnavailable())  # if nothing else came of it
+                if not entry.future.done():
+                    entry.fail(BackplaneUnavailable())  # nothing else came of it
             lanes.discard(type)
             landed = set(map(id, batch))
             self._flying = [entry for entry in self._flying if id(entry) not in landed]

@@ -103,6 +103,7 @@ class BroadcastQueue:
         self._flying: list[Entry] = []
         self._newcomers: deque[Entry] = deque()
         self._newcomers_bytes = 0
+        self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._stored = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -144,7 +145,7 @@ class BroadcastQueue:
 
     def per_priority(self) -> list[int]:
         """Messages that wait (high, normal, low), without those under way."""
-        return [len(entries) for entries in self._waiting]
+        return list(map(len, self._waiting))
 
     def submit(self, draft: Draft) -> asyncio.Future[Position]:
         """Take a message.
@@ -156,7 +157,7 @@ class BroadcastQueue:
         Raises:
             QueueOverflow: the queue is full of messages that rank no lower.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         entry = Entry(draft, loop.create_future(), loop.time())
         if self._newcomers and any(
             other.draft.priority <= draft.priority for other in self._newcomers
@@ -174,7 +175,7 @@ class BroadcastQueue:
             else:
                 self.dropped[draft.priority] += 1
                 raise QueueOverflow
-        self._watch(loop)
+        self._watch_behind()
         return entry.future
 
     def submit_all(self, drafts: Sequence[Draft]) -> list[asyncio.Future[Position] | QueueOverflow]:
@@ -184,7 +185,7 @@ class BroadcastQueue:
             For each its future, or the error where it is refused.
         """
         if not self._newcomers:
-            loop = asyncio.get_running_loop()
+            loop = self._loop
             now = loop.time()
             entries = [Entry(draft, loop.create_future(), now) for draft in drafts]
             if self._slots.reserve_queue(sum(entry.size for entry in entries), len(entries)):
@@ -192,7 +193,7 @@ class BroadcastQueue:
                     self.bytes += entry.size
                     self._waiting[entry.draft.priority].append(entry)
                 self._announce()
-                self._watch(loop)
+                self._watch_behind()
                 return [entry.future for entry in entries]
         # There is no room for all: each for itself.
         results: list[asyncio.Future[Position] | QueueOverflow] = []
@@ -210,11 +211,11 @@ class BroadcastQueue:
 
     def send_probe(self, data: bytes) -> asyncio.Future[Position]:
         """As `send_control`, but outside of the limits: it displaces no message of a full queue."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         draft = Draft(CONTROL, CONTROL, "", data, time.time(), Priority.HIGH)
         entry = Entry(draft, loop.create_future(), loop.time(), counted=False)
         self._accept(entry)
-        self._watch(loop)
+        self._watch_behind()
         return entry.future
 
     # Bounds
@@ -232,10 +233,14 @@ class BroadcastQueue:
         self._wake.set()  # else it leaves in this pass of the loop, or is shown then
 
     def _release(self, entries: Sequence[Entry] | deque[Entry]) -> None:
-        sizes = [entry.size for entry in entries if entry.counted]
-        if sizes:
-            self.bytes -= sum(sizes)
-            self._slots.release_queue(len(sizes), sum(sizes))
+        count = size = 0
+        for entry in entries:
+            if entry.counted:
+                count += 1
+                size += entry.size
+        if count:
+            self.bytes -= size
+            self._slots.release_queue(count, size)
 
     def _make_room(self, entry: Entry, local_only: bool = False) -> _Room:
         """Drop lesser messages that wait here, the least first, until `entry` is reserved.
@@ -293,9 +298,14 @@ class BroadcastQueue:
 
     # Time
 
-    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _watch_behind(self) -> None:
+        """Tick if a new message waits; one that leaves at once is answered in time all the same."""
+        if self._flying or self._newcomers:
+            self._watch()
+
+    def _watch(self) -> None:
         if self._timer is None:
-            self._timer = loop.call_later(POLL_INTERVAL, self._tick)
+            self._timer = self._loop.call_later(POLL_INTERVAL, self._tick)
 
     def _rest(self) -> None:
         """Nothing is here any more: so a message that came alone costs no tick."""
@@ -307,9 +317,8 @@ class BroadcastQueue:
 
     def _tick(self) -> None:
         """Every 20 ms while anything is here: expiry, room, and the other workers' wishes."""
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(POLL_INTERVAL, self._tick)  # also if this one fails
-        now = loop.time()
+        self._timer = self._loop.call_later(POLL_INTERVAL, self._tick)  # also if this one fails
+        now = self._loop.time()
         for entries in self._waiting:
             while entries and entries[0].deadline <= now:
                 entry = entries.popleft()
@@ -345,13 +354,16 @@ class BroadcastQueue:
             if not self._flying:
                 self._wake.clear()
                 continue
+            if any(self._waiting):
+                self._watch()
             self._show()
             try:
                 await self._store(self._flying)
             finally:
-                for entry in self._flying:
-                    entry.fail(BackplaneUnavailable())  # if nothing else came of it
                 flying, self._flying = self._flying, []
+                for entry in flying:
+                    if not entry.future.done():
+                        entry.fail(BackplaneUnavailable())  # nothing else came of it
                 self._stored.set()
                 self._release(flying)
                 if not (self._newcomers or any(self._waiting)):

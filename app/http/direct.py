@@ -23,7 +23,7 @@ from app.http.errors import HttpError, error_body
 from app.http.publishing import LARGEST_ARRAY, Call
 from app.http.request_head import parse_call
 from app.http.writers import Writer
-from app.protocol.envelope import decode_json, encode_json, new_id
+from app.protocol.envelope import decode_json, encode_decoded, new_id
 from app.protocol.http_answers import DATA_HEADERS, JSON_HEADERS
 from app.transport.http_connection import INCOMPLETE, PASS, TAKEN, Caller, Take
 from app.types import Position
@@ -90,6 +90,8 @@ class DirectCalls:
             *context.origins.plain_headers(),
         ]
         self._fixed = "".join(f"{name}: {value}\r\n" for name, value in fixed)
+        self._starts: dict[int, str] = {}
+        """By status how an answer begins, up to the id of its request."""
         self._second = 0
         self._date = ""
 
@@ -184,9 +186,12 @@ class DirectCalls:
         further = "" if error is None else _lines(error.headers.items())
         if not keep:
             further += "Connection: close\r\n"
+        start = self._starts.get(status)
+        if start is None:
+            line = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+            start = self._starts[status] = f"{line}{self._fixed}X-Request-ID: "
         top = (
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{self._fixed}X-Request-ID: {id}\r\n"
-            f"{further}Content-Length: {len(body) + 1}\r\nDate: {self._date}\r\n\r\n"
+            f"{start}{id}\r\n{further}Content-Length: {len(body) + 1}\r\nDate: {self._date}\r\n\r\n"
         )
         caller.reply(b"%b%b\n" % (top.encode(), body), keep)
 
@@ -247,7 +252,7 @@ class _Answering:
             self.fail(error)
 
     def _finish(self, value: object, status: int) -> None:
-        self._calls.finish(self._head, self._caller, self._write, status, encode_json(value))
+        self._calls.finish(self._head, self._caller, self._write, status, encode_decoded(value))
 
     def fail(self, error: Exception) -> None:
         """Answer with an error."""

@@ -14,6 +14,8 @@ from itertools import chain
 from math import isfinite
 from typing import Any, NoReturn
 
+import orjson
+
 from app.errors import ClientError, ErrorCode
 from app.protocol.schema import events
 
@@ -90,18 +92,12 @@ def _parse_int(text: str) -> int:
 _decoder = json.JSONDecoder(
     parse_float=_parse_float, parse_int=_parse_int, parse_constant=_refuse_constant
 )
-_fast_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
-"""For texts without numbers that are too large: it calls nothing for each number."""
 _NUMBERS = bytes(
-    ord("0") if chr(byte) in "0123456789" else ord("e") if chr(byte) in "eE" else 0
+    ord("0") if chr(byte) in "0123456789" else ord("-") if chr(byte) == "-" else 0
     for byte in range(256)
 )
-
-
-def _has_only_short_numbers(text: bytes) -> bool:
-    """Whether all numbers of a JSON text fit into a double: none is long or has an exponent."""
-    shape = text.translate(_NUMBERS)
-    return b"0e" not in shape and (len(shape) <= _MAX_DIGITS or _LONG_RUN not in shape)
+_LONG, _LONG_NEGATIVE = b"0" * 20, b"-" + b"0" * 19
+"""What each integer beyond 64 bits contains in `_NUMBERS`: orjson would make a float of it."""
 
 
 def _make_encoder(*, ensure_ascii: bool) -> Callable[[Any], str]:
@@ -162,7 +158,14 @@ def encode_ascii(value: Any) -> str:
 
 
 def encode_decoded(value: Any) -> bytes:
-    """As `encode_json`, for what `decode_json` returned or a part of it: it is known to be good."""
+    """As `encode_json`, for what is known to be good, as what `decode_json` has returned is.
+
+    No number in it is NaN or infinite, no key is a number, and it is not nested too deeply.
+    """
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:  # integers beyond 64 bits, half a surrogate pair
+        pass
     try:
         return _encode(value).encode()
     except (ValueError, RecursionError) as error:
@@ -204,13 +207,26 @@ def decode_json(text: bytes | str) -> Any:
         ClientError: PARSE_ERROR with the place, for anything that is not strict JSON, for
             nesting deeper than `MAX_DEPTH` and for numbers that a double cannot hold.
     """
+    # orjson refuses half a surrogate pair in a text, as it does in an escape.
+    encoded = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    numbers = encoded.translate(_NUMBERS)
+    if _LONG in numbers or _LONG_NEGATIVE in numbers:
+        value = _decode_strictly(text)
+    else:
+        try:
+            value = orjson.loads(encoded)
+        except orjson.JSONDecodeError:
+            value = _decode_strictly(text)
+    # The count bounds the depth and costs nothing; few messages need the exact figure.
+    if encoded.count(b"[") + encoded.count(b"{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise _too_deep()
+    return value
+
+
+def _decode_strictly(text: bytes | str) -> Any:
+    """Decode what orjson refuses, or would decode otherwise; raises as `decode_json`."""
     try:
-        decoder = _decoder
-        if not isinstance(text, str):
-            if _has_only_short_numbers(text):
-                decoder = _fast_decoder
-            text = text.decode()
-        value = decoder.decode(text)
+        return _decoder.decode(text if isinstance(text, str) else text.decode())
     except UnicodeDecodeError as error:
         raise _parse_error(f"it is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
@@ -220,10 +236,6 @@ def decode_json(text: bytes | str) -> Any:
         raise _parse_error(str(error)) from None
     except RecursionError:
         raise _too_deep() from None
-    # The count bounds the depth and costs nothing; few messages need the exact figure.
-    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
-        raise _too_deep()
-    return value
 
 
 def _parse_error(reason: str) -> ClientError:
@@ -241,9 +253,14 @@ _FIRST_LONG = 10**_MAX_DIGITS
 
 
 def _is_deeper(value: Any, limit: int) -> bool:
-    level: Iterable[Any] = [value]
+    level = [value] if isinstance(value, _NESTED) else []
     for _ in range(limit):
-        level = [item for item in _items(level) if isinstance(item, _NESTED)]
+        level = [
+            item
+            for one in level
+            for item in (one.values() if isinstance(one, dict) else one)
+            if isinstance(item, _NESTED)
+        ]
         if not level:
             return False
     return True
@@ -261,7 +278,7 @@ def _has_long_integer(value: Any) -> bool:
 def _items(level: Iterable[Any]) -> Iterable[Any]:
     """What the arrays and objects of a level hold."""
     objects = [item for item in level if isinstance(item, dict)]
-    arrays = [item for item in level if isinstance(item, list | tuple)]
+    arrays = [item for item in level if isinstance(item, (list, tuple))]
     return chain(chain.from_iterable(map(dict.values, objects)), chain.from_iterable(arrays))
 
 

@@ -170,7 +170,8 @@ SETTLE_SECONDS, LONG_IDLE_SECONDS = 3.0, 12.0
 @pytest.mark.parametrize("keep", [False, True], ids=["new connections", "one connection"])
 @pytest.mark.parametrize("size", [1, 100])
 async def test_system_calls_of_a_publish(tmp_path: Path, keep: bool, size: int) -> None:
-    count = CALLS if size == 1 else CALLS // 5
+    # In a trace of one second its recurring work would weigh as much as a tenth of the calls.
+    count = CALLS if size == 1 else CALLS // 2
     async with (
         Service(WORKERS=1, AUDIT_RATE=0, HANDLERS="") as service,
         clients(service, SOCKETIO, RECEIVERS) as receivers,
@@ -196,8 +197,9 @@ async def test_system_calls_of_a_publish(tmp_path: Path, keep: bool, size: int) 
     assert calls("close", "ioctl") <= (0.1 if keep else 2.2)
     assert calls("epoll_ctl") <= (0.05 if keep else 2.2)
     assert calls("setsockopt", "getsockname", "dup") <= 0.05
-    # Most of the others are `getpid`, which is asyncio's: each look at the running loop.
-    assert calls(*trace.calls) <= (29 if keep else 38)
+    # Some of the others are `getpid`, which is asyncio's: each look at the running loop.
+    assert calls("getpid") <= 3.0
+    assert calls(*trace.calls) <= (28 if keep else 33)
 
 
 @pytest.mark.needs("strace")

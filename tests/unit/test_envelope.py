@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import uuid
 from typing import Any
@@ -18,6 +19,7 @@ from app.protocol.envelope import (
     connection_id,
     decode_json,
     encode_ascii,
+    encode_decoded,
     encode_json,
     envelope,
     new_id,
@@ -284,3 +286,112 @@ def test_ids_are_random() -> None:
     ids = {new_id() for _ in range(1000)}
     assert len(ids) == 1000
     assert all(uuid.UUID(id).version == 4 and uuid.UUID(id).variant == uuid.RFC_4122 for id in ids)
+
+
+def strictly(text: bytes) -> Any:
+    """What the standard library makes of a text, with the limits of this service."""
+
+    def refuse(_: str) -> Any:
+        raise ValueError
+
+    def number(digits: str) -> Any:
+        value = float(digits) if set(digits) & set(".eE") else int(digits)
+        if not math.isfinite(value) or (isinstance(value, int) and abs(value) >= 10**308):
+            raise ValueError
+        return value
+
+    return json.loads(text.decode(), parse_constant=refuse, parse_int=number, parse_float=number)
+
+
+DIGITS = st.text("0123456789", min_size=1, max_size=25)
+WORDS = st.one_of(
+    st.builds(
+        "{}{}{}{}".format,
+        st.sampled_from(["", "-", "-0", "0"]),
+        st.one_of(DIGITS, st.integers(2**63 - 2, 2**64 + 2).map(str), st.just("9" * 308)),
+        st.one_of(st.just(""), DIGITS.map(".{}".format)),
+        st.one_of(
+            st.just(""), st.builds("{}{}".format, st.sampled_from(["e", "E-", "e+"]), DIGITS)
+        ),
+    ),
+    st.sampled_from(["null", "true", "false", "NaN", "Infinity", "-Infinity", "[", "]", "{", "}"]),
+    st.lists(
+        st.one_of(
+            st.characters(exclude_categories=["Cs"]),
+            st.sampled_from(['\\"', "\\\\", "\\/", "\\n", "\\u0000", "\\x", "\\ud800", "\\udc00"]),
+        ),
+        max_size=6,
+    ).map(lambda parts: f'"{"".join(parts)}"'),
+)
+SPACE = st.sampled_from(["", "", " ", "\t\r\n", "\x0b", "\ufeff", "\0"])
+
+
+def spaced(text: str, space: str) -> str:
+    return f"{space}{text}{space}"
+
+
+JSON_TEXTS = st.builds(
+    spaced,
+    st.recursive(
+        WORDS,
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=4).map(lambda items: f"[{','.join(items)}]"),
+            st.lists(st.tuples(st.sampled_from(['"a"', '"b"', '""', "a"]), inner), max_size=4).map(
+                lambda pairs: "{" + ",".join(f"{key}:{value}" for key, value in pairs) + "}"
+            ),
+        ),
+        max_leaves=6,
+    ),
+    SPACE,
+)
+
+
+@settings(derandomize=True, max_examples=500, deadline=None)
+@given(JSON_TEXTS, st.integers(0, 50), st.one_of(st.none(), st.binary(max_size=2)))
+def test_decoding_is_that_of_the_standard_library(
+    text: str, place: int, put_in: bytes | None
+) -> None:
+    """Types, signs of zeros, order of keys, which of two keys counts, and what is refused."""
+    encoded = text.encode()
+    if put_in is not None:
+        encoded = encoded[:place] + put_in + encoded[place + 1 :]
+    try:
+        expected = repr(strictly(encoded))
+    except ValueError:
+        with pytest.raises(ClientError):
+            decode_json(encoded)
+        return
+    value = decode_json(encoded)
+    assert repr(value) == expected
+    assert repr(decode_json(encoded.decode())) == expected
+    # What was decoded can be encoded in both ways, and means the same.
+    for encode in (encode_decoded, encode_json):
+        assert repr(decode_json(encode(value))) == expected
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        2**63 - 1,
+        2**63,
+        2**64 - 1,
+        2**64,
+        -(2**63),
+        -(2**63) - 1,
+        10**18,
+        10**19,
+        -(10**18),
+        10**300,
+    ],
+)
+def test_integers_are_exact_beyond_64_bits(number: int) -> None:
+    for text in (b"%d" % number, b'{"a":[%d,1.5,"\\u00e9"]}' % number):
+        value = decode_json(text)
+        assert repr(value) == repr(json.loads(text))
+        assert repr(decode_json(encode_decoded(value))) == repr(value)
+
+
+def test_half_a_surrogate_pair_is_kept() -> None:
+    value = decode_json(b'{"a":"\\ud800","b":1}')
+    assert value == {"a": "\ud800", "b": 1}
+    assert decode_json(encode_decoded(value)) == value
