@@ -278,7 +278,7 @@ class Figures:
         """Bring the metrics up to date that are not counted as things happen."""
         metrics, hub = self._metrics, self._hub
         metrics.slow_consumers.set(len(self._fanout.slow))
-        metrics.incoming_bytes.set(hub.incoming)
+        metrics.incoming_bytes.set(hub.input.total)
         metrics.backplane_up.set(self._backplane.available)
         metrics.backplane_writable.set(self.writable())
         for cause, total in self._backplane.errors.items():
@@ -293,7 +293,7 @@ class Figures:
         metrics.deaf_workers.set(self._canary.is_deaf)
         metrics.history_cache_bytes.set(self._history.cached_bytes)
         metrics.outgoing_bytes.set(hub.outgoing())
-        metrics.write_buffer_bytes.set(hub.unsent())
+        metrics.write_buffer_bytes.set(hub.unread.total())
         metrics.sessions.set(len(self._registry))
         metrics.groups.set(len(self._fanout.groups()))
         metrics.rooms.set(self._manager.room_count)

@@ -433,7 +433,7 @@ def make_application(worker: Worker, machine: Machine) -> web.Application:
         shared_for=1.0,
     )
     app.router.add_get("/metrics", page.metrics)
-    bodies = Bodies(sessions.hub.output, sessions.hub.close_stalled)
+    bodies = Bodies(sessions.hub.output, sessions.hub.unread.close_stalled)
     context = _make_http_context(worker, machine, clients, origins, hosts, bodies)
     add_routes(app, context)
     app.middlewares.insert(0, bodies.middleware())

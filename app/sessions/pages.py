@@ -181,7 +181,7 @@ class Pages:
             return
         if time.monotonic() - self._looked_at >= 1.0:
             self._looked_at = time.monotonic()
-            self._hub.close_stalled()
+            self._hub.unread.close_stalled()
         asyncio.get_running_loop().call_later(ROOM_SECONDS, self._look_for_room)
 
 

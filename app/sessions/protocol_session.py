@@ -153,7 +153,7 @@ class ProtocolSession(Session):
         """Run something that the client's next messages must wait for; see `Session`."""
         extra = self.need_extra()
         if size:
-            self.hub.keep(self, size)
+            self.hub.input.keep(self, size)
         extra.task = asyncio.get_running_loop().create_task(
             self._work(work, was_welcomed, is_frame, size)
         )
@@ -171,7 +171,7 @@ class ProtocolSession(Session):
             work.close()  # had it no turn
             extra.task = None
             if size:
-                self.hub.keep(self, -size)
+                self.hub.input.keep(self, -size)
         if is_frame:
             self._frame_handled(was_welcomed)
         self.go_on()
@@ -191,7 +191,7 @@ class ProtocolSession(Session):
                 message = extra.inbox.popleft()
                 size = getsizeof(message)
                 extra.inbox_size -= size
-                self.hub.keep(self, -size)
+                self.hub.input.keep(self, -size)
                 self._handle_now(message)
             else:
                 self.hub.resume(self, PAUSE_INBOX)
@@ -262,10 +262,10 @@ class ProtocolSession(Session):
         if extra is not None:
             extra.pages.clear()
             extra.inbox.clear()
-            self.hub.keep(self, -extra.inbox_size)
+            self.hub.input.keep(self, -extra.inbox_size)
             extra.inbox_size = 0
             if extra.environ is not None:
-                self.hub.keep(self, -environ_cost(extra.environ))
+                self.hub.input.keep(self, -environ_cost(extra.environ))
             if extra.expiry is not None:
                 extra.expiry.cancel()
                 extra.expiry = None

@@ -366,14 +366,14 @@ class Session(Subscriber):
         size = getsizeof(message)
         extra.inbox.append(message)
         extra.inbox_size += size
-        self.hub.keep(self, size)
+        self.hub.input.keep(self, size)
         if len(extra.inbox) >= INBOX_MESSAGES or extra.inbox_size >= INBOX_BYTES:
             self.hub.pause(self, PAUSE_INBOX)
 
     def keep_environ(self, environ: dict[str, Any]) -> None:
         """Keep the request that the connection began with, for handlers; a long one counts."""
         self.need_extra().environ = environ
-        self.hub.keep(self, environ_cost(environ))
+        self.hub.input.keep(self, environ_cost(environ))
 
     def need_extra(self) -> Extra:
         """The rare part, made if it is not there."""

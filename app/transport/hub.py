@@ -1,7 +1,8 @@
 """The detached connections of one worker under one epoll, which the event loop watches in turn.
 
 Here is what concerns many connections at once: the write of a flush, the frames that wait for
-the end of a pass of the loop, heartbeats, limits and totals.
+the end of a pass of the loop, heartbeats and totals. What is held of their input, and for those that do
+not read, has an account each: `input.py` and `unread.py`.
 
 What clients send is handled for a slice of one pass of the loop (app/turns.py), in turn, so deliveries
 wait no longer than that. A connection that has sent more than fits is put off: its bytes stay in its reader,
@@ -18,10 +19,8 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from app.errors import CloseCode
 from app.transport import kernel
 from app.transport.connection import (
     BY_PEER,
@@ -34,8 +33,9 @@ from app.transport.connection import (
     Connection,
     Pending,
 )
-from app.transport.output import OutputAccount
+from app.transport.input import InputAccount
 from app.transport.timer_wheel import TimerWheel
+from app.transport.unread import UnreadOutput
 from app.turns import PAUSE_SECONDS, Pace, Turns
 
 logger = logging.getLogger("realtime.connection")
@@ -61,12 +61,6 @@ PAUSE_BACKLOG = 8
 """Reading is paused since what was read before is still being handled."""
 MAX_OUTGOING = 64 * 1024 * 1024
 """Bytes of the output account where no other limit is given."""
-STALL_SECONDS = 10.0
-"""Seconds in which a socket takes nothing after which its connection makes room for others."""
-LEAST_LOOK, LOOK_SECONDS = 1.0, 5.0
-"""Seconds between two looks at a connection that may only be reading slowly, at least and at most."""
-LOG_SECONDS = 1.0
-"""Between two log lines about connections that are given up."""
 
 _READ = select.EPOLLIN
 
@@ -96,16 +90,6 @@ class Meter(Protocol):
         """Count time that was spent on answers to many connections."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """When a connection with unsent output was last seen to take some of it."""
-
-    tick: int
-    """Of the hub's wheel."""
-    acked: int
-    """What `kernel.progress` said then."""
-
-
 class Hub:
     """The connections of one worker: epoll, outbox, heartbeats, limits and totals.
 
@@ -129,15 +113,17 @@ class Hub:
         meter: Meter | None = None,
     ) -> None:
         self.max_message = max_message
-        self.max_incoming = max_incoming
-        self.output = OutputAccount(max_outgoing, self._plan_relief)
+        self.wheel = TimerWheel(heartbeat_interval, heartbeat_timeout, self._fail)
+        self.input = InputAccount(max_incoming)
+        """What is held of the peers' input."""
+        self.unread = UnreadOutput(max_outgoing, self.wheel)
+        """Connections with bytes that their sockets have not yet taken."""
+        self.output = self.unread.account
+        """What is held for the peers."""
         self.output_limit = max(OUTPUT_LIMIT, 4 * max_message)
         """Unsent bytes that one connection may have behind the frame that is being sent."""
-        self.wheel = TimerWheel(heartbeat_interval, heartbeat_timeout, self._fail)
         self.bytes_sent = 0
         self.bytes_received = 0
-        self.incoming = 0
-        """Bytes of the peers' input held now: unfinished messages, and what `keep` counts."""
         self.meter = meter
         self._cpu = 0.0
         """CPU time of this thread when the pass began, or at the end of its last long step."""
@@ -159,7 +145,7 @@ class Hub:
         """Those among them that were not ended by their peers."""
         self._connections: list[Connection | None] = []
         self._count = 0
-        self._backed_up: dict[Connection, None] = {}
+        self._backed_up = self.unread.connections
         self._paused: dict[Connection, int] = {}
         self._ready: deque[tuple[int, int]] = deque()
         self._backlog: dict[Connection, None] = {}
@@ -167,13 +153,6 @@ class Hub:
         self._held: dict[Connection, int] = {}
         self._holds: dict[int, list[Connection]] = {}
         self._hold_timer: asyncio.TimerHandle | None = None
-        self._looks: dict[Connection, _Look] = {}
-        self._relief_planned = False
-        self._drop_planned = False
-        self._logged_at = -LOG_SECONDS
-        self._unlogged = 0
-        self._unfinished: dict[Connection, None] = {}
-        self._kept: dict[Connection, int] = {}
         self._outbox: dict[Connection, list[bytes]] = {}
         self._flush_planned = False
         self._closing: deque[tuple[float, Connection]] = deque()
@@ -185,6 +164,10 @@ class Hub:
         """For the next tick of the wheel, while there are connections."""
         self._emptied: asyncio.Future[None] | None = None
         """What waits for the last connection to end."""
+        # What connections know of the accounts: see `ConnectionHub`.
+        self.note_unfinished = self.input.note_unfinished
+        self.forget_unfinished = self.input.forget_unfinished
+        self.log_given_up = self.unread.log_given_up
 
     def __len__(self) -> int:
         return self._count
@@ -192,10 +175,6 @@ class Hub:
     def connections(self) -> list[Connection]:
         """All that have a descriptor now."""
         return [connection for connection in self._connections if connection is not None]
-
-    def unsent(self) -> int:
-        """Bytes written that the sockets have not yet taken."""
-        return sum(c.pending.size for c in self._backed_up if c.pending is not None)
 
     def outgoing(self) -> int:
         """Bytes held for peers: the output account, and what leaves with the next flush."""
@@ -237,7 +216,7 @@ class Hub:
         if connection.pending is not None:
             self.watch(connection)
         if connection.reader is not None:
-            self.note_unfinished(connection, connection.reader.held)
+            self.input.note_unfinished(connection, connection.reader.held)
             # The worker that had it may have put it off.
             self._plan_backlog(connection)
 
@@ -274,13 +253,12 @@ class Hub:
         self._count -= 1
         self.wheel.discard(connection)
         self._outbox.pop(connection, None)
-        self._backed_up.pop(connection, None)
         self._paused.pop(connection, None)
         self._backlog.pop(connection, None)
         self._held.pop(connection, None)
         self.owed_pongs.pop(connection, None)
-        self._looks.pop(connection, None)
-        self.forget_unfinished(connection)
+        self.unread.forget(connection)
+        self.input.forget_unfinished(connection)
         # The registration would outlive the descriptor if a duplicate of it were open elsewhere.
         self._epoll.unregister(fd)
         if not self._count and self._emptied is not None and not self._emptied.done():
@@ -422,169 +400,16 @@ class Hub:
         if self.meter is not None:
             self.meter.spend_shared(time.monotonic() - began)
 
-    # Those that do not read.
-
     def spare(self, connection: Connection) -> bool:
-        """Go on with a connection that is silent, if that is since it reads slowly.
-
-        Its socket may have been taking bytes all the time, with the ping that it did not answer
-        behind them. Or nothing was read from it.
-        """
-        wheel = self.wheel
+        """Go on with a connection that is silent, if nothing was read from it, or it reads slowly."""
         if connection in self._paused and kernel.count_unread(connection.fd):
-            wheel.add(connection)
+            self.wheel.add(connection)
             return True
-        look = max(LEAST_LOOK, min(LOOK_SECONDS, wheel.timeout / 4))
-        before = self._looks.get(connection)
-        if before is None and not kernel.count_unsent(connection.fd):
-            return False
-        if (
-            not self._has_moved(connection)
-            and before is not None
-            and (wheel.now - before.tick) * wheel.tick_length >= look
-        ):
-            return False
-        wheel.resume(connection, max(0.0, wheel.timeout - look), look)
-        return True
-
-    def close_stalled(self) -> bool:
-        """Make room: close the largest of those whose sockets have taken nothing for a while.
-
-        To be called about once a second while an answer waits for room. Returns whether one was
-        closed.
-        """
-        patience = STALL_SECONDS / self.wheel.tick_length
-        stalled = [
-            connection
-            for connection in self._backed_up
-            if not self._has_moved(connection)
-            and self.wheel.now - self._looks[connection].tick >= patience
-        ]
-        if not stalled:
-            return False
-        largest = max(stalled, key=_cost)
-        largest.give_up("other connections wait for memory that this client's unread output holds")
-        return True
-
-    def log_given_up(self, connection: Connection, reason: str) -> None:
-        """Log, at most once in `LOG_SECONDS`, that a connection is closed for not reading."""
-        now = self._loop.time()
-        if now - self._logged_at < LOG_SECONDS:
-            self._unlogged += 1
-            return
-        pending = connection.pending
-        logger.warning(
-            "closing a connection that does not read: %s",
-            reason,
-            extra={
-                "connection": connection.id,
-                "code": int(CloseCode.NOT_READING),
-                "unsent": pending.size if pending is not None else 0,
-                "total": self.output.total,
-                "closed_since": self._unlogged,
-            },
-        )
-        self._logged_at, self._unlogged = now, 0
-
-    def _has_moved(self, connection: Connection) -> bool:
-        """Whether the peer has taken anything since the last look that saw it do so."""
-        acked = kernel.progress(connection.fd)
-        before = self._looks.get(connection)
-        pending = connection.pending
-        moved = pending.moved if pending is not None else 0
-        if before is not None and acked <= before.acked and moved <= before.tick:
-            return False
-        self._looks[connection] = _Look(self.wheel.now, acked)
-        return True
-
-    def _plan_relief(self) -> None:
-        if not self._relief_planned:
-            self._relief_planned = True
-            self._loop.call_soon(self._relieve)
-
-    def _relieve(self) -> None:
-        """Close the largest holders of unsent bytes until all fit under the limit."""
-        self._relief_planned = False
-        account = self.output
-        if account.total <= account.limit:
-            return
-        for connection in sorted(self._backed_up, key=_cost, reverse=True):
-            connection.give_up("the server holds too much unread output")
-            if account.total <= account.limit:
-                break
+        return self.unread.spare(connection)
 
     def close_later(self, connection: Connection) -> None:
         """Close the descriptor if the peer does not within `CLOSE_TIMEOUT`."""
         self._closing.append((self._loop.time() + CLOSE_TIMEOUT, connection))
-
-    def note_unfinished(self, connection: Connection, change: int) -> None:
-        """Account for bytes of unfinished messages that a connection holds more (or less)."""
-        reader = connection.reader
-        if change and reader is not None and connection.state in (OPEN, CLOSING):
-            self.incoming += change
-            if reader.held:
-                self._unfinished[connection] = None
-            else:
-                self._unfinished.pop(connection, None)
-            if self.incoming > self.max_incoming:
-                self._drop_largest()
-
-    def forget_unfinished(self, connection: Connection) -> None:
-        """Stop accounting for bytes of unfinished messages of a connection."""
-        if connection in self._unfinished:
-            del self._unfinished[connection]
-            if connection.reader is not None:
-                self.incoming -= connection.reader.held
-
-    def keep(self, connection: Connection, change: int) -> None:
-        """Count bytes of a peer's input that are kept beside unfinished messages, or given back.
-
-        A connection that is closed may still have some: of what its messages have begun.
-        """
-        self.incoming += change
-        kept = self._kept.get(connection, 0) + change
-        if kept:
-            self._kept[connection] = kept
-        else:
-            self._kept.pop(connection, None)
-        if change > 0 and self.incoming > self.max_incoming and not self._drop_planned:
-            self._drop_planned = True
-            self._loop.call_soon(self._drop_largest)
-
-    def forget_kept(self, connection: Connection) -> None:
-        """Another worker keeps its input now."""
-        self.incoming -= self._kept.pop(connection, 0)
-
-    def _drop_largest(self) -> None:
-        """Close the largest holders of input until the others fit under the limit."""
-        self._drop_planned = False
-
-        def held(connection: Connection) -> int:
-            reader = connection.reader
-            unfinished = reader.held if reader is not None else 0
-            return unfinished + self._kept.get(connection, 0)
-
-        while self.incoming > self.max_incoming:
-            holders = [c for c in {**self._unfinished, **self._kept} if c.state == OPEN]
-            holders += [c for c in self._unfinished if c.state == CLOSING]
-            if not holders:
-                return
-            largest, before = max(holders, key=held), self.incoming
-            logger.warning(
-                "too much input is held: closing the largest holder",
-                extra={
-                    "connection": largest.id,
-                    "code": int(CloseCode.TOO_BIG),
-                    "held": held(largest),
-                    "total": self.incoming,
-                },
-            )
-            if largest.state == OPEN:
-                largest.close(CloseCode.TOO_BIG, "the server holds too much of your input")
-            else:
-                largest.drop("too many bytes behind the close frame")
-            if self.incoming == before:
-                return  # it is given back when its handlers are done
 
     # What clients send, in turn.
 
@@ -735,7 +560,3 @@ class Hub:
         now = self._loop.time()
         while self._closing and self._closing[0][0] <= now:
             self._lose(self._closing.popleft()[1], "no answer to the close frame")
-
-
-def _cost(connection: Connection) -> float:
-    return connection.pending.cost if connection.pending is not None else 0.0

@@ -119,10 +119,10 @@ async def test_fragments(make: MakeBench) -> None:
     client.sock.sendall(client.frame(text[:60], fin=False) + second[:5])
     await until(lambda: bench.giver.only.reader is not None)
     await bench.hand_over()
-    assert bench.successor.sessions.hub.incoming > 60
+    assert bench.successor.sessions.hub.input.total > 60
     client.sock.sendall(second[5:] + client.frame(text[61:], opcode=Opcode.CONT))
     assert (await client.event("pong"))["data"]["payload"] == "ä" * 50
-    assert bench.successor.sessions.hub.incoming == 0
+    assert bench.successor.sessions.hub.input.total == 0
 
 
 async def test_a_message_that_is_being_skipped(make: MakeBench) -> None:
@@ -543,14 +543,14 @@ async def test_answers_that_wait_and_what_waits_behind_them(make: MakeBench) -> 
     await until(lambda: session.pending is not None and len(session.extra.inbox) == 2)
     assert len(session.extra.pages) == 1
     await bench.hand_over()
-    assert bench.giver.sessions.hub.incoming == 0
+    assert bench.giver.sessions.hub.input.total == 0
     await client.event("pong")
     pages = client.named("history_data")
     seqs = [[one["seq"] for one in page["data"]["messages"]] for page in pages]
     assert [page["replyTo"] for page in pages] == ["s"] * 4 + ["h"]
     assert sorted(seq for page in seqs[:-1] for seq in page) == list(range(last - 9, last + 1))
     assert seqs[-1] == [last]
-    assert bench.successor.sessions.hub.incoming == 0
+    assert bench.successor.sessions.hub.input.total == 0
     assert await bench.tick() == last + 1
     await until(lambda: client.seqs() == [last + 1])
 

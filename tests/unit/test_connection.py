@@ -193,10 +193,10 @@ def traces(hub: Hub) -> dict[str, int]:
         "count": len(hub),
         "backed up": len(hub._backed_up),
         "paused": len(hub._paused),
-        "unfinished": len(hub._unfinished),
+        "unfinished": len(hub.input._unfinished),
         "outbox": len(hub._outbox),
         "wheel": sum(map(len, hub.wheel._buckets)),
-        "incoming": hub.incoming,
+        "incoming": hub.input.total,
     }
 
 
@@ -226,13 +226,13 @@ async def test_a_reader_lives_only_while_something_is_unfinished(
     data = frame(TEXT, b"in two parts")
     client.send(data[:9])
     await until(lambda: server.reader)
-    assert hub.incoming == 9
+    assert hub.input.total == 9
     assert traces(hub)["unfinished"] == 1
     client.send(data[9:])
     await until(lambda: server.got)
     assert server.got == ["in two parts"]
     assert server.reader is None
-    assert hub.incoming == 0
+    assert hub.input.total == 0
     assert traces(hub)["unfinished"] == 0
 
 
@@ -361,7 +361,7 @@ async def test_what_does_not_fit_waits_and_leaves_in_order(hub: Hub, connect: Co
     total = sum(map(len, chunks))
     assert server.pending is not None
     assert 0 < server.pending.size < total
-    assert hub.unsent() == server.pending.size
+    assert hub.unread.total() == server.pending.size
     assert server.pending.content() == b"".join(chunks)[total - server.pending.size :]
     assert hub.bytes_sent == total
     received = b""
@@ -375,7 +375,7 @@ async def test_what_does_not_fit_waits_and_leaves_in_order(hub: Hub, connect: Co
     assert received == b"".join(chunks) + b"written while it drains"
     await until(lambda: server.pending is None)
     assert server.events == ["drained"]
-    assert hub.unsent() == 0
+    assert hub.unread.total() == 0
     assert traces(hub)["backed up"] == 0
 
 
@@ -584,12 +584,12 @@ async def test_room_is_made_by_those_that_have_stalled(hub: Hub, connect: Connec
     smaller.write(build_frame(BINARY, b"x" * 700_000))
     loop = asyncio.get_running_loop()
     for _ in range(10):
-        assert not hub.close_stalled()
+        assert not hub.unread.close_stalled()
         hub.wheel.advance()
         for _ in range(8):
             await loop.sock_recv(reading.sock, 5000)
         await turn(2)
-    assert hub.close_stalled()
+    assert hub.unread.close_stalled()
     assert (slow.state, stalled.state, smaller.state) == (OPEN, CLOSED, OPEN)
 
 
@@ -762,7 +762,7 @@ async def test_a_closing_peer_may_not_hold_memory(
     await turn(50)
     held = sum(server.reader.held for server, _ in pairs if server.reader is not None)
     assert held <= MAX_INCOMING
-    assert hub.incoming == held
+    assert hub.input.total == held
 
 
 # Limits.
@@ -776,14 +776,14 @@ async def test_the_largest_holder_of_unfinished_bytes_is_closed(
     for (server, client), size in zip(pairs, sizes, strict=True):
         client.send(frame(BINARY, b"x" * MAX_MESSAGE)[:size])
         await until(lambda: server.reader is not None and server.reader.held == size)  # noqa: B023
-    assert hub.incoming == sum(sizes)
+    assert hub.input.total == sum(sizes)
     assert [server.state for server, _ in pairs] == [OPEN] * 4
     pairs[0][1].send(b"x" * 11_000)
     opcode, payload = await pairs[1][1].frame()
     assert opcode == CLOSE
     assert payload[:2] == (1009).to_bytes(2, "big")
     assert [server.state for server, _ in pairs] == [OPEN, CLOSING, OPEN, OPEN]
-    assert hub.incoming == 51_000 + 50_000 + 60_000
+    assert hub.input.total == 51_000 + 50_000 + 60_000
     assert pairs[1][0].reader is None
     assert [getattr(record, "connection", None) for record in caplog.records] == ["90000"]
     # The others finish their messages.
@@ -791,19 +791,19 @@ async def test_the_largest_holder_of_unfinished_bytes_is_closed(
         complete = frame(BINARY, b"x" * MAX_MESSAGE)
         client.send(b"x" * (len(complete) - size))
         await until(lambda: server.got or server.state != OPEN)  # noqa: B023
-    assert hub.incoming == 51_000
+    assert hub.input.total == 51_000
 
 
 async def test_the_holder_that_asks_for_more_may_be_the_one(hub: Hub, connect: Connect) -> None:
     small, other = connect()
     other.send(frame(TEXT, b"x" * 50_000)[:100])
-    hub.max_incoming = 20_000
+    hub.input.limit = 20_000
     large, client = connect()
     client.send(frame(TEXT, b"x" * 50_000)[:30_000])
     opcode, _ = await client.frame()
     assert opcode == CLOSE
     assert (small.state, large.state) == (OPEN, CLOSING)
-    assert hub.incoming == 100
+    assert hub.input.total == 100
 
 
 # Heartbeats.
@@ -895,6 +895,20 @@ async def test_stop_closes_everything(connect: Connect) -> None:
 # Pausing, and going to another hub.
 
 
+async def test_the_end_of_the_last_connection_is_waited_for(hub: Hub, connect: Connect) -> None:
+    await hub.wait_empty(1000.0)
+    (one, _), (two, _) = connect(), connect()
+    await hub.wait_empty(0.0)
+    assert len(hub) == 2
+    waiting = asyncio.create_task(hub.wait_empty(1000.0))
+    await turn()
+    one.drop("gone")
+    await turn()
+    assert not waiting.done()
+    two.drop("gone")
+    await waiting
+
+
 async def test_a_paused_connection_is_not_read(hub: Hub, connect: Connect) -> None:
     server, client = connect()
     hub.pause(server)
@@ -930,13 +944,13 @@ async def test_another_hub_goes_on_where_one_was(hub: Hub, connect: Connect) -> 
         successor.pending = Pending(old.pending.content(), 0, successor_hub.output, headless=True)
         successor.reader = old.reader
         successor_hub.attach(successor, times)
-        assert successor_hub.incoming == 10
+        assert successor_hub.input.total == 10
         assert successor_hub.wheel.times(successor) == times
         assert times[1] == 23
         client.send(data[10:])
         await until(lambda: successor.got)
         assert successor.got == ["half of it"]
-        assert successor_hub.incoming == 0
+        assert successor_hub.input.total == 0
         assert await client.frame() == (BINARY, b"x" * 200_000)
         await until(lambda: successor.pending is None)
         assert old.events == []

@@ -313,7 +313,7 @@ def _load_socketio(session: SocketIOSession, state: State) -> None:
         server.incomplete[session] = made
         extra = session.need_extra()
         extra.packet_size = getsizeof(made.data) + sum(map(len, made.attachments))
-        session.hub.keep(session, extra.packet_size)
+        session.hub.input.keep(session, extra.packet_size)
 
 
 def _needs_extra(state: State) -> bool:

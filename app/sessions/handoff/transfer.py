@@ -158,7 +158,7 @@ class Transfer:
         for session in sessions:
             session.state = CLOSED
             os.close(session.fd)
-            self._context.hub.forget_kept(session)
+            self._context.hub.input.forget_kept(session)
             if session.pending is not None:
                 session.pending.clear()
             if session.extra is not None and session.extra.expiry is not None:

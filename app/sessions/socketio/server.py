@@ -253,7 +253,7 @@ class RealtimeServer(SocketServer):
                 )
             extra = session.need_extra()
             extra.handlers += 1
-            session.hub.keep(session, size)
+            session.hub.input.keep(session, size)
             self.start_task(
                 self._run_handler(sid, session, packet.data, namespace, packet.id)
             ).add_done_callback(lambda _: _handler_done(session, extra, size))
@@ -343,7 +343,7 @@ class RealtimeServer(SocketServer):
 
 def _handler_done(session: SocketIOClient, extra: Extra, size: int) -> None:
     extra.handlers -= 1
-    session.hub.keep(session, -size)
+    session.hub.input.keep(session, -size)
     if extra.inbox:
         session.go_on()
 

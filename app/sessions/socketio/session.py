@@ -178,7 +178,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
             server.incomplete[self] = packet
             extra = self.need_extra()
             extra.packet_size = weigh(text)
-            self.hub.keep(self, extra.packet_size)
+            self.hub.input.keep(self, extra.packet_size)
             return None
         if self.phase >= HELD and _is_action(packet):
             payload = packet.data[1] if len(packet.data) > 1 else None
@@ -210,7 +210,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
         extra = self.need_extra()
         if not complete:
             extra.packet_size += len(data)
-            self.hub.keep(self, len(data))
+            self.hub.input.keep(self, len(data))
             return None
         size = extra.packet_size + len(data)
         self.drop_packet()
@@ -229,7 +229,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
         if self.context.sio.incomplete.pop(self, None) is None:
             return False
         extra = self.need_extra()
-        self.hub.keep(self, -extra.packet_size)
+        self.hub.input.keep(self, -extra.packet_size)
         extra.packet_size = 0
         return True
 
