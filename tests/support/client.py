@@ -8,7 +8,6 @@ import os
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from types import TracebackType
 from typing import ClassVar, Self, TypeVar
 
 from tests.support.waiting import DEADLINE
@@ -28,12 +27,7 @@ class Client(ABC):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     @abstractmethod

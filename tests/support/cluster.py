@@ -8,7 +8,6 @@ import dataclasses
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import redis
@@ -73,12 +72,7 @@ class Cluster:
         until_now(lambda: all(map(self._is_well, self.nodes)), "the cluster is well", 20)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     @property

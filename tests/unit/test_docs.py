@@ -134,3 +134,60 @@ def test_every_source_of_the_comparison_is_named_and_used() -> None:
     used = {int(number) for number in re.findall(r"\[(\d+)\]", table)}
     named = {int(number) for number in re.findall(r"^(\d+)\. .*<https://", sources, re.MULTILINE)}
     assert used == named
+
+
+DESIGN = ["ARCHITECTURE.md", "CONTRIBUTING.md", *(page for page in PAGES if "/design/" in page)]
+FOLDERS = (
+    "app",
+    "workers",
+    "tests",
+    "frontend/src",
+    "clients",
+    "scripts",
+    "monitoring",
+    "deploy",
+    "docs",
+)
+
+
+@pytest.fixture(scope="module")
+def code() -> str:
+    """All of the service."""
+    folders = (ROOT / "app", ROOT / "workers")
+    return "\n".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def paths() -> list[str]:
+    """Where files are, with a slash in front."""
+    found = [
+        *ROOT.iterdir(),
+        *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")),
+    ]
+    return [f"/{path.relative_to(ROOT)}" for path in found]
+
+
+@pytest.mark.parametrize("page", DESIGN)
+def test_files_that_a_page_names_are_there(page: str, paths: list[str]) -> None:
+    """With as many of their folders as the page gives."""
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    names = set(re.findall(r"`([\w./-]+\.(?:py|sh|yml|md|ts|lock|txt|toml))`", text))
+    names.discard("DATA_DIR/leader.lock")
+    assert {name for name in names if not any(path.endswith(f"/{name}") for path in paths)} == set()
+
+
+@pytest.mark.parametrize("page", DESIGN)
+def test_names_of_the_code_that_a_page_uses_are_there(page: str, code: str) -> None:
+    """Classes with one of their methods or attributes: `Hub.broadcast`."""
+    text = (ROOT / page).read_text()
+    for owner, name in re.findall(r"`([A-Z]\w*[a-z]\w*)\.(\w+)(?:\(\))?`", text):
+        assert re.search(rf"\bclass {owner}\b", code), f"{owner}.{name}"
+        defined = rf"def {name}\b|self\.{name}\b|^    {name}\b"
+        assert re.search(defined, code, re.MULTILINE), f"{owner}.{name}"
+
+
+@pytest.mark.parametrize("folder", ["app", "app/sessions", "workers"])
+def test_the_architecture_has_a_place_for_every_module(folder: str) -> None:
+    names = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    assert {name for name in names if not re.search(rf"[`/]{re.escape(name)}`", text)} == set()
