@@ -22,7 +22,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from app.backplane.client import FAILURES, AnyBackplane, Argument, Command
-from app.backplane.faults import unavailable
+from app.backplane.faults import reading_answer, unavailable
 from app.backplane.repair import is_damage, log_repaired, repair_keys
 from app.backplane.scripts import Script
 
@@ -295,12 +295,14 @@ class AttendanceStore:
             MOST_USERS,
             *(word for pair in texts for word in pair),
         )
-        return int(reply[0]), [user.decode() for user in reply[1:]]
+        with reading_answer():
+            return int(reply[0]), [user.decode() for user in reply[1:]]
 
     async def shown(self) -> list[str]:
         """The users that are kept for this worker."""
         (reply,) = await self._backplane.ask([(b"HKEYS", _hash_of(self._worker))])
-        return [user.decode(errors="replace") for user in reply]
+        with reading_answer():
+            return [user.decode(errors="replace") for user in reply]
 
     async def take_turn(self, skip: int = 0) -> Turn | None:
         """Look after what all workers share; None when another one does.
@@ -321,11 +323,12 @@ class AttendanceStore:
         )
         if reply is None:
             return None
-        rows = [reply[start : start + 5] for start in range(1, len(reply), 5)]
-        foreign = [row[:2] for row in rows if _name(row[1]) is None]
+        with reading_answer():
+            rows = [reply[start : start + 5] for start in range(1, len(reply), 5)]
+            foreign = [row[:2] for row in rows if _name(row[1]) is None]
+            changes = [_change(*row) for row in rows if _name(row[1]) is not None]
         if foreign:
             await self._remove_foreign(foreign)
-        changes = [_change(*row) for row in rows if _name(row[1]) is not None]
         return Turn(bool(reply[0]), changes)
 
     async def _remove_foreign(self, changes: Sequence[tuple[bytes, bytes]]) -> None:
@@ -373,7 +376,10 @@ class AttendanceStore:
     async def workers(self) -> list[bytes]:
         """The workers that have said something."""
         (names,) = await self._backplane.ask([(b"ZRANGE", _WORKERS, 0, -1)])
-        return list(names)
+        with reading_answer():
+            if not all(isinstance(name, bytes) for name in names):
+                raise ValueError("no names of workers")
+            return list(names)
 
     async def page(self, type: str, after: str, limit: int) -> tuple[int, dict[str, int]]:
         """Users that are subscribed to a type, in the order of their names in UTF-8.
@@ -393,11 +399,14 @@ class AttendanceStore:
             reply: Any = await self._backplane.run(
                 PAGE, (2, _PREFIX + b"n:" + type.encode(), _USERS, after.encode(), limit)
             )
+            with reading_answer():
+                found = zip(map(_name, reply[1::2]), reply[2::2], strict=True)
+                counts = {
+                    user: _counts(entry).get(type, 0) for user, entry in found if user is not None
+                }
+                return int(reply[0]), {user: count for user, count in counts.items() if count}
         except FAILURES as error:
             raise unavailable(error, "The users are unavailable") from error
-        found = zip(map(_name, reply[1::2]), reply[2::2], strict=True)
-        counts = {user: _counts(entry).get(type, 0) for user, entry in found if user is not None}
-        return int(reply[0]), {user: count for user, count in counts.items() if count}
 
     async def _run(self, script: Script, *arguments: Argument) -> Any:
         try:

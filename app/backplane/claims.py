@@ -16,10 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from redis.exceptions import RedisError
-
 from app.backplane.client import FAILURES, AnyBackplane, Argument
-from app.backplane.faults import explain
+from app.backplane.faults import explain, reading_answer
 from app.backplane.repair import log_repaired, repair_keys
 from app.backplane.scripts import Script
 from app.ports import Slots
@@ -349,7 +347,9 @@ class UserClaims:
             if _row(self._backplane.worker_id.encode()) not in rows:
                 return  # the table is not the one that this worker is named after
             machine = parts[0].encode() + b"-"
-            dead = [name for name in names if name.startswith(machine) and _row(name) not in rows]
+            with reading_answer():
+                here = [name for name in names if name.startswith(machine)]
+                dead = [name for name in here if _row(name) not in rows]
             for name in dead:
                 shown = name.decode(errors="replace")
                 logger.info("released the user claims of the dead worker %s", shown)
@@ -406,10 +406,11 @@ class UserClaims:
         for action, user, _ in steps:
             arguments += (action, user)
         reply: Any = await self._backplane.run(CLAIM, arguments)
-        if reply is not None and (
-            len(reply) != len(steps) or any(done not in (0, 1) for done in reply)
-        ):
-            raise RedisError("invalid answer to claims")
+        with reading_answer():
+            if reply is not None and (
+                len(reply) != len(steps) or any(done not in (0, 1) for done in reply)
+            ):
+                raise ValueError("no results of claims")
         results: list[int] | None = reply
         return results
 

@@ -17,14 +17,21 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
 
 from app.backoff import Backoff
-from app.backplane.faults import Fault, explain, unavailable
+from app.backplane.faults import (
+    MISREAD,
+    Fault,
+    UnexpectedAnswer,
+    explain,
+    reading_answer,
+    unavailable,
+)
 from app.backplane.needs import missing, needs
 from app.backplane.repair import is_damage, log_repaired, repair_keys
 from app.backplane.replication import Replication
@@ -51,6 +58,8 @@ PRESENCE_SILENCE = 600.0
 """Seconds without an update after which a presence state has ended."""
 
 _KEY_BYTES = 32
+_PRESENCE = ("state", "task", "since", "updatedAt")
+"""Fields of the presence state."""
 
 Argument = bytes | str | int
 Command = tuple[Argument, ...]
@@ -246,6 +255,10 @@ class Link:
             with contextlib.suppress(*FAILURES):
                 await connection.disconnect(nowait=True)
 
+    async def distrust(self) -> None:
+        """Close the connection: an answer was none to what was asked, and the next may be none either."""
+        await self.close()
+
     async def _connect(self) -> Wire:
         self._opened_at = time.monotonic()
         await self._server.open(self._name, self._keep)
@@ -284,6 +297,9 @@ class Calls(Protocol):
 
     async def close(self) -> None:
         """See `Link.close`."""
+
+    async def distrust(self) -> None:
+        """See `Link.distrust`."""
 
 
 class AnyBackplane(ABC):
@@ -361,40 +377,42 @@ class AnyBackplane(ABC):
         try:
             (stored,) = await self._ask_repaired(b"rt:key", b"string", (b"GET", b"rt:key"))
             # Only then, so that a worker can start while nothing can be written.
-            if stored is None or len(stored) != _KEY_BYTES:
+            if not _is_key(stored):
                 key = self._key or secrets.token_bytes(_KEY_BYTES)
                 stored = await self.run(SHARE_KEY, (1, b"rt:key", key))
+            if not _is_key(stored):
+                raise UnexpectedAnswer("the key of the workers is none")
         except FAILURES as error:
             raise unavailable(error, "The key of the workers is unavailable") from error
-        self._key = bytes(stored)
-        return self._key
+        self._key = stored
+        return stored
 
     async def get_presence(self) -> dict[str, str]:
         """The presence state as it was last set; empty before that."""
         try:
-            (reply,) = await self._ask_repaired(
-                b"rt:presence", b"hash", (b"HGETALL", b"rt:presence")
-            )
+            found = await self._read_presence()
         except FAILURES as error:
             raise unavailable(error, "The presence is unavailable") from error
-        words = [word.decode(errors="replace") for word in reply]
-        return dict(zip(words[::2], words[1::2], strict=True))
+        return {name: word for name, word in found.items() if word is not None}
 
     async def set_presence(self, fields: Mapping[str, str]) -> None:
         """Replace fields of the presence state; `since` stays where nothing else changes."""
-        names = ("state", "task", "since", "updatedAt")
         try:
-            (reply,) = await self._ask_repaired(
-                b"rt:presence", b"hash", (b"HMGET", b"rt:presence", *names)
-            )
-            words = (word and word.decode(errors="replace") for word in reply)
-            old = dict(zip(names, words, strict=True))
+            old = await self._read_presence()
             if old["since"] and _goes_on(old, fields):
                 fields = {**fields, "since": old["since"]}
             pairs = [word for pair in fields.items() for word in pair]
             await self.ask([(b"HSET", b"rt:presence", *pairs)])
         except FAILURES as error:
             raise unavailable(error, "The presence cannot be stored") from error
+
+    async def _read_presence(self) -> dict[str, str | None]:
+        # By name: another program may have added a million fields.
+        command = (b"HMGET", b"rt:presence", *_PRESENCE)
+        (reply,) = await self._ask_repaired(b"rt:presence", b"hash", command)
+        with reading_answer():
+            words = [word and word.decode(errors="replace") for word in reply]
+            return dict(zip(_PRESENCE, words, strict=True))
 
     async def _ask_repaired(self, key: bytes, type: bytes, command: Command) -> list[Any]:
         """As `ask`, with one command about one key, which is made usable if it is of another type."""
@@ -405,6 +423,10 @@ class AnyBackplane(ABC):
                 raise
         log_repaired([await self.run(*repair_keys({key: type}))])
         return await self.ask([command])
+
+    @abstractmethod
+    def note_misread(self, types: Sequence[str], fault: Fault) -> None:
+        """Note that an answer about the streams of types was none to what was asked."""
 
     def count(self, fault: Fault) -> None:
         """Count a fault that no call was answered with."""
@@ -457,8 +479,9 @@ class Backplane(AnyBackplane):
         pauses = new_backoff()
         while True:
             try:
-                (info,) = await self.ask([(b"INFO",)])
-                if b"\nloading:1" in info:
+                (reply,) = await self.ask([(b"INFO",)])
+                info = info_of(reply)
+                if "\nloading:1" in info:
                     raise BusyLoadingError("it is loading its data")
                 break
             except FAILURES as error:
@@ -468,7 +491,7 @@ class Backplane(AnyBackplane):
                     raise BackplaneUnavailable(f"The backplane cannot be used: {words}.") from error
                 await asyncio.sleep(pause)
         config = await server_config(self.ask)
-        self._warnings = risks(info.decode(errors="replace"), config, self.settings)
+        self._warnings = risks(info, config, self.settings)
         if self.settings.backplane_url:
             self._warnings += await missing(self.ask, needs(self.settings, replica=replica))
         if self._listening is None:
@@ -500,6 +523,10 @@ class Backplane(AnyBackplane):
         """See `AnyBackplane`."""
         async with self._lock:
             return (await self._asking.run([(script, arguments)], ANSWER_TIMEOUT))[0]
+
+    def note_misread(self, types: Sequence[str], fault: Fault) -> None:
+        """See `AnyBackplane`."""
+        self._note_reading([fault])
 
     def note_well(self) -> None:
         """Reading has gone well, on a connection that is not this object's."""
@@ -535,10 +562,25 @@ async def server_config(
                 for name in (b"append*", b"maxmemory-policy", b"cluster-require-full-coverage")
             ]
         )
-    except FAILURES:
+        words = [word.decode(errors="replace") for reply in replies for word in reply]
+        return dict(zip(words[::2], words[1::2], strict=True))
+    except (*FAILURES, *MISREAD):
         return {}  # a hosted server may forbid CONFIG; INFO then has to do
-    words = [word.decode(errors="replace") for reply in replies for word in reply]
-    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def info_of(reply: Any) -> str:
+    """An answer to INFO as text.
+
+    Raises:
+        UnexpectedAnswer: it is none.
+    """
+    if not isinstance(reply, bytes):
+        raise UnexpectedAnswer(f"{type(reply).__name__} in place of INFO")
+    return reply.decode(errors="replace")
+
+
+def _is_key(stored: Any) -> TypeGuard[bytes]:
+    return isinstance(stored, bytes) and len(stored) == _KEY_BYTES
 
 
 def _goes_on(old: Mapping[str, str | None], new: Mapping[str, str]) -> bool:

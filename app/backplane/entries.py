@@ -48,7 +48,7 @@ def entry_id(seq: int) -> bytes:
 
 def seq_of(entry: Any) -> int | None:
     """The number of an entry; None when it cannot be one of a message."""
-    time, _, seq = bytes(entry[0]).partition(b"-")
+    time, _, seq = entry[0].partition(b"-")
     number = int(seq) if seq.isdigit() and len(seq) <= 16 else MAX_SEQ + 1
     return number if time == b"0" and number <= MAX_SEQ else None
 

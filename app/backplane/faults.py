@@ -5,8 +5,9 @@ The words hold the server's own, shortened, and never the arguments of a command
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -49,6 +50,28 @@ class TooFewReplicas(PresenceError, RedisError):
 
 class Unsettled(PresenceError, RedisError):
     """The nodes of a Cluster do not agree which of them has a type."""
+
+
+class UnexpectedAnswer(PresenceError, RedisError):
+    """An answer that is none to what was asked; what comes after it on its connection may be none either."""
+
+
+MISREAD = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
+"""What taking apart an answer of another shape, or opening a connection to a nonsensical address, raises."""
+
+
+def unexpected(error: Exception) -> UnexpectedAnswer:
+    """The failure for one of `MISREAD`."""
+    return UnexpectedAnswer(f"{type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def reading_answer() -> Iterator[None]:
+    """What takes an answer apart in here fails with `UnexpectedAnswer` where the answer is none to the question."""
+    try:
+        yield
+    except MISREAD as error:
+        raise unexpected(error) from error
 
 
 _BY_CODE: Final[dict[str, tuple[str, str]]] = {
@@ -99,6 +122,9 @@ def explain(error: BaseException | None) -> Fault:
         return Fault("unreplicated", str(error), passes=True)
     if isinstance(error, Unsettled):
         return Fault("cluster", str(error), passes=True)
+    if isinstance(error, UnexpectedAnswer):
+        words = f"its answer is none to what was asked ({_short(str(error))})"
+        return Fault("lost", words, passes=True, of_server=False)
     if isinstance(error, MasterNotFoundError):
         return Fault("no_primary", _short(str(error)), answered=False, passes=True)
     code, text = _code(error)

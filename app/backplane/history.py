@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping
 
 from app.backplane.client import FAILURES, AnyBackplane
 from app.backplane.entries import OVERHEAD, entry_id, to_message, with_gaps
-from app.backplane.faults import unavailable
+from app.backplane.faults import reading_answer, unavailable
 from app.backplane.scripts import PAGE, stream_key
 from app.shared_calls import SharedCalls
 from app.turns import Turns
@@ -244,11 +244,13 @@ class History:
         """
         arguments = (stream_key(type), command, start, end, limit, most)
         try:
-            ((more, *entries),) = await self._backplane.ask([(b"EVAL", PAGE.source, 1, *arguments)])
+            (reply,) = await self._backplane.ask([(b"EVAL", PAGE.source, 1, *arguments)])
+            with reading_answer():
+                more, *entries = reply
+                found = [to_message(type, entry, self._largest) for entry in entries]
         except FAILURES as error:
             raise unavailable(error, "The history is unavailable") from error
-        messages = (to_message(type, entry, self._largest) for entry in entries)
-        return [message for message in messages if message is not None], bool(more)
+        return [message for message in found if message is not None], bool(more)
 
 
 def _weight(chunk: Iterable[Message]) -> int:

@@ -9,12 +9,20 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.backoff import Backoff
 from app.backplane.client import FAILURES, AnyBackplane, Argument, Command, FailedCalls, new_backoff
 from app.backplane.entries import body_name
-from app.backplane.faults import Fault, TooFewReplicas, explain, of_fault
+from app.backplane.faults import (
+    MISREAD,
+    Fault,
+    TooFewReplicas,
+    UnexpectedAnswer,
+    explain,
+    of_fault,
+    unexpected,
+)
 from app.backplane.repair import is_damage, log_repaired, repair_type
 from app.backplane.scripts import (
     ONCE_MAX,
@@ -52,8 +60,15 @@ MAX_REPAIRS = 3
 
 NOWHERE = Position("", 0)
 
-Reply = tuple[bytes, bytes]
-"""What `scripts.PUBLISH` returns."""
+
+class Stored(NamedTuple):
+    """What `scripts.PUBLISH` has answered."""
+
+    positions: list[Position]
+    """Of each message."""
+    stream_time: int
+    """Microseconds; 0: the batch was stored before."""
+
 
 UNPUBLISHED = "Publishing is unavailable"
 """How the message of an error begins."""
@@ -123,7 +138,8 @@ class StreamPublisher:
         self._number += 1
         type = drafts[0].type
         if len(drafts) == 1 or all(draft.type == type for draft in drafts):
-            replies = await self._deliver({type: self._call(type, drafts)}, deadline)
+            call = self._call(type, drafts)
+            replies = await self._deliver({type: call}, {type: len(drafts)}, deadline)
             return self._outcomes(type, replies[type], len(drafts))
         places: dict[str, list[int]] = {}
         for place, draft in enumerate(drafts):
@@ -132,7 +148,8 @@ class StreamPublisher:
             type: self._call(type, [drafts[place] for place in order])
             for type, order in places.items()
         }
-        replies = await self._deliver(calls, deadline)
+        counts = {type: len(order) for type, order in places.items()}
+        replies = await self._deliver(calls, counts, deadline)
         outcomes: list[Position | BackplaneUnavailable] = [NOWHERE] * len(drafts)
         for type, order in places.items():
             found = self._outcomes(type, replies[type], len(order))
@@ -141,40 +158,49 @@ class StreamPublisher:
         return outcomes
 
     def _outcomes(
-        self, type: str, reply: Reply | BackplaneUnavailable, count: int
+        self, type: str, reply: Stored | BackplaneUnavailable, count: int
     ) -> list[Position | BackplaneUnavailable]:
         """What came of `count` messages of a type."""
         if isinstance(reply, BackplaneUnavailable):
             return [reply] * count
-        result, stream_time = reply
+        positions, stream_time = reply
         if stream_time:
-            self._anchors[type] = int(stream_time), self._running()
-        positions = parse_result(result)
+            self._anchors[type] = stream_time, self._running()
         self._stored[type] = positions[-1]
         return list(positions)
 
     async def _deliver(
-        self, calls: Mapping[str, tuple[Script, Sequence[Argument]]], deadline: float
-    ) -> dict[str, Reply | BackplaneUnavailable]:
-        """The reply of each type, or its error."""
+        self,
+        calls: Mapping[str, tuple[Script, Sequence[Argument]]],
+        counts: Mapping[str, int],
+        deadline: float,
+    ) -> dict[str, Stored | BackplaneUnavailable]:
+        """The reply of each type, or its error.
+
+        Args:
+            calls: of each type.
+            counts: how many messages each of them is to store.
+            deadline: loop time at which to give up.
+        """
         loop = asyncio.get_running_loop()
         pauses: Backoff | None = None
         left = dict(calls)
-        done: dict[str, Reply | BackplaneUnavailable] = {}
+        done: dict[str, Stored | BackplaneUnavailable] = {}
         last: Fault | None = None
         repaired: Counter[str] | None = None
         while left and (seconds := deadline - loop.time()) > 0:
             link, types = self._link, list(left)
             try:
-                answers = self._confirmed(
-                    await link.run(list(left.values()), min(seconds, ATTEMPT_TIMEOUT), self._last)
+                answers = self._read(
+                    await link.run(list(left.values()), min(seconds, ATTEMPT_TIMEOUT), self._last),
+                    [counts[type] for type in types],
                 )
                 if not self._faults and not any(isinstance(a, Exception) for a in answers):
-                    done.update(zip(types, answers, strict=True))
+                    done.update(zip(types, answers, strict=True))  # type: ignore[arg-type]
                     left.clear()
                     break
             except FailedCalls as error:
-                answers = self._confirmed(error.answers)
+                answers = self._read(error.answers, [counts[type] for type in types])
             except FAILURES as error:
                 if (
                     last is not None
@@ -184,6 +210,8 @@ class StreamPublisher:
                     break  # this attempt was cut short: what the one before met is the cause
                 # Its traceback leads to this frame, and so back to itself, with all the bodies.
                 answers = [error.with_traceback(None)] * len(types)
+            if any(isinstance(answer, UnexpectedAnswer) for answer in answers):
+                await link.distrust()
             damaged = _damaged(types, answers)
             repaired = Counter() if repaired is None else repaired
             if damaged and all(repaired[type] < MAX_REPAIRS for type in damaged):
@@ -212,20 +240,33 @@ class StreamPublisher:
                 del failed, done
         return done
 
+    def _read(self, answers: list[Any], counts: Sequence[int]) -> list[Stored | Exception]:
+        """What the scripts have stored, or the error, one for each number of messages."""
+        answers = self._confirmed(answers)
+        return [
+            answer if isinstance(answer, Exception) else _stored(answer, count)
+            for answer, count in zip(answers, counts, strict=True)
+        ]
+
     def _confirmed(self, answers: list[Any]) -> list[Any]:
         """The answers of the scripts, as errors where too few replicas have what was stored."""
         if not self._replicas:
             return answers
         *answers, stored, reached, role = answers
-        if isinstance(reached, int):
-            reached = _confirmations(stored, reached, role)
-        if isinstance(reached, int) and reached >= self._replicas:
-            return answers
-        if isinstance(reached, int):
-            error: Exception = TooFewReplicas(reached, self._replicas)
-            self._backplane.count(explain(error))
-        else:
+        error: Exception | None = None
+        if isinstance(reached, Exception):
             error = reached
+        else:
+            try:
+                count = _confirmations(stored, int(reached), role)
+            except MISREAD as misread:
+                error = unexpected(misread)
+            else:
+                if count < self._replicas:
+                    error = TooFewReplicas(count, self._replicas)
+                    self._backplane.count(explain(error))
+        if error is None:
+            return answers
         return [answer if isinstance(answer, Exception) else error for answer in answers]
 
     async def _repair(self, types: Iterable[str]) -> None:
@@ -239,7 +280,7 @@ class StreamPublisher:
         types: Sequence[str],
         answers: Sequence[Any],
         left: dict[str, Any],
-        done: dict[str, Reply | BackplaneUnavailable],
+        done: dict[str, Stored | BackplaneUnavailable],
     ) -> list[Fault]:
         """Move what is answered for good from `left` to `done`; the faults of what stays."""
         # A link that was closed leads to another server next time; one that was kept is new.
@@ -352,6 +393,18 @@ def _damaged(types: Sequence[str], answers: Sequence[Any]) -> set[str]:
         for type, answer in zip(types, answers, strict=True)
         if isinstance(answer, Exception) and is_damage(answer)
     }
+
+
+def _stored(answer: Any, count: int) -> Stored | UnexpectedAnswer:
+    """What a script has answered that was to store so many messages."""
+    try:
+        result, stream_time = answer
+        positions = parse_result(result)
+        if len(positions) != count:
+            raise ValueError(f"{len(positions)} positions of {count} messages")
+        return Stored(positions, int(stream_time or 0))
+    except MISREAD as error:
+        return unexpected(error)
 
 
 def parse_result(reply: bytes) -> list[Position]:

@@ -14,7 +14,13 @@ from typing import Any, Protocol
 
 from app.backplane.client import ANSWER_TIMEOUT, FAILURES, AnyBackplane, Calls, Command, new_backoff
 from app.backplane.entries import OVERHEAD, entry_id, seq_of, to_message, with_gaps
-from app.backplane.faults import explain
+from app.backplane.faults import (
+    MISREAD,
+    UnexpectedAnswer,
+    explain,
+    reading_answer,
+    unexpected,
+)
 from app.backplane.repair import is_damage, log_repaired, repair_type
 from app.backplane.replica import INFO, NotThere, ReplicaRoute
 from app.backplane.scripts import CONTROL, LOCATE, meta_key, new_epoch, stream_key
@@ -123,6 +129,7 @@ class StreamReader:
         self._count = min(self._most, FIRST_COUNT)
         """Entries of each stream that the next XREAD asks for: fewer where they are large."""
         self._largest = backplane.settings.max_message_size + OVERHEAD
+        self._backplane = backplane
         self._worker = backplane.worker_id
         self._read: dict[str, Position] = {}  # ahead of `positions` by what is pending
         self._pending: deque[Message | Gap] = deque()
@@ -143,10 +150,11 @@ class StreamReader:
         Raises:
             FAILURES: the backplane does not answer; may be called again.
         """
-        await self._repair(self._types)
-        for type, found in zip(self._types, await self._locate(self._types), strict=True):
-            self._read[type] = Position(found.epoch, found.newest)
-        self._prints = await self._fetch_prints(self._link)
+        with reading_answer():
+            await self._repair(self._types)
+            for type, found in zip(self._types, await self._locate(self._types), strict=True):
+                self._read[type] = Position(found.epoch, found.newest)
+            self._prints = await self._fetch_prints(self._link)
         self.positions.update(self._read)  # in place: others hold it
         self._checked = self._answered = time.monotonic()
 
@@ -181,15 +189,23 @@ class StreamReader:
                 else:
                     await self._fill(self._link)
                 self._answered = time.monotonic()
-            except FAILURES as error:
-                if not failed:
-                    logger.warning(
-                        "cannot read from the backplane, retrying: %s", explain(error).words
-                    )
-                failed, self._has_moved = True, False
-                if is_damage(error):
-                    self._damaged.update(self._types)
+            except (*FAILURES, *MISREAD) as error:
+                await self._note_failure(error, is_first=not failed)
+                failed = True
                 await asyncio.sleep(pauses.take())
+
+    async def _note_failure(self, error: Exception, *, is_first: bool) -> None:
+        """Note why the primary cannot be read, so that reading can go on."""
+        self._has_moved = False
+        if isinstance(error, MISREAD):
+            error = unexpected(error)
+        if isinstance(error, UnexpectedAnswer):
+            await self._link.distrust()
+            self._backplane.note_misread(self._types, explain(error))
+        if is_first:
+            logger.warning("cannot read from the backplane, retrying: %s", explain(error).words)
+        if is_damage(error):
+            self._damaged.update(self._types)
 
     def lag(self) -> float:
         """Seconds by which this worker's clients are behind the backplane, as far as it knows."""
@@ -209,7 +225,9 @@ class StreamReader:
                 await self._check_replica(replica, ANSWER_TIMEOUT)
             else:
                 await self._fill(replica.link, replica)
-        except (*FAILURES, NotThere) as error:
+        except (*FAILURES, *MISREAD, NotThere) as error:
+            if isinstance(error, MISREAD):
+                error = unexpected(error)
             if is_damage(error):
                 self._damaged.update(self._types)
             if replica.is_read:
@@ -348,6 +366,8 @@ class StreamReader:
                     break
                 newest = seq
                 continue
+            if message.seq <= newest:
+                raise UnexpectedAnswer(f"the entry {message.seq} of {type} after {newest}")
             messages.append(message)
             newest, last = message.seq, entry
         self._add_messages(type, messages, last)
@@ -371,7 +391,7 @@ class StreamReader:
             logger.error(
                 "The entry %s in the stream of %s is not a message of this service and is skipped"
                 " (unreadable entries of this stream so far: %d)",
-                bytes(entry[0]).decode(errors="replace"),
+                entry[0].decode(errors="replace"),
                 type,
                 self.unreadable[type],
             )
@@ -464,7 +484,7 @@ class StreamReader:
             calls.append((LOCATE, (*keys, new_epoch(), *known_as)))
         replies = await self._link.run(calls, ANSWER_TIMEOUT)
         return [
-            _Located(epoch.decode(), base, newest, oldest)
+            _Located(epoch.decode(), int(base), int(newest), int(oldest))
             for epoch, base, newest, oldest in replies
         ]
 

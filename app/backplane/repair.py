@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
+from app.backplane.faults import reading_answer
 from app.backplane.scripts import REPAIR, Call, batch_key, meta_key, once_keys, stream_key
 
 logger = logging.getLogger(__name__)
@@ -48,11 +49,16 @@ def repair_keys(keys: dict[bytes, bytes]) -> Call:
 
 
 def log_repaired(replies: Iterable[Sequence[bytes]]) -> None:
-    """Log the keys that calls of `REPAIR` have changed."""
-    for reply in replies:
-        for key in reply:
-            logger.error(
-                "Another program has written to the key %s of the backplane;"
-                " it was renamed with the suffix ':foreign', or its invalid entries were removed",
-                key.decode(errors="replace"),
-            )
+    """Log the keys that calls of `REPAIR` have changed.
+
+    Raises:
+        UnexpectedAnswer: these are no replies to it.
+    """
+    with reading_answer():
+        keys = [key.decode(errors="replace") for reply in replies for key in reply]
+    for key in keys:
+        logger.error(
+            "Another program has written to the key %s of the backplane;"
+            " it was renamed with the suffix ':foreign', or its invalid entries were removed",
+            key,
+        )

@@ -11,9 +11,10 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from app.backplane.client import FAILURES, AnyBackplane
+from app.backplane.faults import reading_answer
 from app.errors import BackplaneUnavailable
 from app.protocol.envelope import encode_json
 
@@ -93,24 +94,32 @@ class Series:
         step = FINE if span <= _LONGEST_FINE else COARSE
         try:
             (now,) = await self._backplane.ask([(b"TIME",)])
-            end = int(now[0]) * 1000
+            with reading_answer():
+                end = int(now[0]) * 1000
             start = end - span * 1000
             (entries,) = await self._backplane.ask(
                 [(b"XREVRANGE", _KEYS[step][0], b"+", start, b"COUNT", _MOST_READ)]
             )
+            with reading_answer():
+                hosts = _by_host(entries, start)
         except FAILURES as error:
             raise BackplaneUnavailable from error
-        hosts: dict[str, dict[str, list[float]]] = {}
-        for id, fields in reversed(entries):
-            found = _values(fields)
-            if found is None:
-                continue
-            host, values = found
-            columns = hosts.setdefault(host, {name: [] for name in ("t", *COLUMNS)})
-            columns["t"].append(round((int(id.partition(b"-")[0]) - start) / 1000))
-            for name, value in zip(COLUMNS, values, strict=True):
-                columns[name].append(value)
         return {"range": range, "step": step, "start": start, "end": end, "hosts": hosts}
+
+
+def _by_host(entries: Any, start: int) -> dict[str, dict[str, list[float]]]:
+    """The columns of each machine; `start`: Unix time in ms from which seconds are counted."""
+    hosts: dict[str, dict[str, list[float]]] = {}
+    for id, fields in reversed(entries):
+        found = _values(fields)
+        if found is None:
+            continue
+        host, values = found
+        columns = hosts.setdefault(host, {name: [] for name in ("t", *COLUMNS)})
+        columns["t"].append(round((int(id.partition(b"-")[0]) - start) / 1000))
+        for name, value in zip(COLUMNS, values, strict=True):
+            columns[name].append(value)
+    return hosts
 
 
 def _values(fields: list[bytes]) -> tuple[str, list[float]] | None:

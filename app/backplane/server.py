@@ -21,6 +21,7 @@ from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from app.backplane.faults import MISREAD, explain, reading_answer
 from app.setting_values import SentinelAddress, sentinel_address
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,16 @@ def connection_options(url: str) -> tuple[type[AbstractConnection], dict[str, An
     }
 
 
+async def open_connection(connection: AbstractConnection) -> None:
+    """Open a connection: address, TLS, login.
+
+    Raises:
+        RedisError, OSError: it cannot be opened, whatever the server says or its address is.
+    """
+    with reading_answer():
+        await connection.connect()  # type: ignore[no-untyped-call]
+
+
 class SingleServer:
     """The server at one address.
 
@@ -92,7 +103,7 @@ class SingleServer:
         """See `Server`."""
         connection = self._kind(client_name=name, **self._options)
         keep(connection)
-        await connection.connect()  # type: ignore[no-untyped-call]
+        await open_connection(connection)
 
     def listen(self, switched: Callable[[], None]) -> asyncio.Task[None] | None:
         """An address means the same server for ever."""
@@ -128,9 +139,7 @@ class SentinelServer:
             self._sentinel_options |= tls | {"ssl": True}
         self._addresses = address.sentinels
         self._last_switch = ""
-        # The library moves the Sentinel that answers to the front, and loses one of them when two
-        # searches do that at once.
-        self._searching = asyncio.Lock()
+        self._searching = asyncio.Lock()  # a search reorders the Sentinels
         self._sentinels = Sentinel(  # type: ignore[no-untyped-call]
             list(address.sentinels),
             sentinel_kwargs=self._sentinel_options | {"socket_timeout": SENTINEL_TIMEOUT},
@@ -138,20 +147,37 @@ class SentinelServer:
 
     async def open(self, name: str, keep: Callable[[AbstractConnection], None]) -> None:
         """See `Server`; asks the Sentinels first."""
-        try:
-            async with self._searching:
-                host, port = await self._sentinels.discover_master(self._name)
-        except MasterNotFoundError:
-            # The library's text lists each Sentinel's failure with its address.
-            raise MasterNotFoundError(f"no Sentinel names a primary for {self._name!r}") from None
-        where = {"host": host, "port": int(port)}
+        async with self._searching:
+            host, port = await self._find()
+        where: dict[str, Any] = {"host": host, "port": port}
         connection = self._kind(client_name=name, **where, **self._options)
         keep(connection)
-        await connection.connect()  # type: ignore[no-untyped-call]
-        await connection.send_command("ROLE")
-        role = await connection.read_response()
-        if bytes(role[0]) != b"master":
+        await open_connection(connection)
+        with reading_answer():
+            await connection.send_command("ROLE")
+            role = await connection.read_response()
+            is_primary = bytes(role[0]) == b"master"
+        if not is_primary:
             raise MasterNotFoundError(f"the primary for {self._name!r} has become a replica")
+
+    async def _find(self) -> tuple[str, int]:
+        """Where the primary is, by the first Sentinel that knows one; it is asked first the next time.
+
+        Raises:
+            MasterNotFoundError: none does.
+        """
+        sentinels, said = self._sentinels.sentinels, ""
+        for number, sentinel in enumerate(sentinels):
+            try:
+                primaries: Any = await sentinel.sentinel_masters()
+                found = primaries.get(self._name)
+                if found and self._sentinels.check_master_state(found, self._name):
+                    sentinels[0], sentinels[number] = sentinel, sentinels[0]
+                    return str(found["ip"]), int(found["port"])
+            except (RedisError, OSError, *MISREAD) as error:
+                # One that is ill keeps no other from being asked.
+                said = f"; one of them: {explain(error).words}"
+        raise MasterNotFoundError(f"no Sentinel names a primary for {self._name!r}{said}")
 
     def listen(self, switched: Callable[[], None]) -> asyncio.Task[None] | None:
         """See `Server`."""
@@ -173,7 +199,7 @@ class SentinelServer:
                 host=host, port=port, health_check_interval=PING_SECONDS, **self._sentinel_options
             )
             async with client, client.pubsub() as channel:
-                with contextlib.suppress(RedisError, OSError):
+                with contextlib.suppress(RedisError, OSError, *MISREAD):
                     await channel.subscribe(_SWITCH)
                     while True:
                         message = await channel.get_message(

@@ -16,6 +16,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import InvalidResponse
 
+from app.backplane.faults import MISREAD, unexpected
 from app.seconds import Call, call_next_second
 
 MORE = object()
@@ -32,6 +33,11 @@ def new_parser(reply_error: Any) -> hiredis.Reader:
         reply_error: makes the exception of an error reply, as redis-py's parsers do.
     """
     return hiredis.Reader(protocolError=InvalidResponse, replyError=reply_error, notEnoughData=MORE)
+
+
+def as_failure(error: Exception) -> Exception:
+    """What the exchange fails with: the parser may stumble over what a server says."""
+    return unexpected(error) if isinstance(error, MISREAD) else error
 
 
 class Wire(asyncio.Protocol):
@@ -116,7 +122,7 @@ class Wire(asyncio.Protocol):
                 answers.append(answer)
                 self._missing -= 1
         except Exception as error:  # noqa: BLE001 (it is the exchange's)
-            waiter.set_exception(error)
+            waiter.set_exception(as_failure(error))
         else:
             waiter.set_result(None)
 

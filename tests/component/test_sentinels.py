@@ -10,13 +10,17 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Self
 
 import pytest
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.sentinel import MasterNotFoundError
 
 from app.backplane.server import SentinelServer
 from app.config import Settings
 from app.errors import BackplaneUnavailable
+from app.setting_values import sentinel_address
 from app.types import Gap, Message, Position
 from tests.support.backplane import Node, draft
-from tests.support.sentinels import Sentinels
+from tests.support.sentinels import NAME, Sentinels
+from tests.support.tls import TlsFront
 from tests.support.waiting import until
 
 LONG = 60.0
@@ -197,3 +201,69 @@ async def test_what_was_not_confirmed_may_be_lost_and_is_announced(sentinels: Se
         assert isinstance(message, Message)
         assert message.body == b'{"n":6'
         assert message.epoch != epoch
+
+
+async def test_a_sentinel_that_talks_nonsense_keeps_no_other_from_being_asked(
+    sentinels: Sentinels,
+) -> None:
+    answers = {
+        "an error": b"-ERR unknown command\r\n",
+        "no right": b"-NOPERM User default has no permissions\r\n",
+        "a status": b"+OK\r\n",
+        "numbers": b"*2\r\n:1\r\n:2\r\n",
+        "bytes": b"*1\r\n*2\r\n$2\r\n\xff\xfe\r\n$1\r\n\xff\r\n",
+        "another protocol": b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        "a redirection to nowhere": b"-MOVED\r\n",
+    }
+    said = b""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while await reader.read(65536):
+                writer.write(said)
+        writer.close()
+
+    liar = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = liar.sockets[0].getsockname()[1]
+    address = sentinel_address(sentinels.url.replace("://", f"://127.0.0.1:{port},"))
+    assert address is not None
+    for said in answers.values():
+        server = SentinelServer(address)
+        listening = server.listen(lambda: None)
+        assert listening is not None
+        kept: list[AbstractConnection] = []
+        await server.open("test", kept.append)
+        await kept[0].disconnect()
+        await asyncio.sleep(0.05)
+        assert not listening.done(), said
+        listening.cancel()
+        await asyncio.wait([listening])
+        await server.close()
+    alone = sentinel_address(f"redis+sentinel://127.0.0.1:{port}/{NAME}")
+    assert alone is not None
+    said = answers["no right"]
+    server = SentinelServer(alone)
+    with pytest.raises(MasterNotFoundError, match=r"no Sentinel names a primary.*NOPERM"):
+        await server.open("test", kept.append)
+    await server.close()
+    liar.close()
+
+
+async def test_by_tls() -> None:
+    with (
+        TlsFront() as front,
+        Sentinels(front=front.relay) as sentinels,
+    ):
+        url = f"{sentinels.url.replace('redis+', 'rediss+')}?{front.options}"
+        node = Node(url, dataclasses.replace(Settings(), backplane_wait=1), time.time)
+        try:
+            await node.backplane.connect(asyncio.get_running_loop().time() + 5)
+            await node.reader.start()
+            async with Stream(node) as stream:
+                await stream.reaches(20)
+                assert front.encrypted >= 6  # three connections, and one to each Sentinel
+                await asyncio.to_thread(sentinels.primary().kill)
+                await stream.reaches(len(stream.stored) + 20)
+            assert not [item for item in stream.seen if isinstance(item, Gap)]
+        finally:
+            await node.backplane.close()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,10 +37,19 @@ class Cluster:
     Args:
         options: further ones of the nodes.
         replicas: whether each primary has one.
+        front: puts something before a node, which clients are to find in its place; is given host
+            and port of the node and returns the port of that on the loopback.
     """
 
-    def __init__(self, *options: str, replicas: bool = True) -> None:
+    def __init__(
+        self,
+        *options: str,
+        replicas: bool = True,
+        front: Callable[[tuple[str, int]], int] | None = None,
+    ) -> None:
         self._options = options
+        self._front = front
+        self._fronts: dict[int, int] = {}  # port that clients find -> port of the node
         self._with_replicas = replicas
         self._stack = contextlib.ExitStack()
         self.nodes: list[ServerProcess] = []
@@ -57,6 +66,10 @@ class Cluster:
             words += ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"]
             words += ["--repl-diskless-sync-delay", "0"]
             words += ["--cluster-node-timeout", str(NODE_TIMEOUT_MS), *self._options]
+            if self._front is not None:
+                found = self._front(("127.0.0.1", port))
+                self._fronts[found] = port
+                words += ["--cluster-announce-client-port", str(found)]
             node = ServerProcess(root / f"node{number}", port, *words)
             self._stack.callback(node.close)
             self.nodes.append(node)
@@ -77,7 +90,8 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        ports = list(self._fronts) or [node.port for node in self.nodes]
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in ports)
 
     def command(self, node: ServerProcess, *words: Any) -> Any:
         return node.client.execute_command(*words)
@@ -94,7 +108,8 @@ class Cluster:
     def others(self, type: str) -> list[ServerProcess]:
         """The primaries that do not serve a type."""
         primary = self.primary_of(type)
-        ports = {port for _, _, (_, port, *_), *_ in self.slots(primary)}
+        found = [port for _, _, (_, port, *_), *_ in self.slots(primary)]
+        ports = {self._fronts.get(port, port) for port in found}
         return [node for node in self.nodes if node.port in ports and node is not primary]
 
     def migrate(self, type: str, to: ServerProcess) -> None:
@@ -121,7 +136,8 @@ class Cluster:
         asked = asked or next(node for node in self.nodes if node.answers())
         for first, last, (_, port, *_), *_ in self.slots(asked):
             if first <= slot <= last:
-                return next(node for node in self.nodes if node.port == port)
+                own = self._fronts.get(port, port)
+                return next(node for node in self.nodes if node.port == own)
         raise LookupError(type)
 
     def slots(self, node: ServerProcess) -> Any:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ NAME = "lab"
 QUORUM = 2
 DOWN_AFTER_MS = 700
 """Milliseconds without an answer after which a Sentinel holds a server for down."""
+_HIDDEN = "127.0.0.2"
 
 
 class ServerProcess:
@@ -87,11 +88,19 @@ class Sentinels:
     Args:
         sides: of a network; the first primary and one Sentinel are on the far one.
         options: further ones of the servers.
+        front: puts something before each of them, which all are to find at its address; is given
+            host and port of the server, and the port on which to listen.
     """
 
-    def __init__(self, sides: TwoSides | None = None, *options: str) -> None:
+    def __init__(
+        self,
+        sides: TwoSides | None = None,
+        *options: str,
+        front: Callable[[tuple[str, int], int], int] | None = None,
+    ) -> None:
         self._sides = sides
         self._options = options
+        self._front = front
         self._stack = contextlib.ExitStack()
         self.servers: list[ServerProcess] = []
         self.sentinels: list[ServerProcess] = []
@@ -101,7 +110,9 @@ class Sentinels:
         for number in range(3):
             port = free_port()
             host, prefix = self._place(number)
-            words = ["--port", str(port), "--bind", host, "--appendonly", "yes", *self._options]
+            bind = self._behind(host, port)
+            words = ["--port", str(port), "--bind", bind, "--appendonly", "yes", *self._options]
+            words += ["--replica-announce-ip", host]
             words += ["--save", "", "--repl-diskless-sync-delay", "0", "--protected-mode", "no"]
             if number:
                 words += ["--replicaof", f"{self.servers[0].host} {self.servers[0].port}"]
@@ -114,7 +125,8 @@ class Sentinels:
             host, prefix = self._place(number)
             first = self.servers[0]
             config.write_text(
-                f"port {port}\nbind {host}\nprotected-mode no\n"
+                f"port {port}\nbind {self._behind(host, port)}\nprotected-mode no\n"
+                f"sentinel announce-ip {host}\nsentinel announce-port {port}\n"
                 f"sentinel monitor {NAME} {first.host} {first.port} {QUORUM}\n"
                 f"sentinel down-after-milliseconds {NAME} {DOWN_AFTER_MS}\n"
                 f"sentinel failover-timeout {NAME} 4000\n"
@@ -150,6 +162,13 @@ class Sentinels:
         if self._sides is None:
             return "127.0.0.1", []
         return (self._sides.near, []) if number else (self._sides.far, self._sides.prefix)
+
+    def _behind(self, host: str, port: int) -> str:
+        """The address on which a server listens that is found at another."""
+        if self._front is None:
+            return host
+        self._front((_HIDDEN, port), port)
+        return _HIDDEN
 
     def _add(self, group: list[ServerProcess], process: ServerProcess) -> None:
         group.append(process)

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 from redis.asyncio.connection import parse_url
 
-from app.backplane.client import FAILURES, Command, Link
-from app.backplane.faults import explain
+from app.backplane.client import FAILURES, Command, Link, info_of
+from app.backplane.faults import MISREAD, explain, reading_answer
 from app.backplane.replica import (
     INFO,
     LOOK_INTERVAL,
@@ -208,7 +208,7 @@ class Replica:
         try:
             (reply,) = await self._ask(self._primary, [(b"CONFIG", b"GET", b"databases")])
             databases = max(databases, int(reply[1]))
-        except (*FAILURES, ValueError, IndexError):
+        except (*FAILURES, *MISREAD):
             pass  # a managed server may forbid CONFIG
         return {
             "appendonly": "no",
@@ -257,12 +257,14 @@ class Replica:
     async def _look_at_primary(self) -> tuple[Replication | None, float, str]:
         """The primary, its clock minus ours, and what is wrong with it."""
         try:
-            info, (seconds, microseconds) = await self._ask(self._primary, [INFO, (b"TIME",)])
-        except (*FAILURES, ValueError) as error:
+            answers = await self._ask(self._primary, [INFO, (b"TIME",)])
+            now = self._monotonic()
+            with reading_answer():
+                info, (seconds, microseconds) = answers
+                primary = Replication.of(info.decode(errors="replace"))
+                clock = int(seconds) + int(microseconds) / 1e6 - now
+        except FAILURES as error:
             return None, 0.0, f"the primary cannot be asked: {explain(error).words}"
-        now = self._monotonic()
-        primary = Replication.of(info.decode(errors="replace"))
-        clock = int(seconds) + int(microseconds) / 1e6 - now
         if primary.role != "master":
             return None, clock, "the server of BACKPLANE_URL is itself a replica"
         self._lag.note_primary(now, primary.offset)
@@ -271,19 +273,20 @@ class Replica:
     async def _look_at_local(self) -> Replication | None:
         try:
             (info,) = await self._ask(self._local, [INFO])
+            return Replication.of(info_of(info))
         except FAILURES:
             return None
-        return Replication.of(info.decode(errors="replace"))
 
     async def _check_primary(self) -> None:
         """Look whether there is room for its data."""
         self._checked = self._monotonic()
         try:
             (info,) = await self._ask(self._primary, [(b"INFO", b"memory")])
-        except FAILURES:
+            lines = info_of(info).splitlines()
+            facts = dict(line.split(":", 1) for line in lines if ":" in line)
+            used = int(facts.get("used_memory", "0"))
+        except (*FAILURES, ValueError):
             return
-        facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
-        used = int(facts.get("used_memory", "0"))
         self._too_large = (
             f"the data of the primary take {used >> 20} MB of the {self._memory >> 20} MB that a"
             " replica may have here"

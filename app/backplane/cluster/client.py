@@ -16,6 +16,7 @@ from app.backplane.client import (
     AnyBackplane,
     Argument,
     Command,
+    info_of,
     new_backoff,
     pack,
     risks,
@@ -129,6 +130,11 @@ class ClusterBackplane(AnyBackplane):
             self._publishing.append(connections)
         return SlotLink(connections, stream_key(type), self._note)
 
+    def note_misread(self, types: Sequence[str], fault: Fault) -> None:
+        """See `AnyBackplane`."""
+        for type in types:
+            self._note_reading_of(type, [fault])
+
     def on_news(self, type: str, call: Callable[[], None]) -> None:
         """Call when a stream may have got messages, or a connection to a node was lost."""
         self._news[stream_key(type)] = call
@@ -152,14 +158,15 @@ class ClusterBackplane(AnyBackplane):
             return answers
 
         try:
-            (info,) = await ask([(b"INFO",)])
+            (reply,) = await ask([(b"INFO",)])
+            info = info_of(reply)
         except FAILURES as error:
             return False, [f"the node {node} cannot be used: {explain(error).words}"]
         self._note(())
         node_of = self._cluster.map.node_of
         mine = [type for type in self.types if node_of(key_slot(stream_key(type))) == node]
         share = len(mine) / len(self.types)
-        lines = risks(info.decode(errors="replace"), await server_config(ask), self.settings, share)
+        lines = risks(info, await server_config(ask), self.settings, share)
         lines += await missing(ask, needs(self.settings, replica=False))
         return True, lines
 
@@ -179,7 +186,7 @@ class ClusterBackplane(AnyBackplane):
         # None in place of the keys: all data of the node are gone.
         if push[0] == b"invalidate" and push[1] is not None:
             for key in push[1]:
-                if (call := self._news.get(bytes(key))) is not None:
+                if (call := self._news.get(key)) is not None:
                     call()
         else:
             self._wake_all()

@@ -16,9 +16,9 @@ from redis.exceptions import ConnectionError as LostConnection
 from app.backplane.client import FAILURES, Command, complete, pack
 from app.backplane.cluster.pipeline import Pipeline
 from app.backplane.cluster.slot_map import Node, SlotMap
-from app.backplane.faults import Fault, Unsettled, explain
+from app.backplane.faults import Fault, Unsettled, explain, reading_answer
 from app.backplane.scripts import Call
-from app.backplane.server import CONNECT_TIMEOUT, connection_options
+from app.backplane.server import CONNECT_TIMEOUT, connection_options, open_connection
 from app.errors import PresenceError
 from app.setting_values import ClusterAddress
 from app.shared_calls import SharedCalls
@@ -71,9 +71,10 @@ class Cluster:
     async def _ask_for_map(self, node: Node) -> Any:
         connection = self.make(node, "yujian-map", 2)
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]
+            await open_connection(connection)
             await connection.send_command("CLUSTER", "SLOTS")
-            return await connection.read_response()
+            with reading_answer():
+                return await connection.read_response()
         finally:
             with contextlib.suppress(*FAILURES):
                 await connection.disconnect(nowait=True)
@@ -135,7 +136,7 @@ class Connections:
         connection = self._cluster.make(node, self._name, self._protocol)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                await connection.connect()  # type: ignore[no-untyped-call]
+                await open_connection(connection)
                 pipeline = Pipeline(connection, self._notice, lambda lost: self._gone(node, lost))
             if self._first is not None:
                 (answer,) = await pipeline.exchange(pack([self._first]), 1, CONNECT_TIMEOUT)
@@ -219,6 +220,12 @@ class SlotLink:
 
     async def close(self) -> None:
         """Compare again before the next call; the connection is the other slots' as well."""
+        self._used = None
+
+    async def distrust(self) -> None:
+        """End the connection, which is the other slots' as well; see `client.Link.distrust`."""
+        if self._used is not None:
+            self._used.abort()
         self._used = None
 
     async def _exchange(

@@ -16,7 +16,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import InvalidResponse
 
-from app.backplane.wire import CLOSED, MORE, new_parser
+from app.backplane.wire import CLOSED, MORE, as_failure, new_parser
 
 _PATIENCE = 0.5
 """Seconds without an answer after which a node counts as stopped; a shorter exchange fails alone."""
@@ -113,7 +113,7 @@ class Pipeline(asyncio.Protocol):
                 else:
                     self._take(answer)
         except Exception as error:  # noqa: BLE001 (it is that of the exchanges)
-            self._fail(error)
+            self._fail(as_failure(error))
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import RedisError
 
+from app.backplane.faults import MISREAD, UnexpectedAnswer
 from app.shared_calls import SharedCalls
 
 logger = logging.getLogger(__name__)
@@ -59,14 +60,15 @@ def parse_slots(reply: Any, asked: Node) -> list[Shard]:
     try:
         shards = []
         for first, last, *nodes in reply:
-            primary, *replicas = [
-                Node(bytes(host).decode() if host and host != b"?" else asked.host, int(port))
-                for host, port, *_ in nodes
-            ]
+            primary, *replicas = [_node(host, port, asked) for host, port, *_ in nodes]
             shards.append(Shard(int(first), int(last), primary, tuple(replicas)))
-    except (TypeError, ValueError) as error:
-        raise RedisError("invalid answer to CLUSTER SLOTS") from error
+    except MISREAD as error:
+        raise UnexpectedAnswer(f"to CLUSTER SLOTS: {error}") from error
     return sorted(shards, key=lambda shard: shard.first)
+
+
+def _node(host: bytes | None, port: int, asked: Node) -> Node:
+    return Node(host.decode() if host and host != b"?" else asked.host, int(port))
 
 
 class SlotMap:
