@@ -327,9 +327,10 @@ class AttendanceStore:
             rows = [reply[start : start + 5] for start in range(1, len(reply), 5)]
             foreign = [row[:2] for row in rows if _name(row[1]) is None]
             changes = [_change(*row) for row in rows if _name(row[1]) is not None]
+            turn = Turn(bool(reply[0]), changes)
         if foreign:
             await self._remove_foreign(foreign)
-        return Turn(bool(reply[0]), changes)
+        return turn
 
     async def _remove_foreign(self, changes: Sequence[tuple[bytes, bytes]]) -> None:
         """Remove changes of users that only another program can have written.
