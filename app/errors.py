@@ -20,6 +20,7 @@ The tree; a class that is defined elsewhere is followed by its module::
     ├── NotThere                    app.backplane.replica: it cannot be read from this position
     ├── TooFewReplicas              app.backplane.faults: not confirmed by BACKPLANE_WAIT replicas
     ├── Unsettled                   app.backplane.faults: the nodes of a Cluster do not agree
+    ├── UnexpectedAnswer            app.backplane.faults: an answer that is none to the question
     ├── SlotMoved                   app.backplane.cluster.link: another node has the type now
     └── ViolationError              app.protocol.frames: a frame violates RFC 6455
 
