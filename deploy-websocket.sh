@@ -49,7 +49,8 @@ exit codes:
   20  a step failed, and putting back failed too: look at the service
   64  wrong usage
   69  there is no Python with the service's requirements
-  75  another deployment is under way
+  75  another deployment is under way, from this directory or another one of the same Compose project
+      or DATA_DIR on this machine
 END
 }
 
@@ -145,6 +146,7 @@ fail() {
       note failed "${not_back:-the previous version could not be restored}; $serves"
     fi
   elif [[ -n $tried ]]; then
+    [[ $mode != docker || $step != deploy ]] || settle_docker || say "Look at the containers: docker compose ps"
     see_what_serves
     say "$serves"
   fi
@@ -306,7 +308,7 @@ start_host() {
   data_dir=$(setting data_dir)
   mkdir -p "$data_dir"
   how='started for the first time'
-  setsid --fork "$python" -m gunicorn -c gunicorn.conf.py < /dev/null >> "$data_dir/service.log" 2>&1 4>&- 9>&-
+  setsid --fork "$python" -m gunicorn -c gunicorn.conf.py < /dev/null >> "$data_dir/service.log" 2>&1 4>&- 8<&- 9>&-
   for _ in {1..100}; do
     if pid=$(master_pid); then
       how+=" (pid $pid)"
@@ -566,7 +568,7 @@ replace_containers() {
       live=''
       drained=$(count_of "$one" || echo 0)
       noticed=$((noticed + drained))
-      pass_on "$one" "$fresh" > /dev/null 4>&- 9>&- &
+      pass_on "$one" "$fresh" > /dev/null 4>&- 8<&- 9>&- &
       holder=$!
       docker stop "$one" > /dev/null || return 1
       wait "$holder" || true
@@ -582,6 +584,21 @@ replace_containers() {
   else
     how='a new container took over; the old one was drained and its clients came back'
   fi
+}
+
+# Leave one version where a deployment that is not put back has ended between two: what ran before.
+settle_docker() {
+  local one old=() new=()
+  await_engine "$timeout" || return 1
+  # What got TERM hands over and exits: it cannot be kept.
+  [[ -z $ending ]] || timeout "$timeout" docker wait "$ending" > /dev/null 2>&1 || true
+  clear_away || return 1
+  for one in $(running backend); do
+    if [[ $(image_of "$one") == "$(image_id "$image_next")" ]]; then new+=("$one"); else old+=("$one"); fi
+  done
+  ((${#old[@]})) || return 0
+  if ((${#new[@]})); then docker stop "${new[@]}" > /dev/null && docker rm "${new[@]}" > /dev/null || return 1; fi
+  docker tag "$(image_of "${old[0]}")" "$image_latest"
 }
 
 put_back_docker() {
@@ -663,15 +680,18 @@ check_space() {
   done
 }
 
-preflight_docker() {
-  local engine said
-  docker compose config --quiet || return 1
-  engine=$(docker version --format '{{.Server.Version}}')
-  if ((${engine%%.*} < 25)); then
+check_engine() {
+  engine=$(docker version --format '{{.Server.Version}}') || return 1
+  # Those that are built from a branch have a name.
+  if [[ $engine =~ ^[0-9]+ ]] && ((BASH_REMATCH[0] < 25)); then
     echo "Docker engine $engine is too old for start_interval in docker-compose.yml: 25 or newer is needed"
     return 1
   fi
-  local files
+}
+
+preflight_docker() {
+  local said files
+  docker compose config --quiet || return 1
   files=$(compose_setting NOFILE 65536)
   # shellcheck disable=SC2016  # no expression of the shell
   if ! said=$(docker run --rm --network none --ulimit "nofile=$files:$files" "$image_next" true 2>&1); then
@@ -688,31 +708,28 @@ unused_secrets() {
 }
 
 preflight() {
-  local bind pid free
+  local pid free engine
   check_space || return 1
   if [[ $mode == docker ]]; then
-    preflight_docker
+    check_engine && preflight_docker
     return $?
   fi
   if pid=$(master_pid); then
     echo "$free MB free; gunicorn $pid serves"
     return 0
   fi
-  bind=$(local_base) || { echo "$free MB free"; return 0; }
-  bind=${bind#http://}
+  read_bind || { echo "$free MB free"; return 0; }
   # To connect would start the service.
   if has_unit && systemctl is-active --quiet "$socket_unit"; then
     echo "$free MB free, systemd listens for the service"
     return 0
   fi
-  local host=${bind%:*}
-  host=${host#[} host=${host%]}
   # shellcheck disable=SC2016  # expanded by the inner shell
-  if timeout 5 bash -c ': < "/dev/tcp/$0/$1"' "$host" "${bind##*:}" 2> /dev/null; then
-    echo "another program listens on $bind"
+  if timeout 5 bash -c ': < "/dev/tcp/$0/$1"' "$bound_host" "$bound_port" 2> /dev/null; then
+    echo "another program listens on $bound_host:$bound_port"
     return 1
   fi
-  echo "$free MB free, $bind is free"
+  echo "$free MB free, $bound_host:$bound_port is free"
 }
 
 # The steps
@@ -725,10 +742,15 @@ adopt_unit
 export_token
 said=$(check_backups) || fail 11 "$said"
 [[ -n $mode ]] || { if runs_in_docker; then mode=docker; else mode=host; fi; }
-[[ $mode == docker ]] || ran_before=$(master_pid) || true
+if [[ $mode == host ]] && ran_before=$(master_pid); then
+  # HUP would renew the code of the other one.
+  elsewhere=$(readlink "/proc/$ran_before/cwd") || elsewhere=$root
+  [[ $elsewhere -ef $root ]] ||
+    fail 11 "gunicorn $ran_before serves from $elsewhere; 'python -m workers.start --replace' puts $root in its place"
+fi
 if [[ $mode == docker ]]; then
-  has_docker || fail 11 "docker with its compose plugin is missing"
-  said=$(docker version --format '{{.Server.Version}}' 2>&1) || fail 11 "${said##*$'\n'}"
+  said=$(check_docker) || fail 11 "$said"
+  said=$(read_published 2>&1) || fail 11 "${said#"$name: "}"
 fi
 said=$("$python" -m app.config 2>&1 > /dev/null) || fail 11 "$said"
 if [[ -z $base ]]; then
@@ -737,6 +759,7 @@ if [[ -z $base ]]; then
     connect=${connect:-$(published_address)}
   else
     base=$(local_base) || fail 11 "the service listens on a Unix socket: pass --base-url"
+    connect=${connect:-$(local_address)}
   fi
 fi
 if [[ $mode == docker && -z $ca && $(compose_setting TLS_ISSUER acme) == internal ]]; then
@@ -750,6 +773,11 @@ if [[ -z $dry_run ]]; then
   flock --nonblock 9 || {
     reported=1
     die 75 "another deployment is under way"
+  }
+  lock_deployment "$mode" || {
+    (($? == 75)) || fail 11 "$not_locked"
+    reported=1
+    die 75 "$not_locked"
   }
   rm -f "$backups"/.2*.rdb # of backups that were killed
 fi
@@ -766,7 +794,7 @@ if [[ -n $dry_run ]]; then
 fi
 
 step=preflight
-if ! said=$(check_space); then
+if ! said=$(check_space && { [[ $mode == host ]] || check_engine; }); then
   rollback='' # nothing has changed
   fail 14 "$said"
 fi

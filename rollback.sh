@@ -122,6 +122,7 @@ valkey_stopped='' finished=''
 # is answered 503; the sockets of the clients stay. Through a pipe, since its user may not read
 # the backup. When Valkey does not start from it, what was there before is put back.
 restore_container() {
+  local why='The messages cannot be unpacked into the volume'
   valkey_stopped=1
   docker compose stop valkey || return 1
   # shellcheck disable=SC2016  # expanded in the container
@@ -138,14 +139,14 @@ restore_container() {
       tar -xf - -C .fresh
       [ ! -e appendonlydir ] || mv appendonlydir appendonlydir.before
       mv .fresh/appendonlydir appendonlydir
-      rmdir .fresh' && start_valkey; then
+      rmdir .fresh' && why='Valkey does not start from the backup' && start_valkey; then
     valkey_stopped=''
     # shellcheck disable=SC2016  # expanded in the container
     docker compose exec -T valkey sh -c 'cd /data
       [ ! -e appendonlydir.before ] || { rm -rf appendonlydir.replaced; mv appendonlydir.before appendonlydir.replaced; }'
     return $?
   fi
-  say "Valkey does not start from the backup: what it had before is put back."
+  say "$why: what it had before is put back."
   put_back_container
   return 1
 }
@@ -185,10 +186,17 @@ start_valkey() { docker compose up --detach --no-deps --wait --wait-timeout 60 v
 
 kept="the files that were replaced are in $directory/failed"
 
+# Whether the service of this host is well; prints what is seen.
+look() {
+  local at=("$base")
+  [[ -n $base ]] || at=("$(local_base)" --connect "$(local_address)")
+  "$python" -m scripts.probe http "${at[@]}" "${as_seen[@]}" 2>&1
+}
+
 # The state of the running service, in words.
 serves() {
-  local at=${base:-$(local_base)} found
-  if found=$("$python" -m scripts.probe http "$at" "${as_seen[@]}" 2>&1); then
+  local found
+  if found=$(look); then
     printf 'the running service is healthy (%s)' "$found"
   else
     printf 'the running service is not healthy (%s)' "${found##*$'\n'}"
@@ -197,9 +205,13 @@ serves() {
 
 exec 9> "$backups/.lock"
 flock --nonblock 9 || finish 75 "a deployment is under way"
+mode=host
+if runs_in_docker; then mode=docker; fi
+lock_deployment "$mode" || finish "$(($? == 75 ? 75 : 4))" "$not_locked"
 trap interrupted INT TERM HUP
 trap ended EXIT
-if runs_in_docker; then
+if [[ $mode == docker ]]; then
+  said=$(check_docker) || finish 4 "$said"
   if [[ -n $has_data ]]; then
     restore_container || finish 4 "the messages could not be restored: docker compose logs valkey"
   fi
@@ -207,7 +219,7 @@ if runs_in_docker; then
     "$python" -m scripts.backup restore "$directory" --release >&2 ||
       finish 4 "configuration and code could not be restored"
     if [[ -n $reload ]]; then
-      exec 9>&- # the deployment takes it, and is interrupted instead of us
+      exec 8<&- 9>&- # the deployment takes it, and is interrupted instead of us
       trap : INT TERM HUP
       result=0
       said=$(./deploy-websocket.sh --docker --no-rollback --no-backup --json "${looking[@]}") || result=$?
@@ -237,10 +249,10 @@ if [[ -n $reload && ${what[*]-} != --data ]]; then
     *) finish 5 "restored, but the service does not take it; $(serves); $kept" ;;
   esac
 fi
-if [[ -n $reload ]] && master_pid > /dev/null && base=${base:-$(local_base)} && [[ -n $base ]]; then
+if [[ -n $reload ]] && master_pid > /dev/null && [[ -n ${base:-$(local_base)} ]]; then
   healthy=''
   for _ in {1..60}; do
-    if said=$("$python" -m scripts.probe http "$base" "${as_seen[@]}"); then healthy=1; break; fi
+    if said=$(look); then healthy=1; break; fi
     sleep 0.5
   done
   [[ -n $healthy ]] || finish 5 "restored, but the service is not healthy: $said"

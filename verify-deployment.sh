@@ -72,6 +72,7 @@ while (($#)); do
   esac
   shift
 done
+ask_compose
 base=${base:-$(public_base)}
 base=${base%/}
 [[ $base =~ ^https?://[^/]+$ ]] || die 64 "the base URL must be http:// or https:// and a host"
@@ -101,7 +102,10 @@ probe() {
 # Each check prints one line, and returns 0 (good), 1 (bad) or 2 (nothing to check).
 check_containers() {
   local bad pid ready limit=$((SECONDS + 30))
+  # What was deployed, and how, is noted there.
+  check_backups || return 1
   if runs_in_docker; then
+    check_docker || return 1
     while
       bad=$(docker compose ps --all --format '{{.Service}}: {{.State}} {{.Health}}' |
         grep -vE ': running (healthy)?$' || true)
@@ -149,20 +153,24 @@ check_caddy() {
 }
 
 check_ports() {
-  local one to at closed=() open=()
+  local one to at said result closed=() open=()
   for one in $(tr ',' ' ' <<< "${ports:-$port}"); do
     to=${connect:-$host} at=$one
     [[ $one != *:* ]] || to=${one%:*} at=${one##*:}
     to=${to#[} to=${to%]}
+    result=0
     # shellcheck disable=SC2016  # expanded by the inner shell
-    if timeout 5 bash -c ': < "/dev/tcp/$0/$1"' "$to" "$at" 2> /dev/null; then
-      open+=("$at")
-    else
-      closed+=("$to:$at")
-    fi
+    said=$(timeout 5 bash -c ': < "/dev/tcp/$0/$1"' "$to" "$at" 2>&1) || result=$?
+    said=${said%%$'\n'*}
+    case $result in
+      0) open+=("$at") ;;
+      124) closed+=("$to:$at does not answer within 5 s") ;;
+      *) closed+=("$to:$at ${said##*: }") ;;
+    esac
   done
   if ((${#closed[@]})); then
-    echo "closed: ${closed[*]}"
+    printf -v said '; %s' "${closed[@]}"
+    echo "closed: ${said#; }"
     return 1
   fi
   echo "open: ${open[*]}"

@@ -5,6 +5,8 @@ Limits may stand on any group above the process' own; the caller takes the tight
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +59,10 @@ class MemoryGroup:
 
     def limit(self) -> int | None:
         """Bytes; None: no limit."""
-        limit = _number(self.path / ("memory.max" if self.unified else "memory.limit_in_bytes"))
-        return limit if limit is not None and limit < _UNLIMITED else None
+        # Past `memory.high` the kernel takes pages away and slows the group down, long before it kills.
+        names = ("memory.max", "memory.high") if self.unified else ("memory.limit_in_bytes",)
+        limits = [number for name in names if (number := _number(self.path / name)) is not None]
+        return min((limit for limit in limits if 0 < limit < _UNLIMITED), default=None)
 
     def used(self) -> int | None:
         """Bytes in use, without what the kernel takes back before it ends a process.
@@ -77,7 +81,7 @@ class MemoryGroup:
 
 def cpu_groups(root: Path = Path("/")) -> list[CpuGroup]:
     """Groups of the CPU controller, the process' own first; empty where there are none."""
-    unified = [CpuGroup(path, path, unified=True) for path in _unified(root)]
+    unified = [CpuGroup(path, path, unified=True) for path in _unified(root, "cpu")]
     if unified:
         return unified
     accounting = list(_legacy(root, "cpuacct"))
@@ -90,7 +94,7 @@ def cpu_groups(root: Path = Path("/")) -> list[CpuGroup]:
 
 def memory_groups(root: Path = Path("/")) -> list[MemoryGroup]:
     """Groups of the memory controller, the process' own first; empty where there are none."""
-    unified = [MemoryGroup(path, unified=True) for path in _unified(root)]
+    unified = [MemoryGroup(path, unified=True) for path in _unified(root, "memory")]
     return unified or [MemoryGroup(path, unified=False) for path in _legacy(root, "memory")]
 
 
@@ -104,31 +108,88 @@ def memory_limit(root: Path = Path("/")) -> int | None:
     return min((limit for one in memory_groups(root) if (limit := one.limit())), default=None)
 
 
-def _unified(root: Path) -> Iterator[Path]:
-    """Groups of cgroup v2."""
-    mount = root / "sys/fs/cgroup"
+def _unified(root: Path, controller: str) -> Iterator[Path]:
+    """Groups of cgroup v2, where it has this controller."""
     own = _own(root, "")
-    if own is not None and (mount / "cgroup.controllers").exists():
-        yield from _upwards(mount / own.lstrip("/"), mount)
+    if own is None:
+        return
+    mounts = [one for one in _mounts(root) if one.unified] or [
+        _Mount(root / _USUAL, "/", unified=True)
+    ]
+    for mount in mounts:
+        file = mount.place / "cgroup.controllers"
+        # Beside the hierarchies of cgroup v1 it may have none, or some of the controllers.
+        if file.exists() and (mount.place == root / _USUAL or controller in _words(file)):
+            yield from mount.groups(own)
+            return
 
 
 def _legacy(root: Path, controller: str) -> Iterator[Path]:
     """Groups of one controller of cgroup v1."""
-    mount = root / "sys/fs/cgroup" / controller
     own = _own(root, controller)
-    if own is not None and mount.is_dir():
-        yield from _upwards(mount / own.lstrip("/"), mount)
+    if own is None:
+        return
+    usual = _Mount(root / _USUAL / controller, "/", frozenset((controller,)))
+    mounts = [one for one in _mounts(root) if controller in one.controllers]
+    for mount in [*mounts, usual]:
+        if mount.place.is_dir():
+            yield from mount.groups(own)
+            return
+
+
+_USUAL = "sys/fs/cgroup"
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    """Where a hierarchy of groups is to be seen."""
+
+    place: Path
+    top: str
+    """The group that is seen there: a container's own where it has no namespace of its own."""
+    controllers: frozenset[str] = frozenset()
+    """Of cgroup v1."""
+    unified: bool = False
+
+    def groups(self, own: str) -> Iterator[Path]:
+        """The group `own` and those above it, as far as they can be seen."""
+        if self.top != "/" and f"{own}/".startswith(f"{self.top}/"):
+            own = own[len(self.top) :]
+        return _upwards(self.place / own.lstrip("/"), self.place)
+
+
+def _mounts(root: Path) -> Iterator[_Mount]:
+    """What /proc/self/mountinfo says; nothing where it cannot be read."""
+    try:
+        lines = os.fsdecode((root / "proc/self/mountinfo").read_bytes()).splitlines()
+    except OSError:
+        return
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        words, kind = before.split(), after.split()
+        if len(words) < 5 or len(kind) < 3 or kind[0] not in {"cgroup", "cgroup2"}:
+            continue
+        top, place = map(_unescaped, words[3:5])
+        legacy = frozenset(kind[2].split(",")) if kind[0] == "cgroup" else frozenset()
+        yield _Mount(root / place.lstrip("/"), top, legacy, unified=kind[0] == "cgroup2")
+
+
+def _unescaped(path: str) -> str:
+    """A path of mountinfo, where blanks and the like are octal numbers."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
 def _own(root: Path, controller: str) -> str | None:
     """The path of this process' group; the controller of cgroup v2 has no name."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = os.fsdecode((root / "proc/self/cgroup").read_bytes()).splitlines()
     except OSError:
         return None
     for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controller in controllers.split(","):
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        is_unified = number == "0" and not controllers
+        if path and (is_unified if not controller else controller in controllers.split(",")):
             return path
     return None
 
@@ -141,6 +202,14 @@ def _upwards(group: Path, top: Path) -> Iterator[Path]:
         if group in (top, group.parent):
             return
         group = group.parent
+
+
+def _words(path: Path) -> list[str]:
+    """The words of a file; none when it is missing."""
+    try:
+        return _read(path).split()
+    except (OSError, ValueError):
+        return []
 
 
 def _read(path: Path) -> str:

@@ -453,6 +453,7 @@ TABLE: Mapping[str, Setting] = {item.name.upper(): item.metadata[_KEY] for item 
 
 
 _DOTENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _DOTENV_SPECIAL = re.compile(r"[\"'$`\\]|(?:^|\s)#")
 
 
@@ -561,8 +562,12 @@ def _check_dotenv(path: Path) -> None:
 
 
 def _dotenv_problem(line: str) -> str:
+    if line.startswith("\ufeff"):
+        return "the file begins with a byte order mark"
     if "\r" in line:
         return "it ends as on Windows (CRLF)"
+    if _CONTROL.search(line):
+        return "it contains a control character"
     if not line.strip() or line.startswith("#"):
         return ""
     name, equals, value = line.partition("=")

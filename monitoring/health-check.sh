@@ -103,23 +103,39 @@ if [[ $docker != no ]] && is_number "$timeout" && ((timeout > 0)) &&
   has_docker=1
 fi
 
-# compose_setting NAME DEFAULT: a variable as docker-compose.yml gets it, from the environment or .env.
+# compose_setting NAME DEFAULT: a variable as docker-compose.yml gets it, from the environment or .env. One
+# that is set and empty has its default.
 compose_setting() {
-  local value=${!1-}
-  if [[ -z $value && -r $project/.env ]]; then
-    value=$(sed -n "s/^$1=//p" "$project/.env" | tail -n 1)
+  local value=''
+  if [[ -n $compose_environment ]]; then
+    value=$(sed -n "s/^$1=//p" <<< "$compose_environment" | tail -n 1)
+  elif [[ -n ${!1+set} ]]; then
+    value=${!1}
+  elif [[ -r $project/.env ]]; then
+    value=$(sed -n "s/^$1=//p" "$project/.env" | tail -n 1 | tr -d "\r\"'")
   fi
   printf '%s' "${value:-$2}"
 }
 
 # In containers nothing but Caddy is published; it is asked on this machine, by the name of its certificate.
 if [[ -z $base && -n $containers ]]; then
+  # Compose itself reads more in .env than the service allows. Not before version 2.22.
+  compose_environment=$(cd "$project" && timeout "$timeout" docker compose config --environment 2> /dev/null) &&
+    [[ $compose_environment == *COMPOSE_PROJECT_NAME=* ]] || compose_environment=''
   published=$(compose_setting HTTPS_PUBLISH 443)
+  [[ $published =~ ^((.*):)?0*([1-9][0-9]{0,4})$ ]] ||
+    fail 64 "HTTPS_PUBLISH=$published must be [address:]port, with one port; or pass the base URL"
+  published_at=${BASH_REMATCH[2]} published=${BASH_REMATCH[3]}
   base=https://$(compose_setting API_DOMAIN api.yujian.team)
-  [[ ${published##*:} == 443 ]] || base+=:${published##*:}
+  [[ $published == 443 ]] || base+=:$published
   if [[ -z $connect ]]; then
-    connect=127.0.0.1
-    [[ $published != *:* || $published == 0.0.0.0:* ]] || connect=${published%:*}
+    case $published_at in
+      '' | 0.0.0.0) connect=127.0.0.1 ;;
+      \[*) connect=$published_at ;;
+      *:*) connect="[$published_at]" ;;
+      *) connect=$published_at ;;
+    esac
+    [[ $connect != '[::]' ]] || connect='[::1]'
   fi
   if [[ -z $ca && ${looking[*]-} != *--insecure* && $(compose_setting TLS_ISSUER acme) == internal ]]; then
     # Caddy signs by itself: its own authority is in its container.
@@ -140,6 +156,7 @@ base=${base%/}
 [[ -z $ca ]] || looking+=(--cacert "$ca")
 # host::host:port: the port of the base URL where none is named.
 [[ -z $connect ]] || case $connect in
+  \[*]) looking+=(--connect-to "::$connect:") ;;
   *]:* | *[^:]:[0-9]*) looking+=(--connect-to "::$connect") ;;
   *) looking+=(--connect-to "::$connect:") ;;
 esac
@@ -159,13 +176,16 @@ report() {
   status[$1]=$2 message[$1]=$3 value[$1]=${4-}
 }
 
-# get PATH: leaves the HTTP status in `code` (000: no answer), the body in `body` and what curl says in `cause`.
+# get PATH: leaves the HTTP status in `code` (000: no answer), the body in `body`, what curl says in `cause` and
+# where a redirect leads in `redirect`.
 get() {
   local answer
-  cause=''
+  cause='' redirect=''
   answer=$(curl --silent --show-error --max-time "$timeout" "${looking[@]}" --stderr - \
-    --write-out '\n%{http_code}' "$base$1") || cause=$(grep -m 1 '^curl: ' <<< "$answer") || true
+    --write-out '\n%{http_code} %{redirect_url}' "$base$1") || cause=$(grep -m 1 '^curl: ' <<< "$answer") || true
   code=${answer##*$'\n'}
+  [[ $code != *' '?* ]] || redirect=", a redirect to ${code#* }"
+  code=${code%% *}
   body=${answer%$'\n'*}
   cause=${cause#curl: }
 }
@@ -184,7 +204,7 @@ check_http() {
   if [[ $code == 000 ]]; then
     report http fail "$base/status does not answer${cause:+: $cause}"
   elif [[ $code != 200 ]]; then
-    report http fail "$base/status answers $code$(causes)"
+    report http fail "$base/status answers $code$redirect$(causes)"
   elif [[ $body =~ \"status\":\ *\"([a-z]+)\" && ${BASH_REMATCH[1]} != ok ]]; then
     report http fail "the service reports that it is ${BASH_REMATCH[1]}$(causes)"
   elif [[ -z ${BASH_REMATCH[1]-} ]]; then
@@ -221,7 +241,7 @@ check_websocket() {
   if [[ $code == 000 ]]; then
     report websocket fail "$base/ws/stats does not answer${cause:+: $cause}"
   elif [[ -z $connections ]]; then
-    report websocket fail "$base/ws/stats answers $code"
+    report websocket fail "$base/ws/stats answers $code$redirect"
   elif [[ $line != 'HTTP/1.1 101 '* ]]; then
     report websocket fail "$base/ws/realtime answers an upgrade with ${line:-nothing}"
   else
@@ -245,7 +265,7 @@ check_queue() {
   local length=''
   [[ $code == 200 && $body =~ \"length\":\ *([0-9]+) ]] && length=${BASH_REMATCH[1]}
   if [[ -z $length && ${status[http]} == ok ]]; then
-    report queue fail "$base/ws/queue answers $code"
+    report queue fail "$base/ws/queue answers $code$redirect"
   else
     check_limit queue "$length" "$max_queue" "messages wait"
   fi
@@ -260,6 +280,8 @@ check_containers() {
   if [[ -z $has_docker ]]; then
     if [[ $docker == yes ]]; then
       report containers fail "docker compose does not answer in $project"
+    elif command -v docker > /dev/null; then
+      report containers skipped "docker compose does not answer in $project; without Docker here: --no-docker"
     else
       report containers skipped "no Docker here"
     fi

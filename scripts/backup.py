@@ -102,11 +102,29 @@ def _copy_private(store: Path, settings: Settings) -> None:
     data_dir = settings.data_dir
     directory = paths.valkey_dir(data_dir)
     if valkey.find(data_dir) is not None:
-        _lay_out(store, _snapshot(data_dir))
-        (directory / "dump.rdb").unlink(missing_ok=True)
+        try:
+            _lay_out(store, _snapshot(data_dir))
+        finally:
+            (directory / "dump.rdb").unlink(missing_ok=True)
     elif (directory / _APPEND_ONLY).is_dir():
         with _lock(data_dir, blocking=False):  # so that no server starts meanwhile
-            shutil.copytree(directory / _APPEND_ONLY, store)
+            _copy(directory / _APPEND_ONLY, store)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a directory in place of what is at `target`.
+
+    Raises:
+        BackupError: it cannot be copied; nothing is left at `target`.
+    """
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        shutil.copytree(source, target)
+    except OSError as error:
+        shutil.rmtree(target, ignore_errors=True)
+        # copytree gathers what went wrong with each file.
+        why = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+        raise BackupError(f"{source} cannot be copied to {target}: {why}") from None
 
 
 def _snapshot(data_dir: Path) -> Path:
@@ -236,7 +254,7 @@ def _load(store: Path) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="yj-load-") as scratch:
         place, log = Path(scratch), Path(scratch) / "log"
-        shutil.copytree(store, place / _APPEND_ONLY)
+        _copy(store, place / _APPEND_ONLY)
         address = place / "s"
         options = {
             "port": "0",
@@ -316,8 +334,7 @@ def _restore_data(store: Path, data_dir: Path) -> None:
         directory = paths.make_private(paths.valkey_dir(data_dir))
     fresh, place = directory / f"{_APPEND_ONLY}.new", directory / _APPEND_ONLY
     replaced = directory / f"{_APPEND_ONLY}.replaced"
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(store, fresh)
+    _copy(store, fresh)
     owner = data_dir.stat()
     for path in (fresh, *fresh.rglob("*")):
         os.chown(path, owner.st_uid, owner.st_gid)

@@ -100,17 +100,24 @@ json() {
   printf '"%s"' "$(printf '%s' "$text" | tr -d '\000-\037')"
 }
 
-# The address of the service on this machine.
-local_base() {
+# Whether the service listens on a port: where, in `bound_host` and `bound_port`.
+read_bind() {
   local bind
   bind=$(setting bind) || return 1
-  case $bind in
-    unix:*) return 1 ;;
-    0.0.0.0:*) bind=127.0.0.1:${bind##*:} ;;
-    '[::]:'*) bind="[::1]:${bind##*:}" ;;
+  [[ $bind != unix:* ]] || return 1
+  bound_port=${bind##*:} bound_host=${bind%:*}
+  bound_host=${bound_host#[} bound_host=${bound_host%]}
+  case $bound_host in
+    '' | 0.0.0.0) bound_host=127.0.0.1 ;;
+    ::) bound_host=::1 ;;
   esac
-  printf 'http://%s' "$bind"
 }
+
+# The address of the service on this machine, by a name that it always accepts (ALLOWED_HOSTS).
+local_base() { read_bind && printf 'http://127.0.0.1:%s' "$bound_port"; }
+
+# Where that name stands for.
+local_address() { read_bind && printf '%s' "$bound_host"; }
 
 # The token for the probes, if this machine knows it; by the environment, not by arguments.
 export_token() {
@@ -165,6 +172,38 @@ check_backups() {
   }
 }
 
+# lock_of MODE: the file whose lock says that what this checkout deploys is being changed. It is the same one
+# for all checkouts and users of this machine: of a Compose project of an engine, or of a DATA_DIR.
+lock_of() {
+  local directory what
+  # Where every user may make files, or each could have a directory of their own.
+  directory=/tmp
+  [[ $(stat --format %a /run/lock 2> /dev/null) != *[2367] ]] || directory=/run/lock
+  if [[ $1 == docker ]]; then
+    what=$(docker info --format '{{.ID}}' 2> /dev/null) || true
+    what=$(compose_setting COMPOSE_PROJECT_NAME yujian-presence)@$what
+  else
+    what=$(realpath --canonicalize-missing -- "$(setting data_dir)") || return 1
+  fi
+  printf '%s/yujian-presence-%s.lock' "$directory" "$(sha256sum <<< "$what" | cut -c 1-16)"
+}
+
+# lock_deployment MODE: take that lock, for as long as descriptor 8 is open. Else `not_locked` says why:
+# another process has it (75), or the file cannot be made (1).
+lock_deployment() {
+  local file
+  not_locked='it is not known what to lock: there is no valid DATA_DIR'
+  file=$(lock_of "$1") || return 1
+  # Nothing is written to it, and another user's is only read: the kernel refuses more in such a directory.
+  [[ -e $file ]] || (umask 022 && set -o noclobber && : > "$file") 2> /dev/null || true
+  not_locked="$file cannot be made, or is no file: a deployment takes its lock"
+  [[ -f $file && -r $file ]] || return 1
+  exec 8< "$file"
+  # shellcheck disable=SC2034  # of the scripts
+  not_locked="a deployment of another directory is under way: it holds the lock $file"
+  flock --nonblock 8 || return 75
+}
+
 # await_engine SECONDS: whether the engine answers, or does within that time after it was restarted.
 await_engine() {
   local limit=$((SECONDS + $1))
@@ -180,40 +219,65 @@ has_docker() { command -v docker > /dev/null && docker compose version > /dev/nu
 deployed_mode() { cat "$backups/mode" 2> /dev/null || true; }
 
 # Whether this project is deployed in containers, also when they have stopped or cannot be asked for:
-# then one needs to know.
+# then one needs to know. Without the plugin `compose` too, so that it is missed and no host is assumed.
 runs_in_docker() {
-  [[ $(deployed_mode) == docker ]] || { has_docker && [[ -n $(docker compose ps --all --quiet 2> /dev/null) ]]; }
+  [[ $(deployed_mode) == docker ]] || { command -v docker > /dev/null && [[ -n $(docker ps --all --quiet \
+    --filter "label=com.docker.compose.project=$(compose_setting COMPOSE_PROJECT_NAME yujian-presence)" 2> /dev/null) ]]; }
 }
 
-# compose_setting NAME DEFAULT: a variable as docker-compose.yml gets it, from the environment or .env.
+# Whether Docker can be used; prints why not.
+check_docker() {
+  local said
+  command -v docker > /dev/null || { echo "docker is missing"; return 1; }
+  docker compose version > /dev/null 2>&1 || { echo "docker has no plugin compose: install docker-compose-plugin"; return 1; }
+  said=$(docker version --format '{{.Server.Version}}' 2>&1) || { echo "${said##*$'\n'}"; return 1; }
+}
+
+# Lets compose_setting ask Compose itself, which reads what the service refuses to read in .env as well.
+ask_compose() {
+  compose_environment=$(docker compose config --environment 2> /dev/null) &&
+    [[ $compose_environment == *COMPOSE_PROJECT_NAME=* ]] || compose_environment=''
+}
+compose_environment=''
+
+# compose_setting NAME DEFAULT: a variable as docker-compose.yml gets it, from the environment or .env. One
+# that is set and empty has its default.
 compose_setting() {
-  local value=${!1-}
-  if [[ -z $value && -r .env ]]; then
+  local value=''
+  if [[ -n $compose_environment ]]; then
+    value=$(sed -n "s/^$1=//p" <<< "$compose_environment" | tail -n 1)
+  elif [[ -n ${!1+set} ]]; then
+    value=${!1}
+  elif [[ -r .env ]]; then
     value=$(sed -n "s/^$1=//p" .env | tail -n 1 | tr -d "\r\"'")
   fi
   printf '%s' "${value:-$2}"
 }
 
-# The address of the service for its clients, behind Caddy.
-public_base() {
+# Where Caddy is published: `published_port`, and `published_at`, where this machine itself reaches it, whatever
+# the name of the service stands for.
+read_published() {
   local publish
   publish=$(compose_setting HTTPS_PUBLISH 443)
-  publish=${publish##*:}
-  printf 'https://%s%s' "$(compose_setting API_DOMAIN api.yujian.team)" \
-    "$([[ $publish == 443 ]] || printf ':%s' "$publish")"
-}
-
-# Where this machine itself reaches what Caddy publishes, whatever the name of the service stands for.
-published_address() {
-  local publish
-  publish=$(compose_setting HTTPS_PUBLISH 443)
-  case $publish in
-    0.0.0.0:*) printf '127.0.0.1' ;;
-    *]:*) publish=${publish%:*} && publish=${publish#[} && printf '%s' "${publish%]}" ;;
-    *:*) printf '%s' "${publish%:*}" ;;
-    *) printf '127.0.0.1' ;;
+  # Of a range, or without a port, the engine chooses one.
+  [[ $publish =~ ^((.*):)?0*([1-9][0-9]{0,4})$ ]] ||
+    die 64 "HTTPS_PUBLISH=$publish must be [address:]port, with one port"
+  published_at=${BASH_REMATCH[2]} published_port=${BASH_REMATCH[3]}
+  published_at=${published_at#[} published_at=${published_at%]}
+  case $published_at in
+    '' | 0.0.0.0) published_at=127.0.0.1 ;;
+    ::) published_at=::1 ;;
   esac
 }
+
+# The address of the service for its clients, behind Caddy.
+public_base() {
+  read_published
+  printf 'https://%s%s' "$(compose_setting API_DOMAIN api.yujian.team)" \
+    "$([[ $published_port == 443 ]] || printf ':%s' "$published_port")"
+}
+
+published_address() { read_published && printf '%s' "$published_at"; }
 
 # fetch_authority FILE: where Caddy signs by itself (TLS_ISSUER=internal), its root certificate, once it has one.
 fetch_authority() {

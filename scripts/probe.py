@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import socket
@@ -21,20 +22,40 @@ import ssl
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import jwt
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-_FULL = "MAX_CONNECTIONS_EXCEEDED"
+from app.config import load
+from app.errors import ErrorCode, SettingsError
+from workers.shared import paths
+
 _TIMEOUT = 10.0
 """Seconds that one answer may take."""
+_PAUSE = 0.3
+"""Seconds until a publish that was refused for now is repeated."""
+_FULL: Mapping[tuple[int, object], str] = {
+    (503, ErrorCode.MAX_CONNECTIONS_EXCEEDED): "the service is full",
+    (429, ErrorCode.MAX_CONNECTIONS_EXCEEDED): "this address has as many connections as it may",
+}
+"""How handshakes are refused by a service that is well."""
 
 
 class Wrong(Exception):
     """The service is not as it should be; the message says what is wrong."""
+
+
+class _Closed(Wrong):
+    """It has closed the connection."""
+
+
+class _NeedsToken(Wrong):
+    """It asks for a client's token, as it should, and we have none."""
 
 
 class Probe:
@@ -45,41 +66,70 @@ class Probe:
         connect: the address to connect to in place of what the name stands for.
         ca: file with the certificates of the authority to trust.
         origin: the page that the client comes from.
+        client_token: of a client, where the service asks for one.
+        publish_token: of a publisher; empty: the checks publish nothing.
     """
 
-    def __init__(self, base: str, connect: str = "", ca: str = "", origin: str = "") -> None:
+    def __init__(
+        self,
+        base: str,
+        connect: str = "",
+        ca: str = "",
+        origin: str = "",
+        client_token: str = "",
+        publish_token: str = "",
+    ) -> None:
+        self._client_token = client_token
+        self._publish_token = publish_token
         self.base = base.rstrip("/")
         self._connect = connect.strip("[]")
         self._tls = ssl.create_default_context(cafile=ca or None)
         self._headers = {"Origin": origin} if origin else {}
 
-    def _session(self) -> aiohttp.ClientSession:
+    def _session(self, *, as_page: bool = True) -> aiohttp.ClientSession:
         resolver = _Fixed(self._connect) if self._connect else None
         connector = aiohttp.TCPConnector(ssl=self._tls, resolver=resolver)
+        tracing = aiohttp.TraceConfig()
+        tracing.on_request_redirect.append(_refuse_redirect)
         return aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(_TIMEOUT),
-            headers=self._headers,
+            headers=self._headers if as_page else {},
+            trace_configs=[tracing],
         )
 
-    async def _json(self, http: aiohttp.ClientSession, path: str) -> tuple[int, Any]:
-        async with http.get(self.base + path) as answer:
+    async def _json(
+        self, http: aiohttp.ClientSession, path: str, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        async with http.get(self.base + path, headers=headers) as answer:
             try:
-                return answer.status, await answer.json()
+                body = await answer.json()
             except (aiohttp.ContentTypeError, ValueError):
                 raise Wrong(f"{path} answers {answer.status} without JSON") from None
+            if not isinstance(body, dict):
+                raise Wrong(f"{path} answers {answer.status} with JSON that is no object")
+            return answer.status, body
 
     async def http(self) -> str:
         """`GET /status` answers "ok", and errors are JSON."""
         async with self._session() as http:
-            status, body = await self._json(http, "/status")
+            # Where clients need a token, strangers are not shown all.
+            known = self._client_token or self._publish_token
+            headers = {"Authorization": f"Bearer {known}"} if known else None
+            status, body = await self._json(http, "/status", headers)
             if status != 200 or body.get("status") != "ok":
-                raise Wrong(f"/status answers {status}, status {body.get('status')!r}")
-            ready = sum(row["state"] == "ready" for row in body["workers"])
+                raise Wrong(f"/status answers {status}, {_state(body)}")
+            try:
+                ready = sum(row["state"] == "ready" for row in body["workers"])
+                found = (
+                    f"version {body['version']}, {ready} workers, {body['connections']} connections"
+                )
+            except (KeyError, TypeError):
+                raise Wrong("/status is that of another service: it names no workers") from None
             missing, error = await self._json(http, "/there-is-no-such-page")
             if missing != 404 or "code" not in error:
                 raise Wrong(f"an unknown path answers {missing}: {error}")
-        return f"version {body['version']}, {ready} workers, {body['connections']} connections"
+        return found
 
     async def endpoints(self) -> str:
         """The socket's endpoint asks for an upgrade; its figures are there."""
@@ -93,81 +143,114 @@ class Probe:
                     raise Wrong(f"/ws/realtime answers {answer.status} to a plain GET")
         return "/ws/realtime, /ws/stats, /ws/queue"
 
-    async def socket(self, token: str, wait: float) -> str:
+    async def socket(self, wait: float) -> str:
         """Subscribe, and receive a message: our own with a token, else any.
 
-        A service that is full refuses us as it should; our own message is looked for in its history then.
+        A service that is full, or asks for a client's token that we do not have, refuses us as it
+        should; our own message is looked for in its history then.
         """
         try:
-            return await self._received(token, wait)
-        except aiohttp.WSServerHandshakeError as error:
-            if error.status != 503 or not await self._is_full():
+            return await self._received(wait)
+        except _NeedsToken:
+            why = "clients need a token, and there is no AUTH_SECRET here to make one"
+        except (aiohttp.WSServerHandshakeError, _Closed) as error:
+            status, body = await self._refusal()
+            code = body.get("code")
+            if (status, code) in _FULL:
+                why = f"{_FULL[status, code]} ({code})"
+            elif isinstance(error, _Closed):
                 raise
-        return await self._published_while_full(token)
+            else:
+                said = f" {code}: {body.get('error')}" if status == error.status and code else ""
+                raise Wrong(f"the handshake is answered {error.status}{said}") from None
+        return await self._published_unseen(f"no message was awaited: {why}")
 
-    async def _received(self, token: str, wait: float) -> str:
+    async def _received(self, wait: float) -> str:
         url = f"{self.base.replace('http', 'ws', 1)}/ws/realtime?types="
-        async with self._session() as http, http.ws_connect(url, timeout=_CLOSE) as ws:
+        headers = {"Authorization": f"Bearer {self._client_token}"} if self._client_token else {}
+        async with (
+            self._session() as http,
+            http.ws_connect(url, timeout=_CLOSE, headers=headers) as ws,
+        ):
             began = time.monotonic()
             ident = str(uuid.uuid4())
             types = ["system", "status", "stats", "health"]
             await ws.send_json({"id": ident, "action": "subscribe", "payload": {"types": types}})
             reply = await _receive(ws, lambda got: got.get("replyTo") == ident, _TIMEOUT)
-            if reply["event"] != "subscribed":
-                raise Wrong(f"subscribe was answered {reply['data']}")
-            if token:
-                sent = await self._publish(http, token)
+            if reply.get("event") != "subscribed":
+                data = reply.get("data")
+                code = data.get("code") if isinstance(data, dict) else None
+                if code == ErrorCode.UNAUTHORIZED and not self._client_token:
+                    raise _NeedsToken
+                raise Wrong(f"subscribe was answered {data}")
+            if self._publish_token:
+                sent = await self._publish(http)
                 await _receive(
                     ws,
-                    lambda got: got["type"] == "system" and got.get("seq") == sent["seq"],
+                    lambda got: got.get("type") == "system" and got.get("seq") == sent["seq"],
                     _TIMEOUT,
                 )
                 what = f"message system {sent['seq']} sent and received"
             else:
-                got = await _receive(ws, lambda got: "seq" in got, wait)
+                got = await _receive(ws, lambda got: "seq" in got and "type" in got, wait)
                 what = f"message {got['type']} {got['seq']} received"
             return f"{what}, {1000 * (time.monotonic() - began):.0f} ms in all"
 
-    async def _is_full(self) -> bool:
-        """Whether a handshake is refused because there are as many connections as may be."""
+    async def _refusal(self) -> tuple[int, dict[str, Any]]:
+        """The status and the JSON object with which a handshake is refused that no browser makes.
+
+        A browser's is accepted, and then closed.
+        """
         handshake = {
             "Connection": "Upgrade",
             "Upgrade": "websocket",
             "Sec-WebSocket-Version": "13",
             "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
         }
+        if self._client_token:
+            handshake["Authorization"] = f"Bearer {self._client_token}"
         async with (
-            self._session() as http,
+            self._session(as_page=False) as http,
             http.get(f"{self.base}/ws/realtime?types=", headers=handshake) as answer,
         ):
-            if answer.status != 503:
-                return False
-            try:
-                body = await answer.json()
-            except (aiohttp.ContentTypeError, ValueError):
-                return False
-            return isinstance(body, dict) and body.get("code") == _FULL
+            body: Any = None
+            if answer.status != 101:
+                with contextlib.suppress(aiohttp.ClientError, ValueError):
+                    body = await answer.json()
+            return answer.status, body if isinstance(body, dict) else {}
 
-    async def _published_while_full(self, token: str) -> str:
-        found = f"no handshake: the service is full ({_FULL})"
-        if not token:
+    async def _published_unseen(self, found: str) -> str:
+        if not self._publish_token:
             return found
         async with self._session() as http:
-            sent = await self._publish(http, token)
-            _, body = await self._json(http, "/history?type=system&limit=100")
-            if sent["seq"] not in [message["seq"] for message in body["messages"]]:
+            sent = await self._publish(http)
+            headers = {"Authorization": f"Bearer {self._publish_token}"}
+            status, body = await self._json(http, "/history?type=system&limit=100", headers)
+            try:
+                is_there = any(message["seq"] == sent["seq"] for message in body["messages"])
+            except (KeyError, TypeError):
+                raise Wrong(f"/history answers {status} without messages") from None
+            if not is_there:
                 raise Wrong(f"message system {sent['seq']} was sent, and is not in the history")
         return f"{found}; message system {sent['seq']} sent, and found in the history"
 
-    async def _publish(self, http: aiohttp.ClientSession, token: str) -> dict[str, Any]:
+    async def _publish(self, http: aiohttp.ClientSession) -> dict[str, Any]:
         message = {"type": "system", "event": "deployment_check", "data": {}, "priority": "low"}
-        headers = {"Authorization": f"Bearer {token}"}
+        headers = {"Authorization": f"Bearer {self._publish_token}"}
         url = f"{self.base}/ws/broadcast"
-        async with http.post(url, json=message, headers=headers) as answer:
-            if answer.status != 200:
-                raise Wrong(f"/ws/broadcast answers {answer.status}: {await answer.text()}")
-            sent: dict[str, Any] = await answer.json()
-            return sent
+        until = time.monotonic() + _TIMEOUT
+        while True:
+            async with http.post(url, json=message, headers=headers) as answer:
+                if answer.status == 200:
+                    sent = await answer.json()
+                    if not isinstance(sent, dict) or "seq" not in sent:
+                        raise Wrong("/ws/broadcast answers 200 without a seq")
+                    return sent
+                said = f"/ws/broadcast answers {answer.status}: {await answer.text()}"
+                # Others may publish as much as they may, or a burst fill the queue.
+                if answer.status not in {429, 503} or time.monotonic() > until:
+                    raise Wrong(said)
+            await asyncio.sleep(_PAUSE)
 
     async def private(self) -> str:
         """What is for operators is not there for the public."""
@@ -199,16 +282,54 @@ class Probe:
 _CLOSE = aiohttp.ClientWSTimeout(ws_close=5)
 
 
-async def _receive(ws: aiohttp.ClientWebSocketResponse, wanted: Any, timeout: float) -> Any:
+async def _refuse_redirect(
+    _session: aiohttp.ClientSession,
+    _context: SimpleNamespace,
+    parameters: aiohttp.TraceRequestRedirectParams,
+) -> None:
+    """Clients of a WebSocket and publishers do not follow either.
+
+    Raises:
+        Wrong: always.
+    """
+    answer = parameters.response
+    to = answer.headers.get("Location", "nowhere")
+    raise Wrong(f"{parameters.url.path} answers {answer.status}, a redirect to {to}")
+
+
+def _state(body: dict[str, Any]) -> str:
+    """What the body of /status says is wrong."""
+    found = f"status {body.get('status')!r}"
+    causes = body.get("causes")
+    if isinstance(causes, list) and causes:
+        found += f": {'; '.join(map(str, causes))}"
+    return found
+
+
+async def _receive(
+    ws: aiohttp.ClientWebSocketResponse, wanted: Callable[[dict[str, Any]], bool], timeout: float
+) -> dict[str, Any]:
+    """The first message that is wanted.
+
+    Raises:
+        Wrong: it does not come, or something else than messages does.
+    """
     try:
         async with asyncio.timeout(timeout):
             async for frame in ws:
-                got = json.loads(frame.data)
+                try:
+                    got = json.loads(frame.data)
+                except (TypeError, ValueError):
+                    got = None
+                if not isinstance(got, dict):
+                    raise Wrong(
+                        "the WebSocket is that of another service: it sends no JSON objects"
+                    )
                 if wanted(got):
                     return got
     except TimeoutError:
         raise Wrong(f"nothing of what was waited for came within {timeout:g} s") from None
-    raise Wrong(f"closed with {ws.close_code}")
+    raise _Closed(f"closed with {ws.close_code}")
 
 
 class _Fixed(AbstractResolver):
@@ -237,6 +358,27 @@ class _Fixed(AbstractResolver):
         """Nothing is open."""
 
 
+def tokens() -> tuple[str, str]:
+    """Of a client, valid for a minute, and of a publisher, as far as the settings here have them.
+
+    They are no arguments: every process could read those.
+    """
+    client, publisher = "", os.environ.get("PUBLISH_TOKEN", "")
+    with contextlib.suppress(SettingsError):
+        settings = load(os.environ, paths.home() / ".env")
+        publisher = publisher or settings.publish_token
+        if not publisher and settings.publish_tokens:
+            publisher = settings.publish_tokens[0][1]
+        if settings.auth_secret:
+            claims: dict[str, Any] = {"sub": "deployment-check", "exp": int(time.time()) + 60}
+            if settings.auth_audience:
+                claims["aud"] = settings.auth_audience[0]
+            if settings.auth_issuer:
+                claims["iss"] = settings.auth_issuer[0]
+            client = jwt.encode(claims, settings.auth_secret, "HS256")
+    return client, publisher
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one check; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -253,20 +395,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--wait", type=float, default=35, help="seconds for a message")
     options = parser.parse_args(arguments)
     try:
-        probe = Probe(options.base, options.connect, options.ca, options.origin)
+        probe = Probe(
+            options.base,
+            options.connect,
+            options.ca,
+            options.origin,
+            *tokens(),
+        )
         if options.check == "certificate":
             found = probe.certificate(options.days)
         elif options.check == "socket":
-            # Not as an argument: every process could read it.
-            token = os.environ.get("PUBLISH_TOKEN", "")
-            found = asyncio.run(probe.socket(token, options.wait))
+            found = asyncio.run(probe.socket(options.wait))
         else:
             looks = {"http": probe.http, "endpoints": probe.endpoints, "private": probe.private}
             found = asyncio.run(looks[options.check]())
     except TimeoutError:
-        print(f"no answer within {_TIMEOUT:g} s")
+        print(f"{options.base} does not answer within {_TIMEOUT:g} s")
         return 1
-    except (Wrong, OSError, aiohttp.ClientError, KeyError, ValueError) as error:
+    except (Wrong, OSError, aiohttp.ClientError, ValueError) as error:
         print(" ".join((str(error) or type(error).__name__).split()))
         return 1
     print(found)

@@ -32,12 +32,17 @@ while (($#)); do
   esac
   shift
 done
+said=$(check_docker) || die 1 "the engine does not answer: $said"
 ended=$(docker compose ps --all --quiet --status exited) || die 1 "the engine does not answer"
 if [[ -d $backups ]]; then
   said=$(check_backups) || die 1 "$said"
   exec 9> "$backups/.lock"
   flock --nonblock 9 || exit 0 # a deployment sees to it
 fi
+lock_deployment docker || {
+  (($? != 75)) || exit 0
+  die 1 "$not_locked"
+}
 result=0
 for one in $ended; do
   # What was stopped by hand, or has ended by itself, has no error.

@@ -270,11 +270,19 @@ class _ThisMachine(AbstractResolver):
 
 
 class Crowd:
-    """Clients of the plain protocol that note every message, and how they were closed."""
+    """Clients of the plain protocol that note every message, and how they were closed.
 
-    def __init__(self, address: str, count: int) -> None:
-        self._url = f"ws://{address}/ws/realtime?types=status"
+    Args:
+        address: `host:port` of the service.
+        count: of clients.
+        type: of the messages.
+    """
+
+    def __init__(self, address: str, count: int, type: str = "status") -> None:
+        self._url = f"ws://{address}/ws/realtime?types={type}"
         self._count = count
+        self.data: list[Any] = []
+        """Of all messages of the first client."""
         self.seqs: list[list[int]] = [[] for _ in range(count)]
         self.gaps = 0
         self.closes: list[int | None] = []
@@ -312,6 +320,8 @@ class Crowd:
                 self._note(number, one)
         elif got.get("event") == "tick":
             self.seqs[number].append(got["seq"])
+            if number == 0:
+                self.data.append(got["data"])
         elif got.get("event") == "gap":
             self.gaps += 1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -21,8 +22,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.containers.project import NAME, Crowd, Project, restart_engine
-from tests.support.publishers import Aiohttp, HttpClient, Publisher, Requests
+from tests.containers.project import API, NAME, Crowd, Project, restart_engine
+from tests.support.copies import Done
+from tests.support.publishers import Requests, at_work, check_stored, of_all_kinds
 from tests.support.service import TOKEN
 from tests.support.waiting import until, until_now
 
@@ -61,33 +63,42 @@ async def history(project: Project) -> list[object]:
         return [one["data"] for one in (await answer.json())["messages"]]
 
 
-async def test_a_deployment_and_a_rollback_close_no_connection(project: Project) -> None:
-    project.version("2.0.0")
-    url = f"http://{project.address}/ws/broadcast"
-    async with Crowd(project.address, CLIENTS) as crowd:
-        publishers: list[Publisher] = [kind(url, 10) for kind in (Requests, HttpClient, Aiohttp)]
-        for publisher in publishers:
-            publisher.start()
-        try:
-            done = await asyncio.to_thread(project.deploy)
-            assert done.code == 0, done
-            assert (done.json["handed_over"], done.json["noticed"]) == (CLIENTS, 0), done
-            assert project.runs() == "2.0.0"
-            assert list(project.backends().values()) == ["running"]
-            # Back, by the backup that this deployment made of what ran before.
-            back = await asyncio.to_thread(
-                project.run, "rollback.sh", "--release-only", done.json["backup"]
-            )
+async def test_deployments_and_a_rollback_are_noticed_by_no_client_and_no_publisher(
+    project: Project,
+) -> None:
+    project.fetch_certificate()
+    direct = f"http://{project.address}/ws/broadcast"
+    caddy = f"https://{API}:{project.port}/ws/broadcast"
+    publishers = of_all_kinds(direct, caddy, project.certificate)
+    for one in publishers:
+        one.type = "config"  # the many clients get those of one alone
+    to_all = Requests(direct, 10)
+    async with (
+        Crowd(project.address, CLIENTS) as crowd,
+        Crowd(project.address, 1, "config") as reader,
+    ):
+        async with at_work([*publishers, to_all]):
+            for version in ("2.0.0", "2.1.0", "2.2.0"):
+                project.version(version)
+                done = await asyncio.to_thread(project.deploy)
+                assert done.code == 0, done
+                counts = done.json["handed_over"], done.json["noticed"]
+                assert counts == (CLIENTS + 1, 0), done
+                assert project.runs() == version
+                assert list(project.backends().values()) == ["running"]
+                if version == "2.0.0":
+                    first = done.json["backup"]
+            # Back, by the backup that the first one made of what ran before.
+            back = await asyncio.to_thread(project.run, "rollback.sh", "--release-only", first)
             assert back.code == 0, back
             assert project.runs() == "1.0.0"
-        finally:
-            for publisher in publishers:
-                publisher.enough.set()
-            await asyncio.to_thread(lambda: [publisher.join(30) for publisher in publishers])
-        assert {one.name: one.errors for one in publishers} == {one.name: [] for one in publishers}
         last = await publish(project, {"n": "last"})
         await crowd.all_at(last["seq"])
         crowd.check()
+        last = await publish(project, {"by": "test"}, type="config")
+        await reader.all_at(last["seq"])
+        reader.check()
+        check_stored(publishers, reader.data)
     dangling = "label=org.opencontainers.image.title=Yujian Presence"
     left = project.docker("images", "--quiet", "--filter", "dangling=true", "--filter", dangling)
     assert left == ""
@@ -119,15 +130,26 @@ async def test_a_version_that_does_not_serve_changes_nothing(project: Project) -
 
 
 async def test_an_interrupted_deployment_changes_nothing_and_the_next_one_is_good(
-    project: Project,
+    project: Project, tmp_path: Path
 ) -> None:
     before = project.backends()
     project.version("3.0.0")
+    other = Project(tmp_path)
+    turned_away: list[Done] = []
+
+    def is_beside(_: str) -> bool:
+        if len(project.backends()) == 1:
+            return False
+        # Another checkout of the same Compose project has no turn now.
+        scripts = ("deploy-websocket.sh", "scripts/start-containers.sh")
+        turned_away.extend(other.run(script) for script in scripts)
+        return True
+
     async with Crowd(project.address, 20) as crowd:
-        done = await asyncio.to_thread(
-            project.interrupt_deploy, lambda _: len(project.backends()) > 1
-        )
+        done = await asyncio.to_thread(project.interrupt_deploy, is_beside)
         assert done.code == 15, done
+        assert [one.code for one in turned_away] == [75, 0], turned_away
+        assert "a deployment of another directory is under way" in turned_away[0].err
         assert "interrupted" in done.err
         assert project.backends() == before
         assert project.runs() == "1.0.0"
@@ -357,6 +379,34 @@ async def test_a_rollback_to_what_does_not_serve(project: Project) -> None:
     shutil.rmtree(bad)
 
 
+async def test_an_interrupted_rollback_leaves_one_version(project: Project) -> None:
+    """It is not put back by the version that it leads away from; but no two serve."""
+    before, runs = project.backends(), project.runs()
+    code = (project.root / "app/__init__.py").read_text()
+    project.version("5.9.0")
+    back_to = project.root / "backups/20200101_000000"
+    command = [sys.executable, "-m", "scripts.backup", "create", str(back_to)]
+    environ = project.environ | {"BACKPLANE_URL": "redis://nowhere"}
+    await asyncio.to_thread(subprocess.run, command, cwd=project.root, env=environ, check=True)
+    latest = ("image", "inspect", "--format", "{{.Id}}", f"yujian-presence-backend:{NAME}")
+    image = project.docker(*latest)
+    async with Crowd(project.address, 20) as crowd:
+        back = await asyncio.to_thread(
+            project.interrupt,
+            *("rollback.sh", "--json", "--release-only", back_to.name),
+            when=lambda _: len(project.backends()) > 1,
+        )
+        assert back.code == 5, back
+        assert f"the running service is healthy (version {runs}" in back.json["message"]
+        assert project.backends() == before
+        assert project.docker(*latest) == image
+        last = await publish(project, {"n": "after a rollback that was interrupted"})
+        await crowd.all_at(last["seq"])
+        crowd.check()
+    (project.root / "app/__init__.py").write_text(code)
+    shutil.rmtree(back_to)
+
+
 async def test_an_interrupted_restore_puts_the_messages_back(project: Project) -> None:
     backup = max((project.root / "backups").glob("2*")).name
     await publish(project, {"n": "before an interrupt"})
@@ -400,8 +450,7 @@ async def test_a_backup_brings_the_messages_back(project: Project) -> None:
 
 
 async def test_a_restore_that_fails_puts_back_what_was_there(project: Project) -> None:
-    done = await asyncio.to_thread(project.deploy)
-    assert done.code == 0, done
+    backup = max((project.root / "backups").glob("2*")).name
     await publish(project, {"n": "after the backup"})
     kept = await history(project)
     good = (project.root / "rollback.sh").read_text()
@@ -412,9 +461,7 @@ async def test_a_restore_that_fails_puts_back_what_was_there(project: Project) -
         "rmdir .fresh; echo nonsense > appendonlydir/appendonly.aof.manifest' &&",
     )
     async with Crowd(project.address, 20) as crowd:
-        back = await asyncio.to_thread(
-            project.run, "rollback.sh", "--data-only", done.json["backup"]
-        )
+        back = await asyncio.to_thread(project.run, "rollback.sh", "--data-only", backup)
         assert back.code == 4, back
         assert "what it had before is put back" in back.err
         assert await history(project) == kept
@@ -563,6 +610,71 @@ async def test_compose_up_by_hand_closes_every_client(project: Project) -> None:
     project.write_settings()
 
 
+async def test_a_full_disk_under_the_messages(project: Project) -> None:
+    """A restore that has no room puts back what was there, and a backup leaves nothing behind."""
+    backup = max((project.root / "backups").glob("2*")).name
+    before = sorted((project.root / "backups").glob("2*"))
+    with small_volume(project) as volume:
+        await publish(project, {"n": "before a full disk"})
+        kept = await history(project)
+        filler = volume / "filler"
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        os.truncate(filler, filler.stat().st_size - 8192)
+        async with Crowd(project.address, 20) as crowd:
+            back = await asyncio.to_thread(project.run, "rollback.sh", "--data-only", backup)
+            assert back.code == 4, back
+            assert "No space left" in back.err
+            assert "cannot be unpacked into the volume: what it had before is put back" in back.err
+            assert not list(volume.glob(".fresh"))
+            assert not list(volume.glob("*.before"))
+            assert await history(project) == kept
+            done = await asyncio.to_thread(project.deploy, "--min-free", "0")
+            assert done.code == 12, done
+            assert sorted((project.root / "backups").glob("2*")) == before
+            assert not list(volume.glob(".backup*"))
+            filler.unlink()
+            last = await publish(project, {"n": "after a full disk"})
+            await crowd.all_at(last["seq"])
+            crowd.check()
+
+
+@contextlib.contextmanager
+def small_volume(project: Project) -> Iterator[Path]:
+    """Let Valkey's volume be a file system of 3 MB; its directory."""
+    name = ("volume", "inspect", "--format", "{{.Mountpoint}}", f"{NAME}_valkey-data")
+    volume = Path(project.docker(*name))
+    aside = volume.with_name("aside")
+
+    def move(source: Path, target: Path) -> None:
+        for entry in source.iterdir():
+            if entry.name != "filler":
+                subprocess.run(["cp", "--archive", entry, target], check=True)
+
+    owner = volume.stat()
+    aside.mkdir()
+    project.compose("stop", "valkey")
+    move(volume, aside)
+    options = f"size=3m,uid={owner.st_uid},gid={owner.st_gid},mode=0755"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", volume], check=True)
+    try:
+        move(aside, volume)
+        project.compose("up", "--detach", "--no-deps", "--wait", "valkey")
+        yield volume
+    finally:
+        project.compose("stop", "valkey", check=False)
+        shutil.rmtree(aside)
+        aside.mkdir()
+        move(volume, aside)
+        subprocess.run(["umount", volume], check=True)
+        for entry in volume.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        move(aside, volume)
+        shutil.rmtree(aside)
+        project.compose("up", "--detach", "--no-deps", "--wait", "valkey")
+
+
 def test_no_room_on_the_disk_is_noticed_before_anything_is_written(project: Project) -> None:
     before = project.backends(), sorted((project.root / "backups").glob("2*"))
     done = project.deploy("--min-free", "999999999")
@@ -583,6 +695,43 @@ def test_a_full_disk_under_the_backups(project: Project, tmp_path: Path) -> None
     finally:
         subprocess.run(["umount", tmp_path], check=True)
     assert project.backends() == before
+
+
+def test_an_engine_that_is_too_old(project: Project, tmp_path: Path) -> None:
+    """It is noticed before anything is written."""
+    before = sorted((project.root / "backups").glob("2*"))
+    # The one thing that is not the engine's own here: what it says of its age.
+    docker = tmp_path / "docker"
+    real = shutil.which("docker", path=project.environ["PATH"])
+    docker.write_text(
+        f'#!/bin/sh\n[ "$1" != version ] || {{ echo 24.0.9+dfsg1; exit; }}\nexec {real} "$@"\n'
+    )
+    docker.chmod(0o755)
+    path = f"{tmp_path}:{project.environ['PATH']}"
+    for options in ([], ["--dry-run"]):
+        done = project.deploy(*options, PATH=path)
+        assert done.code == 14, done
+        assert "Docker engine 24.0.9+dfsg1 is too old" in done.err
+    assert sorted((project.root / "backups").glob("2*")) == before
+
+
+def test_a_docker_without_compose(project: Project) -> None:
+    """What is in containers is not taken for a host, and the message names what is missing."""
+    backup = max((project.root / "backups").glob("2*")).name
+    (project.root / "backups/mode").rename(project.root / "backups/mode.away")
+    try:
+        for script, code in (
+            (["deploy-websocket.sh"], 11),
+            (["rollback.sh", backup], 4),
+            (["verify-deployment.sh", "--only", "containers"], 14),
+            (["scripts/start-containers.sh"], 1),
+        ):
+            # Plugins are found by this.
+            done = project.run(*script, DOCKER_CONFIG="/nonexistent", HOME="/nonexistent")
+            assert done.code == code, (script, done)
+            assert "docker has no plugin compose" in done.out + done.err, (script, done)
+    finally:
+        (project.root / "backups/mode.away").rename(project.root / "backups/mode")
 
 
 def test_an_engine_that_does_not_answer_is_not_taken_for_a_host(project: Project) -> None:

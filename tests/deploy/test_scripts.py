@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -614,6 +615,42 @@ def test_a_snapshot_that_no_valkey_loads_is_no_backup(installed: Installed, tmp_
     assert done.returncode == 3, done
     assert "does not start from it" in done.stderr
     assert not (installed.backups / "20250101_000003").exists()
+
+
+def test_a_restore_without_room_changes_nothing(installed: Installed, tmp_path: Path) -> None:
+    _create(installed, "20250101_000004")
+    data_dir = tmp_path / "data"
+    store = data_dir / "valkey/appendonlydir"
+    data_dir.mkdir(mode=0o700)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k,mode=0700", "small", data_dir], check=True
+    )
+    try:
+        store.mkdir(parents=True)
+        (store / "kept").write_text("as before")
+        with (data_dir / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "scripts.backup",
+                "restore",
+                "backups/20250101_000004",
+                "--data",
+            ],
+            cwd=installed.root,
+            env=installed.environ | {"DATA_DIR": str(data_dir)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1, done
+        assert "appendonlydir.new: [Errno 28] No space left on device" in done.stderr
+        assert sorted(path.name for path in store.parent.iterdir()) == ["appendonlydir"]
+        assert (store / "kept").read_text() == "as before"
+    finally:
+        subprocess.run(["umount", data_dir], check=True)
 
 
 # What the containers use

@@ -14,14 +14,13 @@ import pytest_asyncio
 from tests.support.caddy import Caddy, address, behind_caddy
 from tests.support.plain import PlainClient
 from tests.support.ports import free_port
-from tests.support.publishers import CLIENTS, Curl, Publisher, Scraper, ThroughCaddy
+from tests.support.publishers import Scraper, at_work, check_stored, of_all_kinds
 from tests.support.service import TOKEN, Service
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.no_cover, pytest.mark.long]
 
 RELOADS = 10
-RATES = (1, 5, 20)
 
 
 @pytest_asyncio.fixture
@@ -35,35 +34,20 @@ async def test_publishers_do_not_notice_ten_reloads() -> None:
     service = behind_caddy(port, WORKERS=2, RATE_LIMIT=0, COLLECTOR=0)
     async with service:
         with Caddy(address(service), https_port=port) as caddy:
-            url = f"{service.base}/ws/broadcast"
-            publishers: list[Publisher] = [kind(url, rate) for kind in CLIENTS for rate in RATES]
-            publishers += [
-                ThroughCaddy(f"{caddy.api}/ws/broadcast", rate, caddy.root_certificate)
-                for rate in RATES
-            ]
+            publishers = of_all_kinds(
+                f"{service.base}/ws/broadcast",
+                f"{caddy.api}/ws/broadcast",
+                caddy.root_certificate,
+            )
             scrapers = [Scraper(f"{service.base}{path}", 10) for path in ("/status", "/metrics")]
             reader = await PlainClient.open(service, types="status")
-            all_of_them = [*publishers, *scrapers]
-            for one in all_of_them:
-                one.start()
-            try:
+            async with at_work([*publishers, *scrapers]):
                 for _ in range(RELOADS):
                     await service.hup()
-            finally:
-                for one in all_of_them:
-                    one.enough.set()
-                await asyncio.to_thread(lambda: [one.join(30) for one in all_of_them])
-            errors = {one.name: one.errors for one in all_of_them if one.errors}
-            assert errors == {}
-            stored = sum(one.stored for one in publishers)
             last = await service.publish("status", data={"by": "test", "n": 0})
             await reader.wait_seq("status", last["seq"])
             ticks = [got["data"] for got in reader.received if got.get("event") == "tick"]
-            numbered = Counter((one["by"], one["n"]) for one in ticks if one["n"] is not None)
-            assert max(numbered.values()) == 1, "stored twice"
-            answered = sum(one.stored for one in publishers if not isinstance(one, Curl))
-            assert sum(numbered.values()) == answered + 1
-            assert len(ticks) >= stored
+            check_stored(publishers, ticks)
             await reader.close()
 
 

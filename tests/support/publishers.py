@@ -9,8 +9,11 @@ import subprocess
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -33,6 +36,9 @@ class Publisher(ABC, threading.Thread):
         rate: calls a second.
     """
 
+    type = "status"
+    """Of its messages."""
+
     def __init__(self, url: str, rate: float) -> None:
         super().__init__(name=f"{type(self).__name__}-{rate:g}", daemon=True)
         self.url = url
@@ -43,7 +49,7 @@ class Publisher(ABC, threading.Thread):
 
     def body(self, number: int) -> bytes:
         data = {"by": self.name, "n": number}
-        return json.dumps({"type": "status", "event": "tick", "data": data}).encode()
+        return json.dumps({"type": self.type, "event": "tick", "data": data}).encode()
 
     def note(self, number: int, post: Callable[[bytes], int]) -> None:
         """One call, and what came of it."""
@@ -218,3 +224,51 @@ class ThroughCaddy(Publisher):
 
 
 CLIENTS: list[type[Publisher]] = [Requests, Httpx, Urllib3, HttpClient, Aiohttp, Curl]
+RATES = (1, 5, 20)
+"""Calls a second."""
+
+
+def of_all_kinds(url: str, caddy: str, certificate: Path) -> list[Publisher]:
+    """Each client at each rate, and through Caddy.
+
+    Args:
+        url: of POST /ws/broadcast.
+        caddy: of the same, through Caddy.
+        certificate: of the authority that Caddy has.
+    """
+    direct: list[Publisher] = [kind(url, rate) for kind in CLIENTS for rate in RATES]
+    return [*direct, *(ThroughCaddy(caddy, rate, certificate) for rate in RATES)]
+
+
+@asynccontextmanager
+async def at_work(publishers: Sequence[Publisher]) -> AsyncIterator[None]:
+    """Let them publish; at the end none has had an error."""
+    for one in publishers:
+        one.start()
+    try:
+        yield
+    finally:
+        for one in publishers:
+            one.enough.set()
+        await asyncio.to_thread(lambda: [one.join(30) for one in publishers])
+    assert {one.name: one.errors for one in publishers if one.errors} == {}
+
+
+def check_stored(publishers: Sequence[Publisher], received: Sequence[dict[str, Any]]) -> None:
+    """What was answered with 200 is there, once.
+
+    Args:
+        publishers: that have ended.
+        received: data of all messages, of others too.
+    """
+    names = {one.name for one in publishers}
+    ours = [data for data in received if data.get("by") in names]
+    numbered = Counter((data["by"], data["n"]) for data in ours if data["n"] is not None)
+    assert max(numbered.values()) == 1, "stored twice"
+    answered = sum(one.stored for one in publishers if not isinstance(one, Curl))
+    assert sum(numbered.values()) == answered
+    # curl's have no numbers, and the last is on its way when it is ended.
+    curls = [one for one in publishers if isinstance(one, Curl)]
+    found = len(ours) - answered
+    least = sum(one.stored for one in curls)
+    assert least <= found <= least + len(curls)

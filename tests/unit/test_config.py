@@ -416,6 +416,14 @@ def test_environment_beats_dotenv(tmp_path: Path) -> None:
         ("PUBLISH_TOKEN= pa", "PUBLISH_TOKEN has blanks around its value"),
         ("PUBLISH_TOKEN=pa ", "PUBLISH_TOKEN has blanks around its value"),
         ("PUBLISH_TOKEN=pa\r", "it ends as on Windows (CRLF)"),
+        ("PUBLISH_TOKEN=pa\x00", "it contains a control character"),
+        ("PUBLISH_TOKEN=p\x1ba", "it contains a control character"),
+        ("PUBLISH_TOKEN=pa\x7f", "it contains a control character"),
+        ("# p\x0b", "it contains a control character"),
+        ("PUBLISH_TOKEN=pa\t", "PUBLISH_TOKEN has blanks around its value"),
+        ("\tPUBLISH_TOKEN=pa", "it is not NAME=value"),
+        ("PUBLISH_TOKEN\t=pa", "it is not NAME=value"),
+        ("PUBLISH_TOKEN=pa\t# old", "PUBLISH_TOKEN contains #"),
         ("export PUBLISH_TOKEN=pa", "it is not NAME=value"),
         ("PUBLISH_TOKEN = pa", "it is not NAME=value"),
         ("PUBLISH_TOKEN: pa", "it is not NAME=value"),
@@ -433,6 +441,14 @@ def test_dotenv_is_refused_where_its_readers_differ(
         load({}, dotenv)
     assert str(caught.value).startswith(f"{dotenv}, line 4: {problem}")
     assert "wd" not in str(caught.value), "no part of a secret"
+
+
+@pytest.mark.parametrize("line", ["WORKERS=2", "# settings", ""])
+def test_a_byte_order_mark_is_refused(tmp_path: Path, line: str) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_bytes(f"\ufeff{line}\nRATE_LIMIT=5\n".encode())
+    with pytest.raises(SettingsError, match="line 1: the file begins with a byte order mark"):
+        load({}, dotenv)
 
 
 def test_dotenv_may_be_missing(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from app import cgroups
 from app.setting_values import worker_count
 from workers.leader.host import Headroom, HostSampler
 
@@ -267,6 +268,94 @@ def test_cgroup_v1_without_limits_is_the_machine(tmp_path: Path) -> None:
     sample = container.sampler().sample()
     assert sample.cpus == len(os.sched_getaffinity(0))
     assert sample.memory_total == psutil.virtual_memory().total
+
+
+def mountinfo(root: Path, *lines: str) -> None:
+    """What the kernel says of mounts: top and place, kind and options."""
+    rows = []
+    for number, line in enumerate(lines):
+        top, place, kind, options = line.split()
+        rows.append(
+            f"{number} 1 0:{number} {top} {place} ro shared:1 - {kind} cgroup rw,{options}\n"
+        )
+    (root / "proc/self").mkdir(parents=True, exist_ok=True)
+    (root / "proc/self/mountinfo").write_text(
+        "".join(["1 0 8:1 / / rw - ext4 /dev/sda rw\n", *rows])
+    )
+
+
+def test_a_hierarchy_of_two_controllers_that_has_no_links(tmp_path: Path) -> None:
+    """As where no runtime has made `cpu` a link to it."""
+    for own in ("/", "/a b/unit"):
+        root = tmp_path / str(len(own))
+        mountinfo(root, "/ /sys/fs/cgroup/cpu,cpuacct cgroup cpu,cpuacct")
+        (root / "proc/self/cgroup").write_text(f"\n4:cpuacct,cpu:{own}\n1:name=systemd:/x\n0::/\n")
+        group = root / "sys/fs/cgroup/cpu,cpuacct" / own.lstrip("/")
+        group.mkdir(parents=True)
+        (group / "cpu.cfs_quota_us").write_text("150000\n")
+        (group / "cpu.cfs_period_us").write_text("100000\n")
+        (group / "cpuacct.usage").write_text("7000000000\n")
+        assert cgroups.cpu_quota(root) == 1.5
+        assert cgroups.cpu_groups(root)[0].used() == 7.0
+        assert worker_count(root, 8) == (2, "a quota of 1.5 cores")
+
+
+def test_a_group_below_that_of_the_container(tmp_path: Path) -> None:
+    """The mount shows the container's group; the path of a group below is that of the host."""
+    mountinfo(tmp_path, "/docker/01 /sys/fs/cgroup/memory cgroup memory")
+    (tmp_path / "proc/self/cgroup").write_text("3:memory:/docker/01/inner\n")
+    mount = tmp_path / "sys/fs/cgroup/memory"
+    (mount / "inner").mkdir(parents=True)
+    (mount / "memory.limit_in_bytes").write_text(str(500 * MB))
+    (mount / "inner/memory.limit_in_bytes").write_text(str(200 * MB))
+    assert cgroups.memory_limit(tmp_path) == 200 * MB
+    # Another one, whose name begins alike.
+    (tmp_path / "proc/self/cgroup").write_text("3:memory:/docker/012\n")
+    assert cgroups.memory_limit(tmp_path) == 500 * MB
+
+
+def test_cgroup_v2_beside_v1_has_some_of_the_controllers(tmp_path: Path) -> None:
+    mountinfo(
+        tmp_path,
+        "/ /sys/fs/cgroup/cpu cgroup cpu",
+        "/ /sys/fs/cgroup/unified cgroup2 nsdelegate",
+        r"/ /sys/fs/cgroup/name\040d cgroup name=d",
+    )
+    (tmp_path / "proc/self/cgroup").write_text("2:cpu:/s\n1:name=d:/\n0::/s\n")
+    legacy, unified = (tmp_path / "sys/fs/cgroup" / name for name in ("cpu/s", "unified/s"))
+    for group in (legacy, unified):
+        group.mkdir(parents=True)
+    (unified.parent / "cgroup.controllers").write_text("memory pids\n")
+    (unified / "memory.max").write_text("max\n")
+    (unified / "memory.high").write_text(f"{300 * MB}\n")
+    (legacy / "cpu.cfs_quota_us").write_text("25000")
+    (legacy / "cpu.cfs_period_us").write_text("50000")
+    assert cgroups.memory_limit(tmp_path) == 300 * MB
+    assert cgroups.cpu_quota(tmp_path) == 0.5
+
+
+def test_what_slows_a_group_down_counts_as_its_limit(container: Container) -> None:
+    container.hold(100 * MB, str(400 * MB))
+    for high, limit in (("max", 400), (str(200 * MB), 200), (str(500 * MB), 400)):
+        (container.group / "memory.high").write_text(high)
+        assert container.sampler().sample().memory_total == limit * MB
+
+
+def test_names_of_files_that_the_kernel_keeps_are_not_in_use(container: Container) -> None:
+    container.hold(300 * MB, str(512 * MB))
+    stat = f"anon 1\nactive_file {20 * MB}\nslab_reclaimable {180 * MB}\nslab_unreclaimable 5\n"
+    (container.group / "memory.stat").write_text(stat)
+    assert container.sampler().sample().memory_used == 100 * MB
+
+
+@pytest.mark.parametrize("text", ["", "\n", "nonsense\n", "0::\n", "0::/gone (deleted)\n", "a:b\n"])
+def test_groups_that_are_not_understood_are_the_machine(tmp_path: Path, text: str) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(text)
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cgroup.controllers").write_text("")
+    assert worker_count(tmp_path, 8) == (8, "8 cores")
+    assert HostSampler(tmp_path, tmp_path).sample().cpus == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,24 @@ def find_master(data_dir: Path) -> int:
     raise NotRunning(f"no service runs with DATA_DIR {data_dir}")
 
 
+def check_home(master: int) -> None:
+    """A reload would renew the code of the directory that the master runs from.
+
+    Raises:
+        Failed: that is another one.
+    """
+    try:
+        there = Path(f"/proc/{master}/cwd").readlink()
+        if there.samefile(paths.home()):
+            return
+    except OSError:
+        return  # of another user, or removed: not known
+    raise Failed(
+        f"master {master} runs from {there}, not from {paths.home()}: reload it there, or let this"
+        " directory take its place with 'python -m workers.start --replace'"
+    )
+
+
 def environment_of(pid: int) -> dict[str, str]:
     """The environment that a master was started with, which its workers will have."""
     pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -159,6 +177,7 @@ def reload(data_dir: Path, wanted: signal.Signals | None) -> Report:
         Failed: the new workers do not come; the old ones serve.
     """
     master = find_master(data_dir)
+    check_home(master)
     settings = check(environment_of(master))
     chosen, why = choose(data_dir, master)
     if wanted is not None and wanted != chosen:
