@@ -186,19 +186,22 @@ GUARD = web.AppKey("GUARD", Guard)
 class GuardedConnection(RequestHandler):
     """A connection of aiohttp's server under a `Guard`."""
 
-    __slots__ = ("_edge", "_guard", "_head", "_place")
+    __slots__ = ("_edge", "_guard", "_head", "_left", "_place")
 
     _guard: Guard
     _head: int
     """Bytes of a head that is not complete."""
     _edge: bytes
     """The last three of them, since the end of the head may be cut anywhere."""
+    _left: int
+    """Bytes that are to come of the body of a request for an upgrade that the parser does not know."""
     _place: Waiting
     """What stands in the row for it: itself, or what it was before its first request."""
 
     def __init__(self, manager: web.Server, **options: Any) -> None:
         super().__init__(manager, **options)
         self._place = self
+        self._left = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serve it, unless descriptors are short."""
@@ -239,40 +242,68 @@ class GuardedConnection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Let aiohttp parse, and follow where a head begins and ends."""
         before = self._request_count
+        is_alone = not self._messages and (before == 0 or self._expects_request())
         super().data_received(data)
         arrived = self._request_count - before
         if arrived:
             self._guard.end_wait(self._place)
             self._place = self
+            behind = b""
             if not self._upgraded and self._messages:
-                self._keep_tail(data, arrived)
-            if self._head:
-                self._head = 0
-                self._edge = b""
-        elif data and (before == 0 or (self._waiter is not None and not self._waiter.done())):
+                behind = self._find_behind(data, is_alone and arrived == 1)
+            self._head = 0
+            self._edge = b""
+            if behind:
+                GuardedConnection.data_received(self, behind)
+        elif self._left:
+            left, self._left = self._left, max(0, self._left - len(data))
+            if len(data) > left and not self._upgraded:
+                GuardedConnection.data_received(self, data[left:])
+        elif data and (before == 0 or self._expects_request()):
+            self._edge = self._with_edge(data)[-3:]
             self._head += len(data)
-            self._edge = (self._edge + data)[-3:]
             self._guard.wait(self._place)
             if self._head > MAX_HEAD:
                 self._guard.note_refused("head")
                 self._answer(431, ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
 
-    def _keep_tail(self, data: bytes, arrived: int) -> None:
-        """Keep what follows an upgrade request that aiohttp does not take for one.
+    def _expects_request(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
 
-        Its parser stops behind every request that asks for an upgrade, but keeps the rest only
-        if the header is `websocket` alone.
+    def _with_edge(self, data: bytes) -> bytes:
+        """What has come of a head, from some byte of it on; without empty lines before it."""
+        return self._edge + data if self._edge else data.lstrip(b"\r\n")
+
+    def _find_behind(self, data: bytes, is_alone: bool) -> bytes:
+        """What follows a request for an upgrade that aiohttp's parser does not know, to be parsed next.
+
+        The parser stops behind such a request, and drops what follows. Where the place of that is not
+        known, the connection ends with the answer: what is read later may begin anywhere.
+
+        Args:
+            data: has completed the head of the request.
+            is_alone: nothing of another request is in it before that.
         """
         message, payload = self._messages[-1]
-        if not getattr(message, "upgrade", False) or not payload.is_eof():
-            return
-        text = self._edge + data
-        end = 0
-        for _ in range(arrived):
-            found = text.find(_END_OF_HEAD, end)
-            end = len(text) if found < 0 else found + len(_END_OF_HEAD)
-        self._upgraded = True
-        self._message_tail = text[end:]
+        if not getattr(message, "upgrade", False):
+            return b""
+        text = self._with_edge(data)
+        end = text.find(_END_OF_HEAD)
+        length = message.headers.get("Content-Length", "0")
+        if is_alone and end >= 0 and not message.chunked and length.isdecimal():
+            rest = text[end + len(_END_OF_HEAD) :]
+            behind, self._left = rest[int(length) :], max(0, int(length) - len(rest))
+            if (
+                payload.is_eof()
+                and "websocket" in ",".join(message.headers.getall("Upgrade", ())).lower()
+            ):
+                self._upgraded = True  # a handler may take it
+                self._message_tail = behind
+                return b""
+            if payload.is_eof() or not behind:
+                return behind
+        self._messages[-1] = message._replace(should_close=True), payload
+        return b""
 
     def handle_error(
         self,

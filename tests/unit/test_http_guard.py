@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import json
+import re
 import resource
 import socket
 from collections.abc import AsyncIterator
@@ -33,6 +35,8 @@ class Served:
         self.seconds = 100.0
         self.reasons: list[str] = []
         self.tails: list[bytes] = []
+        self.handled: list[str] = []
+        """Targets of the requests that were handled."""
         self.guard = Guard(self.reasons.append, descriptors, now=lambda: self.seconds)
         app = web.Application()
         app[GUARD] = self.guard
@@ -43,7 +47,8 @@ class Served:
         app.router.add_post("/read", self._read)
         self.runner = GuardedRunner(app)
 
-    async def _answer(self, _: web.Request) -> web.Response:
+    async def _answer(self, request: web.Request) -> web.Response:
+        self.handled.append(request.raw_path)
         return web.Response(text="{}")
 
     async def _take(self, request: web.Request) -> web.StreamResponse:
@@ -59,6 +64,7 @@ class Served:
         raise ConnectionResetError("the client is gone")
 
     async def _read(self, request: web.Request) -> web.Response:
+        self.handled.append(request.raw_path)
         try:
             await request.read()
         except web.RequestPayloadError:
@@ -303,6 +309,74 @@ async def test_a_request_behind_a_declined_upgrade_is_answered(served: Served) -
     writer.write(ask + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert (await read(reader)).count(b"HTTP/1.1 200") == 2
     writer.close()
+
+
+def http(target: str, body: bytes = b"", upgrade: bool = True, chunked: bool = False) -> bytes:
+    """A request, which asks for HTTP/2 over plain text as Java's client does in its first ones."""
+    head = f"{'POST' if body else 'GET'} {target} HTTP/1.1\r\nHost: x\r\n"
+    if upgrade:
+        head += (
+            "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+        )
+    if chunked:
+        head += "Transfer-Encoding: chunked\r\n"
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    elif body:
+        head += f"Content-Length: {len(body)}\r\n"
+    return head.encode() + b"\r\n" + body
+
+
+HIDDEN = b"GET /?hidden HTTP/1.1\r\nHost: x\r\n\r\n"
+"""A request in a body, which is none."""
+DECLINED: dict[str, list[bytes]] = {
+    "a body": [http("/read?1", HIDDEN), http("/?2", upgrade=False)],
+    "a body and a request": [http("/read?1", HIDDEN) + http("/?2", upgrade=False)],
+    "a body that is cut": [http("/read?1", HIDDEN)[:-9], HIDDEN[-9:], http("/?2", upgrade=False)],
+    "a body that is cut, and a request": [
+        http("/read?1", HIDDEN)[:-9],
+        HIDDEN[-9:] + http("/?2", upgrade=False),
+    ],
+    "chunks": [http("/read?1", HIDDEN, chunked=True), http("/?2", upgrade=False)],
+    "chunks and a request": [http("/read?1", HIDDEN, chunked=True) + http("/?2", upgrade=False)],
+    "empty lines": [b"\r\n\r\n" + http("/?1") + http("/?2", upgrade=False)],
+    "empty lines before": [b"\r\n", b"\r\n" + http("/?1") + http("/?2", upgrade=False)],
+    "behind a body": [http("/read?0", b"\r\n\r\n" + HIDDEN, upgrade=False) + http("/?1") + http("/?2")],
+    "behind the rest of a body": [
+        http("/read?0", b"\r\n\r\n" + HIDDEN, upgrade=False)[:-9],
+        HIDDEN[-9:] + http("/?1") + http("/?2"),
+    ],
+    "twice": [http("/read?1", HIDDEN) + http("/read?2", HIDDEN) + http("/?3", upgrade=False)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pieces", DECLINED.values(), ids=DECLINED)
+async def test_what_is_behind_a_declined_upgrade_is_no_other_request(
+    served: Served, pieces: list[bytes]
+) -> None:
+    """Requests are handled in their order, or the connection ends; bodies are no requests."""
+    reader, writer = await served.open()
+    for piece in pieces:
+        writer.write(piece)
+        await asyncio.sleep(0.02)  # in segments of their own
+    answers = b""
+    while data := await first_of(reader):
+        answers += data
+    targets = [word.decode() for word in re.findall(rb"(?:GET|POST) (/\S*\?\d) ", b"".join(pieces))]
+    assert served.handled == targets[: len(served.handled)]
+    assert served.handled, "the first is handled"
+    assert answers.count(b"HTTP/1.1 200 ") == len(served.handled)
+    assert answers.count(b"HTTP/1.1 ") == len(served.handled)
+    if len(served.handled) < len(targets):
+        assert reader.at_eof(), "those that are not handled are not waited for"
+    writer.close()
+
+
+async def first_of(reader: asyncio.StreamReader) -> bytes:
+    """What comes within a moment, or nothing."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.3):
+            return await reader.read(65536)
+    return b""
 
 
 class Silent:
