@@ -165,6 +165,13 @@ class Pages:
 
     def _look_for_room(self) -> None:
         """Let those go on that wait for room; where there is none, make some."""
+        try:
+            self._use_room()
+        finally:  # what fails for one session must not stop the others
+            if self._waiting:
+                asyncio.get_running_loop().call_later(ROOM_SECONDS, self._look_for_room)
+
+    def _use_room(self) -> None:
         while self._waiting and self._hub.output.has_room():
             session = next(iter(self._waiting))
             del self._waiting[session]
@@ -177,12 +184,9 @@ class Pages:
                 and extra.task is None
             ):
                 self._build(session)
-        if not self._waiting:
-            return
-        if time.monotonic() - self._looked_at >= 1.0:
+        if self._waiting and time.monotonic() - self._looked_at >= 1.0:
             self._looked_at = time.monotonic()
             self._hub.unread.close_stalled()
-        asyncio.get_running_loop().call_later(ROOM_SECONDS, self._look_for_room)
 
 
 def _history_data(

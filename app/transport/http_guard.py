@@ -17,7 +17,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from aiohttp import web
-from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError, LineTooLong
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_parser import RawRequestMessage
 
 from app.errors import ErrorCode
 from app.protocol import http_answers
@@ -169,14 +170,22 @@ class Guard:
             elif now - since >= WRITE_SECONDS:
                 del self._unread[connection]
                 self.note_refused("unread")
-                connection.abort()
+                _end(connection.abort)
         while self._waiting:
             waiting, due = next(iter(self._waiting.items()))
             if due > now:
                 return
             del self._waiting[waiting]
             self.note_refused("silent")
-            waiting.give_up()
+            _end(waiting.give_up)
+
+
+def _end(end: Callable[[], object]) -> None:
+    """End one connection; the deadlines of the others must not depend on it."""
+    try:
+        end()
+    except Exception:
+        logger.exception("A connection cannot be ended")
 
 
 GUARD = web.AppKey("GUARD", Guard)
@@ -201,13 +210,11 @@ class GuardedConnection(RequestHandler):
     def __init__(self, manager: web.Server, **options: Any) -> None:
         super().__init__(manager, **options)
         self._place = self
-        self._left = 0
+        self._head, self._edge, self._left = 0, b"", 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serve it, unless descriptors are short."""
         self._guard = guard = self._manager.guard  # type: ignore[union-attr]
-        self._head = 0
-        self._edge = b""
         super().connection_made(transport)
         if self._request_count == 0:
             guard.wait(self._place)
@@ -285,7 +292,7 @@ class GuardedConnection(RequestHandler):
             is_alone: nothing of another request is in it before that.
         """
         message, payload = self._messages[-1]
-        if not getattr(message, "upgrade", False):
+        if not isinstance(message, RawRequestMessage) or not message.upgrade:
             return b""
         text = self._with_edge(data)
         end = text.find(_END_OF_HEAD)
@@ -321,9 +328,6 @@ class GuardedConnection(RequestHandler):
             if isinstance(exc, LineTooLong):
                 self._guard.note_refused("head")
                 answer = _error(431, ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
-            elif isinstance(exc, ContentEncodingError):
-                self._guard.note_refused("malformed")
-                answer = _error(415, ErrorCode.UNSUPPORTED_MEDIA_TYPE, _PACKED)
             else:
                 self._guard.note_refused("malformed")
                 answer = _error(400, ErrorCode.BAD_REQUEST, _MALFORMED)
@@ -366,6 +370,7 @@ class GuardedConnection(RequestHandler):
 
 _TOO_SLOW = f"The head of the request did not come within {HEAD_SECONDS:g} seconds."
 _TOO_LARGE = f"The request line and each header field may have {MAX_FIELD} bytes."
+_UNKNOWN_CODINGS = ("br", "zstd")
 _PACKED = "Send the body as it is, or with gzip or deflate."
 _MALFORMED = "This is not a valid HTTP/1.1 request; it must have exactly one Host header."
 
@@ -386,21 +391,35 @@ def _error(status: int, code: ErrorCode, message: str) -> web.Response:
     return answer
 
 
-def _with_known_expectations(
-    handler: Callable[[Any], Awaitable[web.StreamResponse]],
+def _with_known_codings(
+    handler: Callable[[Any], Awaitable[web.StreamResponse]], guard: Guard
 ) -> Callable[[Any], Awaitable[web.StreamResponse]]:
-    """Refuse every `Expect` but 100-continue: aiohttp quotes it, and fails if it is not UTF-8."""
+    """Refuse what this service cannot do for any request.
 
-    async def refuse() -> web.StreamResponse:
+    That is every `Expect` but 100-continue (aiohttp quotes it, and fails if it is not UTF-8), and
+    bodies that are packed in a way which no handler unpacks.
+    """
+
+    async def refuse_expectation() -> web.StreamResponse:
         return _error(
             417, ErrorCode.EXPECTATION_FAILED, "Only 'Expect: 100-continue' is known here."
         )
 
+    async def refuse_coding() -> web.StreamResponse:
+        guard.note_refused("malformed")
+        return _error(415, ErrorCode.UNSUPPORTED_MEDIA_TYPE, _PACKED)
+
     # No coroutine of its own: it would cost every request.
     def handle(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
-        expected = request.headers.get("Expect")
+        headers = request.headers
+        expected = headers.get("Expect")
         if expected is not None and expected.lower() != "100-continue":
-            return refuse()
+            return refuse_expectation()
+        if (
+            "Content-Encoding" in headers
+            and headers["Content-Encoding"].lower() in _UNKNOWN_CODINGS
+        ):
+            return refuse_coding()
         return handler(request)
 
     return handle
@@ -418,7 +437,7 @@ class GuardedServer(web.Server):
 
     def __init__(self, made: web.Server, guard: Guard) -> None:
         super().__init__(
-            _with_known_expectations(made.request_handler),
+            _with_known_codings(made.request_handler, guard),
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
             loop=made._loop,
@@ -456,6 +475,8 @@ class GuardedRunner(web.AppRunner):
             "max_line_size": MAX_FIELD,
             "max_field_size": MAX_FIELD,
             "lingering_time": LINGER_SECONDS,
+            # Handlers unpack what they read; what is not read costs nothing.
+            "auto_decompress": False,
         }
         return self.wrap(await super()._make_server())
 

@@ -534,7 +534,10 @@ class Hub:
                 if self._held.get(connection) != tick:
                     continue  # gone, or held for longer
                 del self._held[connection]
-                self.resume(connection, PAUSE_RATE)
+                try:
+                    self.resume(connection, PAUSE_RATE)
+                except Exception as error:  # noqa: BLE001 (the others must not pay for it)
+                    self._fail(connection, error)
                 if self._paused.get(connection, 0) & PAUSE_BACKLOG:
                     self._plan_backlog(connection)
         self._hold_timer = self._loop.call_later(HOLD_TICK, self._release) if self._holds else None

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gzip
 import json
 import logging
 import re
 import socket
+import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from aiohttp import http_parser
 
 from app.config import load
 from app.http.direct import MAX_ARRAY, MAX_BODY, DirectCalls
@@ -361,6 +364,50 @@ async def test_requests_behind_each_other_are_answered_in_their_order() -> None:
         assert [draft.id for draft in served.side.streams.drafts] == ids
 
 
+def packed_call(body: bytes, coding: str) -> bytes:
+    return request(body, Content_Encoding=coding, Connection="close")
+
+
+RAW = zlib.compressobj(wbits=-15)
+PACKED: dict[str, tuple[bytes, str, int]] = {
+    "gzip": (gzip.compress(BODY), "gzip", 200),
+    "zlib": (zlib.compress(BODY), "deflate", 200),
+    "deflate": (RAW.compress(BODY) + RAW.flush(), "deflate", 200),
+    "in upper case": (gzip.compress(BODY), "GZIP", 200),
+    "cut": (gzip.compress(BODY)[:-4], "gzip", 400),
+    "something behind": (gzip.compress(BODY) + b"x", "gzip", 400),
+    "another one": (gzip.compress(BODY), "deflate", 400),
+    "not packed": (BODY, "gzip", 400),
+    "too large": (gzip.compress(b" " * 5_000_000 + BODY), "gzip", 413),
+}
+
+
+@pytest.mark.parametrize(("body", "coding", "status"), PACKED.values(), ids=PACKED)
+async def test_packed_bodies(body: bytes, coding: str, status: int) -> None:
+    async with serve() as served:
+        answer = await served.ask(packed_call(body, coding))
+        assert answer.startswith(b"HTTP/1.1 %d " % status), answer
+
+
+@pytest.mark.parametrize("line", ["POST /nothing HTTP/1.1", "GET /status HTTP/1.1"])
+async def test_a_body_that_is_not_read_is_not_unpacked(
+    monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """A kilobyte of a stranger would become a megabyte of work."""
+    made: list[object] = []
+
+    def unpack(*args: object, **_options: object) -> None:
+        made.append(args)
+
+    monkeypatch.setattr(http_parser, "ZLibDecompressor", unpack)
+    monkeypatch.setattr(zlib, "decompressobj", unpack)
+    async with serve() as served:
+        body = gzip.compress(b"0" * 1_000_000)
+        data = request(body, line, Content_Encoding="gzip", Connection="close", Authorization=None)
+        assert await served.ask(data)
+        assert made == []
+
+
 class Held:
     """Streams whose messages are stored when the test says so."""
 
@@ -512,6 +559,29 @@ async def test_a_body_that_does_not_come_is_aiohttps_in_the_end() -> None:
             assert b" 408 " in answer
             assert b"did not arrive in time" in answer
         assert served.calls.found.count(TAKEN) == 1
+
+
+async def test_a_request_whose_turn_does_not_come_in_time_ends_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A busy worker may have no connection of aiohttp's by the deadline of its first request."""
+    async with serve() as served:
+        server = served.runner.server
+        assert isinstance(server, HttpServer)
+        turn = asyncio.Event()
+        monkeypatch.setattr(server._turns, "take", turn.wait)
+        late, silent = await served.open(), await served.open()
+        late[1].write(GET)
+        await until(lambda: served.guard.waiting == 2)
+        served.seconds += HEAD_SECONDS
+        served.guard.sweep()
+        turn.set()
+        for reader, _ in (late, silent):
+            with contextlib.suppress(ConnectionError):
+                async with asyncio.timeout(5):
+                    assert await reader.read() == b""
+        assert served.guard.waiting == 0
+        assert caplog.text == ""
 
 
 GET = b"GET /ws/queue HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"

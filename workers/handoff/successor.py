@@ -192,7 +192,7 @@ class OfferListener:
                 if word != "commit":
                     return
             except (OSError, EOFError):
-                if await self._lives_on(offer):
+                if not mine or await self._lives_on(offer):
                     raise
             taken, mine = mine, []
         finally:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from app.errors import CloseCode
 from app.refusals import Refusals
 from app.sessions.socketio.client import SocketIOClient
 from app.transport.connection import OPEN
+
+logger = logging.getLogger("realtime.session")
 
 CONNECT_SECONDS = 10.0
 """How long a Socket.IO client may be in no namespace."""
@@ -55,4 +58,7 @@ class Entrance:
                 self._outside[session] = now + CONNECT_SECONDS
             elif session.state == OPEN:
                 self._refusals.note("connect")
-                session.end(CloseCode.HEARTBEAT_TIMEOUT, "no Socket.IO CONNECT came in time")
+                try:
+                    session.end(CloseCode.HEARTBEAT_TIMEOUT, "no Socket.IO CONNECT came in time")
+                except Exception:  # the deadlines of the others must not depend on it
+                    logger.exception("a session fails", extra={"connection": session.id})
