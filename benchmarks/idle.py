@@ -7,7 +7,8 @@ from contextlib import ExitStack
 
 from benchmarks.peers.load import Load
 from benchmarks.procs import ROOT, Server, service
-from benchmarks.scenarios import PLAIN, Figures, Size, say
+from benchmarks.scenarios import Figures, Size, say
+from benchmarks.storm import OTHERS
 
 SECONDS = 30.0
 """Length of a measurement: the interval of pings to silent clients."""
@@ -19,12 +20,13 @@ _DEFAULTS = {"COLLECTOR": "1", "HEARTBEAT_INTERVAL": "30", "HEARTBEAT_TIMEOUT": 
 def idle(size: Size, figures: Figures) -> None:
     """Percent of one processor that all processes take, and what Valkey has of it.
 
-    Two workers with the collector, as they come. Silent clients do no more than answer pings.
+    Two workers with the collector, as they come. Silent clients do no more than answer pings, and
+    get no messages: how often the figures of the machine change is no matter of the service.
     """
     for name, clients in (("idle", 0), ("silent", size.many)):
         with ExitStack() as stack:
             server = stack.enter_context(service(2, pinned=False, root=ROOT, **_DEFAULTS))
-            load = stack.enter_context(Load(server, "raw", PLAIN, server.port, "/ws/broadcast"))
+            load = stack.enter_context(Load(server, "raw", OTHERS, server.port, "/ws/broadcast"))
             time.sleep(_SETTLE)
             if clients:
                 load.connect(clients)

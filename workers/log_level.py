@@ -17,6 +17,7 @@ from workers.shared.file import write_atomically
 
 DEFAULT = "default"
 """Takes LOG_LEVEL again."""
+_LOOK_SECONDS = 2
 _LONGEST = 100
 """Bytes of the file that are read; it holds one word."""
 
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 def _wanted(path: Path, default: str) -> str:
     """The level that is in force: that in the file, or `default` where it names none."""
-    if not os.path.exists(path):  # noqa: PTH110 (each second, and it is not there as a rule)
+    if not os.path.exists(path):  # noqa: PTH110 (often, and it is not there as a rule)
         return default
     try:
         with path.open("rb") as file:
@@ -47,7 +48,7 @@ async def follow(data_dir: Path, default: str) -> None:
         if level != logging.getLevelName(root.level):
             root.setLevel(level)
             logger.log(root.level, "The log level is %s from now on", level.lower())
-        await next_second()
+        await next_second(_LOOK_SECONDS)
 
 
 def change(data_dir: Path, level: str) -> None:

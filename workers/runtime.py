@@ -46,6 +46,8 @@ from workers.shared.worker_slots import WorkerSlots
 
 _VALKEY_SHARE = 2, 5
 """The part of the memory that the private Valkey may take; a rewrite of its file needs more."""
+_SWEEP_SECONDS = 3
+"""Between two looks for workers that have died: a master sees that at once."""
 LEAST_OUTGOING = 8 * 2**20
 """Bytes of the output account where the service may use little memory."""
 
@@ -358,7 +360,7 @@ def _fold_metrics(settings: Settings) -> None:
 async def _sweep(slots: SlotTable) -> None:
     """Free the rows of workers that died, in case there is no master to do it."""
     while True:
-        await next_second()
+        await next_second(_SWEEP_SECONDS)
         for pid in slots.sweep_in_steps():
             if pid:
                 logger.warning("Freed the row of worker %d, which is gone", pid)

@@ -52,6 +52,7 @@ class EventStreamSession(ProtocolSession):
     protocol = "sse"
     codec = EVENT_STREAM
     heartbeat_every: ClassVar[float | None] = COMMENT_SECONDS
+    ping_frame = None
 
     # How it begins.
 
@@ -256,6 +257,10 @@ class EventStreamSession(ProtocolSession):
         """Send a comment, which the kernel of the peer confirms."""
         if self.welcomed:
             self.send(COMMENT)
+
+    def is_pong(self, data: bytes) -> bool:
+        """It has none."""
+        return False
 
     def has_confirmed(self) -> bool:
         """Whether the kernel of the peer has confirmed all that was written."""

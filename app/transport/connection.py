@@ -242,6 +242,8 @@ class Connection:
 
     heartbeat_every: ClassVar[float | None] = None
     """Seconds between two heartbeats at most; None: the interval of the wheel."""
+    ping_frame: ClassVar[bytes | None] = frames.build_frame(frames.PING, b"")
+    """What `heartbeat` sends; None: that is another matter."""
 
     def __init__(self, hub: ConnectionHub, fd: int, id: str) -> None:
         self.hub = hub
@@ -298,7 +300,12 @@ class Connection:
 
     def heartbeat(self) -> None:
         """Send a ping."""
-        self.send(_PING_FRAME)
+        if self.ping_frame is not None:
+            self.send(self.ping_frame)
+
+    def is_pong(self, data: bytes) -> bool:
+        """Whether these bytes are no more than the answer to a heartbeat, as most clients send it."""
+        return len(data) == _PONG_SIZE and data.startswith(_PONG_HEAD)
 
     def ping(self) -> None:
         """Send a ping of WebSocket's own, which every client answers by itself."""
@@ -389,20 +396,30 @@ class Connection:
 
     # Receiving.
 
-    def readable(self) -> None:
-        """Bytes, the end, or an error wait in the kernel."""
+    def readable(self) -> bool:
+        """Bytes, the end, or an error wait in the kernel.
+
+        Returns whether that was no more than the answer to a heartbeat, after some silence: it
+        costs next to nothing, and no client can send many.
+        """
         try:
             data = os.read(self.fd, READ_SIZE)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
         if not data:
             self.drop(BY_PEER)
-            return
-        self.hub.bytes_received += len(data)
-        self.seen = self.hub.wheel.now
+            return False
+        hub = self.hub
+        now = hub.wheel.now
+        silent, self.seen = now - self.seen, now
+        hub.bytes_received += len(data)
+        if silent >= _SILENT_TICKS and self.reader is None and self.is_pong(data):
+            hub.extra_frames += 1
+            return True
         self.receive(data)
+        return False
 
     def receive(self, data: bytes) -> None:
         """Handle received bytes; some may be put off until the next pass of the loop."""
@@ -546,4 +563,8 @@ class Connection:
 
 
 _PING_FRAME = frames.build_frame(frames.PING, b"")
+_PONG_HEAD, _PONG_SIZE = b"\x8a\x80", 6
+"""An empty pong: its head, with the bit of the mask, and its size with the mask."""
+_SILENT_TICKS = 2
+"""Ticks of the wheel without input after which a pong is looked at no further."""
 _violations = LogLimit(60.0)

@@ -41,6 +41,8 @@ from app.turns import PAUSE_SECONDS, Pace, Turns
 logger = logging.getLogger("realtime.connection")
 
 EVENTS_PER_CALL = 256
+PINGS_AT_ONCE = 200
+"""Heartbeats that are sent in one pass of the loop: some 2 ms."""
 LONG_STEP = 0.001
 """Seconds of one step for a connection from which on only the CPU time in it is charged: on a busy
 machine the worker may have been stopped meanwhile."""
@@ -113,7 +115,7 @@ class Hub:
         meter: Meter | None = None,
     ) -> None:
         self.max_message = max_message
-        self.wheel = TimerWheel(heartbeat_interval, heartbeat_timeout, self._fail)
+        self.wheel = TimerWheel(heartbeat_interval, heartbeat_timeout, self._fail, self._ping)
         self.input = InputAccount(max_incoming)
         """What is held of the peers' input."""
         self.unread = UnreadOutput(max_outgoing, self.wheel)
@@ -153,6 +155,7 @@ class Hub:
         self._held: dict[Connection, int] = {}
         self._holds: dict[int, list[Connection]] = {}
         self._hold_timer: asyncio.TimerHandle | None = None
+        self._to_ping: deque[Connection] = deque()
         self._outbox: dict[Connection, list[bytes]] = {}
         self._flush_planned = False
         self._closing: deque[tuple[float, Connection]] = deque()
@@ -400,6 +403,35 @@ class Hub:
         if self.meter is not None:
             self.meter.spend_shared(time.monotonic() - began)
 
+    def _ping(self, connections: list[Connection]) -> None:
+        """Send heartbeats, a part of them in each pass of the loop."""
+        if not self._to_ping:
+            self._loop.call_soon(self._send_pings)
+        self._to_ping.extend(connections)
+
+    def _send_pings(self) -> None:
+        waiting, began = self._to_ping, time.monotonic()
+        by_frame: dict[bytes, dict[Connection, int]] = {}
+        for _ in range(min(PINGS_AT_ONCE, len(waiting))):
+            connection = waiting.popleft()
+            frame = connection.ping_frame
+            if connection.state != OPEN:
+                continue
+            if frame is not None:
+                by_frame.setdefault(frame, {})[connection] = connection.fd
+                continue
+            try:
+                connection.heartbeat()
+            except Exception as error:  # noqa: BLE001 (the others must not pay for it)
+                self._fail(connection, error)
+        for frame, members in by_frame.items():
+            for connection in self.broadcast(members, frame, len(members)):
+                connection.send(frame)  # behind what waits for it
+        if waiting:
+            self._loop.call_soon(self._send_pings)
+        if self.meter is not None:
+            self.meter.spend_shared(time.monotonic() - began)
+
     def spare(self, connection: Connection) -> bool:
         """Go on with a connection that is silent, if nothing was read from it, or it reads slowly."""
         if connection in self._paused and kernel.count_unread(connection.fd):
@@ -434,14 +466,15 @@ class Hub:
             if connection is None:
                 continue
             size, extras = self.bytes_received, self.extra_frames
+            is_free = False
             try:
                 if event & select.EPOLLOUT:
                     connection.writable()
                 if event & ~select.EPOLLOUT and connection.state != CLOSED:
-                    connection.readable()
+                    is_free = connection.readable()
             except Exception as error:  # noqa: BLE001 (the others must not pay for it)
                 self._fail(connection, error)
-            now = self._charge(connection, now, size, extras)
+            now = time.monotonic() if is_free else self._charge(connection, now, size, extras)
 
     def _charge(self, connection: Connection, began: float, size: int, extras: int) -> float:
         """Tell the meter what a connection has just cost; returns the time."""

@@ -40,6 +40,7 @@ class TimerWheel:
         timeout: seconds of silence after which a connection is given up.
         fail: called with a connection whose method has raised, and the error; the others of its
             bucket are handled all the same.
+        ping: sends the heartbeats of many connections; None: each sends its own.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class TimerWheel:
         interval: float,
         timeout: float,
         fail: Callable[[Any, Exception], object] = _raise,
+        ping: Callable[[list[Any]], object] | None = None,
     ) -> None:
         self._fail = fail
+        self._ping = ping
         self.tick_length = min(1.0, interval / 10)
         """Seconds between two calls of `advance`."""
         self.timeout = timeout
@@ -103,12 +106,16 @@ class TimerWheel:
         if not due:
             return
         self._buckets[index] = {}
+        together: list[Watched] = []
         for connection in due:
             deadline = connection.seen + self._timeout
             try:
                 if deadline > tick:
                     self._put(connection, min(tick + self._interval_of(connection), deadline))
-                    connection.heartbeat()
+                    if give_up and self._ping is not None:
+                        together.append(connection)
+                    else:
+                        connection.heartbeat()
                 elif give_up:
                     connection.bucket = -1
                     connection.heartbeat_missed()
@@ -116,6 +123,8 @@ class TimerWheel:
                     self._put(connection, tick)
             except Exception as error:  # noqa: BLE001 (the others would never be looked at again)
                 self._fail(connection, error)
+        if self._ping is not None and together:
+            self._ping(together)
 
     def _interval_of(self, connection: Watched) -> int:
         """Ticks until the next heartbeat of a connection."""

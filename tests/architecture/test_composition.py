@@ -41,7 +41,7 @@ RECORDS = {
 
 EXCEPTIONS = {
     # Counters on the hot path: a method call for each read and write would cost more than it says.
-    "app.transport.connection": {"hub.bytes_sent", "self.hub.bytes_received", "hub.extra_frames"},
+    "app.transport.connection": {"hub.bytes_sent", "hub.bytes_received", "hub.extra_frames"},
     "app.sessions.socketio.session": {"self.hub.extra_frames"},
     "app.sessions.event_stream": {"self.hub.extra_frames"},
     "app.sessions.auth": {"remote.waiting"},

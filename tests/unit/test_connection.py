@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 import uvloop
@@ -16,6 +17,7 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import Protocol, Side
 
 from app.protocol.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, build_frame
+from app.sessions.socketio.session import SocketIOSession
 from app.transport import hub as hub_module
 from app.transport.connection import (
     CLOSED,
@@ -832,6 +834,102 @@ async def test_heartbeats(hub: Hub, connect: Connect) -> None:
     await until(lambda: silent.state == CLOSED)
     answering.drop("done")
     assert traces(hub) == NO_TRACES
+
+
+async def test_heartbeats_of_many_leave_in_parts(
+    hub: Hub, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "PINGS_AT_ONCE", 2)
+    pairs = [connect(kind=socket.SOCK_SEQPACKET) for _ in range(5)]
+    for _ in range(29):
+        hub.wheel.advance()
+    pairs[0][0].send(build_frame(TEXT, b"before"))
+    pairs[1][0].drop("gone before its turn")
+    hub.wheel.advance()
+    pairs[2][0].drop("gone before its turn")
+    ping = len(build_frame(PING, b""))
+    sent = []
+    for _ in range(6):
+        await asyncio.sleep(0)
+        sent.append(hub.bytes_sent // ping)
+    assert sent[-1] - sent[0] >= 1, "not all in one pass"
+    assert await pairs[0][1].frame() == (TEXT, b"before")
+    for number in (0, 3, 4):
+        assert await pairs[number][1].frame() == (PING, b"")
+    assert hub.bytes_sent == 3 * ping + len(build_frame(TEXT, b"before"))
+
+
+class Metered:
+    """Notes what is charged."""
+
+    is_busy = False
+
+    def __init__(self) -> None:
+        self.charged: list[tuple[int, int]] = []
+
+    def spend_shared(self, seconds: float) -> None: ...
+
+    def spend(
+        self, connection: Connection, seconds: float, size: int, extras: int, now: float
+    ) -> float:
+        self.charged.append((size, extras))
+        return 0.0
+
+
+async def test_the_answer_to_a_heartbeat_costs_a_client_nothing(hub: Hub, connect: Connect) -> None:
+    """But what else it says does, and pongs that nothing has asked for."""
+    meter = hub.meter = Metered()
+    server, client = connect()
+    pong = frame(PONG, b"")
+    for _ in range(3):
+        hub.wheel.advance()
+    client.send(pong)
+    await until(lambda: server.seen == 3)
+    assert (meter.charged, hub.extra_frames, hub.bytes_received) == ([], 1, len(pong))
+    client.send(pong)
+    await until(lambda: meter.charged)
+    assert (meter.charged, hub.extra_frames) == ([(len(pong), 1)], 2)
+    for _ in range(3):
+        hub.wheel.advance()
+    client.send(pong + pong)
+    await until(lambda: len(meter.charged) == 2)
+    assert (meter.charged[-1], hub.extra_frames) == ((2 * len(pong), 2), 4)
+    client.send(frame(TEXT, b"half of it", fin=False))
+    await until(lambda: len(meter.charged) == 3)
+    for _ in range(3):
+        hub.wheel.advance()
+    client.send(pong)
+    await until(lambda: len(meter.charged) == 4)
+    client.send(frame(CONTINUATION, b", and the rest"))
+    await until(lambda: server.got == ["half of it, and the rest"])
+
+
+@pytest.mark.parametrize("mask", [b"\0\0\0\0", b"\x33\1\2\3", b"\xff\xfe\xfd\xfc"])
+@pytest.mark.parametrize(
+    ("opcode", "payload", "fin", "plain", "socketio"),
+    [
+        (PONG, b"", True, True, False),
+        (PONG, b"x", True, False, False),
+        (PING, b"", True, False, False),
+        (TEXT, b"3", True, False, True),
+        (TEXT, b"3", False, False, False),
+        (TEXT, b"2", True, False, False),
+        (TEXT, b"33", True, False, False),
+        (TEXT, b"", True, False, False),
+        (BINARY, b"3", True, False, False),
+        (CLOSE, b"", True, False, False),
+    ],
+)
+def test_what_is_no_more_than_the_answer_to_a_heartbeat(
+    mask: bytes, opcode: int, payload: bytes, fin: bool, plain: bool, socketio: bool
+) -> None:
+    masked = bytes(byte ^ mask[place % 4] for place, byte in enumerate(payload))
+    data = bytes([opcode | (0x80 if fin else 0), 0x80 | len(payload)]) + mask + masked
+    unused: Any = None
+    assert Connection.is_pong(unused, data) is plain
+    assert SocketIOSession.is_pong(unused, data) is socketio
+    assert not Connection.is_pong(unused, data + data)
+    assert not SocketIOSession.is_pong(unused, data[:-1])
 
 
 # Many at once, and the end.

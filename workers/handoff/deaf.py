@@ -18,13 +18,14 @@ from workers.shared.slots import READY, STARTING, Row, SlotTable
 
 GRACE = 5.0
 """Seconds in which a deaf worker may recover."""
-_INTERVAL = 1.0
+_INTERVAL = 2
+"""Seconds between two looks."""
 
 logger = logging.getLogger(__name__)
 
 
 class DeafWatch:
-    """Decides once a second what this worker does about being deaf.
+    """Decides every other second what this worker does about being deaf.
 
     Args:
         slots: the slot table.
@@ -53,7 +54,7 @@ class DeafWatch:
     async def run(self) -> None:
         """Look for ever."""
         while True:
-            await next_second()
+            await next_second(_INTERVAL)
             self.look(_INTERVAL)
 
     def look(self, passed: float) -> None:

@@ -12,6 +12,8 @@ from typing import Protocol
 
 from app.seconds import next_second
 
+LOOK_SECONDS = 2
+
 logger = logging.getLogger(__name__)
 
 
@@ -26,7 +28,7 @@ class Part(Protocol):
 
 
 class Guard:
-    """Looks once a second whether the parts are there.
+    """Looks every `LOOK_SECONDS` whether the parts are there.
 
     Args:
         parts: by name, such as 'the slot table'.
@@ -50,7 +52,7 @@ class Guard:
     async def run(self) -> None:
         """Look for ever."""
         while True:
-            await next_second()
+            await next_second(LOOK_SECONDS)
             self.look()
 
     def look(self) -> None:

@@ -35,7 +35,8 @@ _CONNECT = str(sio_packet.CONNECT)
 """To the main namespace without `auth`: what most clients of a storm begin with."""
 _LONGEST_CONNECT = 64 * 1024
 """Characters of a CONNECT packet: tokens and what applications add."""
-_PING = build_frame(TEXT, b"2")
+_PONG_HEAD, _PONG = b"\x81\x81", ord("3")
+"""A PONG packet: the head of its frame, with the bit of the mask, and what follows the mask."""
 _HEAD = 512
 """Characters of a packet that is not parsed in which its kind, ack and event are looked for."""
 _EVENT_HEAD = re.compile(
@@ -63,6 +64,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
     protocol = "socketio"
     codec = SOCKETIO
     connects_by_frame = True
+    ping_frame = build_frame(TEXT, b"2")
 
     def begin(self, options: ConnectOptions) -> None:
         """Send the OPEN packet; the client's CONNECT comes next."""
@@ -80,9 +82,9 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
         else:
             self.hub.extra_frames += 1
 
-    def heartbeat(self) -> None:
-        """Send a PING packet."""
-        self.send(_PING)
+    def is_pong(self, data: bytes) -> bool:
+        """See `Connection`; here it is a PONG packet."""
+        return len(data) == 7 and data.startswith(_PONG_HEAD) and data[6] ^ data[2] == _PONG
 
     def request_of(self, message: str | bytes) -> Request | None:
         """The event whose acknowledgement a client waits for."""
