@@ -270,7 +270,12 @@ deploy_host() {
     tried=1
     if is_a_unit; then
       # Only a process of the unit can notify systemd of a new master.
-      systemctl reload "$unit" || result=1
+      reload_unit || result=1
+      if [[ -n $started_unit ]]; then
+        how='started by systemd'
+        ((result)) || adopt_unit
+        return "$result"
+      fi
       answer=$(cat "$(setting data_dir)/reload.json")
     else
       answer=$("$python" -m workers.reload --json) || result=$?
@@ -295,7 +300,7 @@ is_a_unit() {
 }
 
 reload_host() {
-  if is_a_unit; then systemctl reload "$unit"; else "$python" -m workers.reload >&2; fi
+  if is_a_unit; then reload_unit; else "$python" -m workers.reload >&2; fi
 }
 
 start_host() {

@@ -239,7 +239,7 @@ if [[ -n $reload && ${what[*]-} != --data ]]; then
   result=0
   # One that was stopped by hand stays so.
   if has_unit && [[ $(systemctl is-active "$unit") != inactive ]]; then
-    if can_reload_unit; then systemctl reload "$unit" || result=1; else start_unit || result=1; fi
+    reload_unit || result=1
   else
     "$python" -m workers.reload >&2 || result=$?
   fi

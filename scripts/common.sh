@@ -149,6 +149,22 @@ start_unit() {
   systemctl restart "$unit"
 }
 
+# Lets the unit take new code and settings. A unit whose workers do not start ends while it is asked to reload,
+# and systemd starts it again in between: then the way is a start, which `started_unit` notes. Fails where the unit
+# goes on with what it had, or does not start.
+reload_unit() {
+  local invocation
+  started_unit=''
+  if can_reload_unit; then
+    invocation=$(systemctl show --property InvocationID --value "$unit")
+    if systemctl reload "$unit"; then return 0; fi
+    if [[ $(systemctl show --property InvocationID --value "$unit") == "$invocation" ]] && can_reload_unit; then return 1; fi
+  fi
+  # shellcheck disable=SC2034  # of the scripts
+  started_unit=1
+  start_unit
+}
+
 # Pid of the gunicorn master of this machine; nothing when none runs.
 master_pid() {
   local data_dir pid file

@@ -97,6 +97,11 @@ def test_a_host_as_the_pages_say() -> None:
         host.run(f"./rollback.sh --release-only {backup}")
         assert version(host) == "2.0.0"
 
+        # One that ends just when it is asked to reload.
+        host.run(f"install -D -m 0755 /dev/stdin /opt/ends/systemctl <<< '{ENDS_FIRST}'")
+        host.run(f"PATH=/opt/ends:$PATH ./rollback.sh --release-only {backup}")
+        assert version(host) == "2.0.0"
+
         # The health check of the runbook, by its timer's service.
         host.as_written(RUNBOOK, "cp monitoring/systemd/yujian-health-check.* /etc/systemd/system/")
         host.as_written(
@@ -109,6 +114,16 @@ def test_a_host_as_the_pages_say() -> None:
         until_now(lambda: version(host) == "2.0.0", "it serves after a boot", 60)
         assert host.publish() > 0
         assert host.run("systemctl list-units --failed --plain --no-legend") == ""
+
+
+# systemctl, for a unit that ends before its reload.
+ENDS_FIRST = """#!/bin/bash
+if [[ $1 == reload ]]; then
+  /bin/systemctl kill --signal KILL "$2"
+  while [[ $(/bin/systemctl is-active "$2") == active ]]; do sleep 0.05; done
+fi
+exec /bin/systemctl "$@"
+"""
 
 
 def deploy(host: Host, to: str) -> dict[str, Any]:

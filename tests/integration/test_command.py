@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,9 @@ async def test_connections(home: Path, service: Service) -> None:
         assert "3 connections, 1 without a name" in users.stderr
         shown = await run("--user", "ann")
         assert f"{rows[0]['id']}  ann  plain  status  " in shown.stdout
+        assert [line.split("  ")[-1] for line in shown.stdout.splitlines()] == [
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["since"] // 1000)) for row in rows
+        ]
 
         done = await run("close", rows[0]["id"])
         assert (done.returncode, done.stdout) == (0, "1 closed\n"), done

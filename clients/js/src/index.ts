@@ -533,7 +533,8 @@ export class Realtime {
   private async lookForHttp(): Promise<void> {
     try {
       const { status } = await fetch(beside(this.url, '/events'), { method: 'HEAD', cache: 'no-store' });
-      if (status < 500) this.blocked++;
+      // 401: a token is asked for, which is not shown here. Another refusal is one of WebSockets as well.
+      if (status === 200 || status === 401) this.blocked++;
     } catch {
       this.blocked = 0;
     }

@@ -265,6 +265,13 @@ describe('the choice', () => {
     expect(Source.all).toHaveLength(0);
   });
 
+  it.each([403, 404, 429, 503])('stays WebSockets where HTTP answers %i', async (status) => {
+    answers = () => ({ status });
+    start();
+    for (let n = 0; n < 4; n++) await fail();
+    expect(Source.all).toHaveLength(0);
+  });
+
   it('stays WebSockets where that is asked for', async () => {
     start({ transport: 'websocket' });
     for (let n = 0; n < 4; n++) await fail();

@@ -18,6 +18,7 @@ from yujian_realtime.command.text import (
     compact,
     duration,
     has_colour,
+    moment,
     paint,
     printable,
     summary,
@@ -305,7 +306,8 @@ def _print_row(row: dict[str, Any], *, as_json: bool) -> None:
         types = ",".join(row["types"]) or "-"
         user = row["user"] if row["user"] is not None else "-"
         place = f"{row['host']}/{row['worker']}"
-        _print(printable(f"{row['id']}  {user}  {row['protocol']}  {types}  {place}"))
+        since = moment(row.get("since"))
+        _print(printable(f"{row['id']}  {user}  {row['protocol']}  {types}  {place}  {since}"))
     else:
         _print(printable(f"{row['connections']:>6}  {row['user']}"))
 

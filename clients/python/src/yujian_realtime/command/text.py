@@ -77,10 +77,19 @@ def compact(data: Any) -> str:
 
 def clock(milliseconds: int) -> str:
     """Time of the day here, of a Unix time in milliseconds."""
+    return _local(milliseconds, "%H:%M:%S") or "--:--:--"
+
+
+def moment(milliseconds: int | None) -> str:
+    """Date and time here, of a Unix time in milliseconds; a dash where it is not known."""
+    return (milliseconds is not None and _local(milliseconds, "%Y-%m-%d %H:%M:%S")) or "-"
+
+
+def _local(milliseconds: int, form: str) -> str | None:
     try:
-        return datetime.fromtimestamp(milliseconds / 1000, UTC).astimezone().strftime("%H:%M:%S")
+        return datetime.fromtimestamp(milliseconds / 1000, UTC).astimezone().strftime(form)
     except (OverflowError, ValueError, OSError):
-        return "--:--:--"
+        return None
 
 
 def summary(event: str, data: Any) -> str:
