@@ -200,7 +200,7 @@ def make_parts(
         FlushFigures(metrics).count,
         lambda error: supervisor.note(delivery.NAME, error),
     )
-    catchup = CatchUp(fanout, history, settings.latest_only_types)
+    catchup = CatchUp(fanout, history, settings.latest_only_types, hub.pace.slices())
 
     # Sessions.
     claims = _make_claims(settings, backplane, slots)
@@ -289,7 +289,7 @@ def make_parts(
         remote_keys=remote_keys,
         canary=canary,
         figures=figures,
-        tick=Tick(metrics, rates, figures, Memory(), hub, fanout, Endings(hub.ended, hub.closed)),
+        tick=Tick(metrics, rates, figures, Memory(), hub, Endings(hub.ended, hub.closed)),
     )
 
 

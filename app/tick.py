@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from app.broadcast.fanout import FanOut
 from app.figures import Figures
 from app.memory import Memory
 from app.metrics import Metrics
@@ -26,7 +25,6 @@ class Tick:
         figures: shown to the other workers and to Prometheus.
         memory: given back after a storm.
         hub: the connections of this worker.
-        fanout: lets those come as before that had to be last.
         endings: logs which connections have ended.
     """
 
@@ -37,7 +35,6 @@ class Tick:
         figures: Figures,
         memory: Memory,
         hub: Hub,
-        fanout: FanOut,
         endings: Endings,
     ) -> None:
         self._metrics = metrics
@@ -45,7 +42,6 @@ class Tick:
         self._figures = figures
         self._memory = memory
         self._hub = hub
-        self._fanout = fanout
         self._endings = endings
 
     async def run(self) -> None:
@@ -55,7 +51,6 @@ class Tick:
             due = await next_second()
             self._metrics.loop_delay.set(max(0.0, loop.time() - due))
             self._rates.start_second()
-            self._fanout.put_back()
             self._endings.look()
             try:
                 if self._figures.look():

@@ -1,12 +1,16 @@
 """Brings subscribers that are behind up to date from history, and then makes them live.
 
-Behind are those that have just subscribed, that recover, or that did not read for a while.
+Behind are those that have just subscribed, that recover, or that did not read for a while. Those that were
+held back for using more than their share stay behind for some seconds: they get what has come
+meanwhile together, in rounds that take no time from deliveries.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -16,6 +20,7 @@ from app.broadcast.fanout import FanOut
 from app.broadcast.subscriber import Subscriber
 from app.errors import BackplaneUnavailable
 from app.transport.connection import HIGH_WATER, OPEN
+from app.turns import PAUSE_SECONDS, SLICE, Slice
 from app.types import Gap, Message, Position
 
 logger = logging.getLogger("realtime.catchup")
@@ -24,6 +29,12 @@ CHUNK = 100
 """Messages read from history at once."""
 RETRY_SECONDS = 0.05
 """Pause when history cannot go on yet: the backplane is away, or ahead of this worker."""
+
+
+LATE_SECONDS = 5.0
+"""How long a subscriber gets its messages in rounds after it was held back."""
+ROUND_SECONDS = 0.5
+"""Between two rounds."""
 
 
 class HistorySource(Protocol):
@@ -43,13 +54,24 @@ class CatchUp:
         fanout: tells where live is, and takes those that have arrived there.
         history: what to read from.
         latest_only: types of which only the newest message matters.
+        slice: gives the seconds that a round may have of each pass of the loop.
     """
 
-    def __init__(self, fanout: FanOut, history: HistorySource, latest_only: frozenset[str]) -> None:
+    def __init__(
+        self,
+        fanout: FanOut,
+        history: HistorySource,
+        latest_only: frozenset[str],
+        slice: Slice = lambda: SLICE,
+    ) -> None:
         self._fanout = fanout
         self._history = history
         self._latest_only = latest_only
+        self._slice = slice
         self._tasks: dict[Subscriber, asyncio.Task[None]] = {}
+        self._round: deque[Subscriber] = deque()
+        """Those that have had no turn in the present round."""
+        self._round_planned = False
         self.replayed = 0
         """Messages written to subscribers that were behind."""
 
@@ -76,6 +98,39 @@ class CatchUp:
         task = self._tasks.pop(subscriber, None)
         if task is not None:
             task.cancel()
+
+    def put_late(self, subscriber: Subscriber) -> None:
+        """Let a subscriber that was held back get the messages of `LATE_SECONDS` in rounds."""
+        self._fanout.put_late(subscriber)
+        if not self._round_planned:
+            self._round_planned = True
+            asyncio.get_running_loop().call_later(ROUND_SECONDS, self._begin_round)
+
+    def _begin_round(self) -> None:
+        late, due = self._fanout.late, time.monotonic() - LATE_SECONDS
+        self._round.extend(late)
+        for subscriber in [one for one, since in late.items() if since <= due]:
+            del late[subscriber]
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Bring as many up to date as this pass has time for."""
+        loop = asyncio.get_running_loop()
+        slice = self._slice()
+        if not slice:
+            loop.call_later(PAUSE_SECONDS, self._go_on)
+            return
+        ends = time.monotonic() + slice
+        while self._round:
+            self.start(self._round.popleft())
+            if time.monotonic() >= ends:
+                break
+        if self._round:
+            loop.call_soon(self._go_on)
+        elif self._fanout.late:
+            loop.call_later(ROUND_SECONDS, self._begin_round)
+        else:
+            self._round_planned = False
 
     def _live(self, subscriber: Subscriber) -> None:
         self._fanout.slow.pop(subscriber, None)

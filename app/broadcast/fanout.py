@@ -3,8 +3,8 @@
 A flush encodes the bytes of each group once, when its first member is written. A flush takes longer
 than pings and replies may wait, so it is divided into slices; a connection that leaves its group
 between two slices is written first, which keeps the order of every connection. Large groups go
-first, so groups with one member do not delay the others; and connections that have just been held back for
-using more than their share go last, so that they delay no others.
+first, so groups with one member do not delay the others. Connections that have just been held back for
+using more than their share are no part of a flush: `CatchUp` brings them up to date now and then.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ GROUP_COST = 5
 UNUSED_GROUPS = 256
 """Groups without live members that are kept at least; past it, and past the number of the others,
 they are dropped."""
-LAST_SECONDS = 5.0
-"""How long a connection comes last after it was held back."""
 FLUSH_BYTES = 1024 * 1024
 """Bytes of messages per flush, so that what one flush leaves unsent is bounded."""
 
@@ -89,28 +87,27 @@ class FanOut:
         self.slow: dict[Subscriber, None] = {}
         """Subscribers that have fallen behind, since they did not take their bytes; `CatchUp` takes
         them out when they have caught up."""
+        self.late: dict[Subscriber, float] = {}
+        """Subscribers that are not live, wherever they stand, since they were held back, and since when
+        (monotonic seconds); `CatchUp` takes them out."""
         self._missed: list[Subscriber] = []
         self.failed = failed
         self._hub = hub
         self._batch_size = batch_size
         self._on_flush = on_flush
-        self._groups: dict[tuple[str, frozenset[str], bool, bool], Group] = {}
-        self._last: dict[Subscriber, float] = {}
-        """Connections that come last, and since when (monotonic seconds)."""
+        self._groups: dict[tuple[str, frozenset[str], bool], Group] = {}
         self._most_groups = UNUSED_GROUPS
         self._jobs: dict[Group, _Job] = {}
         self._before: dict[str, Position] = self.positions
 
-    def group(
-        self, codec: Codec, types: frozenset[str], batch: bool, is_last: bool = False
-    ) -> Group:
+    def group(self, codec: Codec, types: frozenset[str], batch: bool) -> Group:
         """The one group for these properties."""
-        key = codec.name, types, batch, is_last
+        key = codec.name, types, batch
         group = self._groups.get(key)
         if group is None:
             if len(self._groups) >= self._most_groups:
                 self._drop_unused()
-            group = self._groups[key] = Group(codec, types, batch, is_last)
+            group = self._groups[key] = Group(codec, types, batch)
         return group
 
     def groups(self) -> list[Group]:
@@ -123,7 +120,10 @@ class FanOut:
         self._most_groups = 2 * len(self._groups) + UNUSED_GROUPS
 
     def join(self, subscriber: Subscriber) -> None:
-        """Make a subscriber live; it must stand at `positions`."""
+        """Make a subscriber live, unless it is `late`; it must stand at `positions`."""
+        if subscriber in self.late:
+            subscriber.track = self.positions
+            return
         group = subscriber.group
         # The table may have forgotten the group meanwhile, and created it again for another subscriber.
         key = _key(group)
@@ -140,11 +140,15 @@ class FanOut:
         job = self._jobs.get(subscriber.group)
         if job is not None and subscriber in job.waiting:
             subscriber.write_now(job.data)
-        self.discard(subscriber)
+        self._take_out(subscriber)
         return {type: self.positions[type] for type in subscriber.group.types}
 
     def discard(self, subscriber: Subscriber) -> None:
         """Forget a subscriber that is gone."""
+        self._take_out(subscriber)
+        self.late.pop(subscriber, None)
+
+    def _take_out(self, subscriber: Subscriber) -> None:
         group = subscriber.group
         if group.members.pop(subscriber, None) is not None and not group.members:
             self._drop(group)
@@ -157,36 +161,13 @@ class FanOut:
         if self._groups.get(key) is group:
             del self._groups[key]
 
-    def put_last(self, subscriber: Subscriber) -> None:
-        """Write to a subscriber after the others for the next `LAST_SECONDS`."""
-        self._last[subscriber] = time.monotonic()
-        self._change(subscriber, is_last=True)
-
-    def put_back(self) -> None:
-        """Let those come as before that had to be last for long enough; once a second."""
-        if not self._last:
-            return
-        due = time.monotonic() - LAST_SECONDS
-        for subscriber in [one for one, since in self._last.items() if since <= due]:
-            if self._change(subscriber, is_last=False):
-                del self._last[subscriber]
-
-    def _change(self, subscriber: Subscriber, *, is_last: bool) -> bool:
-        """Move a subscriber to the group that is like its own, but for its place in a flush.
-
-        Returns False where the flush that is under way needs it in its group.
-        """
-        before = subscriber.group
-        if before.is_last == is_last:
-            return True
-        if before in self._jobs:
-            return False
-        group = subscriber.group = self.group(before.codec, before.types, before.batch, is_last)
-        if before.members.pop(subscriber, None) is not None:
-            group.members[subscriber] = subscriber.fd
-            if not before.members:
-                self._drop(before)
-        return True
+    def put_late(self, subscriber: Subscriber) -> None:
+        """Take a subscriber out of the flushes, until `CatchUp` takes it out of `late`."""
+        self.late[subscriber] = time.monotonic()
+        if subscriber in subscriber.group.members:
+            track = self.leave(subscriber)
+            if subscriber in self.late:  # else it was written to, and is gone
+                subscriber.track = track
 
     async def deliver(self, items: Sequence[Message | Gap]) -> None:
         """Write messages and gaps, in this order, to every live subscriber."""
@@ -221,13 +202,10 @@ class FanOut:
             self._hub.wheel.ping_early()
         try:
             left = SLICE
-            for job in sorted(self._jobs.values(), key=_rank, reverse=True):
+            for job in sorted(self._jobs.values(), key=_size, reverse=True):
                 while job.waiting:
                     if left <= 0:
-                        if job.group.is_last:
-                            self._hub.pace.relax()
-                        else:
-                            self._hub.pace.hurry()
+                        self._hub.pace.hurry()
                         await asyncio.sleep(0)
                         left = SLICE
                     if job.made is None:
@@ -248,7 +226,7 @@ class FanOut:
         missed = [one for job in self._jobs.values() for one in job.waiting]
         for subscriber in missed:
             subscriber.track = {type: self._before[type] for type in subscriber.group.types}
-            self.discard(subscriber)
+            self._take_out(subscriber)
         self._missed += missed
 
     def _plan(self, items: Sequence[Message | Gap], types: set[str]) -> None:
@@ -271,16 +249,15 @@ class FanOut:
         pending = subscriber.pending
         if pending is not None and pending.size > HIGH_WATER:
             subscriber.track = {type: self._before[type] for type in subscriber.group.types}
-            self.discard(subscriber)
+            self._take_out(subscriber)
             self.slow[subscriber] = None
         else:
             subscriber.write_now(job.data)
 
 
-def _rank(job: _Job) -> tuple[bool, int]:
-    """Of two jobs the one with the higher rank is done first."""
-    return not job.group.is_last, len(job.waiting)
+def _size(job: _Job) -> int:
+    return len(job.waiting)
 
 
-def _key(group: Group) -> tuple[str, frozenset[str], bool, bool]:
-    return group.codec.name, group.types, group.batch, group.is_last
+def _key(group: Group) -> tuple[str, frozenset[str], bool]:
+    return group.codec.name, group.types, group.batch

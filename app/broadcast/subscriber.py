@@ -16,18 +16,14 @@ class Group:
         codec: of their protocol.
         types: which they get.
         batch: several messages come as one event.
-        is_last: a flush writes to these when all others have it.
     """
 
-    __slots__ = ("batch", "codec", "is_last", "members", "types")
+    __slots__ = ("batch", "codec", "members", "types")
 
-    def __init__(
-        self, codec: Codec, types: frozenset[str], batch: bool, is_last: bool = False
-    ) -> None:
+    def __init__(self, codec: Codec, types: frozenset[str], batch: bool) -> None:
         self.codec = codec
         self.types = types
         self.batch = batch
-        self.is_last = is_last
         # A dict, since a set costs three times as much a member and loses the order of arrival.
         self.members: dict[Subscriber, int] = {}
         """Each with its descriptor, so that a flush touches no connection object."""

@@ -90,8 +90,8 @@ class ProtocolSession(Session):
         self._receive(data)
 
     def on_throttled(self) -> None:
-        """Get messages behind those that keep within their share."""
-        self.context.fanout.put_last(self)
+        """Get messages later than those that keep within their share."""
+        self.context.catchup.put_late(self)
 
     def on_flood(self) -> None:
         """Close, with a log line."""

@@ -42,7 +42,9 @@ INPUT_SHARE = 0.2
 """Part of its time that a worker uses for what clients send, before some of them wait."""
 LEAST_SHARE = 0.0005
 """Seconds a second that a connection may use however many there are: some ten requests. So that after a
-failure all can come back at once."""
+failure all can come back at once. Not for one that sends more than it takes to come back."""
+LIGHT_FRAMES, LIGHT_BYTES = 10, 8 * 1024
+"""Messages, other frames, and bytes in a second that it takes at most."""
 STORM_SECONDS = 3
 """Seconds for which all together may use more than `INPUT_SHARE` by that; what lasts longer is no
 return of clients."""
@@ -97,6 +99,15 @@ class _Usage:
         self.bytes = 0
         self.extras = 0
         self.seconds = 0.0
+
+    @property
+    def is_light(self) -> bool:
+        """Whether it may be that of a client that comes back, and does no more."""
+        return (
+            self.messages <= LIGHT_FRAMES
+            and self.extras <= LIGHT_FRAMES
+            and self.bytes <= LIGHT_BYTES
+        )
 
     @classmethod
     def of(cls, first: int | None) -> _Usage:
@@ -220,7 +231,9 @@ class Rates:
         self.is_busy = self._total > INPUT_SHARE * elapsed
         if self.is_busy:
             own = (self._total - self._shared) / self._total
-            share = max(INPUT_SHARE * own / len(self._used), self._least_share)
+            share = INPUT_SHARE * own / len(self._used)
+            if share < self._least_share and (not isinstance(usage, _Usage) or usage.is_light):
+                share = self._least_share
             pause = min(own_seconds / share - elapsed, MAX_PAUSE)
             if pause > 0:
                 self.held_back += 1

@@ -217,7 +217,7 @@ class Subscriptions:
         track = {type: before[type] if type in had else live[type] for type in chosen}
         track.update(positions or {})
         session.track = track
-        session.group = self._fanout.group(session.codec, chosen, batch, session.group.is_last)
+        session.group = self._fanout.group(session.codec, chosen, batch)
         if start:
             self._catchup.start(session)
 

@@ -137,6 +137,7 @@ class Hub:
         """Tasks of requests."""
         self._input_slice = self.pace.slices()
         self._backlog_slice = self.pace.slices()
+        self._broken_slice = self.pace.slices()
         self.extra_frames = 0
         """Frames received that were no message: control frames and fragments."""
         self.owed_pongs: dict[Connection, bytes] = {}
@@ -152,6 +153,8 @@ class Hub:
         self._ready: deque[tuple[int, int]] = deque()
         self._backlog: dict[Connection, None] = {}
         self._backlog_planned = False
+        self._broken: deque[Connection] = deque()
+        """Connections that a flush could not write to."""
         self._held: dict[Connection, int] = {}
         self._holds: dict[int, list[Connection]] = {}
         self._hold_timer: asyncio.TimerHandle | None = None
@@ -370,12 +373,32 @@ class Hub:
             except BlockingIOError:
                 sent = 0
             except OSError:
-                self._lose(connection)
+                self._drop_soon(connection)
                 continue
             if sent < size:
                 self.back_up(connection, data, sent)
         self.bytes_sent += (count - len(others)) * size
         return others
+
+    def _drop_soon(self, connection: Connection) -> None:
+        """Drop a connection that is dead, in a later pass: there may be as many as all."""
+        self._broken.append(connection)
+        if len(self._broken) == 1:
+            self._loop.call_soon(self._drop_broken)
+
+    def _drop_broken(self) -> None:
+        slice = self._broken_slice()
+        if not slice:
+            self._loop.call_later(PAUSE_SECONDS, self._drop_broken)
+            return
+        ends = time.monotonic() + slice
+        while self._broken:
+            connection = self._broken.popleft()
+            if connection.state in (OPEN, CLOSING):
+                self._lose(connection)
+            if self._broken and time.monotonic() >= ends:
+                self._loop.call_soon(self._drop_broken)
+                return
 
     @staticmethod
     def _lose(connection: Connection, reason: str = BY_PEER) -> None:

@@ -503,3 +503,100 @@ async def test_a_client_that_cannot_be_caught_up_is_dropped(
     assert "on purpose" in caplog.text
     bench.up.start(other)
     assert await bench.caught_up(other) == words(1, 5)
+
+
+# Those that were held back.
+
+
+class Late(CatchUpBench):
+    """Its clock and the time in a pass are the test's; every step takes a tenth of a slice."""
+
+    now = 1000.0
+    slice = 0.1
+    passes = 0
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.history.tail = 0
+        self.up = self.catchup = CatchUp(
+            self.fanout, self.history, frozenset(), slice=self.take_slice
+        )
+
+        class Time:
+            monotonic = staticmethod(self.tell)
+
+        monkeypatch.setattr("app.broadcast.catchup.time", Time)
+        monkeypatch.setattr("app.broadcast.fanout.time", Time)
+        monkeypatch.setattr(catchup_module, "ROUND_SECONDS", 3600.0)
+
+    def tell(self) -> float:
+        self.now += 0.01
+        return self.now
+
+    def take_slice(self) -> float:
+        self.passes += 1
+        return self.slice
+
+    async def round(self) -> None:
+        self.up._begin_round()
+        await until(lambda: not self.up._round)
+
+
+@pytest.fixture
+async def late(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Late]:
+    bench = Late(monkeypatch)
+    yield bench
+    bench.close()
+
+
+async def test_one_that_was_held_back_gets_what_has_come_together(late: Late) -> None:
+    honest, greedy = late.live(), late.live(kind=socket.SOCK_SEQPACKET)
+    late.up.put_late(greedy)
+    for seq in range(1, 6):
+        await late.deliver(message(seq))
+    assert honest.received() == words(1, 5)
+    assert greedy.received() == []
+    await late.round()
+    greedy.parser.receive_data(greedy.client.recv(100_000))
+    assert greedy.received() == words(1, 5), "one write"
+    assert greedy.track == late.fanout.positions, "it is no part of the next flush"
+    late.now += catchup_module.LATE_SECONDS
+    await late.deliver(message(6))
+    await late.round()
+    assert (late.fanout.late, greedy.track) == ({}, None)
+    await late.deliver(message(7))
+    assert greedy.received() == words(1, 7)
+
+
+async def test_a_round_takes_no_more_of_a_pass_than_its_slice(late: Late) -> None:
+    subs = [late.live() for _ in range(50)]
+    for sub in subs:
+        late.up.put_late(sub)
+    await late.deliver(message(1))
+    late.passes = 0
+    await late.round()
+    assert 5 <= late.passes <= 6
+    assert all(sub.received() == words(1, 1) for sub in subs)
+    late.slice = 0.0  # a message is on its way
+    await late.deliver(message(2))
+    late.up._begin_round()
+    await turn()
+    assert not any(len(sub.received()) > 1 for sub in subs)
+    late.slice = 0.1
+    await until(lambda: not late.up._round)
+    assert all(sub.received() == words(1, 2) for sub in subs)
+
+
+async def test_one_that_is_late_may_go_or_change_its_types(late: Late) -> None:
+    gone, changed = late.live(), late.live()
+    for sub in (gone, changed):
+        late.up.put_late(sub)
+    await late.deliver(message(1), message(1, "stats"))
+    changed.move(["stats", "status"])
+    gone.client.close()
+    await late.round()
+    assert gone.state == CLOSED
+    assert list(late.fanout.late) == [changed]
+    await late.deliver(message(2), message(2, "stats"))
+    await late.round()
+    assert sorted(changed.received()) == ["stats 2", "status 1", "status 2"]

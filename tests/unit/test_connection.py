@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 import os
 import socket
@@ -31,6 +32,7 @@ from app.transport.connection import (
 )
 from app.transport.hub import Hub
 from app.transport.output import CHUNK_COST, OutputAccount
+from app.turns import SLICE
 from tests.support.waiting import until
 
 MAX_MESSAGE = 100_000
@@ -347,12 +349,46 @@ async def test_a_broadcast_skips_connections_with_unsent_bytes(hub: Hub, connect
     assert hub.broadcast(lacking, data, 4) == [queued[0], clogged[0]]
     assert list(lacking) == [later[0]]
     assert await fresh[1].frame() == (TEXT, b"news")
+    await turn()
     assert gone[0].events == [(1006, "transport close"), "detached"]
     big = build_frame(BINARY, b"x" * 300_000)
     assert hub.broadcast(lacking, big, 4) == []
     assert later[0].pending is not None
     assert hub.bytes_sent >= before + len(data) + len(big)
     assert await later[1].frame() == (BINARY, b"x" * 300_000)
+
+
+async def test_those_that_a_broadcast_finds_gone_are_dropped_in_turn(
+    hub: Hub, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All may have gone at once: a flush writes to the others, and the rest of the pass is theirs."""
+    pairs = [connect() for _ in range(40)]
+    for _, client in pairs:
+        client.sock.close()
+
+    class Time:
+        """Every step takes a tenth of a slice."""
+
+        now = 1000.0
+        thread_time = staticmethod(lambda: 0.0)
+
+        @classmethod
+        def monotonic(cls) -> float:
+            cls.now += SLICE / 10
+            return cls.now
+
+    monkeypatch.setattr("app.transport.hub.time", Time)
+    data = build_frame(TEXT, b"news")
+    for _ in range(2):
+        assert hub.broadcast({server: server.fd for server, _ in pairs}, data, 40) == []
+    left = [sum(server.state != CLOSED for server, _ in pairs)]
+    assert left == [40]
+    while left[-1]:
+        await asyncio.sleep(0)
+        left.append(sum(server.state != CLOSED for server, _ in pairs))
+    most = max(before - after for before, after in itertools.pairwise(left))
+    assert most <= 2 * 12, "as many as fit into a slice, and those that epoll tells of"
+    assert all(server.events == [(1006, "transport close"), "detached"] for server, _ in pairs)
 
 
 async def test_what_does_not_fit_waits_and_leaves_in_order(hub: Hub, connect: Connect) -> None:

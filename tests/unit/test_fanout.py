@@ -433,34 +433,22 @@ async def test_a_connection_that_fails_takes_no_other(
     assert good in good.group.members
 
 
-async def test_those_that_were_held_back_come_last(
-    sliced: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 1000.0
-    monkeypatch.setattr(fanout_module.time, "monotonic", lambda: now)
-    first, greedy, batched = sliced.live(), sliced.live(), sliced.live(batch=True)
-    order: list[Sub] = []
-    write = sliced.hub.broadcast
-
-    def note(connections: dict[Any, int], data: bytes, most: int) -> Any:
-        order.extend(list(connections)[-most:])
-        return write(connections, data, most)
-
-    monkeypatch.setattr(sliced.hub, "broadcast", note)
+async def test_those_that_were_held_back_are_no_part_of_a_flush(sliced: Bench) -> None:
+    first, greedy = sliced.live(), sliced.live()
     await sliced.fanout.deliver(messages(1, 1))
-    assert order[0] is greedy  # the newest of the largest group
-    sliced.fanout.put_last(greedy)
-    order.clear()
+    sliced.fanout.put_late(greedy)
     await sliced.fanout.deliver(messages(2, 2))
-    assert order[-1] is greedy
-    assert len(sliced.fanout.groups()) == 3
-    now += fanout_module.LAST_SECONDS
-    sliced.fanout.put_back()
-    order.clear()
+    assert (first.received(), greedy.received()) == (words(1, 2), words(1, 1))
+    assert sliced.flushes[-1][1] == {"status": 1}
+    assert greedy.track == {"status": Position("e1", 1)}
+    sliced.fanout.put_late(greedy)
+    assert greedy.track == {"status": Position("e1", 1)}, "it stands where it stood"
+    sliced.fanout.join(greedy)
+    assert greedy.track == sliced.fanout.positions, "it stays late"
+    del sliced.fanout.late[greedy]
+    sliced.fanout.join(greedy)
     await sliced.fanout.deliver(messages(3, 3))
-    assert order[0] is greedy
-    assert [sub.received() for sub in (first, greedy, batched)] == [words(1, 3)] * 3
-    assert len(sliced.fanout.groups()) == 2
+    assert greedy.received() == ["status 1", "status 3"], "what was between is CatchUp's"
 
 
 async def test_one_that_is_held_back_during_a_flush_gets_it_once(sliced: Bench) -> None:
@@ -468,12 +456,10 @@ async def test_one_that_is_held_back_during_a_flush_gets_it_once(sliced: Bench) 
     flush = asyncio.create_task(sliced.fanout.deliver(messages(1, 2)))
     await asyncio.sleep(0)
     for sub in subs:
-        sliced.fanout.put_last(sub)
+        sliced.fanout.put_late(sub)
     await flush
-    for sub in subs:
-        sliced.fanout.put_last(sub)
-    await sliced.fanout.deliver(messages(3, 3))
-    assert [sub.received() for sub in subs] == [words(1, 3)] * 3
+    assert [sub.received() for sub in subs] == [words(1, 2)] * 3
+    assert [sub.track for sub in subs] == [{"status": Position("e1", 2)}] * 3
     subs[0].drop("gone")
-    sliced.fanout.discard(subs[0])
-    assert [len(group.members) for group in sliced.fanout.groups()] == [2]
+    assert list(sliced.fanout.late) == subs[1:]
+    assert sliced.fanout.groups() == []

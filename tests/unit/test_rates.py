@@ -165,6 +165,19 @@ def test_a_crowd_that_stays_gets_no_more_than_its_share_however_large_it_is() ->
     assert use(world, crowd, cost) > 0.4
 
 
+@pytest.mark.parametrize(("messages", "extras", "size"), [(11, 0, 0), (0, 11, 0), (0, 0, 9000)])
+def test_the_grace_of_those_that_come_back_is_for_what_that_takes(
+    messages: int, extras: int, size: int
+) -> None:
+    """A crowd that sends more has no more than its share of the first second either."""
+    world = World(messages=0, flood=0, bytes=0, seconds=0)
+    for peer in range(900):
+        for _ in range(messages):
+            world.message(peer)
+        world.spend(peer, 0.0, size, extras)
+    assert use(world, 900, 0.00005) < module.INPUT_SHARE * 1.4
+
+
 def test_no_limits() -> None:
     world = World(seconds=0, bytes=0, messages=0)
     assert {world.message("a") for _ in range(10_000)} == {TAKE}
