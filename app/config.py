@@ -11,15 +11,13 @@ import argparse
 import difflib
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dotenv import dotenv_values
-
+from app import dotenv_file
 from app import setting_values as values
 from app.errors import SettingsError
 from app.setting_values import BUILT_IN_TYPES, AutoOrNone, Fsync, LogFormat, Network, TimeUnit
@@ -452,11 +450,6 @@ TABLE: Mapping[str, Setting] = {item.name.upper(): item.metadata[_KEY] for item 
 """The settings by the name of their environment variable, in the order of docs/SETTINGS.md."""
 
 
-_DOTENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_DOTENV_SPECIAL = re.compile(r"[\"'$`\\]|(?:^|\s)#")
-
-
 def load(environ: Mapping[str, str], dotenv_path: Path | None = None) -> Settings:
     """Read and check the settings.
 
@@ -466,9 +459,10 @@ def load(environ: Mapping[str, str], dotenv_path: Path | None = None) -> Setting
     Raises:
         SettingsError: one line that names the first wrong setting.
     """
+    texts = dict(environ)
     if dotenv_path is not None:
-        _check_dotenv(dotenv_path)
-    texts = {**_read(dotenv_path), **environ}
+        dotenv_file.check(dotenv_path)
+        texts = dotenv_file.read(dotenv_path) | texts
     parsed: dict[str, Any] = {}
     for name, row in TABLE.items():
         text = texts.get(name, "").strip() or row.default
@@ -494,7 +488,7 @@ def full_backplane(settings: Settings) -> int:
 def unknown(dotenv_path: Path) -> list[str]:
     """One warning for each name in the file that is no setting."""
     warnings = []
-    for name in _read(dotenv_path):
+    for name in dotenv_file.read(dotenv_path):
         if name not in TABLE:
             close = difflib.get_close_matches(name.upper(), TABLE, n=1, cutoff=0.8)
             hint = f"; did you mean {close[0]}?" if close else ""
@@ -525,59 +519,6 @@ def markdown() -> str:
         cells = (f"`{name}`", default, row.unit, row.meaning, row.zero)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _read(path: Path | None) -> dict[str, str]:
-    if path is None:
-        return {}
-    try:
-        found = dotenv_values(path, interpolate=False)
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: cannot be read: {error}") from None
-    return {name: text or "" for name, text in found.items()}
-
-
-def _check_dotenv(path: Path) -> None:
-    """Refuse what the readers of one file would read differently.
-
-    Beside this service they are Compose, which takes `$` for a variable, systemd, for which `#`
-    within a line and backslashes are other things, and scripts, which know no quotes.
-
-    Raises:
-        SettingsError: names the line and the setting, not its value.
-    """
-    try:
-        text = path.read_bytes().decode()
-    except FileNotFoundError:
-        return
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: cannot be read: {error}") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        problem = _dotenv_problem(line)
-        if problem:
-            raise SettingsError(
-                f"{path}, line {number}: {problem}; the service, Compose, systemd and scripts"
-                " would interpret it differently (docs/SETTINGS.md)"
-            )
-
-
-def _dotenv_problem(line: str) -> str:
-    if line.startswith("\ufeff"):
-        return "the file begins with a byte order mark"
-    if "\r" in line:
-        return "it ends as on Windows (CRLF)"
-    if _CONTROL.search(line):
-        return "it contains a control character"
-    if not line.strip() or line.startswith("#"):
-        return ""
-    name, equals, value = line.partition("=")
-    if not equals or not _DOTENV_NAME.fullmatch(name):
-        return "it is not NAME=value (no blanks around the name, no export)"
-    if value != value.strip():
-        return f"{name} has blanks around its value"
-    if found := _DOTENV_SPECIAL.search(value):
-        return f"{name} contains {found[0].strip()}"
-    return ""
 
 
 def _wrong(name: str, text: str, problem: str) -> SettingsError:

@@ -18,8 +18,8 @@ from app.http.context import HttpContext
 from app.http.errors import HttpError, json_response
 from app.http.writers import Writer
 from app.protocol.envelope import RESERVED_EVENTS, body, decode_json, encode_json, new_id
+from app.protocol.schema.bodies import PUBLISHED
 from app.protocol.schema.limits import EVENT_NAME, MAX_ID, MAX_MESSAGES
-from app.protocol.schema.payloads import PUBLISHED
 from app.transport.http_connection import HttpConnection
 from app.types import Draft, Position, Priority
 

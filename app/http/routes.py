@@ -33,8 +33,8 @@ from app.http.publishing import (
 from app.machine import describe_connections, describe_worker, figure
 from app.protocol.http_answers import DATA_HEADERS
 from app.protocol.requests import Allowed, check_type
+from app.protocol.schema.bodies import SET_PRESENCE
 from app.protocol.schema.limits import MAX_HISTORY, MAX_HTTP_BEFORE
-from app.protocol.schema.payloads import SET_PRESENCE
 from app.types import Priority
 
 _SMALL_BODY = 16_384

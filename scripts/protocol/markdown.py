@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from app.errors import CloseCode, ErrorCode
 from app.protocol.schema import actions, events
+from app.protocol.schema.bodies import PUBLISHED
 from app.protocol.schema.calls import TABLE as CALLS
 from app.protocol.schema.calls import Call
 from app.protocol.schema.kinds import (
@@ -24,7 +25,6 @@ from app.protocol.schema.kinds import (
     Text,
     TypeName,
 )
-from app.protocol.schema.payloads import PUBLISHED
 from scripts.protocol.notation import Leaf, Notation
 
 _ALSO = {ErrorCode.MAX_CONNECTIONS_EXCEEDED: ", 429"}

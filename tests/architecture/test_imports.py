@@ -46,7 +46,8 @@ LEAVES = {
     "app.cgroups": set[str](),
     "app.setting_values": {"app.cgroups"},
     "app.ports": {"app.types"},
-    "app.config": {"app.errors", "app.setting_values"},
+    "app.dotenv_file": {"app.errors"},
+    "app.config": {"app.dotenv_file", "app.errors", "app.setting_values"},
 }
 """Modules that everything builds on, and all of `app` that they may import."""
 

@@ -25,8 +25,8 @@ import socketio
 import websockets
 
 from app.protocol.schema import asyncapi
+from app.protocol.schema.bodies import PUBLISHED
 from app.protocol.schema.json_schema import DIALECT, Schemas
-from app.protocol.schema.payloads import PUBLISHED
 from app.setting_values import BUILT_IN_TYPES
 from tests.support import REPO, programs
 from tests.support.service import TOKEN, Service

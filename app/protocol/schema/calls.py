@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.errors import ErrorCode
-from app.protocol.schema import payloads
+from app.protocol.schema import bodies, payloads
 from app.protocol.schema.kinds import (
     AnyJson,
     Choice,
@@ -131,8 +131,8 @@ TABLE = (
         "getStatus",
         "whether clients can be served, what is wrong if not, and what the lab does",
         (
-            Answer(200, "clients are served", payloads.STATUS),
-            Answer(503, "clients cannot be served", payloads.STATUS),
+            Answer(200, "clients are served", bodies.STATUS),
+            Answer(503, "clients cannot be served", bodies.STATUS),
         ),
     ),
     Call(
@@ -140,9 +140,9 @@ TABLE = (
         "/status",
         "setPresence",
         "sets what the lab does, and publishes it",
-        (Answer(200, "it is set and published", payloads.PRESENCE_SET),),
+        (Answer(200, "it is set and published", bodies.PRESENCE_SET),),
         "publisher",
-        body=payloads.SET_PRESENCE,
+        body=bodies.SET_PRESENCE,
         errors=_STORING_ERRORS,
         details="After ten minutes of silence the state is `offline`.",
     ),
@@ -160,7 +160,7 @@ TABLE = (
         "/stats/series",
         "getSeries",
         "CPU, memory, disk and connections of each machine over time",
-        (Answer(200, "the samples", payloads.SERIES),),
+        (Answer(200, "the samples", bodies.SERIES),),
         "reader",
         (Parameter("range", Choice(RANGES), "up to now; `15m`"),),
         errors=(
@@ -201,14 +201,14 @@ TABLE = (
         "/ws/queue",
         "getQueue",
         "what waits to be stored",
-        (Answer(200, "the figures", payloads.QUEUE),),
+        (Answer(200, "the figures", bodies.QUEUE),),
     ),
     Call(
         "GET",
         "/connections",
         "listConnections",
         "the connections of all workers and machines, in the order of their ids",
-        (Answer(200, "a page of them", payloads.CONNECTION_LIST),),
+        (Answer(200, "a page of them", bodies.CONNECTION_LIST),),
         "publisher",
         (
             Parameter("user", Text(1, MAX_NAME), "only those of this user"),
@@ -224,7 +224,7 @@ TABLE = (
         "/connections/users",
         "listUsers",
         "the users of all workers and machines that are connected, by name",
-        (Answer(200, "a page of them", payloads.USER_LIST),),
+        (Answer(200, "a page of them", bodies.USER_LIST),),
         "publisher",
         (
             Parameter("type", TypeName(), "only those that are subscribed to this type"),
@@ -238,7 +238,7 @@ TABLE = (
         "/connections",
         "closeUser",
         "closes all connections of a user",
-        (Answer(200, "they are closed", payloads.CLOSED),),
+        (Answer(200, "they are closed", bodies.CLOSED),),
         "publisher",
         (
             Parameter("user", Text(1, MAX_NAME), "whose connections", required=True),
@@ -252,7 +252,7 @@ TABLE = (
         "/connections/{id}",
         "closeConnection",
         "closes one connection",
-        (Answer(200, "it is closed", payloads.CLOSED),),
+        (Answer(200, "it is closed", bodies.CLOSED),),
         "publisher",
         (
             Parameter("id", Text(1, MAX_NAME), "of the connection", required=True, place="path"),
@@ -270,16 +270,16 @@ TABLE = (
             Answer(
                 200,
                 "everything is in the streams; an array answers a list in order",
-                Either((payloads.STORED, ListOf(payloads.STORED))),
+                Either((bodies.STORED, ListOf(bodies.STORED))),
             ),
             Answer(
                 207,
                 "of an array, some are not stored: those have `error` and `code`",
-                ListOf(Either((payloads.STORED, payloads.NOT_STORED))),
+                ListOf(Either((bodies.STORED, bodies.NOT_STORED))),
             ),
         ),
         "publisher or client",
-        body=Either((payloads.PUBLISHED, ListOf(AnyJson(), 0, MAX_MESSAGES))),
+        body=Either((bodies.PUBLISHED, ListOf(AnyJson(), 0, MAX_MESSAGES))),
         errors=(ErrorCode.INVALID_TYPE, ErrorCode.CONFLICT, *_STORING_ERRORS),
         details=(
             "A 2xx answer means that the message is in the stream and survives any crash. Repeat a call that failed"
@@ -292,9 +292,9 @@ TABLE = (
         "/hooks/alertmanager",
         "postAlerts",
         "Alertmanager's webhook: each alert becomes `health_alert` or `health_recovery`",
-        (Answer(200, "what became of each alert", payloads.ALERTS_STORED),),
+        (Answer(200, "what became of each alert", bodies.ALERTS_STORED),),
         "publisher",
-        body=payloads.NOTIFICATION,
+        body=bodies.NOTIFICATION,
         errors=_STORING_ERRORS,
     ),
     Call(
@@ -373,7 +373,7 @@ TABLE = (
         "getIndex",
         "the page; with `Accept: application/json` links to everything else",
         (
-            Answer(200, "where everything is", payloads.INDEX),
+            Answer(200, "where everything is", bodies.INDEX),
             Answer(200, "the page", content_type="text/html; charset=utf-8"),
             Answer(304, "the page that the client has is the newest one", content_type=None),
         ),
@@ -384,7 +384,7 @@ TABLE = (
         "/config.json",
         "getPageConfig",
         "tells the page where its service is",
-        (Answer(200, "the address", payloads.PAGE_CONFIG),),
+        (Answer(200, "the address", bodies.PAGE_CONFIG),),
         details="Not with `PAGE=0`.",
     ),
     Call(
