@@ -1,4 +1,4 @@
-"""The file `.env`: what it may say, so that all who read it read the same."""
+"""The file `.env`: what it may say, so that every program reads the same in it."""
 
 from __future__ import annotations
 
