@@ -85,8 +85,14 @@ class Slots(Protocol):
         that no one has asked for yet.
         """
 
-    def take_evictions(self) -> int:
-        """How many messages other workers have asked this one to drop since the last call."""
+    def evictions_asked(self) -> int:
+        """How many messages other workers have asked this one to drop, and it has not yet."""
+
+    def end_evictions(self, count: int) -> None:
+        """Take back so many of those requests: they are met, or nothing is left to drop."""
+
+    def evictions_awaited(self) -> int:
+        """As `evictions_asked`, of all other workers together."""
 
     def set_queued(self, per_priority: Sequence[int]) -> None:
         """Tell the others how many messages of each priority wait here (high, normal, low)."""

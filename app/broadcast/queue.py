@@ -295,6 +295,10 @@ class BroadcastQueue:
                 self.dropped[entry.draft.priority] += 1
                 entry.fail(QueueOverflow())
         self._newcomers_bytes = sum(entry.size for entry in self._newcomers)
+        # Room that was made for these may have been taken by messages of other workers.
+        unasked = len(self._newcomers) - self._slots.evictions_awaited()
+        for entry in list(self._newcomers)[: max(0, unasked)]:
+            self._slots.ask_to_evict(entry.draft.priority)
 
     # Time
 
@@ -310,7 +314,7 @@ class BroadcastQueue:
     def _rest(self) -> None:
         """Nothing is here any more: so a message that came alone costs no tick."""
         self._show()
-        self._slots.take_evictions()
+        self._slots.end_evictions(self._slots.evictions_asked())
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -330,7 +334,9 @@ class BroadcastQueue:
         # Shown first: once the others see that nothing waits here they ask for nothing more, and
         # no request is left behind to hit a later message.
         self._show()
-        self._evict(self._slots.take_evictions())
+        asked = self._slots.evictions_asked()
+        self._evict(asked)
+        self._slots.end_evictions(asked)  # last: until the room is there, its request stands
         if self._newcomers:
             self._admit_newcomers(now)
         self._show()

@@ -249,6 +249,32 @@ async def test_another_worker_drops_its_lesser_message(
     assert all([isinstance(await outcome(f), int) for f in (*normal, *middle, *high)])
 
 
+async def test_room_that_others_took_is_asked_for_again(
+    valkey: ValkeyProcess, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages of one rank may come to the worker that makes room, before those that asked for it."""
+    first, second = await make_worker(max_queue_size=8), await make_worker(max_queue_size=8)
+    valkey.stop()
+    await first.fly()
+    await second.fly()
+    low = [first.send(LOW) for _ in range(6)]
+    await until(first.shown)
+    taken: list[asyncio.Future[Position]] = []
+    make_room = first.queue._evict
+
+    def make_room_and_fill_it(count: int) -> None:
+        make_room(count)
+        taken.extend(first.send(HIGH) for _ in range(count if not taken else 0))
+
+    monkeypatch.setattr(first.queue, "_evict", make_room_and_fill_it)
+    high = [second.send(HIGH) for _ in range(3)]
+    assert [await outcome(future) for future in low] == [QueueOverflow] * 6
+    await until(lambda: second.queue.per_priority() == [3, 0, 0])
+    assert (first.queue.dropped, second.queue.dropped) == ([0, 0, 6], [0, 0, 0])
+    valkey.cont()
+    assert all([isinstance(await outcome(future), int) for future in (*taken, *high)])
+
+
 async def test_room_that_does_not_come(
     valkey: ValkeyProcess, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,7 +285,7 @@ async def test_room_that_does_not_come(
     for _ in range(2):
         first.send(LOW)
     await until(first.shown)
-    monkeypatch.setattr(first.slots, "take_evictions", lambda: 0)  # a worker that hangs
+    monkeypatch.setattr(first.slots, "evictions_asked", lambda: 0)  # a worker that hangs
     sent = second.send(NORMAL)
     await asyncio.sleep(queue_module.POLL_INTERVAL)
     assert not sent.done(), "the other worker has a moment to make room"

@@ -211,10 +211,15 @@ async def test_the_memory_is_limited_from_the_start_and_anew(data_dir: Path) -> 
     assert "noeviction" in call(data_dir, "CONFIG", "GET", "maxmemory-policy")
 
 
-async def test_a_server_whose_socket_was_removed_is_restarted(data_dir: Path) -> None:
+async def test_a_server_whose_socket_was_removed_is_restarted(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """With everything that it has acknowledged, long before it counts as silent."""
+    caplog.set_level(logging.INFO)
     async with supervised(Valkey(data_dir, "no")):
         first = await running(data_dir)
+        # Before that the supervisor itself waits for the socket, and as long as for a slow start.
+        await until(lambda: f"Valkey started (pid {first})" in caplog.text)
         assert call(data_dir, "SET", "a", "1") == "+OK\r\n"
         paths.valkey_socket(data_dir).unlink()
         await running(data_dir, other_than=first)

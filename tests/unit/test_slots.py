@@ -92,12 +92,16 @@ def test_evictions_ask_the_lowest_rank_first(table: SlotTable) -> None:
     slots(table, two).set_queued((0, 0, 1))
     assert not slots(table, here).ask_to_evict(2)
     assert slots(table, here).ask_to_evict(0)
-    assert (slots(table, one).take_evictions(), slots(table, two).take_evictions()) == (0, 1)
+    assert [slots(table, row).evictions_asked() for row in (one, two)] == [0, 1]
+    assert [slots(table, row).evictions_awaited() for row in (here, two)] == [1, 0]
+    slots(table, two).end_evictions(1)
+    assert slots(table, here).evictions_awaited() == 0
     slots(table, two).set_queued((0, 0, 0))
     assert slots(table, here).ask_to_evict(0)
     assert not slots(table, here).ask_to_evict(0), "the high one stays, the normal one is asked for"
-    assert slots(table, one).take_evictions() == 1
-    assert slots(table, one).take_evictions() == 0
+    assert slots(table, one).evictions_asked() == 1
+    slots(table, one).end_evictions(1)
+    assert slots(table, one).evictions_asked() == 0
     assert not slots(table, here).ask_to_evict(1)
 
 
@@ -250,7 +254,8 @@ def test_odd_words_in_a_row(table: SlotTable) -> None:
     table.set_stats(row, {"plain": 1})
     slots(table).queue_totals()
     slots(table, row).ask_to_evict(0)
-    slots(table, odd).take_evictions()
+    slots(table, row).evictions_awaited()
+    slots(table, odd).end_evictions(slots(table, odd).evictions_asked())
     table.sweep()
     assert table.free(os.getpid())
 

@@ -216,14 +216,16 @@ class WorkerSlots(Slots):
                         return True
         return False
 
-    def take_evictions(self) -> int:
-        column, index = self._evictions, self.index
-        if not column[index]:
-            return 0
-        with self._lock:
-            asked = column[index]
-            column[index] = 0
-            return int(asked)
+    def evictions_asked(self) -> int:
+        return int(self._evictions[self.index])
+
+    def end_evictions(self, count: int) -> None:
+        if count:
+            with self._lock:
+                self._evictions[self.index] = max(0, self._evictions[self.index] - count)
+
+    def evictions_awaited(self) -> int:
+        return sum(self._evictions[: self._table.high()]) - self._evictions[self.index]
 
     # What the table itself counts.
 
