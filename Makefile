@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: protocol help lock run listen reload logs log-level check test unit torture containers page lint format bench bench-peers regression clean
+.PHONY: protocol help lock run listen reload logs log-level check test unit services torture containers page lint format bench bench-peers regression clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -32,21 +32,30 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # Services of a module are started once for it, so a file stays in one process; so does the service
 # with default settings, one for each process. Services wait a good deal, so there are more
-# processes than processors. What is marked `alone` measures; `long` is for `make torture`.
-PARALLEL := -n 6 --dist loadfile --no-loadscope-reorder
-COVERED := --cache-clear --cov --cov-append --cov-fail-under=0 --cov-report=
+# processes than processors, and lint and the unit tests run beside them with what they leave.
+# What is marked `alone` measures; `long` is for `make torture`.
+PARALLEL := -n 8 --dist loadfile --no-loadscope-reorder
+COVERED := --cache-clear --cov --cov-fail-under=0 --cov-report=
 # What fails while others use the processors must pass alone; the first failure stays in the output.
 AGAIN := $(BIN)/pytest --lf --lfnf=none
 PARTS := $(addprefix tests/,component integration deploy monitoring page)
 test: $(VENV)/installed-dev ## lint, types, coverage, all tests but those of `make torture` and `make containers`
 	rm -f .coverage .coverage.*
-	$(MAKE) --jobs 2 --output-sync=recurse lint unit
-	$(BIN)/pytest $(PARALLEL) -m 'not alone and not long' $(PARTS) $(COVERED) || $(AGAIN)
+	nice -n 5 $(MAKE) --jobs 2 --output-sync=recurse lint unit & \
+	  $(MAKE) services; services=$$?; wait $$! && exit $$services
 	$(BIN)/pytest -m alone $(PARTS)
+	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
+# Each of the two has data of its own, for they end at their own times.
+unit services: export COVERAGE_FILE = .coverage.$@
+unit services: CACHE = -o cache_dir=.pytest_cache/$@
+
 unit: $(VENV)/installed-dev
-	$(BIN)/pytest -n 2 tests/architecture tests/unit $(COVERED) || $(AGAIN)
+	$(BIN)/pytest -n 2 tests/architecture tests/unit $(COVERED) $(CACHE) || $(AGAIN) $(CACHE)
+
+services: $(VENV)/installed-dev
+	$(BIN)/pytest $(PARALLEL) -m 'not alone and not long' $(PARTS) $(COVERED) $(CACHE) || $(AGAIN) $(CACHE)
 
 torture: $(VENV)/installed-dev ## fuzzing, the Autobahn suite, storms, load and a soak, at full length (TORTURE=0.1: a tenth; TORTURE=0: the short form of CI; TORTURE_SEED=n repeats a run)
 ifeq ($(TORTURE),0)

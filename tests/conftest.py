@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Generator
 from typing import Any
@@ -31,8 +32,11 @@ _LONG = (
     "test_build", "test_run", "test_slow_consumers", "test_backplane_url",
 )  # fmt: skip
 
-# What these tiers run is covered by the others: see CONTRIBUTING.md.
-_UNCOVERED = frozenset({"containers", "deploy", "monitoring", "page", "torture"})
+# What these tiers start runs at its full speed, but for what is marked `traced` and the service
+# that tests share: the others cover its lines. See CONTRIBUTING.md.
+_UNCOVERED = frozenset(
+    {"architecture", "containers", "deploy", "integration", "monitoring", "page", "torture"}
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,10 +44,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: place for place, name in enumerate(_LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     for item in items:
-        if item.path.parent.name in _UNCOVERED:
+        is_traced = item.get_closest_marker("traced") is not None
+        if item.path.parent.name in _UNCOVERED and not is_traced:
             item.add_marker(pytest.mark.no_cover)
         if item.path.parent.name == "torture":
             item.add_marker(pytest.mark.long)
+
+
+def pytest_collection_finish() -> None:
+    """Take the tests themselves out of the sight of the collector, which else looks at all again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,6 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: measures, or takes the machine to itself")
     config.addinivalue_line("markers", "long: loads or walks for minutes: runs by make torture")
     config.addinivalue_line("markers", "no_cover: neither it nor its processes count their lines")
+    config.addinivalue_line("markers", "traced: an integration test whose processes count theirs")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # What `nohup` and a shell's `&` have ignored would be ignored by all that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)

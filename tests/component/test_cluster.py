@@ -17,8 +17,6 @@ from app.errors import BackplaneUnavailable
 from tests.support.cluster import Cluster, Side
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.no_cover
-
 ALL = ("status", "stats", "health", "config", "system", CONTROL)
 
 

@@ -23,6 +23,8 @@ from workers.leader import valkey
 from workers.shared import paths
 from workers.shared.processes import start_time
 
+pytestmark = pytest.mark.no_cover  # a copy of the code runs, whose lines do not count
+
 REPO = Path(__file__).parents[2]
 
 ADDED = """

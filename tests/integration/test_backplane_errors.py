@@ -20,7 +20,7 @@ from tests.support.service import Answer, Service
 from tests.support.valkeys import Starter, binary, valkeys
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.no_cover]
+pytestmark = pytest.mark.timeout(120)
 
 QUICK = 4.0
 """Seconds: a refusal is answered well before the five that an absent backplane takes."""

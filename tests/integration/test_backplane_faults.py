@@ -20,7 +20,7 @@ from tests.support.service import TOKEN, Service
 from tests.support.sioclient import SioClient
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.timeout(150), pytest.mark.no_cover]
+pytestmark = pytest.mark.timeout(150)
 
 
 async def witnesses(service: Service) -> list[PlainClient]:

@@ -16,7 +16,6 @@ from benchmarks.procs import BenchmarkError
 pytestmark = [
     pytest.mark.timeout(120),
     pytest.mark.needs("cc"),
-    pytest.mark.no_cover,
     pytest.mark.long,
 ]
 

@@ -17,8 +17,6 @@ from tests.support.service import Service
 from tests.support.sioclient import SioClient, raw_socketio
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.no_cover
-
 
 async def storm(service: Service, count: int) -> tuple[list[RawClient], list[RawClient]]:
     """So many connections at once: which were accepted, and which were refused."""

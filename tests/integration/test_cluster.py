@@ -9,15 +9,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import pytest
-
 from tests.support.cluster import Cluster
 from tests.support.envelopes import walk
 from tests.support.plain import PlainClient
 from tests.support.service import Service
 from tests.support.waiting import until
-
-pytestmark = pytest.mark.no_cover
 
 TYPES = ("status", "stats", "health", "config", "system")
 

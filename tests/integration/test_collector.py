@@ -20,8 +20,6 @@ from tests.support.service import Service
 from tests.support.waiting import until
 from workers.shared.paths import leader_lock
 
-pytestmark = pytest.mark.no_cover
-
 PERIODS = {"1m", "5m", "15m", "1h", "24h"}
 
 

@@ -25,7 +25,7 @@ from tests.support.ports import free_port
 from tests.support.service import TOKEN, Service
 from tests.support.waiting import until, until_now
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.no_cover]
+pytestmark = pytest.mark.timeout(120)
 
 SECRET = "0123456789abcdef0123456789abcdef"
 PROGRAM = (sys.executable, "-m", "yujian_realtime")

@@ -15,7 +15,7 @@ from tests.support.plain import PlainClient, spread
 from tests.support.service import TOKEN, Answer, Service
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.no_cover]
+pytestmark = pytest.mark.timeout(120)
 HEAD = {"Authorization": f"Bearer {TOKEN}"}
 
 

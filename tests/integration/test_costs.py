@@ -23,7 +23,7 @@ from tests.support.raw import TEXT, encode, text
 from tests.support.service import TOKEN, Service
 from tests.support.waiting import DEADLINE, until
 
-pytestmark = [pytest.mark.no_cover, pytest.mark.long]
+pytestmark = pytest.mark.long
 
 RECEIVERS = 10
 CALLS = 150
@@ -296,7 +296,6 @@ os.register_at_fork(after_in_child=lambda: threading.Thread(target=measure, daem
 """The `sitecustomize` of a service whose worker counts the bytes that Python takes."""
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("path", "most", "most_at_once"),
     [(PLAIN, 485, 620), (SOCKETIO, 480, 600)],

@@ -14,7 +14,7 @@ from tests.support.plain import PlainClient
 from tests.support.service import Service
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.no_cover]
+pytestmark = pytest.mark.timeout(120)
 
 
 class DeafService(Service):

@@ -20,7 +20,7 @@ from tests.support.service import Service
 from tests.support.streams import Ticker
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.traced]
 
 SECRET = "a secret of thirty-two characters"
 BROWSER = {"Accept-Language": "en"}

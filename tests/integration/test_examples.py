@@ -31,7 +31,7 @@ from app.setting_values import BUILT_IN_TYPES
 from tests.support import REPO, programs
 from tests.support.service import TOKEN, Service
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.no_cover]
+pytestmark = pytest.mark.timeout(120)
 
 PAGES = (
     "README.md",

@@ -12,7 +12,7 @@ from tests.support.plain import PlainClient
 from tests.support.raw import CLOSE, CONTINUATION, PING, PONG, TEXT, RawClient, encode, text
 from tests.support.service import Service
 
-pytestmark = [pytest.mark.no_cover, pytest.mark.long]
+pytestmark = pytest.mark.long
 
 PLAIN = "/ws/realtime"
 SOCKETIO = "/ws/realtime/?EIO=4&transport=websocket"

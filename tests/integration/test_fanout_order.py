@@ -13,7 +13,7 @@ from tests.support.plain import PlainClient, spread
 from tests.support.service import TOKEN, Service
 from tests.support.sioclient import SioClient
 
-pytestmark = [pytest.mark.no_cover, pytest.mark.long]
+pytestmark = pytest.mark.long
 
 TYPES = ("status", "stats", "health", "config")
 PUBLISHERS = 100

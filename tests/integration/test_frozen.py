@@ -12,7 +12,7 @@ from tests.support.plain import PlainClient
 from tests.support.service import Service
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.no_cover, pytest.mark.long]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.long]
 
 
 async def test_no_connection_is_cut_by_a_pause_of_everything() -> None:

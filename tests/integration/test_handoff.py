@@ -24,7 +24,7 @@ from tests.support.streams import Fleet, Stream, Ticker, row_where, spread_of, t
 from tests.support.waiting import until
 from workers.shared.slots import READY
 
-pytestmark = [pytest.mark.timeout(150), pytest.mark.no_cover]
+pytestmark = pytest.mark.timeout(150)
 
 HANDLERS = "tests.integration.handoff_handlers"
 

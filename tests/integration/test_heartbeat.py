@@ -13,8 +13,6 @@ from tests.support.service import Service
 from tests.support.sioclient import packet, raw_socketio, sio_clients
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.no_cover
-
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:

@@ -17,8 +17,6 @@ from app import __version__
 from tests.support.ports import free_port
 from tests.support.waiting import until_now
 
-pytestmark = pytest.mark.no_cover
-
 ROOT = Path(__file__).parents[2]
 
 

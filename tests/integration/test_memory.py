@@ -18,7 +18,7 @@ from tests.support.service import TOKEN, Service
 from tests.support.sioclient import packet, raw_socketio
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.no_cover, pytest.mark.long]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.long]
 
 MB = 2**20
 TYPES = ("config", "health", "stats", "status", "system")

@@ -6,13 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.support.node import script
 from tests.support.service import Service
 from tests.support.sioclient import sio_clients
-
-pytestmark = pytest.mark.no_cover
 
 
 def client(node: Path, service: Service, namespace: str = "/", **options: Any) -> Any:

@@ -28,7 +28,7 @@ from tests.support import REPO
 from tests.support.service import TOKEN, Service
 from tests.support.values import perhaps_wrong
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.no_cover]
+pytestmark = pytest.mark.timeout(300)
 
 TYPES = list(BUILT_IN_TYPES)
 DOCUMENT = asyncapi.json_schemas(TYPES)

@@ -18,7 +18,7 @@ from tests.support.publishers import Scraper, at_work, check_stored, of_all_kind
 from tests.support.service import TOKEN, Service
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.no_cover, pytest.mark.long]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.long]
 
 RELOADS = 10
 

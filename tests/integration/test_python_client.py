@@ -33,7 +33,7 @@ from yujian_realtime import (
     connect,
 )
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.no_cover]
+pytestmark = pytest.mark.timeout(120)
 
 
 def states(lab: Realtime) -> list[State]:

@@ -14,7 +14,7 @@ from tests.support.service import TOKEN, Service
 from tests.support.waiting import until
 from yujian_realtime import Gap, Realtime, RealtimeError, State, connect
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.no_cover]
+pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.mark.parametrize("way", ["refused", "stripped", "dropped"])

@@ -22,7 +22,7 @@ from tests.support.sioclient import packet, raw_socketio, sio_clients
 from tests.support.streams import Fleet, Stream, spread_of
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.no_cover]
+pytestmark = pytest.mark.timeout(120)
 
 Line = dict[str, Any]
 

@@ -20,7 +20,7 @@ from tests.support.service import Service
 from tests.support.waiting import until
 from workers.shared import paths
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.traced]
 
 CLIENTS = 20
 

@@ -25,7 +25,7 @@ from tests.support.service import TOKEN, Service
 from tests.support.waiting import until, until_now
 from workers.shared.processes import start_time
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.no_cover]
+pytestmark = pytest.mark.timeout(300)
 
 CLIENTS = 30
 

@@ -18,7 +18,7 @@ from tests.support.service import Service
 from tests.support.sioclient import packet, raw_socketio
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.no_cover]
+pytestmark = pytest.mark.timeout(120)
 
 BULK = "x" * 8000
 

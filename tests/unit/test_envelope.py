@@ -153,6 +153,7 @@ def as_json(value: Any) -> Any:
     return value
 
 
+@pytest.mark.no_cover
 @settings(derandomize=True, max_examples=600, deadline=None)
 @given(VALUES)
 @example(nested(MAX_DEPTH))

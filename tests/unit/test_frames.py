@@ -406,6 +406,7 @@ def judged_alike(ours: list[Event], theirs: list[Event]) -> bool:
     return (ours[:-1] if early else ours) == theirs
 
 
+@pytest.mark.no_cover
 @settings(max_examples=300)
 @given(streams(), st.integers(0, 10_000), st.integers(0, 7))
 def test_a_flipped_bit_is_judged_as_others_do(stream: Stream, place: int, bit: int) -> None:
@@ -589,6 +590,7 @@ def test_what_is_binary_or_skipped_is_not_checked() -> None:
     assert feed(masked(TEXT, b"\xff" * (LIMIT + 1)), 5, 50, 800) == [(TOO_LARGE, TooLarge())]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("step", [1, 7, 4096])
 def test_each_byte_is_checked_and_moved_a_fixed_number_of_times(
     step: int, monkeypatch: pytest.MonkeyPatch

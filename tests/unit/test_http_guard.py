@@ -404,6 +404,7 @@ async def test_the_last_descriptors_are_kept() -> None:
     assert second.aborted
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("descriptors", [64, 120, 1024, 20_000])
 async def test_any_number_of_silent_connections_leaves_room_for_one_more(descriptors: int) -> None:
     guard = Guard(lambda _: None, descriptors, now=lambda: 0.0)

@@ -21,6 +21,7 @@ positions = st.dictionaries(
 )
 
 
+@pytest.mark.no_cover
 @given(positions=positions, batch=st.booleans())
 def test_what_is_written_is_read(positions: dict[str, Position], batch: bool) -> None:
     text = encode_offset(positions, positions, batch)

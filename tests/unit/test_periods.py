@@ -109,6 +109,7 @@ def test_percentiles_are_spread_within_their_bucket(periods: Periods, clock: Clo
     assert figures["p99"] == 10_000.0  # as far as the buckets tell
 
 
+@pytest.mark.no_cover
 def test_what_is_kept_is_bounded(periods: Periods, clock: Clock) -> None:
     run(periods, clock, 3 * 86_400, step=2)
     dumped = periods.dump()

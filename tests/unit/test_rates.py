@@ -153,6 +153,7 @@ def use(world: World, crowd: int, seconds: float) -> float:
     return used
 
 
+@pytest.mark.no_cover
 def test_a_crowd_that_stays_gets_no_more_than_its_share_however_large_it_is() -> None:
     world = World(messages=0, flood=0, bytes=0, seconds=0)
     crowd, cost = 900, 0.00005

@@ -117,6 +117,7 @@ def test_figures_have_a_limit(table: SlotTable) -> None:
     assert before - 1e-6 <= table.rows()[0].updated <= after + 1e-6
 
 
+@pytest.mark.no_cover
 def test_users_table_grows_and_tidies_itself(path: Path) -> None:
     table = SlotTable(path, connections=10)
     other = SlotTable(path, connections=10)
@@ -146,6 +147,7 @@ def test_file_of_another_version_is_replaced(path: Path, table: SlotTable) -> No
     assert table.rows()[0].number == row, "a process that has the old file keeps it"
 
 
+@pytest.mark.no_cover
 def test_table_full_of_workers(table: SlotTable) -> None:
     for _ in range(shared_slots.ROWS):
         table.claim_row(master=1)

@@ -102,6 +102,7 @@ async def test_a_new_key_without_a_name() -> None:
     assert await issuer.verify(signed(ED_KEY, None)) == "UNAUTHORIZED"
 
 
+@pytest.mark.no_cover
 async def test_a_flood_of_invented_keys_causes_few_fetches() -> None:
     issuer = Issuer()
     issuer.give(jwk("1", ED_KEY))
