@@ -9,10 +9,11 @@ from typing import Any
 
 import hypothesis
 import pytest
+from xdist import is_xdist_worker
 
 from tests.support import programs
 from tests.support.service import Service
-from tests.support.tracing import untraced
+from tests.support.tracing import hide, untraced
 from workers.leader import valkey as private_valkey
 
 # No limit of time for an example: how long one takes says how busy the machine is.
@@ -69,6 +70,26 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
+
+
+# A coverage that begins while another counts takes its place, and gives it back when it pauses: so
+# in a process of tests there must be one, or `no_cover` changes nothing. The environment starts one
+# in each process, and pytest-cov two.
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Let the environment start none in the processes of the tests."""
+    hide()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """End the one that pytest-cov has started before it knew that this is a process of xdist."""
+    plugin = session.config.pluginmanager.get_plugin("_cov")
+    if plugin is not None and plugin.cov_controller is not None and is_xdist_worker(session):
+        plugin.cov_controller.cov.stop()
+        plugin.cov_controller.cov.save()  # what was imported so far
 
 
 def pytest_unconfigure() -> None:

@@ -12,10 +12,15 @@ _NAMES = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
 _hidden: dict[str, str] = {}
 
 
+def hide() -> None:
+    """Let no process that is started from now on count its lines."""
+    _hidden.update({name: os.environ.pop(name) for name in _NAMES if name in os.environ})
+
+
 @contextmanager
 def untraced() -> Iterator[None]:
     """Let the processes that are started here run at their full speed."""
-    _hidden.update({name: os.environ.pop(name) for name in _NAMES if name in os.environ})
+    hide()
     try:
         yield
     finally:
