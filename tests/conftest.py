@@ -9,7 +9,6 @@ from typing import Any
 
 import hypothesis
 import pytest
-from xdist import is_xdist_worker
 
 from tests.support import programs
 from tests.support.service import Service
@@ -87,7 +86,11 @@ def pytest_xdist_setupnodes() -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """End the one that pytest-cov has started before it knew that this is a process of xdist."""
     plugin = session.config.pluginmanager.get_plugin("_cov")
-    if plugin is not None and plugin.cov_controller is not None and is_xdist_worker(session):
+    if (
+        plugin is not None
+        and plugin.cov_controller is not None
+        and hasattr(session.config, "workerinput")
+    ):
         plugin.cov_controller.cov.stop()
         plugin.cov_controller.cov.save()  # what was imported so far
 
