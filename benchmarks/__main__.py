@@ -20,11 +20,17 @@ from benchmarks.procs import BenchmarkError
 from benchmarks.report import as_json, as_text
 from benchmarks.scenarios import FULL, QUICK, Figures
 from benchmarks.scenarios import SCENARIOS as COSTS
-from benchmarks.storm import storm
+from benchmarks.storm import requests, storm
 
 SCENARIOS = (
     COSTS
-    | {"idle": idle, "storm": storm, "backplane": backplane, "fairness": fairness}
+    | {
+        "idle": idle,
+        "storm": storm,
+        "requests": requests,
+        "backplane": backplane,
+        "fairness": fairness,
+    }
     | reloads.SCENARIOS
 )
 

@@ -104,7 +104,14 @@ _STORM_ROWS = (
     ("storm_p99_ms", "p99 of deliveries to 1000 others: calm, beside, ms", 1),
     ("storm_p99_ratio", "  times calm", 2),
 )
+_REQUESTS_ROWS = (
+    ("requests_calm_ms", "p99 of deliveries to 1000 others: calm, ms", 1),
+    ("requests_p99_ms", "  beside the requests, ms", 1),
+    ("requests_p99_ratio", "  times calm", 2),
+    ("requests_seconds", "until all are answered, s", 2),
+)
 _TARGETS = (
+    ("p99 of deliveries beside a wave of requests, times calm", ("requests_p99_ratio",), 1.5),
     ("no clients, two workers: percent of a processor", ("idle_percent",), 0.3),
     ("silent clients, two workers: percent of a processor", ("silent_percent",), 1.0),
     ("all come at once, two workers: until all are subscribed, s", ("storm_seconds",), 2.0),
@@ -227,6 +234,11 @@ def as_text(figures: Figures, size: Size) -> str:
     lines += _listed(
         f"{size.many} connections that come at once, two workers: plain JSON, then Socket.IO",
         _STORM_ROWS,
+        figures,
+    )
+    lines += _listed(
+        f"{size.many} connections that ask at once: presence, then subscribe, then get_history",
+        _REQUESTS_ROWS,
         figures,
     )
     lines += _listed(

@@ -1,4 +1,4 @@
-"""Clients that all come back at once: how soon they are served, and what those connected notice of it."""
+"""Clients that all come back, or ask, at once: how soon they are served, and what those connected notice of it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ _SETTLE = 1.5
 _PUBLISH_PATH = "/ws/broadcast"
 OTHERS = "/ws/realtime?types=health"
 """What those want that come beside the stream: none of it."""
+REQUESTS = {
+    "presence": '{"action":"presence","id":"a","payload":{"type":"health"}}',
+    "subscribe": '{"action":"subscribe","id":"b","payload":{"types":["health"]}}',
+    "get_history": '{"action":"get_history","id":"c","payload":{"type":"status","limit":10}}',
+}
+"""What they ask when all of them do so at once."""
 WIRES = (("json", "raw", PLAIN), ("socketio", "sio", SOCKETIO))
 
 
@@ -34,11 +40,7 @@ def storm(size: Size, figures: Figures) -> None:
                 time.sleep(_SETTLE)
                 _come_back(server, name, wire, path, size.many, figures)
     with service(2, pinned=False) as server, LoadClient() as load:
-        time.sleep(_SETTLE)
-        result = load("connect", port=server.port, path=PLAIN, wire="json", clients=CONNECTED)
-        if result["ready"] != CONNECTED:
-            raise BenchmarkError(f"only {result} connected:\n{server.log()}")
-        load("stream", headers=HEADERS, seconds=WARM_SECONDS, interval=INTERVAL)
+        _listen(server, load)
         for number in range(size.connect_rounds):
             say(f"storm: beside {CONNECTED} clients, round {number + 1}")
             calm = _stream(server, load)
@@ -50,6 +52,39 @@ def storm(size: Size, figures: Figures) -> None:
             figures.add("storm_p99_ms", "calm", calm)
             figures.add("storm_p99_ms", "beside", beside)
             figures.add("storm_p99_ratio", "beside", beside / calm)
+
+
+def requests(size: Size, figures: Figures) -> None:
+    """The p99 of deliveries to some while many others, who are connected, ask something at once."""
+    with (
+        service(2, pinned=False) as server,
+        LoadClient() as load,
+        _clients(server, "raw", OTHERS) as others,
+    ):
+        _listen(server, load)
+        others.connect(size.many)
+        time.sleep(_SETTLE)
+        for number in range(size.connect_rounds):
+            for name, text in REQUESTS.items():
+                say(f"requests: {size.many} times {name}, round {number + 1}")
+                calm = _stream(server, load)
+                load.begin("stream", headers=HEADERS, seconds=SECONDS, interval=INTERVAL)
+                time.sleep(1.0)
+                answer = others.ask(size.many, text)
+                beside = _latency(server, load.result())
+                figures.add("requests_p99_ms", name, beside)
+                figures.add("requests_calm_ms", name, calm)
+                figures.add("requests_p99_ratio", name, beside / calm)
+                figures.add("requests_seconds", name, answer["seconds"])
+
+
+def _listen(server: Server, load: LoadClient) -> None:
+    """Connect those that get a stream, and let the first of it go by."""
+    time.sleep(_SETTLE)
+    result = load("connect", port=server.port, path=PLAIN, wire="json", clients=CONNECTED)
+    if result["ready"] != CONNECTED:
+        raise BenchmarkError(f"only {result} connected:\n{server.log()}")
+    load("stream", headers=HEADERS, seconds=WARM_SECONDS, interval=INTERVAL)
 
 
 def _come_back(

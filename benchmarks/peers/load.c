@@ -5,6 +5,8 @@
  *   flight N                         have up to N connections on their way at once from now on
  *   connect N [PATH]                 open N more connections; each is subscribed when it is counted
  *   stall N                          read nothing any more from the first N connections
+ *   ask N TEXT                       the first N connections send TEXT (125 bytes at most) at once; answered
+ *                                    when each has got a message since then
  *   publish COUNT SIZE BYTES RATE    COUNT calls of SIZE messages with BYTES of filling;
  *                                    RATE calls a second; 0: each when the one before has arrived
  *                                    everywhere; -1: up to WINDOW calls before that
@@ -47,7 +49,7 @@ struct connection {
 };
 
 static struct connection connections[MAX_CONNECTIONS];
-static int total, ready, lost, stalled, poller;
+static int total, ready, lost, stalled, poller, asked, answered;
 static enum wire wire;
 static int port, publish_port, first, in_flight = IN_FLIGHT;
 static const char *path, *publish_path, *token;
@@ -202,6 +204,9 @@ static void on_message(struct connection *c, int opcode, const uint8_t *data, si
         say(c->fd, "PONG\r\n");
     } else if (atomic_load_explicit(&publishing, memory_order_relaxed)) {
         count_messages(c, data, length, at);
+    } else if (c - connections < asked && !c->received) {
+        c->received = 1;
+        answered++;
     }
 }
 
@@ -311,6 +316,25 @@ static void stall(int count)
     for (; stalled < count && stalled < total; stalled++)
         epoll_ctl(poller, EPOLL_CTL_DEL, connections[stalled].fd, NULL);
     printf("{\"stalled\": %d}\n", stalled);
+}
+
+static void ask(int count, const char *text)
+{
+    asked = count < total ? count : total;
+    answered = 0;
+    for (int i = 0; i < asked; i++)
+        connections[i].received = 0;
+    uint64_t began = now(), deadline = began + PATIENCE_S * 1000000000ull;
+    for (int i = 0; i < asked; i++) {
+        if (connections[i].state == READY)
+            say(connections[i].fd, text);
+        if (i % 64 == 0)
+            poll_once(0);
+    }
+    while (answered < asked && now() < deadline)
+        poll_once(20);
+    asked = 0;
+    printf("{\"answered\": %d, \"lost\": %d, \"seconds\": %.3f}\n", answered, lost, (now() - began) / 1e9);
 }
 
 struct order {
@@ -501,6 +525,8 @@ int main(int count, char **arguments)
             printf("{\"flight\": %d}\n", in_flight);
         else if (sscanf(line, "stall %d", &number) == 1)
             stall(number);
+        else if (sscanf(line, "ask %d %511[^\n]", &number, named) == 2)
+            ask(number, named);
         else if (sscanf(line, "publish %d %d %d %lf", &order.count, &order.size, &order.filling, &order.rate) == 4)
             run(&order);
         else

@@ -74,6 +74,17 @@ class Load(LoadProcess):
             raise BenchmarkError(f"load: {answer} of {clients} connections")
         return answer
 
+    def ask(self, clients: int, text: str) -> dict[str, Any]:
+        """Let the first of them send a message of at most 125 bytes at once, and wait for answers.
+
+        Raises:
+            BenchmarkError: not all of them were answered.
+        """
+        answer = self(f"ask {clients} {text}")
+        if answer["answered"] != clients:
+            raise BenchmarkError(f"load: {answer} of {clients} requests")
+        return answer
+
     def stall(self, clients: int) -> None:
         """Read nothing any more from the first of them; they are not counted from then on."""
         self(f"stall {clients}")
