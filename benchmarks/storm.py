@@ -55,7 +55,7 @@ def storm(size: Size, figures: Figures) -> None:
 
 
 def requests(size: Size, figures: Figures) -> None:
-    """The p99 of deliveries to some while many others, who are connected, ask something at once."""
+    """The p99 of deliveries to some while many others that are connected ask something at once."""
     with (
         service(2, pinned=False) as server,
         LoadClient() as load,
