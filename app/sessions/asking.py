@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+import itertools
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from typing import Any, Generic, Protocol, TypeVar
 
 from app.ports import Slots
+
+T = TypeVar("T")
 
 
 class Channel(Protocol):
@@ -24,6 +27,35 @@ class Channel(Protocol):
 
     def start_task(self, work: Coroutine[Any, Any, Any], /) -> object:
         """Run something beside what the stream brings."""
+
+
+class Questions(Generic[T]):
+    """What a worker has asked the others, by number, until it has all answers or waits no longer.
+
+    Args:
+        channel: its way to the other workers.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._numbers = itertools.count()
+        self._open: dict[int, T] = {}
+
+    @contextlib.contextmanager
+    def open(self, question: T) -> Iterator[int]:
+        """Take answers to a question within this block; gives its number, the `ask` of messages."""
+        number = next(self._numbers)
+        self._open[number] = question
+        try:
+            yield number
+        finally:
+            del self._open[number]
+
+    def answered_by(self, message: Mapping[str, Any]) -> T | None:
+        """The question that another worker answers; None where it is not open, or another's."""
+        if message["to"] != self._channel.host_id:
+            return None
+        return self._open.get(message["ask"])
 
 
 def count_others(slots: Slots) -> int:

@@ -13,7 +13,6 @@ and none on other machines, the others say that they have none; else no answer i
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections import Counter, defaultdict
@@ -22,7 +21,7 @@ from typing import Any
 
 from app.errors import ClientError, CloseCode
 from app.ports import Slots
-from app.sessions.asking import Channel, count_others, wait_for
+from app.sessions.asking import Channel, Questions, count_others, wait_for
 from app.sessions.registry import Registry
 from app.sessions.session import Session
 from app.transport.connection import OPEN
@@ -77,8 +76,7 @@ class Prober:
         self._registry = registry
         self._slots = slots
         self._is_alone = is_alone
-        self._numbers = itertools.count()
-        self._questions: dict[int, _Question] = {}
+        self._questions = Questions[_Question](channel)
         self._users: dict[str, asyncio.Future[int]] = {}
 
     # Asking.
@@ -93,8 +91,8 @@ class Prober:
         """
         others = self._others()
         grace = GRACE_SECONDS if others is None else ALL_ANSWER_SECONDS
-        number, question = self._begin()
-        try:
+        question = _Question()
+        with self._questions.open(question) as number:
             asked = time.time()
             await self._channel.send_and_read_back(
                 {
@@ -114,8 +112,6 @@ class Prober:
             await wait_for(
                 question.news, VERDICT_SECONDS, lambda: question.held <= question.settled
             )
-        finally:
-            del self._questions[number]
         return question.alive | (question.held - question.settled)
 
     async def count_answering(self, user: str) -> int:
@@ -139,32 +135,29 @@ class Prober:
             self._channel.start_task(self._probe_users(chunk))
 
     async def _probe_users(self, users: dict[str, asyncio.Future[int]]) -> None:
-        number, question = self._begin()
+        question = _Question()
         until = asyncio.get_running_loop().time() + VERDICT_SECONDS
         try:
-            others = self._others()
-            if others != 0:
-                await self._channel.send_and_read_back(
-                    {"method": "probe", "users": list(users), "ask": number}
-                )
-            question.users.update(await self._probe(users))
-            if others != 0:
-                left = until - asyncio.get_running_loop().time()
-                await wait_for(
-                    question.news, left, lambda: others is not None and question.answers >= others
-                )
+            with self._questions.open(question) as number:
+                others = self._others()
+                if others != 0:
+                    await self._channel.send_and_read_back(
+                        {"method": "probe", "users": list(users), "ask": number}
+                    )
+                question.users.update(await self._probe(users))
+                if others != 0:
+                    left = until - asyncio.get_running_loop().time()
+                    await wait_for(
+                        question.news,
+                        left,
+                        lambda: others is not None and question.answers >= others,
+                    )
         except ClientError:
             pass  # the backplane is away: what is known here must do
         finally:
-            del self._questions[number]
             for user, future in users.items():
                 if not future.done():
                     future.set_result(question.users[user])
-
-    def _begin(self) -> tuple[int, _Question]:
-        number, question = next(self._numbers), _Question()
-        self._questions[number] = question
-        return number, question
 
     def _others(self) -> int | None:
         """How many other workers there are; None where they are many or unknown."""
@@ -239,8 +232,8 @@ class Prober:
 
     def on_answer(self, message: dict[str, Any]) -> None:
         """Another worker has answered a question of this one."""
-        question = self._questions.get(message["ask"])
-        if question is None or message["to"] != self._channel.host_id:
+        question = self._questions.answered_by(message)
+        if question is None:
             return
         if message["method"] == "held":
             question.answers += 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import itertools
 import logging
 import os
 from collections import Counter
@@ -21,7 +20,7 @@ from app.errors import ClientError, CloseCode
 from app.ports import Slots
 from app.protocol.envelope import time_of_id
 from app.protocol.schema.limits import MAX_ROWS
-from app.sessions.asking import Channel, count_others, wait_for
+from app.sessions.asking import Channel, Questions, count_others, wait_for
 from app.sessions.registry import Registry
 from app.sessions.session import Session
 from app.transport.connection import OPEN
@@ -113,8 +112,7 @@ class Roster:
         self._slots = slots
         self._is_alone = is_alone
         self._host = host
-        self._numbers = itertools.count()
-        self._questions: dict[int, _Question] = {}
+        self._questions = Questions[_Question](channel)
         self._places = asyncio.Semaphore(QUESTIONS)
 
     # Asking.
@@ -172,18 +170,14 @@ class Roster:
             question = _Question()
             if others == 0:
                 return question, True
-            number = next(self._numbers)
-            self._questions[number] = question
             wanted = None if others is None else others + 1
-            try:
+            with self._questions.open(question) as number:
                 await self._channel.send_and_read_back({**message, "ask": number})
                 await wait_for(
                     question.news,
                     ELSEWHERE_SECONDS if wanted is None else ALL_ANSWER_SECONDS,
                     lambda: wanted is not None and question.answers >= wanted,
                 )
-            finally:
-                del self._questions[number]
             return question, wanted is not None and question.answers >= wanted
 
     def _others(self) -> int | None:
@@ -224,8 +218,8 @@ class Roster:
         self._channel.start_task(self._answer("closed", message, {"count": count}))
 
     def _take_answer(self, message: dict[str, Any]) -> None:
-        question = self._questions.get(message["ask"])
-        if question is None or message["to"] != self._channel.host_id:
+        question = self._questions.answered_by(message)
+        if question is None:
             return
         if message["method"] == "listed":
             question.pages.append((message["rows"], message["total"], message["anonymous"]))
