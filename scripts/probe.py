@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import ipaddress
 import json
 import os
 import socket
@@ -85,6 +86,16 @@ class Probe:
         self._connect = connect.strip("[]")
         self._tls = ssl.create_default_context(cafile=ca or None)
         self._headers = {"Origin": origin} if origin else {}
+        self._url = self.base
+        self._host: dict[str, str] = {}
+        parts = urlsplit(self.base)
+        if self._connect and _is_address(parts.hostname):
+            # No resolver is asked for an address.
+            if parts.scheme == "https":
+                raise Wrong("--connect needs a base URL with a name, not an address")
+            host = f"[{self._connect}]" if ":" in self._connect else self._connect
+            self._url = f"http://{host}:{parts.port or 80}"
+            self._host = {"Host": parts.netloc}
 
     def _session(self, *, as_page: bool = True) -> aiohttp.ClientSession:
         resolver = _Fixed(self._connect) if self._connect else None
@@ -94,14 +105,14 @@ class Probe:
         return aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(_TIMEOUT),
-            headers=self._headers if as_page else {},
+            headers=self._host | (self._headers if as_page else {}),
             trace_configs=[tracing],
         )
 
     async def _json(
         self, http: aiohttp.ClientSession, path: str, headers: Mapping[str, str] | None = None
     ) -> tuple[int, dict[str, Any]]:
-        async with http.get(self.base + path, headers=headers) as answer:
+        async with http.get(self._url + path, headers=headers) as answer:
             try:
                 body = await answer.json()
             except (aiohttp.ContentTypeError, ValueError):
@@ -138,7 +149,7 @@ class Probe:
                 status, body = await self._json(http, path)
                 if status != 200 or key not in body:
                     raise Wrong(f"{path} answers {status} without {key}")
-            async with http.get(f"{self.base}/ws/realtime") as answer:
+            async with http.get(f"{self._url}/ws/realtime") as answer:
                 if answer.status not in {400, 426}:
                     raise Wrong(f"/ws/realtime answers {answer.status} to a plain GET")
         return "/ws/realtime, /ws/stats, /ws/queue"
@@ -166,7 +177,7 @@ class Probe:
         return await self._published_unseen(f"no message was awaited: {why}")
 
     async def _received(self, wait: float) -> str:
-        url = f"{self.base.replace('http', 'ws', 1)}/ws/realtime?types="
+        url = f"{self._url.replace('http', 'ws', 1)}/ws/realtime?types="
         headers = {"Authorization": f"Bearer {self._client_token}"} if self._client_token else {}
         async with (
             self._session() as http,
@@ -211,7 +222,7 @@ class Probe:
             handshake["Authorization"] = f"Bearer {self._client_token}"
         async with (
             self._session(as_page=False) as http,
-            http.get(f"{self.base}/ws/realtime?types=", headers=handshake) as answer,
+            http.get(f"{self._url}/ws/realtime?types=", headers=handshake) as answer,
         ):
             body: Any = None
             if answer.status != 101:
@@ -237,7 +248,7 @@ class Probe:
     async def _publish(self, http: aiohttp.ClientSession) -> dict[str, Any]:
         message = {"type": "system", "event": "deployment_check", "data": {}, "priority": "low"}
         headers = {"Authorization": f"Bearer {self._publish_token}"}
-        url = f"{self.base}/ws/broadcast"
+        url = f"{self._url}/ws/broadcast"
         until = time.monotonic() + _TIMEOUT
         while True:
             async with http.post(url, json=message, headers=headers) as answer:
@@ -256,7 +267,7 @@ class Probe:
         """What is for operators is not there for the public."""
         async with self._session() as http:
             for path in ("/metrics", "/hooks/alertmanager"):
-                async with http.get(self.base + path) as answer:
+                async with http.get(self._url + path) as answer:
                     if answer.status != 404:
                         raise Wrong(f"{path} is public: it answers {answer.status}")
         return "/metrics and /hooks are not public"
@@ -330,6 +341,14 @@ async def _receive(
     except TimeoutError:
         raise Wrong(f"nothing of what was waited for came within {timeout:g} s") from None
     raise _Closed(f"closed with {ws.close_code}")
+
+
+def _is_address(host: str | None) -> bool:
+    try:
+        ipaddress.ip_address(host or "")
+    except ValueError:
+        return False
+    return True
 
 
 class _Fixed(AbstractResolver):

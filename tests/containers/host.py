@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.containers import project
-from tests.support import REPO
+from tests.support import REPO, programs
 from tests.support.copies import Done
 from tests.support.waiting import until_now
 
@@ -35,6 +35,24 @@ else
 fi
 systemctl mask --quiet systemd-firstboot.service systemd-tmpfiles-clean.timer
 exec /lib/systemd/systemd
+"""
+
+_CADDY = """
+[Unit]
+Description=Caddy
+After=network.target
+
+[Service]
+Type=notify
+User=caddy
+Group=caddy
+ExecStart=/usr/bin/caddy run --environ --config /etc/caddy/Caddyfile
+ExecReload=/usr/bin/caddy reload --config /etc/caddy/Caddyfile --force
+TimeoutStopSec=5s
+LimitNOFILE=65536
+PrivateTmp=true
+ProtectSystem=full
+AmbientCapabilities=CAP_NET_BIND_SERVICE
 """
 
 LISTENER = """
@@ -137,6 +155,12 @@ class Host:
         text = re.sub(r"^#", "", (REPO / page).read_text(), flags=re.MULTILINE)
         assert " ".join(command.split()) in " ".join(text.split()), f"{page} does not say {command}"
         return self.run(command)
+
+    def install_caddy(self) -> None:
+        """What Debian's package of Caddy brings: the program, its user and its unit."""
+        self.docker("cp", "--quiet", programs.find("caddy"), f"{self._name}:/usr/bin/caddy")
+        self.run("useradd --system --create-home --home-dir /var/lib/caddy caddy")
+        self.run(f"cat > /lib/systemd/system/caddy.service << 'END'\n{_CADDY}\nEND")
 
     def listen(self) -> Path:
         """Start a client; the file in the machine to which it writes."""

@@ -22,7 +22,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.containers.project import API, NAME, Crowd, Project, restart_engine
+from tests.containers.project import API, NAME, SITE, Crowd, Project, restart_engine
 from tests.support.copies import Done
 from tests.support.publishers import Requests, at_work, check_stored, of_all_kinds
 from tests.support.service import TOKEN
@@ -642,7 +642,7 @@ async def test_a_full_disk_under_the_messages(project: Project) -> None:
 
 @contextlib.contextmanager
 def small_volume(project: Project) -> Iterator[Path]:
-    """Let Valkey's volume be a file system of 3 MB; its directory."""
+    """Let Valkey's volume be a file system of 64 MB; its directory."""
     name = ("volume", "inspect", "--format", "{{.Mountpoint}}", f"{NAME}_valkey-data")
     volume = Path(project.docker(*name))
     aside = volume.with_name("aside")
@@ -656,7 +656,7 @@ def small_volume(project: Project) -> Iterator[Path]:
     aside.mkdir()
     project.compose("stop", "valkey")
     move(volume, aside)
-    options = f"size=3m,uid={owner.st_uid},gid={owner.st_gid},mode=0755"
+    options = f"size=64m,uid={owner.st_uid},gid={owner.st_gid},mode=0755"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", volume], check=True)
     try:
         move(aside, volume)
@@ -873,6 +873,26 @@ def test_verify_and_logs(project: Project) -> None:
     shown = project.run("scripts/logs.sh", "--no-follow", "-n", "5")
     assert shown.code == 0
     assert "backend" in shown.out
+
+
+async def test_the_page_finds_its_service_at_the_port_that_is_published(project: Project) -> None:
+    """And the service lets it in: its origin has the port, too."""
+    site, api = f"https://{SITE}:{project.port}", f"https://{API}:{project.port}"
+    async with project.session() as http:
+        async with http.get(f"{site}/config.json") as answer:
+            assert await answer.json() == {"api": api}
+        async with http.get(f"{site}/") as answer:
+            assert f"connect-src 'self' {api} wss" in answer.headers["Content-Security-Policy"]
+        async with http.get(f"{api}/status", headers={"Origin": site}) as answer:
+            assert answer.headers["Access-Control-Allow-Origin"] == site
+        async with http.ws_connect(f"{api}/ws/realtime?types=", headers={"Origin": site}) as socket:
+            await socket.send_json(
+                {"id": "1", "action": "subscribe", "payload": {"types": ["status"]}}
+            )
+            assert (await socket.receive_json(timeout=10))["event"] != "error"
+        other = {"Origin": f"https://elsewhere.localhost:{project.port}"}
+        async with http.get(f"{api}/status", headers=other) as answer:
+            assert "Access-Control-Allow-Origin" not in answer.headers
 
 
 def test_a_backend_that_has_stopped_is_noticed(project: Project) -> None:

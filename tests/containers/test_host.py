@@ -18,29 +18,8 @@ UNIT = "deploy/systemd/yujian-presence.service"
 
 def test_a_host_as_the_pages_say() -> None:
     with Host() as host:
-        host.as_written(
-            DEPLOYMENT,
-            "python3 -m venv .venv && .venv/bin/pip install --require-hashes -r requirements.lock",
-        )
-        host.as_written(
-            UNIT,
-            "useradd --system --home-dir /var/lib/yujian-presence --shell /usr/sbin/nologin yujian",
-        )
-        settings = (
-            "PUBLISH_TOKEN=0123456789abcdef0123456789abcdef\n"
-            "ALLOWED_ORIGINS=https://lab.yujian.team\nTRUSTED_PROXIES=127.0.0.1\nWORKERS=2\n"
-        )
-        host.run(f"install -D -m 0600 /dev/stdin /etc/yujian-presence/env <<< '{settings}'")
-        host.as_written(
-            UNIT,
-            "cp deploy/systemd/yujian-presence.* /etc/systemd/system/ && systemctl daemon-reload",
-        )
-        host.as_written(
-            UNIT, "systemctl enable --now yujian-presence.socket yujian-presence.service"
-        )
-        host.as_written(
-            DEPLOYMENT, "./verify-deployment.sh http://127.0.0.1:3001 --skip certificate"
-        )
+        install(host)
+        put_caddy_in_front(host)
 
         log = host.listen()
         host.as_written(DEPLOYMENT, "systemctl reload yujian-presence")
@@ -124,6 +103,54 @@ if [[ $1 == reload ]]; then
 fi
 exec /bin/systemctl "$@"
 """
+
+
+def install(host: Host) -> None:
+    """The service, under systemd."""
+    host.as_written(
+        DEPLOYMENT,
+        "python3 -m venv .venv && .venv/bin/pip install --require-hashes -r requirements.lock",
+    )
+    host.as_written(
+        UNIT,
+        "useradd --system --home-dir /var/lib/yujian-presence --shell /usr/sbin/nologin yujian",
+    )
+    settings = (
+        "PUBLISH_TOKEN=0123456789abcdef0123456789abcdef\n"
+        "ALLOWED_ORIGINS=https://lab.yujian.team\nTRUSTED_PROXIES=127.0.0.1\nWORKERS=2\n"
+    )
+    host.run(f"install -D -m 0600 /dev/stdin /etc/yujian-presence/env <<< '{settings}'")
+    host.as_written(
+        UNIT,
+        "cp deploy/systemd/yujian-presence.* /etc/systemd/system/ && systemctl daemon-reload",
+    )
+    host.as_written(UNIT, "systemctl enable --now yujian-presence.socket yujian-presence.service")
+    host.as_written(DEPLOYMENT, "./verify-deployment.sh http://127.0.0.1:3001 --skip certificate")
+
+
+def put_caddy_in_front(host: Host) -> None:
+    """As the page says, with an authority of its own."""
+    host.install_caddy()
+    host.as_written(
+        DEPLOYMENT,
+        "install -D -m 0644 deploy/systemd/caddy.conf"
+        " /etc/systemd/system/caddy.service.d/yujian-presence.conf",
+    )
+    settings = "TLS_ISSUER=internal\nAPI_DOMAIN=api.localhost\nSITE_DOMAIN=lab.localhost"
+    host.run(f"install -D -m 0644 /dev/stdin /etc/yujian-presence/caddy <<< '{settings}'")
+    host.as_written(DEPLOYMENT, "systemctl daemon-reload && systemctl restart caddy")
+    root = "/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt"
+    until_now(lambda: host.call(f"test -s {root}").code == 0, "Caddy has its authority", 30)
+    host.run(
+        "./verify-deployment.sh https://api.localhost --connect 127.0.0.1"
+        f" --ca {root} --days 0 --no-skips"
+    )
+    curl = f"curl -sSf --cacert {root} --resolve lab.localhost:443:127.0.0.1 https://lab.localhost"
+    assert "<title>" in host.run(f"{curl}/")
+    assert json.loads(host.run(f"{curl}/config.json")) == {"api": "https://api.localhost:443"}
+    host.as_written(DEPLOYMENT, "systemctl reload caddy")
+    # Its health checks would start a service that is stopped below, by systemd's socket.
+    host.run("systemctl stop caddy")
 
 
 def deploy(host: Host, to: str) -> dict[str, Any]:

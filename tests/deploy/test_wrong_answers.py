@@ -190,6 +190,20 @@ def test_a_port_without_tls_and_a_name_that_stands_for_nothing(
         assert re.search("(?i)refused|connect call failed", capsys.readouterr().out)
 
 
+def test_an_address_may_stand_for_another_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """As where BIND is an address of its own: the service is asked by a name that it accepts."""
+    with Impostor({"/status": OF_SITE}, frames=["hello"]) as impostor:
+        for host in ("10.255.255.1", "[fd00::1]", "nowhere.invalid"):
+            base = f"http://{host}:{impostor.port}"
+            for check, said in (("http", "without JSON"), ("socket", "is that of another service")):
+                assert probe.main([check, base, "--connect", "127.0.0.1"]) == 1
+                assert said in capsys.readouterr().out
+            assert impostor.hosts[-1] == f"{host}:{impostor.port}"
+        base = f"https://10.255.255.1:{impostor.port}"
+        assert probe.main(["http", base, "--connect", "127.0.0.1"]) == 1
+        assert "needs a base URL with a name" in capsys.readouterr().out
+
+
 # The scripts themselves
 
 

@@ -269,6 +269,20 @@ def test_a_docker_that_does_not_answer(service: Service, check: Check, tmp_path:
             "b running  0",
             "https://b.test",
         ),
+        (
+            "API_DOMAIN=a.test\nHTTPS_PUBLISH=[::1]:8443\n",
+            {},
+            "b running  0",
+            "https://a.test:8443",
+        ),
+        (
+            "API_DOMAIN='a.test'\r\nHTTPS_PUBLISH=:08443\r\n",
+            {},
+            "b running  0",
+            "https://a.test:8443",
+        ),
+        # Set and empty is the default, as Compose has it.
+        ("API_DOMAIN=a.test\n", {"API_DOMAIN": ""}, "b running  0", "https://api.yujian.team"),
     ],
 )
 def test_the_default_address_is_one_that_is_published(
@@ -303,6 +317,37 @@ def test_containers_are_asked_where_caddy_is_published(
     assert "--connect-to ::127.0.0.1: --stderr - " in seen.read_text()
     assert "curl" not in result["checks"][0]["message"]
     assert re.search(r"does not answer: .*(SSL|TLS)", result["checks"][0]["message"])
+
+
+@pytest.mark.parametrize(
+    ("publish", "to"),
+    [
+        ("8443", "::127.0.0.1:"),
+        ("0.0.0.0:8443", "::127.0.0.1:"),
+        ("10.0.0.1:8443", "::10.0.0.1:"),
+        ("[::]:8443", "::[::1]:"),
+        ("::1:8443", "::[::1]:"),
+        ("[fd00:1::2]:8443", "::[fd00:1::2]:"),
+    ],
+)
+def test_where_caddy_is_published_on_this_machine(
+    check: Check, tmp_path: Path, publish: str, to: str
+) -> None:
+    seen = tmp_path / "seen"
+    check.environ = docker(tmp_path, "backend running healthy 0")
+    curl = tmp_path / "curl"
+    curl.write_text(f'#!/bin/sh\necho "$@" >> {seen}\necho "curl: (7) no"\nexit 7\n')
+    curl.chmod(0o755)
+    (tmp_path / ".env").write_text(f"HTTPS_PUBLISH={publish}\n")
+    check("--project", str(tmp_path), code=11)
+    assert f"--connect-to {to} " in seen.read_text()
+
+
+@pytest.mark.parametrize("publish", ["8443-8445", "127.0.0.1:", "0"])
+def test_a_port_that_only_the_engine_knows(check: Check, tmp_path: Path, publish: str) -> None:
+    check.environ = docker(tmp_path, "backend running healthy 0")
+    (tmp_path / ".env").write_text(f"HTTPS_PUBLISH={publish}\n")
+    assert "must be [address:]port" in check("--project", str(tmp_path), code=64)
 
 
 def test_a_name_may_stand_for_another_address(service: Service, check: Check) -> None:

@@ -49,6 +49,8 @@ class Impostor:
     ) -> None:
         self.silent = threading.Event()
         """Set: it accepts connections, and answers nothing until this is cleared or it ends."""
+        self.hosts: list[str] = []
+        """Of its requests."""
         self._ended = threading.Event()
         impostor = self
 
@@ -56,6 +58,7 @@ class Impostor:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                impostor.hosts.append(self.headers["Host"])
                 while impostor.silent.is_set() and not impostor._ended.wait(0.02):
                     pass
                 path = self.path.partition("?")[0]
