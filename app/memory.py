@@ -22,6 +22,11 @@ SETTLED_CHANGE = 500
 """Change of the number of connections from which on the collector is adjusted."""
 LARGE = 256 * 1024
 """Bytes from which on malloc takes memory from the kernel for each piece, and gives it back."""
+THRESHOLDS = 1000, 20, 1000
+"""Of the collector: new objects, and collections of the generation below. A thousand objects take half a
+millisecond where requests that fail leave them in cycles, and twenty thousand 10 ms, in which nothing is
+delivered; a full collection is what `Memory` is for.
+"""
 
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
@@ -40,7 +45,7 @@ def prepare() -> None:
     """Set the collector and malloc, if this is glibc's, before the worker serves."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(*THRESHOLDS)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, LARGE)

@@ -15,6 +15,7 @@ from typing import NoReturn
 from benchmarks import faults, reloads
 from benchmarks.backplane import backplane
 from benchmarks.fairness import fairness
+from benchmarks.hostile import KINDS
 from benchmarks.idle import idle
 from benchmarks.procs import BenchmarkError
 from benchmarks.report import as_json, as_text
@@ -46,7 +47,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--clients", type=int, help="connections on one worker; on two workers twice as many"
     )
-    parser.add_argument("--rounds", type=int, help="rounds of connects and of deliveries")
+    parser.add_argument(
+        "--rounds", type=int, help="rounds of connects, of deliveries, and of each attack"
+    )
+    parser.add_argument(
+        "--kind", choices=KINDS, action="append", help="of attacks of `fairness`; may be repeated"
+    )
+    parser.add_argument(
+        "--crowd", type=int, action="append", help="hostile clients of `fairness`; may be repeated"
+    )
     parser.add_argument(
         "--only",
         choices=(*SCENARIOS, "faults", *faults.FAULTS),
@@ -64,7 +73,13 @@ def main() -> int:
     if arguments.clients:
         size = replace(size, clients=arguments.clients, many=2 * arguments.clients)
     if arguments.rounds:
-        size = replace(size, connect_rounds=arguments.rounds, deliver_rounds=arguments.rounds)
+        size = replace(
+            size,
+            connect_rounds=arguments.rounds,
+            deliver_rounds=arguments.rounds,
+            attack_rounds=arguments.rounds,
+        )
+    size = replace(size, attacks=tuple(arguments.kind or ()), crowds=tuple(arguments.crowd or ()))
     wanted = arguments.only or list(SCENARIOS)
     figures = Figures()
     passed = True

@@ -25,11 +25,14 @@ HEADSTART = 1.5
 """Seconds that an attack goes on before the measurement begins."""
 ADDRESSES = 50
 """Addresses that a crowd comes from."""
+REST_SECONDS = 1.0
+"""After an attack, before the next measurement without one."""
 
 
 def fairness(size: Size, figures: Figures) -> None:
-    """The p99 of deliveries to honest clients, alone and beside each crowd."""
-    crowds = CROWDS if size.clients >= 1000 else CROWDS[:2]
+    """The p99 of deliveries to honest clients, alone and beside each crowd, in turn."""
+    crowds = size.crowds or (CROWDS if size.clients >= 1000 else CROWDS[:2])
+    attacks = [(kind, number) for kind in size.attacks or KINDS for number in crowds]
     with service(2, pinned=False) as server, LoadClient() as load:
         time.sleep(1.5)
         _fill_history(server)
@@ -38,15 +41,15 @@ def fairness(size: Size, figures: Figures) -> None:
             raise BenchmarkError(f"only {result} connected:\n{server.log()}")
         load("stream", headers=HEADERS, seconds=WARM_SECONDS, interval=INTERVAL)
         with LoadClient(module="hostile") as hostile:
-            for kind in KINDS:
-                for number in crowds:
-                    calm = _measure(server, load)
-                    say(f"fairness: {number} times {kind}")
-                    with _attack(hostile, server, kind, number):
-                        time.sleep(HEADSTART)
-                        beside = _measure(server, load)
-                    figures.add("fairness_p99_ms", f"{kind}, {number}", beside["p99"])
-                    figures.add("fairness_ratio", f"{kind}, {number}", beside["p99"] / calm["p99"])
+            for kind, number in attacks * size.attack_rounds:
+                calm = _measure(server, load)
+                say(f"fairness: {number} times {kind}")
+                with _attack(hostile, server, kind, number):
+                    time.sleep(HEADSTART)
+                    beside = _measure(server, load)
+                figures.add("fairness_p99_ms", f"{kind}, {number}", beside["p99"])
+                figures.add("fairness_ratio", f"{kind}, {number}", beside["p99"] / calm["p99"])
+                time.sleep(REST_SECONDS)
 
 
 def _fill_history(server: Server) -> None:

@@ -55,9 +55,15 @@ class Size:
     """The same for the stock server, which takes ten times as long."""
     batches: int
     """Requests with 100 messages, per round; none for the stock server."""
+    attack_rounds: int = 1
+    """Measurements of `fairness` beside each attack; each has one without before it."""
+    attacks: tuple[str, ...] = ()
+    """Kinds of hostile clients; empty: all."""
+    crowds: tuple[int, ...] = ()
+    """Their numbers; empty: those of `fairness`."""
 
 
-FULL = Size(5000, 10_000, 3, 15, 12, 1, 3)
+FULL = Size(5000, 10_000, 3, 15, 12, 1, 3, attack_rounds=3)
 QUICK = Size(500, 1000, 2, 3, 10, 4, 4)
 
 

@@ -17,6 +17,8 @@ BURST = 10.0
 """Seconds of its share that an address may use at once."""
 WRONG_TOKENS = 20.0
 """Wrong tokens after which those of an address are refused."""
+REFUSED_RATE = 1.0
+"""Refusals of an address that are forgotten, a second."""
 WRONG_TOKENS_RATE = 0.5
 """Wrong tokens that are forgotten, a second."""
 HTTP_SHARE = 0.2
@@ -32,13 +34,15 @@ _LEAST_SHARE = 0.002
 class Account:
     """What one address has used and what of it counts still."""
 
-    __slots__ = ("at", "requests", "second", "seconds", "used", "waiting", "wrong")
+    __slots__ = ("at", "refused", "requests", "second", "seconds", "used", "waiting", "wrong")
 
     def __init__(self, now: float) -> None:
         self.at = now
         self.requests = 0.0
         self.seconds = 0.0
         self.wrong = 0.0
+        self.refused = 0.0
+        """Requests that were refused, for how long the next are held back."""
         self.second = 0.0
         """When the second began that `used` belongs to."""
         self.used = 0.0
@@ -85,6 +89,7 @@ class Budgets:
             account.requests = max(0.0, account.requests - elapsed * self._requests)
             account.seconds = max(0.0, account.seconds - elapsed * self._seconds)
             account.wrong = max(0.0, account.wrong - elapsed * WRONG_TOKENS_RATE)
+            account.refused = max(0.0, account.refused - elapsed * REFUSED_RATE)
         if now - self._second >= 1.0:
             self._second, self._total = now, 0.0
             self._active.clear()

@@ -1,7 +1,7 @@
 """Refuses HTTP requests beyond the budget of their address, before any work is done for them.
 
-A refusal is answered late, and its connection is not read meanwhile: clients that ask again at once
-cost one answer a second and connection. Requests with a publish token are never refused here.
+A refusal is answered late, the later the more there are, and its connection is not read meanwhile: clients
+that ask again at once cost one answer in four seconds and connection. Requests with a publish token are never refused here.
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ from app.http.writers import Writers
 from app.sessions.rates import metered
 from app.turns import SLICE, Slice, Turns
 
-ANSWER_SECONDS = 0.0001
+ANSWER_SECONDS = 0.0002
 """What parsing a request and writing its answer costs beside its handler."""
+READ_SECONDS = {"/history": 0.0005}
+"""What the reads of a call cost outside of its handler, which may share them: Valkey and its answer."""
 BYTE_SECONDS = 2e-9
 """What a byte of an answer costs."""
 HOLD_SECONDS = 1.0
 """How long a refusal is held back, more or less: those of one moment must not come back together."""
+HOLD_LONGER = 20
+"""Refusals of an address that are not forgotten, after each of which the next are held back for as long again."""
+MOST_HOLDS = 4
+"""The longest time in `HOLD_SECONDS`: clients must not give up first, and come back at once."""
 MAX_HELD_BACK, MAX_HELD_BACK_PER_ADDRESS = 1000, 100
 """Refusals that are held back at once; others are sent at once, and end their connections."""
 NOT_LIMITED = ("/ws/realtime", "/ws/realtime/", "/events", "/events/")
@@ -84,6 +90,7 @@ class Limiter:
         budgets.spend(account, ANSWER_SECONDS)
         if not budgets.admits(account):
             await self._refuse(request, account, "This address exceeds its request limit")
+        budgets.spend(account, READ_SECONDS.get(request.path, 0.0))
         await self._turns.take()
 
         def spend(seconds: float) -> None:
@@ -111,7 +118,9 @@ class Limiter:
     async def _refuse(self, request: web.Request, account: Account, why: str) -> None:
         if self._note_refused is not None:
             self._note_refused("http_rate", None)
-        seconds = HOLD_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 (it spreads load)
+        holds = min(MOST_HOLDS, 1 + int(account.refused) // HOLD_LONGER)
+        account.refused += 1
+        seconds = holds * HOLD_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 (it spreads load)
         held_back = await self._hold_back(request, account, seconds)
         raise HttpError(
             429,

@@ -141,6 +141,29 @@ async def test_requests_beyond_the_budget_are_answered_late(side: Side) -> None:
     assert side.noted == ["http_rate"] * 2
 
 
+async def test_those_that_go_on_asking_wait_longer(clock: Clock, side: Side) -> None:
+    for _ in range(10 + 100):
+        await side.ask()
+    for first, holds in ((0, 1), (20, 2), (40, 3), (60, 4), (80, 4)):
+        slept = side.slept[first : first + 20]
+        assert all(0.5 * holds <= seconds <= 1.5 * holds for seconds in slept), first
+    clock.now += 200
+    for _ in range(11):
+        await side.ask()
+    assert side.slept[-1] <= 1.5, "it is forgotten in time"
+
+
+async def test_reads_of_history_count_beside_the_handler(clock: Clock, side: Side) -> None:
+    """The handler waits for Valkey, and may share what another one reads."""
+    side.budgets = side.limiter._budgets = Budgets(0, 10.0, clock)
+    used = []
+    for path in ("/ws/stats", "/history"):
+        assert await side.ask(path=path) == 200
+        (account,) = side.budgets._accounts.values()
+        used.append(account.seconds)
+    assert used[1] - used[0] >= 0.0005
+
+
 async def test_publishers_and_upgrades_are_not_limited(side: Side) -> None:
     for _ in range(15):
         assert await side.ask(Authorization=f"Bearer {TOKEN}") == 200

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from app.memory import GROWTH, PAUSE, SETTLED_CHANGE, Memory, resident_bytes
+import gc
+
+from app.memory import GROWTH, PAUSE, SETTLED_CHANGE, THRESHOLDS, Memory, resident_bytes
 
 MB = 2**20
 
@@ -81,3 +83,26 @@ def test_connections_that_have_settled_leave_the_sight_of_the_collector() -> Non
 
 def test_resident_bytes() -> None:
     assert 10 * MB < resident_bytes() < 10_000 * MB
+
+
+def test_the_collector_takes_few_objects_at_a_time() -> None:
+    """Requests that fail leave cycles, as fast as clients send them; each step stops the loop."""
+    steps: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "stop":
+            steps.append(info["collected"])
+
+    before = gc.get_threshold()
+    gc.collect()
+    gc.set_threshold(*THRESHOLDS)
+    gc.callbacks.append(note)
+    try:
+        for _ in range(50_000):
+            cycle: list[object] = []
+            cycle.append(cycle)
+    finally:
+        gc.callbacks.remove(note)
+        gc.set_threshold(*before)
+    assert len(steps) >= 40
+    assert max(steps) <= 2000
