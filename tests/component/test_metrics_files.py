@@ -93,6 +93,7 @@ DELIVERED = "realtime_messages_delivered_total"
 BUCKET = "realtime_delivery_latency_seconds_bucket"
 
 
+@pytest.mark.no_cover
 def test_totals_never_fall_and_files_do_not_pile_up(
     directory: Path, fork: Callable[[Callable[[], None]], int]
 ) -> None:
@@ -138,6 +139,7 @@ def test_totals_never_fall_and_files_do_not_pile_up(
     assert most_files <= 3  # the lock and one folded file of each kind
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("kind", ["unlink", "replace"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_kill_while_folding_counts_nothing_twice(

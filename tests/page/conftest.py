@@ -25,10 +25,12 @@ def packages() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where screenshots go: PAGE_SHOTS, or a temporary directory."""
+def shots() -> Path | None:
+    """Where screenshots go: PAGE_SHOTS; without it none is taken, for each costs as much as a test."""
     chosen = os.environ.get("PAGE_SHOTS")
-    directory = Path(chosen) if chosen else tmp_path_factory.mktemp("shots")
+    if not chosen:
+        return None
+    directory = Path(chosen)
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 
@@ -41,7 +43,7 @@ def driver(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest_asyncio.fixture
-async def browser(driver: Driver, shots: Path) -> AsyncIterator[Browser]:
+async def browser(driver: Driver, shots: Path | None) -> AsyncIterator[Browser]:
     """The browser for one test."""
     async with Browser(driver, shots) as browser:
         yield browser
