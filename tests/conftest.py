@@ -23,13 +23,17 @@ hypothesis.settings.load_profile("untimed")
 
 # The longest files first, so that none of them is left for the end when files run in parallel.
 _LONG = (
-    "test_page", "test_reload", "test_handoff", "test_memory", "test_scripts", "test_end_to_end",
-    "test_soak", "test_connected", "test_event_stream", "test_command", "test_caps",
-    "test_backplane_faults", "test_fairness", "test_recovery", "test_costs", "test_socketio",
-    "test_doors", "test_storms", "test_relays", "test_malformed", "test_several_machines",
-    "test_plain", "test_autobahn", "test_replicas", "test_slots", "test_collector", "test_valkey",
-    "test_deaf_worker", "test_metrics_files", "test_queue", "test_gunicorn_worker", "test_client",
-    "test_build", "test_run", "test_slow_consumers", "test_backplane_url",
+    "test_handoff", "test_page", "test_scripts", "test_end_to_end", "test_reload", "test_memory",
+    "test_soak", "test_several_machines", "test_fairness", "test_connected", "test_caps",
+    "test_command", "test_event_stream", "test_backplane_faults", "test_costs", "test_replicas",
+    "test_recovery", "test_alerts", "test_attendance", "test_run", "test_socketio",
+    "test_second_master", "test_caddy", "test_doors", "test_backplane_url", "test_event_source",
+    "test_client", "test_storms", "test_malformed", "test_sentinels", "test_protocol",
+    "test_backplane_errors", "test_deaf_worker", "test_collector", "test_removed_files",
+    "test_health", "test_slow_consumers", "test_python_client", "test_metrics", "test_heartbeat",
+    "test_auth", "test_autobahn", "test_plain", "test_relays", "test_cluster",
+    "test_metrics_files", "test_gunicorn_worker", "test_both_ways_in", "test_replica",
+    "test_deflate",
 )  # fmt: skip
 
 # What these tiers start runs at its full speed, but for what is marked `traced` and the service
