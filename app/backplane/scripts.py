@@ -132,14 +132,14 @@ local function last_seq(stream)
   end
 end
 
-local function locate(stream, meta, candidate, known_epoch, known_seq, force)
+local function locate(stream, meta, candidate, known_epoch, known_seq, force, exists)
   local m = redis.call('HMGET', meta, 'p', 'b', 'n', 'z', 'h', 'o', 'k', 'c')
   local epoch, base, newest = m[1], count(m[2] or '0'), count(m[3] or '0')
   local bytes, head, since = count(m[4]) or 0, count(m[5]) or 0, count(m[6]) or 0
   if not (epoch and base and newest and #epoch <= 64 and string.find(epoch, '^[%w_-]+$')) then
     epoch, base, newest = false, 0, 0
   end
-  local exists = redis.call('EXISTS', stream) == 1
+  exists = exists or redis.call('EXISTS', stream) == 1
   local known = epoch == known_epoch
   if known and newest < known_seq and exists and last_seq(stream) >= known_seq then
     newest = last_seq(stream)  -- another program has added to the stream
@@ -232,8 +232,9 @@ if stored then
   if number > batch then return redis.error_reply('STALE batch') end
 end
 
+local length = redis.call('XLEN', stream)
 local epoch, base, newest, bytes, head, since, k, c =
-  locate(stream, meta, ARGV[3], ARGV[4], tonumber(ARGV[5]), false)
+  locate(stream, meta, ARGV[3], ARGV[4], tonumber(ARGV[5]), false, length > 0)
 local keep, window, most = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local once_window, once_most = tonumber(ARGV[9]), tonumber(ARGV[10])
 local OVERHEAD, MAX_SEQ = 32, 9007199254740990
@@ -266,11 +267,9 @@ end
 
 -- A few entries of the head are looked at per batch, so that no publish pays for a long burst;
 -- the limit in bytes alone is kept at once.
-local length = 0
 local function is_old() return head <= now - window or head > now + FUTURE end
 
 local function trim(added)
-  length = redis.call('XLEN', stream)
   if length <= 1 or not (bytes > most or (length > keep and is_old())) then return 0 end
   local from, ask, left, cut, removed = '-', 1, 64 + 2 * added, nil, 0
   repeat
@@ -324,7 +323,7 @@ for i = 12, #ARGV, 5 do
       return entry
     end
     seq = string.sub(entry, 3)
-    newest = count(seq)
+    newest, length = count(seq), length + 1
     if not newest or newest > MAX_SEQ then return redis.error_reply('UNUSABLE stream') end
     added = added + 1
     bytes = bytes + #ARGV[i] + #ARGV[i + 3] + OVERHEAD
@@ -340,7 +339,7 @@ end
 if chosen then redis.call('PEXPIRE', once, math.ceil(once_window / 500) + 7200000) end
 
 if added > 0 then trim(added) end
-if length == 1 then bytes = #ARGV[#ARGV - 4] + #ARGV[#ARGV - 1] + OVERHEAD end
+if added > 0 and length == 1 then bytes = #ARGV[#ARGV - 4] + #ARGV[#ARGV - 1] + OVERHEAD end
 if added > 0 then keep_meta() end
 
 local result

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import redis.asyncio
 import websockets
 
+from app.backplane.needs import access_rules, needs
+from app.config import Settings
 from tests.support.envelopes import walk
 from tests.support.plain import PlainClient
 from tests.support.raw import TEXT, RawClient
@@ -148,3 +152,57 @@ async def test_a_server_that_can_lose_messages_is_reported(
         warnings = (await service.get("/status")).body["backplane"]["warnings"]
         [warning] = [one for one in warnings if option in one]
         assert warning in service.log
+
+
+async def test_a_user_with_the_documented_rights_suffices(valkey: Starter) -> None:
+    """Two machines with a replica each do what they do; the server has refused nothing."""
+    url = valkey("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
+    rules = access_rules(
+        needs(
+            Settings(
+                backplane_url=url,
+                presence_names=frozenset({"all"}),
+                join_leave=frozenset({"status"}),
+                workers=2,
+            ),
+            replica=True,
+        )
+    )
+    server = redis.asyncio.Redis.from_url(url, decode_responses=True, single_connection_client=True)
+    await server.execute_command("ACL", "SETUSER", "yujian", "on", ">word", "resetchannels", *rules)
+    await server.execute_command("ACL", "SETUSER", "default", "resetpass", ">other")
+    settings: dict[str, Any] = {
+        "BACKPLANE_URL": url.replace("redis://", "redis://yujian:word@"),
+        "PRESENCE_NAMES": "all",
+        "JOIN_LEAVE": "status",
+        "COLLECTOR": 1,
+    }
+    async with Service(**settings) as one, Service(**settings) as two:
+        client = await PlainClient.open(one, user="ann", types="status,system")
+        async with asyncio.timeout(30):
+            while True:
+                said = (await two.get("/status")).body
+                if said["backplane"]["replica"]["readers"] == 2:
+                    break
+                await asyncio.sleep(0.2)
+        assert said["backplane"]["warnings"] == []
+        first = await two.publish(id="known")
+        assert (await two.publish(id="known"))["seq"] == first["seq"]
+        await client.wait_seq("status", first["seq"])
+        assert first["seq"] in [message["seq"] for message in await one.history("status")]
+        answer = await two.post("/status", {"state": "working", "task": "a test"})
+        assert answer.status == 200, answer
+        others = [await PlainClient.open(two, user="ann") for _ in range(2)]
+        for other in others:
+            await other.barrier()
+        fourth = await PlainClient.open(two, user="ann")
+        assert await fourth.wait_closed() == 1008
+        assert (await one.get("/stats/series?range=15m")).status == 200
+        await client.expect("join")
+        listed = await client.request("presence", {"type": "status", "limit": 10})
+        assert [row["user"] for row in listed["data"]["names"]] == ["ann"]
+        for other in (client, *others):
+            await other.close()
+    refused = await server.execute_command("ACL", "LOG")
+    assert refused == []
+    await server.aclose()
