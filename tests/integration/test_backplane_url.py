@@ -203,6 +203,8 @@ async def test_a_user_with_the_documented_rights_suffices(valkey: Starter) -> No
         assert [row["user"] for row in listed["data"]["names"]] == ["ann"]
         for other in (client, *others):
             await other.close()
-    refused = await server.execute_command("ACL", "LOG")
-    assert refused == []
+    refused: Any = await server.execute_command("ACL", "LOG")
+    assert {entry["object"] for entry in refused} <= {
+        "config|get"
+    }  # which is looked at if it may be
     await server.aclose()

@@ -80,7 +80,7 @@ def test_a_database_has_to_be_chosen() -> None:
 def test_the_rules_of_the_documentation_are_those_that_are_checked() -> None:
     documented = set(re.findall(r"`(\+[a-z]+(?:\|[a-z]+)?)`", DEPLOYMENT))
     wanted = {*access_rules(needs(ALL, replica=True)), *access_rules(needs(CLUSTER, replica=False))}
-    wanted |= {"+select"}
+    wanted |= {"+select", "+config|get"}
     assert documented == wanted - set(KEYS)
     for key in KEYS:
         assert key in DEPLOYMENT
