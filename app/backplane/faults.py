@@ -14,6 +14,7 @@ from typing import Final
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import InvalidResponse, RedisError
+from redis.exceptions import TimeoutError as LibraryTimeout
 
 from app.errors import BackplaneFull, BackplaneUnavailable, PresenceError
 
@@ -105,7 +106,7 @@ CAUSES: Final = (
     "no_primary",
     "unreplicated",
 )
-"""All causes: `refused` is any other error reply, `lost` no connection, `timeout` no answer,
+"""All causes: `refused` is any other error reply, or one that is none to the question, `lost` no connection, `timeout` no answer,
 `no_primary` no Sentinel names one, `unreplicated` too few replicas have what was stored."""
 
 # A server older than Redis 7 hides the code of an error inside a script in its text.
@@ -124,7 +125,7 @@ def explain(error: BaseException | None) -> Fault:
         return Fault("cluster", str(error), passes=True)
     if isinstance(error, UnexpectedAnswer):
         words = f"its answer is none to what was asked ({_short(str(error))})"
-        return Fault("lost", words, passes=True, of_server=False)
+        return Fault("refused", words, passes=True, of_server=False)
     if isinstance(error, MasterNotFoundError):
         return Fault("no_primary", _short(str(error)), answered=False, passes=True)
     code, text = _code(error)
@@ -140,11 +141,11 @@ def explain(error: BaseException | None) -> Fault:
     if isinstance(error, InvalidResponse):
         words = f"what answers is no Redis server ({_short(str(error))})"
         return Fault("lost", words, answered=False, passes=True)
-    if isinstance(error, RedisError) and not isinstance(error, LostConnection):
-        return Fault("refused", _words("it refuses a call", code, text), of_server=False)
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError | LibraryTimeout):
         words = "it does not answer in time"
         return Fault("timeout", words, answered=False, passes=True)
+    if isinstance(error, RedisError) and not isinstance(error, LostConnection):
+        return Fault("refused", _words("it refuses a call", code, text), of_server=False)
     detail = _short(str(error or ""))
     words = f"the connection is lost ({detail})" if detail else "the connection is lost"
     return Fault("lost", words, answered=False, passes=True)

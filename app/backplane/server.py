@@ -20,6 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as LibraryTimeout
 
 from app.backplane.faults import MISREAD, explain, reading_answer
 from app.setting_values import SentinelAddress, sentinel_address
@@ -85,8 +86,11 @@ async def open_connection(connection: AbstractConnection) -> None:
     Raises:
         RedisError, OSError: it cannot be opened, whatever the server says or its address is.
     """
-    with reading_answer():
-        await connection.connect()  # type: ignore[no-untyped-call]
+    try:
+        with reading_answer():
+            await connection.connect()  # type: ignore[no-untyped-call]
+    except LibraryTimeout as error:
+        raise TimeoutError("no connection in time") from error
 
 
 class SingleServer:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 
 import pytest
 
+from app.backplane import server
 from app.backplane.client import Backplane
+from app.backplane.publisher import StreamPublisher
 from app.config import Settings
+from app.errors import BackplaneUnavailable
 from tests.support.backplane import Node, draft
 from tests.support.valkeys import ValkeyProcess
 
@@ -30,6 +34,32 @@ async def test_a_server_that_is_too_small_is_a_warning(
         assert "HISTORY_BYTES" in found[0]
         assert "64 MB" in found[0]
     await backplane.close()
+
+
+async def test_a_network_that_drops_everything_is_no_refusal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No connection can be opened in time: that passes, and is waited for."""
+    monkeypatch.setattr(server, "CONNECT_TIMEOUT", 0.1)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        port = listener.getsockname()[1]
+        for _ in range(4):  # the last ones wait for the listener, and so does whatever comes then
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", port))
+        backplane = Backplane(f"redis://127.0.0.1:{port}/0", Settings(), "test")
+        publisher = StreamPublisher(backplane, {})
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(BackplaneUnavailable):
+            await publisher.store([draft()], began + 1.0)
+        assert loop.time() - began >= 0.9
+        assert publisher.fault is not None
+        assert publisher.fault.cause == "timeout"
+        assert publisher.fault.words == "it does not answer in time"
+        assert not backplane.available
+        await backplane.close()
 
 
 async def test_an_answer_that_is_no_reply_costs_one_connection(valkey: ValkeyProcess) -> None:

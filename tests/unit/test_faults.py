@@ -17,8 +17,17 @@ from redis.exceptions import (
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import TimeoutError as LibraryTimeout
 
-from app.backplane.faults import CAUSES, Fault, Unsettled, combined, explain, unavailable
+from app.backplane.faults import (
+    CAUSES,
+    Fault,
+    UnexpectedAnswer,
+    Unsettled,
+    combined,
+    explain,
+    unavailable,
+)
 from app.errors import BackplaneFull, BackplaneUnavailable, ErrorCode
 
 
@@ -49,6 +58,8 @@ REPLIES: list[tuple[Exception, str, bool, bool]] = [
     (ResponseError("WRONGTYPE Operation against a key"), "refused", False, False),
     (ResponseError("STALE batch"), "refused", False, False),
     (TimeoutError(), "timeout", True, False),
+    (LibraryTimeout("Timeout connecting to server"), "timeout", True, False),
+    (UnexpectedAnswer("ValueError: no list"), "refused", True, False),
     (LostConnection("Error 111 connecting to 127.0.0.1:1."), "lost", True, False),
     (ConnectionResetError(104, "Connection reset by peer"), "lost", True, False),
     (InvalidResponse('Protocol error, got "H" as reply type byte'), "lost", True, False),
