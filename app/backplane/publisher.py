@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 ATTEMPT_TIMEOUT = 2.0
 """Seconds after which an unanswered batch is sent again over a new connection."""
 
+CUT_SHORT = 0.01
+"""Seconds before the deadline within which an attempt that is over had less time than others."""
+
 FAULT_MEMORY = 60.0
 """Seconds for which a fault of one type is remembered when nothing more is published to it."""
 
@@ -205,7 +208,7 @@ class StreamPublisher:
                 if (
                     last is not None
                     and isinstance(error, TimeoutError)
-                    and seconds < ATTEMPT_TIMEOUT
+                    and deadline - loop.time() < CUT_SHORT
                 ):
                     break  # this attempt was cut short: what the one before met is the cause
                 # Its traceback leads to this frame, and so back to itself, with all the bodies.
