@@ -30,7 +30,7 @@ class Liars:
         self._thread = thread
         self._liars: list[Liar] = []
         self.left: set[bytes] = set()
-        self.told = 0
+        self.count = 0
         self.lie = HALF
 
     def front(self, target: tuple[str, int]) -> int:
@@ -49,7 +49,7 @@ class Liars:
         if name not in self.left:
             return None
         self.left.discard(name)
-        self.told += 1
+        self.count += 1
         return self.lie
 
 
@@ -76,7 +76,7 @@ async def test_reading_and_publishing_go_on(
         for type in TYPES:
             await writer.publish(type)
         for name in names:
-            liars.lie, liars.left, liars.told = LIES[name], set(ASKED), 0
+            liars.lie, liars.left, liars.count = LIES[name], set(ASKED), 0
             end = loop.time() + 0.6
             while loop.time() < end:
                 for type in TYPES:
@@ -86,7 +86,7 @@ async def test_reading_and_publishing_go_on(
                     await reader.backplane.ask([(b"TIME",)])
                     await reader.backplane._cluster.map.refresh()
             liars.left.clear()
-            assert liars.told, name
+            assert liars.count, name
             task = reader._task
             assert task is not None
             assert not task.done(), (name, task.exception())
