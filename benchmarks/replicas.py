@@ -30,6 +30,8 @@ from tests.support.sentinels import ServerProcess
 MESSAGES = 300
 PAUSE = 0.01
 """Seconds between two messages, so that each is read alone."""
+IDLE = 3.0
+"""Seconds without messages."""
 READERS, MACHINES = 64, (0, 1, 4, 8)
 
 
@@ -40,6 +42,8 @@ class Result(NamedTuple):
     """Seconds of CPU for a message."""
     replica: float
     """Of one replica; 0 without."""
+    idle: float
+    """Of the shared server, for a second without messages: the leaders look at it, and it at itself."""
     late: list[float]
     """Seconds until a reader has a message, for each of both."""
 
@@ -82,13 +86,16 @@ async def measure(readers: int, machines: int) -> Result:
         await publish()
         late.clear()
         pids = [machine.pid for machine in made] if machines else []
+        quiet = cpu_seconds(server.pid)
+        await asyncio.sleep(IDLE)
+        idle = (cpu_seconds(server.pid) - quiet) / IDLE
         before = cpu_seconds(server.pid), sum(map(cpu_seconds, pids))
         for _ in range(MESSAGES):
             await publish()
             await asyncio.sleep(PAUSE)
         used = cpu_seconds(server.pid) - before[0]
         others = sum(map(cpu_seconds, pids)) - before[1]
-        return Result(used / MESSAGES, others / MESSAGES / max(1, machines), late)
+        return Result(used / MESSAGES, others / MESSAGES / max(1, machines), idle, late)
 
 
 def main() -> None:
@@ -96,12 +103,13 @@ def main() -> None:
     numbers = [int(word) for word in sys.argv[1:]]
     readers = numbers[0] if numbers else READERS
     print(f"{readers} readers in all, {MESSAGES} single messages of 150 bytes")
-    print("machines | shared server, us | each replica, us | median, ms | p99, ms")
+    print("machines | shared server, us | idle, us/s | each replica, us | median, ms | p99, ms")
     for machines in numbers[1:] or MACHINES:
         result = asyncio.run(measure(readers, machines))
         p99 = quantiles(result.late, n=100)[98]
         print(
-            f"{machines or 'direct':>8} | {result.primary * 1e6:17.0f} | {result.replica * 1e6:16.0f}"
+            f"{machines or 'direct':>8} | {result.primary * 1e6:17.0f} | {result.idle * 1e6:10.0f}"
+            f" | {result.replica * 1e6:16.0f}"
             f" | {median(result.late) * 1e3:10.2f} | {p99 * 1e3:7.2f}"
         )
 
