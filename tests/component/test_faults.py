@@ -51,10 +51,9 @@ async def test_a_network_that_drops_everything_is_no_refusal(
         backplane = Backplane(f"redis://127.0.0.1:{port}/0", Settings(), "test")
         publisher = StreamPublisher(backplane, {})
         loop = asyncio.get_running_loop()
-        began = loop.time()
         with pytest.raises(BackplaneUnavailable):
-            await publisher.store([draft()], began + 1.0)
-        assert loop.time() - began >= 0.9
+            await publisher.store([draft()], loop.time() + 1.0)
+        assert backplane.errors["timeout"] >= 2  # it was waited for
         assert publisher.fault is not None
         assert publisher.fault.cause == "timeout"
         assert publisher.fault.words == "it does not answer in time"

@@ -300,3 +300,36 @@ class Front:
                 sink.write(data)
                 await sink.drain()
         sink.close()
+
+
+async def test_a_password_that_is_changed(start_valkey: Starter) -> None:
+    """Connections are ended and cannot come back: that is said at once, in the server's own words."""
+    url = start_valkey("--appendonly", "yes")
+    valkey = redis.asyncio.Redis.from_url(url, single_connection_client=True)
+    await valkey.execute_command("ACL", "SETUSER", "yujian", "on", ">one", "+@all", "~*", "&*")
+    with_login = url.replace("redis://", "redis://yujian:one@")
+    async with Service(BACKPLANE_URL=with_login) as service:
+        first = await service.publish()
+        client = await PlainClient.open(service, types="status")
+        await client.barrier()
+        await valkey.execute_command("ACL", "SETUSER", "yujian", "resetpass", ">two")
+        await valkey.execute_command("CLIENT", "KILL", "USER", "yujian")
+
+        async def is_seen() -> bool:
+            said = await status(service)
+            return said["status"] == "degraded" and "WRONGPASS" in str(said["causes"])
+
+        await until(is_seen, "the status says why", 10)
+        for _ in range(10):
+            async with asyncio.timeout(QUICK):
+                answer = await publish(service)
+            assert (answer.status, answer.body["code"]) == (503, "BACKPLANE_UNAVAILABLE"), answer
+            assert "WRONGPASS" in answer.body["error"]
+            assert "one" not in answer.body["error"].split()
+        await valkey.execute_command("ACL", "SETUSER", "yujian", "resetpass", ">one")
+        answer = await until(lambda: _published(service), "publishing works again", 5)  # type: ignore[arg-type, return-value]
+        assert answer.body["seq"] == first["seq"] + 1
+        await client.wait_seq("status", answer.body["seq"])
+        assert client.events("gap") == []
+        await client.close()
+    await valkey.aclose()
