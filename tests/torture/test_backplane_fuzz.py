@@ -82,6 +82,7 @@ class Spoiler:
             self.presence,
             self.key,
             self.claims,
+            self.attendance,
             self.figures,
             self.row,
             self.files,
@@ -188,6 +189,21 @@ class Spoiler:
         for key in self.valkey.scan_iter("{rt:users}:*"):
             self.valkey.hset(key, self.rng.choice([b"", b"uwitness", self.word()]), self.word())
         return ""
+
+    def attendance(self) -> str:
+        """The list of users, and what is announced of them."""
+        prefix, user, rng = "{rt:attendance}:", self.word(), self.rng
+        name = rng.choice(["users", "announced", "workers", "came", "gone", "state", "n:status"])
+        key = rng.choice([prefix + name, *self.valkey.scan_iter(prefix + "w:*")])
+        if rng.random() < 0.1:
+            self.valkey.delete(key)
+            self.valkey.set(key, user)
+        elif name in ("users", "announced", "state"):
+            parts = [user, b" status:1", b";w status:", b",", b"9" * 400]
+            self.valkey.hset(prefix + name, user, b"".join(rng.sample(parts, rng.randint(1, 5))))
+        else:
+            self.valkey.zadd(prefix + name, {user: rng.choice([0, 9e15, float("inf")])})
+        return f"{key!r} {user!r}"
 
     def figures(self) -> str:
         """What the workers show of themselves."""
@@ -324,7 +340,11 @@ async def test_nothing_that_others_write_ends_a_worker_or_costs_a_client_a_messa
         url = start("--appendonly", "yes", "--appendfsync", "no")
         valkey = redis.Redis.from_url(url)
         async with Service(
-            BACKPLANE_URL=url, COLLECTOR=1, DEFAULT_SUBSCRIPTIONS=",".join(TYPES)
+            BACKPLANE_URL=url,
+            COLLECTOR=1,
+            DEFAULT_SUBSCRIPTIONS=",".join(TYPES),
+            PRESENCE_NAMES="all",
+            JOIN_LEAVE="all",
         ) as service:
             pids = sorted(service.worker_pids())
             plain = await spread(service, 2, user="witness")
