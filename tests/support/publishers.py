@@ -251,7 +251,8 @@ async def at_work(publishers: Sequence[Publisher]) -> AsyncIterator[None]:
         for one in publishers:
             one.enough.set()
         await asyncio.to_thread(lambda: [one.join(30) for one in publishers])
-    assert {one.name: one.errors for one in publishers if one.errors} == {}
+    errors = {one.name: one.errors for one in publishers if one.errors}
+    assert not errors, errors
 
 
 def check_stored(publishers: Sequence[Publisher], received: Sequence[dict[str, Any]]) -> None:
