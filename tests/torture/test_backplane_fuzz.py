@@ -351,6 +351,8 @@ async def test_nothing_that_others_write_ends_a_worker_or_costs_a_client_a_messa
             socketio = await on_two_workers(service)
             for client in socketio:
                 await client.call("enter", {"room": ROOM})
+            # A silent client is live only after a second: until then it reads streams that are spoilt.
+            await asyncio.gather(*(client.barrier() for client in plain))
             honest, spoiler = Honest(service, plain, socketio), Spoiler(rng, valkey, service)
             try:
                 await honest.round()
