@@ -411,7 +411,7 @@ class AnyBackplane(ABC):
         command = (b"HMGET", b"rt:presence", *_PRESENCE)
         (reply,) = await self._ask_repaired(b"rt:presence", b"hash", command)
         with reading_answer():
-            words = [word and word.decode(errors="replace") for word in reply]
+            words = [None if word is None else word.decode(errors="replace") for word in reply]
             return dict(zip(_PRESENCE, words, strict=True))
 
     async def _ask_repaired(self, key: bytes, type: bytes, command: Command) -> list[Any]:
