@@ -28,6 +28,9 @@ from app.backplane.scripts import Script
 
 LEASE = 6.0
 """Seconds for which what a worker has said counts without renewal."""
+PASSING = 2.0
+"""Seconds for which what a worker has said counts when it has ended: meanwhile those that its
+connections have passed to say it, so that no user is missing from a list."""
 TURN = 3.0
 """Seconds after which another worker may take the turn from one that is silent."""
 GRACE = 5.0
@@ -216,6 +219,15 @@ end
     ).encode()
 )
 
+END = Script(
+    b"""
+-- KEYS: workers by the end of their lease (us). ARGV: for how long they count still (us), then workers.
+local time = redis.call('TIME')
+local ends = string.format('%d', time[1] * 1000000 + time[2] + ARGV[1])
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', 'LT', ends, ARGV[i]) end
+"""
+)
+
 PAGE = Script(
     b"""
 -- KEYS: the users of a type, in order; the hash of all users. ARGV: the user before, or '', and
@@ -364,14 +376,11 @@ class AttendanceStore:
         await self._run(CONFIRM, "1" if was_published else "", *words)
 
     async def end(self, workers: Sequence[bytes]) -> None:
-        """End the leases of workers that are gone."""
-        pairs: list[Argument] = []
-        for worker in workers:
-            pairs += (0, worker)
-        await self._backplane.ask([(b"ZADD", _WORKERS, b"XX", *pairs)])
+        """Let the leases of workers that are gone end in `PASSING` seconds."""
+        await self._backplane.run(END, (1, _WORKERS, _us(PASSING), *workers))
 
     async def end_own(self) -> None:
-        """End the lease of this worker."""
+        """Let the lease of this worker end in `PASSING` seconds."""
         await self.end([self._worker.encode()])
 
     async def workers(self) -> list[bytes]:

@@ -78,6 +78,7 @@ class Worker:
 @pytest.fixture
 async def make(valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     """Makes workers that never wait: what is gone has gone, and announcements may follow at once."""
+    monkeypatch.setattr(store_module, "PASSING", 0.0)
     monkeypatch.setattr(store_module, "GRACE", 0.0)
     monkeypatch.setattr(store_module, "LEAST_PAUSE", 0.0)
     published: list[Any] = []
@@ -355,3 +356,22 @@ async def test_a_worker_that_stops_takes_its_users_with_it(make: Make) -> None:
     await one.attendance.close()
     await two.look()
     assert await two.listed() == {}
+
+
+async def test_users_stay_listed_while_they_pass_to_another_worker(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = make(), make()
+    one.add("ann")
+    await one.look()
+    monkeypatch.setattr(store_module, "PASSING", 60.0)
+    await one.attendance.close()
+    await two.look()  # before it has looked at those that it was given
+    assert await two.listed() == {"ann": 1}
+    two.add("ann")
+    await two.look()
+    monkeypatch.setattr(store_module, "PASSING", 0.0)
+    await one.store.end_own()
+    await two.look()
+    assert await two.listed() == {"ann": 1}
+    assert names(two.published) == [("join", ["ann"])]

@@ -122,6 +122,7 @@ async def test_a_reload_is_no_coming_and_no_going(service: Service) -> None:
     ]
     expected = {f"user{number:02}": 1 for number in range(20)}
     await until_listed(watch, expected)
+    await until(lambda: len(changes(watch)) == 20, "all have been announced")
     seen: list[dict[str, int]] = []
 
     async def read() -> None:
