@@ -31,8 +31,8 @@ RETRY_SECONDS = 0.05
 """Pause when history cannot go on yet: the backplane is away, or ahead of this worker."""
 
 
-LATE_SECONDS = 5.0
-"""How long a subscriber gets its messages in rounds after it was held back."""
+LATE_SECONDS = 1.0
+"""How long a subscriber goes on to get its messages in rounds when it is read from again."""
 ROUND_SECONDS = 0.5
 """Between two rounds."""
 
@@ -99,9 +99,12 @@ class CatchUp:
         if task is not None:
             task.cancel()
 
-    def put_late(self, subscriber: Subscriber) -> None:
-        """Let a subscriber that was held back get the messages of `LATE_SECONDS` in rounds."""
-        self._fanout.put_late(subscriber)
+    def put_late(self, subscriber: Subscriber, held: float = 0.0) -> None:
+        """Let a subscriber that is held back for `held` seconds get its messages in rounds.
+
+        It does for `LATE_SECONDS` more.
+        """
+        self._fanout.put_late(subscriber, held)
         if not self._round_planned:
             self._round_planned = True
             asyncio.get_running_loop().call_later(ROUND_SECONDS, self._begin_round)

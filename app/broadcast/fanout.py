@@ -88,8 +88,8 @@ class FanOut:
         """Subscribers that have fallen behind, since they did not take their bytes; `CatchUp` takes
         them out when they have caught up."""
         self.late: dict[Subscriber, float] = {}
-        """Subscribers that are not live, wherever they stand, since they were held back, and since when
-        (monotonic seconds); `CatchUp` takes them out."""
+        """Subscribers that are not live, wherever they stand, since they were held back, and until when
+        that is (monotonic seconds); `CatchUp` takes them out."""
         self._missed: list[Subscriber] = []
         self.failed = failed
         self._hub = hub
@@ -161,9 +161,9 @@ class FanOut:
         if self._groups.get(key) is group:
             del self._groups[key]
 
-    def put_late(self, subscriber: Subscriber) -> None:
+    def put_late(self, subscriber: Subscriber, held: float = 0.0) -> None:
         """Take a subscriber out of the flushes, until `CatchUp` takes it out of `late`."""
-        self.late[subscriber] = time.monotonic()
+        self.late[subscriber] = time.monotonic() + held
         if subscriber in subscriber.group.members:
             track = self.leave(subscriber)
             if subscriber in self.late:  # else it was written to, and is gone

@@ -89,9 +89,9 @@ class ProtocolSession(Session):
         """Like a text message."""
         self._receive(data)
 
-    def on_throttled(self) -> None:
+    def on_throttled(self, seconds: float) -> None:
         """Get messages later than those that keep within their share."""
-        self.context.catchup.put_late(self)
+        self.context.catchup.put_late(self, seconds)
 
     def on_flood(self) -> None:
         """Close, with a log line."""

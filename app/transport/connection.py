@@ -291,8 +291,8 @@ class Connection:
     def on_detached(self) -> None:
         """The descriptor is closed; called once, after `on_lost`."""
 
-    def on_throttled(self) -> None:
-        """Nothing is read from it for some time, since it has used more than its share."""
+    def on_throttled(self, seconds: float) -> None:
+        """Nothing is read from it for so long, since it has used more than its share."""
 
     def on_flood(self) -> None:
         """It has sent more than it may."""

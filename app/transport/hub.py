@@ -48,6 +48,9 @@ LONG_STEP = 0.001
 machine the worker may have been stopped meanwhile."""
 HOLD_TICK = 0.05
 """Seconds to which the times are rounded for which connections are held back."""
+LONG_HOLD = 0.5
+"""Seconds of a hold from which on a connection gets its messages in rounds as well. Shorter ones are those
+of clients that come back, many at once."""
 FLOOD = -1.0
 """What a `Meter` answers when a connection is to be closed with 4429."""
 FLOOD_SECONDS = 1.0
@@ -574,8 +577,8 @@ class Hub:
         tick = int((self._loop.time() + seconds) / HOLD_TICK) + 1
         if self._held.get(connection, -1) >= tick:
             return
-        if connection not in self._held:
-            connection.on_throttled()
+        if seconds >= LONG_HOLD:
+            connection.on_throttled(seconds)
         self._held[connection] = tick
         self._holds.setdefault(tick, []).append(connection)
         self.pause(connection, PAUSE_RATE)

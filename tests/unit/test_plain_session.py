@@ -132,7 +132,7 @@ async def test_one_that_is_held_back_stays_late_whatever_it_subscribes_to(worker
     client = worker.client()
     await client.event()
     session = client.session
-    session.on_throttled()
+    session.on_throttled(5.0)
     for action, types in (("subscribe", ["stats"]), ("unsubscribe", ["status"])):
         client.ask(action, {"types": types})
         await client.event()
