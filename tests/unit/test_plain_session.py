@@ -14,6 +14,7 @@ from app.errors import BackplaneUnavailable
 from app.sessions.rates import FLOOD_FACTOR
 from app.sessions.session import INBOX_MESSAGES, ConnectOptions
 from app.transport.connection import CLOSED, CLOSING, OPEN
+from app.transport.hub import LONG_HOLD
 from app.types import Message
 from tests.support.delivery import message, messages, turn
 from tests.support.sessions import Worker
@@ -142,6 +143,18 @@ async def test_one_that_is_held_back_stays_late_whatever_it_subscribes_to(worker
     await client.event()
     assert session not in session.group.members
     assert session.track == worker.fanout.positions
+
+
+async def test_a_short_wait_makes_no_connection_late(worker: Worker) -> None:
+    client = worker.client()
+    await client.event()
+    client.ask("ping", {})
+    await client.event()
+    session = client.session
+    session.hub.hold(session, LONG_HOLD - 0.01)
+    assert session in session.group.members
+    session.hub.hold(session, LONG_HOLD)
+    assert session not in session.group.members
 
 
 async def test_rates() -> None:
