@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from app.backplane.attendance import PIECE, ROWS, AttendanceStore, Change
-from app.backplane.claims import is_place
 from app.backplane.client import FAILURES
 from app.backplane.faults import explain
+from app.backplane.worker_names import Place, place_of
 from app.broadcast.subscriber import Group
 from app.errors import ClientError
 from app.log_limit import LogLimit
@@ -81,13 +81,13 @@ class Attendance:
         self._announced = announced
         self._publish = publish
         self._metrics = metrics
-        self._machine, self._own = _place(worker_id.encode())
+        self._machine, self._own = place_of(worker_id.encode())
         self._shown: dict[str, str | None] = {}
         """What the store has of this worker by user; None: that is not known."""
         self._absent: frozenset[str] = frozenset()
         """Users that are shown, and that the last look has not found."""
         self._texts: dict[tuple[frozenset[str], ...], str] = {}
-        self._living: set[tuple[int, int]] = set()
+        self._living: set[Place] = set()
         """Rows and generations of the workers of this machine, when gone ones were last looked for."""
         self._renewed = float("-inf")
         self._log_limit = LogLimit()
@@ -204,7 +204,7 @@ class Attendance:
         workers = await self._store.workers()
         # Read after the names: a worker has its row before it has a name there.
         living = self._rows()
-        places = {worker: _place(worker) for worker in workers}
+        places = {worker: place_of(worker) for worker in workers}
         gone = [
             worker
             for worker, (machine, place) in places.items()
@@ -214,8 +214,8 @@ class Attendance:
             await self._store.end(gone)
         self._living = living
 
-    def _rows(self) -> set[tuple[int, int]]:
-        return {(row.index, row.generation) for row in self._slots.rows()}
+    def _rows(self) -> set[Place]:
+        return {Place(row.index, row.generation) for row in self._slots.rows()}
 
     async def _tend(self) -> None:
         turn, pages = await self._store.take_turn(), 0
@@ -269,11 +269,3 @@ class Attendance:
         self._metrics.announced[event].inc(len(users))
         self._metrics.announced_unnamed.inc(len(users) - len(rows))
         return {"users": rows, "total": len(users)}
-
-
-def _place(worker: bytes) -> tuple[bytes, tuple[int, int]]:
-    """Machine, row and generation in the name of a worker; none that is in use for another name."""
-    parts = worker.split(b"-")
-    if len(parts) != 4 or not all(map(is_place, parts[1:3])):
-        return b"", (-1, -1)
-    return parts[0], (int(parts[1]), int(parts[2]))

@@ -13,13 +13,13 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from app.backplane.client import FAILURES, AnyBackplane, Argument
 from app.backplane.faults import explain, reading_answer
 from app.backplane.repair import log_repaired, repair_keys
 from app.backplane.scripts import Script
+from app.backplane.worker_names import Place, place_of
 from app.ports import Slots
 from app.supervisor import Supervisor
 
@@ -31,8 +31,6 @@ RENEWAL_INTERVAL = 3.0
 CHECK_INTERVAL = 1.0
 """Seconds between two looks for workers of this machine that have died."""
 RETRY_INTERVAL = 1.0
-_NAME_PARTS = 4
-"""Names of workers: machine, row, generation, and a number drawn at random."""
 _CHUNK = 1000  # users per command when all claims are written anew
 
 _WORKERS = b"{rt:users}"
@@ -206,18 +204,7 @@ return redis.call('EXISTS', mine)
 )
 """Ends the lease of a worker that has gone; what is left of it counts no more, and is removed by others."""
 
-_PLACE_DIGITS = 19
-"""Of a row or a generation: another program may have written more."""
-
 _Answer = asyncio.Future[bool]
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A worker of this machine, as the slot table knows it."""
-
-    index: int
-    generation: int
 
 
 _Step = tuple[Literal["try", "take", "give"], str, _Answer | None]
@@ -246,7 +233,7 @@ class UserClaims:
         self._stale = False  # the backplane has something else than `_held` and `_steps` say
         self._task: asyncio.Task[None] | None = None
         self._renewed = 0.0
-        self._rows: set[_Row] = set()
+        self._rows: set[Place] = set()
         """Workers of this machine when claims of dead ones were last looked for."""
 
     def start(self, supervisor: Supervisor | None = None) -> None:
@@ -337,19 +324,18 @@ class UserClaims:
 
         Otherwise their leases would block their users for up to `LEASE` seconds.
         """
-        parts = self._backplane.worker_id.split("-")
-        if self._away or len(parts) != _NAME_PARTS or self._living() == self._rows:
+        machine, own = place_of(self._backplane.worker_id.encode())
+        if self._away or not machine or self._living() == self._rows:
             return
         try:
             (names,) = await self._backplane.ask([(b"ZRANGE", _WORKERS, 0, -1)])
             # Read after the names: a worker has its row before it has a name here.
             rows = self._living()
-            if _row(self._backplane.worker_id.encode()) not in rows:
+            if own not in rows:
                 return  # the table is not the one that this worker is named after
-            machine = parts[0].encode() + b"-"
             with reading_answer():
-                here = [name for name in names if name.startswith(machine)]
-                dead = [name for name in here if _row(name) not in rows]
+                here = [name for name in names if name.startswith(machine + b"-")]
+                dead = [name for name in here if place_of(name)[1] not in rows]
             for name in dead:
                 shown = name.decode(errors="replace")
                 logger.info("released the user claims of the dead worker %s", shown)
@@ -358,8 +344,8 @@ class UserClaims:
             return
         self._rows = rows
 
-    def _living(self) -> set[_Row]:
-        return {_Row(row.index, row.generation) for row in self._slots.rows()}
+    def _living(self) -> set[Place]:
+        return {Place(row.index, row.generation) for row in self._slots.rows()}
 
     async def _exchange(self) -> None:
         """Tell the backplane what changed, and renew the lease."""
@@ -440,16 +426,3 @@ class UserClaims:
             first: Argument = b"" if start else total
             await self._backplane.run(UPLOAD, [*self._begin(), first, *pairs])
         self._reported = total
-
-
-def _row(name: bytes) -> _Row:
-    """Row and generation in the name of a worker; none that is in use for another name."""
-    parts = name.split(b"-")
-    if len(parts) != _NAME_PARTS or not all(map(is_place, parts[1:3])):
-        return _Row(-1, -1)
-    return _Row(int(parts[1]), int(parts[2]))
-
-
-def is_place(text: bytes) -> bool:
-    """Whether it can be the row or the generation in the name of a worker."""
-    return text.isdigit() and len(text) <= _PLACE_DIGITS
