@@ -111,8 +111,6 @@ async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
         raise _too_large(limit)
     received = bytearray()
     unpacker = _Unpacker(packed) if packed not in ("", "identity") else None
-    if getattr(request.content, "total_compressed_bytes", None) is not None:
-        unpacker = None  # aiohttp unpacks it already: this is no server of `GuardedRunner`
     try:
         connection = request.protocol
         waited = connection.take_waited() if isinstance(connection, HttpConnection) else 0.0
