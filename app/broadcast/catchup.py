@@ -112,7 +112,7 @@ class CatchUp:
     def _begin_round(self) -> None:
         late, due = self._fanout.late, time.monotonic() - LATE_SECONDS
         self._round.extend(late)
-        for subscriber in [one for one, since in late.items() if since <= due]:
+        for subscriber in [one for one, held_until in late.items() if held_until <= due]:
             del late[subscriber]
         self._go_on()
 

@@ -89,7 +89,7 @@ class FanOut:
         them out when they have caught up."""
         self.late: dict[Subscriber, float] = {}
         """Subscribers that are not live, wherever they stand, since they were held back, and until when
-        that is (monotonic seconds); `CatchUp` takes them out."""
+        nothing is read from them (monotonic seconds); `CatchUp` takes them out some time after that."""
         self._missed: list[Subscriber] = []
         self.failed = failed
         self._hub = hub

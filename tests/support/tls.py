@@ -8,7 +8,6 @@ import ipaddress
 import socket
 import ssl
 import tempfile
-import threading
 from collections.abc import Coroutine
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from tests.support.threads import LoopThread
 
 _HANDSHAKE = 0x16
 """The first byte of a TLS connection; no command of Redis begins so."""
@@ -94,8 +95,7 @@ class TlsFront:
     def __init__(self, *hosts: str) -> None:
         self._hosts = hosts or ("127.0.0.1", "localhost")
         self._directory = tempfile.TemporaryDirectory(prefix="yj-tls-")
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread = LoopThread()
         self._tasks: set[asyncio.Task[None]] = set()
         self._transports: set[asyncio.Transport] = set()
         self.refuses_plain = False
@@ -108,7 +108,7 @@ class TlsFront:
     def __enter__(self) -> Self:
         self.certificates = Certificates(Path(self._directory.name), *self._hosts)
         self._context = self.certificates.context()
-        self._thread.start()
+        self._thread.__enter__()
         return self
 
     def __exit__(
@@ -117,10 +117,8 @@ class TlsFront:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._wait(self._stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
-        self._loop.close()
+        self._thread.run(self._stop())
+        self._thread.__exit__(kind, error, trace)
         self._directory.cleanup()
 
     @property
@@ -132,7 +130,7 @@ class TlsFront:
         """Listen for connections to a server; returns the port."""
         listener = socket.create_server((host, port))
         listener.setblocking(False)
-        self._loop.call_soon_threadsafe(self._start, self._accept(listener, target))
+        self._thread.loop.call_soon_threadsafe(self._start, self._accept(listener, target))
         return int(listener.getsockname()[1])
 
     def cut(self) -> None:
@@ -142,15 +140,12 @@ class TlsFront:
             for transport in list(self._transports):
                 transport.abort()
 
-        self._loop.call_soon_threadsafe(abort)
+        self._thread.loop.call_soon_threadsafe(abort)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
+        task = self._thread.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def _wait(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(5)
 
     async def _stop(self) -> None:
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
@@ -164,7 +159,7 @@ class TlsFront:
     async def _accept(self, listener: socket.socket, target: tuple[str, int]) -> None:
         with listener:
             while True:
-                client, _ = await self._loop.sock_accept(listener)
+                client, _ = await self._thread.loop.sock_accept(listener)
                 self._start(self._serve(client, target))
 
     async def _serve(self, client: socket.socket, target: tuple[str, int]) -> None:
@@ -178,8 +173,8 @@ class TlsFront:
                 return
             near, far = _End(self._transports), _End(self._transports)
             near.other, far.other = far, near
-            await self._loop.create_connection(lambda: far, *target)
-            await self._loop.connect_accepted_socket(
+            await self._thread.loop.create_connection(lambda: far, *target)
+            await self._thread.loop.connect_accepted_socket(
                 lambda: near, client, ssl=self._context if is_tls else None
             )
         except OSError:
@@ -187,11 +182,11 @@ class TlsFront:
 
     async def _begins_tls(self, client: socket.socket) -> bool:
         readable = asyncio.Event()
-        self._loop.add_reader(client, readable.set)
+        self._thread.loop.add_reader(client, readable.set)
         try:
             await readable.wait()
         finally:
-            self._loop.remove_reader(client)
+            self._thread.loop.remove_reader(client)
         return client.recv(1, socket.MSG_PEEK)[:1] == bytes([_HANDSHAKE])
 
 

@@ -431,6 +431,19 @@ class Held:
         future.set_result(self._submit(draft).result())
 
 
+async def open_served(
+    served: Served, held: Held
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection whose first request has been answered."""
+    reader, writer = await served.open()
+    writer.write(request())
+    await until(lambda: len(held.waiting) == 1)
+    held.store()
+    await answer_of(reader)
+    await until(lambda: len(served.connections) == 1)
+    return reader, writer
+
+
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
 async def test_an_array_is_answered_when_its_last_message_is_settled(
     monkeypatch: pytest.MonkeyPatch, order: list[int]
@@ -474,12 +487,7 @@ async def test_what_comes_after_an_answer_stays_behind_what_waited_for_it(
     """The loop may read from the socket between an answer and the work that it has planned."""
     async with serve() as served:
         held = Held(served, monkeypatch)
-        reader, writer = await served.open()
-        writer.write(request())
-        await until(lambda: len(held.waiting) == 1)
-        held.store()
-        await answer_of(reader)
-        await until(lambda: len(served.connections) == 1)
+        reader, _ = await open_served(served, held)
         (connection,) = served.connections
         await until(lambda: connection.is_at_rest)
         ids = [f"m{n}" for n in range(3)]
@@ -501,12 +509,7 @@ async def test_what_comes_after_an_answer_stays_behind_what_waited_for_it(
 async def test_a_client_that_leaves_costs_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serve() as served:
         held = Held(served, monkeypatch)
-        reader, writer = await served.open()
-        writer.write(request())
-        await until(lambda: len(held.waiting) == 1)
-        held.store()
-        await answer_of(reader)
-        await until(lambda: len(served.connections) == 1)
+        _, writer = await open_served(served, held)
         writer.write(request())
         await until(lambda: len(held.waiting) == 1)
         writer.transport.abort()
