@@ -100,6 +100,14 @@ def test_the_changelog_ends_with_this_version() -> None:
     assert released[0] == __version__
 
 
+def test_entries_of_the_changelog_are_short() -> None:
+    """What changed for its reader, in a few lines; pages that it links to have the rest."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    entries = re.findall(r"^- .*(?:\n  .*)*", text, re.MULTILINE)
+    assert len(entries) == text.count("\n- ")
+    assert [entry for entry in entries if len(entry) > 500] == []
+
+
 def test_both_readmes_have_the_same_commands_and_links() -> None:
     english, chinese = ((ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md"))
 
