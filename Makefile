@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: protocol help lock run listen reload logs log-level check test unit services torture containers page lint format bench bench-peers regression clean
+.PHONY: protocol settings help lock run listen reload logs log-level check test unit services torture containers page lint format bench bench-peers regression clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -74,6 +74,9 @@ page: ## build the page at /, the runbook as a page and the client library into 
 
 protocol: $(VENV)/installed ## write the types of the clients and the tables of docs from app/protocol/schema
 	$(BIN)/python -m scripts.protocol
+
+settings: $(VENV)/installed ## write the table of docs/SETTINGS.md from app/config.py
+	$(BIN)/python -m scripts.settings
 
 lint: $(VENV)/installed-dev ## lint and types
 	$(BIN)/ruff check .

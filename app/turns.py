@@ -77,6 +77,35 @@ class Pace:
         return slice
 
 
+class Sliced:
+    """Work that is done in slices of passes of the loop, until nothing of it is left.
+
+    Args:
+        work: does a part in the seconds that it gets, and returns whether any is left.
+        slice: gives these seconds of a pass.
+    """
+
+    def __init__(self, work: Callable[[float], bool], slice: Slice) -> None:
+        self._work = work
+        self._slice = slice
+        self._planned = False
+
+    def plan(self) -> None:
+        """Begin in a later pass; harmless when that is planned."""
+        if not self._planned:
+            self._planned = True
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        slice = self._slice()
+        if not slice:
+            asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._go_on)
+            return
+        self._planned = False
+        if self._work(slice):
+            self.plan()
+
+
 class Turns:
     """Lets as many tasks go on in a pass of the loop as have time in it, the oldest first.
 

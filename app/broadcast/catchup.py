@@ -20,7 +20,7 @@ from app.broadcast.fanout import FanOut
 from app.broadcast.subscriber import Subscriber
 from app.errors import BackplaneUnavailable
 from app.transport.connection import HIGH_WATER, OPEN
-from app.turns import PAUSE_SECONDS, SLICE, Slice
+from app.turns import SLICE, Slice, Sliced
 from app.types import Gap, Message, Position
 
 logger = logging.getLogger("realtime.catchup")
@@ -67,10 +67,10 @@ class CatchUp:
         self._fanout = fanout
         self._history = history
         self._latest_only = latest_only
-        self._slice = slice
         self._tasks: dict[Subscriber, asyncio.Task[None]] = {}
         self._round: deque[Subscriber] = deque()
         """Those that have had no turn in the present round."""
+        self._round_work = Sliced(self._go_on, slice)
         self._round_planned = False
         self.replayed = 0
         """Messages written to subscribers that were behind."""
@@ -114,26 +114,22 @@ class CatchUp:
         self._round.extend(late)
         for subscriber in [one for one, held_until in late.items() if held_until <= due]:
             del late[subscriber]
-        self._go_on()
+        self._round_work.plan()
 
-    def _go_on(self) -> None:
+    def _go_on(self, seconds: float) -> bool:
         """Bring as many up to date as this pass has time for."""
-        loop = asyncio.get_running_loop()
-        slice = self._slice()
-        if not slice:
-            loop.call_later(PAUSE_SECONDS, self._go_on)
-            return
-        ends = time.monotonic() + slice
+        ends = time.monotonic() + seconds
         while self._round:
             self.start(self._round.popleft())
             if time.monotonic() >= ends:
                 break
         if self._round:
-            loop.call_soon(self._go_on)
-        elif self._fanout.late:
-            loop.call_later(ROUND_SECONDS, self._begin_round)
+            return True
+        if self._fanout.late:
+            asyncio.get_running_loop().call_later(ROUND_SECONDS, self._begin_round)
         else:
             self._round_planned = False
+        return False
 
     def _live(self, subscriber: Subscriber) -> None:
         self._fanout.slow.pop(subscriber, None)

@@ -36,7 +36,7 @@ from app.transport.connection import (
 from app.transport.input import InputAccount
 from app.transport.timer_wheel import TimerWheel
 from app.transport.unread import UnreadOutput
-from app.turns import PAUSE_SECONDS, Pace, Turns
+from app.turns import PAUSE_SECONDS, Pace, Sliced, Turns
 
 logger = logging.getLogger("realtime.connection")
 
@@ -139,8 +139,6 @@ class Hub:
         self.turns = Turns(self.pace.slices())
         """Tasks of requests."""
         self._input_slice = self.pace.slices()
-        self._backlog_slice = self.pace.slices()
-        self._broken_slice = self.pace.slices()
         self.extra_frames = 0
         """Frames received that were no message: control frames and fragments."""
         self.owed_pongs: dict[Connection, bytes] = {}
@@ -155,9 +153,10 @@ class Hub:
         self._paused: dict[Connection, int] = {}
         self._ready: deque[tuple[int, int]] = deque()
         self._backlog: dict[Connection, None] = {}
-        self._backlog_planned = False
+        self._backlog_work = Sliced(self._work_off, self.pace.slices())
         self._broken: deque[Connection] = deque()
         """Connections that a flush could not write to."""
+        self._broken_work = Sliced(self._drop_broken, self.pace.slices())
         self._held: dict[Connection, int] = {}
         self._holds: dict[int, list[Connection]] = {}
         self._hold_timer: asyncio.TimerHandle | None = None
@@ -386,22 +385,17 @@ class Hub:
     def _drop_soon(self, connection: Connection) -> None:
         """Drop a connection that is dead, in a later pass: there may be as many as all."""
         self._broken.append(connection)
-        if len(self._broken) == 1:
-            self._loop.call_soon(self._drop_broken)
+        self._broken_work.plan()
 
-    def _drop_broken(self) -> None:
-        slice = self._broken_slice()
-        if not slice:
-            self._loop.call_later(PAUSE_SECONDS, self._drop_broken)
-            return
-        ends = time.monotonic() + slice
+    def _drop_broken(self, seconds: float) -> bool:
+        ends = time.monotonic() + seconds
         while self._broken:
             connection = self._broken.popleft()
             if connection.state in (OPEN, CLOSING):
                 self._lose(connection)
-            if self._broken and time.monotonic() >= ends:
-                self._loop.call_soon(self._drop_broken)
-                return
+            if time.monotonic() >= ends:
+                break
+        return bool(self._broken)
 
     @staticmethod
     def _lose(connection: Connection, reason: str = BY_PEER) -> None:
@@ -530,20 +524,13 @@ class Hub:
 
     def _plan_backlog(self, connection: Connection) -> None:
         self._backlog[connection] = None
-        if not self._backlog_planned:
-            self._backlog_planned = True
-            self._loop.call_soon(self._work_off)
+        self._backlog_work.plan()
 
-    def _work_off(self) -> None:
+    def _work_off(self, seconds: float) -> bool:
         """Handle what was put off, each connection in turn."""
-        slice = self._backlog_slice()
-        if not slice:
-            self._loop.call_later(PAUSE_SECONDS, self._work_off)
-            return
-        self._backlog_planned = False
         waiting, self._backlog = self._backlog, {}
         now, self._cpu = time.monotonic(), time.thread_time()
-        ends = now + slice
+        ends = now + seconds
         for connection in list(waiting):
             if now >= ends:
                 break
@@ -561,9 +548,7 @@ class Hub:
                 self.resume(connection, PAUSE_BACKLOG)
         # Those that had no turn come before those that were put off again.
         self._backlog = waiting | self._backlog
-        if self._backlog and not self._backlog_planned:
-            self._backlog_planned = True
-            self._loop.call_soon(self._work_off)
+        return bool(self._backlog)
 
     def hold(self, connection: Connection, seconds: float) -> None:
         """Read nothing from a connection for some time, or close it: `seconds` is FLOOD."""

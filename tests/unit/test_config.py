@@ -12,8 +12,7 @@ from app import config
 from app.config import TABLE, Settings, full_backplane, load
 from app.errors import SettingsError
 from app.setting_values import cluster_address, sentinel_address
-
-ROOT = Path(__file__).parents[2]
+from scripts import settings as settings_page
 
 
 def wrong(name: str, value: str, **others: str) -> str:
@@ -518,7 +517,17 @@ def test_main_prints_one_value(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_settings_page_has_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert config.main(["--table"]) == 0
-    assert capsys.readouterr().out in (ROOT / "docs/SETTINGS.md").read_text()
+    text = settings_page.PAGE.read_text()
+    assert capsys.readouterr().out in text
+    assert settings_page.fill(text) == text, "run `make settings` and commit what it changes"
+
+
+def test_a_row_that_is_missing_on_the_settings_page_is_written() -> None:
+    text = settings_page.PAGE.read_text()
+    lines = text.splitlines(keepends=True)
+    missing = "".join(line for line in lines if not line.startswith("| `WORKERS` |"))
+    assert missing != text
+    assert settings_page.fill(missing) == text
 
 
 def test_every_number_says_what_zero_means() -> None:

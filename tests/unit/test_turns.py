@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
-from app.turns import BUSY_SLICE, HURRY_SECONDS, MOST_AT_ONCE, PAUSE_SECONDS, SLICE, Pace, Turns
+from app.turns import (
+    BUSY_SLICE,
+    HURRY_SECONDS,
+    MOST_AT_ONCE,
+    PAUSE_SECONDS,
+    SLICE,
+    Pace,
+    Sliced,
+    Turns,
+)
+from tests.support.waiting import until
 
 
 class Clock:
@@ -41,6 +51,58 @@ def test_more_work_than_there_should_be_makes_slices_short() -> None:
 async def _pass() -> None:
     """One pass of the loop."""
     await asyncio.sleep(0)
+
+
+async def test_sliced_work_goes_on_until_nothing_is_left() -> None:
+    left, given = 3, []
+
+    def work(seconds: float) -> bool:
+        nonlocal left
+        given.append(seconds)
+        left -= 1
+        return left > 0
+
+    sliced = Sliced(work, lambda: SLICE)
+    sliced.plan()
+    sliced.plan()
+    assert given == []
+    for count in (1, 2, 3, 3):
+        await _pass()
+        assert given == [SLICE] * count
+    sliced.plan()
+    await _pass()
+    assert given == [SLICE] * 4, "it can be planned anew"
+
+
+async def test_sliced_work_waits_while_there_is_no_slice() -> None:
+    slices, given = [0.0, BUSY_SLICE], []
+
+    def work(seconds: float) -> bool:
+        given.append(seconds)
+        return False
+
+    sliced = Sliced(work, lambda: slices.pop(0))
+    sliced.plan()
+    await _pass()
+    sliced.plan()
+    await _pass()
+    assert (given, slices) == ([], [BUSY_SLICE]), "it asks again after a pause, once"
+    await until(lambda: not slices)
+    assert given == [BUSY_SLICE]
+
+
+async def test_sliced_work_that_fails_can_be_planned_again() -> None:
+    failed: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+
+    def work(_: float) -> bool:
+        raise ValueError("on purpose")
+
+    sliced = Sliced(work, lambda: SLICE)
+    for count in (1, 2):
+        sliced.plan()
+        await _pass()
+        assert len(failed) == count
 
 
 class Work:
