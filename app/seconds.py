@@ -17,7 +17,7 @@ LEAST_WAIT = 0.2
 """Seconds: a second that begins sooner than that is left out."""
 
 
-class Call:
+class SecondCall:
     """Something that is done once, at a full second.
 
     Args:
@@ -55,15 +55,15 @@ class Seconds:
     def __init__(self, loop: asyncio.AbstractEventLoop, phase: float) -> None:
         self._loop = loop
         self._phase = phase
-        self._calls: list[Call] = []
+        self._calls: list[SecondCall] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
 
-    def call(self, act: Callable[[], object], every: int = 1) -> Call:
+    def call(self, act: Callable[[], object], every: int = 1) -> SecondCall:
         """Do something once, at the next second whose number is a multiple of `every`."""
         now = self._loop.time() - self._phase
         at = math.floor((now + LEAST_WAIT) / every + 1) * every
-        call = Call(at, at + self._phase, act)
+        call = SecondCall(at, at + self._phase, act)
         self._calls.append(call)
         if call.at < self._timer_at:
             self._arm(call.at)
@@ -106,7 +106,7 @@ def seconds_of(loop: asyncio.AbstractEventLoop) -> Seconds:
     return found
 
 
-def call_next_second(act: Callable[[], object]) -> Call:
+def call_next_second(act: Callable[[], object]) -> SecondCall:
     """Do something once, in between 0.2 and 1.2 seconds; whatever waits so is done in one wake-up."""
     return seconds_of(asyncio.get_running_loop()).call(act)
 

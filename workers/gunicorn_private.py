@@ -53,7 +53,7 @@ BOOT_ERROR: int = Arbiter.WORKER_BOOT_ERROR
 """Exit code of a worker that makes its master stop."""
 
 
-class Worker(GunicornWebWorker):
+class GunicornWorker(GunicornWebWorker):
     """aiohttp's worker, without its loop and its way to serve."""
 
     def start(self) -> None:

@@ -50,7 +50,7 @@ class CannotServe(Exception):
     """A worker cannot start, for a reason that needs no traceback: one line."""
 
 
-class RealtimeWorker(gunicorn_private.Worker):
+class RealtimeWorker(gunicorn_private.GunicornWorker):
     """A worker that shows its state in the slot table.
 
     `starting` from the fork, `ready` when its sockets serve, `leaving` after TERM,

@@ -38,7 +38,7 @@ from workers.leader.election import Leader
 from workers.leader.host import Headroom, HostSampler
 from workers.leader.valkey import Valkey
 from workers.shared import paths
-from workers.shared.guard import Guard, Part
+from workers.shared.guard import Part, SharedFilesGuard
 from workers.shared.locks import MastersLock
 from workers.shared.metrics_files import COUNTER, HISTOGRAM, MetricsFiles
 from workers.shared.slots import SlotTable
@@ -98,7 +98,7 @@ class Life:
         shared: dict[str, Part] = {"the slot table": process.slots, "the metrics": _MetricsPart()}
         if not settings.backplane_url:
             shared["the socket of Valkey"] = _ValkeySocket(settings.data_dir)
-        self._guard = Guard(shared, process.slots.count_restored)
+        self._guard = SharedFilesGuard(shared, process.slots.count_restored)
         self._serving: _Serving | None = None
 
     # It starts.

@@ -41,7 +41,7 @@ Address = str
 
 
 @dataclass(frozen=True)
-class Received:
+class ListeningSockets:
     """The listening sockets of a service that runs.
 
     The descriptors are the caller's.
@@ -60,7 +60,7 @@ def address_of(listener: socket.socket) -> Address:
     return f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
 
 
-def ask(settings: Settings) -> Received | None:
+def ask(settings: Settings) -> ListeningSockets | None:
     """Get the listening sockets of the service that runs; None when none does.
 
     Raises:
@@ -80,7 +80,9 @@ def ask(settings: Settings) -> Received | None:
         if row.state != READY:
             continue
         try:
-            return Received(master, _ask_worker(paths.successor_socket(settings.data_dir, row.pid)))
+            return ListeningSockets(
+                master, _ask_worker(paths.successor_socket(settings.data_dir, row.pid))
+            )
         except (OSError, EOFError, ValueError) as error:
             reason = f"worker {row.pid}: {error}"
     raise Failed(f"master {master} runs, but its listening sockets cannot be had: {reason}")
@@ -102,7 +104,7 @@ def _ask_worker(path: Path) -> list[int]:
     return descriptors
 
 
-def take(received: Received, bind: str) -> list[int]:
+def take(received: ListeningSockets, bind: str) -> list[int]:
     """The descriptors to listen on; none when BIND has changed, for then it listens anew."""
     kept, addresses = [], []
     for descriptor in received.descriptors:

@@ -277,7 +277,7 @@ def new_backoff() -> Backoff:
     return Backoff(FIRST_PAUSE, LONGEST_PAUSE)
 
 
-class Calls(Protocol):
+class AnyLink(Protocol):
     """What `Link` is to those that read and publish."""
 
     @property
@@ -356,11 +356,11 @@ class AnyBackplane(ABC):
         """One script beside the streams; raises as `ask` does, but is never repeated."""
 
     @abstractmethod
-    def reading_calls(self, types: Sequence[str]) -> Calls:
+    def reading_calls(self, types: Sequence[str]) -> AnyLink:
         """The connection over which the streams of types are read."""
 
     @abstractmethod
-    def publishing_calls(self, type: str | None) -> Calls:
+    def publishing_calls(self, type: str | None) -> AnyLink:
         """The connection over which messages of a type are stored; None: of all types."""
 
     def warnings(self) -> list[str]:
@@ -465,11 +465,11 @@ class Backplane(AnyBackplane):
         self._misled = False
         self._lock = asyncio.Lock()
 
-    def reading_calls(self, types: Sequence[str]) -> Calls:
+    def reading_calls(self, types: Sequence[str]) -> AnyLink:
         """See `AnyBackplane`; the same for all."""
         return self.reading
 
-    def publishing_calls(self, type: str | None) -> Calls:
+    def publishing_calls(self, type: str | None) -> AnyLink:
         """See `AnyBackplane`; the same for all."""
         return self.publishing
 

@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from app.backplane.client import ANSWER_TIMEOUT, FAILURES, AnyBackplane, Calls, Command, new_backoff
+from app.backplane.client import (
+    ANSWER_TIMEOUT,
+    FAILURES,
+    AnyBackplane,
+    AnyLink,
+    Command,
+    new_backoff,
+)
 from app.backplane.entries import OVERHEAD, entry_id, seq_of, to_message, with_gaps
 from app.backplane.faults import (
     MISREAD,
@@ -295,7 +302,7 @@ class StreamReader:
             last[item.type] = item
         self.positions.update({type: item.position for type, item in last.items()})
 
-    async def _fill(self, link: Calls, replica: ReplicaRoute | None = None) -> None:
+    async def _fill(self, link: AnyLink, replica: ReplicaRoute | None = None) -> None:
         read = self._read
         ids = [b"0-%d" % read[type].seq for type in self._types]
         command: Command = (
@@ -489,7 +496,7 @@ class StreamReader:
         ]
 
     async def _fetch_prints(
-        self, link: Calls, timeout: float = ANSWER_TIMEOUT
+        self, link: AnyLink, timeout: float = ANSWER_TIMEOUT
     ) -> dict[str, tuple[bytes, int] | None]:
         ids = {type: entry_id(at.seq) for type, at in self._read.items()}
         replies = await link.call(

@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import InvalidResponse
 
 from app.backplane.faults import MISREAD, unexpected
-from app.seconds import Call, call_next_second
+from app.seconds import SecondCall, call_next_second
 
 MORE = object()
 """What the parser gives when a reply is not complete."""
@@ -57,7 +57,7 @@ class Wire(asyncio.Protocol):
         self._lost: Exception | None = None
         self._due = math.inf
         """Loop time at which the exchange fails."""
-        self._timer: asyncio.TimerHandle | Call | None = None
+        self._timer: asyncio.TimerHandle | SecondCall | None = None
         """One for many exchanges: when it is over it looks how long the present one may take."""
         self._timer_at = 0.0
 

@@ -32,7 +32,7 @@ _OVERHEAD = 256  # bytes of a queued message beside its body
 _RANKS = tuple(Priority)
 
 
-class Publisher(Protocol):
+class BatchStore(Protocol):
     """What stores a batch: `app.backplane.publisher.StreamPublisher`."""
 
     async def store(
@@ -89,7 +89,7 @@ class BroadcastQueue:
     def __init__(
         self,
         slots: Slots,
-        publisher: Publisher,
+        publisher: BatchStore,
         count: Callable[[str, int], object] = lambda *_: None,
     ) -> None:
         self.bytes = 0

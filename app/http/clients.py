@@ -15,8 +15,7 @@ from aiohttp import web
 
 from app.http.request_head import RequestHead
 from app.protocol.envelope import new_id
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from app.setting_values import Network
 
 _REQUEST_ID = web.RequestKey("request_id", str)
 _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)

@@ -12,7 +12,7 @@ from app.http.context import HttpContext
 from app.http.errors import HttpError, json_response
 from app.protocol.requests import check_type
 from app.protocol.schema.limits import CLOSING_CODES, MAX_NAME, MAX_ROWS, PROTOCOLS
-from app.sessions.roster import Closed, Page, Query, Roster
+from app.sessions.roster import Closed, Query, Roster, RosterPage
 
 DEFAULT_ROWS = 100
 """Rows of a page where the caller names no limit."""
@@ -69,7 +69,7 @@ def _roster(context: HttpContext) -> Roster:
     return context.roster
 
 
-async def _find(request: web.Request, context: HttpContext, *, by_user: bool) -> Page:
+async def _find(request: web.Request, context: HttpContext, *, by_user: bool) -> RosterPage:
     await context.writers.require(request)
     query = request.query
     type = query.get("type") or None
@@ -87,7 +87,7 @@ async def _find(request: web.Request, context: HttpContext, *, by_user: bool) ->
     )
 
 
-def _figures(page: Page) -> dict[str, object]:
+def _figures(page: RosterPage) -> dict[str, object]:
     return {
         "total": page.total,
         "more": page.more,

@@ -36,7 +36,7 @@ class Publisher(Protocol):
         """Queue the messages of one call; see `BroadcastQueue.submit_all`."""
 
 
-class HistorySource(Protocol):
+class MessageSource(Protocol):
     """Where messages come from; app/backplane/history.py."""
 
     async def newest(self, type: str, limit: int, before: int | None) -> tuple[list[Message], bool]:
@@ -57,7 +57,7 @@ class HttpContext:
     settings: Settings
     slots: Slots
     publisher: Publisher
-    history: HistorySource
+    history: MessageSource
     presence: Presence
     verifier: TokenVerifier
     writers: Writers

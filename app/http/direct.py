@@ -20,7 +20,7 @@ from app.errors import ClientError, ErrorCode
 from app.http.audit import Write
 from app.http.context import HttpContext
 from app.http.errors import HttpError, error_body
-from app.http.publishing import LARGEST_ARRAY, Call
+from app.http.publishing import LARGEST_ARRAY, PublishingCall
 from app.http.request_head import parse_call
 from app.http.writers import Writer
 from app.protocol.envelope import decode_json, encode_decoded, new_id
@@ -212,13 +212,13 @@ class _Answering:
         self._head = head
         self._caller = caller
         self._write = Write(head.writer)
-        self._call: Call | None = None
+        self._call: PublishingCall | None = None
         self._unsettled: list[asyncio.Future[Position]] = []
 
     def begin(self, value: object, context: HttpContext) -> None:
-        """Queue its messages; raises what `Call` does."""
+        """Queue its messages; raises what `PublishingCall` does."""
         head = self._head
-        call = self._call = Call(value, head.length, self._write, head.writer, context)
+        call = self._call = PublishingCall(value, head.length, self._write, head.writer, context)
         self._unsettled = [item.future for item in call.submitted]
         self._wait()
 

@@ -62,7 +62,7 @@ LINKS: Mapping[str, str] = {
 }
 
 
-class Page:
+class PageFiles:
     """Serves the files under `root`.
 
     Args:

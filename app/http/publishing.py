@@ -199,12 +199,12 @@ async def broadcast(request: web.Request, write: Write, context: HttpContext) ->
     settings = context.settings
     writer = write.writer = await context.writers.require(request, clients=True)
     value, size = await read_json(request, settings.max_message_size * LARGEST_ARRAY)
-    call = Call(value, size, write, writer, context)
+    call = PublishingCall(value, size, write, writer, context)
     await _settle(call.submitted)
     return json_response(*await call.outcome())
 
 
-class Call:
+class PublishingCall:
     """One `POST /ws/broadcast` whose messages are on their way.
 
     Args:

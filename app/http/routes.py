@@ -23,7 +23,7 @@ from app.http.errors import (
 )
 from app.http.health import Health
 from app.http.limiter import Limiter
-from app.http.page import Page
+from app.http.page import PageFiles
 from app.http.publishing import (
     broadcast,
     make_draft,
@@ -76,7 +76,7 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
         app.router.add_delete(path, _audited(functools.partial(handler, context=context), context))
     add_documents(app, context.settings, context.version)
     if context.settings.page:
-        Page().add_routes(app, context.version)
+        PageFiles().add_routes(app, context.version)
     if context.budgets is not None:
         limiter = Limiter(
             context.writers,

@@ -28,8 +28,8 @@ from app.sessions.rates import Rates
 from app.sessions.registry import Registry
 from app.sessions.resume_tokens import ResumeTokens
 from app.sessions.router import Router
+from app.sessions.socketio.connect_deadlines import ConnectDeadlines
 from app.sessions.socketio.engine import OpenPacket
-from app.sessions.socketio.entrance import Entrance
 from app.sessions.socketio.manager import StreamManager
 from app.sessions.socketio.server import RealtimeServer
 from app.sessions.subscriptions import Subscriptions
@@ -154,7 +154,7 @@ def make_context(
         refusals=refusals,
         metrics=metrics,
         sio=RealtimeServer(manager, settings.max_message_size),
-        entrance=Entrance(refusals),
+        connect_deadlines=ConnectDeadlines(refusals),
         open_packet=OpenPacket(settings),
         keeps_environ=bool(settings.handlers),
     )

@@ -21,8 +21,8 @@ from app.sessions.rates import Rates
 from app.sessions.registry import Registry
 from app.sessions.resume_tokens import ResumeTokens
 from app.sessions.router import Router
+from app.sessions.socketio.connect_deadlines import ConnectDeadlines
 from app.sessions.socketio.engine import OpenPacket
-from app.sessions.socketio.entrance import Entrance
 from app.sessions.socketio.server import RealtimeServer
 from app.sessions.subscriptions import Subscriptions
 from app.sessions.welcome import Welcome
@@ -87,7 +87,7 @@ class SessionContext:
     # Socket.IO.
     sio: RealtimeServer
     """python-socketio's server."""
-    entrance: Entrance
+    connect_deadlines: ConnectDeadlines
     """Clients that are in no namespace yet."""
     open_packet: OpenPacket
     """What an Engine.IO session begins with."""

@@ -21,7 +21,7 @@ FRESH = 1.0
 MOST_KEPT = 64
 """Answers that are kept so, of some 5 KB each."""
 
-Page = tuple[int, Mapping[str, int]]
+NamesPage = tuple[int, Mapping[str, int]]
 """How many users there are, and the connections of those on the page."""
 Question = tuple[str, str, int]
 """Type, the user before the page, users of the page."""
@@ -42,14 +42,14 @@ class Names:
         types: frozenset[str],
         *,
         needs_claim: bool,
-        read: Callable[[str, str, int], Awaitable[Page]],
+        read: Callable[[str, str, int], Awaitable[NamesPage]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._types = types
         self._needs_claim = needs_claim
         self._read = read
         self._clock = clock
-        self._kept: dict[Question, tuple[float, Page]] = {}
+        self._kept: dict[Question, tuple[float, NamesPage]] = {}
         self._reads = SharedCalls()
         self._place = asyncio.Lock()
 
@@ -72,7 +72,7 @@ class Names:
                 f"The token's 'presence' claim does not allow listing the users of {type!r}.",
             )
 
-    async def page(self, type: str, after: str, limit: int) -> Page:
+    async def page(self, type: str, after: str, limit: int) -> NamesPage:
         """One page, at most a second older than the list.
 
         Raises:
@@ -84,7 +84,7 @@ class Names:
             return kept[1]
         return await self._reads.share(question, functools.partial(self._ask, question))
 
-    async def _ask(self, question: Question) -> Page:
+    async def _ask(self, question: Question) -> NamesPage:
         async with self._place:
             page = await self._read(*question)
         if len(self._kept) >= MOST_KEPT:

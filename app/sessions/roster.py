@@ -59,7 +59,7 @@ class Query:
 
 
 @dataclass(slots=True)
-class Page:
+class RosterPage:
     """What was found, in the order of ids or names."""
 
     rows: list[Row]
@@ -117,7 +117,7 @@ class Roster:
 
     # Asking.
 
-    async def find(self, query: Query) -> Page:
+    async def find(self, query: Query) -> RosterPage:
         """One page of the connections, or of the users, of all workers.
 
         Raises:
@@ -135,7 +135,7 @@ class Roster:
         question, complete = await self._ask(message)
         pages = [self._list(query), *question.pages]
         rows = _merged((row for page, _, _ in pages for row in page), by_user=query.by_user)
-        return Page(
+        return RosterPage(
             rows[: query.limit],
             sum(total for _, total, _ in pages),
             sum(anonymous for _, _, anonymous in pages),

@@ -23,7 +23,7 @@ from aiohttp.http_parser import RawRequestMessage
 from app.errors import ErrorCode
 from app.protocol import http_answers
 from app.protocol.envelope import encode_json
-from app.seconds import Call, call_next_second
+from app.seconds import SecondCall, call_next_second
 from app.transport import kernel
 from app.transport.aiohttp_private import RequestHandler
 from app.turns import SLICE, Slice
@@ -444,7 +444,7 @@ class GuardedServer(web.Server):
             **made._kwargs,
         )
         self.guard = guard
-        self._timer: asyncio.TimerHandle | Call = call_next_second(self._sweep)
+        self._timer: asyncio.TimerHandle | SecondCall = call_next_second(self._sweep)
 
     def __call__(self) -> GuardedConnection:
         """The protocol of a connection that was accepted."""

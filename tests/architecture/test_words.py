@@ -99,6 +99,17 @@ def test_pages_speak_plain_english(path: Path) -> None:
     assert [(line, words) for line, text in lines if (words := found(text))] == []
 
 
+def test_a_name_stands_for_one_class() -> None:
+    """Of the service; those with an underscore are their module's own."""
+    places: dict[str, list[str]] = {}
+    for path in (*(ROOT / "app").rglob("*.py"), *(ROOT / "workers").rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert len(places) > 200
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 CITED = re.compile(r'\b((?:[\w.-]+/)*[A-Z][A-Z_]{3,}\.md|docs/[\w/]+\.md)(?:, "([^"\n]+)")?')
 
 

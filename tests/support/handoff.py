@@ -18,7 +18,7 @@ from websockets.protocol import Protocol, Side
 from app.config import Settings
 from app.main import Reached, make_parts
 from app.protocol.envelope import new_id
-from app.sessions.handoff.transfer import Batch, Transfer
+from app.sessions.handoff.transfer import SessionBatch, Transfer
 from app.sessions.plain import PlainSession
 from app.sessions.session import ConnectOptions, Session
 from app.sessions.socketio.server import RealtimeServer
@@ -170,7 +170,7 @@ class Bench:
             await client.wait(lambda text, space=namespace: text.startswith(f"40{space},"))
         return client
 
-    async def pack(self) -> Batch:
+    async def pack(self) -> SessionBatch:
         """What the giver can pass, as soon as all sessions are at rest."""
         transfer = self.giver.transfer
 
@@ -180,7 +180,7 @@ class Bench:
         await until(rests)
         return transfer.pack(transfer.at_rest(100))
 
-    async def deliver(self, batch: Batch) -> list[Session]:
+    async def deliver(self, batch: SessionBatch) -> list[Session]:
         """Over to the successor, by way of JSON and duplicates."""
         states = json.loads(json.dumps(batch.states))
         assert self.successor.transfer.judge(states, batch.payload.chunks) == [True] * len(states)

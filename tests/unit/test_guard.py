@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from workers.shared.guard import Guard
+from workers.shared.guard import SharedFilesGuard
 
 
 class Part:
@@ -31,7 +31,7 @@ class Bench:
     def __init__(self) -> None:
         self.parts = {"the table": Part(), "a socket": Part()}
         self.counted = 0
-        self.guard = Guard(self.parts, self.count)
+        self.guard = SharedFilesGuard(self.parts, self.count)
 
     def count(self) -> None:
         self.counted += 1

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from app.http.page import LINKS, ROOT, Page
+from app.http.page import LINKS, ROOT, PageFiles
 from tests.support.http_side import HttpSide, http_side
 
 Client = TestClient[web.Request, web.Application]
@@ -34,7 +34,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 async def client(root: Path) -> AsyncIterator[Client]:
     app = web.Application()
-    Page(root).add_routes(app, "1.2.3")
+    PageFiles(root).add_routes(app, "1.2.3")
     async with TestClient(TestServer(app), auto_decompress=False) as client:
         yield client
 

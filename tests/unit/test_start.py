@@ -36,7 +36,7 @@ def test_addresses_as_bind_says_them(tmp_path: Path) -> None:
 def test_sockets_are_kept_if_bind_names_them(host: str, *, kept: bool) -> None:
     with listening(socket.AF_INET, ("127.0.0.1", 0)) as listener:
         port, descriptor = listener.getsockname()[1], os.dup(listener.fileno())
-        taken = start.take(start.Received(1, [descriptor]), f"{host}:{port}")
+        taken = start.take(start.ListeningSockets(1, [descriptor]), f"{host}:{port}")
         assert bool(taken) is kept
         for one in taken:
             os.close(one)

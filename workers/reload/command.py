@@ -184,9 +184,9 @@ def reload(data_dir: Path, wanted: signal.Signals | None) -> Report:
         chosen, why = wanted, f"asked for; by itself: {chosen.name}, {why}"
     say(f"{chosen.name} to master {master}: {why}")
     # Not before the check: it brings parts of the application.
-    from workers.reload.figures import Figures  # noqa: PLC0415
+    from workers.reload.figures import ReloadFigures  # noqa: PLC0415
 
-    figures = Figures(data_dir)
+    figures = ReloadFigures(data_dir)
     watch = Watch(data_dir, master, settings)
     began = time.monotonic()
     if chosen == signal.SIGUSR2:

@@ -15,7 +15,7 @@ _NAMES = {
 }
 
 
-class Figures:
+class ReloadFigures:
     """Counts from now on.
 
     Args:

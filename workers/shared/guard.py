@@ -27,7 +27,7 @@ class Part(Protocol):
         """Put it back; False when that is not for this process to do, or not needed."""
 
 
-class Guard:
+class SharedFilesGuard:
     """Looks every `LOOK_SECONDS` whether the parts are there.
 
     Args:

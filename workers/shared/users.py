@@ -57,7 +57,7 @@ _STRIDE = 1024
 """Entries that are read at once without the lock: some 100 us."""
 
 
-class Place(NamedTuple):
+class _TablePlace(NamedTuple):
     """Where a table lies in the file."""
 
     offset: int
@@ -393,7 +393,7 @@ def _row(value: int) -> int:
     return value >> _ROW_SHIFT & _ROW
 
 
-def _place(area: int) -> Place:
+def _place(area: int) -> _TablePlace:
     """What the word of a place says: offsets are multiples of a page, which leaves low bits free."""
     low = mmap.PAGESIZE - 1
-    return Place(area & ~low, 1 << min(area & low, _MOST_BITS))
+    return _TablePlace(area & ~low, 1 << min(area & low, _MOST_BITS))

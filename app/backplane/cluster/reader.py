@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from app.backplane.client import ANSWER_TIMEOUT, FAILURES, Calls, Command
+from app.backplane.client import ANSWER_TIMEOUT, FAILURES, AnyLink, Command
 from app.backplane.cluster.client import ClusterBackplane
 from app.backplane.cluster.link import SlotMoved
 from app.backplane.faults import explain
@@ -77,7 +77,7 @@ class TypeReader(StreamReader):
         await super()._resume()
         self._news.set()
 
-    async def _fill(self, link: Calls, replica: ReplicaRoute | None = None) -> None:
+    async def _fill(self, link: AnyLink, replica: ReplicaRoute | None = None) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(BLOCK):
                 await self._news.wait()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 State = dict[str, Any]
+"""A session, as JSON says it."""
 
 
 class Payload:

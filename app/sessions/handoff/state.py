@@ -19,7 +19,7 @@ from app.sessions.context import SessionContext
 from app.sessions.deflated import session_class
 from app.sessions.event_stream import EventStreamSession
 from app.sessions.handoff import shape
-from app.sessions.handoff.payload import Payload, unfold
+from app.sessions.handoff.payload import Payload, State, unfold
 from app.sessions.plain import PlainSession
 from app.sessions.protocol_session import ProtocolSession
 from app.sessions.session import (
@@ -45,8 +45,6 @@ OLD_VERSION = 1
 """What the service before this one writes: its bytes are base64."""
 
 _NEWER = {"allowed", "deflate"}
-
-State = dict[str, Any]
 
 
 class CannotPass(PresenceError):
@@ -159,7 +157,7 @@ def load_session(
         session.need_extra().options = ConnectOptions(**state["wishes"])
     _load_token(session, state)
     if isinstance(session, SocketIOSession) and not session.is_entering:
-        context.entrance.await_connect(session)
+        context.connect_deadlines.await_connect(session)
     silent, due = state["times"]
     context.hub.attach(session, (silent, due))
     if state["held"] and state["welcomed"]:

@@ -21,10 +21,9 @@ from app.backplane.scripts import CONTROL
 from app.errors import BackplaneUnavailable
 from app.sessions.context import SessionContext
 from app.sessions.control import Unreadable
-from app.sessions.handoff.payload import Payload
+from app.sessions.handoff.payload import Payload, State
 from app.sessions.handoff.state import (
     CannotPass,
-    State,
     check_state,
     dump_session,
     is_at_rest,
@@ -43,7 +42,7 @@ BATCH_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(slots=True)
-class Batch:
+class SessionBatch:
     """Sessions on their way, in the order of their states."""
 
     sessions: list[Session]
@@ -119,14 +118,14 @@ class Transfer:
             self._context.hub.resume(session)
             session.go_on()
 
-    def pack(self, sessions: Iterable[Session]) -> Batch:
+    def pack(self, sessions: Iterable[Session]) -> SessionBatch:
         """Stop serving sessions and describe them; those that JSON cannot describe `stay`.
 
         Not all of them where their bytes are many: the rest is for the next batch.
         """
         context = self._context
         context.hub.flush()
-        batch = Batch([], [], [], self._manager.position, Payload())
+        batch = SessionBatch([], [], [], self._manager.position, Payload())
         now = time.monotonic()
         for session in sessions:
             if batch.payload.size >= BATCH_BYTES:
@@ -170,7 +169,9 @@ class Transfer:
             if isinstance(session, SocketIOSession):
                 self._manager.let_go(session)
 
-    async def take_back(self, batch: Batch, sessions: Sequence[Session], *, stay: bool) -> None:
+    async def take_back(
+        self, batch: SessionBatch, sessions: Sequence[Session], *, stay: bool
+    ) -> None:
         """Go on serving sessions that were not taken; `stay`: no other successor will take them."""
         kept = frozenset(sessions)
         missing = await self._control_after(batch.control)

@@ -70,7 +70,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
         """Send the OPEN packet; the client's CONNECT comes next."""
         if options != ConnectOptions():
             self.need_extra().options = options
-        self.context.entrance.await_connect(self)
+        self.context.connect_deadlines.await_connect(self)
         self.send(self.context.open_packet.frame(self.id))
 
     # Packets.
@@ -380,7 +380,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
 
         Returns what remains to be awaited.
         """
-        self.context.entrance.entered(self)
+        self.context.connect_deadlines.entered(self)
         extra = self.extra
         past: Work | None = None
         if namespace == MAIN:
@@ -426,7 +426,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
         if namespace == MAIN:
             self._left_main()
         if self.state == OPEN and not self.is_entering:
-            self.context.entrance.await_connect(self)
+            self.context.connect_deadlines.await_connect(self)
 
     def _left_main(self) -> None:
         """Leave the main namespace; the client may enter it again as another user."""
@@ -467,7 +467,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
 
     def on_lost(self, code: int, reason: str) -> None:
         """Leave everything, and tell the application's handlers."""
-        self.context.entrance.entered(self)
+        self.context.connect_deadlines.entered(self)
         super().on_lost(code, reason)
         self.context.sio.lost(self, _REASONS.get(reason, "server disconnect"))
 

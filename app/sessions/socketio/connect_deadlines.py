@@ -16,7 +16,7 @@ CONNECT_SECONDS = 10.0
 """How long a Socket.IO client may be in no namespace."""
 
 
-class Entrance:
+class ConnectDeadlines:
     """Closes those that take too long.
 
     Args:
