@@ -7,7 +7,9 @@ connection. *Do the holders of these users' places answer?* is asked for a user 
 silent ones each worker closes the one that has been silent for the longest.
 
 A worker that has a session says so at once, then whether it answers. Where there are few workers
-and none on other machines, the others say that they have none; else no answer in time means that.
+and none on other machines, the others say that they have none; else no answer in time means that. One that
+says too late that it has a session is asked to close it, since the new connection has its place by then.
+Nothing goes by the clocks of machines, which may differ.
 """
 
 from __future__ import annotations
@@ -35,8 +37,7 @@ ALL_ANSWER_SECONDS = 1.0
 GRACE_SECONDS = 0.3
 """How long an answer is awaited where only workers that have a session answer."""
 LATE_SHARE = 0.8
-"""A worker that reads a question after this share of that time replaces without a probe: its answer
-would come too late."""
+"""Workers of versions that go by the clock replace without a probe after this share of that time."""
 VERDICT_SECONDS = 2.5
 """How long the answers about pings are awaited; a worker that has a session and sends no answer
 counts as one whose client answers."""
@@ -44,6 +45,8 @@ GATHER_SECONDS = 0.02
 """Users at their cap that come within this time share a question."""
 MAX_USERS = 1000
 """Users of one question."""
+MAX_ENDED = 256
+"""Questions whose outcome is remembered, for answers that come too late."""
 
 
 class _Question:
@@ -77,6 +80,8 @@ class Prober:
         self._slots = slots
         self._is_alone = is_alone
         self._questions = Questions[_Question](channel)
+        self._ended: dict[int, set[str]] = {}
+        """Sessions that stayed, by the number of a question about sessions that is over."""
         self._users: dict[str, asyncio.Future[int]] = {}
 
     # Asking.
@@ -112,7 +117,11 @@ class Prober:
             await wait_for(
                 question.news, VERDICT_SECONDS, lambda: question.held <= question.settled
             )
-        return question.alive | (question.held - question.settled)
+            stayed = question.alive | (question.held - question.settled)
+        if len(self._ended) >= MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
+        self._ended[number] = stayed
+        return stayed
 
     async def count_answering(self, user: str) -> int:
         """How many connections of a user answer a ping, on all workers; silent ones are closed.
@@ -170,13 +179,11 @@ class Prober:
 
     def on_replace(self, message: dict[str, Any], sessions: list[Session]) -> None:
         """Another worker has connections that would take the place of these sessions."""
-        if message.get("ask") is None or time.time() * 1000 > message.get("late", 0):
+        if message.get("ask") is None:
             for session in sessions:
                 session.end_replaced()
-            sessions = []
-        if message.get("ask") is None or not (sessions or message.get("all")):
-            return
-        self._channel.start_task(self._settle(message, sessions))
+        elif sessions or message.get("all"):
+            self._channel.start_task(self._settle(message, sessions))
 
     async def _settle(self, message: dict[str, Any], sessions: list[Session]) -> None:
         held = [session.id for session in sessions]
@@ -234,6 +241,7 @@ class Prober:
         """Another worker has answered a question of this one."""
         question = self._questions.answered_by(message)
         if question is None:
+            self._on_late_answer(message)
             return
         if message["method"] == "held":
             question.answers += 1
@@ -245,3 +253,20 @@ class Prober:
                 question.answers += 1
                 question.users.update(message["users"])
         question.news.set()
+
+    def _on_late_answer(self, message: dict[str, Any]) -> None:
+        """Have sessions closed whose place was taken before their worker said that it has them."""
+        if message["to"] != self._channel.host_id or message["method"] != "held":
+            return
+        stayed = self._ended.get(message["ask"])
+        late = [] if stayed is None else [sid for sid in message["sids"] if sid not in stayed]
+        if late:
+            self._channel.start_task(self._insist(late))
+
+    async def _insist(self, sids: list[str]) -> None:
+        try:
+            await self._channel.send_to_all(
+                {"method": "replace", "sids": sids, "host_id": self._channel.host_id}
+            )
+        except ClientError as error:
+            logger.info("cannot have sessions closed that were replaced: %s", error.code)

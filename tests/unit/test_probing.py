@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from app.errors import CloseCode
+from app.errors import BackplaneUnavailable, CloseCode
 from app.protocol.envelope import encode_json
 from app.sessions import control, probing
 from app.sessions.probing import Prober
@@ -24,6 +25,8 @@ class ProbingWorker(JoinedWorker):
         super().__init__(stream)
         self.stream = stream
         self.sent: list[str] = []
+        self.unread: list[dict[str, Any]] | None = None
+        """What it has not read yet, while it is late."""
         self.prober = Prober(self, self.registry, self.slots, is_alone=not url)
         stream.append(self)
 
@@ -34,7 +37,16 @@ class ProbingWorker(JoinedWorker):
         for worker in self.stream:
             worker.carry_out(control.parse(encode_json(message)))
 
+    def catch_up(self) -> None:
+        """Read what it is late with."""
+        unread, self.unread = self.unread or [], None
+        for message in unread:
+            self.carry_out(message)
+
     def carry_out(self, message: dict[str, Any]) -> None:
+        if self.unread is not None:
+            self.unread.append(message)
+            return
         method = message["method"]
         mine = message.get("host_id") == self.host_id
         if method == "replace" and not mine:
@@ -106,13 +118,55 @@ async def test_on_several_machines_only_the_worker_that_has_it_answers(
         worker.close()
 
 
-async def test_a_worker_that_reads_the_question_late_replaces_at_once(
+async def test_a_worker_that_reads_the_question_late_replaces_all_the_same(
     workers: list[ProbingWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probing, "LATE_SHARE", -1.0)
-    lives = live(workers[1], "lives")
-    assert await workers[0].prober.replace(["lives"]) == set()
+    monkeypatch.setattr(probing, "ALL_ANSWER_SECONDS", 0.01)
+    lives, other = live(workers[1], "lives"), live(workers[2], "other")
+    workers[1].unread = []
+    assert await workers[0].prober.replace(["lives", "other"]) == {"other"}
+    workers[1].catch_up()
     assert await lives.close_code() == CloseCode.REPLACED
+    assert other.session.state == OPEN
+    assert workers[0].sent == ["replace", "replace"]
+
+
+@pytest.mark.parametrize("wrong_by", [-3600.0, 3600.0])
+async def test_the_clocks_of_machines_decide_nothing(
+    workers: list[ProbingWorker], monkeypatch: pytest.MonkeyPatch, wrong_by: float
+) -> None:
+    lives, hangs = live(workers[1], "lives"), workers[1].client("hangs")
+    right, asked = time.time, workers[0].send_to_all
+
+    async def send_by_another_clock(message: dict[str, Any]) -> None:
+        monkeypatch.setattr(time, "time", lambda: right() + wrong_by)
+        await asked(message)
+        monkeypatch.setattr(time, "time", right)
+
+    monkeypatch.setattr(workers[0], "send_to_all", send_by_another_clock)
+    assert await workers[0].prober.replace(["lives", "hangs"]) == {"lives"}
+    assert lives.session.state == OPEN
+    assert await hangs.close_code() == CloseCode.REPLACED
+
+
+async def test_a_question_that_could_not_be_asked_replaces_nothing_later(
+    workers: list[ProbingWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been stored all the same."""
+    lives, asked = live(workers[1], "lives"), workers[0].send_to_all
+    workers[1].unread = []
+
+    async def fail(message: dict[str, Any]) -> None:
+        await asked(message)
+        raise BackplaneUnavailable
+
+    monkeypatch.setattr(workers[0], "send_to_all", fail)
+    with pytest.raises(BackplaneUnavailable):
+        await workers[0].prober.replace(["lives"])
+    monkeypatch.setattr(workers[0], "send_to_all", asked)
+    workers[1].catch_up()
+    await asyncio.gather(*workers[1].tasks)
+    assert lives.session.state == OPEN
 
 
 async def test_a_message_of_an_older_version_replaces_at_once(workers: list[ProbingWorker]) -> None:

@@ -426,7 +426,7 @@ class StreamManager(PubSubManager, RoomManager):
         await self._send_control(message)
 
     def _replace(self, message: dict[str, Any]) -> None:
-        if message.get("ask") is not None and message["host_id"] == self.host_id:
+        if message.get("host_id") == self.host_id:
             return  # it has looked at its own before it asked the others
         sessions = []
         for sid in message["sids"]:
