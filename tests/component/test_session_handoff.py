@@ -291,6 +291,39 @@ async def test_a_socketio_session(make: MakeBench) -> None:
     assert bench.counts() == [0, 0]
 
 
+async def test_rooms_that_are_numbers(make: MakeBench) -> None:
+    bench = await make()
+    client = await bench.socketio("/app")
+    for number, (head, room) in enumerate([("42", 7), ("42", -1), ("42/app,", 7)]):
+        client.say(f'{head}{number}["join",{room}]')
+        await client.wait(reply(f"43{head[2:]}{number}["))
+    # An answer is awaited for one of them.
+    answers: list[Any] = []
+    await bench.giver.sessions.sio.emit("question", 1, room=7, callback=answers.append)
+    question = await client.wait(lambda text: "question" in text)
+    await bench.hand_over()
+    sio = bench.successor.sessions.sio
+    await sio.emit("hello", 1, room=7)
+    await sio.emit("hello", 2, room=-1)
+    await sio.emit("hello", 3, room=7, namespace="/app")
+    for expected in ('42["hello",1]', '42["hello",2]', '42/app,["hello",3]'):
+        await client.wait(lambda text, expected=expected: text == expected)
+    client.say(f'43{question[2 : question.index("[")]}["answer"]')
+    await until(lambda: answers == ["answer"])
+
+
+async def test_an_acknowledgement_with_a_long_number(make: MakeBench) -> None:
+    bench = await make()
+    client = await bench.socketio("/app")
+    number = "9" * 60
+    holder = {"_placeholder": True, "num": 0}
+    client.say(f"451-/app,{number}{json.dumps(['echo', holder])}")
+    await until(lambda: bool(bench.giver.sessions.sio.incomplete))
+    await bench.hand_over()
+    client.sock.sendall(client.frame(b"bytes", opcode=Opcode.BINARY))
+    assert (await client.wait(reply("46"))).startswith(f"461-/app,{number}[")
+
+
 async def test_before_its_connect_packet(make: MakeBench) -> None:
     bench = await make()
     client = bench.connect(

@@ -40,6 +40,16 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**40
 
 
+def _is_ack(value: Any) -> bool:
+    """Whether it can be the number that a client gives an acknowledgement: of any length."""
+    return _is_int(value) and value >= 0
+
+
+def _is_room(value: Any) -> bool:
+    """Whether it can name a room: applications may use numbers."""
+    return is_text(value) or (_is_int(value) and abs(value) < 2**63)
+
+
 def is_bytes(value: Any) -> bool:
     """Whether it is bytes, as the payload has them."""
     return isinstance(value, bytes)
@@ -83,12 +93,24 @@ def fields(checks: Mapping[str, Check], optional: Mapping[str, Check] | None = N
 
 
 def _is_home(value: Any) -> bool:
-    """Whether it names an awaited acknowledgement: host, sid, namespace, number."""
+    """Whether it names an awaited acknowledgement: host, sid or room, namespace, number."""
     return (
         isinstance(value, list)
         and len(value) == 4
-        and all(map(is_text, value[:3]))
+        and is_text(value[0])
+        and _is_room(value[1])
+        and is_text(value[2])
         and is_count(value[3])
+    )
+
+
+def _is_membership(value: Any) -> bool:
+    """Whether it is a namespace and a room of it."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and is_text(value[0])
+        and _is_room(value[1])
     )
 
 
@@ -101,7 +123,7 @@ _PACKET = fields(
     {
         "type": is_count,
         "namespace": none_or(is_text),
-        "id": none_or(is_count),
+        "id": none_or(_is_ack),
         "data": lambda value: isinstance(value, list),
         "count": is_count,
         "attachments": list_of(is_bytes),
@@ -110,7 +132,7 @@ _PACKET = fields(
 _SOCKETIO = fields(
     {
         "namespaces": dict_of(is_text),
-        "rooms": list_of(list_of(is_text, 2)),
+        "rooms": list_of(_is_membership),
         "session": lambda value: isinstance(value, dict),
         "environ": none_or(lambda value: isinstance(value, dict)),
         "acks": dict_of(none_or(_ACKS)),
@@ -123,7 +145,7 @@ _PAGE = fields(
         "limit": lambda value: is_count(value) and value > 0,
         "before": none_or(is_count),
         "reply_to": none_or(lambda value: is_text(value) or _is_int(value)),
-        "ack": none_or(is_count),
+        "ack": none_or(_is_ack),
         "is_one": is_flag,
     }
 )
