@@ -8,6 +8,7 @@ from collections.abc import Collection
 from sys import getsizeof
 
 from app.errors import ClientError, CloseCode, ErrorCode
+from app.log_limit import LogLimit
 from app.protocol.envelope import envelope as build_envelope
 from app.protocol.requests import Request
 from app.sessions.auth import Identity
@@ -23,6 +24,8 @@ _RATE_LIMITED = ClientError(
     ErrorCode.RATE_LIMITED, "This connection exceeds its limits; the message was dropped."
 )
 _TAKE, _CLOSE = Verdict.TAKE, Verdict.CLOSE
+# A callback of the application that fails does so whenever a client acknowledges what it belongs to.
+_log_limit = LogLimit(most=20)
 
 
 class ProtocolSession(Session):
@@ -202,7 +205,8 @@ class ProtocolSession(Session):
         self.context.rates.charge(self, seconds)
 
     def _failed(self, error: Exception) -> None:
-        logger.error("request failed", extra={"connection": self.id}, exc_info=error)
+        if _log_limit.allows(type(error).__name__):
+            logger.error("request failed", extra={"connection": self.id}, exc_info=error)
         self.send_error(
             ClientError(
                 ErrorCode.INTERNAL_ERROR,

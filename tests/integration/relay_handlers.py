@@ -56,6 +56,29 @@ def register(sio: AsyncServer) -> None:
     async def thing(sid: str) -> object:
         return object()
 
+    @sio.on("ask_in_vain")
+    async def ask_in_vain(sid: str, times: int) -> str:
+        """Ask the sender so many times; what is to take its answers fails."""
+
+        def fail(*answer: Any) -> None:
+            raise RuntimeError("a callback that fails on purpose")
+
+        for _ in range(times):
+            await sio.emit("question", None, to=sid, callback=fail)
+        return "asked"
+
+    @sio.on("relay_here")
+    async def relay_here(sid: str, levels: int) -> str:
+        """Emit to the sender alone, without the other workers."""
+        value: list[Any] = []
+        for _ in range(levels):
+            value = [value]
+        try:
+            await sio.emit("said", value, to=sid, ignore_queue=True)
+        except ValueError as error:
+            return str(error)
+        return "relayed"
+
     @sio.on("odd_room")
     async def odd_room(sid: str, data: dict[str, str]) -> str:
         """Use a room that can be none; returns what python-socketio raises."""
@@ -90,3 +113,12 @@ def register(sio: AsyncServer) -> None:
     @sio.on("connect", namespace="/refusing")
     async def refuse(sid: str, environ: dict[str, Any], auth: Any) -> None:
         raise exceptions.ConnectionRefusedError("no", {"limit": float("inf")})
+
+    @sio.on("connect", namespace="/failing")
+    async def fail_at_connect(sid: str, environ: dict[str, Any], auth: Any = None) -> None:
+        if auth is None:
+            raise RuntimeError("a connect handler that fails on purpose")
+
+    @sio.on("disconnect", namespace="/failing")
+    async def fail_at_disconnect(sid: str, reason: str) -> None:
+        raise RuntimeError("a disconnect handler that fails on purpose")

@@ -164,6 +164,55 @@ async def test_two_machines_survive_what_a_client_relays(valkey: Starter) -> Non
         assert sorted(one.worker_pids() + two.worker_pids()) == sorted(pids)
 
 
+@pytest.mark.parametrize("levels", [127, 5000])
+async def test_a_value_that_is_too_deep_for_this_worker_alone(
+    service: Service, levels: int
+) -> None:
+    async with sio_clients(service) as (client,):
+        assert "nested too deeply" in await client.call("relay_here", levels)
+        assert await client.call("relay_here", 100) == "relayed"
+        assert await client.call("echo", 1) == 1
+
+
+MOST_LINES = 20
+"""Of one kind in ten seconds."""
+
+
+async def test_callbacks_that_fail_do_not_fill_the_log(service: Service) -> None:
+    before, times = service.log.count("request failed"), 2 * MOST_LINES
+    async with await raw(service) as client:
+        await client.send(TEXT, f'427["ask_in_vain",{times}]'.encode())
+        for _ in range(times):
+            question = await client.packet("42")
+            while '"question"' not in question:
+                question = await client.packet("42")
+            await client.send(TEXT, f"43{question[2 : question.index('[')]}[1]".encode())
+        await client.send(TEXT, b'428["echo",1]')
+        assert await packet_of(client, "438") == [1]
+    assert 0 < service.log.count("request failed") - before <= MOST_LINES
+
+
+async def test_failing_handlers_of_connects_and_disconnects_do_not_fill_the_log(
+    service: Service,
+) -> None:
+    async with await raw(service) as client:
+        for _ in range(2 * MOST_LINES):
+            await client.send(TEXT, b"40/failing,")
+            assert await packet_of(client, "44/failing,") == {
+                "message": "Connection rejected by server"
+            }
+
+    async def come_and_go() -> None:
+        async with await raw(service) as client:
+            await client.send(TEXT, b'40/failing,{"in":1}')
+            await client.packet("40/failing,")
+
+    await asyncio.gather(*(come_and_go() for _ in range(4 * MOST_LINES)))
+    for kind, workers in (("connect", 1), ("disconnect", 2)):
+        count = service.log.count(f" {kind} handler failed")
+        assert 0 < count <= workers * MOST_LINES, (kind, count)
+
+
 @pytest.mark.parametrize("event", ["nan", "infinite", "thing"])
 async def test_an_acknowledgement_that_is_not_json(service: Service, event: str) -> None:
     async with await raw(service) as client:

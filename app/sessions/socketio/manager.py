@@ -134,9 +134,12 @@ class StreamManager(PubSubManager, RoomManager):
         room = check_rooms(to or room)
         skip_sid = check_skipped(skip_sid)
         if kwargs.get("ignore_queue"):
-            await RoomManager.emit(
-                self, event, data, namespace, room=room, skip_sid=skip_sid, callback=callback
-            )
+            try:
+                await RoomManager.emit(
+                    self, event, data, namespace, room=room, skip_sid=skip_sid, callback=callback
+                )
+            except RecursionError:
+                raise ValueError(TOO_DEEP) from None
             return
         arguments: Any = list(data) if isinstance(data, tuple) else [data]
         try:

@@ -166,9 +166,13 @@ class RealtimeServer(SocketServer):
         except Exception as error:
             # A handler may well fail on a client that went away meanwhile.
             level = logging.ERROR if session.state == OPEN else logging.DEBUG
-            logger.log(
-                level, "connect handler failed", extra={"connection": session.id}, exc_info=error
-            )
+            if level == logging.DEBUG or self._log_limit.allows("connect"):
+                logger.log(
+                    level,
+                    "connect handler failed",
+                    extra={"connection": session.id},
+                    exc_info=error,
+                )
             accepted = False
         if not accepted:
             self._refuse(session, sid, namespace, reason)
@@ -330,7 +334,10 @@ class RealtimeServer(SocketServer):
                     if self.manager.is_connected(sid, namespace):
                         await self.leave_namespace(session, namespace, reason)
                 except Exception:
-                    logger.exception("disconnect handler failed", extra={"connection": session.id})
+                    if self._log_limit.allows("disconnect"):
+                        logger.exception(
+                            "disconnect handler failed", extra={"connection": session.id}
+                        )
                 self._forget(session, namespace)
         finally:
             session.forget()
