@@ -11,7 +11,6 @@ import time
 import uuid
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from benchmarks.procs import HEADERS, Server, cpu_seconds
@@ -32,12 +31,7 @@ class _Thread:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self.stop()
         if error is None and self._error is not None:
             raise self._error

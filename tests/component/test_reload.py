@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,32 @@ def test_a_master_that_is_no_gunicorn_is_not_running(data_dir: Path) -> None:
     with pytest.raises(reload.NotRunning):
         reload.find_master(data_dir)
     child.communicate(b"\n")
+
+
+@pytest.mark.parametrize("step", ["check_home", "check", "choose", "Watch"])
+def test_a_service_that_ends_while_it_is_looked_at_is_not_running(
+    step: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    def end(*_: object) -> None:
+        child.communicate(b"\n")
+        os.kill(child.pid, signal.SIGHUP)
+
+    monkeypatch.setattr(reload, "find_master", lambda _: child.pid)
+    monkeypatch.setattr(reload, "data_directory", lambda: data_dir)
+    for name, answer in {
+        "check_home": lambda _: None,
+        "check": lambda _: {"workers": 2, "graceful_timeout": 30},
+        "choose": lambda *_: (signal.SIGHUP, "of a test"),
+    }.items():
+        monkeypatch.setattr(reload, name, end if name == step else answer)
+    if step == "Watch":
+        monkeypatch.setattr("workers.reload.watch.Watch.__init__", end)
+    assert reload.main([]) == reload.NOT_RUNNING
+    assert capsys.readouterr().err.endswith(
+        "Not reloaded: the service ended while the reload was prepared\n"
+    )
 
 
 def test_a_wrong_setting_is_reported_in_one_line() -> None:

@@ -58,27 +58,26 @@ async def goes_on(ticker: Ticker) -> None:
     await until(lambda: len(ticker.accepted) >= wanted, "publishing goes on", 30)
 
 
-async def test_it_stands_still(make: Make) -> None:
+@pytest.mark.parametrize(
+    ("begin", "end", "seconds"),
+    [
+        pytest.param(ServerProcess.stop, ServerProcess.cont, 4, id="stands still"),
+        pytest.param(ServerProcess.kill, ServerProcess.start_again, 2, id="killed"),
+    ],
+)
+async def test_it_does_not_answer_for_seconds(
+    make: Make,
+    begin: Callable[[ServerProcess], None],
+    end: Callable[[ServerProcess], None],
+    seconds: float,
+) -> None:
     server = make("one")
     async with serving(server) as (service, fleet, ticker):
         reload = asyncio.create_task(service.hup())
-        await asyncio.sleep(0.5)
-        server.stop()
-        await asyncio.sleep(4)
-        server.cont()
-        await reload
-        await fleet.all_at(ticker.last)
-        fleet.check_untouched()
-
-
-async def test_it_is_killed_and_comes_back(make: Make) -> None:
-    server = make("one")
-    async with serving(server) as (service, fleet, ticker):
-        reload = asyncio.create_task(service.hup())
-        await asyncio.sleep(0.3)
-        server.kill()
-        await asyncio.sleep(2)
-        await asyncio.to_thread(server.start_again)
+        await asyncio.sleep(0.4)
+        begin(server)
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(end, server)
         await reload
         await fleet.all_at(ticker.last)
         fleet.check_untouched()

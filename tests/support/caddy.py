@@ -12,7 +12,6 @@ import tempfile
 from asyncio import Transport, get_running_loop
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -153,12 +152,7 @@ class Caddy:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if error is not None:
             error.add_note(f"Caddy's log:\n{self.log[-4000:]}")
         self.stop()

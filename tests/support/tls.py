@@ -10,7 +10,6 @@ import ssl
 import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from cryptography import x509
@@ -111,14 +110,9 @@ class TlsFront:
         self._thread.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._thread.run(self._stop())
-        self._thread.__exit__(kind, error, trace)
+        self._thread.__exit__()
         self._directory.cleanup()
 
     @property

@@ -169,6 +169,19 @@ def only_one(data_dir: Path) -> Iterator[None]:
         os.close(fd)
 
 
+@contextmanager
+def _while_it_runs(master: int) -> Iterator[None]:
+    """Raise NotRunning for what fails since the service has ended meanwhile."""
+    born = start_time(master)
+    try:
+        yield
+    except (OSError, Failed) as error:
+        has_begun = isinstance(error, Failed) and not error.unchanged
+        if has_begun or start_time(master) == born:
+            raise
+        raise NotRunning("the service ended while the reload was prepared") from None
+
+
 def reload(data_dir: Path, wanted: signal.Signals | None) -> Report:
     """Reload, watch, and report.
 
@@ -177,6 +190,11 @@ def reload(data_dir: Path, wanted: signal.Signals | None) -> Report:
         Failed: the new workers do not come; the old ones serve.
     """
     master = find_master(data_dir)
+    with _while_it_runs(master):
+        return _reload(data_dir, master, wanted)
+
+
+def _reload(data_dir: Path, master: int, wanted: signal.Signals | None) -> Report:
     check_home(master)
     settings = check(environment_of(master))
     chosen, why = choose(data_dir, master)

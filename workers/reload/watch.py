@@ -122,7 +122,8 @@ class Watch:
         except BaseException:
             self._end_process(new, born)
             raise
-        os.kill(self._master, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._master, signal.SIGTERM)
         self._await_end_of_old(new)
         self._until(lambda: start_time(self._master) != self._born, EXIT_SECONDS)
         # Until then it would not understand another USR2.

@@ -11,7 +11,6 @@ import random as _random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from types import TracebackType
 from typing import Any, Literal, Self, cast, overload
 
 import aiohttp
@@ -732,12 +731,7 @@ class Subscription(AsyncIterator[Message]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __anext__(self) -> Message:
