@@ -83,6 +83,8 @@ class DirectCalls:
         self._ends_keep_alive = ends_keep_alive
         self._heads: dict[tuple[bytes, str | None], _Head] = {}
         self._open = 0
+        self._settled: asyncio.Future[None] | None = None
+        """What waits until no request is in progress."""
         self._tasks: set[asyncio.Task[None]] = set()
         fixed = [
             *JSON_HEADERS.items(),
@@ -99,6 +101,19 @@ class DirectCalls:
     def in_progress(self) -> int:
         """Requests that are not answered yet."""
         return self._open
+
+    async def wait_settled(self) -> None:
+        """Wait until no request is in progress."""
+        if self._open:
+            if self._settled is None:
+                self._settled = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._settled)
+
+    def _note_end(self) -> None:
+        """Let those go on that wait for the last request."""
+        if not self._open and self._settled is not None:
+            self._settled.set_result(None)
+            self._settled = None
 
     def take(self, data: bytes, peer: str | None, caller: Caller) -> Take:
         """Serve a request; see `Calls.take`."""
@@ -125,6 +140,7 @@ class DirectCalls:
             value = decode_json(data[end:])
             if isinstance(value, list) and len(value) > MAX_ARRAY:
                 self._open -= 1
+                self._note_end()
                 return PASS
             answering.begin(value, context)
         except Exception as error:  # noqa: BLE001 (it is answered)
@@ -194,6 +210,8 @@ class DirectCalls:
             f"{start}{id}\r\n{further}Content-Length: {len(body) + 1}\r\nDate: {self._date}\r\n\r\n"
         )
         caller.reply(b"%b%b\n" % (top.encode(), body), keep)
+        if self._settled is not None:
+            self._note_end()
 
     def finish_later(self, answering: _Answering) -> None:
         """Answer when the history has said what is known of its messages."""

@@ -105,33 +105,26 @@ def error_middleware(
             for its host.
     """
 
+    def check_host(request: web.Request) -> None:
+        if hosts is not None and not hosts.allows(request):
+            if note_refused is not None:
+                note_refused("host", request.headers.get("Origin"))
+            message = "This host is not allowed; see ALLOWED_HOSTS."
+            raise HttpError(403, ErrorCode.FORBIDDEN, message, close=True)
+
     @web.middleware
     async def answer_errors(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         try:
-            if hosts is not None and not hosts.allows(request):
-                if note_refused is not None:
-                    note_refused("host", request.headers.get("Origin"))
-                raise HttpError(
-                    403,
-                    ErrorCode.FORBIDDEN,
-                    "This host is not allowed; see ALLOWED_HOSTS.",
-                    close=True,
-                )
+            check_host(request)
             response = await handler(request)
         except (HttpError, ClientError) as error:
             # The frames of its traceback may hold the error, in a cycle with the body of the request.
             error.with_traceback(None)
             response = _respond(HttpError.of(error) if isinstance(error, ClientError) else error)
         except web.HTTPMethodNotAllowed as error:
-            methods = ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))
-            if request.method == "OPTIONS":
-                response = origins.answer_options(request, methods)
-            else:
-                refused = _explain(error, f"Use {methods} for this path.")
-                refused.headers["Allow"] = methods
-                response = _respond(refused)
+            response = _refuse_method(error, request, origins)
         except web.HTTPException as error:
             if error.status < 400:
                 raise
@@ -169,6 +162,17 @@ def _respond(error: HttpError) -> web.Response:
     if error.close:
         response.force_close()
     return response
+
+
+def _refuse_method(
+    error: web.HTTPMethodNotAllowed, request: web.Request, origins: Origins
+) -> web.Response:
+    methods = ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))
+    if request.method == "OPTIONS":
+        return origins.answer_options(request, methods)
+    refused = _explain(error, f"Use {methods} for this path.")
+    refused.headers["Allow"] = methods
+    return _respond(refused)
 
 
 def _explain(error: web.HTTPException, message: str) -> HttpError:

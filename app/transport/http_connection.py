@@ -44,8 +44,6 @@ _END = b"\r\n\r\n"
 """Of a head, and of a body in chunks."""
 _KEPT = len(_END) - 1
 _UNKNOWN = -1
-_POLL = 0.01
-"""Seconds between two looks whether the last requests are answered."""
 MAX_LATER = 64 * 1024
 """Bytes behind a request that is served without aiohttp, past which nothing more is read."""
 
@@ -77,6 +75,9 @@ class Calls(Protocol):
     @property
     def in_progress(self) -> int:
         """Requests that are not answered yet."""
+
+    async def wait_settled(self) -> None:
+        """Wait until no request is in progress."""
 
     def take(self, data: bytes, peer: str | None, caller: Caller, /) -> Take:
         """Serve a request, if it is one of those. Raises nothing.
@@ -482,8 +483,8 @@ class HttpServer(GuardedServer):
 
     async def all_begun(self) -> None:
         """Wait until aiohttp has the connections that it was given, and calls are answered."""
-        while self.calls is not None and self.calls.in_progress:  # noqa: ASYNC110 (once, at the end)
-            await asyncio.sleep(_POLL)
+        if self.calls is not None:
+            await self.calls.wait_settled()
         if self._beginning:
             await asyncio.wait(self._beginning)
 

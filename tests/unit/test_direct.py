@@ -61,6 +61,9 @@ class Watched:
     def in_progress(self) -> int:
         return self.calls.in_progress
 
+    async def wait_settled(self) -> None:
+        await self.calls.wait_settled()
+
     def take(self, data: bytes, peer: str | None, caller: Caller) -> Take:
         self.found.append(self.calls.take(data, peer, caller))
         return self.found[-1]

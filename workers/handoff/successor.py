@@ -162,29 +162,12 @@ class OfferListener:
                 mine = request()
                 await self._threads.run(send, connection, len(mine), mine)
                 return
-            states = offer.get("states")
-            if not isinstance(states, list):
-                raise ValueError("an offer has a list of states")
-            if "payload" in offer and len(mine) == len(states) + 1:
-                memory = mine.pop()
-                try:
-                    chunks = await self._threads.run(from_memory, memory, offer["payload"])
-                finally:
-                    close_all([memory])
-                offer = {**offer, "chunks": chunks}
-            else:
-                offer.pop("chunks", None)
-            if len(states) != len(mine):
-                logger.error("No descriptors left for connections of another worker")
-                answer = [False] * len(states)
-            elif not all(map(_is_socket, mine)):
-                raise ValueError("an offer has descriptors of sockets only")
-            else:
-                answer = self._judge(offer)
+            await self._take_payload(offer, mine)
+            answer = self._weigh(offer, mine)
             refused = mine
             mine = [fd for fd, taken in zip(mine, answer, strict=False) if taken]
             close_all([fd for fd in refused if fd not in mine])
-            accepted = [state for state, taken in zip(states, answer, strict=True) if taken]
+            accepted = [one for one, taken in zip(offer["states"], answer, strict=True) if taken]
             try:
                 await self._threads.run(send, connection, answer)
                 word, strays = await self._threads.run(receive, connection)
@@ -200,6 +183,29 @@ class OfferListener:
         await self._take(offer, accepted, taken)
         with contextlib.suppress(OSError):
             await self._threads.run(send, connection, "done")
+
+    async def _take_payload(self, offer: Offer, descriptors: list[int]) -> None:
+        """Replace the memory of an offer, the last of its descriptors, by the bytes in it."""
+        states = offer.get("states")
+        if not isinstance(states, list):
+            raise ValueError("an offer has a list of states")
+        offer.pop("chunks", None)
+        if "payload" in offer and len(descriptors) == len(states) + 1:
+            memory = descriptors.pop()
+            try:
+                offer["chunks"] = await self._threads.run(from_memory, memory, offer["payload"])
+            finally:
+                close_all([memory])
+
+    def _weigh(self, offer: Offer, descriptors: list[int]) -> list[bool]:
+        """Which states of an offer would be taken."""
+        states = offer["states"]
+        if len(states) != len(descriptors):
+            logger.error("No descriptors left for connections of another worker")
+            return [False] * len(states)
+        if not all(map(_is_socket, descriptors)):
+            raise ValueError("an offer has descriptors of sockets only")
+        return self._judge(offer)
 
     async def _lives_on(self, offer: Offer) -> bool:
         """Whether the giver is there still, and not just about to end."""

@@ -133,16 +133,13 @@ class StreamManager(PubSubManager, RoomManager):
         namespace = check_namespace(namespace or MAIN)
         room = check_rooms(to or room)
         skip_sid = check_skipped(skip_sid)
-        if kwargs.get("ignore_queue"):
-            try:
+        try:
+            if kwargs.get("ignore_queue"):
                 await RoomManager.emit(
                     self, event, data, namespace, room=room, skip_sid=skip_sid, callback=callback
                 )
-            except RecursionError:
-                raise ValueError(TOO_DEEP) from None
-            return
-        arguments: Any = list(data) if isinstance(data, tuple) else [data]
-        try:
+                return
+            arguments: Any = list(data) if isinstance(data, tuple) else [data]
             binary = sio_packet.Packet.data_is_binary(arguments)
         except RecursionError:
             raise ValueError(TOO_DEEP) from None
@@ -160,13 +157,7 @@ class StreamManager(PubSubManager, RoomManager):
             awaited = (room, namespace, self.new_ack_id(room, callback))
         try:
             if binary:
-                arguments, attachments = sio_packet.Packet.deconstruct_binary(arguments)
-                if count_placeholders(arguments) != len(attachments):
-                    raise ValueError(
-                        "An object with '_placeholder' and 'num' cannot be sent together with"
-                        " binary data, since it means an attachment to clients."
-                    )
-                arguments = [arguments, *[base64.b64encode(a).decode() for a in attachments]]
+                arguments = _as_text(arguments)
             await self.send_and_read_back(
                 {
                     "method": "emit",
@@ -492,3 +483,18 @@ class StreamManager(PubSubManager, RoomManager):
             {"method": "disconnect", "sid": sid, "namespace": namespace, "host_id": self.host_id}
         )
         return False
+
+
+def _as_text(arguments: Any) -> list[Any]:
+    """Arguments with placeholders for what is binary, and that behind them, in base64.
+
+    Raises:
+        ValueError: an object among them looks like a placeholder.
+    """
+    arguments, attachments = sio_packet.Packet.deconstruct_binary(arguments)
+    if count_placeholders(arguments) != len(attachments):
+        raise ValueError(
+            "An object with '_placeholder' and 'num' cannot be sent together with"
+            " binary data, since it means an attachment to clients."
+        )
+    return [arguments, *[base64.b64encode(one).decode() for one in attachments]]
