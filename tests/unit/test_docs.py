@@ -124,6 +124,30 @@ def test_both_readmes_have_the_same_commands_and_links() -> None:
     assert max(text.count("\n") for text in (english, chinese)) <= 120
 
 
+def test_the_terms_of_the_glossary_are_those_of_the_code() -> None:
+    """Each stands in the file that the page names, or the names behind that do."""
+    rows = re.findall(
+        r"^\| ([\w -]+) \| .+ \| (`.+`) \|$",
+        (ROOT / "docs/design/glossary.md").read_text(),
+        re.MULTILINE,
+    )
+    assert [word for word, _ in rows] == sorted(word for word, _ in rows)
+    missing = []
+    for word, place in rows:
+        files, _, names = place.partition(": ")
+        wanted = re.findall(r"`(\w+)`", names) or [re.sub("[ -]", "[ _-]?", word)]
+        for name in re.findall("`([^`]+)`", files):
+            path = ROOT / name
+            text = "".join(
+                each.read_text() for each in (path.rglob("*.py") if path.is_dir() else [path])
+            )
+            missing += [
+                (word, name, one) for one in wanted if not re.search(one, text, re.IGNORECASE)
+            ]
+    assert len(rows) > 30
+    assert missing == []
+
+
 def test_every_page_of_docs_can_be_found() -> None:
     """From the README, or from a page that it links to."""
     linked: set[str] = set()
