@@ -7,10 +7,11 @@ import inspect
 import pkgutil
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import app
 from app import errors
-from app.errors import BackplaneFull, ClientError, ErrorCode, NoRoomNow, PresenceError
+from app.errors import BackplaneFull, ClientError, CloseCode, ErrorCode, NoRoomNow, PresenceError
 from app.http.errors import HttpError
 
 
@@ -52,6 +53,19 @@ def test_every_exception_is_drawn_where_it_belongs() -> None:
 
 def test_the_drawing_has_no_gap() -> None:
     assert all(after[0] <= before[0] + 1 for before, after in pairwise(drawing()))
+
+
+def test_every_code_is_expected_by_a_test() -> None:
+    tests = Path(__file__).parents[1]
+    paths = (path for name in ("unit", "integration") for path in (tests / name).glob("*.py"))
+    text = "".join(path.read_text() for path in paths)
+    assert [code for code in ErrorCode if code not in text] == []
+    names = [f"CloseCode.{code.name}" for code in CloseCode]
+    assert [
+        name
+        for code, name in zip(CloseCode, names, strict=True)
+        if name not in text and str(code.value) not in text
+    ] == []
 
 
 def test_every_code_has_a_status() -> None:

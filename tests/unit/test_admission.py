@@ -157,6 +157,8 @@ def test_a_broken_handshake_is_explained(
     assert says in refused.message
     assert refused.reason == "handshake"
     assert ("Sec-WebSocket-Version" in refused.headers) == (status == 426)
+    codes = {405: "METHOD_NOT_ALLOWED", 400: "BAD_REQUEST", 426: "UPGRADE_REQUIRED"}
+    assert refused.code == codes[status]
 
 
 def test_header_lists_and_case_do_not_matter(door: Door) -> None:
