@@ -16,6 +16,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import InvalidResponse
 
+from app.backplane import redis_private
 from app.backplane.faults import MISREAD, unexpected
 from app.seconds import SecondCall, call_next_second
 
@@ -68,10 +69,10 @@ class Wire(asyncio.Protocol):
         Raises:
             LostConnection: it is closed.
         """
-        writer = connection._writer
+        writer = redis_private.writer_of(connection)
         if writer is None:
             raise LostConnection(CLOSED)
-        wire = cls(writer.transport, connection._parser.parse_error)
+        wire = cls(writer.transport, redis_private.reply_error_of(connection))
         wire._transport.set_protocol(wire)
         return wire
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import aiohttp
+from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_runner import BaseRunner
 
-__all__ = ["CONNECTION_NAMES", "RequestHandler", "check"]
+__all__ = ["CONNECTION_NAMES", "RUNNER_NAMES", "SERVER_NAMES", "RequestHandler", "check"]
 
 CONNECTION_NAMES = frozenset(
     {
@@ -31,19 +33,32 @@ CONNECTION_NAMES = frozenset(
     }
 )
 """Attributes of aiohttp's server side of a connection."""
+SERVER_NAMES = frozenset({"_kwargs", "_loop"})
+"""Those of its server, which makes the connections."""
+RUNNER_NAMES = frozenset({"_make_server"})
+"""Those of what makes the server."""
 
 
-def check(names: Collection[str] = CONNECTION_NAMES) -> None:
+def check(
+    connection: Collection[str] = CONNECTION_NAMES,
+    server: Collection[str] = SERVER_NAMES,
+    runner: Collection[str] = RUNNER_NAMES,
+) -> None:
     """Make sure that the library has the names.
 
     Raises:
         ImportError: one of them is gone.
     """
-    missing = sorted(name for name in names if not hasattr(RequestHandler, name))
+    made = web.Server.__init__.__code__.co_names
+    missing = [
+        *(f"RequestHandler.{name}" for name in connection if not hasattr(RequestHandler, name)),
+        *(f"Server.{name}" for name in server if name not in made),
+        *(f"BaseRunner.{name}" for name in runner if not hasattr(BaseRunner, name)),
+    ]
     if missing:
         raise ImportError(
-            f"aiohttp {aiohttp.__version__} is not supported: its RequestHandler has no"
-            f" {', '.join(missing)}"
+            f"aiohttp {aiohttp.__version__} is not supported: it has no"
+            f" {', '.join(sorted(missing))}"
         )
 
 

@@ -95,7 +95,7 @@ def test_scripts_and_configuration_speak_plain_english(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_pages_speak_plain_english(path: Path) -> None:
-    lines = enumerate(path.read_text().splitlines(), 1)
+    lines = enumerate(path.read_text().replace("_", " ").splitlines(), 1)
     assert [(line, words) for line, text in lines if (words := found(text))] == []
 
 

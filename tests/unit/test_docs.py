@@ -10,6 +10,7 @@ import pytest
 from app import __version__
 from app.errors import CloseCode, ErrorCode
 from app.protocol.schema.actions import ACTIONS
+from app.protocol.schema.kinds import Kind, Struct
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -62,6 +63,31 @@ def test_the_table_of_error_codes_is_true() -> None:
 def test_every_action_is_explained(page: str, mark: str) -> None:
     text = (ROOT / page).read_text()
     assert [action for action in sorted(ACTIONS) if mark.format(action) not in text] == []
+
+
+def brief(payload: Kind) -> str:
+    """An object with the names of its fields."""
+    if not isinstance(payload, Struct):
+        return "anything"
+    names = (f"{field.name}{'' if field.required else '?'}" for field in payload.fields)
+    return f"`{{{', '.join(names)}}}`"
+
+
+def test_the_actions_of_the_readme_are_those_of_the_protocol() -> None:
+    rows = [
+        f"| `{action.name}` | {brief(action.payload)} | {f'`{action.reply}`' if action.reply else 'none'} |"
+        for action in ACTIONS.values()
+    ]
+    assert "\n".join(rows) in (ROOT / "README.md").read_text()
+
+
+def test_tests_that_a_page_names_are_there() -> None:
+    tests = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "tests/containers/engine").glob("*")]
+    there = "\n".join(f"{path.name}\n{path.read_text()}" for path in tests if path.is_file())
+    for page in PAGES:
+        if page != "CHANGELOG.md":  # tests of past versions
+            named = re.findall(r"\btest_\w+", (ROOT / page).read_text())
+            assert [name for name in named if not re.search(rf"\b{name}\b", there)] == [], page
 
 
 def test_the_final_close_codes_are_listed() -> None:

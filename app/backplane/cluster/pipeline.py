@@ -16,6 +16,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import InvalidResponse
 
+from app.backplane import redis_private
 from app.backplane.wire import CLOSED, MORE, as_failure, new_parser
 
 _PATIENCE = 0.5
@@ -57,15 +58,15 @@ class Pipeline(asyncio.Protocol):
         notice: Callable[[list[Any]], None],
         lost: Callable[[Pipeline], None],
     ) -> None:
-        writer = connection._writer
+        writer = redis_private.writer_of(connection)
         if writer is None or writer.transport.is_closing():
             raise LostConnection(CLOSED)
-        connection._reader = connection._writer = None
+        redis_private.take_streams(connection)
         self._writer = writer  # which would close the transport if nothing referred to it
         self._transport = writer.transport
         self._notice = notice
         self._lost = lost
-        self._parser = new_parser(connection._parser.parse_error)
+        self._parser = new_parser(redis_private.reply_error_of(connection))
         self._running: deque[_Exchange] = deque()
         self._transport.set_protocol(self)
 
