@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 
+from app.backplane.worker_names import Place
 from app.errors import PresenceError
 from app.ports import Slots
 from app.transport.connection import Connection
@@ -81,8 +82,8 @@ class Addresses:
         if self._most:
             self._of[connection] = network_of(address)
 
-    def adopt(self, connection: Connection, network: str, giver: tuple[int, int]) -> None:
-        """Count a connection that another worker (row and generation) has counted.
+    def adopt(self, connection: Connection, network: str, giver: Place) -> None:
+        """Count a connection that another worker has counted.
 
         Args:
             connection: the same in this worker.

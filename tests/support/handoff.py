@@ -15,6 +15,7 @@ import pytest
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side
 
+from app.backplane.worker_names import Place
 from app.config import Settings
 from app.main import Reached, make_parts
 from app.protocol.envelope import new_id
@@ -186,7 +187,7 @@ class Bench:
         assert self.successor.transfer.judge(states, batch.payload.chunks) == [True] * len(states)
         fds = [os.dup(fd) for fd in batch.descriptors]
         self.giver.transfer.let_go(batch.sessions)
-        origin = (self.giver.slots.index, self.giver.generation)
+        origin = Place(self.giver.slots.index, self.giver.generation)
         return await self.successor.transfer.unpack(
             origin, states, fds, batch.control, batch.payload.chunks
         )

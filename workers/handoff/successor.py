@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from app.backplane.worker_names import Place
 from app.sessions.handoff import shape
 from app.sessions.handoff.transfer import Transfer
 from app.types import Position
@@ -308,7 +309,7 @@ class Successor:
             return
         giver = offer["giver"]
         await self._transfer.unpack(
-            (giver["row"], giver["generation"]),
+            Place(giver["row"], giver["generation"]),
             states,
             descriptors,
             Position(*offer["control"]),

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from app.backplane.history import History
 from app.backplane.scripts import CONTROL
+from app.backplane.worker_names import Place
 from app.errors import BackplaneUnavailable
 from app.sessions.context import SessionContext
 from app.sessions.control import Unreadable
@@ -204,13 +205,13 @@ class Transfer:
 
     async def unpack(
         self,
-        giver: tuple[int, int],
+        giver: Place,
         states: Sequence[State],
         descriptors: Sequence[int],
         control: Position,
         chunks: Sequence[bytes] = (),
     ) -> list[Session]:
-        """Serve sessions that their giver (row and generation) has let go."""
+        """Serve sessions that their giver has let go."""
         missing = await self._control_after(control)
         self._counts.adopt_connections(*giver, len(states))
         taken: list[Session] = []
@@ -246,7 +247,7 @@ class Transfer:
             metrics.handoff_pause.observe_many(pause, len(taken))
         return taken
 
-    def _adopt(self, session: Session, state: State, giver: tuple[int, int]) -> None:
+    def _adopt(self, session: Session, state: State, giver: Place) -> None:
         """Count a session here that its giver has counted."""
         address = state.get("address")
         if self._context.addresses is not None and isinstance(address, str):
