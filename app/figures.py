@@ -39,6 +39,8 @@ _PRIORITIES = [priority.name.lower() for priority in Priority]
 
 USERS_A_SECOND = 2_000
 """Users whose subscriptions are shown within a second; after a storm of connects it takes longer."""
+MOST_NOTES = 1_000
+"""Figures of flushes that are kept at most before they are added to the metrics: some 100 KB."""
 QUIET_SECONDS = 3
 """Between two times that a worker without sessions shows its figures, if nothing happens."""
 SLICE = 500
@@ -48,7 +50,7 @@ USERS_SLICE = 50
 
 
 class FlushFigures:
-    """Counts what the fan-out has written.
+    """Notes what the fan-out has written, and adds it to the metrics once a second.
 
     Args:
         metrics: where.
@@ -56,6 +58,12 @@ class FlushFigures:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._durations: list[float] = []
+        """Seconds of each flush that is not in the metrics yet."""
+        self._delivered: dict[str, int] = {}
+        """Deliveries by type that are not in the metrics yet, and"""
+        self._latencies: list[tuple[float, int]] = []
+        """the seconds that messages took, each with its deliveries."""
 
     def count(
         self, items: Sequence[Message | Gap], receivers: Mapping[str, int], began: float
@@ -68,21 +76,38 @@ class FlushFigures:
             began: monotonic seconds at which the flush began.
         """
         now = steady_time()
-        metrics = self._metrics
-        metrics.flush_duration.observe(time.monotonic() - began)
-        counts: dict[str, int] = {}
+        self._durations.append(time.monotonic() - began)
+        delivered = self._delivered
         accepted: dict[float, int] = {}  # those of one call were accepted at one time
         for item in items:
             count = receivers[item.type]
             if isinstance(item, Gap):
-                metrics.gaps[item.reason].inc(count)
+                self._metrics.gaps[item.reason].inc(count)
             elif count:
-                counts[item.type] = counts.get(item.type, 0) + count
+                delivered[item.type] = delivered.get(item.type, 0) + count
                 accepted[item.accepted] = accepted.get(item.accepted, 0) + count
         for at, count in accepted.items():
-            metrics.delivery_latency.observe_many(now - at, count)
-        for type, count in counts.items():
+            self._latencies.append((now - at, count))
+        if len(self._durations) + len(self._latencies) > MOST_NOTES:
+            self.export()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything is in the metrics."""
+        return not self._durations
+
+    def export(self) -> None:
+        """Add what was noted to the metrics."""
+        metrics = self._metrics
+        for seconds in self._durations:
+            metrics.flush_duration.observe(seconds)
+        for seconds, count in self._latencies:
+            metrics.delivery_latency.observe_many(seconds, count)
+        for type, count in self._delivered.items():
             metrics.delivered[type].inc(count)
+        self._durations.clear()
+        self._latencies.clear()
+        self._delivered.clear()
 
 
 class SubscriberCounts:
@@ -127,6 +152,7 @@ class Figures:
         replica: ReplicaRoute | None,
         canary: Canary,
         subscribers: SubscriberCounts,
+        flushes: FlushFigures,
     ) -> None:
         self._types = {type: number for number, type in enumerate(types)}
         self._slots = slots
@@ -147,6 +173,7 @@ class Figures:
         self._exported: Counter[str] = Counter()
         self._shown_users: dict[str, int] = {}
         self._subscribers = subscribers
+        self._flushes = flushes
         self._state: tuple[object, ...] = ()
         self._left_out = 0
         """Seconds without figures since the last ones."""
@@ -178,6 +205,7 @@ class Figures:
             sum(self._hub.closed.values()),
             self._replica is not None and self._replica.is_read,
             len(self._registry),
+            self._flushes.is_empty,
         )
         is_quiet = not len(self._registry) and state == self._state
         self._state = state
@@ -277,6 +305,7 @@ class Figures:
     def export(self) -> None:
         """Bring the metrics up to date that are not counted as things happen."""
         metrics, hub = self._metrics, self._hub
+        self._flushes.export()
         metrics.slow_consumers.set(len(self._fanout.slow))
         metrics.incoming_bytes.set(hub.input.total)
         metrics.backplane_up.set(self._backplane.available)

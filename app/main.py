@@ -69,7 +69,7 @@ from app.sessions.token_keys import RemoteKeys
 from app.setting_values import cluster_address
 from app.supervisor import Supervisor
 from app.tick import Tick
-from app.transport.door import ENTRANCE, Entrance, Passed
+from app.transport.door import ENTRANCE, PASSED, Entrance, Passed
 from app.transport.endings import Endings
 from app.transport.http_connection import CALLS
 from app.transport.http_guard import GUARD, Guard
@@ -193,11 +193,12 @@ def make_parts(
     publisher, queue = _make_queue(reached, slots, metrics)
     publishing = Publishing(queue, hub.pace.hurry)
     history = History(backplane, reader.positions, hub.output.page, hub.turns)
+    flushes = FlushFigures(metrics)
     fanout = FanOut(
         hub,
         reader.positions,
         settings.broadcast_batch_size,
-        FlushFigures(metrics).count,
+        flushes.count,
         lambda error: supervisor.note(delivery.NAME, error),
     )
     catchup = CatchUp(fanout, history, settings.latest_only_types, hub.pace.slices())
@@ -258,6 +259,7 @@ def make_parts(
         replica=reached.replica,
         canary=canary,
         subscribers=subscribers,
+        flushes=flushes,
     )
     return Parts(
         settings=settings,
@@ -377,6 +379,8 @@ def either(upgrade: Entrance, events: Entrance) -> Entrance:
     start = b"GET " + EVENTS_PATH.encode()
 
     def enter(fd: int, peer: str | None, data: bytes) -> Passed | None:
+        if not data.startswith(b"GET "):
+            return PASSED
         return (events if data.startswith(start) else upgrade)(fd, peer, data)
 
     return enter

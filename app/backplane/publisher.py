@@ -112,7 +112,17 @@ class StreamPublisher:
         self._faults: dict[str, tuple[Fault, float]] = {}  # by type; '' for those of the server
         self._stored: dict[str, Position] = {}
         self._number = 0
-        self._replicas = backplane.settings.backplane_wait
+        settings = backplane.settings
+        self._limits: tuple[Argument, ...] = (
+            settings.history_size,
+            int(settings.recovery_window * 1e6),
+            settings.history_bytes,
+            int(ONCE_WINDOW * 1e6),
+            ONCE_MAX,
+        )
+        self._keys: dict[str, tuple[Argument, ...]] = {}
+        """By type how the arguments of the script begin: its keys."""
+        self._replicas = settings.backplane_wait
         wait = (b"WAIT", self._replicas, int(WAIT_TIMEOUT * 1000))
         self._last: tuple[Command, ...] = ((b"ROLE",), wait, (b"ROLE",)) if self._replicas else ()
 
@@ -319,26 +329,21 @@ class StreamPublisher:
                 logger.info("publishing to %s works again", place or "all types")
 
     def _call(self, type: str, drafts: Sequence[Draft]) -> tuple[Script, Sequence[Argument]]:
-        settings = self._backplane.settings
+        keys = self._keys.get(type)
+        if keys is None:
+            own = (stream_key(type), meta_key(type), batch_key(type, self._backplane.worker_id))
+            keys = self._keys[type] = (5, *own, *once_keys(type))
         known = self._known(type)
         now = None if self._clock is None else int(self._clock() * 1e6)
         wall = int(time.time() * 1e6)
         arguments: list[Argument] = [
-            5,
-            stream_key(type),
-            meta_key(type),
-            batch_key(type, self._backplane.worker_id),
-            *once_keys(type),
+            *keys,
             self._number,
             b"" if now is None else now,
             new_epoch(),
             known.epoch,
             known.seq,
-            settings.history_size,
-            int(settings.recovery_window * 1e6),
-            settings.history_bytes,
-            int(ONCE_WINDOW * 1e6),
-            ONCE_MAX,
+            *self._limits,
             self._expected(type),
         ]
         age, accepted = 0, math.nan

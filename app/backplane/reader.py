@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from app.backoff import Backoff
 from app.backplane.client import (
     ANSWER_TIMEOUT,
     FAILURES,
@@ -178,16 +179,16 @@ class StreamReader:
 
     async def fetch(self) -> None:
         """Wait for news, which `take` then has. An outage is waited out."""
-        pauses, failed = new_backoff(), False
+        pauses: Backoff | None = None  # of the attempts since the last one that went well
         while not self._pending:
             if self._replica is not None and await self._read_replica(self._replica):
-                failed, pauses = False, new_backoff()
+                pauses = None
                 continue
             try:
                 if self._is_lost or not self._link.connected:
                     self._is_lost = True
                     await self._resume()
-                    self._is_lost, failed, pauses = False, False, new_backoff()
+                    self._is_lost, pauses = False, None
                 elif self._damaged:
                     await self._repair(sorted(self._damaged))
                     await self._check()
@@ -197,8 +198,8 @@ class StreamReader:
                     await self._fill(self._link)
                 self._answered = time.monotonic()
             except (*FAILURES, *MISREAD) as error:
-                await self._note_failure(error, is_first=not failed)
-                failed = True
+                await self._note_failure(error, is_first=pauses is None)
+                pauses = pauses or new_backoff()
                 await asyncio.sleep(pauses.take())
 
     async def _note_failure(self, error: Exception, *, is_first: bool) -> None:

@@ -373,6 +373,7 @@ class BroadcastQueue:
                 self._stored.set()
                 self._release(flying)
                 if not (self._newcomers or any(self._waiting)):
+                    self._wake.clear()
                     self._rest()
 
     async def _store(self, batch: Sequence[Entry]) -> None:

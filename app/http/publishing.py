@@ -218,7 +218,7 @@ class PublishingCall:
         ClientError: nothing of it is queued.
     """
 
-    __slots__ = ("_context", "_is_array", "_items", "_value", "_write")
+    __slots__ = ("_context", "_is_array", "_items", "_value", "_write", "submitted")
 
     def __init__(
         self, value: Any, size: int, write: Write, writer: Writer, context: HttpContext
@@ -237,9 +237,9 @@ class PublishingCall:
             write.messages = 1
             write.types, write.event = {draft.type}, draft.event
             write.id = draft.id if draft.once else None
-            self._items: list[_Submitted | ClientError | Conflict] = [
-                _Submitted(draft, context.publisher.submit(draft))
-            ]
+            self.submitted = [_Submitted(draft, context.publisher.submit(draft))]
+            """Its messages that are queued."""
+            self._items: list[_Submitted | ClientError | Conflict] = [*self.submitted]
             return
         if len(value) > MAX_MESSAGES:
             raise _invalid(f"An array may hold at most {MAX_MESSAGES} messages.")
@@ -251,18 +251,17 @@ class PublishingCall:
         self._items = [
             item if isinstance(item, ClientError) else _queued(*next(queued)) for item in checked
         ]
+        self.submitted = [item for item in self._items if isinstance(item, _Submitted)]
         write.messages = len(value)
         write.types = {item.draft.type for item in self.submitted}
 
     @property
-    def submitted(self) -> list[_Submitted]:
-        """Its messages that are queued."""
-        return [item for item in self._items if isinstance(item, _Submitted)]
-
-    @property
     def needs_history(self) -> bool:
         """Whether stored messages decide on the answer; to be asked when its messages are settled."""
-        return any(item.may_be_known for item in self.submitted)
+        for item in self.submitted:  # few have an id of the publisher's choice
+            if item.draft.once and item.may_be_known:
+                return True
+        return False
 
     async def outcome(self) -> tuple[object, int]:
         """The answer and its status, when its messages are settled.
