@@ -58,8 +58,8 @@ class FlushFigures:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._durations: list[float] = []
-        """Seconds of each flush that is not in the metrics yet."""
+        self._durations: list[tuple[float, int]] = []
+        """Seconds of each flush that is not in the metrics yet, with the count 1."""
         self._delivered: dict[str, int] = {}
         """Deliveries by type that are not in the metrics yet, and"""
         self._latencies: list[tuple[float, int]] = []
@@ -76,7 +76,7 @@ class FlushFigures:
             began: monotonic seconds at which the flush began.
         """
         now = steady_time()
-        self._durations.append(time.monotonic() - began)
+        self._durations.append((time.monotonic() - began, 1))
         delivered = self._delivered
         accepted: dict[float, int] = {}  # those of one call were accepted at one time
         for item in items:
@@ -99,10 +99,8 @@ class FlushFigures:
     def export(self) -> None:
         """Add what was noted to the metrics."""
         metrics = self._metrics
-        for seconds in self._durations:
-            metrics.flush_duration.observe(seconds)
-        for seconds, count in self._latencies:
-            metrics.delivery_latency.observe_many(seconds, count)
+        metrics.flush_duration.observe_all(self._durations)
+        metrics.delivery_latency.observe_all(self._latencies)
         for type, count in self._delivered.items():
             metrics.delivered[type].inc(count)
         self._durations.clear()

@@ -12,7 +12,7 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import CodeType
 from typing import Any, ClassVar
@@ -89,6 +89,20 @@ class WeightedHistogram(Histogram):
         amount = to_steps(max(amount, 0.0))
         self._sum.inc(amount * count)
         self._buckets[bisect.bisect_left(self._upper_bounds, amount)].inc(count)
+
+    def observe_all(self, observed: Iterable[tuple[float, int]]) -> None:
+        """As `observe_many` with each of many amounts and counts, at the price of a few."""
+        total = 0.0
+        buckets: dict[int, int] = {}
+        for exact, count in observed:
+            amount = to_steps(max(exact, 0.0))
+            total += amount * count
+            place = bisect.bisect_left(self._upper_bounds, amount)
+            buckets[place] = buckets.get(place, 0) + count
+        if buckets:
+            self._sum.inc(total)
+        for place, count in buckets.items():
+            self._buckets[place].inc(count)
 
 
 def process_name() -> str:

@@ -74,6 +74,12 @@ def pack(commands: Sequence[Command]) -> bytes:
     return b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
 
 
+def _pack_calls(calls: Sequence[Call], last: Sequence[Command]) -> bytes:
+    """Calls of scripts by their names, and commands that follow them."""
+    commands: list[Command] = [(b"EVALSHA", script.sha, *rest) for script, rest in calls]
+    return pack([*commands, *last])
+
+
 class FailedCalls(PresenceError, RedisError):
     """Some of several calls were answered with an error.
 
@@ -158,11 +164,15 @@ class Link:
             FAILURES: after an error reply all other replies have been read and the connection
                 is still good; after anything else it is closed.
         """
-        return await self.send(pack(commands), len(commands), timeout)
+        answers = await self._exchange(pack(commands), len(commands), timeout)
+        return self._checked(answers)
 
     async def send(self, packed: bytes, replies: int, timeout: float) -> list[Any]:
         """As `call`, with commands that `pack` has packed."""
-        answers = await self._exchange(packed, replies, timeout)
+        return self._checked(await self._exchange(packed, replies, timeout))
+
+    def _checked(self, answers: list[Any]) -> list[Any]:
+        """The answers of the last exchange; raises the first error reply among them."""
         if self._has_failed:
             raise next(answer for answer in answers if isinstance(answer, RedisError))
         return answers
@@ -226,25 +236,18 @@ class Link:
             FailedCalls: some were answered with an error; it holds all answers.
             FAILURES: as `call`.
         """
-        answers = await self._run(calls, timeout, last)
+        count = len(calls) + len(last)
+        answers = await self._exchange(_pack_calls(calls, last), count, timeout)
         if not self._has_failed:
             return answers
 
         async def load_and_run(forgotten: Sequence[Call]) -> list[Any]:
             scripts = {script.sha: script for script, _ in forgotten}.values()
             await self.call([(b"SCRIPT", b"LOAD", script.source) for script in scripts], timeout)
-            return await self._run(forgotten, timeout, last)
+            count = len(forgotten) + len(last)
+            return await self._exchange(_pack_calls(forgotten, last), count, timeout)
 
         return await complete(calls, answers, load_and_run)
-
-    async def _run(
-        self,
-        calls: Sequence[Call],
-        timeout: float,
-        last: Sequence[Command],
-    ) -> list[Any]:
-        packed = pack([*((b"EVALSHA", script.sha, *rest) for script, rest in calls), *last])
-        return await self._exchange(packed, len(calls) + len(last), timeout)
 
     async def close(self) -> None:
         """Close the connection; the next call opens another."""

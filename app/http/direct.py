@@ -247,10 +247,7 @@ class _Answering:
             unsettled.pop()
         if unsettled:
             unsettled[-1].add_done_callback(self._wait)
-        else:
-            self._answer()
-
-    def _answer(self) -> None:
+            return
         call = self._call
         assert call is not None
         try:

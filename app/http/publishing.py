@@ -258,10 +258,7 @@ class PublishingCall:
     @property
     def needs_history(self) -> bool:
         """Whether stored messages decide on the answer; to be asked when its messages are settled."""
-        for item in self.submitted:  # few have an id of the publisher's choice
-            if item.draft.once and item.may_be_known:
-                return True
-        return False
+        return any(item.may_be_known for item in self.submitted)
 
     async def outcome(self) -> tuple[object, int]:
         """The answer and its status, when its messages are settled.

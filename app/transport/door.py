@@ -29,6 +29,10 @@ ACCEPTS = 16
 """Connections that are accepted from one socket in a pass, at most: other workers are there too."""
 EVENTS = 64
 """Newcomers with bytes that are looked at in one pass."""
+DEFER_SECONDS = 1
+"""For how long the kernel keeps a connection that has sent nothing before it can be accepted."""
+STORM_PAUSE = 0.001
+"""Seconds between two passes with new connections up to which more of them are accepted at once."""
 FIRST_READ = 16 * 1024
 """Bytes of a connection that are read here, at most."""
 FAILURE_SECONDS = 0.1
@@ -135,6 +139,8 @@ class Door:
         self._listeners: list[socket.socket] = []
         self._most = 1
         """Connections that are accepted in the next pass: more while there are always more."""
+        self._accepted_at = 0.0
+        """When a pass last accepted as many as it might; monotonic seconds."""
         self._newcomers: dict[int, Newcomer] = {}
 
     def __len__(self) -> int:
@@ -149,6 +155,8 @@ class Door:
                 # What is accepted inherits them, so they need not be set for each connection.
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                # Most clients send at once: so nothing is accepted that has nothing to read yet.
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_SECONDS)
             self._listeners.append(listener)
             self._loop.add_reader(listener, self._accept, listener, family)
 
@@ -197,7 +205,8 @@ class Door:
             self._loop.remove_reader(listener)
             self._loop.call_later(PAUSE_SECONDS, self._resume, listener, family)
             return
-        ends = time.monotonic() + slice
+        began = time.monotonic()
+        ends = began + slice
         for _ in range(self._most):
             try:
                 fd, address = listener._accept()  # type: ignore[attr-defined]
@@ -213,9 +222,13 @@ class Door:
             else:
                 peer = address[0].partition("%")[0] if isinstance(address, tuple) else None
                 self._begin(fd, family, peer)
-            if time.monotonic() >= ends:
+            now = time.monotonic()
+            if now >= ends:
                 return
-        self._most = min(2 * self._most, ACCEPTS)
+        # To ask for a second one in vain costs as much as to accept the first.
+        is_storm = began - self._accepted_at < STORM_PAUSE
+        self._most = min(2 * self._most, ACCEPTS) if is_storm else 1
+        self._accepted_at = now
 
     def _pause(self, listener: socket.socket, family: int, error: OSError) -> None:
         """The kernel could not accept: let others go first, and do not ask again at once."""

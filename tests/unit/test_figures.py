@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from app.figures import QUIET_SECONDS, Figures, SubscriberCounts
+from app.clock import steady_time
+from app.figures import MOST_NOTES, QUIET_SECONDS, Figures, FlushFigures, SubscriberCounts
+from app.metrics import Metrics
+from app.types import Gap, Message
 
 
 class Worker:
@@ -27,8 +31,13 @@ class Worker:
         }
         others = ("slots", "metrics", "fanout", "rates", "manager", "history", "replica")
         rest: dict[str, Any] = dict.fromkeys(others)
+        self.flushes = FlushFigures(Metrics(["status"]))
         self.figures = Figures(
-            types=["status"], subscribers=SubscriberCounts(["status"]), **rest, **self.parts
+            types=["status"],
+            subscribers=SubscriberCounts(["status"]),
+            flushes=self.flushes,
+            **rest,
+            **self.parts,
         )
 
     def seconds(self, count: int) -> list[bool]:
@@ -76,3 +85,57 @@ def test_sessions_are_shown_each_second() -> None:
     assert worker.seconds(5) == [True] * 5
     worker.parts["registry"].clear()
     assert worker.seconds(1 + QUIET_SECONDS) == [True, *QUIET]
+
+
+def message(seq: int, age: float, type: str = "status") -> Message:
+    return Message(type, "e", seq, "said", b"{", steady_time() - age)
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+DURATIONS = "realtime_flush_duration_seconds_count"
+LATENCIES = "realtime_delivery_latency_seconds"
+DELIVERED = "realtime_messages_delivered_total"
+
+
+def test_flushes_are_in_the_metrics_when_they_are_exported() -> None:
+    metrics = Metrics(["status", "other"])
+    flushes = FlushFigures(metrics)
+    items = [message(1, 8.0), message(1, 8.0, "other"), message(2, 0.0), message(2, 0.0, "other")]
+    flushes.count(items, {"status": 3, "other": 0}, time.monotonic())
+    flushes.count([message(3, 8.0)], {"status": 4}, time.monotonic())
+    assert value(metrics, DURATIONS) == 0
+    for _ in range(2):  # what is in the metrics is not added once more
+        flushes.export()
+        assert flushes.is_empty
+        assert value(metrics, DURATIONS) == 2
+        assert value(metrics, f"{LATENCIES}_count") == 10
+        assert value(metrics, f"{LATENCIES}_sum") >= 7 * 7.99
+        assert value(metrics, DELIVERED, type="status") == 10
+        assert value(metrics, DELIVERED, type="other") == 0
+
+
+def test_a_gap_counts_for_each_receiver() -> None:
+    metrics = Metrics(["status"])
+    flushes = FlushFigures(metrics)
+    flushes.count([Gap("status", "e", 1, 5, "history")], {"status": 3}, time.monotonic())
+    flushes.export()
+    assert value(metrics, "realtime_gaps_total", reason="history") == 3
+    assert value(metrics, f"{LATENCIES}_count") == 0
+
+
+def test_figures_of_flushes_do_not_pile_up_within_a_second() -> None:
+    metrics = Metrics(["status"])
+    flushes = FlushFigures(metrics)
+    for seq in range(MOST_NOTES):
+        flushes.count([message(seq, 0.0)], {"status": 1}, time.monotonic())
+    assert value(metrics, DURATIONS) >= MOST_NOTES / 2
+
+
+def test_a_flush_makes_the_figures_due() -> None:
+    worker = Worker()
+    worker.seconds(2)
+    worker.flushes.count([message(1, 0.0)], {"status": 0}, time.monotonic())
+    assert worker.seconds(1) == [True]

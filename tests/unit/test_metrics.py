@@ -60,15 +60,26 @@ def test_many_equal_observations_count_like_single_ones(amount: float) -> None:
     for _ in range(3):
         single.delivery_latency.observe(max(amount, 0.0))
 
-    def samples(metrics: Metrics) -> dict[str, float]:
-        return {
-            found.name + str(found.labels): found.value
-            for family in metrics.delivery_latency.collect()
-            for found in family.samples
-            if not found.name.endswith("_created")
-        }
+    assert _samples(many) == pytest.approx(_samples(single))
 
-    assert samples(many) == pytest.approx(samples(single))
+
+def test_different_observations_together_count_like_single_ones() -> None:
+    amounts = [(-0.5, 1), (0.0006, 3), (0.0007, 2), (0.3, 4), (99.0, 1)]
+    together, single = Metrics(), Metrics()
+    together.delivery_latency.observe_all(amounts)
+    together.delivery_latency.observe_all([])
+    for amount, count in amounts:
+        single.delivery_latency.observe_many(amount, count)
+    assert _samples(together) == _samples(single)
+
+
+def _samples(metrics: Metrics) -> dict[str, float]:
+    return {
+        found.name + str(found.labels): found.value
+        for family in metrics.delivery_latency.collect()
+        for found in family.samples
+        if not found.name.endswith("_created")
+    }
 
 
 def test_processor_time_counts_up() -> None:
