@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,6 +120,50 @@ async def test_a_request_that_the_entrance_takes_is_never_aiohttps(served: Serve
         assert await received(client) == b"welcome"
         assert not served.connections
         assert served.guard.waiting == 0
+
+
+class CountedListener(socket.socket):
+    """A listening socket that counts how often the kernel is asked for a connection."""
+
+    asked = 0
+
+    def _accept(self) -> Any:
+        self.asked += 1
+        return super()._accept()  # type: ignore[misc]
+
+
+async def test_the_kernel_is_asked_once_for_one_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = itertools.count(100.0)  # one passes between any two looks at the clock
+    clock = SimpleNamespace(monotonic=lambda: next(seconds))
+    monkeypatch.setattr("app.transport.door.time", clock)
+    served = Served()
+    served.slice = 1000.0
+    listener = CountedListener(fileno=served.listener.detach())
+    await served.start(listener)
+    assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT)
+    for number in (1, 2, 3):
+        with await served.open() as client:
+            client.send(UPGRADE)
+            await served.until(lambda number=number: len(served.taken) == number)  # type: ignore[misc]
+    assert listener.asked == 3
+    await served.stop()
+
+
+async def test_connections_that_come_together_are_accepted_together() -> None:
+    served = Served()
+    served.slice = 5.0
+    listener = CountedListener(fileno=served.listener.detach())
+    clients = [socket.create_connection(served.address) for _ in range(60)]
+    for client in clients:
+        client.send(UPGRADE)
+    await served.start(listener)
+    await served.until(lambda: len(served.taken) == len(clients))
+    assert listener.asked <= len(clients) + 5
+    for client in clients:
+        client.close()
+    await served.stop()
 
 
 async def test_other_requests_go_on_at_aiohttp(served: Served) -> None:
