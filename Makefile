@@ -27,7 +27,7 @@ log-level: $(VENV)/installed ## LEVEL=debug: change the level of the running ser
 check: lint ## lint, types, import directions, unit tests: before each commit
 	$(BIN)/pytest -q -n 4 tests/architecture tests/unit
 
-# Every process of a service would compile the code anew.
+# Every process of a service would compile the code anew, and so would those of a copy of it.
 unexport PYTHONDONTWRITEBYTECODE
 
 # Services of a module are started once for it, so a file stays in one process; so does the service
@@ -41,6 +41,7 @@ AGAIN := $(BIN)/pytest --lf --lfnf=none
 PARTS := $(addprefix tests/,component integration deploy monitoring page)
 test: $(VENV)/installed-dev ## lint, types, coverage, all tests but those of `make torture` and `make containers`
 	rm -f .coverage .coverage.*
+	$(BIN)/python -m compileall -q app workers scripts
 	nice -n 5 $(MAKE) --jobs 2 --output-sync=recurse lint unit & \
 	  $(MAKE) services; services=$$?; wait $$! && exit $$services
 	$(BIN)/pytest -m alone $(PARTS)
@@ -81,8 +82,7 @@ settings: $(VENV)/installed ## write the table of docs/SETTINGS.md from app/conf
 lint: $(VENV)/installed-dev ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict app workers scripts clients/python/src
-	$(BIN)/mypy --config-file tests/mypy.ini tests benchmarks
+	$(BIN)/mypy
 	$(BIN)/shellcheck -x .ci/run *.sh scripts/*.sh monitoring/*.sh deploy/systemd/*.sh
 
 format: $(VENV)/installed-dev ## format the code and fix what can be fixed automatically

@@ -19,6 +19,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support import REPO
+from tests.support.copies import copy_code
 from tests.support.plain import PlainClient
 from tests.support.publishers import Aiohttp, HttpClient, Publisher, Requests
 from tests.support.service import TOKEN, Service
@@ -41,7 +42,7 @@ class Checkouts(Service):
         """A copy of the code, which says that it is of this version."""
         place = self.home / version
         for name in ("app", "workers", "tests"):
-            shutil.copytree(REPO / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+            copy_code(REPO / name, place / name)
         shutil.copy2(REPO / "gunicorn.conf.py", place)
         (place / "app/__init__.py").write_text(f'__version__ = "{version}"\n')
         return place

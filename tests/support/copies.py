@@ -45,6 +45,17 @@ class Done:
         return json.loads(self.out.splitlines()[-1])
 
 
+def copy_code(source: Path, target: Path) -> None:
+    """Copy a directory of code with what Python has compiled of it.
+
+    Without that each process of a service would compile all of it. What changes in the copy has
+    another time than its source had, by which Python sees that it must compile it anew.
+    """
+    # The last while another process writes what it has compiled.
+    ignored = shutil.ignore_patterns("node_modules", "*.pyc.*")
+    shutil.copytree(source, target, ignore=ignored)
+
+
 class Copy:
     """Files and directories of the repository in a directory of their own."""
 
@@ -53,10 +64,9 @@ class Copy:
     def fill(self, names: Iterable[str]) -> None:
         """Copy files and directories of the repository to `root`."""
         self.root.mkdir(parents=True, exist_ok=True)
-        ignored = shutil.ignore_patterns("__pycache__", "node_modules")
         for name in names:
             if (REPO / name).is_dir():
-                shutil.copytree(REPO / name, self.root / name, ignore=ignored)
+                copy_code(REPO / name, self.root / name)
             else:
                 shutil.copy2(REPO / name, self.root / name)
         if (self.root / "caddy").is_dir():

@@ -10,7 +10,7 @@ PACKAGES = {
     "amtool": "apt-get install prometheus-alertmanager",
     "caddy": "pip install -r requirements-dev.txt",
     "cc": "apt-get install gcc libc6-dev",
-    "chromium": "apt-get install chromium",
+    "chromium-headless-shell": "apt-get install chromium-headless-shell",
     "curl": "apt-get install curl",
     "node": "apt-get install nodejs",
     "npm": "apt-get install npm",

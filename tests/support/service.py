@@ -193,9 +193,13 @@ class Service:
 
     def is_ready(self) -> bool:
         """Whether as many workers serve as the settings ask for."""
+        # The answer first: as long as nothing listens, it costs less than a look at the processes.
+        answering = self._answering()
+        if len(answering) < self.workers:
+            return False
         # One look at the processes: the child that checks the settings comes and goes.
         pids = set(self.worker_pids())
-        return len(pids) >= self.workers and pids <= self._answering()
+        return len(pids) >= self.workers and pids <= answering
 
     def is_idle(self) -> bool:
         """Whether just the workers that its settings ask for serve, and no connection is open."""
@@ -248,14 +252,17 @@ class Service:
 
     def processes(self) -> list[psutil.Process]:
         """Every live process of this service: master, workers, Valkey."""
+        mark = f"{MARK}={self.mark}".encode()
+        valkeys = self._valkey_candidates()
         found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.status() == psutil.STATUS_ZOMBIE:
-                    continue
-                ours = process.environ().get(MARK) == self.mark
-                if ours or process.pid in self._valkey_candidates():
-                    found.append(process)
+        for pid in psutil.pids():
+            # Without psutil, which would look at each process of the machine several times.
+            with contextlib.suppress(OSError, psutil.Error):
+                environ = Path(f"/proc/{pid}/environ").read_bytes()
+                if pid in valkeys or mark in environ.split(b"\0"):
+                    process = psutil.Process(pid)
+                    if process.status() != psutil.STATUS_ZOMBIE:
+                        found.append(process)
         return found
 
     def worker_pids(self) -> list[int]:

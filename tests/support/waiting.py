@@ -32,24 +32,34 @@ async def until(condition: Callable[[], Any], what: str = "", timeout: float = D
         value = await result if inspect.isawaitable(result) else result
         if value:
             return value
-        if time.monotonic() - began > timeout:
+        waited = time.monotonic() - began
+        if waited > timeout:
             raise _late(condition, what, timeout, value)
         asked = result is not value  # of another process, which it costs something
         turns += 1
-        here = 0 if turns < _TURNS else 0.005
-        await asyncio.sleep(0.05 if asked else here)
+        here = 0 if turns < _TURNS else _pause(waited, 0.005, 0.02)
+        await asyncio.sleep(_pause(waited, 0.03, 0.2) if asked else here)
 
 
 def until_now(condition: Callable[[], _T], what: str = "", timeout: float = DEADLINE) -> _T:
     """`until` for code that runs outside of an event loop."""
-    deadline = time.monotonic() + timeout
+    began = time.monotonic()
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > timeout:
             raise _late(condition, what, timeout, value)
-        time.sleep(0.02)
+        time.sleep(_pause(waited, 0.02, 0.1))
+
+
+def _pause(waited: float, shortest: float, longest: float) -> float:
+    """Seconds until the next look: a tenth of what was waited so far, within these limits.
+
+    Many tests wait at the same time, and each look takes the processor from what they wait for.
+    """
+    return min(max(waited / 10, shortest), longest)
 
 
 def _late(condition: object, what: str, timeout: float, value: object) -> AssertionError:

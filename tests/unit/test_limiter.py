@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -130,7 +131,7 @@ def side(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Side:
     async def sleep(seconds: float) -> None:
         side.slept.append(seconds)
 
-    monkeypatch.setattr(limiter_module.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     return side
 
 

@@ -252,8 +252,8 @@ def test_the_limit_of_open_files_is_raised(
     warned: bool,
 ) -> None:
     done: list[tuple[int, int]] = []
-    monkeypatch.setattr(master_module.resource, "getrlimit", lambda _: limits)
-    monkeypatch.setattr(master_module.resource, "setrlimit", lambda _, to: done.append(to))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, to: done.append(to))
     home.settings["max_total_connections"] = cap
     home.allow_open_files()
     assert done == ([set_to] if set_to else [])
