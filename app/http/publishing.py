@@ -99,7 +99,8 @@ async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
         HttpError: 400, 408, 413 or 415.
         ClientError: PARSE_ERROR.
     """
-    packed = request.headers.get("Content-Encoding", "").strip().lower()
+    # Several lines are one list, of what was done one after the other (RFC 9110, 8.4).
+    packed = ",".join(request.headers.getall("Content-Encoding", ())).strip().lower()
     if packed not in _ENCODINGS:
         message = f"Send the body as it is, or with gzip or deflate, not as {packed[:80]}."
         raise HttpError(415, ErrorCode.UNSUPPORTED_MEDIA_TYPE, message, close=True)

@@ -20,6 +20,7 @@ __all__ = ["CONNECTION_NAMES", "RUNNER_NAMES", "SERVER_NAMES", "RequestHandler",
 CONNECTION_NAMES = frozenset(
     {
         "_close",
+        "_current_request",
         "_force_close",
         "_keepalive_timeout",
         "_manager",

@@ -267,6 +267,8 @@ class HttpConnection(GuardedConnection):
         before = self._request_count
         super().data_received(data)
         arrived = self._request_count - before
+        if arrived and not isinstance(self._messages[-1][0], RawRequestMessage):
+            self._fail_bodies()
         if arrived and before:
             self._waited = 0.0
         if arrived == 1 and self._messages:
@@ -289,6 +291,19 @@ class HttpConnection(GuardedConnection):
                 self._expect_rest(data)  # the request before it is not answered yet
             self._missing = _UNKNOWN
             self._last = (self._last + data)[-_KEPT:]
+
+    def _fail_bodies(self) -> None:
+        """What has come cannot be parsed: a body that has not ended goes on no more.
+
+        aiohttp would let its handler wait for the rest, where the fault is in a chunk's size or behind
+        the last chunk.
+        """
+        bodies = [payload for _, payload in self._messages]
+        if self._current_request is not None:
+            bodies.append(self._current_request.content)
+        for body in bodies:
+            if not body.is_eof() and body.exception() is None:
+                body.set_exception(web.RequestPayloadError("the body cannot be parsed"))
 
     def _begin(self, message: Any, payload: StreamReader, data: bytes) -> None:
         """Find out how much of a body is to come when `data` has completed the head."""

@@ -199,3 +199,42 @@ async def test_the_wait_for_a_body_is_reported_once() -> None:
     assert [connection.take_waited() for _ in range(2)] == [10.0, 0.0]
     connection.connection_lost(None)
     await settled(connection)
+
+
+CHUNKS = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n"
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"0\r\nX : a\r\n\r\n",
+        b"0\r\nX: \0\r\n\r\n",
+        b"0\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
+        b"0\r\n" + b"X: a\r\n" * 20_000 + b"\r\n",
+        b"z\r\n",
+    ],
+    ids=["name", "value", "long trailer", "trailers", "size"],
+)
+@pytest.mark.parametrize("step", [1 << 20, 1000])
+async def test_a_body_whose_chunks_cannot_be_parsed_ends_at_once(rest: bytes, step: int) -> None:
+    failed: list[str] = []
+
+    async def read(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            await request.read()
+        except web.RequestPayloadError:
+            failed.append(request.path)
+            return web.Response(status=400)
+        return web.Response()
+
+    connection = HttpServer(web.Server(read), Guard(lambda _: None))()
+    transport = Memory()
+    connection.connection_made(transport)
+    await settled(connection)  # type: ignore[arg-type]
+    connection.data_received(CHUNKS)
+    await settled(connection)  # type: ignore[arg-type]
+    for start in range(0, len(rest), step):
+        connection.data_received(rest[start : start + step])
+        await settled(connection)  # type: ignore[arg-type]
+    assert failed == ["/"]
+    assert transport.written.startswith(b"HTTP/1.1 400 ")

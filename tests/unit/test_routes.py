@@ -747,6 +747,17 @@ async def test_a_body_that_cannot_be_unpacked_is_refused(side: HttpSide, packed:
     await fail(answer, 415, "UNSUPPORTED_MEDIA_TYPE")
 
 
+@pytest.mark.parametrize("packed", [("gzip", "gzip"), ("identity", "x"), ("identity", "gzip")])
+async def test_a_body_that_is_packed_in_two_lines_is_refused(
+    side: HttpSide, packed: tuple[str, str]
+) -> None:
+    headers = CIMultiDict({**AUTH, "Content-Type": "application/json"})
+    for one in packed:
+        headers.add("Content-Encoding", one)
+    answer = await side.client.post("/ws/broadcast", data=json.dumps(MESSAGE), headers=headers)
+    await fail(answer, 415, "UNSUPPORTED_MEDIA_TYPE")
+
+
 async def test_the_same_id_in_an_array(side: HttpSide) -> None:
     items = [
         {"type": "status", "event": "e", "data": data, "id": id}
