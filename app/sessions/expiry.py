@@ -1,4 +1,7 @@
-"""The end of users' tokens: a warning, then the end of the connection."""
+"""The end of users' tokens: a warning, then the end of the connection.
+
+Between the two a client has the time that is promised, also where the machine's clock is set meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ AUTH_SECONDS = 10.0
 """How long a client may take to show its token."""
 EXPIRY_WARNING = 60.0
 """Seconds before the expiry of a token at which its client gets `token_expiring`."""
+_STEP = 5.0
+"""Seconds by which a warning may be early before it counts as one for which the clock was set back."""
 
 
 class Expiry:
@@ -38,18 +43,27 @@ class Expiry:
                 extra.expiry = self._loop.call_later(max(0.0, left), self._expire, session)
             else:
                 extra.expiry = self._loop.call_later(
-                    max(0.0, left - EXPIRY_WARNING), self._warn, session, extra.expires_at
+                    max(0.0, left - EXPIRY_WARNING),
+                    self._warn,
+                    session,
+                    extra.expires_at,
+                    min(max(0.0, left), EXPIRY_WARNING),
                 )
 
     def await_token(self, session: Session) -> None:
         """Give a session `AUTH_SECONDS` to authenticate."""
         session.need_extra().expiry = self._loop.call_later(AUTH_SECONDS, self._expire, session)
 
-    def _warn(self, session: Session, expires_at: float) -> None:
+    def _warn(self, session: Session, expires_at: float, promised: float) -> None:
+        left = expires_at - time.time()
+        if left > EXPIRY_WARNING + _STEP:
+            self.watch(session)
+            return
         data = {"expiresAt": round(expires_at * 1000)}
         session.send_event("token_expiring", envelope.envelope("system", "token_expiring", data))
-        left = max(0.0, expires_at - time.time())
-        session.need_extra().expiry = self._loop.call_later(left, self._expire, session)
+        session.need_extra().expiry = self._loop.call_later(
+            max(promised, left), self._expire, session
+        )
 
     def _expire(self, session: Session) -> None:
         session.send_error(
