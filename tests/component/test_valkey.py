@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
@@ -187,8 +190,56 @@ async def test_no_second_server_on_the_same_files(
     with caplog.at_level(logging.ERROR):
         async with supervised(Valkey(data_dir, "no")):
             await until(lambda: "another server still holds its files" in caplog.text)
-            os.kill(pid, signal.SIGKILL)
-            await running(data_dir)
+            await running(data_dir, other_than=pid)
+    assert f"Something removed the files of Valkey (pid {pid}): stopped" in caplog.text
+    assert start_time(pid) is None
+
+
+async def test_a_server_whose_directory_was_removed_is_found_and_stopped(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = data_dir / "removed"
+    place.mkdir()
+    async with supervised(Valkey(place, "no")):
+        pid = await running(place)
+    shutil.rmtree(place)
+    assert valkey.find(place) is None
+    # One that is busy with what it cannot write takes no TERM.
+    os.kill(pid, signal.SIGSTOP)
+    assert await asyncio.to_thread(valkey.stop, place, 0.2)
+    assert start_time(pid) is None
+    assert f"Valkey (pid {pid}) does not react to signal {signal.SIGTERM}" in caplog.text
+    assert not valkey.stop(place)
+
+
+async def test_a_server_whose_directory_was_removed_does_not_stay_beside_the_next(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = data_dir / "removed"
+    place.mkdir()
+    async with supervised(Valkey(place, "no")):
+        first = await running(place)
+        shutil.rmtree(place)
+        second = await running(place, other_than=first)
+        assert valkey.servers(place) == [second]
+        assert start_time(first) is None
+    await asyncio.to_thread(valkey.stop, place)
+
+
+async def test_only_the_servers_of_a_directory_are_stopped(data_dir: Path) -> None:
+    """Names that begin alike, and programs that mention the socket within an argument."""
+    socket_path = paths.valkey_socket(data_dir)
+    code = "import time; time.sleep(60)"
+    like = (f"{socket_path}2", f"x{socket_path}")
+    others = [subprocess.Popen([sys.executable, "-c", code, name]) for name in like]
+    try:
+        assert valkey.servers(data_dir) == []
+        assert not valkey.stop(data_dir)
+        assert [one.poll() for one in others] == [None, None]
+    finally:
+        for one in others:
+            one.kill()
+            one.wait()
 
 
 async def test_pid_of_another_program_is_not_signalled(data_dir: Path) -> None:

@@ -197,6 +197,27 @@ async def test_sockets_and_lock_files_are_put_back() -> None:
         assert service.log.count("This worker leads now") == 2
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_no_process_stays_when_the_whole_directory_was_removed(at_once: bool) -> None:
+    """Neither of the service that ends then, nor beside the one that goes on."""
+    async with Service() as service:
+        clients = await connect(service)
+        await service.publish("status", "tick")
+        (first,) = private_valkeys(service)
+        shutil.rmtree(service.data_dir)
+        if not at_once:
+            await until(lambda: is_published(service), "publishing works again", 20)
+            assert [first] != private_valkeys(service)
+            assert len(private_valkeys(service)) == 1
+            assert [client.socket.close_code for client in clients] == [None] * CLIENTS
+        await asyncio.gather(*(client.close() for client in clients))
+        # Its end looks for processes of this service.
+
+
+def private_valkeys(service: Service) -> list[int]:
+    return [one.pid for one in service.processes() if "valkey" in one.name()]
+
+
 async def is_published(service: Service) -> bool:
     body = {"type": "status", "event": "tick", "data": 1}
     return (await service.post("/ws/broadcast", body)).status == 200

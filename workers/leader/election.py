@@ -16,7 +16,7 @@ from typing import Any
 from app.backoff import Backoff
 from app.seconds import next_second
 from app.supervisor import Supervisor
-from workers.shared.locks import FileLock, is_at, open_lock
+from workers.shared.locks import FileLock, is_at, reopen_lock
 
 Duty = Callable[[], Coroutine[Any, Any, None]]
 
@@ -89,7 +89,7 @@ class Leader:
                 if opened:  # removed: the leader, if there is one, is to lock the new one first
                     await self._pause()
                     await self._pause()
-                opened.append(open_lock(self._lock))
+                opened.append(reopen_lock(self._lock))
             if FileLock(opened[-1]).try_enter():
                 return
             await self._pause()
@@ -101,7 +101,7 @@ class Leader:
             if is_at(self._lock, opened[-1]):
                 continue
             # The locks of the removed ones are kept as well, for processes that still use them.
-            opened.append(open_lock(self._lock))
+            opened.append(reopen_lock(self._lock))
             if not FileLock(opened[-1]).try_enter():
                 return
             logger.warning("%s was removed; it is there again", self._lock)

@@ -30,7 +30,7 @@ from app.seconds import next_second
 from workers.shared import paths
 from workers.shared.locks import open_lock, try_flock
 from workers.shared.polling import block_until, wait_until
-from workers.shared.processes import command_line, start_time
+from workers.shared.processes import called_with, command_line, start_time
 
 _GONE_INTERVAL = 0.01
 """Seconds between two looks whether the server has ended."""
@@ -110,6 +110,16 @@ def find(data_dir: Path, place: FindPlace = paths.valkey_place) -> int | None:
     return None
 
 
+def servers(data_dir: Path, place: FindPlace = paths.valkey_place) -> list[int]:
+    """Pids of all Valkeys of a data directory, the ones that `find` cannot find too.
+
+    It cannot when something has removed the socket and the pid file, or all of the directory.
+    """
+    found = [pid for pid in called_with(os.fsencode(place(data_dir).socket)) if start_time(pid)]
+    first = find(data_dir, place)
+    return [*([] if first is None else [first]), *(pid for pid in found if pid != first)]
+
+
 def stop(data_dir: Path, grace: float = _STOP_GRACE) -> bool:
     """Stop the Valkeys of a data directory and wait for their end; False when none runs. Blocks.
 
@@ -123,22 +133,27 @@ def stop(data_dir: Path, grace: float = _STOP_GRACE) -> bool:
 
 
 def stop_at(data_dir: Path, place: FindPlace, grace: float = _STOP_GRACE) -> bool:
-    """As `stop`, the one at a place.
+    """As `stop`, those at a place.
 
     What a private Valkey has acknowledged is in the append-only file, so it saves nothing else.
     """
-    pid = find(data_dir, place)
-    if pid is None:
-        return False
+    pids = servers(data_dir, place)
+    if pids:
+        _ask_to_end(place(data_dir).socket)  # at once: it looks at signals `IDLE_HZ` times a second
+    for pid in pids:
+        _end(pid, grace)
+    return bool(pids)
+
+
+def _end(pid: int, grace: float) -> None:
+    """Send TERM, and KILL after `grace` seconds. One whose files were removed may refuse TERM. Blocks."""
     born = start_time(pid)
-    _ask_to_end(place(data_dir).socket)  # at once: it looks at signals `IDLE_HZ` times a second
     for signum, limit in ((signal.SIGTERM, grace), (signal.SIGKILL, _STOP_GRACE)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signum)
         if block_until(lambda: start_time(pid) != born, limit):
-            return True
+            return
         logger.warning("Valkey (pid %d) does not react to signal %d", pid, signum)
-    return True
 
 
 class Valkey:
@@ -190,17 +205,19 @@ class Valkey:
                     delay = _backoff(failures + 1)
                     logger.error("%s cannot start, next try in %g s: %s", self._name, delay, error)
                     await asyncio.sleep(delay)
+                    if self._find() is None:
+                        await self._end_lost()  # one that holds the files of which it has no socket
                     continue
                 logger.info("%s started (pid %d)", self._name, pid)
             else:
                 logger.info("%s is running already (pid %d)", self._name, pid)
             end = await self._watch(pid)
-            if end is _End.SILENT and self._find() == pid:
+            if end is _End.SILENT and pid in self._servers():
                 logger.error(
                     "%s (pid %d) was silent for %d s: killed", self._name, pid, self._silence
                 )
                 os.kill(pid, signal.SIGKILL)
-            elif end is _End.UNREACHABLE and self._find() == pid:
+            elif end is _End.UNREACHABLE and pid in self._servers():
                 logger.error(
                     "Something removed the socket of %s (pid %d): restarted", self._name, pid
                 )
@@ -213,6 +230,15 @@ class Valkey:
     def _find(self) -> int | None:
         return find(self._data_dir, self._place)
 
+    def _servers(self) -> list[int]:
+        return servers(self._data_dir, self._place)
+
+    async def _end_lost(self) -> None:
+        """End servers that nothing can reach any more, since something has removed their files."""
+        for pid in self._servers():
+            logger.error("Something removed the files of %s (pid %d): stopped", self._name, pid)
+            await asyncio.to_thread(_end, pid, _STOP_GRACE)
+
     async def _start(self) -> int:
         """Start the server; return when it takes connections, though it may still load."""
         paths.make_private(self._directory)
@@ -221,6 +247,7 @@ class Valkey:
         try:
             if not try_flock(lock):
                 raise CannotStart("another server still holds its files")
+            await self._end_lost()
             with self._log_file.open("ab") as output:
                 log_begins = output.tell()
                 child = subprocess.Popen(  # noqa: ASYNC220, S603 (our own program, and a millisecond)

@@ -33,6 +33,16 @@ def open_lock(path: Path) -> int:
     return fd
 
 
+def reopen_lock(path: Path) -> int:
+    """As `open_lock`, after the file was removed: all of its directory may have been.
+
+    Raises:
+        PermissionError: as `open_lock`.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return open_lock(path)
+
+
 def try_flock(fd: int) -> bool:
     """Take the `flock` of a descriptor if no other has it."""
     return _try(fcntl.flock, fd)
@@ -95,7 +105,7 @@ class MastersLock:
         """Lock the file anew where it was removed; True when it was."""
         if is_at(self._path, self._fd):
             return False
-        fd = open_lock(self._path)
+        fd = reopen_lock(self._path)
         os.dup2(fd, self._fd, inheritable=False)
         os.close(fd)
         self.share()
