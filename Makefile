@@ -66,7 +66,7 @@ else
 endif
 
 containers: $(VENV)/installed-dev ## tests with a real Docker engine, which root installs into ENGINE_DIR where it is missing
-	$(BIN)/pytest --cache-clear tests/containers || $(BIN)/pytest --lf --lfnf=none tests/containers
+	$(BIN)/pytest -n 3 --dist loadfile --cache-clear tests/containers || $(BIN)/pytest --lf --lfnf=none tests/containers
 
 page: ## build the page at /, the runbook as a page and the client library into the files that are committed
 	$(or $(wildcard $(BIN)/python),python3) -m scripts.runbook

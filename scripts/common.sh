@@ -22,7 +22,9 @@ die() {
 find_python() {
   local candidate
   for candidate in "${PYTHON-}" .venv/bin/python python3; do
-    if [[ -n $candidate ]] && "$candidate" -c 'import aiohttp, redis, dotenv' 2> /dev/null; then
+    # To import them would take a second.
+    if [[ -n $candidate ]] && "$candidate" -c 'import sys; from importlib.util import find_spec
+sys.exit(not all(map(find_spec, ("aiohttp", "redis", "dotenv"))))' 2> /dev/null; then
       python=$candidate
       return $?
     fi

@@ -217,8 +217,11 @@ async def test_a_server_whose_directory_was_removed_does_not_stay_beside_the_nex
 ) -> None:
     place = data_dir / "removed"
     place.mkdir()
+    caplog.set_level(logging.INFO)
     async with supervised(Valkey(place, "no")):
         first = await running(place)
+        # Before that the supervisor itself waits for the socket, and as long as for a slow start.
+        await until(lambda: f"Valkey started (pid {first})" in caplog.text)
         shutil.rmtree(place)
         second = await running(place, other_than=first)
         assert valkey.servers(place) == [second]

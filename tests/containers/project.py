@@ -14,7 +14,7 @@ import ssl
 import subprocess
 import sys
 import termios
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,30 +33,45 @@ HOME = Path(os.environ.get("ENGINE_DIR", "/var/tmp/yujian-engine"))
 """Where the engine is installed and keeps its images."""
 NAME = f"yj{os.getpid()}"
 """Of the project, and of its images."""
+_LABEL = "yujian.test.project"
+"""Of its images; other projects deploy at the same time."""
 API, SITE = "api.localhost", "lab.localhost"
-_started: list[str] = []
+_STARTED = HOME.with_name(f"{HOME.name}-started")
+"""There while an engine runs that these tests have started."""
+_uses: list[int] = []
+"""The descriptor that holds the lock of those that use the engine."""
 COPIED = (*SCRIPTED, "frontend", "monitoring", "Dockerfile", ".dockerignore")
 
 
 @functools.cache
 def engine() -> dict[str, str]:
     """Install and start the engine if need be; the environment in which `docker` finds it."""
+    HOME.parent.mkdir(parents=True, exist_ok=True)
+    with _lock("start"):
+        _uses.append(os.open(HOME.with_name(f"{HOME.name}-use.lock"), os.O_RDWR | os.O_CREAT))
+        fcntl.flock(_uses[0], fcntl.LOCK_SH)
+        return _made_ready()
+
+
+@contextlib.contextmanager
+def _lock(name: str) -> Iterator[None]:
+    """Keep other processes of tests waiting."""
+    with HOME.with_name(f"{HOME.name}-{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _made_ready() -> dict[str, str]:
     path = f"{HOME}/engine/usr/bin:{HOME}/engine/usr/sbin:{os.environ['PATH']}"
     environ = dict(os.environ) | {
         "PATH": path,
         "DOCKER_HOST": f"unix://{HOME}/docker.sock",
         "DOCKER_CONFIG": str(HOME / "config"),
     }
-    answers = subprocess.run(["docker", "version"], env=environ, capture_output=True)
-    if answers.returncode:
-        _started.append("engine")
-    for command in ("install", "start"):
-        # Its output goes to a file: the engine would keep a pipe open.
-        with (HOME.parent / f"{HOME.name}-{command}.log").open("w") as log:
-            done = subprocess.run(
-                ["bash", ENGINE / "engine.sh", command, HOME], stdout=log, stderr=log
-            )
-        assert done.returncode == 0, Path(log.name).read_text()[-2000:]
+    if subprocess.run(["docker", "version"], env=environ, capture_output=True).returncode:
+        _STARTED.touch()
+    _engine_sh("install")
+    _engine_sh("start")
     plugins = HOME / "config/cli-plugins"
     plugins.mkdir(parents=True, exist_ok=True)
     site = Path(next(path for path in sys.path if path.endswith("site-packages")))
@@ -64,8 +79,9 @@ def engine() -> dict[str, str]:
         ("docker-compose", site / "compose/docker-compose"),
         ("docker-buildx", HOME / "engine/usr/libexec/docker/cli-plugins/docker-buildx"),
     ):
-        (plugins / name).unlink(missing_ok=True)
-        (plugins / name).symlink_to(program)
+        if not (plugins / name).is_symlink() or (plugins / name).readlink() != program:
+            (plugins / name).unlink(missing_ok=True)
+            (plugins / name).symlink_to(program)
     venv = site.parents[2]
     made = subprocess.run(
         ["bash", ENGINE / "images.sh", venv, HOME], env=environ, capture_output=True, text=True
@@ -74,21 +90,46 @@ def engine() -> dict[str, str]:
     return environ
 
 
+def _engine_sh(command: str) -> None:
+    # Its output goes to a file: the engine would keep a pipe open.
+    with HOME.with_name(f"{HOME.name}-{command}.log").open("w") as log:
+        done = subprocess.run(["bash", ENGINE / "engine.sh", command, HOME], stdout=log, stderr=log)
+    assert done.returncode == 0, Path(log.name).read_text()[-2000:]
+
+
 def stop_engine() -> None:
-    """Stop the engine if these tests have started it."""
-    if _started:
-        subprocess.run(["bash", ENGINE / "engine.sh", "stop", HOME], check=False)
-        _started.clear()
+    """Stop the engine if tests have started it and these are the last that use it."""
+    if not _uses:
+        return
+    fcntl.flock(_uses[0], fcntl.LOCK_UN)
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(_uses[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _STARTED.exists():
+            _engine_sh("stop")
+            _STARTED.unlink()
+    os.close(_uses.pop())
 
 
 def restart_engine() -> None:
-    """Stop the engine and start it again; containers start as their restart policy says."""
+    """Stop the engine and start it again; containers start as their restart policy says.
+
+    Only while no other process of tests uses it: see `alone`.
+    """
     pid = int((HOME / "dockerd.pid").read_text())
-    subprocess.run(["bash", ENGINE / "engine.sh", "stop", HOME], check=True)
+    _engine_sh("stop")
     until_now(lambda: not Path(f"/proc/{pid}").exists(), "the engine has ended", 60)
-    with (HOME.parent / f"{HOME.name}-start.log").open("w") as log:
-        start = ["bash", str(ENGINE / "engine.sh"), "start", str(HOME)]
-        subprocess.run(start, env=engine(), stdout=log, stderr=log, check=True)
+    _engine_sh("start")
+
+
+@contextlib.asynccontextmanager
+async def alone() -> AsyncIterator[None]:
+    """Wait until no other process of tests uses the engine, and keep them waiting."""
+    fcntl.flock(_uses[0], fcntl.LOCK_UN)
+    await asyncio.to_thread(fcntl.flock, _uses[0], fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(_uses[0], fcntl.LOCK_SH)
 
 
 class Project(Copy):
@@ -98,6 +139,8 @@ class Project(Copy):
         # Its path has a blank, as those of some users have.
         self.root = home / "yu jian"
         self.fill(COPIED)
+        with (self.root / "Dockerfile").open("a") as file:
+            file.write(f"LABEL {_LABEL}={NAME}\n")
         self.port = free_port()
         self.certificate = home / "root.crt"
         self.settings = {
@@ -246,6 +289,27 @@ class Project(Copy):
             "exec", self.compose("ps", "--quiet", "backend").splitlines()[0], "python", "-c",
             "import json, urllib.request as r; print(json.load(r.urlopen('http://127.0.0.1:3001/status'))['version'])",
         )  # fmt: skip
+
+    def images(self, *filters: str) -> str:
+        """Ids of the images of this project that pass."""
+        words = [word for one in (f"label={_LABEL}={NAME}", *filters) for word in ("--filter", one)]
+        return self.docker("images", "--quiet", *words)
+
+    async def publish(self, data: object, **more: object) -> dict[str, int]:
+        """Publish a message; what the service answers."""
+        head = {"Authorization": f"Bearer {TOKEN}"}
+        body = {"type": "status", "event": "tick", "data": data, **more}
+        url = f"http://{self.address}/ws/broadcast"
+        async with aiohttp.ClientSession(headers=head) as http, http.post(url, json=body) as answer:
+            assert answer.status == 200, await answer.text()
+            result: dict[str, int] = await answer.json()
+            return result
+
+    async def history(self) -> list[object]:
+        """Data of the last messages."""
+        url = f"http://{self.address}/history?type=status&limit=100"
+        async with aiohttp.ClientSession() as http, http.get(url) as answer:
+            return [one["data"] for one in (await answer.json())["messages"]]
 
     def destroy(self) -> None:
         """Remove all containers, volumes and networks."""

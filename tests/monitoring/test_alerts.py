@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from gunicorn import arbiter, glogging
 
 from scripts import runbook
 from tests.support import REPO
@@ -124,6 +125,28 @@ def test_the_runbook_has_a_section_for_every_alert_and_no_other() -> None:
     for alert in ALERTS:
         for part in ("**Symptom.**", "**What it means.**", "**Look at**\n\n```sh\n", "**Do.**"):
             assert part in bodies[alert], f"{alert} without {part}"
+
+
+def logged(phrase: str) -> bool:
+    """Whether the service, or gunicorn, has it in its code."""
+    sources = [*(REPO / "app").rglob("*.py"), *(REPO / "workers").rglob("*.py")]
+    sources += [Path(arbiter.__file__), Path(glogging.__file__)]
+    return phrase == "Traceback" or any(phrase in source.read_text() for source in sources)
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    sorted(
+        {
+            phrase
+            for words in re.findall(r"logs \| grep (?:-A 20 )?-?[EF]* ?'([^']+)'", RUNBOOK)
+            for phrase in words.split("|")
+            if not re.fullmatch(r"[A-Z]+|.*level.*|\(?(warning|critical)|error\)\"", phrase)
+        }
+    ),
+)
+def test_what_the_runbook_looks_for_in_the_log_can_be_there(phrase: str) -> None:
+    assert logged(phrase)
 
 
 def test_links_of_the_runbook_lead_somewhere() -> None:
