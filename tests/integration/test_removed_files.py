@@ -198,7 +198,7 @@ async def test_sockets_and_lock_files_are_put_back() -> None:
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_no_process_stays_when_the_whole_directory_was_removed(at_once: bool) -> None:
+async def test_no_process_stays_when_the_data_directory_was_removed(at_once: bool) -> None:
     """Neither of the service that ends then, nor beside the one that goes on."""
     async with Service() as service:
         clients = await connect(service)
