@@ -13,9 +13,17 @@ from collections.abc import Collection
 import aiohttp
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import _ErrInfo as BadRequest  # stands in `_messages` for a request
 from aiohttp.web_runner import BaseRunner
 
-__all__ = ["CONNECTION_NAMES", "RUNNER_NAMES", "SERVER_NAMES", "RequestHandler", "check"]
+__all__ = [
+    "CONNECTION_NAMES",
+    "RUNNER_NAMES",
+    "SERVER_NAMES",
+    "BadRequest",
+    "RequestHandler",
+    "check",
+]
 
 CONNECTION_NAMES = frozenset(
     {

@@ -16,8 +16,8 @@ import resource
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 
 from app.errors import ErrorCode
@@ -25,7 +25,7 @@ from app.protocol import http_answers
 from app.protocol.envelope import encode_json
 from app.seconds import SecondCall, call_next_second
 from app.transport import kernel
-from app.transport.aiohttp_private import RequestHandler
+from app.transport.aiohttp_private import BadRequest, RequestHandler
 from app.turns import SLICE, Slice
 
 logger = logging.getLogger("realtime.http")
@@ -48,6 +48,7 @@ LEAST_RESERVED = 8
 """Descriptors that are kept back from WebSocket connections: an eighth of all, within these."""
 
 _END_OF_HEAD = b"\r\n\r\n"
+_VERSIONS = (HttpVersion10, HttpVersion11)
 
 
 class Waiting(Protocol):
@@ -253,6 +254,7 @@ class GuardedConnection(RequestHandler):
         super().data_received(data)
         arrived = self._request_count - before
         if arrived:
+            self._refuse_versions(arrived)
             self._guard.end_wait(self._place)
             self._place = self
             behind = b""
@@ -273,6 +275,17 @@ class GuardedConnection(RequestHandler):
             if self._head > MAX_HEAD:
                 self._guard.note_refused("head")
                 self._answer(431, ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
+
+    def _refuse_versions(self, count: int) -> None:
+        """Let the last requests be answered with 400 that are of no version of HTTP known here.
+
+        aiohttp's parser also lets HTTP/0.9 and HTTP/2.0 through, and the answer would say that it is the same.
+        """
+        for place in range(-count, 0):
+            message, payload = self._messages[place]
+            if isinstance(message, RawRequestMessage) and message.version not in _VERSIONS:
+                fault = BadHttpMessage("unknown version of HTTP")
+                self._messages[place] = BadRequest(400, fault, fault.message), payload
 
     def _expects_request(self) -> bool:
         return self._waiter is not None and not self._waiter.done()

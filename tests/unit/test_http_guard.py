@@ -189,6 +189,19 @@ async def test_a_client_that_is_gone_is_not_waited_for(served: Served) -> None:
         ),
         (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, "BAD_REQUEST"),
         (b"GET / HTTP/1.1\r\n\r\n", 400, "BAD_REQUEST"),
+        (b"GET / HTTP/0.9\r\nHost: x\r\n\r\n", 400, "BAD_REQUEST"),
+        (b"GET / HTTP/1.2\r\nHost: x\r\n\r\n", 400, "BAD_REQUEST"),
+        (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 400, "BAD_REQUEST"),
+        (
+            b"POST / HTTP/2.0\r\nHost: x\r\nContent-Length: 9\r\n\r\nxxxxxxxxx",
+            400,
+            "BAD_REQUEST",
+        ),
+        (
+            b"GET / HTTP/2.0\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+            400,
+            "BAD_REQUEST",
+        ),
         (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n", 400, "BAD_REQUEST"),
         (
             b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * (MAX_FIELD + 1) + b"\r\n\r\n",
