@@ -83,7 +83,7 @@ lint: $(VENV)/installed-dev ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck -x .ci/run *.sh scripts/*.sh monitoring/*.sh deploy/systemd/*.sh
+	$(BIN)/shellcheck -x .ci/run *.sh scripts/*.sh monitoring/*.sh deploy/systemd/*.sh tests/containers/engine/*.sh
 
 format: $(VENV)/installed-dev ## format the code and fix what can be fixed automatically
 	$(BIN)/ruff check --fix .

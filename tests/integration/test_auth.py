@@ -93,7 +93,9 @@ async def test_a_token_of_another_user_changes_nothing(plain: Opener) -> None:
     client = await plain()
     await client.request("auth", {"token": token("ann")})
     got = await client.request("auth", {"token": token("bob")})
-    assert got["event"] == "error" or got["data"]["user"] == "bob"
+    assert got["event"] == "error"
+    assert got["data"]["code"] == "UNAUTHORIZED"
+    assert "another user" in got["data"]["message"]
     await client.barrier()
 
 

@@ -313,19 +313,18 @@ async def test_broken_frames_close(service: Service, name: str, sent: bytes, cod
     await witness.close()
 
 
-async def test_binary_frames_close_or_cost_an_error(service: Service) -> None:
-    """The plain protocol is text; a binary message is no request."""
+async def test_a_binary_message_is_an_error(service: Service) -> None:
+    """The plain protocol is text; the connection stays open."""
     async with await RawClient.open(service) as client:
         await client.send(BINARY, text("ping", 1))
-        while True:
-            frame = await client.frame()
-            if frame.opcode == CLOSE:
-                assert frame.close_code in {1002, 1003}
-                break
-            got = json.loads(frame.payload)
+        await client.send(TEXT, text("ping", 2))
+        events = []
+        while "pong" not in events:
+            got = json.loads((await client.frame()).payload)
             if got["event"] == "error":
-                break
-            assert got["event"] != "pong"
+                assert got["data"]["code"] == "PARSE_ERROR"
+            events.append(got["event"])
+        assert [event for event in events if event in ("error", "pong")] == ["error", "pong"]
 
 
 async def test_a_close_is_answered(service: Service) -> None:

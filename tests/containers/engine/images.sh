@@ -23,10 +23,12 @@ debian() { # ROOT PACKAGE...: a root with Debian's Python, and packages of this 
   local root=$1 packages
   shift
   mkdir -p "$root"
+  # shellcheck disable=SC2046 # one word for each package
   packages=$(closure python3.11 python3-pip python3.11-venv ca-certificates passwd "$@" \
     $(dpkg-query -Wf '${Package} ${Essential}\n' | awk '$2=="yes"{print $1}') |
     while read -r p; do dpkg-query -Wf '${db:Status-Status} ${binary:Package}\n' "$p" 2> /dev/null | awk '$1=="installed"{print $2}'; done)
   {
+    # shellcheck disable=SC2086 # one word for each package
     dpkg-query -L $packages
     printf '%s\n' /bin /sbin /lib /lib64 /etc/passwd /etc/group /etc/shadow /etc/gshadow /etc/login.defs /etc/ld.so.cache \
       /etc/alternatives /etc/ssl/certs/ca-certificates.crt /usr/bin/awk
@@ -110,6 +112,7 @@ grafana_image() {
   small grafana
   mkdir -p "$root/var/lib/grafana"
   for l in head base64 httpd; do ln -sf busybox "$root/bin/$l"; done
+  # shellcheck disable=SC2016 # the container expands it
   printf '#!/bin/sh\necho "password of admin: $GF_SECURITY_ADMIN_PASSWORD"\nexec httpd -f -p 3000 -h /srv\n' > "$root/run.sh"
   chmod +x "$root/run.sh"
   chown 472:0 "$root/var/lib/grafana"
