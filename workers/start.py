@@ -72,7 +72,7 @@ def ask(settings: Settings) -> ListeningSockets | None:
         return None
     pid = read_pid(paths.pid_files(settings.data_dir).second)
     if pid not in (None, master) and start_time(pid):
-        raise Failed(f"master {pid} is about to take the place of master {master} already")
+        raise Failed(f"master {pid} is taking the place of master {master} already")
     table = SlotTable(paths.slots_file(settings.data_dir), settings.max_total_connections)
     table.sweep()
     reason = "no worker of it serves"
@@ -85,7 +85,7 @@ def ask(settings: Settings) -> ListeningSockets | None:
             )
         except (OSError, EOFError, ValueError) as error:
             reason = f"worker {row.pid}: {error}"
-    raise Failed(f"master {master} runs, but its listening sockets cannot be had: {reason}")
+    raise Failed(f"master {master} runs, but its listening sockets cannot be obtained: {reason}")
 
 
 def _ask_worker(path: Path) -> list[int]:

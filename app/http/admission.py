@@ -194,7 +194,12 @@ class Admission:
 
     def _check_origin(self, request: RequestHead) -> None:
         if not self._origins.allows(request):
-            raise Refused(403, ErrorCode.FORBIDDEN, "This origin is not allowed.", "origin")
+            raise Refused(
+                403,
+                ErrorCode.FORBIDDEN,
+                "This origin is not allowed; see ALLOWED_ORIGINS.",
+                "origin",
+            )
 
     def _check_options(
         self,

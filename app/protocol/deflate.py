@@ -204,7 +204,7 @@ class InflatingReader(FrameReader):
         """
         compressed = dumped["compressed"]
         if compressed not in (0, TEXT, BINARY) or isinstance(compressed, bool):
-            raise ValueError("a message under way is text or binary")
+            raise ValueError("a message in progress is text or binary")
         reader = super().load(limit, dumped)
         assert isinstance(reader, InflatingReader)
         reader._go_on(compressed)

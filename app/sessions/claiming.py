@@ -157,8 +157,8 @@ class Claiming:
         self._refusals.note("user")
         if answering < most:
             return NoRoomNow(
-                f"This user has reached the limit of {most} connections, some of them by connections that do"
-                " not answer; come back later.",
+                f"This user has reached the limit of {most} connections, some of which do not answer;"
+                " reconnect later.",
                 draw_delay(),
             )
         if len(self._full) >= MAX_FULL:

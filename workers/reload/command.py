@@ -135,7 +135,7 @@ def choose(data_dir: Path, master: int) -> tuple[signal.Signals, str]:
     """The signal that the change needs, and why."""
     changed = fingerprint.changes(data_dir, master)
     if changed is None:
-        needs, why = signal.SIGUSR2, "the master has not said what it is made of"
+        needs, why = signal.SIGUSR2, "it is not recorded which code the master runs"
     elif changed:
         listed = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" * (len(changed) > 5))
         needs, why = signal.SIGUSR2, f"the master itself must change: {listed}"

@@ -205,7 +205,7 @@ def check_state(context: SessionContext, packed: Any, chunks: Sequence[bytes] = 
     unknown = set(state["positions"]) - context.known_types
     unknown |= {page["type"] for page in state["pages"]} - context.known_types
     if unknown:
-        raise CannotPass(f"subscribed to types that are no more: {', '.join(sorted(unknown))}")
+        raise CannotPass(f"subscribed to types that no longer exist: {', '.join(sorted(unknown))}")
     return state
 
 
@@ -264,11 +264,11 @@ def _dump_socketio(session: SocketIOSession, payload: Payload) -> State:
         ENTERING,
         LEAVING,
     ):
-        raise CannotPass("it is on its way into or out of a namespace")
+        raise CannotPass("it is entering or leaving a namespace")
     packet = server.incomplete.get(session)
     rooms = [list(key) for key in extra.rooms]
     if not _is_json([extra.session, extra.environ, rooms]):
-        raise CannotPass("what the application keeps of it is not JSON")
+        raise CannotPass("the session data of the application is not JSON")
     return {
         "namespaces": sids,
         "rooms": rooms,
