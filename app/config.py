@@ -572,7 +572,11 @@ def _plain(value: object) -> object:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the settings of this process and of `.env` here; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m app.config", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m app.config",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--table", action="store_true", help="print the table in Markdown")
     parser.add_argument("--get", metavar="name", help="print the value of one setting, for scripts")
     options = parser.parse_args(arguments)

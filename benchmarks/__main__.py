@@ -41,7 +41,11 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--quick", action="store_true", help="500 connections, in seconds")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     parser.add_argument(

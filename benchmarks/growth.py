@@ -169,7 +169,11 @@ AXES: dict[str, tuple[str, tuple[int, ...], Callable[[int, float], Row]]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the axes, and write the figures, the page and its plot."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.growth",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--only", action="append", choices=AXES, help="may be repeated")
     parser.add_argument("--seconds", type=float, default=2, help="for each figure, roughly")
     parser.add_argument("--out", type=Path, default=DOCS, help="directory of the results")

@@ -190,7 +190,11 @@ def ratio(here: Sequence[float], there: Sequence[float]) -> float | None:
 
 def main() -> int:
     """Measure, print, and judge if a limit is given."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.regression", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.regression",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("revision", help="what to compare with, such as HEAD~1 or v1.0.0")
     parser.add_argument("--clients", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=7)

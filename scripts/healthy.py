@@ -10,6 +10,7 @@ too. Exit code 0: it serves; 1: it does not, or that cannot be known.
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import os
 import socket
@@ -65,8 +66,15 @@ def has_worker(data_dir: Path) -> bool:
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Ask the service named by BIND, or look for a worker of it; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.healthy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--worker", action="store_true", help="look for a worker of DATA_DIR only")
+    options = parser.parse_args(arguments)
     data_dir = Path(os.environ.get("DATA_DIR") or "data").expanduser()
-    if list(arguments) == ["--worker"]:
+    if options.worker:
         return 0 if has_worker(data_dir) else NO_WORKER
     try:
         if note := os.environ.get("MASTER_PID_FILE"):

@@ -19,7 +19,11 @@ LEVELS = ("debug", "info", "warning", "error", "critical", DEFAULT)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the level down where the workers look; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.log_level", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.log_level",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("level", choices=LEVELS, metavar="LEVEL", help=", ".join(LEVELS))
     level = parser.parse_args(arguments).level
     data_dir = data_directory()

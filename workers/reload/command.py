@@ -231,10 +231,16 @@ def data_directory() -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `make reload`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m workers.reload", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m workers.reload",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
-        "--signal", choices=["HUP", "USR2"], help="instead of the one that the change needs"
+        "--signal",
+        choices=["HUP", "USR2"],
+        help="send this signal, not the one that the change needs",
     )
     options = parser.parse_args(arguments)
     os.chdir(paths.home())
