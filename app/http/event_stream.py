@@ -93,11 +93,7 @@ class EventStream(SessionEntrance):
         context = self._context
         session = EventStreamSession(context, fd, connection_id(), admitted.user)
         start = functools.partial(self._start, session, request, admitted, last_id)
-        try:
-            context.hub.begin(session, start)
-        except OSError:
-            self._admission.give_back(admitted)
-            raise
+        self._begin_session(session, admitted, start)
 
     def _start(
         self, session: EventStreamSession, request: RequestHead, admitted: Admitted, last_id: str

@@ -96,6 +96,20 @@ class SessionEntrance:
                 retry_after=5,
             ) from None
 
+    def _begin_session(
+        self, session: Session, admitted: Admitted, start: Callable[[], None]
+    ) -> None:
+        """Give a session to the hub, which starts it.
+
+        Raises:
+            OSError: the hub does not take its descriptor; what was reserved for it is given back.
+        """
+        try:
+            self._context.hub.begin(session, start)
+        except OSError:
+            self._admission.give_back(admitted)
+            raise
+
 
 def log_opened(session: Session, address: str) -> None:
     """Write the line of a new connection, at the level of debugging."""

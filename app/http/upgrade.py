@@ -140,11 +140,7 @@ class Upgrade(SessionEntrance):
         extension = None if bits is None else answer(bits)
         response = handshake_response(admitted.key, choose_subprotocol(request), extension)
         start = functools.partial(self._start, session, admitted, options, response, received)
-        try:
-            context.hub.begin(session, start)
-        except OSError:
-            self._admission.give_back(admitted)
-            raise
+        self._begin_session(session, admitted, start)
 
     def _start(
         self,

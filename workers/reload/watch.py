@@ -116,25 +116,16 @@ class Watch:
         before = _children(self._master)
         os.kill(self._master, signal.SIGUSR2)
         new = self._await_new_master(before)
-        born = start_time(new)
-        try:
-            self._await_new(new, lambda: born is not None and start_time(new) == born)
-        except BaseException:
-            self._end_process(new, born)
-            raise
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._master, signal.SIGTERM)
-        self._await_end_of_old(new)
-        self._until(lambda: start_time(self._master) != self._born, EXIT_SECONDS)
+        self.await_successor(new)
         # Until then it would not understand another USR2.
         first = self._pid_files.first
         self._until(lambda: read_pid(first) == new, EXIT_SECONDS)
 
     def await_successor(self, new: int) -> None:
-        """A new master that is no child of the old one, and has its listening sockets.
+        """Let the old master end when the workers of a new one serve.
 
         Args:
-            new: its pid.
+            new: its pid; it has the listening sockets, and need not be a child of the old one.
 
         Raises:
             Failed: its workers did not come; it is gone again.
