@@ -7,8 +7,10 @@ the service itself uses `connection`, `request`, `user` and `worker`.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Iterable
@@ -64,6 +66,8 @@ def _hide(match: re.Match[str]) -> str:
 def _quoted(value: object) -> str:
     """A value of a field; in quotes where it could pass for more than one field."""
     text = str(value)
+    if type(value) is int:
+        return text
     if text and _ODD.search(text) is None:
         return text
     return json.dumps(text, ensure_ascii=False)
@@ -113,7 +117,9 @@ class TextFormatter(LineFormatter):
         line = (
             f"{_timestamp(record.created)} {record.levelname:7} [{record.process}]"
             f" {record.name}: {record.getMessage()}{fields}"
-        ).translate(_CONTROLS)
+        )
+        if not line.isprintable():  # to ask costs a tenth of the translation
+            line = line.translate(_CONTROLS)
         trouble = self.trouble(record).splitlines()
         return self.redacted(
             "\n".join([line, *(f"  {text.translate(_CONTROLS)}" for text in trouble)])
@@ -180,8 +186,13 @@ def enter_worker(worker: int, secrets: Iterable[str]) -> None:
 
 
 def _timestamp(seconds: float) -> str:
-    second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return f"{second}.{int(seconds % 1 * 1000):03d}Z"
+    return f"{_second(math.floor(seconds))}.{int(seconds % 1 * 1000):03d}Z"
+
+
+@functools.lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    """A full second as a text: many lines may have the same."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _each_text(value: Any, change: Any) -> Any:

@@ -62,6 +62,27 @@ def test_no_input_can_forge_a_line() -> None:
     assert "\n" not in JsonFormatter().format(record("user %s", "x\ny"))
 
 
+def test_each_control_character_is_escaped_also_when_it_is_the_only_one() -> None:
+    for code in (*range(32), *range(127, 160)):
+        line = TextFormatter().format(record("user %s", f"汉{chr(code)}b"))
+        assert line.endswith(f"user 汉\\x{code:02x}b")
+
+
+@pytest.mark.parametrize(
+    ("created", "shown"),
+    [
+        (1_795_478_400.9996, "2026-11-24T00:00:00.999Z"),
+        (1_795_478_400.0, "2026-11-24T00:00:00.000Z"),
+        (1_795_478_401.5, "2026-11-24T00:00:01.500Z"),
+        (0.25, "1970-01-01T00:00:00.250Z"),
+    ],
+)
+def test_each_line_has_its_own_time(created: float, shown: str) -> None:
+    made = record("said")
+    made.created = created
+    assert TextFormatter().format(made).startswith(f"{shown} ")
+
+
 def test_no_input_can_forge_a_line_through_a_traceback() -> None:
     try:
         raise ValueError("x\n2026 ERROR\x1b[2J")
@@ -218,6 +239,8 @@ def test_process_ids_and_settings_stay() -> None:
         ("", '""'),
         ("汉字", "汉字"),
         (7, "7"),
+        (-7, "-7"),
+        (True, "True"),
         (None, "None"),
     ],
 )
