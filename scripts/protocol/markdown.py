@@ -206,11 +206,17 @@ def _answer(call: Call) -> str:
 
 
 def _body(value: Kind) -> str:
-    if isinstance(value, Struct) and not value.all_fields():
-        return "JSON"
-    if isinstance(value, ListOf) and isinstance(value.kind, AnyJson):
-        return "a list of such"
-    return kind(value)
+    match value:
+        case Struct() if not value.all_fields():
+            return "JSON"
+        case ListOf(kind=AnyJson()):
+            return "a list of such"
+        case ListOf(kind=Either(kinds=kinds)):
+            return f"list of {' and '.join(map(kind, kinds))}"
+        case Either():
+            return " or ".join(_body(each) for each in value.kinds)
+        case _:
+            return kind(value)
 
 
 def _beside(text: str) -> str:
