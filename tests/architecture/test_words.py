@@ -43,9 +43,15 @@ TEXTS = sorted(
         *(ROOT / "scripts").glob("*.sh"),
         *(path for path in (ROOT / "deploy").rglob("*") if path.is_file()),
         *(path for path in (ROOT / "monitoring").rglob("*") if path.is_file()),
+        ROOT / ".ci/run",
+        *(ROOT / "frontend/src").rglob("*.ts*"),
+        *(ROOT / "frontend/test").rglob("*.ts*"),
+        *(ROOT / "clients/js/src").glob("*.ts"),
+        *(ROOT / "clients/js/test").glob("*.ts"),
+        *(ROOT / "benchmarks/peers/servers").glob("*.mjs"),
     ]
 )
-"""Scripts and configuration, whose comments and messages operators read."""
+"""Scripts and configuration, whose comments and messages operators read, and what is no Python."""
 
 WORDS = re.compile(
     r"\b(who|whom|whoever|told|hears?|heard|mend(s|ed|ing)?|whole|lone|heirs?"
