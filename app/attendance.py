@@ -59,7 +59,7 @@ class Attendance:
         announced: those of them that are announced.
         publish: how to publish.
         metrics: counts what was announced, and what was left out.
-        worker_id: names this worker among all.
+        worker_name: names this worker among all.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Attendance:
         announced: frozenset[str],
         publish: Publish,
         metrics: Metrics,
-        worker_id: str,
+        worker_name: str,
     ) -> None:
         self._store = store
         self._registry = registry
@@ -81,7 +81,7 @@ class Attendance:
         self._announced = announced
         self._publish = publish
         self._metrics = metrics
-        self._machine, self._own = place_of(worker_id.encode())
+        self._machine, self._own = place_of(worker_name.encode())
         self._shown: dict[str, str | None] = {}
         """What the store has of this worker by user; None: that is not known."""
         self._absent: frozenset[str] = frozenset()

@@ -111,14 +111,14 @@ class ReplicaPlace:
 
 
 async def reach_backplane(
-    settings: Settings, url: str, worker_id: str, replica: ReplicaPlace | None = None
+    settings: Settings, url: str, worker_name: str, replica: ReplicaPlace | None = None
 ) -> Reached:
     """Wait for the backplane; what a worker needs of it before it can serve.
 
     Args:
         settings: of the service.
         url: where the streams are.
-        worker_id: names this worker among all.
+        worker_name: names this worker among all.
         replica: of this machine, if there may be one.
 
     Raises:
@@ -126,14 +126,14 @@ async def reach_backplane(
     """
     cluster = cluster_address(url)
     if cluster is not None:
-        nodes = ClusterBackplane(cluster, settings, worker_id)
+        nodes = ClusterBackplane(cluster, settings, worker_name)
         return await _reach(nodes, lambda: ClusterReader(nodes))
-    backplane = Backplane(url, settings, worker_id)
+    backplane = Backplane(url, settings, worker_name)
     route = None
     if replica is not None:
         route = ReplicaRoute(
             replica.url,
-            f"yujian-read-{worker_id}",
+            f"yujian-read-{worker_name}",
             ReplicaFile(replica.note).read,
             backplane.note_well,
         )
@@ -275,7 +275,7 @@ def make_parts(
         presence=Presence(backplane.get_presence, backplane.set_presence),
         claims=claims,
         attendance=_make_attendance(
-            settings, attendance_store, sessions, slots, publishing, backplane.worker_id
+            settings, attendance_store, sessions, slots, publishing, backplane.worker_name
         ),
         delivery=delivery.Delivery(
             reader,
@@ -344,7 +344,7 @@ def _make_attendance(
     sessions: SessionContext,
     slots: Slots,
     publishing: Publishing,
-    worker_id: str,
+    worker_name: str,
 ) -> Attendance | None:
     if not settings.kept_types():
         return None
@@ -356,7 +356,7 @@ def _make_attendance(
         announced=settings.announced_types(),
         publish=publishing.publish,
         metrics=sessions.metrics,
-        worker_id=worker_id,
+        worker_name=worker_name,
     )
 
 

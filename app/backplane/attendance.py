@@ -284,7 +284,7 @@ class AttendanceStore:
         self._backplane = backplane
         self._kept = ",".join(sorted(kept))
         self._announced = ",".join(sorted(announced))
-        self._worker = backplane.worker_id
+        self._worker = backplane.worker_name
 
     async def show(self, texts: Sequence[tuple[str, str]], *, renew: bool) -> tuple[int, list[str]]:
         """Say what users of this worker are subscribed to, and renew its lease.

@@ -224,7 +224,7 @@ class UserClaims:
         self._backplane = backplane
         self._slots = slots
         self._most = most
-        self._mine = _WORKERS + b":" + backplane.worker_id.encode()
+        self._mine = _WORKERS + b":" + backplane.worker_name.encode()
         self._held: Counter[str] = Counter()
         self._reported = 0  # the sum that the backplane has of this worker
         self._steps: list[_Step] = []
@@ -252,7 +252,7 @@ class UserClaims:
                 answer.cancel()
         with contextlib.suppress(*FAILURES):
             # What is left when nothing shares the server any more is removed with the last one.
-            while await self._retire(self._backplane.worker_id.encode()):
+            while await self._retire(self._backplane.worker_name.encode()):
                 pass
 
     async def claim(self, user: str) -> bool:
@@ -324,7 +324,7 @@ class UserClaims:
 
         Otherwise their leases would block their users for up to `LEASE` seconds.
         """
-        machine, own = place_of(self._backplane.worker_id.encode())
+        machine, own = place_of(self._backplane.worker_name.encode())
         if self._away or not machine or self._living() == self._rows:
             return
         try:
@@ -404,7 +404,7 @@ class UserClaims:
         """How the arguments of CLAIM and UPLOAD begin."""
         keys = (4, _WORKERS, self._mine, _INDEXED, _INDEX)
         times = (int(LEASE * 1000), int(_LINGER * 1000))
-        return [*keys, self._backplane.worker_id, *times]
+        return [*keys, self._backplane.worker_name, *times]
 
     async def _retire(self, worker: bytes) -> bool:
         """End the lease of a worker, and remove some of its claims; returns whether there are more."""

@@ -309,13 +309,13 @@ class AnyBackplane(ABC):
     """What a worker has of the backplane, whether that is one server or a Cluster.
 
     Args:
-        worker_id: names this worker among all that use the backplane, ever.
+        worker_name: names this worker among all that use the backplane, ever.
     """
 
-    def __init__(self, settings: Settings, worker_id: str) -> None:
+    def __init__(self, settings: Settings, worker_name: str) -> None:
         self.settings = settings
         # Its own random part: a pid may come back while the old one's results are still kept.
-        self.worker_id = f"{worker_id}-{secrets.token_hex(4)}"
+        self.worker_name = f"{worker_name}-{secrets.token_hex(4)}"
         self.errors: Counter[str] = Counter()
         """Failed calls since the start, by cause (`faults.CAUSES`)."""
         self.reading_fault: Fault | None = None
@@ -454,17 +454,17 @@ class Backplane(AnyBackplane):
 
     Args:
         url: where it is; see `setting_values.backplane_url`.
-        worker_id: names this worker among all that use the backplane, ever.
+        worker_name: names this worker among all that use the backplane, ever.
     """
 
-    def __init__(self, url: str, settings: Settings, worker_id: str) -> None:
-        super().__init__(settings, worker_id)
+    def __init__(self, url: str, settings: Settings, worker_name: str) -> None:
+        super().__init__(settings, worker_name)
         self._server = server = server_at(url)
         self._listening: asyncio.Task[None] | None = None
         self._aborting: asyncio.Task[None] | None = None
-        self.reading = Link(server, f"yujian-read-{worker_id}", self._note_reading)
-        self.publishing = Link(server, f"yujian-publish-{worker_id}", self._note_publishing)
-        self._asking = Link(server, f"yujian-ask-{worker_id}", self._note)
+        self.reading = Link(server, f"yujian-read-{worker_name}", self._note_reading)
+        self.publishing = Link(server, f"yujian-publish-{worker_name}", self._note_publishing)
+        self._asking = Link(server, f"yujian-ask-{worker_name}", self._note)
         self._misled = False
         self._lock = asyncio.Lock()
 

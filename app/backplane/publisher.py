@@ -284,7 +284,7 @@ class StreamPublisher:
 
     async def _repair(self, types: Iterable[str]) -> None:
         """Make the keys of types usable again that another program has written to."""
-        calls = [repair_type(type, self._backplane.worker_id) for type in types]
+        calls = [repair_type(type, self._backplane.worker_name) for type in types]
         with contextlib.suppress(*FAILURES):
             log_repaired(await self._link.run(calls, ATTEMPT_TIMEOUT))
 
@@ -331,7 +331,7 @@ class StreamPublisher:
     def _call(self, type: str, drafts: Sequence[Draft]) -> tuple[Script, Sequence[Argument]]:
         keys = self._keys.get(type)
         if keys is None:
-            own = (stream_key(type), meta_key(type), batch_key(type, self._backplane.worker_id))
+            own = (stream_key(type), meta_key(type), batch_key(type, self._backplane.worker_name))
             keys = self._keys[type] = (5, *own, *once_keys(type))
         known = self._known(type)
         now = None if self._clock is None else int(self._clock() * 1e6)

@@ -138,7 +138,7 @@ class StreamReader:
         """Entries of each stream that the next XREAD asks for: fewer where they are large."""
         self._largest = backplane.settings.max_message_size + OVERHEAD
         self._backplane = backplane
-        self._worker = backplane.worker_id
+        self._worker = backplane.worker_name
         self._read: dict[str, Position] = {}  # ahead of `positions` by what is pending
         self._pending: deque[Message | Gap] = deque()
         # Of the entry at `_read`: by its content a stream is known again after an outage, even

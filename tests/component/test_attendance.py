@@ -47,7 +47,7 @@ class Worker:
             announced=announced,
             publish=self.publish,
             metrics=self.metrics,
-            worker_id=self.backplane.worker_id,
+            worker_name=self.backplane.worker_name,
         )
         self.now = 0.0
 
@@ -245,7 +245,7 @@ async def test_a_worker_whose_lease_ended_says_all_again(make: Make) -> None:
         two.add(f"user{number:02}")
     for worker in (one, two):
         await worker.look()
-    await one.store.end([two.backplane.worker_id.encode()])
+    await one.store.end([two.backplane.worker_name.encode()])
     await one.look()
     assert await one.listed() == {}
     for _ in range(2):  # notices, and says them again
@@ -302,7 +302,7 @@ async def test_entries_of_another_program_stop_nothing(
     for name in ("came", "gone"):
         assert await valkey.command("ZCARD", prefix + name) == 0
     assert await valkey.command("ZRANGE", prefix + "workers", "0", "-1") == [
-        one.backplane.worker_id.encode()
+        one.backplane.worker_name.encode()
     ]
 
 

@@ -242,7 +242,7 @@ async def test_a_dead_workers_places_are_free_at_once(
     assert dying._task is not None
     dying._task.cancel()
     if foreign is not None:
-        odd = foreign % backplanes[0].worker_id.partition("-")[0].encode()
+        odd = foreign % backplanes[0].worker_name.partition("-")[0].encode()
         seconds, _ = await valkey.command("TIME")
         await valkey.command("ZADD", claims_module._WORKERS, int(seconds) * 1000 + 5000, odd)
     assert tables[1].free(os.getpid())  # the first row, which is the dying one's
@@ -268,7 +268,7 @@ async def index(valkey: ValkeyProcess) -> dict[str, set[str]]:
 
 
 def name(claims: UserClaims) -> str:
-    return claims._backplane.worker_id
+    return claims._backplane.worker_name
 
 
 async def test_the_index_says_which_workers_hold_claims(

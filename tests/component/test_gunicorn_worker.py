@@ -35,13 +35,13 @@ _really_reach, _really_make = reach_backplane, make_application
 _urls = []
 
 
-async def reach_backplane(settings, url, worker_id, replica=None):
+async def reach_backplane(settings, url, worker_name, replica=None):
     if os.path.exists("broken"):
         raise ValueError("broken on purpose")
     if os.path.exists("slow"):
         await asyncio.sleep(3600)
     _urls.append(url)
-    return await _really_reach(settings, url, worker_id, replica)
+    return await _really_reach(settings, url, worker_name, replica)
 
 
 def make_application(worker, machine):

@@ -90,7 +90,7 @@ async def test_junk_in_the_claims_of_this_worker_and_a_list_of_workers_that_is_n
     assert await claims.claim("ann")  # on this machine alone
     await claims.close()
     again = UserClaims(node.backplane, TableSlots(), 2)
-    mine = "{rt:users}:" + node.backplane.worker_id
+    mine = "{rt:users}:" + node.backplane.worker_name
     await valkey.command("HSET", mine, "", "junk", "ubob", "junk")
     await again._repair()
     again.start()

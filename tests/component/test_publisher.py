@@ -384,7 +384,7 @@ async def test_keys_of_another_type_are_moved_aside(
 ) -> None:
     node = await make_node()
     await node.publish(draft(id="first"))
-    name = "{rt:status}:" + key.replace("WORKER", node.backplane.worker_id)
+    name = "{rt:status}:" + key.replace("WORKER", node.backplane.worker_name)
     await valkey.command("DEL", name)
     await valkey.command("SADD", name, "mine")
     positions = await node.publish(draft(id="second"), draft(type="stats"))
@@ -427,10 +427,10 @@ async def test_junk_in_the_record_of_the_last_batch(
 ) -> None:
     node = await make_node()
     await node.publish(draft())
-    await valkey.command("SET", f"{{rt:status}}:w:{node.backplane.worker_id}", value)
+    await valkey.command("SET", f"{{rt:status}}:w:{node.backplane.worker_name}", value)
     with contextlib.suppress(BackplaneUnavailable):  # a record of a later batch stands
         await node.publish(draft(), within=0.5)
-    await valkey.command("DEL", f"{{rt:status}}:w:{node.backplane.worker_id}")
+    await valkey.command("DEL", f"{{rt:status}}:w:{node.backplane.worker_name}")
     (position,) = await node.publish(draft())
     assert position.seq in (2, 3)
 

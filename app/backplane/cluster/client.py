@@ -40,27 +40,27 @@ class ClusterBackplane(AnyBackplane):
     Args:
         address: of some nodes, and how to log in.
         settings: of the service.
-        worker_id: names this worker among all that use the backplane, ever.
+        worker_name: names this worker among all that use the backplane, ever.
     """
 
-    def __init__(self, address: ClusterAddress, settings: Settings, worker_id: str) -> None:
-        super().__init__(settings, worker_id)
+    def __init__(self, address: ClusterAddress, settings: Settings, worker_name: str) -> None:
+        super().__init__(settings, worker_name)
         self.types = (*settings.message_types, CONTROL)
         self._cluster = cluster = Cluster(address)
-        self._name = worker_id
+        self._name = worker_name
         self._news: dict[bytes, Callable[[], None]] = {}
         streams = [stream_key(type) for type in self.types]
         prefixes = [word for key in streams for word in (b"PREFIX", key)]
         self._reading = Connections(
             cluster,
-            f"yujian-read-{worker_id}",
+            f"yujian-read-{worker_name}",
             protocol=3,
             first=(b"CLIENT", b"TRACKING", b"ON", b"BCAST", *prefixes),
             notice=self._take_notice,
             lost=self._wake_all,
         )
-        self._publishing = [Connections(cluster, f"yujian-publish-{worker_id}")]
-        self._asking = Connections(cluster, f"yujian-ask-{worker_id}")
+        self._publishing = [Connections(cluster, f"yujian-publish-{worker_name}")]
+        self._asking = Connections(cluster, f"yujian-ask-{worker_name}")
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def connect(self, deadline: float, *, replica: bool = False) -> None:
