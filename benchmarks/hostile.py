@@ -7,6 +7,7 @@ is closed comes back after a while, as an attacker would. Nothing of what they r
 from __future__ import annotations
 
 import contextlib
+import http.client
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 TYPES = ("status", "stats", "health", "config", "system")
 PLAIN = "/ws/realtime"
@@ -67,6 +68,15 @@ def _histories() -> Iterator[bytes]:
         yield request("get_history", payload)
 
 
+def _replays() -> Iterator[bytes]:
+    """All that history holds of two types, again and again."""
+    start = {name: {"epoch": _epochs[name], "seq": 1} for name in TYPES[:2]}
+    yield request("unsubscribe", {"types": [*TYPES]})
+    while True:
+        yield request("subscribe", {"types": [*TYPES[:2]], "recover": start})
+        yield request("unsubscribe", {"types": [*TYPES]})
+
+
 def _repeat(*frames: bytes) -> Callable[[], Iterator[bytes]]:
     return lambda: itertools.cycle(frames)
 
@@ -75,12 +85,22 @@ def _nothing() -> Iterator[bytes]:
     return iter(())
 
 
+_epochs: dict[str, str] = {}
+"""Of the first two types, as any client may ask for them."""
 _AHEAD = {name: {"epoch": "x" * 16, "seq": 1} for name in TYPES}
 _LISTS = b'{"action":"ping","payload":[' + b"[]," * 340_000 + b"0]}"
 _LONG_QUERIES = [
     _http("GET", "/history?" + "&".join(f"a{i}={n}" for i in range(2000)))
     for n in (1, 10, 100, 1000)  # the first one fits into the largest request line
 ]
+_PAST = request("subscribe", {"types": [*TYPES], "history": 100})
+_SMALL_HEADERS = "".join(f"a{n}: {n}\r\n" for n in range(3000))
+_CHUNKS = _http("POST", "/ws/broadcast", "Transfer-Encoding: chunked\r\n") + b"1\r\nx\r\n" * 20_000
+_PREFLIGHT = (
+    "Origin: http://localhost\r\nAccess-Control-Request-Method: POST\r\n"
+    "Access-Control-Request-Headers: authorization, content-type\r\n"
+)
+_PLACEHOLDERS = b'451-["x",{"_placeholder":true,"num":0}]'
 _NEAR = b'{"action":"ping","payload":[' + b"{}," * 240 + b'"' + b"\\u00e9" * 2400 + b'"]}'
 
 
@@ -98,8 +118,10 @@ class Kind:
     rate: float = 0.0
     """Frames a second; 0: as many as the socket takes."""
     requests: Callable[[int], bytes] | None = None
-    hangs_up: bool = False
-    """It disconnects once it is let in."""
+    hangs_up: Literal["", "sent", "answered"] = ""
+    """It disconnects when its request has left, or when the first bytes of an answer have come."""
+    behind: bytes = b""
+    """Frames in the same segment as the request for the upgrade."""
 
 
 def _paced(frames: Callable[[], Iterator[bytes]]) -> Kind:
@@ -121,7 +143,23 @@ KINDS: dict[str, Kind] = {
         PLAIN, frame(b"", 1, final=False), _repeat(frame(b"x", 0, final=False) * 1000)
     ),
     "Engine.IO pongs": Kind(SOCKETIO, frame(b"40"), _repeat(frame(b"3") * 1000)),
-    "connects": Kind(PLAIN, hangs_up=True),
+    "connects": Kind(PLAIN, hangs_up="answered"),
+    "connects for history": Kind(
+        PLAIN,
+        behind=request("get_history", {"type": "status", "limit": 100}),
+        hangs_up="answered",
+    ),
+    "half heads": Kind(requests=lambda _: b"GET /status HTTP/1.1\r\nHost: lo", hangs_up="sent"),
+    "replays": _paced(_replays),
+    "subscriptions with history": _paced(
+        _repeat(_PAST, request("unsubscribe", {"types": [*TYPES]}))
+    ),
+    "events": Kind(
+        SOCKETIO, frame(b"40"), _repeat(frame(b'421["x",' + b"[]," * 500 + b"0]")), rate=95
+    ),
+    "binary events": Kind(
+        SOCKETIO, frame(b"40"), _repeat(frame(_PLACEHOLDERS) + frame(b"x" * 1000, 2)), rate=95
+    ),
     "GET /history": Kind(
         requests=lambda n: _http("GET", f"/history?type=status&limit=100&before={100 + n % 97}")
     ),
@@ -133,6 +171,15 @@ KINDS: dict[str, Kind] = {
             "POST", "/ws/broadcast", f"Authorization: Bearer wrong{n}\r\n", '{"type":"status"}'
         )
     ),
+    "events over HTTP": Kind(
+        requests=lambda n: _http("GET", f"/events?history={1 + n % 100}"),
+        hangs_up="answered",
+    ),
+    "preflights": Kind(requests=lambda _: _http("OPTIONS", "/ws/broadcast", _PREFLIGHT)),
+    "many headers": Kind(requests=lambda _: _http("GET", "/status", _SMALL_HEADERS)),
+    "pipelining": Kind(requests=lambda _: _http("GET", "/status") * 1000),
+    "small chunks": Kind(requests=lambda _: _CHUNKS),
+    "no HTTP": Kind(requests=lambda _: b"\x16\x03\x01" * 20 + b"\r\n\r\n"),
     "long queries": Kind(requests=lambda n: _LONG_QUERIES[n % len(_LONG_QUERIES)]),
 }
 
@@ -167,6 +214,15 @@ class _Client:
         self.mask = 0
 
 
+def _epoch(port: int, type: str) -> str:
+    """The epoch of a type of the service on 127.0.0.1."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", f"/history?type={type}&limit=1")
+        messages = json.loads(connection.getresponse().read())["messages"]
+        return str(messages[0]["epoch"]) if messages else ""
+
+
 class Attack:
     """Runs clients of one kind.
 
@@ -188,6 +244,8 @@ class Attack:
         ]
         self._buffer = bytearray(256 * 1024)
         self.results: Counter[str] = Counter()
+        for type in TYPES[:2]:
+            _epochs[type] = _epoch(port, type)
 
     def run(self, seconds: float) -> dict[str, int]:
         """Attack; returns how often what happened."""
@@ -231,6 +289,7 @@ class Attack:
                 "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
                 "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
             )
+            client.wait += kind.behind
         elif kind.requests is not None:
             client.wait = kind.requests(client.number)
         self._by_fd[sock.fileno()] = client
@@ -260,6 +319,9 @@ class Attack:
             return
         kind = self._kind
         data = bytes(self._buffer[: min(size, 4096)])
+        if kind.requests is not None and kind.hangs_up:
+            self._lost(client, data[9:12].decode())
+            return
         if kind.requests is not None:
             if data.startswith(b"HTTP/1.1 "):
                 self.results[data[9:12].decode()] += 1
@@ -310,6 +372,9 @@ class Attack:
             except OSError as error:
                 self._lost(client, type(error).__name__)
                 return
+            if not client.wait and self._kind.hangs_up == "sent":
+                self._lost(client, "hung up")
+                return
         self._watch(client)
 
     def _watch(self, client: _Client) -> None:
@@ -325,10 +390,11 @@ class Attack:
 def _step_back() -> None:
     """Take the lowest priority: these clients stand for other machines, which take nothing from this one.
 
-    Where the kernel schedules sessions as groups, `nice` counts only inside of one, and the group has a
-    value of its own.
+    They run when a processor is idle, and stop at once when anything else wants it. Where the kernel
+    schedules sessions as groups, that counts only inside of one, and the group has a value of its own.
     """
     os.nice(19)
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text("19")
 
