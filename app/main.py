@@ -74,6 +74,7 @@ from app.transport.endings import Endings
 from app.transport.http_connection import CALLS
 from app.transport.http_guard import GUARD, Guard
 from app.transport.hub import MAX_OUTGOING, Hub
+from app.turns import Turns
 from app.worker import Worker, give_up
 
 logger = logging.getLogger("realtime.worker")
@@ -201,7 +202,9 @@ def make_parts(
         flushes.count,
         lambda error: supervisor.note(delivery.NAME, error),
     )
-    catchup = CatchUp(fanout, history, settings.latest_only_types, hub.pace.slices())
+    catchup = CatchUp(
+        fanout, history, settings.latest_only_types, hub.pace.slices(), Turns(hub.pace.slices())
+    )
 
     # Sessions.
     claims = _make_claims(settings, backplane, slots)

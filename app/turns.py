@@ -2,7 +2,8 @@
 
 Messages come first. While one is on its way through this worker, it needs several passes, and all
 that comes between delays it. So everything else asks for a slice of each pass, which is short while
-there is more to do than there should be, and mostly none while a message is on its way.
+there is more to do than there should be. While a message is on its way there is one short slice in a
+millisecond for all of them together, and the kinds of work take turns.
 
 A read that hundreds of requests share wakes all of them in one pass. So those wait for a turn
 afterwards, and a pass lets as many go on as fit into its slice.
@@ -20,7 +21,9 @@ SLICE = 0.0005
 BUSY_SLICE = 0.0001
 """The same while there is more of it than there should be, or a message is on its way."""
 PAUSE_SECONDS = 0.001
-"""While a message is on its way, a kind of work gets no slice for so long after its last one."""
+"""While a message is on its way, no kind of work gets a slice for so long after the last one of any."""
+ASKED_SECONDS = 0.005
+"""How long a kind of work that got no slice comes before those that had one after its own last one."""
 HURRY_SECONDS = 0.02
 """How long a message is on its way through a worker, if its delivery does not end earlier."""
 MOST_AT_ONCE = 16
@@ -50,6 +53,10 @@ class Pace:
         self._is_busy = is_busy
         self._clock = clock
         self._until = 0.0
+        self._last = 0.0
+        """When any kind of work had its last slice."""
+        self._asked: dict[Slice, tuple[float, float]] = {}
+        """Kinds of work that wait for a slice: when they had their last one, and when they asked."""
 
     def hurry(self) -> None:
         """A message is on its way, until `relax`."""
@@ -58,6 +65,7 @@ class Pace:
     def relax(self) -> None:
         """The message is written."""
         self._until = 0.0
+        self._asked.clear()
 
     def slices(self) -> Slice:
         """For one kind of work: what tells how much of a pass it may have."""
@@ -67,14 +75,24 @@ class Pace:
             nonlocal last
             now = self._clock()
             if now >= self._until:
-                last = now
+                last = self._last = now
                 return BUSY_SLICE if self._is_busy() else SLICE
-            if now - last < PAUSE_SECONDS:
+            if now - self._last < PAUSE_SECONDS or self._others_wait(slice, last, now):
+                self._asked[slice] = last, now
                 return 0.0
-            last = now
+            self._asked.pop(slice, None)
+            last = self._last = now
             return BUSY_SLICE
 
         return slice
+
+    def _others_wait(self, kind: Slice, last: float, now: float) -> bool:
+        """Whether another kind of work waits for a slice that had none for longer."""
+        since = now - ASKED_SECONDS  # what asked before that may have nothing to do by now
+        return any(
+            other_last < last and asked >= since and other is not kind
+            for other, (other_last, asked) in self._asked.items()
+        )
 
 
 class Sliced:

@@ -60,7 +60,8 @@ class History:
     Args:
         positions: where live is, per type: `StreamReader.positions`.
         page_bytes: most bytes of messages in one answer of `newest`, if it is more than one.
-        turns: those that have waited for a read go on in turn.
+        turns: reads begin and their answers are decoded in turn, and those that have waited for one go on
+            in turn; None: all at once.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class History:
         self._tails: dict[str, _Tail] = {}
         self._turns: dict[str, tuple[str, Gap]] = {}  # the last change of epoch: from, and to what
         self._reads = SharedCalls(turns)
+        self._read_turns = turns
         self._chunks: OrderedDict[Hashable, list[Message]] = OrderedDict()
         self._cut: set[Hashable] = set()
         """Keys of chunks that end early, since they would be longer than `PAGE_BYTES`."""
@@ -244,13 +246,19 @@ class History:
         """
         arguments = (stream_key(type), command, start, end, limit, most)
         try:
+            await self._take_turn()
             (reply,) = await self._backplane.ask([(b"EVAL", PAGE.source, 1, *arguments)])
+            await self._take_turn()
             with reading_answer():
                 more, *entries = reply
                 found = [to_message(type, entry, self._largest) for entry in entries]
         except FAILURES as error:
             raise unavailable(error, "The history is unavailable") from error
         return [message for message in found if message is not None], bool(more)
+
+    async def _take_turn(self) -> None:
+        if self._read_turns is not None:
+            await self._read_turns.take()
 
 
 def _weight(chunk: Iterable[Message]) -> int:

@@ -20,7 +20,7 @@ from app.broadcast.fanout import FanOut
 from app.broadcast.subscriber import Subscriber
 from app.errors import BackplaneUnavailable
 from app.transport.connection import HIGH_WATER, OPEN
-from app.turns import SLICE, Slice, Sliced
+from app.turns import SLICE, Slice, Sliced, Turns
 from app.types import Gap, Message, Position
 
 logger = logging.getLogger("realtime.catchup")
@@ -55,6 +55,7 @@ class CatchUp:
         history: what to read from.
         latest_only: types of which only the newest message matters.
         slice: gives the seconds that a round may have of each pass of the loop.
+        turns: those that read history go on in turn; None: all at once.
     """
 
     def __init__(
@@ -63,10 +64,12 @@ class CatchUp:
         history: HistorySource,
         latest_only: frozenset[str],
         slice: Slice = lambda: SLICE,
+        turns: Turns | None = None,
     ) -> None:
         self._fanout = fanout
         self._history = history
         self._latest_only = latest_only
+        self._turns = turns
         self._tasks: dict[Subscriber, asyncio.Task[None]] = {}
         self._round: deque[Subscriber] = deque()
         """Those that have had no turn in the present round."""
@@ -170,7 +173,7 @@ class CatchUp:
             if subscriber.track is not None:
                 # A fresh subscriber shares the positions of the fan-out.
                 subscriber.track = dict(subscriber.track)
-            while subscriber.state == OPEN and subscriber.track is not None:
+            while await self._take_turn(subscriber):
                 if subscriber.pending is not None and subscriber.pending.size > HIGH_WATER:
                     # `on_drained` starts again.
                     return
@@ -189,6 +192,12 @@ class CatchUp:
         finally:
             if self._tasks.get(subscriber) is asyncio.current_task():
                 del self._tasks[subscriber]
+
+    async def _take_turn(self, subscriber: Subscriber) -> bool:
+        """Wait for a turn; whether the subscriber is still to be brought up to date."""
+        if self._turns is not None:
+            await self._turns.take()
+        return subscriber.state == OPEN and subscriber.track is not None
 
     def _next_type(self, subscriber: Subscriber) -> str | None:
         assert subscriber.track is not None
@@ -224,7 +233,10 @@ class CatchUp:
         self.replayed += len(wanted)
         last = wanted[-1]
         track[type] = last.position
+        began = time.monotonic()
         subscriber.write_now(self._encode(subscriber, wanted, track))
+        if self._turns is not None:
+            self._turns.spend(time.monotonic() - began)
         return True
 
     async def _read(self, type: str, position: Position) -> Sequence[Message | Gap]:

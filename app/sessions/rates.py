@@ -16,6 +16,7 @@ Only connections that sent something in this second, and those that wait, have a
 from __future__ import annotations
 
 import enum
+import random
 import time
 import types
 from collections.abc import Awaitable, Callable, Generator
@@ -32,6 +33,9 @@ MAX_EXTRA_FRAMES = 1000
 """Control frames and fragments a second that close a connection."""
 MAX_PAUSE = 5.0
 """Seconds that a connection waits at once, at most: it must not seem dead."""
+SPREAD = 1.5
+"""Factor by which the longest of equal waits for all together exceeds the shortest: those that were held
+back in one moment must not come back in one."""
 REFUSE_SECONDS = 5.0
 """A connection that has waited again and again for so long gets its messages refused."""
 CLOSE_SECONDS = 15.0
@@ -147,10 +151,17 @@ class Rates:
     Args:
         limits: of each connection.
         clock: monotonic seconds.
+        draw: a random number between two.
     """
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[float, float], float] = random.uniform,
+    ) -> None:
         self._limits = limits
+        self._draw = draw
         self._clock = clock
         self._bytes = limits.bytes or float("inf")
         self._seconds = limits.seconds or float("inf")
@@ -234,10 +245,10 @@ class Rates:
             share = INPUT_SHARE * own / len(self._used)
             if share < self._least_share and (not isinstance(usage, _Usage) or usage.is_light):
                 share = self._least_share
-            pause = min(own_seconds / share - elapsed, MAX_PAUSE)
+            pause = min(own_seconds / share - elapsed, MAX_PAUSE / SPREAD)
             if pause > 0:
                 self.held_back += 1
-                return pause
+                return pause * self._draw(1.0, SPREAD)
         return 0.0
 
     def charge(self, connection: Connection, seconds: float) -> None:

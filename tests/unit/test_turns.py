@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from app.turns import (
+    ASKED_SECONDS,
     BUSY_SLICE,
     HURRY_SECONDS,
     MOST_AT_ONCE,
@@ -27,16 +28,46 @@ def test_a_message_that_is_on_its_way_makes_slices_rare() -> None:
     input, door = pace.slices(), pace.slices()
     assert input() == input() == SLICE
     pace.hurry()
-    assert input() == 0.0
-    assert door() == BUSY_SLICE, "it has had none for long"
-    clock.now += PAUSE_SECONDS * 1.01
-    assert (input(), door()) == (BUSY_SLICE, BUSY_SLICE), "whatever is published, all go on"
     assert (input(), door()) == (0.0, 0.0)
+    clock.now += PAUSE_SECONDS * 1.01
+    assert (input(), door()) == (0.0, BUSY_SLICE), "it has had none for longer"
+    clock.now += PAUSE_SECONDS * 1.01
+    assert (input(), door()) == (BUSY_SLICE, 0.0), "one slice for all of them"
     pace.relax()
     assert input() == SLICE
     pace.hurry()
     clock.now += HURRY_SECONDS
     assert input() == SLICE, "it was lost on its way"
+
+
+def test_kinds_of_work_take_turns_while_messages_are_on_their_way() -> None:
+    clock = Clock()
+    pace = Pace(clock=lambda: clock.now)
+    kinds = [pace.slices() for _ in range(6)]
+    got = dict.fromkeys(range(len(kinds)), 0)
+    for _ in range(600):
+        pace.hurry()
+        given = [number for number, slice in enumerate(kinds) if slice()]
+        assert len(given) <= 1, "a message waits for one at most"
+        for number in given:
+            got[number] += 1
+        clock.now += PAUSE_SECONDS * 1.01
+    assert min(got.values()) >= 90, got
+
+
+def test_work_that_asks_no_more_keeps_no_other_waiting() -> None:
+    clock = Clock()
+    pace = Pace(clock=lambda: clock.now)
+    gone, stays = pace.slices(), pace.slices()
+    gone()
+    clock.now += 1
+    stays()
+    pace.hurry()
+    assert gone() == 0.0
+    clock.now += PAUSE_SECONDS * 1.01
+    assert stays() == 0.0, "the other was first"
+    clock.now += ASKED_SECONDS
+    assert stays() == BUSY_SLICE
 
 
 def test_more_work_than_there_should_be_makes_slices_short() -> None:
