@@ -117,6 +117,8 @@ async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
         waited = connection.take_waited() if isinstance(connection, HttpConnection) else 0.0
         async with asyncio.timeout(max(BODY_TIMEOUT - waited, 0.0)) as limit_of_time:
             due = limit_of_time.when() or 0.0
+            if isinstance(connection, HttpConnection):
+                connection.let_body_in()
             async for chunk in request.content.iter_any():
                 if unpacker is None:
                     received += chunk

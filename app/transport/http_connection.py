@@ -44,6 +44,9 @@ _END = b"\r\n\r\n"
 """Of a head, and of a body in chunks."""
 _KEPT = len(_END) - 1
 _UNKNOWN = -1
+MAX_UNREAD = 1024
+"""Bytes of a body in chunks that are parsed before its request is let in: chunks of a byte cost 1 us each, and
+the body of a request that is refused is never parsed."""
 MAX_LATER = 64 * 1024
 """Bytes behind a request that is served without aiohttp, past which nothing more is read."""
 
@@ -102,15 +105,19 @@ class HttpConnection(GuardedConnection):
     """
 
     __slots__ = (
+        "_body",
         "_chunked",
         "_first",
         "_held",
+        "_is_answered",
         "_is_calling",
+        "_is_let_in",
         "_last",
         "_later",
         "_missing",
         "_owed",
         "_refusal",
+        "_unread",
         "_waited",
     )
 
@@ -118,6 +125,14 @@ class HttpConnection(GuardedConnection):
     """Bytes of the body that are still to come; 0: a request is to begin; -1: not known."""
     _chunked: StreamReader | None
     """A body in chunks that has not ended."""
+    _unread: int
+    """Bytes of such a body that have come before its request was let in."""
+    _body: bytes
+    """The beginning of what is not parsed of it."""
+    _is_let_in: bool
+    """The body of the present request is read by a handler."""
+    _is_answered: bool
+    """The answer to the present request has begun: what comes of a body that was not let in is dropped."""
     _last: bytes
     """The last bytes of a head or of chunks that have not ended: the end may be cut."""
     _first: bytes
@@ -138,6 +153,8 @@ class HttpConnection(GuardedConnection):
     def __init__(self, manager: web.Server, **options: Any) -> None:
         super().__init__(manager, **options)
         self._missing, self._chunked, self._last = 0, None, b""
+        self._unread, self._body = 0, b""
+        self._is_let_in = self._is_answered = False
         self._first, self._refusal = b"", None
         self._held, self._is_calling, self._later, self._owed = b"", False, b"", None
         self._waited = 0.0
@@ -188,7 +205,7 @@ class HttpConnection(GuardedConnection):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget it."""
-        self._held = self._later = b""
+        self._held = self._later = self._body = b""
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -262,7 +279,52 @@ class HttpConnection(GuardedConnection):
         else:
             super().give_up()
 
+    def let_body_in(self) -> None:
+        """Let aiohttp parse the body of the present request: a handler reads it."""
+        self._is_let_in = True
+        body, self._body = self._body, b""
+        if body:
+            self.resume()  # before aiohttp may pause it again
+            self._parse(body)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Answer; the connection ends with it where a body was not let in."""
+        self._is_answered = True
+        if self._body:
+            self._body = b""
+            if isinstance(
+                resp, web.StreamResponse
+            ):  # else aiohttp says what a handler has returned
+                resp.force_close()
+            self.resume()
+        return await super().finish_response(request, resp, start_time)
+
     def _pass(self, data: bytes) -> None:
+        """Let aiohttp parse what is not a body in chunks whose request is not let in yet."""
+        end = self._find_end(data)
+        if end:
+            self._parse(data[:end])
+            data = data[end:]
+        if self._chunked is not None and not self._is_let_in and data:
+            self._unread += len(data)
+            if self._unread > MAX_UNREAD:
+                if not self._is_answered:
+                    self._body += data
+                    self.pause()
+                return
+        self._parse(data)
+
+    def _find_end(self, data: bytes) -> int:
+        """Where the head of a request ends in `data`, if a body in chunks may follow in it; else 0."""
+        if len(data) <= MAX_UNREAD or self._missing > 0 or self._chunked is not None:
+            return 0
+        place = (self._last + data).find(_END)
+        end = place + len(_END) - len(self._last)
+        return end if place >= 0 and (self._last or b"hunked" in data[:end].lower()) else 0
+
+    def _parse(self, data: bytes) -> None:
         """Let aiohttp parse, and follow where a request ends."""
         before = self._request_count
         super().data_received(data)
@@ -308,6 +370,7 @@ class HttpConnection(GuardedConnection):
     def _begin(self, message: Any, payload: StreamReader, data: bytes) -> None:
         """Find out how much of a body is to come when `data` has completed the head."""
         self._missing, self._chunked, self._last = _UNKNOWN, None, b""
+        self._unread, self._is_let_in, self._is_answered = 0, False, False
         # An upgraded connection is HTTP no more; what is no request is answered with 400, and closed.
         if not isinstance(message, RawRequestMessage) or message.upgrade:
             return
@@ -377,7 +440,7 @@ class HttpConnection(GuardedConnection):
 
     def pause(self) -> None:
         """Read nothing more."""
-        if self.transport is not None:
+        if self.transport is not None and not self.transport.is_closing():
             self.transport.pause_reading()
 
     def resume(self) -> None:

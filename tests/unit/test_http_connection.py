@@ -15,7 +15,7 @@ from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.transport.http_connection import HttpConnection, HttpRunner, HttpServer
+from app.transport.http_connection import MAX_UNREAD, HttpConnection, HttpRunner, HttpServer
 from app.transport.http_guard import GUARD, Guard
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -220,6 +220,8 @@ async def test_a_body_whose_chunks_cannot_be_parsed_ends_at_once(rest: bytes, st
     failed: list[str] = []
 
     async def read(request: web.BaseRequest) -> web.StreamResponse:
+        connection: Any = request.protocol
+        connection.let_body_in()
         try:
             await request.read()
         except web.RequestPayloadError:
@@ -238,3 +240,100 @@ async def test_a_body_whose_chunks_cannot_be_parsed_ends_at_once(rest: bytes, st
         await settled(connection)  # type: ignore[arg-type]
     assert failed == ["/"]
     assert transport.written.startswith(b"HTTP/1.1 400 ")
+
+
+# Bodies in chunks
+
+HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+SMALL = b"1\r\nx\r\n"
+
+
+class Flow(Memory):
+    """A transport that knows whether it is read from."""
+
+    is_read = True
+
+    def pause_reading(self) -> None:
+        self.is_read = False
+
+    def resume_reading(self) -> None:
+        self.is_read = True
+
+
+async def begin(handler: Any) -> tuple[Any, Flow]:
+    connection: Any = HttpServer(web.Server(handler), Guard(lambda _: None))()
+    flow = Flow()
+    connection.connection_made(flow)
+    await settled(connection)
+    return connection, flow
+
+
+@pytest.mark.parametrize("size", [1000, 5000, 200_000])
+async def test_a_body_in_chunks_that_is_not_let_in_is_not_parsed(size: int) -> None:
+    bodies: list[Any] = []
+    gate = asyncio.Event()
+
+    async def refuse(request: web.BaseRequest) -> web.StreamResponse:
+        bodies.append(request.content)
+        await gate.wait()
+        return web.Response(status=401)
+
+    connection, flow = await begin(refuse)
+    data = HEAD + SMALL * 40_000
+    for at in range(0, len(data), size):
+        if flow.is_read:
+            connection.data_received(data[at : at + size])
+            await settled(connection)
+    assert not flow.is_read, "the rest waits in the kernel"
+    assert bodies[0].total_bytes <= 2 * MAX_UNREAD / len(SMALL)
+    gate.set()
+    await settled(connection)
+    assert flow.written.startswith(b"HTTP/1.1 401")
+    assert b"Connection: close" in flow.written
+    assert flow.is_read, "or the client would see a reset in place of the answer"
+    connection.data_received(SMALL * 10_000)
+    assert bodies[0].total_bytes <= 2 * MAX_UNREAD / len(SMALL)
+    connection.connection_lost(None)
+    await settled(connection)
+
+
+@pytest.mark.parametrize("size", [1, 7, 60, 5000, 200_000])
+async def test_a_body_in_chunks_that_is_let_in_arrives(size: int) -> None:
+    got: list[bytes] = []
+
+    async def read(request: web.BaseRequest) -> web.StreamResponse:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        connection: Any = request.protocol
+        connection.let_body_in()
+        got.append(await request.read())
+        return web.Response(text="ok")
+
+    connection, flow = await begin(read)
+    body = b"".join(b"%x\r\n%b\r\n" % (n, b"x" * n) for n in range(1, 120))
+    for _ in range(2):
+        data = HEAD + body + b"0\r\n\r\n" + GET
+        for at in range(0, len(data), size):
+            for _ in range(100):
+                if flow.is_read:
+                    break
+                await asyncio.sleep(0)
+            connection.data_received(data[at : at + size])
+        for _ in range(30):
+            await settled(connection)
+    assert [len(one) for one in got] == [119 * 60, 0] * 2
+    assert flow.written.count(b"HTTP/1.1 200") == 4
+    connection.connection_lost(None)
+    await settled(connection)
+
+
+async def test_a_short_body_in_chunks_needs_not_be_let_in() -> None:
+    """What has come with its head, and is refused, keeps the connection."""
+    connection, flow = await begin(answer)
+    for _ in range(3):
+        connection.data_received(CHUNKED)
+        await settled(connection)
+    assert flow.written.count(b"HTTP/1.1 200") == 3
+    assert connection.is_at_rest
+    connection.connection_lost(None)
+    await settled(connection)
