@@ -30,6 +30,8 @@ TICK = 0.05
 """Seconds between two portions of a kind that stays below the rate limit."""
 CHUNK = 64 * 1024
 """Bytes that are offered to a socket at once."""
+IDLE_GROUP = Path("/sys/fs/cgroup/cpu/yujian-hostile")
+"""Control group of this process, where that is allowed (version 1, as root)."""
 
 
 def frame(payload: bytes, opcode: int = 1, *, final: bool = True) -> bytes:
@@ -391,12 +393,17 @@ def _step_back() -> None:
     """Take the lowest priority: these clients stand for other machines, which take nothing from this one.
 
     They run when a processor is idle, and stop at once when anything else wants it. Where the kernel
-    schedules sessions as groups, that counts only inside of one, and the group has a value of its own.
+    schedules sessions or control groups, that counts only inside of one: so they get a group that is idle
+    as a whole if this process may make one, else the lowest value of a session.
     """
     os.nice(19)
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text("19")
+    with contextlib.suppress(OSError):
+        IDLE_GROUP.mkdir(exist_ok=True)
+        (IDLE_GROUP / "cpu.idle").write_text("1")
+        (IDLE_GROUP / "tasks").write_text(str(os.getpid()))
 
 
 def main() -> None:
