@@ -24,8 +24,8 @@ LARGE = 256 * 1024
 """Bytes from which on malloc takes memory from the kernel for each piece, and gives it back."""
 THRESHOLDS = 1000, 5, 4000
 """Of the collector: new objects, and collections of the generation below. A thousand objects take half a
-millisecond where requests that fail leave them in cycles, and twenty thousand 10 ms, in which nothing is
-delivered; a full collection is what `Memory` is for.
+millisecond where requests that fail leave them in cycles, five thousand 2 ms, and twenty thousand 10 ms, in which
+nothing is delivered; a full collection is what `Memory` is for.
 """
 
 _M_MMAP_THRESHOLD = -3

@@ -13,6 +13,7 @@ from app.broadcast.catchup import CHUNK, CatchUp
 from app.errors import BackplaneUnavailable
 from app.protocol.frames import TEXT, build_frame
 from app.transport.connection import CLOSED, CLOSING, HIGH_WATER, OPEN
+from app.turns import SLICE, Turns
 from app.types import Gap, Message, Position
 from tests.support.delivery import Bench, Sub, message, messages, turn, words
 from tests.support.waiting import until
@@ -54,10 +55,12 @@ class MemoryHistory:
 
 
 class CatchUpBench(Bench):
-    def __init__(self, latest_only: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, latest_only: frozenset[str] = frozenset(), turns: Turns | None = None
+    ) -> None:
         super().__init__()
         self.history = MemoryHistory()
-        self.up = self.catchup = CatchUp(self.fanout, self.history, latest_only)
+        self.up = self.catchup = CatchUp(self.fanout, self.history, latest_only, turns=turns)
 
     async def deliver(self, *items: Message | Gap) -> None:
         """What the worker does with what it has read."""
@@ -600,3 +603,38 @@ async def test_one_that_is_late_may_go_or_change_its_types(late: Late) -> None:
     await late.deliver(message(2), message(2, "stats"))
     await late.round()
     assert sorted(changed.received()) == ["stats 2", "status 1", "status 2"]
+
+
+# In turn.
+
+
+async def test_those_that_read_history_wait_while_there_is_no_time_for_them() -> None:
+    has_time = True
+    bench = CatchUpBench(turns=Turns(lambda: SLICE if has_time else 0.0))
+    await bench.deliver(*messages(1, 3))
+    has_time = False
+    sub = bench.behind(at=0)
+    bench.up.start(sub)
+    for _ in range(10):
+        await turn()
+    assert bench.history.asked == []
+    has_time = True
+    assert await bench.caught_up(sub) == words(1, 3)
+    bench.close()
+    await assert_no_task(bench)
+
+
+async def test_one_that_leaves_while_it_waits_for_its_turn_gets_nothing() -> None:
+    has_time = False
+    bench = CatchUpBench(turns=Turns(lambda: SLICE if has_time else 0.0))
+    await bench.deliver(*messages(1, 3))
+    gone, stays = bench.behind(at=0), bench.behind(at=1)
+    for sub in (gone, stays):
+        bench.up.start(sub)
+    await turn()
+    gone.drop("test")
+    has_time = True
+    assert await bench.caught_up(stays) == words(2, 3)
+    assert {seq for _, _, seq in bench.history.asked} == {1}
+    bench.close()
+    await assert_no_task(bench)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import tracemalloc
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -21,7 +22,12 @@ class World:
     def __init__(self, **limits: float) -> None:
         self.now = 100.0
         given: dict[str, Any] = {"messages": 5, "flood": 50, "bytes": 1000, "seconds": 0.1}
-        self.rates = Rates(Limits(**(given | limits)), self.clock)
+        self.drawn = 1.0
+        """What lies between the shortest wait, 0, and the longest, 1."""
+        self.rates = Rates(Limits(**(given | limits)), self.clock, self.draw)
+
+    def draw(self, least: float, most: float) -> float:
+        return least + self.drawn * (most - least)
 
     def clock(self) -> float:
         return self.now
@@ -136,6 +142,21 @@ def test_all_together_leave_time_for_deliveries(count: int) -> None:
         world.now = max(world.now, min(held.values()))
     assert used < module.INPUT_SHARE * 1.5 + count * step
     assert world.rates.held_back > 0
+
+
+def test_those_that_are_held_back_in_one_moment_come_back_in_turn() -> None:
+    world = World(seconds=0, bytes=0, messages=0)
+    pauses = []
+    for number in range(101):
+        world.drawn = number / 100
+        pauses.append(world.spend(number, 0.005))
+    last = pauses[-20:]
+    assert all(0 < before < after for before, after in pairwise(last))
+    assert max(pauses) <= module.MAX_PAUSE
+    world.drawn = 0.0
+    shortest = world.spend("a", 0.005)
+    world.drawn = 1.0
+    assert world.spend("b", 0.005) == pytest.approx(shortest * module.SPREAD, rel=0.02)
 
 
 def use(world: World, crowd: int, seconds: float) -> float:
