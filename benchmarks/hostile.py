@@ -11,11 +11,12 @@ import http.client
 import itertools
 import json
 import os
+import re
 import select
 import socket
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ TICK = 0.05
 """Seconds between two portions of a kind that stays below the rate limit."""
 CHUNK = 64 * 1024
 """Bytes that are offered to a socket at once."""
+MOST_LEFT = 5000
+"""Connections that are left open at once."""
 IDLE_GROUP = Path("/sys/fs/cgroup/cpu/yujian-hostile")
 """Control group of this process, where that is allowed (version 1, as root)."""
 
@@ -103,6 +106,7 @@ _PREFLIGHT = (
     "Access-Control-Request-Headers: authorization, content-type\r\n"
 )
 _PLACEHOLDERS = b'451-["x",{"_placeholder":true,"num":0}]'
+_RESUME = re.compile(rb'"resume":"([^"]+)"')
 _NEAR = b'{"action":"ping","payload":[' + b"{}," * 240 + b'"' + b"\\u00e9" * 2400 + b'"]}'
 
 
@@ -124,6 +128,10 @@ class Kind:
     """It disconnects when its request has left, or when the first bytes of an answer have come."""
     behind: bytes = b""
     """Frames in the same segment as the request for the upgrade."""
+    piece: int = CHUNK
+    """Bytes that are offered to a socket at once."""
+    resumes: bool = False
+    """It leaves each connection open, unread, and asks to resume it with another one."""
 
 
 def _paced(frames: Callable[[], Iterator[bytes]]) -> Kind:
@@ -150,6 +158,11 @@ KINDS: dict[str, Kind] = {
         PLAIN,
         behind=request("get_history", {"type": "status", "limit": 100}),
         hangs_up="answered",
+    ),
+    "resumes": Kind(PLAIN, resumes=True),
+    "single bytes": Kind(PLAIN, frames=_repeat(request("ping", 0)), piece=1),
+    "single bytes of heads": Kind(
+        requests=lambda _: _http("GET", "/status", f"A: {'a' * 15_000}\r\n"), piece=1
     ),
     "half heads": Kind(requests=lambda _: b"GET /status HTTP/1.1\r\nHost: lo", hangs_up="sent"),
     "replays": _paced(_replays),
@@ -197,6 +210,7 @@ class _Client:
         "mask",
         "number",
         "open",
+        "query",
         "sent",
         "sock",
         "wait",
@@ -211,6 +225,7 @@ class _Client:
         self.wait = b""
         """What the socket has not taken yet."""
         self.frames: Iterator[bytes] = iter(())
+        self.query = ""
         self.sent = 0
         self.due = 0.0
         self.mask = 0
@@ -245,6 +260,7 @@ class Attack:
             for n in range(clients)
         ]
         self._buffer = bytearray(256 * 1024)
+        self._left: deque[socket.socket] = deque()
         self.results: Counter[str] = Counter()
         for type in TYPES[:2]:
             _epochs[type] = _epoch(port, type)
@@ -275,6 +291,8 @@ class Attack:
         for client in self._clients:
             if client.sock is not None:
                 client.sock.close()
+        for sock in self._left:
+            sock.close()
         self._poll.close()
         return dict(self.results)
 
@@ -287,7 +305,7 @@ class Attack:
         if kind.path:
             client.wait = _http(
                 "GET",
-                kind.path,
+                kind.path + client.query,
                 "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
                 "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
             )
@@ -340,15 +358,33 @@ class Attack:
                 self._lost(client, "refused")
                 return
             client.open = True
+            if kind.resumes and (found := _RESUME.search(client.head)):
+                self._leave(client, found[1].decode())
+                return
             if kind.hangs_up:
                 self._lost(client, "hung up")
                 return
             client.wait = kind.first
             client.due = time.monotonic()
             self._watch(client)
+        elif kind.resumes and (found := _RESUME.search(data)):
+            self._leave(client, found[1].decode())
         elif size >= 4 and data[0] == 0x88:
             self.results[f"close {int.from_bytes(data[2:4], 'big')}"] += 1
             self._lost(client, "closed")
+
+    def _leave(self, client: _Client, token: str) -> None:
+        """Leave a connection as it is; the next one of the client is to resume it."""
+        assert client.sock is not None
+        self._left.append(client.sock)
+        if len(self._left) > MOST_LEFT:
+            self._left.popleft().close()
+        self._poll.unregister(client.sock.fileno())
+        del self._by_fd[client.sock.fileno()]
+        client.sock, client.open, client.wait = None, False, b""
+        client.query = "?resume=" + token
+        client.due = time.monotonic() + BACK_SECONDS
+        self.results["left"] += 1
 
     def _portion(self, client: _Client, now: float) -> None:
         """What a client sends of its frames by now, if it is not behind."""
@@ -367,7 +403,7 @@ class Attack:
             client.wait = next(client.frames, b"")
         if client.wait:
             try:
-                sent = client.sock.send(memoryview(client.wait)[:CHUNK])
+                sent = client.sock.send(memoryview(client.wait)[: self._kind.piece])
                 client.wait = client.wait[sent:]
             except BlockingIOError:
                 pass
