@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 from aiohttp import web
@@ -16,7 +18,7 @@ from app.errors import ClientError, ErrorCode
 from app.http import budgets as module
 from app.http import limiter as limiter_module
 from app.http.budgets import Budgets, key_of
-from app.http.clients import Clients
+from app.http.clients import Clients, Network
 from app.http.errors import HttpError
 from app.http.limiter import Limiter
 from app.http.writers import Writers
@@ -90,14 +92,14 @@ def test_what_an_address_counts_as(address: str, key: str) -> None:
 class Side:
     """The middleware around a handler."""
 
-    def __init__(self, clock: Clock, **settings: Any) -> None:
+    def __init__(self, clock: Clock, trusted: tuple[Network, ...] = (), **settings: Any) -> None:
         self.settings = dataclasses.replace(Settings(), publish_token=TOKEN, **settings)
         self.budgets = Budgets(self.settings.http_rate_limit, self.settings.http_rate_time, clock)
         self.noted: list[str] = []
         self.slept: list[float] = []
         self.limiter = Limiter(
             Writers(self.settings, TokenVerifier(self.settings)),
-            Clients(()),
+            Clients(trusted),
             self.budgets,
             lambda reason, _: self.noted.append(reason),
         )
@@ -106,9 +108,14 @@ class Side:
         self,
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None,
         path: str = "/history",
+        peer: str | None = None,
         **headers: str,
     ) -> int:
-        request = make_mocked_request("GET", path, headers=headers)
+        transport = mock.Mock()
+        transport.get_extra_info.side_effect = lambda name, default=None: (
+            (peer, 40000) if peer and name == "peername" else default
+        )
+        request = make_mocked_request("GET", path, headers=headers, transport=transport)
         middleware = self.limiter.middleware()
         try:
             response = await middleware(request, handler or ok)
@@ -207,3 +214,47 @@ async def test_the_time_of_handlers_is_counted(clock: Clock, side: Side) -> None
     assert await side.ask(slow) == 200
     (account,) = side.budgets._accounts.values()
     assert account.seconds >= 0.4
+
+
+# Clients that share an address
+
+PROXY = "192.0.2.80"
+FLOOD = 15
+
+
+async def asked_by_both(side: Side, **headers: str) -> tuple[list[int], int]:
+    """What a client gets that asks too much, and then another one through the same proxy."""
+    first = {"X-Forwarded-For": "203.0.113.5"} | headers
+    flood = [await side.ask(peer=PROXY, **first) for _ in range(FLOOD)]
+    return flood, await side.ask(peer=PROXY, **{"X-Forwarded-For": "203.0.113.6"})
+
+
+def behind(clock: Clock, *trusted: str) -> Side:
+    networks = tuple(ipaddress.ip_network(name) for name in trusted)
+    return Side(clock, networks, http_rate_limit=1, http_rate_time=0.0)
+
+
+async def test_clients_behind_a_trusted_proxy_have_budgets_of_their_own(
+    clock: Clock, side: Side
+) -> None:
+    flood, other = await asked_by_both(behind(clock, f"{PROXY}/32"))
+    assert (flood[-1], other) == (429, 200)
+
+
+async def test_clients_behind_any_other_proxy_share_one(clock: Clock, side: Side) -> None:
+    """As docs/PROTOCOL.md says: any client can write X-Forwarded-For."""
+    flood, other = await asked_by_both(behind(clock, "198.51.100.0/24"))
+    assert (flood[-1], other) == (429, 429)
+
+
+async def test_a_client_cannot_spend_the_budget_of_another_one(clock: Clock, side: Side) -> None:
+    """Behind a trusted proxy it may name an address, which stands before its own."""
+    spoofed = {"X-Forwarded-For": "203.0.113.6, 203.0.113.5"}
+    flood, other = await asked_by_both(behind(clock, f"{PROXY}/32"), **spoofed)
+    assert (flood[-1], other) == (429, 200)
+
+
+async def test_a_publisher_is_not_refused_for_others_at_its_address(side: Side) -> None:
+    assert [await side.ask() for _ in range(FLOOD)][-1] == 429
+    assert await side.ask(Authorization=f"Bearer {TOKEN}") == 200
+    assert await side.ask(path="/ws/realtime") == 200, "upgrades have limits of their own"
