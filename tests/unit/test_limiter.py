@@ -18,7 +18,7 @@ from app.errors import ClientError, ErrorCode
 from app.http import budgets as module
 from app.http import limiter as limiter_module
 from app.http.budgets import Budgets, key_of
-from app.http.clients import Clients, Network
+from app.http.clients import Clients
 from app.http.errors import HttpError
 from app.http.limiter import Limiter
 from app.http.writers import Writers
@@ -92,7 +92,12 @@ def test_what_an_address_counts_as(address: str, key: str) -> None:
 class Side:
     """The middleware around a handler."""
 
-    def __init__(self, clock: Clock, trusted: tuple[Network, ...] = (), **settings: Any) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        trusted: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = (),
+        **settings: Any,
+    ) -> None:
         self.settings = dataclasses.replace(Settings(), publish_token=TOKEN, **settings)
         self.budgets = Budgets(self.settings.http_rate_limit, self.settings.http_rate_time, clock)
         self.noted: list[str] = []
