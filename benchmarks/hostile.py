@@ -429,8 +429,8 @@ def _step_back() -> None:
     """Take the lowest priority: these clients stand for other machines, which take nothing from this one.
 
     They run when a processor is idle, and stop at once when anything else wants it. Where the kernel
-    schedules sessions or control groups, that counts only inside of one: so they get a group that is idle
-    as a whole if this process may make one, else the lowest value of a session.
+    schedules sessions or control groups, that counts only inside of one: so they get an idle group if
+    this process may make one, else the lowest value of a session.
     """
     os.nice(19)
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
