@@ -21,6 +21,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from app.transport import kernel
 from app.transport.http_connection import INCOMPLETE, TAKEN, HttpConnection, HttpRunner, HttpServer
 from app.transport.http_guard import HEAD_SECONDS
 from app.turns import PAUSE_SECONDS
@@ -155,8 +156,10 @@ class Door:
                 # What is accepted inherits them, so they need not be set for each connection.
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                # Most clients send at once: so nothing is accepted that has nothing to read yet.
-                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_SECONDS)
+                # Most clients send at once: so nothing is accepted that has nothing to read yet. Where
+                # silent ones could fill the queue of the kernel they are better kept here.
+                seconds = DEFER_SECONDS if kernel.has_syn_cookies() else 0
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
             self._listeners.append(listener)
             self._loop.add_reader(listener, self._accept, listener, family)
 

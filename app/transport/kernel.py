@@ -1,4 +1,4 @@
-"""What the kernel says of a socket's buffers."""
+"""What the kernel says of a socket's buffers, and of its queues."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import fcntl
 import socket
 import struct
 import termios
+from pathlib import Path
 
 _BYTES_ACKED = slice(120, 128)
 """Place of `tcpi_bytes_acked` in the kernel's `struct tcp_info`."""
@@ -39,3 +40,11 @@ def _count(fd: int, request: int) -> int:
     except OSError:
         return 0
     return int(struct.unpack("i", answer)[0])
+
+
+def has_syn_cookies(file: Path = Path("/proc/sys/net/ipv4/tcp_syncookies")) -> bool:
+    """Whether connections that are not complete cannot keep others out, however many they are."""
+    try:
+        return file.read_text("ascii").strip() != "0"
+    except (OSError, ValueError):
+        return False

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from app.transport import kernel
 from app.transport.door import ENTRANCE, PASSED, DoorRunner, Passed
 from app.transport.http_connection import HttpConnection, HttpServer
 from app.transport.http_guard import GUARD, HEAD_SECONDS, Guard
+from app.transport.kernel import has_syn_cookies
 from app.turns import SLICE, Turns
 
 UPGRADE = b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
@@ -93,6 +95,12 @@ class Served:
             os.close(fd)
 
 
+@pytest.fixture(autouse=True)
+def all_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel keeps no connection back: a silent one would take a second to get here."""
+    monkeypatch.setattr(kernel, "has_syn_cookies", lambda: False)
+
+
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
     it = Served()
@@ -138,6 +146,7 @@ async def test_the_kernel_is_asked_once_for_one_connection(
     seconds = itertools.count(100.0)  # one passes between any two looks at the clock
     clock = SimpleNamespace(monotonic=lambda: next(seconds))
     monkeypatch.setattr("app.transport.door.time", clock)
+    monkeypatch.setattr(kernel, "has_syn_cookies", lambda: True)
     served = Served()
     served.slice = 1000.0
     listener = CountedListener(fileno=served.listener.detach())
@@ -149,6 +158,22 @@ async def test_the_kernel_is_asked_once_for_one_connection(
             await served.until(lambda number=number: len(served.taken) == number)  # type: ignore[misc]
     assert listener.asked == 3
     await served.stop()
+
+
+async def test_silent_connections_fill_no_queue_of_a_kernel_without_cookies(served: Served) -> None:
+    assert served.listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) == 0
+    with await served.open():
+        await served.until(lambda: served.guard.waiting == 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "has"), [("0\n", False), ("1\n", True), ("2\n", True), (None, False)]
+)
+def test_whether_the_kernel_has_syn_cookies(tmp_path: Path, text: str | None, has: bool) -> None:
+    file = tmp_path / "tcp_syncookies"
+    if text is not None:
+        file.write_text(text)
+    assert has_syn_cookies(file) is has
 
 
 async def test_connections_that_come_together_are_accepted_together() -> None:
