@@ -23,17 +23,18 @@ hypothesis.settings.load_profile("untimed")
 
 # The longest files first, so that none of them is left for the end when files run in parallel.
 _LONG = (
-    "test_handoff", "test_page", "test_scripts", "test_end_to_end", "test_reload", "test_memory",
-    "test_soak", "test_several_machines", "test_fairness", "test_connected", "test_caps",
-    "test_command", "test_event_stream", "test_backplane_faults", "test_costs", "test_replicas",
-    "test_recovery", "test_alerts", "test_attendance", "test_run", "test_socketio",
-    "test_second_master", "test_caddy", "test_doors", "test_backplane_url", "test_event_source",
-    "test_client", "test_storms", "test_malformed", "test_sentinels", "test_protocol",
-    "test_backplane_errors", "test_deaf_worker", "test_collector", "test_removed_files",
+    "test_handoff", "test_page", "test_scripts", "test_backplane_faults", "test_reload",
+    "test_second_master", "test_lies", "test_caps", "test_backplane_errors", "test_event_stream",
+    "test_command", "test_replicas", "test_attendance", "test_backplane_url",
+    "test_several_machines", "test_costs", "test_recovery", "test_fairness", "test_connected",
+    "test_run", "test_wrong_answers", "test_backplane_reload", "test_sentinels", "test_client",
+    "test_collector", "test_removed_files", "test_attendance_failover", "test_event_source",
+    "test_end_to_end", "test_memory", "test_soak", "test_alerts", "test_socketio", "test_caddy",
+    "test_doors", "test_storms", "test_malformed", "test_protocol", "test_deaf_worker",
     "test_health", "test_slow_consumers", "test_python_client", "test_metrics", "test_heartbeat",
-    "test_auth", "test_autobahn", "test_plain", "test_relays", "test_cluster",
-    "test_metrics_files", "test_gunicorn_worker", "test_both_ways_in", "test_replica",
-    "test_deflate",
+    "test_auth", "test_autobahn", "test_plain", "test_relays", "test_cluster", "test_metrics_files",
+    "test_gunicorn_worker", "test_both_ways_in", "test_replica", "test_deflate",
+    "test_cluster_lies",
 )  # fmt: skip
 
 # What these tiers start runs at its full speed, but for what is marked `traced` and the service
@@ -49,7 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     for item in items:
         is_traced = item.get_closest_marker("traced") is not None
-        if item.path.parent.name in _UNCOVERED and not is_traced:
+        repeats = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+        if (item.path.parent.name in _UNCOVERED or repeats) and not is_traced:
             item.add_marker(pytest.mark.no_cover)
         if item.path.parent.name == "torture":
             item.add_marker(pytest.mark.long)

@@ -75,8 +75,9 @@ async def test_the_cap_holds_over_kills() -> None:
         for _ in range(2):
             accepted, refused = await storm(service, 150)
             assert len(accepted) == cap
-            victim = service.worker_of(accepted[0].port)
-            held = sum(service.worker_of(client.port) == victim for client in accepted)
+            holders = service.holders()
+            victim = holders[accepted[0].port]
+            held = sum(holders[client.port] == victim for client in accepted)
             service.kill_worker(victim)
             await service.wait_connections(cap - held)
             again, more = await storm(service, held + 30)
@@ -145,7 +146,8 @@ async def test_the_cap_of_an_address_holds_over_workers_reloads_and_kills() -> N
             await service.wait_connections(0)
             held[:] = await storm_from("192.0.2.1", 40)
             assert len(held) == cap
-            return len({service.worker_of(client.port) for client in held}) > 1
+            holders = service.holders()
+            return len({holders[client.port] for client in held}) > 1
 
         await until(on_several_workers, "connections on several workers", 60)
         others = await storm_from("2001:db8::1", 5) + await storm_from("2001:db8::2", 10)
@@ -153,8 +155,9 @@ async def test_the_cap_of_an_address_holds_over_workers_reloads_and_kills() -> N
         await service.hup()
         assert await service.total_connections() == 2 * cap
         assert await storm_from("192.0.2.1", 20) == []
-        victim = service.worker_of(held[0].port)
-        left = [client for client in held if service.worker_of(client.port) != victim]
+        holders = service.holders()
+        victim = holders[held[0].port]
+        left = [client for client in held if holders[client.port] != victim]
         service.kill_worker(victim)
         await service.replaced(victim)
         again = await storm_from("192.0.2.1", 40)

@@ -100,7 +100,8 @@ async def test_exactly_one_collector_also_after_a_kill() -> None:
         assert first in service.worker_pids()
         clients = [await PlainClient.open(service, types="stats") for _ in range(6)]
         await asyncio.gather(*(client.barrier() for client in clients))
-        survivors = [one for one in clients if service.worker_of(one.port) != first]
+        holders = service.holders()
+        survivors = [one for one in clients if holders[one.port] != first]
         service.kill_worker(first)
 
         def other_leader() -> bool:

@@ -25,7 +25,6 @@ SECRET = "0123456789abcdef0123456789abcdef"
 
 
 @pytest.mark.alone
-@pytest.mark.alone
 async def test_live_figures_within_a_second_of_the_first_visit(
     browser: Browser, service: Service
 ) -> None:

@@ -298,18 +298,28 @@ class Service:
                 return str(connection.laddr)
         raise AssertionError("the private Valkey listens on no Unix socket")
 
+    def holders(self) -> dict[int, int]:
+        """The worker that holds each connection, by the client's port of the loopback."""
+        ports: dict[str, int] = {}
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, remote, *_, inode = line.split()[:10]
+            if int(local.rpartition(":")[2], 16) == self.port:
+                ports[f"socket:[{inode}]"] = int(remote.rpartition(":")[2], 16)
+        found: dict[int, int] = {}
+        for pid in self.worker_pids():
+            with contextlib.suppress(OSError):
+                for file in list(Path(f"/proc/{pid}/fd").iterdir()):
+                    with contextlib.suppress(OSError):
+                        # 0: what it listens on.
+                        if port := ports.get(os.readlink(file), 0):
+                            found.setdefault(port, pid)
+        return found
+
     def worker_of(self, client_port: int) -> int:
         """The worker that holds the connection from this port of the loopback."""
-        for pid in self.worker_pids():
-            with contextlib.suppress(psutil.Error):
-                for connection in psutil.Process(pid).net_connections("tcp"):
-                    if (
-                        connection.raddr
-                        and connection.raddr.port == client_port
-                        and connection.laddr.port == self.port
-                    ):
-                        return pid
-        raise AssertionError(f"no worker holds a connection from port {client_port}")
+        pid = self.holders().get(client_port)
+        assert pid is not None, f"no worker holds a connection from port {client_port}"
+        return pid
 
     def kill_worker(self, pid: int | None = None) -> int:
         """Kill -9 one worker, and return its process id."""

@@ -37,7 +37,7 @@ async def until(condition: Callable[[], Any], what: str = "", timeout: float = D
             raise _late(condition, what, timeout, value)
         asked = result is not value  # of another process, which it costs something
         turns += 1
-        here = 0 if turns < _TURNS else _pause(waited, 0.005, 0.02)
+        here = 0 if turns < _TURNS else 0.005  # some conditions read on each time
         await asyncio.sleep(_pause(waited, 0.03, 0.2) if asked else here)
 
 
