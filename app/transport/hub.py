@@ -161,6 +161,7 @@ class Hub:
         self._holds: dict[int, list[Connection]] = {}
         self._hold_timer: asyncio.TimerHandle | None = None
         self._to_ping: deque[Connection] = deque()
+        self._ping_work = Sliced(self._send_pings, self.pace.slices())
         self._outbox: dict[Connection, list[bytes]] = {}
         self._flush_planned = False
         self._closing: deque[tuple[float, Connection]] = deque()
@@ -424,12 +425,12 @@ class Hub:
             self.meter.spend_shared(time.monotonic() - began)
 
     def _ping(self, connections: list[Connection]) -> None:
-        """Send heartbeats, a part of them in each pass of the loop."""
-        if not self._to_ping:
-            self._loop.call_soon(self._send_pings)
+        """Send heartbeats, a part of them in each pass of the loop that has a slice for them."""
         self._to_ping.extend(connections)
+        self._ping_work.plan()
 
-    def _send_pings(self) -> None:
+    def _send_pings(self, _: float) -> bool:
+        """Send `PINGS_AT_ONCE`: the loop of their writes looks at no clock."""
         waiting, began = self._to_ping, time.monotonic()
         by_frame: dict[bytes, dict[Connection, int]] = {}
         for _ in range(min(PINGS_AT_ONCE, len(waiting))):
@@ -447,10 +448,9 @@ class Hub:
         for frame, members in by_frame.items():
             for connection in self.broadcast(members, frame, len(members)):
                 connection.send(frame)  # behind what waits for it
-        if waiting:
-            self._loop.call_soon(self._send_pings)
         if self.meter is not None:
             self.meter.spend_shared(time.monotonic() - began)
+        return bool(waiting)
 
     def spare(self, connection: Connection) -> bool:
         """Go on with a connection that is silent, if nothing was read from it, or it reads slowly."""

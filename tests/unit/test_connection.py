@@ -895,6 +895,22 @@ async def test_heartbeats_of_many_leave_in_parts(
     assert hub.bytes_sent == 3 * ping + len(build_frame(TEXT, b"before"))
 
 
+async def test_heartbeats_wait_while_a_message_is_on_its_way(hub: Hub, connect: Connect) -> None:
+    _, client = connect(kind=socket.SOCK_SEQPACKET)
+    hub.pace._clock = lambda: 1000.0
+    for _ in range(29):
+        hub.wheel.advance()
+    hub.pace.hurry()
+    hub._ping_work._slice()  # others have had theirs in this pass
+    hub._ping_work._slice()
+    hub.wheel.advance()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert hub.bytes_sent == 0
+    hub.pace.relax()
+    assert await client.frame() == (PING, b"")
+
+
 class Metered:
     """Notes what is charged."""
 
