@@ -33,7 +33,7 @@ from app.transport.connection import (
 from app.transport.hub import Hub
 from app.transport.output import CHUNK_COST, OutputAccount
 from app.turns import SLICE
-from tests.support.waiting import until
+from tests.support.waiting import DEADLINE, until
 
 MAX_MESSAGE = 100_000
 MAX_INCOMING = 250_000
@@ -142,9 +142,21 @@ class Client:
         return self.frames
 
     async def frame(self) -> tuple[int, bytes]:
-        await until(self.read)
+        async with asyncio.timeout(DEADLINE):
+            while not self.read():
+                assert not self.eof, "the connection has ended"
+                await self._arrival()
         read = self.frames.pop(0)
         return int(read.opcode), bytes(read.data)
+
+    async def _arrival(self) -> None:
+        """Wait for the socket: large frames come in many small pieces."""
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self.sock, arrived.set)
+        try:
+            await arrived.wait()
+        finally:
+            loop.remove_reader(self.sock)
 
     async def end(self) -> None:
         """The other side has ended its sending."""
