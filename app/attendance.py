@@ -32,7 +32,7 @@ from app.transport.connection import OPEN
 logger = logging.getLogger("realtime.worker")
 
 RENEWAL = 60.0
-"""Seconds after which the state is kept for another hour."""
+"""Seconds after which the state is kept for another `KEPT`."""
 SLICE = 500
 """Sessions that are looked at before the loop gets a turn: some 200 us."""
 MOST_CHANGES = 5_000

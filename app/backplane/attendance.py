@@ -9,7 +9,8 @@ One worker at a time has the *turn*: it removes workers whose leases have ended,
 changes. A user that was announced and is gone stays announced for the grace of `show`. What is
 announced is noted after it was published: after a crash in between it is announced twice.
 
-All of it vanishes an hour after the last worker has renewed it.
+All of it vanishes two hours after the last worker has renewed it: keys end by the server's clock, which
+may be set by an hour.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ GRACE = 5.0
 """Seconds that a user may be away before it has left."""
 LEAST_PAUSE = 1.0
 """Seconds between two announcements."""
-KEPT = 3600.0
-"""Seconds for which everything is kept without renewal."""
+KEPT = 7500.0
+"""Seconds for which everything is kept without renewal; long enough to outlive a step of the clock."""
 MOST_USERS = 100_000
 """Users that are kept at most: some 60 MB with ordinary names."""
 PIECE = 200
@@ -291,7 +292,7 @@ class AttendanceStore:
 
         Args:
             texts: at most `PIECE` users, each with `type:connections,...`, or nothing.
-            renew: keep everything for another hour.
+            renew: keep everything for another `KEPT`.
 
         Returns:
             How many users of this worker are kept, and those for which there is no room.
