@@ -32,7 +32,7 @@ from app.sessions.rates import Rates
 from app.sessions.registry import Registry
 from app.sessions.socketio.rooms import RoomManager
 from app.transport.hub import Hub
-from app.types import Gap, Message, Priority, Subscribers
+from app.types import Gap, Message, Priority, Subscribers, WorkerRow
 
 _DESCRIPTORS = "/proc/self/fd"
 _PRIORITIES = [priority.name.lower() for priority in Priority]
@@ -127,6 +127,36 @@ class SubscriberCounts:
         self._counts[type] = counts
 
 
+class Silences:
+    """For how long workers of this machine have said nothing of themselves.
+
+    Their rows say when they did so by a clock that may be set. So what counts is when that was last seen
+    to change.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[tuple[int, int], tuple[float, float]] = {}
+        """By row and generation: what it said, and when that was first seen."""
+
+    def look(self, rows: Iterable[WorkerRow]) -> None:
+        """Note what the rows say; to be called about once a second."""
+        now, before = self._clock(), self._seen
+        self._seen = {}
+        for row in rows:
+            key = row.index, row.generation
+            known = before.get(key)
+            self._seen[key] = known if known and known[0] == row.updated else (row.updated, now)
+
+    def of(self, row: WorkerRow) -> float:
+        """Seconds for which a row has been the same."""
+        said, since = self._seen.get((row.index, row.generation), (0.0, 0.0))
+        return self._clock() - since if said == row.updated else 0.0
+
+
 class Figures:
     """Reads the parts of a worker."""
 
@@ -172,6 +202,8 @@ class Figures:
         self._shown_users: dict[str, int] = {}
         self._subscribers = subscribers
         self._flushes = flushes
+        self.silences = Silences()
+        """Of the workers of this machine, as often as its figures are shown."""
         self._state: tuple[object, ...] = ()
         self._left_out = 0
         """Seconds without figures since the last ones."""
@@ -281,6 +313,7 @@ class Figures:
 
     def _count_subscribers(self) -> None:
         rows = self._slots.rows()
+        self.silences.look(rows)
         for type, number in self._types.items():
             connections = sum(_figure(row.stats, "subscriptions", type) for row in rows)
             unnamed = sum(_figure(row.stats, "unnamed", type) for row in rows)

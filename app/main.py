@@ -487,6 +487,7 @@ def _make_http_context(
         note_refused=sessions.refusals.note,
         started_at=min((row.started for row in slots.rows()), default=time.time()),
         version=__version__,
+        silent_for=parts.figures.silences.of,
         backplane_fault=lambda: fault.words if (fault := parts.figures.fault()) else None,
         backplane_writable=parts.figures.writable,
         backplane_replica=parts.figures.replica,

@@ -23,7 +23,7 @@ from app.presence import Presence
 from app.sessions.auth import TokenVerifier
 from app.sessions.roster import Roster
 from app.turns import SLICE, Slice
-from app.types import Draft, Message, Position
+from app.types import Draft, Message, Position, WorkerRow
 
 
 class Publisher(Protocol):
@@ -88,6 +88,8 @@ class HttpContext:
     """What each address may ask for; None: no limit."""
     now: Callable[[], float] = time.time
     """Unix time in seconds."""
+    silent_for: Callable[[WorkerRow], float] = lambda _: 0.0
+    """Seconds since a worker of this machine said something of itself."""
     backplane_fault: Callable[[], str | None] = lambda: None
     """What is wrong with the backplane as this worker sees it; None: nothing."""
     backplane_replica: Callable[[], dict[str, object] | None] = lambda: None

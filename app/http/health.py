@@ -57,7 +57,10 @@ class Health:
 def _workers(rows: Sequence[WorkerRow], context: HttpContext) -> list[str]:
     """What is wrong with the number of workers."""
     now = context.now()
-    silent = [row for row in rows if row.state != "starting" and 0 < row.updated < now - SILENCE]
+    told = [
+        (row, context.silent_for(row)) for row in rows if row.state != "starting" and row.updated
+    ]
+    silent = [(row.pid, seconds) for row, seconds in told if seconds > SILENCE]
     # One that leaves serves until others have taken its connections over.
     serving = sum(row.state != "starting" for row in rows) - len(silent)
     missing = context.expected_workers() - serving
@@ -67,7 +70,7 @@ def _workers(rows: Sequence[WorkerRow], context: HttpContext) -> list[str]:
         young = sum(row.state == "starting" and now - row.started < START_GRACE for row in rows)
         if young >= missing:
             return []
-    causes = [f"workers: {row.pid} has been silent for {now - row.updated:.0f} s" for row in silent]
+    causes = [f"workers: {pid} has been silent for {seconds:.0f} s" for pid, seconds in silent]
     if missing > 0:
         causes.insert(0, f"workers: {serving} of {context.expected_workers()}")
     return causes

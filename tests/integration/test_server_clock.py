@@ -1,4 +1,4 @@
-"""The clock of the shared server makes steps: clients, users and ids notice nothing."""
+"""The clock of the shared server, or of the workers, makes steps: clients, users and ids notice nothing."""
 
 from __future__ import annotations
 
@@ -78,3 +78,35 @@ async def test_steps_of_the_servers_clock(tmp_path: Path, replica: str) -> None:
                 await client.close()
     finally:
         server.close()
+
+
+async def test_steps_of_the_workers_clock(tmp_path: Path) -> None:
+    """And of their private Valkey's: it is one machine."""
+    clock = ShiftedClock(tmp_path)
+    clock.step(0)
+    async with Service(
+        **clock.environ, PRESENCE_NAMES="all", JOIN_LEAVE="status", HTTP_RATE_LIMIT=100_000
+    ) as service:
+        watch = await PlainClient.open(service, types="system")
+        ann = await spread(service, 2, user="ann", types="status")
+        await until(lambda: watch.events("join"), "ann is announced")
+        first = await service.publish(id="known")
+        async with Fleet(service) as fleet, Ticker(service) as ticker:
+            await fleet.open(10)
+            for seconds in (HOUR, -HOUR, 0):
+                clock.step(seconds)
+                for _ in range(15):
+                    assert (await service.get("/status")).body["causes"] == [], seconds
+                    await asyncio.sleep(0.1)
+                wanted = len(ticker.accepted) + 20
+                await until(lambda: len(ticker.accepted) >= wanted, "publishing goes on")  # noqa: B023
+                assert await service.publish(id="known") == first, seconds
+                await until(lambda: is_listed(watch, {"ann": 2}), f"listed after {seconds}")
+            await service.hup()
+            await fleet.all_at(ticker.last)
+            ticker.check(fleet.streams)
+            fleet.check_untouched()
+        announced = [one["event"] for one in watch.received if one["event"] in ("join", "leave")]
+        assert announced == ["join"]
+        for client in (watch, *ann):
+            await client.close()

@@ -47,7 +47,7 @@ time_t time(time_t *where) {
 
 
 class ShiftedClock:
-    """For programs that are started with `prefix`.
+    """For programs that are started with `prefix` or `environ`.
 
     Args:
         directory: for its files.
@@ -62,9 +62,14 @@ class ShiftedClock:
         subprocess.run(words, check=True, capture_output=True)
 
     @property
+    def environ(self) -> dict[str, str]:
+        """For the environment of a program."""
+        return {"CLOCK_SHIFT": str(self._file), "LD_PRELOAD": str(self._library)}
+
+    @property
     def prefix(self) -> list[str]:
         """Before the command of a program."""
-        return ["env", f"CLOCK_SHIFT={self._file}", f"LD_PRELOAD={self._library}"]
+        return ["env", *(f"{name}={value}" for name, value in self.environ.items())]
 
     def step(self, seconds: int) -> None:
         """Let the clock be so far ahead of the machine's."""

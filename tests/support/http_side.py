@@ -135,6 +135,8 @@ class HttpSide:
         self.writable = True
         self.accepting = False
         self.expected_workers = 0
+        self.silences: dict[int, float] = {}
+        """Seconds since workers said something of themselves, by pid; others: by the clock."""
         self.since_death = math.inf
         self.local_faults: list[str] = []
         self.seconds = 1_700_000_100.0
@@ -162,6 +164,7 @@ class HttpSide:
             backplane_writable=lambda: self.writable,
             accepting=lambda: self.accepting,
             expected_workers=lambda: self.expected_workers,
+            silent_for=lambda row: self.silences.get(row.pid, self.seconds - row.updated),
             since_death=lambda: self.since_death,
             local_faults=lambda: self.local_faults,
         )

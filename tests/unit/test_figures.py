@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -10,9 +11,18 @@ from typing import Any
 import pytest
 
 from app.clock import steady_time
-from app.figures import MOST_NOTES, QUIET_SECONDS, Figures, FlushFigures, SubscriberCounts
+from app.figures import (
+    MOST_NOTES,
+    QUIET_SECONDS,
+    Figures,
+    FlushFigures,
+    Silences,
+    SubscriberCounts,
+)
 from app.metrics import Metrics
 from app.types import Gap, Message
+from tests.support.clock import Clock
+from tests.support.http_side import worker_row
 
 
 class Worker:
@@ -139,3 +149,22 @@ def test_a_flush_makes_the_figures_due() -> None:
     worker.seconds(2)
     worker.flushes.count([message(1, 0.0)], {"status": 0}, time.monotonic())
     assert worker.seconds(1) == [True]
+
+
+def test_a_row_is_silent_since_it_was_last_seen_to_change() -> None:
+    clock = Clock(500.0)
+    silences = Silences(clock)
+    row = dataclasses.replace(worker_row(), updated=1_700_000_000.0)
+    assert silences.of(row) == 0.0, "not looked at yet"
+    for _ in range(12):
+        silences.look([row])
+        clock.now += 1
+    assert silences.of(row) == 12.0
+    # What it says may be far ahead or behind: its clock was set.
+    for said in (1_700_003_600.0, 1_699_996_400.0):
+        row = dataclasses.replace(row, updated=said)
+        assert silences.of(row) == 0.0
+        silences.look([row])
+        clock.now += 5
+        assert silences.of(row) == 5.0
+    assert silences.of(dataclasses.replace(row, generation=2)) == 0.0, "a new worker in its row"

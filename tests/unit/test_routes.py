@@ -146,6 +146,20 @@ async def test_status_names_a_worker_that_has_stopped(side: HttpSide) -> None:
     assert body["causes"] == ["workers: 1 of 2", "workers: 2 has been silent for 31 s"]
 
 
+async def test_a_clock_that_is_set_makes_no_worker_silent(side: HttpSide) -> None:
+    side.expected_workers = 2
+    rows = [dataclasses.replace(worker_row(n, pid=n + 1), updated=side.seconds) for n in (0, 1)]
+    side.slots.show(rows)
+    side.silences = {1: 2.0, 2: 2.0}
+    side.seconds += 3600
+    assert (await read(await side.client.get("/status")))["causes"] == []
+    # Nor does it hide one that is.
+    side.seconds -= 7200
+    side.silences = {1: 2.0, 2: 31.0}
+    body = await read(await side.client.get("/status"))
+    assert body["causes"] == ["workers: 1 of 2", "workers: 2 has been silent for 31 s"]
+
+
 async def test_status_names_what_the_backplane_says(side: HttpSide) -> None:
     side.fault = "it is a read-only replica (READONLY You can't write)"
     side.writable = False
