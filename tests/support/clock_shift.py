@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 _SOURCE = r"""
 #define _GNU_SOURCE
@@ -62,7 +63,7 @@ class ShiftedClock:
         subprocess.run(words, check=True, capture_output=True)
 
     @property
-    def environ(self) -> dict[str, str]:
+    def environ(self) -> dict[str, Any]:
         """For the environment of a program."""
         return {"CLOCK_SHIFT": str(self._file), "LD_PRELOAD": str(self._library)}
 
