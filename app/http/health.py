@@ -57,10 +57,10 @@ class Health:
 def _workers(rows: Sequence[WorkerRow], context: HttpContext) -> list[str]:
     """What is wrong with the number of workers."""
     now = context.now()
-    told = [
+    silences = [
         (row, context.silent_for(row)) for row in rows if row.state != "starting" and row.updated
     ]
-    silent = [(row.pid, seconds) for row, seconds in told if seconds > SILENCE]
+    silent = [(row.pid, seconds) for row, seconds in silences if seconds > SILENCE]
     # One that leaves serves until others have taken its connections over.
     serving = sum(row.state != "starting" for row in rows) - len(silent)
     missing = context.expected_workers() - serving
