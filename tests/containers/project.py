@@ -200,7 +200,7 @@ class Project(Copy):
 
     def deploy(self, *options: str, **environ: str) -> Done:
         """`deploy-websocket.sh --json`."""
-        wait = ("--min-free", "100", "--timeout", "40")
+        wait = ("--min-free", "100", "--timeout", "100")
         return self.run("deploy-websocket.sh", "--docker", "--json", *wait, *options, **environ)
 
     def interrupt(self, script: str, *arguments: str, when: Callable[[str], bool]) -> Done:
@@ -395,7 +395,7 @@ class Crowd:
         def arrived() -> bool:
             return all(seqs and seqs[-1] >= seq for seqs in self.seqs)
 
-        await until(arrived, f"message {seq} at all clients")
+        await until(arrived, f"message {seq} at all clients", 60)
 
     def check(self) -> None:
         """Nothing was closed, missed or repeated."""
