@@ -374,6 +374,19 @@ build_docker() {
     docker run --rm --network none "$image_next" python -c 'import app.main, workers.runtime, workers.start'
 }
 
+# What the command has printed that failed, where it is one of the Dockerfile: what docker says after that is
+# the place, and the command.
+cause_of_build() {
+  local said printed
+  said=$(cat)
+  printed=$(sed -n '/^ > \[/,/^------/p' <<< "$said" | grep -vE '^(------| > \[)|^ *$' || true)
+  if [[ -n $printed ]]; then
+    { tail -n 3 <<< "$printed"; tail -n 1 <<< "$said"; }
+  else
+    tail -n 3 <<< "$said"
+  fi
+}
+
 image_of() { docker inspect --format '{{.Image}}' "$1"; }
 image_id() { docker image inspect --format '{{.Id}}' "$1" 2> /dev/null; }
 
@@ -615,6 +628,9 @@ put_back_docker() {
   # Where its files cannot be put in place, its image still serves.
   if [[ -f $last_good ]] && ! restore_files; then files=$not_back; fi
   if [[ -z $tried ]]; then
+    docker version > /dev/null 2>&1 || { not_back='the engine does not answer'; return 1; }
+    [[ -n $(running backend) ]] || nothing_before=1
+    not_back=$files
     [[ -z $files ]]
     return $?
   fi
@@ -821,7 +837,7 @@ else
 fi
 
 step=build
-said=$(build 2>&1) || fail 13 "$(tail -n 3 <<< "$said")"
+said=$(build 2>&1) || fail 13 "$(cause_of_build <<< "$said")"
 note ok "the new code starts"
 
 step=preflight

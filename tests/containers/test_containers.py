@@ -91,6 +91,42 @@ async def test_a_version_that_does_not_serve_changes_nothing(project: Project) -
     del project.settings["LOG_LEVEL"]
 
 
+def test_a_first_deployment_whose_build_fails_says_why_and_that_nothing_ran(
+    project: Project, tmp_path: Path
+) -> None:
+    first = Project(tmp_path)
+    name = f"{NAME}-first"
+    text = first.read("Dockerfile")
+    begin = "AS build\n"
+    assert begin in text
+    command = "RUN echo no wheel for this; echo more >&2; exit 3\n"
+    (first.root / "Dockerfile").write_text(text.replace(begin, begin + command, 1))
+    done = first.deploy(COMPOSE_PROJECT_NAME=name, TAG=name)
+    assert done.code == 13, done
+    steps = {row["step"]: row for row in done.json["steps"]}
+    assert "no wheel for this" in steps["build"]["detail"]
+    assert "exit code: 3" in steps["build"]["detail"]
+    assert done.json["rolled_back"] is False
+    assert (steps["rollback"]["state"], steps["rollback"]["detail"]) == (
+        "skipped",
+        "nothing ran before",
+    )
+    # In the other project it did.
+    done = project.deploy("--no-backup", PATH=without_build(project, tmp_path))
+    assert (done.code, done.json["rolled_back"]) == (13, True), done
+
+
+def without_build(project: Project, tmp_path: Path) -> str:
+    """A PATH with a `docker` whose builds fail, as without a network."""
+    real = shutil.which("docker", path=project.environ["PATH"])
+    program = tmp_path / "docker"
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" != build ] || {{ echo "no network" >&2; exit 1; }}\nexec {real} "$@"\n'
+    )
+    program.chmod(0o755)
+    return f"{tmp_path}:{project.environ['PATH']}"
+
+
 async def test_an_interrupted_deployment_changes_nothing_and_the_next_one_is_good(
     project: Project, tmp_path: Path
 ) -> None:

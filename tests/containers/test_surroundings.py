@@ -275,6 +275,9 @@ def small_volume(project: Project) -> Iterator[Path]:
     owner = volume.stat()
     aside.mkdir()
     project.compose("stop", "valkey")
+    # Compose may still take it for one that runs, and not start it.
+    running = ("ps", "--quiet", "--status", "running", "valkey")
+    until_now(lambda: project.compose(*running) == "", "Valkey has ended", 60)
     move(volume, aside)
     options = f"size=64m,uid={owner.st_uid},gid={owner.st_gid},mode=0755"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", volume], check=True)
