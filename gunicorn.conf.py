@@ -4,6 +4,7 @@ The settings come from the environment and `.env` by way of a child process, so 
 never imports `app`: see `workers/master.py`, which also keeps what must outlive a reload.
 """
 
+import atexit
 import gc
 import importlib
 import os
@@ -107,10 +108,25 @@ def child_exit(server: Any, _worker: Any) -> None:
 
 def on_exit(_: Any) -> None:
     _master.pass_pid_file_on()
+    _leave()
+
+
+def _leave() -> None:
+    """Let the last master end what outlives its workers."""
     if _master.lock.is_alone():
         # Not before: the newest code stops it, and the master stays small.
         importlib.import_module("workers.leader.valkey").stop(_master.data_dir)
         _master.clean_up()
+
+
+def _leave_after_check() -> None:
+    if not _master.slots.rows():
+        _leave()
+
+
+if "--check-config" in sys.argv:
+    # A service that ended while `make reload` checked its configuration was not alone.
+    atexit.register(_leave_after_check)
 
 
 def _limit_send_buffers(server: Any) -> None:

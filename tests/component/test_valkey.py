@@ -17,11 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import REPO
 from tests.support.waiting import until
 from workers.leader import valkey
 from workers.leader.valkey import Valkey
 from workers.shared import paths
 from workers.shared.processes import start_time
+from workers.shared.slots import SlotTable
 
 
 @pytest.fixture
@@ -113,6 +115,26 @@ async def test_server_that_someone_else_left_is_restarted_when_killed(data_dir: 
     async with supervised(Valkey(data_dir, "no")):
         os.kill(pid, signal.SIGKILL)
         assert await running(data_dir, other_than=pid) != pid
+
+
+async def test_a_check_that_outlives_the_service_ends_its_server(data_dir: Path) -> None:
+    """`make reload` checks the configuration as a master; the service may end meanwhile."""
+
+    def check() -> None:
+        words = [sys.executable, "-m", "gunicorn", "--check-config", "-c", "gunicorn.conf.py"]
+        environ = os.environ | {"DATA_DIR": str(data_dir), "BIND": "127.0.0.1:0"}
+        subprocess.run(words, cwd=REPO, env=environ, check=True)
+
+    async with supervised(Valkey(data_dir, "no")):
+        pid = await running(data_dir)
+    slots = SlotTable(paths.slots_file(data_dir), 10)
+    slots.claim_row(os.getpid())
+    await asyncio.to_thread(check)
+    assert valkey.find(data_dir) == pid, "a worker is there"
+    slots.free(os.getpid())
+    await asyncio.to_thread(check)
+    assert valkey.find(data_dir) is None
+    assert not paths.slots_file(data_dir).exists()
 
 
 async def test_silent_server_is_killed(data_dir: Path) -> None:
