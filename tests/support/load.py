@@ -12,13 +12,15 @@ from tests.support.service import TOKEN, Service
 
 
 class Load:
-    """Publishes without a pause from several tasks, each message with an id of its own.
+    """Publishes from several tasks, so that calls are always under way; each message has an id.
 
     A call that fails is repeated with the same id, as docs/PROTOCOL.md says to publishers.
 
     Args:
         ids: whether the messages carry the ids. Without, what it stores twice shows: the id
             is in the data, and a call that fails is given up.
+        pause: seconds between two messages of a task. Without one they would take all of the
+            processor that there is, from what the test waits for and from other tests.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class Load:
         size: int = 100,
         *,
         ids: bool = True,
+        pause: float = 0.01,
     ) -> None:
         self.accepted: dict[str, tuple[int, str]] = {}
         """By id: the `seq` and `epoch` that a 2xx answered."""
@@ -39,6 +42,7 @@ class Load:
         self._publishers = publishers
         self._filler = "x" * size
         self._ids = ids
+        self._pause = pause
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -88,6 +92,7 @@ class Load:
                 await asyncio.sleep(0.02)
                 if not self._ids:
                     break
+            await asyncio.sleep(self._pause)
 
     def _count(self, status: int) -> None:
         self.answers[status] = self.answers.get(status, 0) + 1
