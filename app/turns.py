@@ -26,6 +26,11 @@ ASKED_SECONDS = 0.005
 """How long a kind of work that got no slice comes before those that had one after its own last one."""
 HURRY_SECONDS = 0.02
 """How long a message is on its way through a worker, if its delivery does not end earlier."""
+STEADY_SECONDS = 0.1
+"""Messages that are on their way for so long without a pause come as fast as they are delivered: then each kind
+of work gets a slice in `PAUSE_SECONDS`, or it would get next to none."""
+REST_SECONDS = 0.005
+"""A pause between messages is at least so long."""
 MOST_AT_ONCE = 16
 """Tasks that go on in one pass, at most."""
 _LEAST_COST = 0.000_001
@@ -53,6 +58,10 @@ class Pace:
         self._is_busy = is_busy
         self._clock = clock
         self._until = 0.0
+        self._since = 0.0
+        """Since when messages have been on their way without a pause."""
+        self._relaxed = 0.0
+        """When the last one was written."""
         self._last = 0.0
         """When any kind of work had its last slice."""
         self._asked: dict[Slice, tuple[float, float]] = {}
@@ -60,12 +69,17 @@ class Pace:
 
     def hurry(self) -> None:
         """A message is on its way, until `relax`."""
-        self._until = self._clock() + HURRY_SECONDS
+        now = self._clock()
+        if now - max(self._until, self._relaxed) >= REST_SECONDS:
+            self._since = now
+        self._until = now + HURRY_SECONDS
 
     def relax(self) -> None:
         """The message is written."""
-        self._until = 0.0
-        self._asked.clear()
+        if self._until:
+            self._until = 0.0
+            self._relaxed = self._clock()
+            self._asked.clear()
 
     def slices(self) -> Slice:
         """For one kind of work: what tells how much of a pass it may have."""
@@ -77,7 +91,10 @@ class Pace:
             if now >= self._until:
                 last = self._last = now
                 return BUSY_SLICE if self._is_busy() else SLICE
-            if now - self._last < PAUSE_SECONDS or self._others_wait(slice, last, now):
+            if now - self._since >= STEADY_SECONDS:
+                if now - last < PAUSE_SECONDS:
+                    return 0.0
+            elif now - self._last < PAUSE_SECONDS or self._others_wait(slice, last, now):
                 self._asked[slice] = last, now
                 return 0.0
             self._asked.pop(slice, None)

@@ -10,6 +10,7 @@ from app.turns import (
     HURRY_SECONDS,
     MOST_AT_ONCE,
     PAUSE_SECONDS,
+    REST_SECONDS,
     SLICE,
     Pace,
     Sliced,
@@ -45,14 +46,33 @@ def test_kinds_of_work_take_turns_while_messages_are_on_their_way() -> None:
     pace = Pace(clock=lambda: clock.now)
     kinds = [pace.slices() for _ in range(6)]
     got = dict.fromkeys(range(len(kinds)), 0)
-    for _ in range(600):
+    for number in range(600):
+        if number % 15 == 0:
+            pace.relax()
+            clock.now += REST_SECONDS * 1.01
         pace.hurry()
         given = [number for number, slice in enumerate(kinds) if slice()]
         assert len(given) <= 1, "a message waits for one at most"
-        for number in given:
-            got[number] += 1
+        for kind in given:
+            got[kind] += 1
         clock.now += PAUSE_SECONDS * 1.01
     assert min(got.values()) >= 90, got
+
+
+def test_work_goes_on_beside_messages_without_end() -> None:
+    """Where they come as fast as they are delivered, other work gets what it got before."""
+    clock = Clock()
+    pace = Pace(clock=lambda: clock.now)
+    kinds = [pace.slices() for _ in range(6)]
+    given = []
+    for number in range(200):
+        if number % 10 == 0:
+            pace.relax()
+        pace.hurry()
+        given.append(sum(bool(slice()) for slice in kinds))
+        clock.now += PAUSE_SECONDS * 1.01
+    assert max(given[1:90]) == 1
+    assert given[-90:] == [len(kinds)] * 90
 
 
 def test_work_that_asks_no_more_keeps_no_other_waiting() -> None:
