@@ -91,11 +91,6 @@ class FlushFigures:
         if len(self._durations) + len(self._latencies) > MOST_NOTES:
             self.export()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether everything is in the metrics."""
-        return not self._durations
-
     def export(self) -> None:
         """Add what was noted to the metrics."""
         metrics = self._metrics
@@ -235,7 +230,6 @@ class Figures:
             sum(self._hub.closed.values()),
             self._replica is not None and self._replica.is_read,
             len(self._registry),
-            self._flushes.is_empty,
         )
         is_quiet = not len(self._registry) and state == self._state
         self._state = state
