@@ -46,6 +46,8 @@ FIRST_COUNT = 16
 """Entries of each stream that the first XREAD asks for."""
 READ_BYTES = 4 * 1024 * 1024
 """Bytes of messages in one XREAD past which the next one asks for fewer."""
+BEHIND = 0.5
+"""Seconds without an XREAD after which so much may wait that the server would build too large an answer."""
 BLOCK_TIMEOUT = SILENCE + 1.0
 """Seconds after which a silent connection is given up."""
 CLOCK_NOISE = 0.25
@@ -137,6 +139,12 @@ class StreamReader:
         self._count = min(self._most, FIRST_COUNT)
         """Entries of each stream that the next XREAD asks for: fewer where they are large."""
         self._largest = backplane.settings.max_message_size + OVERHEAD
+        self._filled = time.monotonic()
+        """When an XREAD was last answered."""
+        self._apart: list[str] = []
+        """Types that are still to be read one at a time, since much may wait."""
+        self._apart_bytes = 0
+        """Bytes of messages that such reads of all types have brought."""
         self._backplane = backplane
         self._worker = backplane.worker_name
         self._read: dict[str, Position] = {}  # ahead of `positions` by what is pending
@@ -304,18 +312,10 @@ class StreamReader:
         self.positions.update({type: item.position for type, item in last.items()})
 
     async def _fill(self, link: AnyLink, replica: ReplicaRoute | None = None) -> None:
-        read = self._read
-        ids = [b"0-%d" % read[type].seq for type in self._types]
-        command: Command = (
-            b"XREAD",
-            b"COUNT",
-            self._count,
-            b"BLOCK",
-            int(BLOCK * 1000),
-            b"STREAMS",
-            *self._by_key,
-            *ids,
-        )
+        if time.monotonic() - self._filled > BEHIND:
+            self._count = min(self._most, max(1, READ_BYTES // self._largest))
+            self._read_apart()
+        command = self._ask_one(self._apart[-1]) if self._apart else self._ask_all()
         # The wait for news is over when the ends are asked for: this saves a round trip a second.
         ends = self._ask_ends() if self._is_idle else []
         if replica is None:
@@ -324,7 +324,8 @@ class StreamReader:
         else:
             reply, info, *ends = await link.call([command, INFO, *ends], BLOCK_TIMEOUT)
             replica.check(info)
-        self._is_idle = not reply
+        self._filled = time.monotonic()
+        self._is_idle = not reply and not self._apart
         await self._take_in(reply or [])
         if not ends:
             return
@@ -333,17 +334,41 @@ class StreamReader:
         else:
             self._take_ends_of(replica, ends)
 
+    def _ask_all(self) -> Command:
+        """Wait for news of all streams."""
+        read = self._read
+        ids = [b"0-%d" % read[type].seq for type in self._types]
+        wait = int(BLOCK * 1000)
+        return b"XREAD", b"COUNT", self._count, b"BLOCK", wait, b"STREAMS", *self._by_key, *ids
+
+    def _ask_one(self, type: str) -> Command:
+        """What there is of one stream."""
+        id = b"0-%d" % self._read[type].seq
+        return b"XREAD", b"COUNT", self._count, b"STREAMS", stream_key(type), id
+
+    def _read_apart(self) -> None:
+        """Read one stream at a time from now on, until all of them together bring little.
+
+        An XREAD brings at least one entry of each stream, and the server holds all of it in memory.
+        """
+        self._apart, self._apart_bytes = list(self._types), 0
+
     async def _take_in(self, reply: Sequence[Any]) -> None:
         """Take what an XREAD has brought."""
-        if reply:
-            size = 0
-            for _, found in reply:
-                for _, fields in found:
-                    size += len(fields[-1]) if fields else 0
-            if size > READ_BYTES:
-                self._count = max(1, self._count * READ_BYTES // size)
-            elif size < READ_BYTES // 4:
-                self._count = min(self._most, 2 * self._count)
+        size = 0
+        for _, found in reply:
+            for _, fields in found:
+                size += len(fields[-1]) if fields else 0
+        if size > READ_BYTES:
+            self._count = max(1, self._count * READ_BYTES // size)
+        if self._apart:
+            self._apart.pop()
+            self._apart_bytes += size
+            size = self._apart_bytes
+        if size > READ_BYTES and not self._apart:
+            self._read_apart()
+        elif 0 < size < READ_BYTES // 4 and not self._apart:
+            self._count = min(self._most, 2 * self._count)
         for key, entries in reply:
             await self._add(self._by_key[key], entries)
 

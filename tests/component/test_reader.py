@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from app.backplane.publisher import StreamPublisher
+from app.backplane.reader import READ_BYTES
 from app.types import Gap, Message, Position
 from tests.support.backplane import MakeNode, Node, draft
 from tests.support.valkeys import ValkeyProcess
@@ -430,3 +433,36 @@ async def test_large_messages_are_read_a_few_at_a_time(make_node: MakeNode) -> N
         await writer.publish(draft())
         await behind.reader.read()
     assert behind.reader._count > 16
+
+
+@pytest.mark.parametrize("is_behind", [True, False])
+async def test_what_has_waited_is_read_one_stream_at_a_time(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, is_behind: bool
+) -> None:
+    """The server builds each answer in memory, with one entry of each stream at least."""
+    types = tuple(f"large_{number}" for number in range(16))
+    settings = {"message_types": types, "history_bytes": 16 * 2**20}
+    writer = await make_node(**settings)
+    behind = await make_node(**settings, broadcast_batch_size=100 if is_behind else 1)
+    if is_behind:
+        behind.reader._filled -= 60
+    body = b"{" + b"x" * 900_000
+    for _ in range(3):
+        for type in types:
+            await writer.publish(draft(body, type))
+    answers: list[int] = []
+    take_in = behind.reader._take_in
+
+    async def measure(reply: Sequence[Any]) -> None:
+        answers.append(sum(len(fields[-1]) for _, found in reply for _, fields in found))
+        await take_in(reply)
+
+    monkeypatch.setattr(behind.reader, "_take_in", measure)
+    items = await behind.read(3 * len(types))
+    for type in types:
+        assert seqs([item for item in items if item.type == type]) == [1, 2, 3]
+    assert max(answers[not is_behind :]) < 2 * READ_BYTES
+    for _ in range(2):
+        await writer.publish(draft(type="large_3"))
+        assert len(await behind.read(1)) == 1
+    assert not behind.reader._apart, "all streams are read at once again"
