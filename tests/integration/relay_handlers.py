@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from socketio import AsyncServer, exceptions
 
 from tests.support import handlers
+
+logger = logging.getLogger(__name__)
 
 ODD_ROOMS: dict[str, Any] = {
     "dict": {"a": 1},
@@ -121,4 +124,5 @@ def register(sio: AsyncServer) -> None:
 
     @sio.on("disconnect", namespace="/failing")
     async def fail_at_disconnect(sid: str, reason: str) -> None:
+        logger.info("a disconnect handler is called")
         raise RuntimeError("a disconnect handler that fails on purpose")

@@ -16,6 +16,7 @@ from tests.support.raw import TEXT, RawClient
 from tests.support.service import Service
 from tests.support.sioclient import SioClient, on_two_workers, packet, raw_socketio, sio_clients
 from tests.support.valkeys import Starter, valkeys
+from tests.support.waiting import until
 
 HANDLERS = "tests.integration.relay_handlers"
 
@@ -207,7 +208,9 @@ async def test_failing_handlers_of_connects_and_disconnects_do_not_fill_the_log(
             await client.send(TEXT, b'40/failing,{"in":1}')
             await client.packet("40/failing,")
 
-    await asyncio.gather(*(come_and_go() for _ in range(4 * MOST_LINES)))
+    calls = 4 * MOST_LINES
+    await asyncio.gather(*(come_and_go() for _ in range(calls)))
+    await until(lambda: service.log.count("a disconnect handler is called") == calls)
     for kind, workers in (("connect", 1), ("disconnect", 2)):
         count = service.log.count(f" {kind} handler failed")
         assert 0 < count <= workers * MOST_LINES, (kind, count)
