@@ -34,7 +34,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # with default settings, one for each process. Services wait a good deal, so there are more
 # processes than processors, and lint and the unit tests run beside them with what they leave.
 # What is marked `alone` measures; `long` is for `make torture`.
-PARALLEL := -n 8 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 6 --dist loadfile --no-loadscope-reorder
 COVERED := --cache-clear --cov --cov-fail-under=0 --cov-report=
 # What fails while others use the processors must pass alone; the first failure stays in the output.
 AGAIN := $(BIN)/pytest --lf --lfnf=none

@@ -21,8 +21,10 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("untimed")
 
-# The longest files first, so that none of them is left for the end when files run in parallel.
+# The longest files first, so that none of them is left for the end when files run in parallel; before
+# them those that fork the process of the tests, which costs the more the larger it has become.
 _LONG = (
+    "test_slots", "test_metrics_files",
     "test_handoff", "test_page", "test_scripts", "test_backplane_faults", "test_reload",
     "test_second_master", "test_lies", "test_caps", "test_backplane_errors", "test_event_stream",
     "test_command", "test_replicas", "test_attendance", "test_backplane_url",
