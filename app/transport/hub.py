@@ -49,8 +49,8 @@ machine the worker may have been stopped meanwhile."""
 HOLD_TICK = 0.05
 """Seconds to which the times are rounded for which connections are held back."""
 LONG_HOLD = 0.5
-"""Seconds of a hold from which on a connection gets its messages in rounds as well. Shorter ones are those
-of clients that come back, many at once."""
+"""Seconds of a hold from the second of which on a connection gets its messages in rounds as well. Shorter ones
+are those of clients that come back, many at once; a single one is that of the first request to a new worker."""
 FLOOD = -1.0
 """What a `Meter` answers when a connection is to be closed with 4429."""
 FLOOD_SECONDS = 1.0
@@ -158,6 +158,7 @@ class Hub:
         """Connections that a flush could not write to."""
         self._broken_work = Sliced(self._drop_broken, self.pace.slices())
         self._held: dict[Connection, int] = {}
+        self._held_long: set[Connection] = set()  # since the last time that none was held
         self._holds: dict[int, list[Connection]] = {}
         self._hold_timer: asyncio.TimerHandle | None = None
         self._to_ping: deque[Connection] = deque()
@@ -265,6 +266,7 @@ class Hub:
         self._paused.pop(connection, None)
         self._backlog.pop(connection, None)
         self._held.pop(connection, None)
+        self._held_long.discard(connection)
         self.owed_pongs.pop(connection, None)
         self.unread.forget(connection)
         self.input.forget_unfinished(connection)
@@ -563,7 +565,9 @@ class Hub:
         if self._held.get(connection, -1) >= tick:
             return
         if seconds >= LONG_HOLD:
-            connection.on_throttled(seconds)
+            if connection in self._held_long:
+                connection.on_throttled(seconds)
+            self._held_long.add(connection)
         self._held[connection] = tick
         self._holds.setdefault(tick, []).append(connection)
         self.pause(connection, PAUSE_RATE)
@@ -584,7 +588,11 @@ class Hub:
                     self._fail(connection, error)
                 if self._paused.get(connection, 0) & PAUSE_BACKLOG:
                     self._plan_backlog(connection)
-        self._hold_timer = self._loop.call_later(HOLD_TICK, self._release) if self._holds else None
+        if self._holds:
+            self._hold_timer = self._loop.call_later(HOLD_TICK, self._release)
+        else:
+            self._hold_timer = None
+            self._held_long.clear()
 
     def close_flooding(self, connection: Connection) -> None:
         """Read nothing more from a connection that is being closed with 4429.
