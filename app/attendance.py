@@ -16,7 +16,7 @@ from typing import Any
 from app.backplane.attendance import PIECE, ROWS, AttendanceStore, Change
 from app.backplane.client import FAILURES
 from app.backplane.faults import explain
-from app.backplane.worker_names import Place, place_of
+from app.backplane.worker_names import Place, place_of, place_of_row
 from app.broadcast.subscriber import Group
 from app.errors import ClientError
 from app.log_limit import LogLimit
@@ -215,7 +215,7 @@ class Attendance:
         self._living = living
 
     def _rows(self) -> set[Place]:
-        return {Place(row.index, row.generation) for row in self._slots.rows()}
+        return set(map(place_of_row, self._slots.rows()))
 
     async def _tend(self) -> None:
         turn, pages = await self._store.take_turn(), 0

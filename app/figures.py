@@ -20,6 +20,7 @@ from app.backplane.history import History
 from app.backplane.publisher import StreamPublisher
 from app.backplane.reader import Reader
 from app.backplane.replica import ReplicaRoute
+from app.backplane.worker_names import Place, place_of_row
 from app.broadcast.catchup import CatchUp
 from app.broadcast.fanout import FanOut
 from app.broadcast.queue import BroadcastQueue
@@ -54,10 +55,19 @@ class FlushFigures:
 
     Args:
         metrics: where.
+        clock: monotonic seconds.
+        now: the time by which messages are accepted.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = steady_time,
+    ) -> None:
         self._metrics = metrics
+        self._clock = clock
+        self._now = now
         self._durations: list[tuple[float, int]] = []
         """Seconds of each flush that is not in the metrics yet, with the count 1."""
         self._delivered: dict[str, int] = {}
@@ -75,8 +85,8 @@ class FlushFigures:
             receivers: connections that got them, by type.
             began: monotonic seconds at which the flush began.
         """
-        now = steady_time()
-        self._durations.append((time.monotonic() - began, 1))
+        now = self._now()
+        self._durations.append((self._clock() - began, 1))
         delivered = self._delivered
         accepted: dict[float, int] = {}  # those of one call were accepted at one time
         for item in items:
@@ -134,21 +144,21 @@ class Silences:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._seen: dict[tuple[int, int], tuple[float, float]] = {}
-        """By row and generation: what it said, and when that was first seen."""
+        self._seen: dict[Place, tuple[float, float]] = {}
+        """What each said, and when that was first seen."""
 
     def look(self, rows: Iterable[WorkerRow]) -> None:
         """Note what the rows say; to be called about once a second."""
         now, before = self._clock(), self._seen
         self._seen = {}
         for row in rows:
-            key = row.index, row.generation
-            known = before.get(key)
-            self._seen[key] = known if known and known[0] == row.updated else (row.updated, now)
+            place = place_of_row(row)
+            known = before.get(place)
+            self._seen[place] = known if known and known[0] == row.updated else (row.updated, now)
 
     def of(self, row: WorkerRow) -> float:
         """Seconds for which a row has been the same."""
-        said, since = self._seen.get((row.index, row.generation), (0.0, 0.0))
+        said, since = self._seen.get(place_of_row(row), (0.0, 0.0))
         return self._clock() - since if said == row.updated else 0.0
 
 

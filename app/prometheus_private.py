@@ -85,13 +85,11 @@ class WeightedHistogram(Histogram):
         self.observe_many(amount, 1)
 
     def observe_many(self, amount: float, count: int) -> None:
-        """Observe `amount` `count` times; a negative amount (clocks differ) counts as zero."""
-        amount = to_steps(max(amount, 0.0))
-        self._sum.inc(amount * count)
-        self._buckets[bisect.bisect_left(self._upper_bounds, amount)].inc(count)
+        """Observe `amount` `count` times."""
+        self.observe_all([(amount, count)])
 
     def observe_all(self, observed: Iterable[tuple[float, int]]) -> None:
-        """As `observe_many` with each of many amounts and counts, at the price of a few."""
+        """Observe many amounts, each so many times; a negative one (clocks differ) counts as zero."""
         total = 0.0
         buckets: dict[int, int] = {}
         for exact, count in observed:

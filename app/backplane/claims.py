@@ -19,7 +19,7 @@ from app.backplane.client import FAILURES, AnyBackplane, Argument
 from app.backplane.faults import explain, reading_answer
 from app.backplane.repair import log_repaired, repair_keys
 from app.backplane.scripts import Script
-from app.backplane.worker_names import Place, place_of
+from app.backplane.worker_names import Place, place_of, place_of_row
 from app.ports import Slots
 from app.supervisor import Supervisor
 
@@ -345,7 +345,7 @@ class UserClaims:
         self._rows = rows
 
     def _living(self) -> set[Place]:
-        return {Place(row.index, row.generation) for row in self._slots.rows()}
+        return set(map(place_of_row, self._slots.rows()))
 
     async def _exchange(self) -> None:
         """Tell the backplane what changed, and renew the lease."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from app.types import WorkerRow
+
 _PARTS = 4
 _MOST_DIGITS = 19
 """Of a row or a generation: another program may have written more."""
@@ -26,6 +28,11 @@ def place_of(name: bytes) -> tuple[bytes, Place]:
     if len(parts) != _PARTS or not all(map(_is_number, parts[1:3])):
         return UNKNOWN
     return parts[0], Place(int(parts[1]), int(parts[2]))
+
+
+def place_of_row(row: WorkerRow) -> Place:
+    """The place of a worker that the slot table has."""
+    return Place(row.index, row.generation)
 
 
 def _is_number(text: bytes) -> bool:

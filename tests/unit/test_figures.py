@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from app.clock import steady_time
 from app.figures import (
     MOST_NOTES,
     QUIET_SECONDS,
@@ -41,7 +39,7 @@ class Worker:
         }
         others = ("slots", "metrics", "fanout", "rates", "manager", "history", "replica")
         rest: dict[str, Any] = dict.fromkeys(others)
-        self.flushes = FlushFigures(Metrics(["status"]))
+        self.flushes = flush_figures(Metrics(["status"]))
         self.figures = Figures(
             types=["status"],
             subscribers=SubscriberCounts(["status"]),
@@ -97,8 +95,15 @@ def test_sessions_are_shown_each_second() -> None:
     assert worker.seconds(1 + QUIET_SECONDS) == [True, *QUIET]
 
 
+NOW = 1_700_000_000.0
+
+
+def flush_figures(metrics: Metrics) -> FlushFigures:
+    return FlushFigures(metrics, Clock(500.0), Clock(NOW))
+
+
 def message(seq: int, age: float, type: str = "status") -> Message:
-    return Message(type, "e", seq, "said", b"{", steady_time() - age)
+    return Message(type, "e", seq, "said", b"{", NOW - age)
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
@@ -112,10 +117,10 @@ DELIVERED = "realtime_messages_delivered_total"
 
 def test_flushes_are_in_the_metrics_when_they_are_exported() -> None:
     metrics = Metrics(["status", "other"])
-    flushes = FlushFigures(metrics)
+    flushes = flush_figures(metrics)
     items = [message(1, 8.0), message(1, 8.0, "other"), message(2, 0.0), message(2, 0.0, "other")]
-    flushes.count(items, {"status": 3, "other": 0}, time.monotonic())
-    flushes.count([message(3, 8.0)], {"status": 4}, time.monotonic())
+    flushes.count(items, {"status": 3, "other": 0}, 500.0)
+    flushes.count([message(3, 8.0)], {"status": 4}, 500.0)
     assert value(metrics, DURATIONS) == 0
     for _ in range(2):  # what is in the metrics is not added once more
         flushes.export()
@@ -128,8 +133,8 @@ def test_flushes_are_in_the_metrics_when_they_are_exported() -> None:
 
 def test_a_gap_counts_for_each_receiver() -> None:
     metrics = Metrics(["status"])
-    flushes = FlushFigures(metrics)
-    flushes.count([Gap("status", "e", 1, 5, "history")], {"status": 3}, time.monotonic())
+    flushes = flush_figures(metrics)
+    flushes.count([Gap("status", "e", 1, 5, "history")], {"status": 3}, 500.0)
     flushes.export()
     assert value(metrics, "realtime_gaps_total", reason="history") == 3
     assert value(metrics, f"{LATENCIES}_count") == 0
@@ -137,16 +142,16 @@ def test_a_gap_counts_for_each_receiver() -> None:
 
 def test_figures_of_flushes_do_not_pile_up_within_a_second() -> None:
     metrics = Metrics(["status"])
-    flushes = FlushFigures(metrics)
+    flushes = flush_figures(metrics)
     for seq in range(MOST_NOTES):
-        flushes.count([message(seq, 0.0)], {"status": 1}, time.monotonic())
+        flushes.count([message(seq, 0.0)], {"status": 1}, 500.0)
     assert value(metrics, DURATIONS) >= MOST_NOTES / 2
 
 
 def test_flushes_without_a_receiver_do_not_make_the_figures_due() -> None:
     worker = Worker()
     worker.seconds(1)
-    worker.flushes.count([message(1, 0.0)], {"status": 0}, time.monotonic())
+    worker.flushes.count([message(1, 0.0)], {"status": 0}, 500.0)
     assert worker.seconds(QUIET_SECONDS) == QUIET
 
 
