@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from app.backplane.client import ANSWER_TIMEOUT, FAILURES, AnyLink, Command
+from app.backplane.client import ANSWER_TIMEOUT, FAILURES, AnyLink
 from app.backplane.cluster.client import ClusterBackplane
 from app.backplane.cluster.link import SlotMoved
 from app.backplane.faults import explain
@@ -84,11 +84,9 @@ class TypeReader(StreamReader):
         if not link.connected:
             return
         self._news.clear()
-        after = b"0-%d" % self._read[self._type].seq
-        command: Command = (b"XREAD", b"COUNT", self._count, b"STREAMS", self._key, after)
         asked = self._count
         try:
-            (reply,) = await link.call([command], ANSWER_TIMEOUT)
+            (reply,) = await link.call([self._ask_one(self._type)], ANSWER_TIMEOUT)
         except SlotMoved:
             self._has_moved = True
             return
