@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, TypeVar
 
-from app.turns import Turns
+from app.turns import AT_ONCE, Turns
 
 T = TypeVar("T")
 
@@ -17,10 +17,10 @@ class SharedCalls:
     It keeps no results: what comes after the end of a call begins another.
 
     Args:
-        turns: callers that have shared a call go on in turn; None: all at once.
+        turns: callers that have shared a call go on in turn.
     """
 
-    def __init__(self, turns: Turns | None = None) -> None:
+    def __init__(self, turns: Turns = AT_ONCE) -> None:
         self._turns = turns
         self._running: dict[Hashable, asyncio.Task[Any]] = {}
 
@@ -43,8 +43,7 @@ class SharedCalls:
         """The result of `call`, or of the one that already runs under `key`."""
         # Shielded: one caller that goes away must not take the others' answer with it.
         result = await asyncio.shield(self.begin(key, call))
-        if self._turns is not None:
-            await self._turns.take()
+        await self._turns.take()
         return result
 
     async def settle(self, key: Hashable) -> None:

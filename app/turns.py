@@ -196,3 +196,20 @@ class Turns:
         self._planned = False
         if self._waiting:
             self._begin_pass(loop)
+
+
+class AtOnce(Turns):
+    """Lets every task go on at once: where few wait for the same."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: SLICE)
+
+    def spend(self, seconds: float) -> None:
+        """Count nothing."""
+
+    async def take(self) -> None:
+        """Wait for nothing."""
+
+
+AT_ONCE = AtOnce()
+"""It holds nothing, so one is enough."""

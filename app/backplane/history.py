@@ -11,17 +11,19 @@ from app.backplane.entries import OVERHEAD, entry_id, to_message, with_gaps
 from app.backplane.faults import reading_answer, unavailable
 from app.backplane.scripts import PAGE, stream_key
 from app.shared_calls import SharedCalls
-from app.turns import Turns
+from app.turns import AT_ONCE, Turns
 from app.types import Gap, Message, Position
 
 TAIL_MESSAGES, TAIL_BYTES = 256, 1_000_000
+"""Newest messages of a type that are kept in memory, at most; one of any size is kept."""
 CHUNK = 100
 """Messages that are read at once, from a multiple of this number; fewer where they are large."""
 PAGE_BYTES = 1024 * 1024
 """Bytes of messages that are read at once; a single message may be longer."""
 CACHE_BYTES = 8_000_000
-_OVERHEAD = 400  # bytes of a Message beside its body
-
+"""Bytes of older messages that are kept in memory, as `_weight` counts them."""
+_OBJECT_BYTES = 400
+"""Of a Message beside its body."""
 
 _Chunk = tuple[list[Message], bool]
 """Messages, and whether there are more of the chunk than `PAGE_BYTES` allowed."""
@@ -61,7 +63,7 @@ class History:
         positions: where live is, per type: `StreamReader.positions`.
         page_bytes: most bytes of messages in one answer of `newest`, if it is more than one.
         turns: reads begin and their answers are decoded in turn, and those that have waited for one go on
-            in turn; None: all at once.
+            in turn.
     """
 
     def __init__(
@@ -69,15 +71,16 @@ class History:
         backplane: AnyBackplane,
         positions: Mapping[str, Position],
         page_bytes: int = PAGE_BYTES,
-        turns: Turns | None = None,
+        turns: Turns = AT_ONCE,
     ) -> None:
         self._backplane = backplane
         self._positions = positions
         self._largest = backplane.settings.max_message_size + OVERHEAD
         self._tails: dict[str, _Tail] = {}
-        self._turns: dict[str, tuple[str, Gap]] = {}  # the last change of epoch: from, and to what
+        self._epoch_changes: dict[str, tuple[str, Gap]] = {}
+        """The last change of epoch by type: the epoch before, and the gap that announced it."""
         self._reads = SharedCalls(turns)
-        self._read_turns = turns
+        self._turns = turns
         self._chunks: OrderedDict[Hashable, list[Message]] = OrderedDict()
         self._cut: set[Hashable] = set()
         """Keys of chunks that end early, since they would be longer than `PAGE_BYTES`."""
@@ -96,7 +99,7 @@ class History:
             if isinstance(item, Message):
                 tail.append(item)
             elif item.reason == "epoch" and tail.messages:
-                self._turns[item.type] = tail.messages[-1].epoch, item
+                self._epoch_changes[item.type] = tail.messages[-1].epoch, item
 
     @property
     def cached_bytes(self) -> int:
@@ -121,7 +124,7 @@ class History:
         if live is None:
             return []
         if epoch != live.epoch:
-            left, gap = self._turns.get(type, ("", None))
+            left, gap = self._epoch_changes.get(type, ("", None))
             if gap is not None and gap.epoch == live.epoch and left == epoch:
                 return [gap]  # as for the clients that were connected
             return [Gap(type, live.epoch, 1, live.seq, "epoch")]
@@ -246,9 +249,9 @@ class History:
         """
         arguments = (stream_key(type), command, start, end, limit, most)
         try:
-            await self._take_turn()
+            await self._turns.take()
             (reply,) = await self._backplane.ask([(b"EVAL", PAGE.source, 1, *arguments)])
-            await self._take_turn()
+            await self._turns.take()
             with reading_answer():
                 more, *entries = reply
                 found = [to_message(type, entry, self._largest) for entry in entries]
@@ -256,11 +259,7 @@ class History:
             raise unavailable(error, "The history is unavailable") from error
         return [message for message in found if message is not None], bool(more)
 
-    async def _take_turn(self) -> None:
-        if self._read_turns is not None:
-            await self._read_turns.take()
-
 
 def _weight(chunk: Iterable[Message]) -> int:
     # Twice the body: the frames that codecs cache on a message are about as long.
-    return sum(2 * len(message.body) + _OVERHEAD for message in chunk)
+    return sum(2 * len(message.body) + _OBJECT_BYTES for message in chunk)

@@ -20,7 +20,7 @@ from app.broadcast.fanout import FanOut
 from app.broadcast.subscriber import Subscriber
 from app.errors import BackplaneUnavailable
 from app.transport.connection import HIGH_WATER, OPEN
-from app.turns import SLICE, Slice, Sliced, Turns
+from app.turns import AT_ONCE, SLICE, Slice, Sliced, Turns
 from app.types import Gap, Message, Position
 
 logger = logging.getLogger("realtime.catchup")
@@ -29,12 +29,10 @@ CHUNK = 100
 """Messages read from history at once."""
 RETRY_SECONDS = 0.05
 """Pause when history cannot go on yet: the backplane is away, or ahead of this worker."""
-
-
 LATE_SECONDS = 1.0
 """How long a subscriber goes on to get its messages in rounds when it is read from again."""
 ROUND_SECONDS = 0.5
-"""Between two rounds."""
+"""Seconds between two rounds."""
 
 
 class HistorySource(Protocol):
@@ -55,7 +53,7 @@ class CatchUp:
         history: what to read from.
         latest_only: types of which only the newest message matters.
         slice: gives the seconds that a round may have of each pass of the loop.
-        turns: those that read history go on in turn; None: all at once.
+        turns: those that read history go on in turn.
     """
 
     def __init__(
@@ -64,7 +62,7 @@ class CatchUp:
         history: HistorySource,
         latest_only: frozenset[str],
         slice: Slice = lambda: SLICE,
-        turns: Turns | None = None,
+        turns: Turns = AT_ONCE,
     ) -> None:
         self._fanout = fanout
         self._history = history
@@ -195,8 +193,7 @@ class CatchUp:
 
     async def _take_turn(self, subscriber: Subscriber) -> bool:
         """Wait for a turn; whether the subscriber is still to be brought up to date."""
-        if self._turns is not None:
-            await self._turns.take()
+        await self._turns.take()
         return subscriber.state == OPEN and subscriber.track is not None
 
     def _next_type(self, subscriber: Subscriber) -> str | None:
@@ -235,8 +232,7 @@ class CatchUp:
         track[type] = last.position
         began = time.monotonic()
         subscriber.write_now(self._encode(subscriber, wanted, track))
-        if self._turns is not None:
-            self._turns.spend(time.monotonic() - began)
+        self._turns.spend(time.monotonic() - began)
         return True
 
     async def _read(self, type: str, position: Position) -> Sequence[Message | Gap]:

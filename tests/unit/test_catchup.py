@@ -13,7 +13,7 @@ from app.broadcast.catchup import CHUNK, CatchUp
 from app.errors import BackplaneUnavailable
 from app.protocol.frames import TEXT, build_frame
 from app.transport.connection import CLOSED, CLOSING, HIGH_WATER, OPEN
-from app.turns import SLICE, Turns
+from app.turns import AT_ONCE, SLICE, Turns
 from app.types import Gap, Message, Position
 from tests.support.delivery import Bench, Sub, message, messages, turn, words
 from tests.support.waiting import until
@@ -56,7 +56,7 @@ class MemoryHistory:
 
 class CatchUpBench(Bench):
     def __init__(
-        self, latest_only: frozenset[str] = frozenset(), turns: Turns | None = None
+        self, latest_only: frozenset[str] = frozenset(), turns: Turns = AT_ONCE
     ) -> None:
         super().__init__()
         self.history = MemoryHistory()
