@@ -1,21 +1,19 @@
 """Puts one worker together: every part is made here, by its constructor, and none is completed later.
 
-The parts of sessions among themselves are put together in app/sessions/assembly.py.
+The parts of sessions among themselves are put together in app/sessions/assembly.py, those of the
+HTTP side in app/http/assembly.py. What `workers` calls, in this order: `reach_backplane`,
+`make_parts`, `make_application`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from aiohttp import hdrs, web
-from prometheus_client.metrics_core import Metric
-
-from app import __version__, delivery
+from app import delivery
 from app.attendance import Attendance
 from app.backplane.attendance import AttendanceStore
 from app.backplane.claims import UserClaims
@@ -39,28 +37,14 @@ from app.config import Settings
 from app.errors import BackplaneUnavailable
 from app.figures import Figures, FlushFigures, SubscriberCounts
 from app.handlers import load_handlers
-from app.http.admission import Admission
-from app.http.audit import Audit
-from app.http.bodies import Bodies
-from app.http.budgets import Budgets
-from app.http.clients import Clients
-from app.http.context import HttpContext
-from app.http.cors import Hosts, Origins
-from app.http.direct import DirectCalls
-from app.http.event_stream import EventStream
-from app.http.metrics_page import MetricsPage
-from app.http.request_head import EVENTS_PATH, PATH
-from app.http.routes import add_routes
-from app.http.upgrade import Upgrade
-from app.http.writers import Writers
-from app.machine import MachineStatus
+from app.http.assembly import Machine, make_application
 from app.memory import Memory
 from app.metrics import Metrics
 from app.parts import Parts
 from app.ports import Slots
 from app.presence import Presence
 from app.publishing import Publishing
-from app.sessions.assembly import make_context
+from app.sessions.assembly import SessionNeeds, make_context
 from app.sessions.auth import TokenVerifier
 from app.sessions.context import SessionContext
 from app.sessions.names import Names
@@ -69,13 +53,19 @@ from app.sessions.token_keys import RemoteKeys
 from app.setting_values import cluster_address
 from app.supervisor import Supervisor
 from app.tick import Tick
-from app.transport.door import ENTRANCE, PASSED, Entrance, Passed
 from app.transport.endings import Endings
-from app.transport.http_connection import CALLS
-from app.transport.http_guard import GUARD, Guard
 from app.transport.hub import MAX_OUTGOING, Hub
 from app.turns import Turns
-from app.worker import Worker, give_up
+from app.worker import give_up
+
+__all__ = [
+    "Machine",
+    "Reached",
+    "ReplicaPlace",
+    "make_application",
+    "make_parts",
+    "reach_backplane",
+]
 
 logger = logging.getLogger("realtime.worker")
 
@@ -83,8 +73,6 @@ BACKPLANE_SECONDS = 20.0
 """How long a worker waits at its start for the backplane."""
 KEYS_FILE = "jwks.json"
 """In DATA_DIR: the last keys of AUTH_JWKS_URL."""
-MAX_BODY = 64 * 1024 * 1024
-"""Bytes of the body of an HTTP request, before any route looks at it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +156,42 @@ def _reason(error: Exception) -> str:
     return f"The backplane cannot be used: {explain(error).words}."
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Base:
+    """What all groups of parts need."""
+
+    settings: Settings
+    slots: Slots
+    reached: Reached
+    metrics: Metrics
+    supervisor: Supervisor
+    rates: Rates
+    hub: Hub
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Messages:
+    """The way of messages, in and out."""
+
+    publisher: StreamPublisher | ClusterPublisher
+    queue: BroadcastQueue
+    publishing: Publishing
+    history: History
+    flushes: FlushFigures
+    fanout: FanOut
+    catchup: CatchUp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Users:
+    """What is known of users."""
+
+    claims: UserClaims | None
+    remote_keys: RemoteKeys | None
+    attendance: AttendanceStore
+    subscribers: SubscriberCounts
+
+
 def make_parts(
     settings: Settings, slots: Slots, reached: Reached, max_outgoing: int = MAX_OUTGOING
 ) -> Parts:
@@ -182,22 +206,70 @@ def make_parts(
     Raises:
         SettingsError: a file of keys cannot be used, or HANDLERS names nothing that can be loaded.
     """
-    backplane, reader = reached.backplane, reached.reader
+    backplane = reached.backplane
+    base = _make_base(settings, slots, reached, max_outgoing)
+    messages = _make_messages(base)
+    users = _make_users(base)
+    sessions = _make_sessions(base, messages, users)
+    canary = Canary(
+        lambda: messages.queue.send_probe(PROBE),
+        lambda: backplane.available,
+        writable=lambda: messages.publisher.fault is None,
+    )
+    figures = _make_figures(base, messages, users, sessions, canary)
+    return Parts(
+        settings=settings,
+        slots=slots,
+        supervisor=base.supervisor,
+        metrics=base.metrics,
+        publishing=messages.publishing,
+        queue=messages.queue,
+        backplane=backplane,
+        replica=reached.replica,
+        history=messages.history,
+        series=Series(backplane),
+        presence=Presence(backplane.get_presence, backplane.set_presence),
+        claims=users.claims,
+        attendance=_make_attendance(base, messages, users, sessions),
+        delivery=_make_delivery(base, messages, sessions, canary),
+        sessions=sessions,
+        remote_keys=users.remote_keys,
+        canary=canary,
+        figures=figures,
+        tick=_make_tick(base, figures),
+    )
+
+
+def _make_base(settings: Settings, slots: Slots, reached: Reached, max_outgoing: int) -> _Base:
     metrics = Metrics(settings.message_types)
-    supervisor = Supervisor(lambda name: metrics.loop_failures[name].inc(), give_up)
-
-    # Connections.
     rates = Rates(Limits.of(settings))
-    hub = _make_hub(settings, rates, max_outgoing)
+    return _Base(
+        settings=settings,
+        slots=slots,
+        reached=reached,
+        metrics=metrics,
+        supervisor=Supervisor(lambda name: metrics.loop_failures[name].inc(), give_up),
+        rates=rates,
+        hub=Hub(
+            heartbeat_interval=settings.heartbeat_interval,
+            heartbeat_timeout=settings.heartbeat_timeout,
+            max_message=settings.max_message_size,
+            max_incoming=settings.max_incoming_bytes,
+            max_outgoing=max_outgoing,
+            meter=rates,
+        ),
+    )
 
-    # Messages on their way in, and on their way out.
-    publisher, queue = _make_queue(reached, slots, metrics)
-    publishing = Publishing(queue, hub.pace.hurry)
-    history = History(backplane, reader.positions, hub.output.page, hub.turns)
-    flushes = FlushFigures(metrics)
+
+def _make_messages(base: _Base) -> _Messages:
+    settings, hub, supervisor = base.settings, base.hub, base.supervisor
+    backplane, positions = base.reached.backplane, base.reached.reader.positions
+    publisher, queue = _make_queue(base)
+    history = History(backplane, positions, hub.output.page, hub.turns)
+    flushes = FlushFigures(base.metrics)
     fanout = FanOut(
         hub,
-        reader.positions,
+        positions,
         settings.broadcast_batch_size,
         flushes.count,
         lambda error: supervisor.note(delivery.NAME, error),
@@ -205,130 +277,41 @@ def make_parts(
     catchup = CatchUp(
         fanout, history, settings.latest_only_types, hub.pace.slices(), Turns(hub.pace.slices())
     )
-
-    # Sessions.
-    claims = _make_claims(settings, backplane, slots)
-    remote_keys = _make_remote_keys(settings, metrics)
-    subscribers = SubscriberCounts(settings.message_types)
-    attendance_store = AttendanceStore(backplane, settings.kept_types(), settings.announced_types())
-    verifier = TokenVerifier(settings, remote_keys)
-    sessions = make_context(
-        settings=settings,
-        key=reached.key,
-        hub=hub,
-        rates=rates,
-        fanout=fanout,
-        catchup=catchup,
-        history=history,
-        slots=slots,
-        claims=claims,
-        verifier=verifier,
-        metrics=metrics,
-        subscribers=subscribers.of,
-        names=Names(
-            settings.listed_types(),
-            needs_claim=verifier.enabled,
-            read=attendance_store.page,
-        ),
-        control_position=reader.positions[CONTROL],
-        send_control=publishing.send_control,
-        publish=publishing.publish,
-        note_unreadable=lambda: reader.unreadable.update([CONTROL]),
-    )
-    if settings.handlers:
-        load_handlers(settings.handlers, sessions.sio)
-
-    # What looks after the others.
-    canary = Canary(
-        lambda: queue.send_probe(PROBE),
-        lambda: backplane.available,
-        writable=lambda: publisher.fault is None,
-    )
-    figures = Figures(
-        types=settings.message_types,
-        slots=slots,
-        metrics=metrics,
-        hub=hub,
-        fanout=fanout,
-        registry=sessions.registry,
-        rates=rates,
-        manager=sessions.sio.manager,
-        catchup=catchup,
-        queue=queue,
-        reader=reader,
-        history=history,
-        backplane=backplane,
+    return _Messages(
         publisher=publisher,
-        replica=reached.replica,
-        canary=canary,
-        subscribers=subscribers,
-        flushes=flushes,
-    )
-    return Parts(
-        settings=settings,
-        slots=slots,
-        supervisor=supervisor,
-        metrics=metrics,
-        publishing=publishing,
         queue=queue,
-        backplane=backplane,
-        replica=reached.replica,
+        publishing=Publishing(queue, hub.pace.hurry),
         history=history,
-        series=Series(backplane),
-        presence=Presence(backplane.get_presence, backplane.set_presence),
-        claims=claims,
-        attendance=_make_attendance(
-            settings, attendance_store, sessions, slots, publishing, backplane.worker_name
-        ),
-        delivery=delivery.Delivery(
-            reader,
-            history,
-            fanout,
-            catchup,
-            sessions.sio.manager,
-            canary,
-            supervisor,
-            settings.broadcast_flush_interval,
-        ),
-        sessions=sessions,
-        remote_keys=remote_keys,
-        canary=canary,
-        figures=figures,
-        tick=Tick(metrics, rates, figures, Memory(), hub, Endings(hub.ended, hub.closed)),
+        flushes=flushes,
+        fanout=fanout,
+        catchup=catchup,
     )
 
 
-def _make_hub(settings: Settings, rates: Rates, max_outgoing: int) -> Hub:
-    return Hub(
-        heartbeat_interval=settings.heartbeat_interval,
-        heartbeat_timeout=settings.heartbeat_timeout,
-        max_message=settings.max_message_size,
-        max_incoming=settings.max_incoming_bytes,
-        max_outgoing=max_outgoing,
-        meter=rates,
-    )
-
-
-def _make_queue(
-    reached: Reached, slots: Slots, metrics: Metrics
-) -> tuple[StreamPublisher | ClusterPublisher, BroadcastQueue]:
+def _make_queue(base: _Base) -> tuple[StreamPublisher | ClusterPublisher, BroadcastQueue]:
     """What stores messages, and the queue before it."""
-    backplane, positions = reached.backplane, reached.reader.positions
+    backplane, positions = base.reached.backplane, base.reached.reader.positions
 
     def count(result: str, number: int) -> None:
-        metrics.published[result].inc(number)
+        base.metrics.published[result].inc(number)
 
     if isinstance(backplane, ClusterBackplane):
         nodes = ClusterPublisher(backplane, positions)
-        return nodes, LanedQueue(slots, nodes, count)
+        return nodes, LanedQueue(base.slots, nodes, count)
     server = StreamPublisher(backplane, positions)
-    return server, BroadcastQueue(slots, server, count)
+    return server, BroadcastQueue(base.slots, server, count)
 
 
-def _make_claims(settings: Settings, backplane: AnyBackplane, slots: Slots) -> UserClaims | None:
-    if not settings.backplane_url:
-        return None
-    return UserClaims(backplane, slots, settings.max_connections_per_user)
+def _make_users(base: _Base) -> _Users:
+    settings, backplane = base.settings, base.reached.backplane
+    shared = bool(settings.backplane_url)
+    most = settings.max_connections_per_user
+    return _Users(
+        claims=UserClaims(backplane, base.slots, most) if shared else None,
+        remote_keys=_make_remote_keys(settings, base.metrics),
+        attendance=AttendanceStore(backplane, settings.kept_types(), settings.announced_types()),
+        subscribers=SubscriberCounts(settings.message_types),
+    )
 
 
 def _make_remote_keys(settings: Settings, metrics: Metrics) -> RemoteKeys | None:
@@ -341,164 +324,98 @@ def _make_remote_keys(settings: Settings, metrics: Metrics) -> RemoteKeys | None
     )
 
 
+def _make_sessions(base: _Base, messages: _Messages, users: _Users) -> SessionContext:
+    settings, reader = base.settings, base.reached.reader
+    verifier = TokenVerifier(settings, users.remote_keys)
+    context = make_context(
+        SessionNeeds(
+            settings=settings,
+            key=base.reached.key,
+            hub=base.hub,
+            rates=base.rates,
+            fanout=messages.fanout,
+            catchup=messages.catchup,
+            history=messages.history,
+            slots=base.slots,
+            claims=users.claims,
+            verifier=verifier,
+            metrics=base.metrics,
+            subscribers=users.subscribers.of,
+            names=Names(
+                settings.listed_types(),
+                needs_claim=verifier.enabled,
+                read=users.attendance.page,
+            ),
+            control_position=reader.positions[CONTROL],
+            send_control=messages.publishing.send_control,
+            publish=messages.publishing.publish,
+            note_unreadable=lambda: reader.unreadable.update([CONTROL]),
+        )
+    )
+    if settings.handlers:
+        load_handlers(settings.handlers, context.sio)
+    return context
+
+
 def _make_attendance(
-    settings: Settings,
-    store: AttendanceStore,
-    sessions: SessionContext,
-    slots: Slots,
-    publishing: Publishing,
-    worker_name: str,
+    base: _Base, messages: _Messages, users: _Users, sessions: SessionContext
 ) -> Attendance | None:
+    settings = base.settings
     if not settings.kept_types():
         return None
     return Attendance(
-        store,
+        users.attendance,
         sessions.registry,
-        slots,
+        base.slots,
         kept=settings.kept_types(),
         announced=settings.announced_types(),
-        publish=publishing.publish,
-        metrics=sessions.metrics,
-        worker_name=worker_name,
+        publish=messages.publishing.publish,
+        metrics=base.metrics,
+        worker_name=base.reached.backplane.worker_name,
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What the other processes of this machine provide."""
-
-    collect_metrics: Callable[[], Iterable[Metric]]
-    """Joins the metrics of all workers; may block."""
-    other_processes: Callable[[], Mapping[str, int]]
-    """Further processes of the service, for the metrics of memory: process ids by name."""
-    has_memory: Callable[[], bool]
-    """Whether there is memory for more connections."""
-    local_faults: Callable[[], Sequence[str]] = tuple
-    """What is wrong on this machine beside, for `GET /status`."""
-
-
-def either(upgrade: Entrance, events: Entrance) -> Entrance:
-    """The entrance of all connections; most of them ask for an upgrade."""
-    start = b"GET " + EVENTS_PATH.encode()
-
-    def enter(fd: int, peer: str | None, data: bytes) -> Passed | None:
-        if not data.startswith(b"GET "):
-            return PASSED
-        return (events if data.startswith(start) else upgrade)(fd, peer, data)
-
-    return enter
-
-
-def make_application(worker: Worker, machine: Machine) -> web.Application:
-    """Make the HTTP side of a worker."""
-    parts = worker.parts
-    settings, slots, sessions = parts.settings, parts.slots, parts.sessions
-    app = web.Application(client_max_size=MAX_BODY)
-    clients = Clients(settings.trusted_proxies)
-    origins = Origins(settings, clients)
-    admission = Admission(
-        settings,
-        slots,
-        sessions.verifier,
-        clients,
-        origins,
-        is_serving=lambda: worker.accepts,
-        has_memory=machine.has_memory,
-        count_refused=lambda reason: parts.metrics.refused[reason].inc(),
-        addresses=sessions.addresses,
+def _make_delivery(
+    base: _Base, messages: _Messages, sessions: SessionContext, canary: Canary
+) -> delivery.Delivery:
+    return delivery.Delivery(
+        base.reached.reader,
+        messages.history,
+        messages.fanout,
+        messages.catchup,
+        sessions.sio.manager,
+        canary,
+        base.supervisor,
+        base.settings.broadcast_flush_interval,
     )
-    guard = app[GUARD] = Guard(sessions.refusals.note, slices=sessions.hub.pace.slices)
-    hosts = Hosts(settings, clients)
-    upgrade = Upgrade(
-        sessions,
-        admission,
-        lambda: guard.most_upgraded,
-        hosts,
-        lambda: parts.metrics.count_request(PATH, "GET", 101),
-    )
-    upgrade.add_routes(app)
-    events = EventStream(
-        sessions,
-        admission,
-        lambda: guard.most_upgraded,
-        hosts,
-        origins,
-        lambda: parts.metrics.count_request(EVENTS_PATH, "GET", 200),
-    )
-    events.add_routes(app)
-    app[ENTRANCE] = either(upgrade.enter, events.enter)
-    limits = {
-        "max_total_connections": settings.max_total_connections,
-        "max_queue_size": settings.max_queue_size,
-    }
-    page = MetricsPage(
-        slots,
-        machine.collect_metrics,
-        machine.other_processes,
-        limits,
-        settings.workers,
-        shared_for=1.0,
-    )
-    app.router.add_get("/metrics", page.metrics)
-    bodies = Bodies(sessions.hub.output, sessions.hub.unread.close_stalled)
-    context = _make_http_context(worker, machine, clients, origins, hosts, bodies)
-    add_routes(app, context)
-    app.middlewares.insert(0, bodies.middleware())
-
-    async def end_keep_alive(_: web.Request, response: web.StreamResponse) -> None:
-        if worker.ends_keep_alive:
-            response.force_close()
-            # aiohttp has written this header by now; without it the client sends another request.
-            response.headers[hdrs.CONNECTION] = "close"
-
-    app.on_response_prepare.append(end_keep_alive)
-    app[CALLS] = DirectCalls(context, lambda: worker.ends_keep_alive)
-    return app
 
 
-def _make_http_context(
-    worker: Worker,
-    machine: Machine,
-    clients: Clients,
-    origins: Origins,
-    hosts: Hosts,
-    bodies: Bodies,
-) -> HttpContext:
-    parts = worker.parts
-    settings, slots, sessions = parts.settings, parts.slots, parts.sessions
-    return HttpContext(
-        settings=settings,
-        slots=slots,
-        publisher=parts.publishing,
-        history=parts.history,
-        presence=parts.presence,
-        verifier=sessions.verifier,
-        writers=Writers(settings, sessions.verifier),
-        audit=Audit(
-            settings.audit_rate,
-            lambda label, status: parts.metrics.writes[label, str(status)].inc(),
-        ),
-        clients=clients,
-        origins=origins,
-        backplane_available=lambda: parts.backplane.available,
-        warnings=parts.backplane.warnings,
-        count_request=parts.metrics.count_request,
-        hosts=hosts,
-        note_refused=sessions.refusals.note,
-        started_at=min((row.started for row in slots.rows()), default=time.time()),
-        version=__version__,
-        silent_for=parts.figures.silences.of,
-        backplane_fault=lambda: fault.words if (fault := parts.figures.fault()) else None,
-        backplane_writable=parts.figures.writable,
-        backplane_replica=parts.figures.replica,
-        accepting=lambda: worker.accepts,
-        expected_workers=lambda: settings.workers,
-        since_death=slots.since_death,
-        room=bodies.room,
-        budgets=Budgets(settings.http_rate_limit, settings.http_rate_time),
-        local_faults=machine.local_faults,
-        slice=sessions.hub.pace.slices(),
-        series=parts.series.read,
-        roster=sessions.sio.manager.roster,
-        machine_status=MachineStatus(settings.data_dir).read if settings.collector else dict,
+def _make_figures(
+    base: _Base, messages: _Messages, users: _Users, sessions: SessionContext, canary: Canary
+) -> Figures:
+    return Figures(
+        types=base.settings.message_types,
+        slots=base.slots,
+        metrics=base.metrics,
+        hub=base.hub,
+        fanout=messages.fanout,
+        registry=sessions.registry,
+        rates=base.rates,
+        manager=sessions.sio.manager,
+        catchup=messages.catchup,
+        queue=messages.queue,
+        reader=base.reached.reader,
+        history=messages.history,
+        backplane=base.reached.backplane,
+        publisher=messages.publisher,
+        replica=base.reached.replica,
+        canary=canary,
+        subscribers=users.subscribers,
+        flushes=messages.flushes,
     )
+
+
+def _make_tick(base: _Base, figures: Figures) -> Tick:
+    hub = base.hub
+    endings = Endings(hub.ended, hub.closed)
+    return Tick(base.metrics, base.rates, figures, Memory(), hub, endings)

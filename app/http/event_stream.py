@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
 
 from aiohttp import web
 
 from app.errors import ClientError, CloseCode
-from app.http.admission import Admission, Admitted, Refused
-from app.http.cors import Hosts, Origins, is_browser
+from app.http.admission import Admitted, Refused
+from app.http.cors import Origins, is_browser
 from app.http.request_head import EVENTS_PATH, RequestHead, parse_events
-from app.http.session_entrance import SessionEntrance, log_opened
+from app.http.session_entrance import Gate, SessionEntrance, log_opened
 from app.protocol import http_answers
 from app.protocol.envelope import connection_id
 from app.protocol.offsets import decode_offset
-from app.sessions.context import SessionContext
 from app.sessions.event_stream import EventStreamSession, error_event, last_event
 from app.sessions.retry import retry_reason
 from app.sessions.session import ConnectOptions, Opening
@@ -26,22 +24,15 @@ from app.transport.takeover import DetachedResponse
 
 
 class EventStream(SessionEntrance):
-    """Handles requests for server-sent events; see `SessionEntrance` for its other arguments.
+    """Handles requests for server-sent events.
 
     Args:
+        gate: what every entrance asks.
         origins: let pages of other origins read the stream.
     """
 
-    def __init__(
-        self,
-        context: SessionContext,
-        admission: Admission,
-        most: Callable[[], int],
-        hosts: Hosts,
-        origins: Origins,
-        count: Callable[[], object],
-    ) -> None:
-        super().__init__(context, admission, most, hosts, count)
+    def __init__(self, gate: Gate, origins: Origins) -> None:
+        super().__init__(gate)
         self._origins = origins
 
     def add_routes(self, app: web.Application) -> None:
@@ -58,7 +49,7 @@ class EventStream(SessionEntrance):
             admitted, last_id = self._admission.check_events(parsed.head)
         except (Refused, KeysUnavailable) as refused:
             return Passed(refused.with_traceback(None))
-        self._count()
+        self._count_request(EVENTS_PATH, "GET", 200)
         self._begin(parsed.head, admitted, last_id, fd)
         return None
 

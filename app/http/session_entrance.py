@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from aiohttp import web
@@ -22,31 +23,33 @@ AdmittedT = TypeVar("AdmittedT")
 logger = logging.getLogger("realtime.connection")
 
 
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What every entrance asks before it begins a session."""
+
+    context: SessionContext
+    """The parts of this worker."""
+    admission: Admission
+    """Decides which clients may connect."""
+    hosts: Hosts
+    """Which names are served, where no middleware has looked at that."""
+    most: Callable[[], int]
+    """Gives the number that a descriptor of a connection is below; the others are kept for what
+    must go on when descriptors are short."""
+    count_request: Callable[[str, str, int], None]
+    """Counts an answer by route, method and status: that of a client which comes in without a
+    request of aiohttp's."""
+
+
 class SessionEntrance:
-    """Begins sessions on the sockets of HTTP requests.
+    """Begins sessions on the sockets of HTTP requests."""
 
-    Args:
-        context: the parts of this worker.
-        admission: decides which clients may connect.
-        most: gives the number that a descriptor of a connection is below; the others are kept
-            for what must go on when descriptors are short.
-        hosts: which names are served, where no middleware has looked at that.
-        count: called for each client that comes in without a request of aiohttp's.
-    """
-
-    def __init__(
-        self,
-        context: SessionContext,
-        admission: Admission,
-        most: Callable[[], int],
-        hosts: Hosts,
-        count: Callable[[], object],
-    ) -> None:
-        self._context = context
-        self._admission = admission
-        self._most = most
-        self._hosts = hosts
-        self._count = count
+    def __init__(self, gate: Gate) -> None:
+        self._context = gate.context
+        self._admission = gate.admission
+        self._hosts = gate.hosts
+        self._most = gate.most
+        self._count_request = gate.count_request
 
     async def _admit(self, request: web.Request, check: Callable[..., AdmittedT]) -> AdmittedT:
         """Let a request in, after the fetch of keys that its token may need; a refusal is logged.

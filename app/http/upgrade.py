@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import Callable
 
 from aiohttp import web
 
 from app.errors import CloseCode
-from app.http.admission import Admission, Admitted, Refused, choose_subprotocol
-from app.http.cors import Hosts
+from app.http.admission import Admitted, Refused, choose_subprotocol
 from app.http.request_head import PATH, UpgradeHead, parse_upgrade
-from app.http.session_entrance import SessionEntrance, log_opened
+from app.http.session_entrance import Gate, SessionEntrance, log_opened
 from app.protocol.deflate import answer, negotiate
 from app.protocol.envelope import connection_id
-from app.sessions.context import SessionContext
 from app.sessions.deflated import session_class
 from app.sessions.plain import PlainSession
 from app.sessions.refused import Refuser
@@ -31,19 +28,12 @@ _EXTENSIONS = "Sec-WebSocket-Extensions"
 
 
 class Upgrade(SessionEntrance):
-    """Handles upgrade requests; see `SessionEntrance` for its arguments."""
+    """Handles upgrade requests."""
 
-    def __init__(
-        self,
-        context: SessionContext,
-        admission: Admission,
-        most: Callable[[], int],
-        hosts: Hosts,
-        count: Callable[[], object],
-    ) -> None:
-        super().__init__(context, admission, most, hosts, count)
-        self._deflates = context.settings.deflate
-        self._refuser = Refuser(context.hub, context.open_packet)
+    def __init__(self, gate: Gate) -> None:
+        super().__init__(gate)
+        self._deflates = gate.context.settings.deflate
+        self._refuser = Refuser(gate.context.hub, gate.context.open_packet)
 
     def add_routes(self, app: web.Application) -> None:
         """Serve the path with and without a trailing slash; other methods get an error."""
@@ -62,7 +52,7 @@ class Upgrade(SessionEntrance):
             admitted = self._admission.check(parsed.head)
         except (Refused, KeysUnavailable) as refused:
             return Passed(refused.with_traceback(None))
-        self._count()
+        self._count_request(PATH, "GET", 101)
         self._begin(parsed.head, admitted, fd, parsed.rest)
         return None
 

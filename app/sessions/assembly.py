@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from app.backplane.claims import UserClaims
@@ -38,118 +39,75 @@ from app.transport.hub import Hub
 from app.types import Position, Subscribers
 
 
-def make_context(
-    *,
-    settings: Settings,
-    key: bytes,
-    hub: Hub,
-    rates: Rates,
-    fanout: FanOut,
-    catchup: CatchUp,
-    history: History,
-    slots: Slots,
-    claims: UserClaims | None,
-    verifier: TokenVerifier,
-    metrics: Metrics,
-    subscribers: Callable[[str], Subscribers],
-    names: Names,
-    control_position: Position,
-    send_control: Callable[[dict[str, Any]], Awaitable[None]],
-    publish: Callable[[str, str, Any], Awaitable[object]],
-    note_unreadable: Callable[[], None],
-) -> SessionContext:
-    """Make what the sessions of one worker are given.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionNeeds:
+    """What the parts of sessions need of the rest of a worker."""
 
-    Args:
-        settings: of the service.
-        key: the secret that all workers share.
-        hub: the connections of this worker.
-        rates: what they may cost; the hub's meter.
-        fanout: writes to those that are live.
-        catchup: brings those that are behind up to date.
-        history: where old messages are read.
-        slots: counts that the workers of this machine share.
-        claims: counts that all machines share, if there are several.
-        verifier: of users' tokens.
-        metrics: what is counted for Prometheus.
-        subscribers: connections and users that are subscribed to a type, over all workers.
-        names: the users that are subscribed to a type.
-        control_position: of the control stream, from which on its messages are carried out.
-        send_control: stores a message in the control stream.
-        publish: stores a message in the stream of a type: type, event, data.
-        note_unreadable: counts a control message that cannot be read.
-    """
+    settings: Settings
+    """Of the service."""
+    key: bytes
+    """The secret that all workers share."""
+    hub: Hub
+    """The connections of this worker."""
+    rates: Rates
+    """What they may cost; the hub's meter."""
+    fanout: FanOut
+    """Writes to those that are live."""
+    catchup: CatchUp
+    """Brings those that are behind up to date."""
+    history: History
+    """Where old messages are read."""
+    slots: Slots
+    """Counts that the workers of this machine share."""
+    claims: UserClaims | None
+    """Counts that all machines share, if there are several."""
+    verifier: TokenVerifier
+    """Of users' tokens."""
+    metrics: Metrics
+    """What is counted for Prometheus."""
+    subscribers: Callable[[str], Subscribers]
+    """Connections and users that are subscribed to a type, over all workers."""
+    names: Names
+    """The users that are subscribed to a type."""
+    control_position: Position
+    """Of the control stream, from which on its messages are carried out."""
+    send_control: Callable[[dict[str, Any]], Awaitable[None]]
+    """Stores a message in the control stream."""
+    publish: Callable[[str, str, Any], Awaitable[object]]
+    """Stores a message in the stream of a type: type, event, data."""
+    note_unreadable: Callable[[], None]
+    """Counts a control message that cannot be read."""
+
+
+def make_context(needs: SessionNeeds) -> SessionContext:
+    """Make what the sessions of one worker are given."""
+    settings, slots, hub, metrics = needs.settings, needs.slots, needs.hub, needs.metrics
     known = frozenset(settings.message_types)
     registry = Registry()
     refusals = Refusals(lambda reason: metrics.refused[reason].inc(), slots.begin_line)
-
-    # What sessions are subscribed to, and what they read.
-    pages = Pages(hub, history, catchup, rates)
-    subscriptions = Subscriptions(
-        known=known,
-        fanout=fanout,
-        catchup=catchup,
-        history=history,
-        pages=pages,
-        rates=rates,
-        metrics=metrics,
-    )
-    router = Router(
-        subscriptions=subscriptions,
-        pages=pages,
-        history_limit=settings.default_history_limit,
-        verifier=verifier,
-        subscribers=subscribers,
-        names=names,
-        rates=rates,
-        metrics=metrics,
-    )
-
-    # Between workers, and python-socketio.
-    manager = StreamManager(
-        registry,
-        subscriptions,
-        known,
-        slots=slots,
-        is_alone=not settings.backplane_url,
-        host=settings.host_name or platform.node(),
-        position=control_position,
-        send_control=send_control,
-        publish=publish,
-        note_unreadable=note_unreadable,
-    )
-
-    # How sessions begin and end.
-    tokens, expiry = ResumeTokens(key), Expiry()
-    claiming = Claiming(
-        most=settings.max_connections_per_user,
-        slots=slots,
-        claims=claims,
-        registry=registry,
-        tokens=tokens,
-        refusals=refusals,
-        replace_elsewhere=manager.replace_elsewhere,
-        count_answering=manager.prober.count_answering,
-    )
+    pages = Pages(hub, needs.history, needs.catchup, needs.rates)
+    subscriptions = _make_subscriptions(needs, known, pages)
+    manager = _make_manager(needs, known, registry, subscriptions)
+    tokens, expiry = ResumeTokens(needs.key), Expiry()
     return SessionContext(
         settings=settings,
         known_types=known,
         hub=hub,
-        fanout=fanout,
-        catchup=catchup,
-        no_subscriptions=_no_subscriptions(fanout),
+        fanout=needs.fanout,
+        catchup=needs.catchup,
+        no_subscriptions=_no_subscriptions(needs.fanout),
         registry=registry,
-        verifier=verifier,
+        verifier=needs.verifier,
         allowed=AllowedTypes(known),
         tokens=tokens,
-        claiming=claiming,
-        welcome=Welcome(settings, fanout, metrics, tokens, expiry, pages),
+        claiming=_make_claiming(needs, registry, tokens, refusals, manager),
+        welcome=Welcome(settings, needs.fanout, metrics, tokens, expiry, pages),
         expiry=expiry,
-        router=router,
+        router=_make_router(needs, subscriptions, pages),
         subscriptions=subscriptions,
         pages=pages,
         slots=slots,
-        rates=rates,
+        rates=needs.rates,
         addresses=_make_addresses(settings, slots),
         refusals=refusals,
         metrics=metrics,
@@ -157,6 +115,68 @@ def make_context(
         connect_deadlines=ConnectDeadlines(refusals),
         open_packet=OpenPacket(settings),
         keeps_environ=bool(settings.handlers),
+    )
+
+
+def _make_subscriptions(needs: SessionNeeds, known: frozenset[str], pages: Pages) -> Subscriptions:
+    return Subscriptions(
+        known=known,
+        fanout=needs.fanout,
+        catchup=needs.catchup,
+        history=needs.history,
+        pages=pages,
+        rates=needs.rates,
+        metrics=needs.metrics,
+    )
+
+
+def _make_router(needs: SessionNeeds, subscriptions: Subscriptions, pages: Pages) -> Router:
+    return Router(
+        subscriptions=subscriptions,
+        pages=pages,
+        history_limit=needs.settings.default_history_limit,
+        verifier=needs.verifier,
+        subscribers=needs.subscribers,
+        names=needs.names,
+        rates=needs.rates,
+        metrics=needs.metrics,
+    )
+
+
+def _make_manager(
+    needs: SessionNeeds, known: frozenset[str], registry: Registry, subscriptions: Subscriptions
+) -> StreamManager:
+    settings = needs.settings
+    return StreamManager(
+        registry,
+        subscriptions,
+        known,
+        slots=needs.slots,
+        is_alone=not settings.backplane_url,
+        host=settings.host_name or platform.node(),
+        position=needs.control_position,
+        send_control=needs.send_control,
+        publish=needs.publish,
+        note_unreadable=needs.note_unreadable,
+    )
+
+
+def _make_claiming(
+    needs: SessionNeeds,
+    registry: Registry,
+    tokens: ResumeTokens,
+    refusals: Refusals,
+    manager: StreamManager,
+) -> Claiming:
+    return Claiming(
+        most=needs.settings.max_connections_per_user,
+        slots=needs.slots,
+        claims=needs.claims,
+        registry=registry,
+        tokens=tokens,
+        refusals=refusals,
+        replace_elsewhere=manager.replace_elsewhere,
+        count_answering=manager.prober.count_answering,
     )
 
 

@@ -31,6 +31,8 @@ ADDED = """
 
 import os
 
+from aiohttp import web
+
 _really_reach, _really_make = reach_backplane, make_application
 _urls = []
 

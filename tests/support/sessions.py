@@ -14,7 +14,7 @@ from websockets.protocol import Protocol, Side
 from app.broadcast.catchup import CatchUp
 from app.config import Settings
 from app.metrics import Metrics
-from app.sessions.assembly import make_context
+from app.sessions.assembly import SessionNeeds, make_context
 from app.sessions.auth import TokenVerifier
 from app.sessions.names import Names
 from app.sessions.plain import PlainSession
@@ -67,23 +67,25 @@ class Worker(Bench):
 
         history: Any = self.history
         self.context = make_context(
-            settings=self.settings,
-            key=b"k" * 32,
-            hub=self.hub,
-            rates=self.rates,
-            fanout=self.fanout,
-            catchup=self.catchup,
-            history=history,
-            slots=self.slots,
-            claims=None,
-            verifier=TokenVerifier(self.settings),
-            metrics=Metrics(types),
-            subscribers=lambda _: Subscribers(3, 2),
-            names=Names(frozenset({"status"}), needs_claim=False, read=self.read_names),
-            control_position=Position("c", 0),
-            send_control=nothing,
-            publish=nothing,
-            note_unreadable=lambda: None,
+            SessionNeeds(
+                settings=self.settings,
+                key=b"k" * 32,
+                hub=self.hub,
+                rates=self.rates,
+                fanout=self.fanout,
+                catchup=self.catchup,
+                history=history,
+                slots=self.slots,
+                claims=None,
+                verifier=TokenVerifier(self.settings),
+                metrics=Metrics(types),
+                subscribers=lambda _: Subscribers(3, 2),
+                names=Names(frozenset({"status"}), needs_claim=False, read=self.read_names),
+                control_position=Position("c", 0),
+                send_control=nothing,
+                publish=nothing,
+                note_unreadable=lambda: None,
+            )
         )
 
     async def read_names(self, type: str, after: str, limit: int) -> tuple[int, dict[str, int]]:
