@@ -55,9 +55,7 @@ class MemoryHistory:
 
 
 class CatchUpBench(Bench):
-    def __init__(
-        self, latest_only: frozenset[str] = frozenset(), turns: Turns = AT_ONCE
-    ) -> None:
+    def __init__(self, latest_only: frozenset[str] = frozenset(), turns: Turns = AT_ONCE) -> None:
         super().__init__()
         self.history = MemoryHistory()
         self.up = self.catchup = CatchUp(self.fanout, self.history, latest_only, turns=turns)
