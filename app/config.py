@@ -7,7 +7,6 @@ JSON without the secrets, or one line on stderr and exits with 1. `--table` prin
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 import os
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 
 from app import dotenv_file
 from app import setting_values as values
+from app.command_line import make_parser
 from app.errors import SettingsError
 from app.setting_values import BUILT_IN_TYPES, AutoOrNone, Fsync, LogFormat, Network, TimeUnit
 
@@ -572,11 +572,7 @@ def _plain(value: object) -> object:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the settings of this process and of `.env` here; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m app.config",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("python -m app.config", __doc__)
     parser.add_argument("--table", action="store_true", help="print the table in Markdown")
     parser.add_argument("--get", metavar="name", help="print the value of one setting, for scripts")
     options = parser.parse_args(arguments)

@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from typing import NoReturn
 
+from app.command_line import make_parser
 from benchmarks import faults, reloads
 from benchmarks.backplane import backplane
 from benchmarks.fairness import fairness
@@ -41,11 +42,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("python -m benchmarks", __doc__)
     parser.add_argument("--quick", action="store_true", help="500 connections, in seconds")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     parser.add_argument(

@@ -7,7 +7,6 @@ growth that the page names.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
+from app.command_line import make_parser
 from benchmarks.peers.load import Load
 from benchmarks.plots import OWN_COLOUR, name_axes, save
 from benchmarks.procs import ROOT, BenchmarkError, Server, service
@@ -169,11 +169,7 @@ AXES: dict[str, tuple[str, tuple[int, ...], Callable[[int, float], Row]]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the axes, and write the figures, the page and its plot."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.growth",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("python -m benchmarks.growth", __doc__)
     parser.add_argument("--only", action="append", choices=AXES, help="may be repeated")
     parser.add_argument("--seconds", type=float, default=2, help="for each figure, roughly")
     parser.add_argument("--out", type=Path, default=DOCS, help="directory of the results")

@@ -9,7 +9,6 @@ are installed here.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import http.client
 import json
@@ -24,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
+from app.command_line import make_parser
 from benchmarks import reloads
 from benchmarks.procs import HEADERS, ROOT, LoadClient, Server, service
 from benchmarks.scenarios import PLAIN, SOCKETIO, say
@@ -190,14 +190,10 @@ def ratio(here: Sequence[float], there: Sequence[float]) -> float | None:
 
 def main() -> int:
     """Measure, print, and judge if a limit is given."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.regression",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("python -m benchmarks.regression", __doc__)
     parser.add_argument("revision", help="what to compare with, such as HEAD~1 or v1.0.0")
-    parser.add_argument("--clients", type=int, default=3000)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clients", type=int, default=3000, help="connections (default: 3000)")
+    parser.add_argument("--rounds", type=int, default=7, help="of both (default: 7)")
     parser.add_argument("--limit", type=float, help="largest ratio that is accepted")
     parser.add_argument("--part", action="append", choices=PARTS, help="measure this part only")
     parser.add_argument("--json", action="store_true", help="print every sample")

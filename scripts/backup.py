@@ -14,7 +14,6 @@ Exit codes: 0 done; 1 it could not be done, nothing was changed; 3 the backup is
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import os
@@ -32,6 +31,7 @@ from pathlib import Path
 
 import redis
 
+from app.command_line import make_parser
 from app.config import Settings, load
 from app.errors import SettingsError
 from scripts.release import ROOT, pack, restore_release
@@ -394,17 +394,20 @@ def _take_from_server(fd: int, data_dir: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.backup",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=["create", "check", "restore"])
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--rdb", type=Path, help="a snapshot that another tool has made")
-    parser.add_argument("--data", action="store_true", help="restore what was stored")
+    parser = make_parser("python -m scripts.backup", __doc__)
+    parser.add_argument("command", choices=["create", "check", "restore"], help="what to do")
+    parser.add_argument("path", type=Path, metavar="DIRECTORY", help="the backup")
     parser.add_argument(
-        "--release", nargs="?", const=Path(), type=Path, help="restore code and configuration"
+        "--rdb", type=Path, metavar="FILE", help="create: of a snapshot that another tool has made"
+    )
+    parser.add_argument("--data", action="store_true", help="restore: what was stored only")
+    parser.add_argument(
+        "--release",
+        nargs="?",
+        const=Path(),
+        type=Path,
+        metavar="FILE",
+        help="create: with this release; restore: code and configuration only",
     )
     options = parser.parse_args(arguments)
     path = options.path.absolute()

@@ -10,7 +10,6 @@ too. Exit code 0: it serves; 1: it does not, or that cannot be known.
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import os
 import socket
@@ -18,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.command_line import make_parser
 from workers.shared import paths
 from workers.shared.slots import LEAVING, READY, SlotTable
 
@@ -66,11 +66,7 @@ def has_worker(data_dir: Path) -> bool:
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Ask the service named by BIND, or look for a worker of it; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.healthy",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("python -m scripts.healthy", __doc__)
     parser.add_argument("--worker", action="store_true", help="look for a worker of DATA_DIR only")
     options = parser.parse_args(arguments)
     data_dir = Path(os.environ.get("DATA_DIR") or "data").expanduser()

@@ -9,12 +9,12 @@ container still has; the new one counts them against `MAX_TOTAL_CONNECTIONS` as 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from app.command_line import make_parser
 from app.config import Settings, load
 from workers.shared import paths
 from workers.shared.slots import LEAVING, SlotTable
@@ -45,12 +45,8 @@ def hold(table: SlotTable, settings: Settings, numbers: Iterable[str]) -> None:
 
 def main() -> int:
     """Hold, or print the count; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.hold_connections",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--count", action="store_true")
+    parser = make_parser("python -m scripts.hold_connections", __doc__)
+    parser.add_argument("--count", action="store_true", help="print the connections")
     options = parser.parse_args()
     settings = load(os.environ, Path(".env"))
     file = paths.slots_file(settings.data_dir)

@@ -7,10 +7,10 @@ Exit codes: 0 the workers take the level; 2 nothing runs, or wrong arguments.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from app.command_line import make_parser
 from workers.log_level import DEFAULT, change
 from workers.reload.command import NOT_RUNNING, OK, NotRunning, data_directory, find_master
 
@@ -19,11 +19,7 @@ LEVELS = ("debug", "info", "warning", "error", "critical", DEFAULT)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the level down where the workers look; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.log_level",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("python -m scripts.log_level", __doc__)
     parser.add_argument("level", choices=LEVELS, metavar="LEVEL", help=", ".join(LEVELS))
     level = parser.parse_args(arguments).level
     data_dir = data_directory()

@@ -11,7 +11,6 @@ One line says what was found. Exit codes: 0 good; 1 not.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import contextlib
@@ -32,6 +31,7 @@ import aiohttp
 import jwt
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from app.command_line import make_parser
 from app.config import load
 from app.errors import ErrorCode, SettingsError
 from workers.shared import paths
@@ -400,18 +400,29 @@ def tokens() -> tuple[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one check; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.probe",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = make_parser("python -m scripts.probe", __doc__)
+    parser.add_argument(
+        "check",
+        choices=["http", "endpoints", "socket", "private", "certificate"],
+        help="what to look at",
     )
-    parser.add_argument("check", choices=["http", "endpoints", "socket", "private", "certificate"])
-    parser.add_argument("base")
-    parser.add_argument("--connect", default="", metavar="ADDRESS")
-    parser.add_argument("--ca", default="", metavar="FILE")
-    parser.add_argument("--origin", default="")
-    parser.add_argument("--days", type=float, default=14)
-    parser.add_argument("--wait", type=float, default=35, help="seconds for a message")
+    parser.add_argument("base", metavar="BASE", help="http(s)://host[:port], as clients name it")
+    parser.add_argument(
+        "--connect", default="", metavar="ADDRESS", help="connect to this address, not to BASE's"
+    )
+    parser.add_argument(
+        "--ca", default="", metavar="FILE", help="certificates of the authority to trust"
+    )
+    parser.add_argument("--origin", default="", help="`Origin` of the page that a client is on")
+    parser.add_argument(
+        "--days",
+        type=float,
+        default=14,
+        help="certificate: days for which it must be valid (default: 14)",
+    )
+    parser.add_argument(
+        "--wait", type=float, default=35, help="socket: seconds for a message (default: 35)"
+    )
     options = parser.parse_args(arguments)
     try:
         probe = Probe(

@@ -6,7 +6,6 @@ directory for an installed wheel. Without a `.env` one is written with a new PUB
 
 from __future__ import annotations
 
-import argparse
 import os
 import secrets
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app import __version__, config
+from app.command_line import make_parser
 from app.config import Settings
 from app.errors import SettingsError
 from workers.shared import paths
@@ -78,11 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: a setting is invalid; the message is one line that names it.
     """
-    parser = argparse.ArgumentParser(
-        prog="yujian-presence",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("yujian-presence", __doc__)
     parser.add_argument("--version", action="version", version=__version__)
     parser.parse_args(arguments)
     os.chdir(paths.home())

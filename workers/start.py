@@ -13,7 +13,6 @@ Both must see the same DATA_DIR, /dev/shm and process ids, and be of the same us
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import os
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app import config
+from app.command_line import make_parser
 from app.config import Settings
 from app.errors import SettingsError
 from workers.handoff.channel import LISTENERS, TIMEOUT, close_all, receive, send
@@ -168,11 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: it cannot start; bears the line that says why.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m workers.start",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("python -m workers.start", __doc__)
     parser.add_argument("--replace", action="store_true", help="end the old service")
     options = parser.parse_args(arguments)
     os.chdir(paths.home())

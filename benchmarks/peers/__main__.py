@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from app.command_line import make_parser
 from benchmarks.peers.field import FIELD, Contender
 from benchmarks.peers.measure import Row, measure
 from benchmarks.peers.pages import write_page, write_plots
@@ -71,13 +72,21 @@ def _write(
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = make_parser("python -m benchmarks.peers", __doc__)
+    parser.add_argument(
+        "--clients",
+        type=int,
+        nargs="+",
+        default=[1000, 5000, 10_000],
+        help="connections, a run for each number (default: 1000 5000 10000)",
     )
-    parser.add_argument("--clients", type=int, nargs="+", default=[1000, 5000, 10_000])
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument(
+        "--workers",
+        type=int,
+        nargs="+",
+        default=[1, 2],
+        help="of each server that has workers, likewise (default: 1 2)",
+    )
     parser.add_argument("--seconds", type=float, default=2, help="for each figure, roughly")
     parser.add_argument("--rounds", type=int, default=3, help="figures are medians of these")
     parser.add_argument("--only", action="append", metavar="NAME", help="may be repeated")

@@ -47,7 +47,8 @@ LEAVES = {
     "app.setting_values": {"app.cgroups"},
     "app.ports": {"app.types"},
     "app.dotenv_file": {"app.errors"},
-    "app.config": {"app.dotenv_file", "app.errors", "app.setting_values"},
+    "app.command_line": set[str](),
+    "app.config": {"app.command_line", "app.dotenv_file", "app.errors", "app.setting_values"},
 }
 """Modules that everything builds on, and all of `app` that they may import."""
 

@@ -10,7 +10,6 @@ runs, or wrong arguments; 3 connections were drained or lost, or not all workers
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -25,6 +24,7 @@ from typing import Any
 
 from dotenv import dotenv_values
 
+from app.command_line import make_parser
 from workers.reload import fingerprint
 from workers.reload.report import Report
 from workers.reload.watch import Failed, Watch
@@ -231,11 +231,7 @@ def data_directory() -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `make reload`; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m workers.reload",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("python -m workers.reload", __doc__)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
         "--signal",
