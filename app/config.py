@@ -72,6 +72,9 @@ def _size(default: str, low: int, high: int, meaning: str) -> int:
     return _setting(default, values.size(low, high), meaning, unit="bytes", zero="not allowed")
 
 
+LEAST_TOKEN = 16
+"""Characters that a publish token should have at least: one of fewer can be guessed."""
+
 _KB, _MB, _GB = 2**10, 2**20, 2**30
 _DAY = 86_400
 
@@ -260,7 +263,8 @@ class Settings:
     publish_token: str = _setting(
         "",
         values.token,
-        "Bearer token of the calls that write; without one they answer 403.",
+        "Bearer token of the calls that write; without one they answer 403. One of fewer than 16"
+        " characters is accepted with a warning.",
         secret=True,
     )
     publish_tokens: tuple[tuple[str, str], ...] = _setting(
@@ -496,6 +500,24 @@ def unknown(dotenv_path: Path) -> list[str]:
     return warnings
 
 
+def weak(settings: Settings) -> list[str]:
+    """One warning for each publish token that can be guessed.
+
+    It is accepted: a service must start after an upgrade with the settings that it had.
+    """
+    names = [("PUBLISH_TOKEN", settings.publish_token)]
+    names += [
+        (f"PUBLISH_TOKENS: the token of {label!r}", token)
+        for label, token in settings.publish_tokens
+    ]
+    return [
+        f"{name} has fewer than {LEAST_TOKEN} characters and can be guessed; `openssl rand -hex 32` makes a"
+        " better one"
+        for name, token in names
+        if 0 < len(token) < LEAST_TOKEN
+    ]
+
+
 def public(settings: Settings) -> dict[str, object]:
     """The settings as plain JSON values; a secret that is set shows as `***`."""
     shown: dict[str, object] = {}
@@ -582,7 +604,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dotenv_path = Path(".env")
     try:
         settings = load(os.environ, dotenv_path)
-        for warning in unknown(dotenv_path):
+        for warning in [*unknown(dotenv_path), *weak(settings)]:
             print(f"warning: {warning}", file=sys.stderr)
     except SettingsError as error:
         print(error, file=sys.stderr)

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser = make_parser("python -m scripts.healthy", __doc__)
     parser.add_argument("--worker", action="store_true", help="look for a worker of DATA_DIR only")
     options = parser.parse_args(arguments)
-    data_dir = Path(os.environ.get("DATA_DIR") or "data").expanduser()
+    data_dir = paths.data_directory()
     if options.worker:
         return 0 if has_worker(data_dir) else NO_WORKER
     try:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from app.command_line import make_parser
 from workers.log_level import DEFAULT, change
-from workers.reload.command import NOT_RUNNING, OK, NotRunning, data_directory, find_master
+from workers.reload.command import NOT_RUNNING, OK, NotRunning, find_master
+from workers.shared.paths import data_directory
 
 LEVELS = ("debug", "info", "warning", "error", "critical", DEFAULT)
 

@@ -19,6 +19,9 @@ from typing import Any
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _HIDDEN = "***"
+_LEAST_HIDDEN = 8
+"""Characters of a secret that is hidden wherever it stands. A shorter one is part of other words: to hide it
+would spoil the log, and show by the gaps what it is. It is hidden in its own places, as all are."""
 _ODD = re.compile(r"""[="']|[^\S\x00-\x1f\x7f-\x9f]""")
 """What may pass for the end of a field: blanks, which control characters are not, as they are escaped."""
 # A value in quotes, which may be escaped, as in JSON within JSON.
@@ -177,12 +180,12 @@ _GUNICORN = ("gunicorn.error", "gunicorn.access")
 
 def enter_worker(worker: int, secrets: Iterable[str]) -> None:
     """In a worker, after the fork: add its number to each line and hide these texts."""
-    # The longest first: one secret may be part of another.
-    hidden = tuple(sorted({text for text in secrets if text}, key=len, reverse=True))
+    hidden = {text for text in secrets if len(text) >= _LEAST_HIDDEN}
     for handler in logging.getLogger().handlers:
         if isinstance(handler.formatter, LineFormatter):
             handler.formatter.worker = worker
-            handler.formatter.hidden = hidden
+            # The longest first: one secret may be part of another.
+            handler.formatter.hidden = tuple(sorted(hidden, key=len, reverse=True))
 
 
 def _timestamp(seconds: float) -> str:

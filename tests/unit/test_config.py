@@ -496,6 +496,41 @@ def test_main_prints_plain_json(
     assert output.err == "warning: .env: unknown setting COLOUR\n"
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({}, []),
+        ({"PUBLISH_TOKEN": "e"}, ["PUBLISH_TOKEN has"]),
+        ({"PUBLISH_TOKEN": "e" * 15}, ["PUBLISH_TOKEN has"]),
+        ({"PUBLISH_TOKEN": "e" * 16}, []),
+        (
+            {"PUBLISH_TOKEN": "e", "PUBLISH_TOKENS": f"ci:short,lab:{'l' * 16},ci:{'c' * 15}"},
+            ["PUBLISH_TOKEN has", "the token of 'ci' has", "the token of 'ci' has"],
+        ),
+    ],
+)
+def test_a_token_that_can_be_guessed_is_named_and_accepted(
+    settings: dict[str, str], named: list[str]
+) -> None:
+    warnings = config.weak(load(settings))
+    assert len(warnings) == len(named)
+    for warning, words in zip(warnings, named, strict=True):
+        assert words in warning
+        assert "`openssl rand -hex 32`" in warning
+        assert "short" not in warning
+
+
+def test_main_warns_of_a_token_that_can_be_guessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_text("PUBLISH_TOKEN=hunter2\n")
+    assert config.main([]) == 0
+    output = capsys.readouterr()
+    assert output.err.startswith("warning: PUBLISH_TOKEN has fewer than 16 characters")
+    assert "hunter2" not in output.out + output.err
+
+
 def test_main_stops_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

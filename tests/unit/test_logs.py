@@ -151,12 +151,15 @@ def test_a_worker_names_itself_and_hides_its_secrets() -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     try:
-        enter_worker(3, ["abc", "", "abcdef"])
+        enter_worker(3, ["abcdefgh", "", "abcdefghij", "e"])
     finally:
         root.removeHandler(handler)
-    assert handler.format(record("got abcdef, abc", user="u")).endswith(
+    assert handler.format(record("got abcdefghij, abcdefgh", user="u")).endswith(
         "got ***, *** worker=3 user=u"
     )
+    # A short one says nothing where it is part of a word, and is hidden where it is the token.
+    line = handler.format(record("the header 'Authorization: Bearer e' was refused", user="eve"))
+    assert line.endswith("the header 'Authorization: ***' was refused worker=3 user=eve")
 
 
 def test_levels() -> None:

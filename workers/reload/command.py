@@ -22,14 +22,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dotenv import dotenv_values
-
 from app.command_line import make_parser
 from workers.reload import fingerprint
 from workers.reload.report import Report
 from workers.reload.watch import Failed, Watch
 from workers.shared import paths
 from workers.shared.locks import FileLock, open_lock
+from workers.shared.paths import data_directory
 from workers.shared.processes import SUCCESSOR, command_line, read_pid, start_time
 
 OK, FAILED, NOT_RUNNING, PARTLY = range(4)
@@ -214,19 +213,6 @@ def _reload(data_dir: Path, master: int, wanted: signal.Signals | None) -> Repor
     seconds = time.monotonic() - began
     counts = figures.since(watch.wait_for_figures)
     return Report.make(chosen.name, why, seconds, watch, counts)
-
-
-def data_directory() -> Path:
-    """DATA_DIR as the environment or `.env` has it.
-
-    The other settings are not needed yet, and may be wrong.
-    """
-    named = (
-        os.environ.get("DATA_DIR")
-        or dotenv_values(paths.home() / ".env", interpolate=False).get("DATA_DIR")
-        or "data"
-    )
-    return paths.home() / os.path.expanduser(named)  # noqa: PTH111 (an unknown user is no error here)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

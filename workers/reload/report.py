@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from workers.handoff.report import percentiles
-
-if TYPE_CHECKING:
-    from workers.reload.watch import Watch
+from workers.reload.watch import Watch
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from dotenv import dotenv_values
+
 _LONGEST_SOCKET_PATH = 107
 """Bytes that fit in `sockaddr_un.sun_path` before its final zero (unix(7))."""
 
@@ -32,6 +34,19 @@ _CONFIGURATION = "gunicorn.conf.py"
 def home() -> Path:
     """Directory of `.env`, and the base of relative paths: the checkout, else the current one."""
     return _CODE if is_checkout() else Path.cwd()
+
+
+def data_directory() -> Path:
+    """DATA_DIR as the environment or `.env` has it.
+
+    The other settings are not needed yet, and may be wrong.
+    """
+    named = (
+        os.environ.get("DATA_DIR")
+        or dotenv_values(home() / ".env", interpolate=False).get("DATA_DIR")
+        or "data"
+    )
+    return home() / os.path.expanduser(named)  # noqa: PTH111 (an unknown user is no error here)
 
 
 def is_checkout() -> bool:
