@@ -24,7 +24,7 @@ from app.http.publishing import LARGEST_ARRAY, PublishingCall
 from app.http.request_head import parse_call
 from app.http.writers import Writer
 from app.protocol.envelope import decode_json, encode_decoded, new_id
-from app.protocol.http_answers import DATA_HEADERS, JSON_HEADERS
+from app.protocol.http_answers import JSON_DATA_HEADERS
 from app.transport.http_connection import INCOMPLETE, PASS, TAKEN, Caller, Take
 from app.types import Position
 
@@ -86,12 +86,7 @@ class DirectCalls:
         self._settled: asyncio.Future[None] | None = None
         """What waits until no request is in progress."""
         self._tasks: set[asyncio.Task[None]] = set()
-        fixed = [
-            *JSON_HEADERS.items(),
-            *DATA_HEADERS.items(),
-            *context.origins.plain_headers(),
-        ]
-        self._fixed = "".join(f"{name}: {value}\r\n" for name, value in fixed)
+        self._fixed = _lines([*JSON_DATA_HEADERS.items(), *context.origins.plain_headers()])
         self._starts: dict[int, str] = {}
         """By status how an answer begins, up to the id of its request."""
         self._second = 0

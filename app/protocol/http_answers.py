@@ -14,6 +14,8 @@ DATA_HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 """Of whatever is not the page: it is data, and nothing that a browser shows."""
+JSON_DATA_HEADERS: Mapping[str, str] = {**JSON_HEADERS, **DATA_HEADERS}
+"""Of an answer with JSON that no `on_response_prepare` of aiohttp's completes."""
 STREAM_HEADERS: Mapping[str, str] = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-store",
@@ -33,4 +35,4 @@ def head(status: int, headers: Mapping[str, str]) -> bytes:
 def error(status: int, code: str, message: str, headers: Mapping[str, str]) -> bytes:
     """An answer `{"error", "code"}`, complete."""
     body = encode_json({"error": message, "code": code}) + b"\n"
-    return head(status, {**JSON_HEADERS, "Content-Length": str(len(body)), **headers}) + body
+    return head(status, {**JSON_DATA_HEADERS, "Content-Length": str(len(body)), **headers}) + body

@@ -393,7 +393,7 @@ def _error(status: int, code: ErrorCode, message: str) -> web.Response:
         body=encode_json({"error": message, "code": code}) + b"\n",
         status=status,
         headers={
-            **http_answers.JSON_HEADERS,
+            **http_answers.JSON_DATA_HEADERS,
             # aiohttp leaves it out in answers to what it could not parse.
             "Connection": "close",
             # In place of aiohttp's own, which names its version and Python's.

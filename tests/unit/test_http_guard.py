@@ -106,6 +106,8 @@ def error(answer: bytes) -> tuple[int, str]:
     assert headers["content-type"].startswith("application/json")
     assert headers["connection"] == "close"
     assert headers.get("server", "yujian-presence") == "yujian-presence"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
     value = json.loads(body)
     assert set(value) == {"error", "code"}
     return status, value["code"]
