@@ -117,7 +117,13 @@ class Hub:
         max_outgoing: int = MAX_OUTGOING,
         meter: Meter | None = None,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
+
+        # Limits, and what is held.
         self.max_message = max_message
+        """Largest incoming message in bytes."""
+        self.output_limit = max(OUTPUT_LIMIT, 4 * max_message)
+        """Unsent bytes that one connection may have behind the frame that is being sent."""
         self.wheel = TimerWheel(heartbeat_interval, heartbeat_timeout, self._fail, self._ping)
         self.input = InputAccount(max_incoming)
         """What is held of the peers' input."""
@@ -125,59 +131,81 @@ class Hub:
         """Connections with bytes that their sockets have not yet taken."""
         self.output = self.unread.account
         """What is held for the peers."""
-        self.output_limit = max(OUTPUT_LIMIT, 4 * max_message)
-        """Unsent bytes that one connection may have behind the frame that is being sent."""
-        self.bytes_sent = 0
-        self.bytes_received = 0
-        self.meter = meter
-        self._cpu = 0.0
-        """CPU time of this thread when the pass began, or at the end of its last long step."""
-        self.slice_ends = 0.0
-        """Monotonic time at which the connection that is being read is to be put off."""
-        self.pace = Pace(lambda: meter is not None and meter.is_busy)
-        """How passes of the loop are divided between messages, input and what it has begun."""
-        self.turns = Turns(self.pace.slices())
-        """Tasks of requests."""
-        self._input_slice = self.pace.slices()
-        self.extra_frames = 0
-        """Frames received that were no message: control frames and fragments."""
-        self.owed_pongs: dict[Connection, bytes] = {}
-        """What the last ping said of connections that have something unsent."""
-        self.closed: dict[int, int] = {}
-        """How many connections ended, by close code; 1006 when there was none."""
-        self.ended: dict[int, int] = {}
-        """Those among them that were not ended by their peers."""
-        self._connections: list[Connection | None] = []
-        self._count = 0
-        self._backed_up = self.unread.connections
-        self._paused: dict[Connection, int] = {}
-        self._ready: deque[tuple[int, int]] = deque()
-        self._backlog: dict[Connection, None] = {}
-        self._backlog_work = Sliced(self._work_off, self.pace.slices())
-        self._broken: deque[Connection] = deque()
-        """Connections that a flush could not write to."""
-        self._broken_work = Sliced(self._drop_broken, self.pace.slices())
-        self._held: dict[Connection, int] = {}
-        self._held_long: set[Connection] = set()  # since the last time that none was held
-        self._holds: dict[int, list[Connection]] = {}
-        self._hold_timer: asyncio.TimerHandle | None = None
-        self._to_ping: deque[Connection] = deque()
-        self._ping_work = Sliced(self._send_pings, self.pace.slices())
-        self._outbox: dict[Connection, list[bytes]] = {}
-        self._flush_planned = False
-        self._closing: deque[tuple[float, Connection]] = deque()
-        self._epoll = select.epoll()
-        self._loop = asyncio.get_running_loop()
-        self._watch_events()
-        self._pause_timer: asyncio.TimerHandle | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        """For the next tick of the wheel, while there are connections."""
-        self._emptied: asyncio.Future[None] | None = None
-        """What waits for the last connection to end."""
         # What connections know of the accounts: see `ConnectionHub`.
         self.note_unfinished = self.input.note_unfinished
         self.forget_unfinished = self.input.forget_unfinished
         self.log_given_up = self.unread.log_given_up
+
+        # Counts since the hub was made.
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.extra_frames = 0
+        """Frames received that were no message: control frames and fragments."""
+        self.closed: dict[int, int] = {}
+        """How many connections ended, by close code; 1006 when there was none."""
+        self.ended: dict[int, int] = {}
+        """Those among them that were not ended by their peers."""
+
+        # The connections.
+        self._connections: list[Connection | None] = []
+        """By descriptor."""
+        self._count = 0
+        """Of those that are no None."""
+        self._epoll = select.epoll()
+        self._closing: deque[tuple[float, Connection]] = deque()
+        """When to give up waiting for the peer to close (seconds of the loop), in this order."""
+        self._emptied: asyncio.Future[None] | None = None
+        """What waits for the last connection to end."""
+
+        # How passes of the loop are divided.
+        self.meter = meter
+        self.pace = Pace(lambda: meter is not None and meter.is_busy)
+        """How passes of the loop are divided between messages, input and what it has begun."""
+        self.turns = Turns(self.pace.slices())
+        """Tasks of requests."""
+        self.slice_ends = 0.0
+        """Monotonic time at which the connection that is being read is to be put off."""
+        self._input_slice = self.pace.slices()
+        self._cpu = 0.0
+        """CPU time of this thread when the pass began, or at the end of its last long step."""
+
+        # Input.
+        self._ready: deque[tuple[int, int]] = deque()
+        """Descriptors and events of epoll that no pass had time for yet."""
+        self._paused: dict[Connection, int] = {}
+        """Connections that nothing is read from, and why: the bits `PAUSE_...`."""
+        self._backlog: dict[Connection, None] = {}
+        """Those among them whose input waits here for a pass that has time, the next one first."""
+        self._backlog_work = Sliced(self._work_off, self.pace.slices())
+        self._held: dict[Connection, int] = {}
+        """Those that exceeded their share, and the tick (of `HOLD_TICK`) that ends that."""
+        self._held_long: set[Connection] = set()
+        """Those that were held for `LONG_HOLD` since the last time that none was held."""
+        self._holds: dict[int, list[Connection]] = {}
+        """What `_held` says, by tick; some may be gone, or be held for longer."""
+
+        # Output.
+        self._outbox: dict[Connection, list[bytes]] = {}
+        """Frames that leave at the end of this pass."""
+        self._flush_planned = False
+        self._backed_up = self.unread.connections
+        self._broken: deque[Connection] = deque()
+        """Connections that a flush could not write to."""
+        self._broken_work = Sliced(self._drop_broken, self.pace.slices())
+        self._to_ping: deque[Connection] = deque()
+        """Connections whose heartbeat is due."""
+        self._ping_work = Sliced(self._send_pings, self.pace.slices())
+        self.owed_pongs: dict[Connection, bytes] = {}
+        """What the last ping said of connections that have something unsent."""
+
+        # Timers, while there is something for them to do.
+        self._timer: asyncio.TimerHandle | None = None
+        """Of the next tick of the wheel."""
+        self._hold_timer: asyncio.TimerHandle | None = None
+        """Of the next end of a hold."""
+        self._pause_timer: asyncio.TimerHandle | None = None
+        """Of the next pass that may read."""
+        self._watch_events()
 
     def __len__(self) -> int:
         return self._count
