@@ -107,7 +107,7 @@ class Hub:
         meter: gets the cost of each connection.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 (a line on each attribute)
         self,
         *,
         heartbeat_interval: float,
