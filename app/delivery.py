@@ -20,6 +20,31 @@ logger = logging.getLogger("realtime.worker")
 
 NAME = "delivery"
 _SHORTEST_PAUSE = 0.002
+_REST = 0.5
+"""Seconds of rest for each second of writing: so writing takes two thirds of the time at most."""
+
+
+class Rests:
+    """How long delivery rests between flushes, so that new connections and input get their turn.
+
+    What it has waited for messages counts as rest: only messages that come faster than they can be
+    written wait for one another.
+
+    Args:
+        longest: seconds.
+        now: monotonic seconds.
+    """
+
+    def __init__(self, longest: float, now: float) -> None:
+        self._longest = longest
+        self._ended = now
+        self._owed = 0.0
+
+    def after(self, began: float, ended: float) -> float:
+        """Seconds to rest after a flush between these two times; 0.0: none."""
+        owed = max(0.0, self._owed - (began - self._ended)) + (ended - began) * _REST
+        self._owed, self._ended = min(owed, self._longest), ended
+        return self._owed if self._owed > _SHORTEST_PAUSE else 0.0
 
 
 class Delivery:
@@ -35,7 +60,7 @@ class Delivery:
         manager: carries out control messages between workers.
         canary: is notified of probes.
         supervisor: notes what was skipped.
-        flush_interval: seconds to wait at most after a long flush.
+        flush_interval: seconds to rest at most after a flush.
     """
 
     def __init__(
@@ -60,15 +85,14 @@ class Delivery:
 
     async def run(self) -> None:
         """Deliver for ever, one flush after the other."""
+        rests = Rests(self._flush_interval, time.monotonic())
         while True:
             batch = await self._reader.read()
             began = time.monotonic()
             await self._deliver(batch)
-            # After a long flush the next one waits as long, to find more messages to join: so
-            # writing takes half of the time at most, and new connections get their turn.
-            pause = min(self._flush_interval, time.monotonic() - began)
-            if pause > _SHORTEST_PAUSE:
-                await asyncio.sleep(pause)
+            rest = rests.after(began, time.monotonic())
+            if rest:
+                await asyncio.sleep(rest)
 
     async def _deliver(self, batch: Batch) -> None:
         """Deliver a batch. Raises nothing but cancellation."""

@@ -9,7 +9,7 @@ import pytest
 
 from app.backplane.reader import Batch
 from app.canary import PROBE
-from app.delivery import Delivery
+from app.delivery import Delivery, Rests
 from app.supervisor import Supervisor
 from app.types import Gap, Message, Position
 
@@ -106,3 +106,39 @@ async def test_subscribers_that_a_fault_left_out_catch_up_at_once() -> None:
     parts.missed = ["a", "b"]
     await parts.run()
     assert parts.started == ["a", "b"]
+
+
+def rests(*flushes: tuple[float, float], longest: float = 0.05) -> list[float]:
+    """The rests after flushes, each so long after the one before, or after its rest, and so long."""
+    rests, now, found = Rests(longest, 100.0), 100.0, []
+    for waited, took in flushes:
+        began, now = now + waited, now + waited + took
+        rest = rests.after(began, now)
+        found.append(round(rest, 6))
+        now += rest
+    return found
+
+
+def test_a_flush_now_and_then_is_followed_by_no_wait_of_the_next() -> None:
+    assert rests((1.0, 0.04), (0.083, 0.04), (0.083, 0.04)) == [0.02, 0.02, 0.02]
+    assert rests((1.0, 0.001), (0.01, 0.001), (0.01, 0.001)) == [0.0, 0.0, 0.0]
+
+
+def test_flushes_without_a_pause_take_two_thirds_of_the_time() -> None:
+    flushes = [(0.0, 0.04)] * 50
+    assert sum(rests(*flushes)) == pytest.approx(50 * 0.04 / 2)
+    short = [(0.0, 0.0005)] * 500
+    assert sum(rests(*short)) == pytest.approx(500 * 0.0005 / 2, rel=0.02)
+
+
+def test_what_was_waited_for_messages_is_no_rest_owed() -> None:
+    # 0.02 s are owed after the first; the second comes 0.03 s later, so 0.01 s more than that.
+    rests = Rests(0.05, 0.0)
+    assert rests.after(1.0, 1.04) == pytest.approx(0.02)
+    assert rests.after(1.05, 1.09) == pytest.approx(0.03)  # read before its time: both are owed
+    assert rests.after(2.0, 2.04) == pytest.approx(0.02)
+
+
+def test_no_rest_is_longer_than_the_flush_interval() -> None:
+    assert rests((0.0, 1.0), (0.0, 1.0)) == [0.05, 0.05]
+    assert rests((0.0, 1.0), longest=0.0) == [0.0]
