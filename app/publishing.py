@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from app.broadcast.queue import BroadcastQueue
+from app.broadcast.queue import BroadcastQueue, Entry, Settled
 from app.errors import QueueOverflow
 from app.protocol import envelope
 from app.types import Draft, Position
@@ -30,10 +30,12 @@ class Publishing:
         self._hurry()
         return self._queue.submit(draft)
 
-    def submit_all(self, drafts: Sequence[Draft]) -> list[asyncio.Future[Position] | QueueOverflow]:
+    def submit_all(
+        self, drafts: Sequence[Draft], settled: Settled
+    ) -> Sequence[Entry | QueueOverflow]:
         """Queue the messages of one call; see `BroadcastQueue.submit_all`."""
         self._hurry()
-        return self._queue.submit_all(drafts)
+        return self._queue.submit_all(drafts, settled)
 
     async def publish(self, type: str, event: str, data: Any) -> Position:
         """Store a message of the service's own or of an application's `emit`.

@@ -300,7 +300,7 @@ local function keep_meta()
   if new_k then redis.call('HSET', meta, 'k', new_k) end
 end
 
-local seqs, repeated, chosen, added = {}, false, false, 0
+local call, seqs, repeated, chosen, added = redis.call, {}, false, false, 0
 local age, accepted
 for i = 12, #ARGV, 5 do
   local id = ARGV[i + 4]
@@ -312,28 +312,31 @@ for i = 12, #ARGV, 5 do
       age = ARGV[i + 1]
       accepted = string.format('%d', now - age)
     end
-    -- What was added first makes sure that the others are.
-    local add = added == 0 and redis.pcall or redis.call
+    -- What was added first makes sure that the others are, each with the number after the last one.
+    local add = added == 0 and redis.pcall or call
     local entry = add('XADD', stream, '0-*',
       'p', epoch, 'e', ARGV[i], 't', accepted, ARGV[i + 2], ARGV[i + 3])
-    if added == 0 and type(entry) ~= 'string' then
+    if added > 0 then
+      newest = newest + 1
+    elseif type(entry) == 'string' then
+      newest = count(string.sub(entry, 3)) or MAX_SEQ + 1
+    else
       -- With its memory full the server still lets go of what is beyond the limits, which may have
       -- been lowered for that; the next try may then find room.
       if string.find(entry.err, 'OOM', 1, true) and trim(64) > 0 then keep_meta() end
       return entry
     end
-    seq = string.sub(entry, 3)
-    newest, length = count(seq), length + 1
-    if not newest or newest > MAX_SEQ then return redis.error_reply('UNUSABLE stream') end
-    added = added + 1
+    if newest > MAX_SEQ then return redis.error_reply('UNUSABLE stream') end
+    length, added = length + 1, added + 1
     bytes = bytes + #ARGV[i] + #ARGV[i + 3] + OVERHEAD
     if id ~= '' then
+      seq = string.format('%d', newest)
       chosen = true
       turn_tables()
-      redis.call('HSET', once, id, stamp .. ' ' .. seq .. ' ' .. epoch)
+      call('HSET', once, id, stamp .. ' ' .. seq .. ' ' .. epoch)
     end
   end
-  seqs[#seqs + 1] = seq
+  seqs[#seqs + 1] = seq or string.format('%d', newest)
 end
 -- Long enough to outlive a step of the clock; the age of each id is looked at in any case.
 if chosen then redis.call('PEXPIRE', once, math.ceil(once_window / 500) + 7200000) end

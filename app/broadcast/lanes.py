@@ -30,8 +30,8 @@ class LanedQueue(BroadcastQueue):
             await self._store(batch)
         finally:
             for entry in batch:
-                if not entry.future.done():
-                    entry.fail(BackplaneUnavailable())  # nothing else came of it
+                if entry.outcome is None:
+                    entry.settle(BackplaneUnavailable())  # nothing else came of it
             lanes.discard(type)
             landed = set(map(id, batch))
             self._flying = [entry for entry in self._flying if id(entry) not in landed]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import functools
 import logging
 import time
 from collections import deque
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from app.backplane.scripts import CONTROL
-from app.errors import BackplaneUnavailable, QueueOverflow
+from app.errors import BackplaneUnavailable, ClientError, QueueOverflow
 from app.ports import Slots
 from app.supervisor import Supervisor
 from app.types import Draft, Position, Priority
@@ -41,26 +42,57 @@ class BatchStore(Protocol):
         """Store what can be, or raise BackplaneUnavailable, at `deadline` (loop time) at last."""
 
 
+Outcome = Position | ClientError
+"""Where a message stands, or why it is not stored."""
+Settled = Callable[["Entry"], object]
+
+
 class Entry:
-    """A message in the queue."""
+    """A message in the queue.
 
-    __slots__ = ("counted", "deadline", "draft", "future", "room_until", "size")
+    Args:
+        draft: the message.
+        settled: called with it once, when its outcome is known.
+        now: loop time.
+        counted: whether it counts into the bounds.
+    """
 
-    def __init__(
-        self, draft: Draft, future: asyncio.Future[Position], now: float, *, counted: bool = True
-    ) -> None:
+    __slots__ = ("_settled", "counted", "deadline", "draft", "outcome", "room_until", "size")
+
+    def __init__(self, draft: Draft, settled: Settled, now: float, *, counted: bool = True) -> None:
+        self._settled = settled
         self.counted = counted
         self.draft = draft
-        self.future = future
+        self.outcome: Outcome | None = None
+        """None: not known yet."""
         self.size = len(draft.body) + _OVERHEAD
         self.deadline = now + MAX_WAIT
         self.room_until = now + ROOM_WAIT
 
-    def fail(self, error: Exception) -> None:
-        """Answer its publisher, if nothing else has."""
-        if not self.future.done():
-            self.future.set_exception(error)
-            self.future.exception()  # a publisher that has gone need not fetch it
+    def settle(self, outcome: Outcome) -> bool:
+        """Answer its publisher; False if something else has."""
+        if self.outcome is not None:
+            return False
+        self.outcome = outcome
+        try:
+            self._settled(self)
+        except Exception:
+            # The others of its batch do not depend on it.
+            logger.exception("a publisher cannot be answered")
+        return True
+
+    @property
+    def position(self) -> Position:
+        """Where it stands.
+
+        Raises:
+            ClientError: it is not stored.
+        """
+        outcome = self.outcome
+        if isinstance(outcome, ClientError):
+            raise outcome
+        assert outcome is not None
+        return outcome
 
 
 class _Room(enum.Enum):
@@ -136,7 +168,7 @@ class BroadcastQueue:
             entries.clear()
         self._newcomers.clear()
         for entry in left:
-            entry.fail(BackplaneUnavailable())
+            entry.settle(BackplaneUnavailable())
         self._show()
 
     def length(self) -> int:
@@ -157,51 +189,40 @@ class BroadcastQueue:
         Raises:
             QueueOverflow: the queue is full of messages that rank no lower.
         """
-        loop = self._loop
-        entry = Entry(draft, loop.create_future(), loop.time())
-        if self._newcomers and any(
-            other.draft.priority <= draft.priority for other in self._newcomers
-        ):
-            self._slots.ask_to_evict(draft.priority)
-            self._let_wait(entry)  # keeps its place behind earlier messages
-        elif self._slots.reserve_queue(entry.size):
-            self._accept(entry)
-        else:
-            room = self._make_room(entry)
-            if room is _Room.MADE:
-                self._accept(entry)
-            elif room is _Room.ASKED or self._slots.ask_to_evict(draft.priority):
-                self._let_wait(entry)
-            else:
-                self.dropped[draft.priority] += 1
-                raise QueueOverflow
-        self._watch_behind()
-        return entry.future
+        future = self._loop.create_future()
+        self._take(Entry(draft, functools.partial(answer, future), self._loop.time()))
+        return future
 
-    def submit_all(self, drafts: Sequence[Draft]) -> list[asyncio.Future[Position] | QueueOverflow]:
+    def submit_all(self, drafts: Sequence[Draft], settled: Settled) -> list[Entry | QueueOverflow]:
         """Take messages of one call, in their order; see `submit`.
 
+        Args:
+            drafts: the messages.
+            settled: called with each that is taken, when its outcome is known; that is later.
+
         Returns:
-            For each its future, or the error where it is refused.
+            For each its entry, or the error where it is refused.
         """
-        if not self._newcomers:
-            loop = self._loop
-            now = loop.time()
-            entries = [Entry(draft, loop.create_future(), now) for draft in drafts]
-            if self._slots.reserve_queue(sum(entry.size for entry in entries), len(entries)):
-                for entry in entries:
-                    self.bytes += entry.size
-                    self._waiting[entry.draft.priority].append(entry)
-                self._announce()
-                self._watch_behind()
-                return [entry.future for entry in entries]
+        now = self._loop.time()
+        entries = [Entry(draft, settled, now) for draft in drafts]
+        if not self._newcomers and self._slots.reserve_queue(
+            sum([entry.size for entry in entries]), len(entries)
+        ):
+            for entry in entries:
+                self.bytes += entry.size
+                self._waiting[entry.draft.priority].append(entry)
+            self._announce()
+            self._watch_behind()
+            return [*entries]
         # There is no room for all: each for itself.
-        results: list[asyncio.Future[Position] | QueueOverflow] = []
-        for draft in drafts:
+        results: list[Entry | QueueOverflow] = []
+        for entry in entries:
             try:
-                results.append(self.submit(draft))
+                self._take(entry)
             except QueueOverflow as error:
                 results.append(error.with_traceback(None))
+            else:
+                results.append(entry)
         return results
 
     def send_control(self, data: bytes) -> asyncio.Future[Position]:
@@ -211,12 +232,31 @@ class BroadcastQueue:
 
     def send_probe(self, data: bytes) -> asyncio.Future[Position]:
         """As `send_control`, but outside of the limits: it displaces no message of a full queue."""
-        loop = self._loop
         draft = Draft(CONTROL, CONTROL, "", data, time.time(), Priority.HIGH)
-        entry = Entry(draft, loop.create_future(), loop.time(), counted=False)
-        self._accept(entry)
+        future = self._loop.create_future()
+        settled = functools.partial(answer, future)
+        self._accept(Entry(draft, settled, self._loop.time(), counted=False))
         self._watch_behind()
-        return entry.future
+        return future
+
+    def _take(self, entry: Entry) -> None:
+        """Let it wait for its turn or for room, or refuse it: QueueOverflow."""
+        priority = entry.draft.priority
+        if self._newcomers and any(other.draft.priority <= priority for other in self._newcomers):
+            self._slots.ask_to_evict(priority)
+            self._let_wait(entry)  # keeps its place behind earlier messages
+        elif self._slots.reserve_queue(entry.size):
+            self._accept(entry)
+        else:
+            room = self._make_room(entry)
+            if room is _Room.MADE:
+                self._accept(entry)
+            elif room is _Room.ASKED or self._slots.ask_to_evict(priority):
+                self._let_wait(entry)
+            else:
+                self.dropped[priority] += 1
+                raise QueueOverflow
+        self._watch_behind()
 
     # Bounds
 
@@ -272,7 +312,7 @@ class BroadcastQueue:
         entry = self._waiting[rank].pop()
         self._release([entry])
         self.dropped[rank] += 1
-        entry.fail(QueueOverflow())
+        entry.settle(QueueOverflow())
 
     def _evict(self, count: int) -> None:
         """Drop what other workers need the room of; the highest rank is never asked for."""
@@ -293,7 +333,7 @@ class BroadcastQueue:
                 self._accept(entry)
             else:
                 self.dropped[entry.draft.priority] += 1
-                entry.fail(QueueOverflow())
+                entry.settle(QueueOverflow())
         self._newcomers_bytes = sum(entry.size for entry in self._newcomers)
         # Room that was made for these may have been taken by messages of other workers.
         unasked = len(self._newcomers) - self._slots.evictions_awaited()
@@ -327,10 +367,10 @@ class BroadcastQueue:
             while entries and entries[0].deadline <= now:
                 entry = entries.popleft()
                 self._release([entry])
-                entry.fail(BackplaneUnavailable())
+                entry.settle(BackplaneUnavailable())
         for entry in self._flying:
             if entry.deadline <= now:
-                entry.fail(BackplaneUnavailable())
+                entry.settle(BackplaneUnavailable())
         # Shown first: once the others see that nothing waits here they ask for nothing more, and
         # no request is left behind to hit a later message.
         self._show()
@@ -368,8 +408,8 @@ class BroadcastQueue:
             finally:
                 flying, self._flying = self._flying, []
                 for entry in flying:
-                    if not entry.future.done():
-                        entry.fail(BackplaneUnavailable())  # nothing else came of it
+                    if entry.outcome is None:
+                        entry.settle(BackplaneUnavailable())  # nothing else came of it
                 self._stored.set()
                 self._release(flying)
                 if not (self._newcomers or any(self._waiting)):
@@ -385,21 +425,18 @@ class BroadcastQueue:
             # A traceback would keep the batch, and in it the error, until the collector comes.
             error.with_traceback(None)
             for entry in batch:
-                entry.fail(error)
+                entry.settle(error)
         except Exception:
             # A bug must not end publishing for good.
             logger.exception("cannot store a batch")
             for entry in batch:
-                entry.fail(BackplaneUnavailable())
+                entry.settle(BackplaneUnavailable())
         else:
             counts: dict[str, int] = {}
             for entry, outcome in zip(batch, outcomes, strict=True):
-                if isinstance(outcome, BackplaneUnavailable):
-                    entry.fail(outcome)
-                elif not entry.future.done():
-                    entry.future.set_result(outcome)
-                    if entry.draft.type != CONTROL:
-                        counts[entry.draft.type] = counts.get(entry.draft.type, 0) + 1
+                type = entry.draft.type
+                if entry.settle(outcome) and isinstance(outcome, Position) and type != CONTROL:
+                    counts[type] = counts.get(type, 0) + 1
             for type, number in counts.items():
                 self._count(type, number)
 
@@ -413,3 +450,15 @@ class BroadcastQueue:
                     return batch
                 batch.append(entries.popleft())
         return batch
+
+
+def answer(future: asyncio.Future[Position], entry: Entry) -> None:
+    """Give the outcome of a message to what awaits it, if anything still does."""
+    if future.done():
+        return
+    outcome = entry.outcome
+    if isinstance(outcome, ClientError):
+        future.set_exception(outcome)
+        future.exception()  # a publisher that has gone need not fetch it
+    elif outcome is not None:
+        future.set_result(outcome)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from app.config import Settings
-from app.errors import ErrorCode, QueueOverflow
+from app.errors import ClientError, ErrorCode, QueueOverflow
 from app.http.audit import Audit
 from app.http.budgets import Budgets
 from app.http.clients import Clients
@@ -26,13 +26,23 @@ from app.turns import SLICE, Slice
 from app.types import Draft, Message, Position, WorkerRow
 
 
+class Queued(Protocol):
+    """A message that was taken; app/broadcast/queue.py."""
+
+    draft: Draft
+    outcome: Position | ClientError | None
+    """Where it stands, or why it is not stored; None: not known yet."""
+
+
 class Publisher(Protocol):
     """Where messages go in; app/broadcast/queue.py."""
 
     def submit(self, draft: Draft) -> asyncio.Future[Position]:
         """Queue a message; see `BroadcastQueue.submit`."""
 
-    def submit_all(self, drafts: Sequence[Draft]) -> list[asyncio.Future[Position] | QueueOverflow]:
+    def submit_all(
+        self, drafts: Sequence[Draft], settled: Callable[[Queued], object]
+    ) -> Sequence[Queued | QueueOverflow]:
         """Queue the messages of one call; see `BroadcastQueue.submit_all`."""
 
 

@@ -26,7 +26,6 @@ from app.http.writers import Writer
 from app.protocol.envelope import decode_json, encode_decoded, new_id
 from app.protocol.http_answers import JSON_DATA_HEADERS
 from app.transport.http_connection import INCOMPLETE, PASS, TAKEN, Caller, Take
-from app.types import Position
 
 PATH = "/ws/broadcast"
 MAX_BODY = 64 * 1024
@@ -218,7 +217,7 @@ class DirectCalls:
 class _Answering:
     """One request on its way to its answer."""
 
-    __slots__ = ("_call", "_caller", "_calls", "_head", "_unsettled", "_write")
+    __slots__ = ("_call", "_caller", "_calls", "_head", "_write")
 
     def __init__(self, calls: DirectCalls, head: _Head, caller: Caller) -> None:
         self._calls = calls
@@ -226,23 +225,18 @@ class _Answering:
         self._caller = caller
         self._write = Write(head.writer)
         self._call: PublishingCall | None = None
-        self._unsettled: list[asyncio.Future[Position]] = []
 
     def begin(self, value: object, context: HttpContext) -> None:
         """Queue its messages; raises what `PublishingCall` does."""
         head = self._head
-        call = self._call = PublishingCall(value, head.length, self._write, head.writer, context)
-        self._unsettled = [item.future for item in call.submitted]
-        self._wait()
+        call = self._call = PublishingCall(
+            value, head.length, self._write, head.writer, context, self._answer
+        )
+        if call.is_settled:
+            self._answer()
 
-    def _wait(self, _: object = None) -> None:
-        """Answer when all messages are settled; those of a batch are so at once."""
-        unsettled = self._unsettled
-        while unsettled and unsettled[-1].done():
-            unsettled.pop()
-        if unsettled:
-            unsettled[-1].add_done_callback(self._wait)
-            return
+    def _answer(self) -> None:
+        """Answer: all messages are settled."""
         call = self._call
         assert call is not None
         try:

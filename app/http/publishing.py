@@ -6,15 +6,15 @@ import asyncio
 import functools
 import re
 import zlib
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from aiohttp import web
 
 from app.config import Settings
-from app.errors import ClientError, ErrorCode, QueueOverflow
+from app.errors import ClientError, ErrorCode
 from app.http.audit import Write
-from app.http.context import HttpContext
+from app.http.context import HttpContext, Queued
 from app.http.errors import HttpError, json_response
 from app.http.writers import Writer
 from app.protocol.envelope import RESERVED_EVENTS, body, decode_json, encode_json, new_id
@@ -202,8 +202,10 @@ async def broadcast(request: web.Request, write: Write, context: HttpContext) ->
     settings = context.settings
     writer = write.writer = await context.writers.require(request, clients=True)
     value, size = await read_json(request, settings.max_message_size * LARGEST_ARRAY)
-    call = PublishingCall(value, size, write, writer, context)
-    await _settle(call.submitted)
+    settled = asyncio.Event()
+    call = PublishingCall(value, size, write, writer, context, settled.set)
+    if not call.is_settled:
+        await settled.wait()
     return json_response(*await call.outcome())
 
 
@@ -216,20 +218,38 @@ class PublishingCall:
         write: is filled in.
         writer: the publisher, which is charged with the messages.
         context: parts of the service.
+        settled: called when all its messages are settled, if they are not at once.
 
     Raises:
         ClientError: nothing of it is queued.
     """
 
-    __slots__ = ("_context", "_is_array", "_items", "_value", "_write", "submitted")
+    __slots__ = (
+        "_context",
+        "_is_array",
+        "_items",
+        "_queued",
+        "_settled",
+        "_unsettled",
+        "_value",
+        "_write",
+    )
 
     def __init__(
-        self, value: Any, size: int, write: Write, writer: Writer, context: HttpContext
+        self,
+        value: Any,
+        size: int,
+        write: Write,
+        writer: Writer,
+        context: HttpContext,
+        settled: Callable[[], object],
     ) -> None:
         settings = context.settings
         self._context = context
         self._write = write
         self._value = value
+        self._settled = settled
+        self._unsettled = 0
         # No part of a body that is small enough is too large: that saves measuring each.
         known_size = size if size <= settings.max_message_size else None
         now = context.now()
@@ -240,28 +260,40 @@ class PublishingCall:
             write.messages = 1
             write.types, write.event = {draft.type}, draft.event
             write.id = draft.id if draft.once else None
-            self.submitted = [_Submitted(draft, context.publisher.submit(draft))]
-            """Its messages that are queued."""
-            self._items: list[_Submitted | ClientError | Conflict] = [*self.submitted]
-            return
-        if len(value) > MAX_MESSAGES:
-            raise _invalid(f"An array may hold at most {MAX_MESSAGES} messages.")
-        # All are queued before the first is awaited: they share batches and keep their order.
-        context.writers.charge(writer, len(value))
-        checked = [_check(message, settings, now, known_size, writer) for message in value]
-        drafts = [draft for draft in checked if isinstance(draft, Draft)]
-        queued = zip(drafts, context.publisher.submit_all(drafts), strict=True)
-        self._items = [
-            item if isinstance(item, ClientError) else _queued(*next(queued)) for item in checked
-        ]
-        self.submitted = [item for item in self._items if isinstance(item, _Submitted)]
-        write.messages = len(value)
-        write.types = {item.draft.type for item in self.submitted}
+            (item,) = context.publisher.submit_all([draft], self._note_settled)
+            if isinstance(item, ClientError):
+                raise item
+            self._queued = [item]
+            self._items: list[Queued | ClientError | Conflict] = [item]
+        else:
+            if len(value) > MAX_MESSAGES:
+                raise _invalid(f"An array may hold at most {MAX_MESSAGES} messages.")
+            # All are queued before the first is stored: they share batches and keep their order.
+            context.writers.charge(writer, len(value))
+            checked = [_check(message, settings, now, known_size, writer) for message in value]
+            drafts = [draft for draft in checked if isinstance(draft, Draft)]
+            found = iter(context.publisher.submit_all(drafts, self._note_settled))
+            self._items = [next(found) if isinstance(item, Draft) else item for item in checked]
+            self._queued = [item for item in self._items if not isinstance(item, Exception)]
+            write.messages = len(value)
+            write.types = {item.draft.type for item in self._queued}
+        # Those that have pushed out others of the same call are counted by now, as less than none.
+        self._unsettled = len([item for item in self._queued if item.outcome is None])
+
+    def _note_settled(self, _: Queued) -> None:
+        self._unsettled -= 1
+        if not self._unsettled:
+            self._settled()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the outcome of all its messages is known."""
+        return not self._unsettled
 
     @property
     def needs_history(self) -> bool:
         """Whether stored messages decide on the answer; to be asked when its messages are settled."""
-        return any(item.may_be_known for item in self.submitted)
+        return any(_may_be_known(item) for item in self._queued if item.draft.once)
 
     async def outcome(self) -> tuple[object, int]:
         """The answer and its status, when its messages are settled.
@@ -271,28 +303,41 @@ class PublishingCall:
             Conflict: its id stands for another message.
         """
         if self.needs_history:
-            for item in self.submitted:
+            for place, item in enumerate(self._items):
+                if isinstance(item, Exception) or not isinstance(item.outcome, Position):
+                    continue
                 try:
-                    await _check_known(item, self._context)
+                    await _check_known(item.draft, item.outcome, self._context)
                 except Conflict as conflict:
                     if not self._is_array:
                         raise
-                    place = next(n for n, other in enumerate(self._items) if other is item)
                     self._items[place] = conflict.with_traceback(None)
         return self.answer()
 
     def answer(self) -> tuple[object, int]:
         """As `outcome`, where the history is not needed."""
         if not self._is_array:
-            (item,) = self._items
-            assert isinstance(item, _Submitted)
-            return item.answer(), 200
+            (item,) = self._queued
+            if isinstance(item.outcome, Position):
+                return _answer(item.draft, item.outcome), 200
+            assert item.outcome is not None
+            raise item.outcome
         answers = [
             _outcome(message, item) for message, item in zip(self._value, self._items, strict=True)
         ]
-        failed = sum("error" in answer for answer in answers)
+        failed = sum(["error" in answer for answer in answers])
         self._write.note_failed(failed)
         return answers, 207 if failed else 200
+
+
+def _may_be_known(item: Queued) -> bool:
+    """Whether an earlier call may have stored a message under its id."""
+    return isinstance(item.outcome, Position) and item.outcome.maybe_known
+
+
+def _answer(draft: Draft, position: Position) -> dict[str, object]:
+    """The answer for a message that is stored."""
+    return {"id": draft.id, "type": draft.type, "seq": position.seq, "epoch": position.epoch}
 
 
 async def publish(draft: Draft, context: HttpContext) -> dict[str, object]:
@@ -302,26 +347,9 @@ async def publish(draft: Draft, context: HttpContext) -> dict[str, object]:
         ClientError: QUEUE_OVERFLOW or BACKPLANE_UNAVAILABLE.
         Conflict: its id stands for another message.
     """
-    submitted = _Submitted(draft, context.publisher.submit(draft))
-    await _settle([submitted])
-    answer = submitted.answer()
-    await _check_known(submitted, context)
-    return answer
-
-
-class _Submitted(NamedTuple):
-    draft: Draft
-    future: asyncio.Future[Position]
-
-    @property
-    def may_be_known(self) -> bool:
-        """Whether an earlier call may have stored it under its id."""
-        future = self.future
-        return self.draft.once and future.exception() is None and future.result().maybe_known
-
-    def answer(self) -> dict[str, object]:
-        draft, position = self.draft, self.future.result()
-        return {"id": draft.id, "type": draft.type, "seq": position.seq, "epoch": position.epoch}
+    position = await context.publisher.submit(draft)
+    await _check_known(draft, position, context)
+    return _answer(draft, position)
 
 
 class Conflict(HttpError):
@@ -341,15 +369,14 @@ class Conflict(HttpError):
         self.answer = dict(answer)
 
 
-async def _check_known(submitted: _Submitted, context: HttpContext) -> None:
+async def _check_known(draft: Draft, position: Position, context: HttpContext) -> None:
     """Compare a message with the stored one of the same id.
 
     Raises:
         Conflict: event or data differ.
     """
-    if not submitted.may_be_known:
+    if not (draft.once and position.maybe_known):
         return
-    draft, position = submitted.draft, submitted.future.result()
     try:
         messages, _ = await context.history.newest(draft.type, 1, position.seq + 1)
     except ClientError:
@@ -362,7 +389,7 @@ async def _check_known(submitted: _Submitted, context: HttpContext) -> None:
         except ClientError:
             return
         if kept.get("event") != new.get("event") or not _is_same(kept.get("data"), new.get("data")):
-            raise Conflict(submitted.answer())
+            raise Conflict(_answer(draft, position))
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -376,14 +403,6 @@ def _is_same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-async def _settle(submitted: Iterable[_Submitted]) -> None:
-    # To await a future itself would cancel it along with the request, but a message that is on
-    # its way to the stream cannot be called back.
-    for item in submitted:
-        if not item.future.done():  # most have shared a batch with the first one
-            await asyncio.wait({item.future})
-
-
 def _check(
     message: Any, settings: Settings, now: float, size: int | None, writer: Writer
 ) -> Draft | ClientError:
@@ -393,25 +412,20 @@ def _check(
         return error.with_traceback(None)  # which would hold this request in a cycle
 
 
-def _queued(
-    draft: Draft, result: asyncio.Future[Position] | QueueOverflow
-) -> _Submitted | ClientError:
-    return result if isinstance(result, QueueOverflow) else _Submitted(draft, result)
-
-
-def _outcome(message: Any, item: _Submitted | ClientError | Conflict) -> dict[str, object]:
+def _outcome(message: Any, item: Queued | ClientError | Conflict) -> dict[str, object]:
     """The answer for one message of an array."""
     if isinstance(item, Conflict):
         return item.answer | {"error": item.message, "code": item.code}
-    try:
-        if isinstance(item, ClientError):
-            raise item
-        return item.answer()
-    except ClientError as error:
-        error.with_traceback(None)
-        chosen = message.get("id") if isinstance(message, Mapping) else None
-        id = chosen if _is_id(chosen) else None
-        return {"id": id, "error": error.message, "code": error.code}
+    if isinstance(item, ClientError):
+        error = item
+    elif isinstance(item.outcome, ClientError):
+        error = item.outcome
+    else:
+        assert item.outcome is not None
+        return _answer(item.draft, item.outcome)
+    chosen = message.get("id") if isinstance(message, Mapping) else None
+    id = chosen if _is_id(chosen) else None
+    return {"id": id, "error": error.message, "code": error.code}
 
 
 @functools.lru_cache(maxsize=256)

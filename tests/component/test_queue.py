@@ -16,6 +16,7 @@ from app.config import Settings
 from app.errors import BackplaneUnavailable, QueueOverflow
 from app.types import Draft, Message, Position, Priority
 from tests.support.backplane import MakeNode, Node, draft
+from tests.support.queues import futures_of
 from tests.support.valkeys import ValkeyProcess
 from tests.support.waiting import until
 from workers.shared.slots import SlotTable
@@ -49,6 +50,12 @@ class Worker:
 
     def send(self, priority: Priority = NORMAL, body: bytes = b"") -> asyncio.Future[Position]:
         return self.queue.submit(draft(body, priority=priority))
+
+    def send_all(
+        self, priorities: Sequence[Priority]
+    ) -> list[asyncio.Future[Position] | QueueOverflow]:
+        """Messages of one call."""
+        return futures_of(self.queue, [draft(priority=priority) for priority in priorities])
 
     async def fly(self) -> asyncio.Future[Position]:
         """Put one message under way, so that those after it wait."""
@@ -106,12 +113,12 @@ async def test_messages_keep_their_order(make_worker: MakeWorker) -> None:
 async def test_messages_of_one_call_are_queued_together(make_worker: MakeWorker) -> None:
     worker = await make_worker()
     priorities = (LOW, NORMAL, HIGH, LOW)
-    queued = worker.queue.submit_all([draft(priority=priority) for priority in priorities])
+    queued = worker.send_all(priorities)
     assert worker.slots.queue_totals().messages == 4
     futures = [future for future in queued if isinstance(future, asyncio.Future)]
     assert [await outcome(future) for future in futures] == [3, 2, 1, 4]
     assert worker.batches == 1
-    assert worker.queue.submit_all([]) == []
+    assert worker.send_all([]) == []
 
 
 async def test_of_a_call_that_is_too_large_as_many_are_queued_as_fit(
@@ -120,10 +127,10 @@ async def test_of_a_call_that_is_too_large_as_many_are_queued_as_fit(
     worker = await make_worker(max_queue_size=4)
     valkey.stop()
     flying = await worker.fly()
-    queued = worker.queue.submit_all([draft() for _ in range(5)])
+    queued = worker.send_all([NORMAL] * 5)
     assert [isinstance(result, QueueOverflow) for result in queued] == [False] * 3 + [True] * 2
     assert worker.queue.dropped == [0, 2, 0]
-    higher = worker.queue.submit_all([draft(priority=HIGH) for _ in range(2)])
+    higher = worker.send_all([HIGH] * 2)
     assert worker.queue.dropped == [0, 4, 0]
     valkey.cont()
     results = [flying, *queued, *higher]

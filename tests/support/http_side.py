@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from app.broadcast.queue import Entry, Settled
 from app.config import Settings, load
-from app.errors import BackplaneUnavailable, QueueOverflow
+from app.errors import BackplaneUnavailable, ClientError, QueueOverflow
 from app.http.audit import Audit
 from app.http.clients import Clients
 from app.http.context import HttpContext
@@ -42,6 +44,12 @@ def worker_row(
     )
 
 
+def _settle(entry: Entry, future: asyncio.Future[Position]) -> None:
+    error = future.exception()
+    assert error is None or isinstance(error, ClientError)
+    entry.settle(future.result() if error is None else error)
+
+
 class MemoryStreams:
     """Queue and history in one: what is published can be read at once."""
 
@@ -66,13 +74,17 @@ class MemoryStreams:
             future.set_result(self._store(draft))
         return future
 
-    def submit_all(self, drafts: Sequence[Draft]) -> list[asyncio.Future[Position] | QueueOverflow]:
-        results: list[asyncio.Future[Position] | QueueOverflow] = []
+    def submit_all(self, drafts: Sequence[Draft], settled: Settled) -> list[Entry | QueueOverflow]:
+        results: list[Entry | QueueOverflow] = []
         for draft in drafts:
             try:
-                results.append(self.submit(draft))
+                future = self.submit(draft)
             except QueueOverflow as error:
                 results.append(error)
+                continue
+            entry = Entry(draft, settled, 0.0)
+            future.add_done_callback(functools.partial(_settle, entry))
+            results.append(entry)
         return results
 
     def _store(self, draft: Draft) -> Position:

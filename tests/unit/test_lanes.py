@@ -12,6 +12,7 @@ from app.broadcast.queue import BATCH_MESSAGES
 from app.errors import BackplaneUnavailable
 from app.types import Draft, Position, Priority
 from tests.support.backplane import draft
+from tests.support.queues import futures_of
 from tests.support.slots import TableSlots
 from tests.support.waiting import until
 
@@ -67,7 +68,7 @@ async def test_messages_of_one_call_go_by_type_and_rank(world: World) -> None:
         draft(b"2", "config"),
         draft(b"3", "status", priority=Priority.HIGH),
     ]
-    for future in world.queue.submit_all(drafts):
+    for future in futures_of(world.queue, drafts):
         assert isinstance(future, asyncio.Future)
         await future
     assert [[one.body for one in batch] for batch in world.batches] == [[b"3", b"1"], [b"2"]]
