@@ -130,7 +130,7 @@ def _medians(samples: Sequence[Row]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for name, value in samples[0].items():
         if isinstance(value, float):
-            merged[name] = round(median(row[name] for row in samples), 3)
+            merged[name] = round(median(row[name] for row in samples if name in row), 3)
         elif isinstance(value, list):
             merged[name] = [one for row in samples for one in row[name]]
         else:

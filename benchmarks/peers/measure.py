@@ -22,6 +22,9 @@ _SLOW = 5
 _SHARES = (25, 50, 75)
 """Percent of a server's own capacity."""
 
+SAME_RATE = 50_000
+"""Deliveries a second at which all servers are compared that can carry them."""
+
 Row = dict[str, Any]
 
 
@@ -63,12 +66,15 @@ def _figures(server: Server, load: Load, clients: int, seconds: float) -> Row:
     capacity, answer = _capacity(load, clients, seconds)
     row["capacity"] = capacity
     problems += _problems("at capacity", answer)
-    for share in _SHARES:
-        rate = max(capacity * share / 100 / clients, 0.2)
+    rates = {str(share): capacity * share / 100 for share in _SHARES}
+    if capacity > SAME_RATE:
+        rates["same"] = SAME_RATE
+    for title, deliveries in rates.items():
+        rate = max(deliveries / clients, 0.2)
         answer = load.publish(max(int(rate * seconds), 3), rate=rate)
-        problems += _problems(f"at {share} %", answer)
+        problems += _problems(f"at {deliveries:,.0f} deliveries a second", answer)
         for name, value in answer["latency_ms"].items():
-            row[f"at_{share}_{name}_ms"] = value
+            row[f"at_{title}_{name}_ms"] = value
     row["problems"] = problems
     return row
 

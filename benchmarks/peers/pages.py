@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
+from benchmarks.peers.measure import SAME_RATE
 from benchmarks.plots import OWN_COLOUR, name_axes, save
 
 _OWN = "service"
@@ -19,9 +20,10 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("delivery_100_us", "100 a flush", "{:.2f}".format),
     ("capacity", "deliveries a second", "{:,.0f}".format),
 )
+_RATES = {"25": "25 %", "50": "50 %", "75": "75 %", "same": f"{SAME_RATE:,}/s"}
 _LATENCIES = tuple(
-    (f"at_{share}_{name}_ms", f"{share} %: {name}")
-    for share in (25, 50, 75)
+    (f"at_{rate}_{name}_ms", f"{title}: {name}")
+    for rate, title in _RATES.items()
     for name in ("p50", "p99", "max")
 )
 _PLOTS = (
@@ -29,7 +31,7 @@ _PLOTS = (
     ("delivery_100_us", "CPU of one delivery, 100 messages a flush, us"),
     ("connect_us", "CPU of one connect, us"),
     ("memory_kb", "Memory of one connection, KB"),
-    ("at_50_p99_ms", "Latency at half of its own capacity, p99, ms"),
+    ("at_same_p99_ms", f"Latency at {SAME_RATE:,} deliveries a second, p99, ms"),
 )
 
 
@@ -49,8 +51,8 @@ def _page(result: dict[str, Any]) -> Iterable[str]:
         "about 250 bytes to every connection. CPU and memory are those of all its processes, the "
         "load has a processor of its own, and figures are medians of "
         f"{result['rounds']} round{'s' if result['rounds'] > 1 else ''}. Memory leaves mapped "
-        "files out. *Deliveries a second* is the largest rate without a loss, latencies are those "
-        "at a share of it."
+        "files out. *Deliveries a second* is the largest rate without a loss. Latencies are those at "
+        f"shares of it, and at {SAME_RATE:,} deliveries a second for all that can carry them."
     )
     for name, install in result["missing"].items():
         yield f"\n**Missing on this machine: {name}** (`{install}`)."
@@ -64,7 +66,7 @@ def _page(result: dict[str, Any]) -> Iterable[str]:
         yield f"\n## {clients:,} connections, {workers} worker{'s' if workers > 1 else ''}\n"
         yield from _table(["server", *(title for _, title, _ in _COLUMNS)], rows, _cells)
         yield ""
-        yield "Latency in ms at a share of the server's own capacity:\n"
+        yield "Latency in ms at shares of the server's own capacity, and at the same rate for all:\n"
         yield from _table(["server", *(title for _, title in _LATENCIES)], rows, _latencies)
         for row in rows:
             for problem in row["problems"]:
@@ -88,7 +90,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _latencies(row: dict[str, Any]) -> list[str]:
-    return [f"{row[name]:.1f}" for name, _ in _LATENCIES]
+    return [f"{row[name]:.1f}" if name in row else "–" for name, _ in _LATENCIES]
 
 
 def _plot_name(figure: str) -> str:
@@ -99,8 +101,8 @@ def write_plots(result: dict[str, Any], directory: Path) -> None:
     """Write one bar chart for each figure, with the rows of one worker and the most connections."""
     alone = [row for row in result["rows"] if row["workers"] == 1]
     most = max((row["clients"] for row in alone), default=0)
-    rows = [row for row in alone if row["clients"] == most]
     for name, title in _PLOTS:
+        rows = [row for row in alone if row["clients"] == most and name in row]
         figure, axes = plt.subplots(figsize=(8, 0.4 * len(rows) + 1))
         names = [row["name"] for row in reversed(rows)]
         colours = [OWN_COLOUR if one.startswith(_OWN) else "#94a3b8" for one in names]
