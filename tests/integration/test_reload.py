@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +82,14 @@ class Reloaded(CopiedService):
             assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
-@pytest_asyncio.fixture
-async def service() -> AsyncIterator[Reloaded]:
-    """Two workers with clients that must not notice anything."""
+@contextmanager
+def reloaded() -> Iterator[Reloaded]:
+    """Two workers of the version `first`, which end without leaving anything."""
     running = Reloaded()
     running.version("first")
     running.start()
     try:
-        for _ in range(CLIENTS):
-            running.clients.append(await PlainClient.open(running, types="status"))
         yield running
-        for client in running.clients:
-            await client.close()
         if running.master:
             os.kill(running.master, signal.SIGTERM)
         running.assert_nothing_left()
@@ -100,7 +97,44 @@ async def service() -> AsyncIterator[Reloaded]:
         running.destroy()
 
 
-async def test_new_code_by_hup(service: Reloaded) -> None:
+@asynccontextmanager
+async def connected(running: Reloaded) -> AsyncIterator[Reloaded]:
+    """The service with clients that must not notice anything."""
+    try:
+        for _ in range(CLIENTS):
+            running.clients.append(await PlainClient.open(running, types="status"))
+        yield running
+        for client in running.clients:
+            await client.close()
+    finally:
+        running.clients.clear()
+
+
+@pytest_asyncio.fixture
+async def service() -> AsyncIterator[Reloaded]:
+    """A service for one test, with clients."""
+    with reloaded() as running:
+        async with connected(running):
+            yield running
+
+
+@pytest.fixture(scope="module")
+def kept() -> Iterator[Reloaded]:
+    """A service for the tests after which it serves as before, with any version."""
+    with reloaded() as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def reused(kept: Reloaded) -> AsyncIterator[Reloaded]:
+    """That one, with clients of this test alone."""
+    async with connected(kept):
+        yield kept
+    await kept.wait_connections(0)
+
+
+async def test_new_code_by_hup(reused: Reloaded) -> None:
+    service = reused
     master, old = service.master, service.workers_now()
     service.version("second")
     report = await service.reload()
@@ -168,29 +202,33 @@ def dying_worker(service: Reloaded) -> str:
 @pytest.mark.parametrize(
     "spoil", [broken_code, wrong_setting, raising_configuration, missing_handlers, dying_worker]
 )
-async def test_what_cannot_start_changes_nothing(service: Reloaded, spoil: Any) -> None:
+async def test_what_cannot_start_changes_nothing(reused: Reloaded, spoil: Any) -> None:
+    service = reused
     master, workers = service.master, service.workers_now()
+    before = (await service.get("/status")).body["version"]
+    said = len(service.log)
     code = {path: path.read_bytes() for path in service.root.rglob("*.py")}
-    service.version("second")
+    service.version("spoiled")
     reason = spoil(service)
     report = await service.reload()
     assert report["code"] == 1
     assert reason in report["error"]
     assert (service.master, service.workers_now()) == (master, workers)
-    await service.serves("first")
+    await service.serves(before)
     if spoil is not dying_worker:
-        assert "Handling signal" not in service.log, "it was found out before anything happened"
+        assert "Handling signal" not in service.log[said:], "it was found out before that"
     else:
         # The master is not held up by what failed: it replaces a worker that dies now.
-        await service.serves("first")
+        await service.serves(before)
 
     for path, content in code.items():
         path.write_bytes(content)
     (service.root / ".env").unlink(missing_ok=True)
-    service.version("third")
+    repaired = f"without {spoil.__name__}"
+    service.version(repaired)
     report = await service.reload()
     assert (report["code"], report["handed_over"]) == (0, CLIENTS), report
-    await service.serves("third")
+    await service.serves(repaired)
 
 
 async def test_new_workers_that_die_when_they_take_over(service: Reloaded) -> None:
@@ -229,7 +267,9 @@ async def test_master_goes_on_after_a_failed_reload(service: Reloaded) -> None:
     service.clients.clear()
 
 
-async def test_two_at_once(service: Reloaded) -> None:
+async def test_two_at_once(reused: Reloaded) -> None:
+    service = reused
+    version = (await service.get("/status")).body["version"]
     first, second = service.begin_reload(), service.begin_reload()
     got = ""
     for process in (first, second):
@@ -238,7 +278,7 @@ async def test_two_at_once(service: Reloaded) -> None:
         assert json.loads(printed)["handed_over"] == CLIENTS
         got += errors
     assert got.count("Another reload is under way") == 1
-    await service.serves("first")
+    await service.serves(version)
 
 
 def test_nothing_to_reload(tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ def run(periods: Periods, clock: Clock, seconds: int, start: int = 0, step: int 
 
 
 def test_each_period_counts_what_fell_into_it(periods: Periods, clock: Clock) -> None:
-    run(periods, clock, 2 * 86_400)
+    # A minute apart is as near as a day is kept; the last hour as the collector counts.
+    total = run(periods, clock, 2 * 86_400 - 3600, step=60)
+    run(periods, clock, 3600, start=total)
     for name, seconds in PERIODS.items():
         figures = periods.figures(name)
         assert figures["period"] == name
@@ -111,7 +113,9 @@ def test_percentiles_are_spread_within_their_bucket(periods: Periods, clock: Clo
 
 @pytest.mark.no_cover
 def test_what_is_kept_is_bounded(periods: Periods, clock: Clock) -> None:
-    run(periods, clock, 3 * 86_400, step=2)
+    # Days that fill what is kept by the minute, then an hour with more than is kept of it.
+    total = run(periods, clock, 3 * 86_400, step=20)
+    run(periods, clock, 3600, start=total, step=2)
     dumped = periods.dump()
     assert len(dumped["fine"]) <= 900 / 5 + 2
     assert len(dumped["coarse"]) <= 86_400 / 60 + 2
