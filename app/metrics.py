@@ -105,7 +105,12 @@ class Metrics:
         types = tuple(types)
         self._define_messages(types)
         self._define_connections(types)
-        self._define_backplane(types)
+        self._define_users()
+        self._define_requests()
+        self._define_backplane()
+        self._define_reading(types)
+        self._define_replica()
+        self._define_held()
         self._define_process()
 
     def _define_messages(self, types: tuple[str, ...]) -> None:
@@ -150,20 +155,23 @@ class Metrics:
             ["protocol"],
             ["socketio", "plain", "sse"],
         )
-        self.writes: Children[tuple[str, str], Counter] = self._counters(
-            "writes",
-            "Calls that write, by the label of their token (`clients`: tokens of clients, `none`:"
-            " no valid one) and the status of the answer.",
-            ["token", "status"],
-        )
-        self.key_fetches: Children[str, Counter] = self._counters(
-            "key_fetches", "Fetches of AUTH_JWKS_URL, by result.", ["result"], ("ok", "failed")
-        )
         self.refused: Children[str, Counter] = self._counters(
             "connections_refused", "Connections refused, by reason.", ["reason"]
         )
         self.closed: Children[int, Counter] = self._counters(
             "connections_closed", "Connections closed, by close code.", ["code"], _CLOSE_CODES
+        )
+        self.subscriptions: Children[str, Gauge] = Children(
+            self._gauge(
+                "subscriptions", "Connections subscribed to a type.", "livesum", ["type"]
+            ).labels,
+            types,
+        )
+        self.slow_consumers = self._gauge(
+            "slow_consumers", "Connections above the write high-water mark.", "livesum"
+        )
+        self.replayed = self._counter(
+            "messages_replayed", "Messages sent from history to connections that had fallen behind."
         )
         self.handed_over: Children[str, Counter] = self._counters(
             "handed_over",
@@ -177,18 +185,8 @@ class Metrics:
             buckets=LATENCY_BUCKETS,
             registry=self.registry,
         )
-        self.replayed = self._counter(
-            "messages_replayed", "Messages sent from history to connections that had fallen behind."
-        )
-        self.subscriptions: Children[str, Gauge] = Children(
-            self._gauge(
-                "subscriptions", "Connections subscribed to a type.", "livesum", ["type"]
-            ).labels,
-            types,
-        )
-        self.slow_consumers = self._gauge(
-            "slow_consumers", "Connections above the write high-water mark.", "livesum"
-        )
+
+    def _define_users(self) -> None:
         self.announced: Children[str, Counter] = self._counters(
             "users_announced",
             "Users that `join` and `leave` announced.",
@@ -201,11 +199,8 @@ class Metrics:
         self.attendance_refused = self._counter(
             "users_unlisted", "Users left out of the list of users since it was full."
         )
-        self.sent_bytes = self._counter("sent_bytes", "Bytes written to clients' sockets.")
-        self.received_bytes = self._counter("received_bytes", "Bytes read from clients' sockets.")
-        self.held_back = self._counter(
-            "held_back", "Pauses in reading from connections that exceed their share."
-        )
+
+    def _define_requests(self) -> None:
         self.requests: Children[str, Counter] = self._counters(
             "actions", "Actions requested over WebSocket connections.", ["action"], _ACTIONS
         )
@@ -218,8 +213,22 @@ class Metrics:
         self.http_requests: Children[tuple[str, str, str], Counter] = self._counters(
             "http_requests", "HTTP requests answered.", ["route", "method", "status"]
         )
+        self.writes: Children[tuple[str, str], Counter] = self._counters(
+            "writes",
+            "Calls that write, by the label of their token (`clients`: tokens of clients, `none`:"
+            " no valid one) and the status of the answer.",
+            ["token", "status"],
+        )
+        self.key_fetches: Children[str, Counter] = self._counters(
+            "key_fetches", "Fetches of AUTH_JWKS_URL, by result.", ["result"], ("ok", "failed")
+        )
+        self.received_bytes = self._counter("received_bytes", "Bytes read from clients' sockets.")
+        self.sent_bytes = self._counter("sent_bytes", "Bytes written to clients' sockets.")
+        self.held_back = self._counter(
+            "held_back", "Pauses in reading from connections that exceed their share."
+        )
 
-    def _define_backplane(self, types: tuple[str, ...]) -> None:
+    def _define_backplane(self) -> None:
         self.backplane_up = self._gauge(
             "backplane_up",
             "1 while every worker of the machine reaches the backplane, else 0.",
@@ -238,10 +247,8 @@ class Metrics:
         )
         for cause in CAUSES:
             self.backplane_errors[cause].inc(0)
-        self.backplane_lag = self._gauge(
-            "backplane_lag_seconds",
-            "Age of the last message read from a stream at the time of reading; maximum over workers.",
-            "livemax",
+        self.backplane_reconnects = self._counter(
+            "backplane_reconnects", "Reconnections to the backplane."
         )
         self.backplane_type_failing = self._gauge(
             "backplane_type_failing",
@@ -249,6 +256,31 @@ class Metrics:
             "livemax",
             ["type"],
         )
+
+    def _define_reading(self, types: tuple[str, ...]) -> None:
+        self.backplane_lag = self._gauge(
+            "backplane_lag_seconds",
+            "Age of the last message read from a stream at the time of reading; maximum over workers.",
+            "livemax",
+        )
+        self.deaf_workers = self._gauge(
+            "deaf_workers",
+            "Workers that no longer receive messages from the backplane.",
+            "livesum",
+        )
+        self.unreadable: Children[str, Counter] = self._counters(
+            "unreadable_entries",
+            "Stream entries skipped because they are not valid messages of this service.",
+            ["stream"],
+            (*types, "control"),
+        )
+        for name in (*types, "control"):
+            self.unreadable[name].inc(0)
+        self.history_cache_bytes = self._gauge(
+            "history_cache_bytes", "Messages held in memory for clients that catch up.", "livesum"
+        )
+
+    def _define_replica(self) -> None:
         self.replica_expected = self._gauge(
             "backplane_replica_expected",
             "1 while the workers of the machine should read from a replica of its own, else 0.",
@@ -273,27 +305,8 @@ class Metrics:
             "backplane_replica_left",
             "Times that a worker went over from the replica to the shared server.",
         )
-        self.deaf_workers = self._gauge(
-            "deaf_workers",
-            "Workers that no longer receive messages from the backplane.",
-            "livesum",
-        )
-        self.backplane_reconnects = self._counter(
-            "backplane_reconnects", "Reconnections to the backplane."
-        )
-        self.unreadable: Children[str, Counter] = self._counters(
-            "unreadable_entries",
-            "Stream entries skipped because they are not valid messages of this service.",
-            ["stream"],
-            (*types, "control"),
-        )
-        for name in (*types, "control"):
-            self.unreadable[name].inc(0)
-        self.history_cache_bytes = self._gauge(
-            "history_cache_bytes", "Messages held in memory for clients that catch up.", "livesum"
-        )
 
-    def _define_process(self) -> None:
+    def _define_held(self) -> None:
         self.incoming_bytes = self._gauge(
             "incoming_bytes",
             "Bytes of held input: incomplete messages, waiting requests, arguments of running"
@@ -322,6 +335,8 @@ class Metrics:
         self.awaited_acks = self._gauge(
             "awaited_acks", "Clients with a pending acknowledgement.", "livesum"
         )
+
+    def _define_process(self) -> None:
         self.tasks = self._gauge("tasks", "Tasks of the workers' event loops.", "livesum")
         self.open_descriptors = self._gauge(
             "open_descriptors", "Files and sockets that the workers have open.", "livesum"
