@@ -14,6 +14,7 @@ Exit codes: 0 done; 1 it could not be done, nothing was changed; 3 the backup is
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import os
@@ -392,8 +393,7 @@ def _take_from_server(fd: int, data_dir: Path) -> None:
         waiter.join(0.2)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("python -m scripts.backup", __doc__)
     parser.add_argument("command", choices=["create", "check", "restore"], help="what to do")
     parser.add_argument("path", type=Path, metavar="DIRECTORY", help="the backup")
@@ -409,7 +409,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="create: with this release; restore: code and configuration only",
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
     path = options.path.absolute()
     rdb = options.rdb.absolute() if options.rdb else None
     release = options.release.absolute() if options.release else None

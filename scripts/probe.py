@@ -11,6 +11,7 @@ One line says what was found. Exit codes: 0 good; 1 not.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import base64
 import contextlib
@@ -398,8 +399,7 @@ def tokens() -> tuple[str, str]:
     return client, publisher
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one check; returns the exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("python -m scripts.probe", __doc__)
     parser.add_argument(
         "check",
@@ -423,7 +423,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--wait", type=float, default=35, help="socket: seconds for a message (default: 35)"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one check; returns the exit code."""
+    options = _parser().parse_args(arguments)
     try:
         probe = Probe(
             options.base,

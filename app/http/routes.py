@@ -47,36 +47,31 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
 
     The middleware is put in front, so it also answers the errors of routes added elsewhere.
     """
-    reading: list[tuple[str, Callable[..., Awaitable[web.Response]]]] = [
-        ("/status", get_status),
-        ("/stats", get_stats),
-        ("/stats/series", get_series),
-        ("/history", get_history),
-        ("/ws/stats", get_connections),
-        ("/ws/queue", get_queue),
-        ("/connections", get_connected),
-        ("/connections/users", get_users),
-    ]
-    writing: list[tuple[str, Callable[..., Awaitable[web.Response]]]] = [
-        ("/status", post_status),
-        ("/ws/broadcast", broadcast),
-        ("/hooks/alertmanager", post_alerts),
-    ]
-    closing: list[tuple[str, Callable[..., Awaitable[web.Response]]]] = [
-        ("/connections", delete_user),
-        # No connection has the name of the resource beside it.
-        ("/connections/{id:(?!users$)[^/]+}", delete_connected),
-    ]
-    for path, handler in reading:
-        bound = functools.partial(handler, context=context)
-        app.router.add_get(path, bound)  # and HEAD
-    for path, handler in writing:
-        app.router.add_post(path, _audited(functools.partial(handler, context=context), context))
-    for path, handler in closing:
-        app.router.add_delete(path, _audited(functools.partial(handler, context=context), context))
+    for path, read in _READING:
+        app.router.add_get(path, functools.partial(read, context=context))  # and HEAD
+    for path, write in _WRITING:
+        app.router.add_post(path, _audited(functools.partial(write, context=context), context))
+    for path, write in _CLOSING:
+        app.router.add_delete(path, _audited(functools.partial(write, context=context), context))
     add_documents(app, context.settings, context.version)
     if context.settings.page:
         PageFiles().add_routes(app, context.version)
+    _add_middlewares(app, context)
+
+    async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+        headers = response.headers
+        headers["X-Request-ID"] = context.clients.request_id(request)
+        for name, value in DATA_HEADERS.items():
+            headers.setdefault(name, value)
+        # aiohttp's own names its version and Python's.
+        headers.pop("Server", None)
+        context.origins.add_headers(request, response)
+
+    app.on_response_prepare.append(add_headers)
+
+
+def _add_middlewares(app: web.Application, context: HttpContext) -> None:
+    """Put the limits in front of what is there, and the answers to errors in front of them."""
     if context.budgets is not None:
         limiter = Limiter(
             context.writers,
@@ -94,17 +89,6 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
         context.note_refused,
     )
     app.middlewares.insert(0, answer_errors)
-
-    async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-        headers = response.headers
-        headers["X-Request-ID"] = context.clients.request_id(request)
-        for name, value in DATA_HEADERS.items():
-            headers.setdefault(name, value)
-        # aiohttp's own names its version and Python's.
-        headers.pop("Server", None)
-        context.origins.add_headers(request, response)
-
-    app.on_response_prepare.append(add_headers)
 
 
 def _audited(
@@ -284,3 +268,27 @@ def _number(query: Mapping[str, str], name: str, high: int) -> int | None:
 
 def _milliseconds(seconds: float) -> float:
     return round(seconds * 1000, 3)
+
+
+_Handler = Callable[..., Awaitable[web.Response]]
+
+_READING: list[tuple[str, _Handler]] = [
+    ("/status", get_status),
+    ("/stats", get_stats),
+    ("/stats/series", get_series),
+    ("/history", get_history),
+    ("/ws/stats", get_connections),
+    ("/ws/queue", get_queue),
+    ("/connections", get_connected),
+    ("/connections/users", get_users),
+]
+_WRITING: list[tuple[str, _Handler]] = [
+    ("/status", post_status),
+    ("/ws/broadcast", broadcast),
+    ("/hooks/alertmanager", post_alerts),
+]
+_CLOSING: list[tuple[str, _Handler]] = [
+    ("/connections", delete_user),
+    # No connection has the name of the resource beside it.
+    ("/connections/{id:(?!users$)[^/]+}", delete_connected),
+]

@@ -29,6 +29,7 @@ from app.sessions.session import (
     HELD,
     LEAVING,
     ConnectOptions,
+    Extra,
     Page,
     Session,
 )
@@ -92,15 +93,13 @@ def dump_session(
         "unsent": [payload.add(one) for one in pending.chunks] if pending is not None else [],
         "offset": pending.offset if pending is not None else 0,
         "headless": pending is not None and pending.headless,
-        "inbox": [] if extra is None else [_dump_message(one, payload) for one in extra.inbox],
-        "pages": [] if extra is None else [_dump_page(page) for page in extra.pages],
-        "expires_at": extra.expires_at if extra is not None else None,
-        "wishes": _dump_options(extra.options) if extra is not None and extra.options else None,
+        "inbox": [],
+        "pages": [],
+        "expires_at": None,
+        "wishes": None,
     }
-    if extra is not None and extra.allowed is not None:
-        state["allowed"] = sorted(extra.allowed)
-    if extra is not None and extra.listed != frozenset():
-        state["listed"] = ["all"] if extra.listed is None else sorted(extra.listed)
+    if extra is not None:
+        state |= _dump_extra(extra, payload)
     if session.deflate is not None:
         state["deflate"] = session.deflate
     if not _NEWER.isdisjoint(state):
@@ -111,6 +110,21 @@ def dump_session(
         state["address"] = addresses.of(session)
     if isinstance(session, SocketIOSession):
         state["socketio"] = _dump_socketio(session, payload)
+    return state
+
+
+def _dump_extra(extra: Extra, payload: Payload) -> State:
+    """What few sessions have."""
+    state: State = {
+        "inbox": [_dump_message(one, payload) for one in extra.inbox],
+        "pages": [_dump_page(page) for page in extra.pages],
+        "expires_at": extra.expires_at,
+        "wishes": _dump_options(extra.options) if extra.options else None,
+    }
+    if extra.allowed is not None:
+        state["allowed"] = sorted(extra.allowed)
+    if extra.listed != frozenset():
+        state["listed"] = ["all"] if extra.listed is None else sorted(extra.listed)
     return state
 
 

@@ -150,19 +150,13 @@ class StreamManager(PubSubManager, RoomManager):
         ):
             await self._publish_message(room, event, data)
             return
-        awaited = None
-        if callback is not None:
-            if room is None or isinstance(room, list):
-                raise ValueError("Cannot use callback without a room set, or with several.")
-            awaited = (room, namespace, self.new_ack_id(room, callback))
+        awaited = None if callback is None else self._await_ack(room, namespace, callback)
         try:
-            if binary:
-                arguments = _as_text(arguments)
             await self.send_and_read_back(
                 {
                     "method": "emit",
                     "event": event,
-                    "data": arguments,
+                    "data": _as_text(arguments) if binary else arguments,
                     "binary": binary,
                     "namespace": namespace,
                     "room": room,
@@ -174,6 +168,18 @@ class StreamManager(PubSubManager, RoomManager):
             if awaited is not None:
                 self._forget_callback(room, awaited[2])
             raise
+
+    def _await_ack(
+        self, room: Any, namespace: str, callback: Callable[..., Any]
+    ) -> tuple[str, str, int]:
+        """Keep what an answer calls; returns room, namespace and id, by which it is found.
+
+        Raises:
+            ValueError: it is for no room, or for several.
+        """
+        if room is None or isinstance(room, list):
+            raise ValueError("Cannot use callback without a room set, or with several.")
+        return room, namespace, self.new_ack_id(room, callback)
 
     def _forget_callback(self, room: Any, id: int) -> None:
         callbacks = self.callbacks.get(room, {})

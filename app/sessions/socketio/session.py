@@ -163,30 +163,39 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
         ):
             raise ClientError(ErrorCode.INVALID_PAYLOAD, "An ACK must have an id and an array.")
         if packet.attachment_count:
-            if packet.attachment_count > MAX_ATTACHMENTS:
-                raise ClientError(
-                    ErrorCode.MESSAGE_TOO_LARGE,
-                    f"A packet may have at most {MAX_ATTACHMENTS} attachments.",
-                )
-            namespace = packet.namespace or MAIN
-            sid = server.manager.sid_from_eio_sid(self, namespace)
-            if sid is None or not server.manager.is_connected(sid, namespace):
-                raise ClientError(
-                    ErrorCode.INVALID_ACTION, "Connect to the namespace before the first event."
-                )
-            numbers = list(_placeholders(packet.data))
-            if any(not _is_place(number, packet.attachment_count) for number in numbers):
-                raise ClientError(ErrorCode.PARSE_ERROR, _UNFIT)
-            server.incomplete[self] = packet
-            extra = self.need_extra()
-            extra.packet_size = weigh(text)
-            self.hub.input.keep(self, extra.packet_size)
+            self._await_attachments(packet, text)
             return None
         if self.phase >= HELD and _is_action(packet):
             payload = packet.data[1] if len(packet.data) > 1 else None
             request = Request(packet.data[0], payload, None, packet.id)
             return self.context.router.handle(self, request)
         return self._dispatch(packet, weigh(text))
+
+    def _await_attachments(self, packet: Any, text: str) -> None:
+        """Keep a packet until its attachments have come.
+
+        Raises:
+            ClientError: it may have none, or not these.
+        """
+        manager = self.context.sio.manager
+        if packet.attachment_count > MAX_ATTACHMENTS:
+            raise ClientError(
+                ErrorCode.MESSAGE_TOO_LARGE,
+                f"A packet may have at most {MAX_ATTACHMENTS} attachments.",
+            )
+        namespace = packet.namespace or MAIN
+        sid = manager.sid_from_eio_sid(self, namespace)
+        if sid is None or not manager.is_connected(sid, namespace):
+            raise ClientError(
+                ErrorCode.INVALID_ACTION, "Connect to the namespace before the first event."
+            )
+        numbers = list(_placeholders(packet.data))
+        if any(not _is_place(number, packet.attachment_count) for number in numbers):
+            raise ClientError(ErrorCode.PARSE_ERROR, _UNFIT)
+        self.context.sio.incomplete[self] = packet
+        extra = self.need_extra()
+        extra.packet_size = weigh(text)
+        self.hub.input.keep(self, extra.packet_size)
 
     def _decode(self, text: str) -> Any:
         try:
