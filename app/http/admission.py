@@ -6,7 +6,6 @@ that it needs and parses the query by itself.
 
 from __future__ import annotations
 
-import binascii
 import random
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -21,6 +20,7 @@ from app.errors import ClientError, CloseCode, ErrorCode
 from app.http.clients import Clients, bearer_token
 from app.http.cors import Origins
 from app.http.errors import HttpError
+from app.http.familiar import FamiliarHead, is_key
 from app.http.request_head import RequestHead
 from app.ports import Slots
 from app.protocol.requests import DEFAULT_FIRST, Allowed, First, parse_first
@@ -39,6 +39,8 @@ MAX_FIRSTS, MAX_OPTIONS = 256, 256
 
 _MAX_QUERY_FIELDS = 32
 _SOCKETIO_QUERY = "EIO=4&transport=websocket"
+_ENCODED = re.compile(r"[^!-$&-*,-~]")
+"""What makes a query mean something else than it says: `%`, `+`, and what is not printable ASCII."""
 _NEVER = re.compile(r"q\s*=\s*0(\.0{0,3})?", re.ASCII)
 """The weight of a media range that is not accepted."""
 _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
@@ -168,7 +170,7 @@ class Admission:
         """
         try:
             _check_stream(request)
-            query = _parse_query(request.raw_path.partition("?")[2])
+            query = parse_query(request.raw_path.partition("?")[2])
             self._check_origin(request)
             admitted = self._check_options(request, query, "sse", "", again)
         except Refused as refused:
@@ -182,10 +184,13 @@ class Admission:
         query: dict[str, str] = {}
         protocol: Protocol = "socketio"
         if raw_query != _SOCKETIO_QUERY:
-            query = _parse_query(raw_query)
+            query = parse_query(raw_query)
             protocol = _check_transport(query)
-        key = _check_handshake(request)
-        self._check_origin(request)
+        if isinstance(request, FamiliarHead):
+            key = request.key
+        else:
+            key = _check_handshake(request)
+            self._check_origin(request)
         try:
             return self._check_options(request, query, protocol, key, again)
         except Refused as refused:
@@ -263,6 +268,8 @@ class Admission:
             return None
         token = query.get("token")
         if not token:
+            if isinstance(request, FamiliarHead):
+                return None
             token = bearer_token(request.headers)
             if token is None:
                 token = _offered_token(request)
@@ -324,9 +331,16 @@ class Admission:
                 raise _too_many(error) from None
 
 
-def _parse_query(raw: str) -> dict[str, str]:
+def parse_query(raw: str) -> dict[str, str]:
+    """The fields of a query, the last of each name; raises Refused."""
     if not raw:
         return {}
+    if not _ENCODED.search(raw) and raw.count("&") < _MAX_QUERY_FIELDS:
+        # Of most clients; it says the same as `parse_qsl`, at a fifth of the price.
+        return {
+            name: value
+            for name, _, value in (part.partition("=") for part in raw.split("&") if part)
+        }
     try:
         raw.encode()
         pairs = parse_qsl(
@@ -387,7 +401,7 @@ def _check_handshake(request: RequestHead) -> str:
         }
         raise Refused(426, ErrorCode.UPGRADE_REQUIRED, message, "handshake", headers=served)
     key = headers.get("Sec-WebSocket-Key", "").strip()
-    if not _is_key(key):
+    if not is_key(key):
         message = "Sec-WebSocket-Key must be 16 bytes in base64."
         raise Refused(400, ErrorCode.BAD_REQUEST, message, "handshake")
     return key
@@ -459,13 +473,6 @@ def _offered(request: RequestHead) -> list[str]:
 
 def _is_bearer(name: str) -> bool:
     return name[:7].lower() == "bearer."
-
-
-def _is_key(key: str) -> bool:
-    try:
-        return len(key) == 24 and len(binascii.a2b_base64(key, strict_mode=True)) == 16
-    except ValueError:
-        return False
 
 
 def _invalid(message: str, reason: str, close_code: CloseCode | None = None) -> Refused:

@@ -19,6 +19,7 @@ from app.http.context import HttpContext
 from app.http.cors import Hosts, Origins
 from app.http.direct import DirectCalls
 from app.http.event_stream import EventStream
+from app.http.familiar import Familiar
 from app.http.metrics_page import MetricsPage
 from app.http.request_head import EVENTS_PATH
 from app.http.routes import add_routes
@@ -106,7 +107,8 @@ def _add_entrances(app: web.Application, worker: Worker, machine: Machine, check
         lambda: guard.most_upgraded,
         parts.metrics.count_request,
     )
-    upgrade, events = Upgrade(gate), EventStream(gate, checks.origins)
+    upgrade = Upgrade(gate, Familiar(checks.clients))
+    events = EventStream(gate, checks.origins)
     upgrade.add_routes(app)
     events.add_routes(app)
     app[ENTRANCE] = either(upgrade.enter, events.enter)

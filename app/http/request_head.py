@@ -24,7 +24,9 @@ MAX_HEADERS = 64
 
 _FIELDS = rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [!-~](?:[ -~]*[!-~])?\r\n)+)\r\n"
 _QUERY = rb'/?(?:\?[!"$-~]*)?'
-_HEAD = re.compile(rb"GET (" + PATH.encode() + _QUERY + rb") HTTP/1\.1\r\n" + _FIELDS)
+TARGET = re.compile(rb"GET (" + PATH.encode() + _QUERY + rb") HTTP/1\.1(?=\r\n)")
+"""The first line of an upgrade request."""
+_HEAD = re.compile(TARGET.pattern + rb"\r\n" + _FIELDS)
 _EVENTS_HEAD = re.compile(rb"GET (" + EVENTS_PATH.encode() + _QUERY + rb") HTTP/1\.1\r\n" + _FIELDS)
 _WITH_BODY = {"content-length", "transfer-encoding", "content-encoding", "expect"}
 _CALL = re.compile(rb"POST (/[!-~]*) HTTP/1\.1\r\n" + _FIELDS)
@@ -178,6 +180,17 @@ def parse_call(head: bytes, path: str, remote: str | None) -> CallHead | None:
     if not (length.isdecimal() and len(length) <= _MAX_LENGTH_DIGITS):
         return None
     return CallHead(hdrs.METH_POST, path, headers, remote)
+
+
+def parse_fields(fields: bytes) -> CIMultiDict[str]:
+    """The header fields of an upgrade request that is known to be an ordinary one.
+
+    Args:
+        fields: from the end of its first line on.
+    """
+    headers = _headers(fields[2:-2], _WITH_BODY)
+    assert headers is not None
+    return headers
 
 
 def _headers(block: bytes, unwanted: set[str]) -> CIMultiDict[str] | None:

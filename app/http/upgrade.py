@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+from collections.abc import Iterable
 
 from aiohttp import web
 
 from app.errors import CloseCode
 from app.http.admission import Admitted, Refused, choose_subprotocol
-from app.http.request_head import PATH, UpgradeHead, parse_upgrade
+from app.http.familiar import Familiar, FamiliarHead
+from app.http.request_head import PATH, RequestHead, UpgradeHead, parse_upgrade
 from app.http.session_entrance import Gate, SessionEntrance, log_opened
 from app.protocol.deflate import answer, negotiate
 from app.protocol.envelope import connection_id
@@ -28,10 +30,15 @@ _EXTENSIONS = "Sec-WebSocket-Extensions"
 
 
 class Upgrade(SessionEntrance):
-    """Handles upgrade requests."""
+    """Handles upgrade requests.
 
-    def __init__(self, gate: Gate) -> None:
+    Args:
+        familiar: knows the header fields that most clients send.
+    """
+
+    def __init__(self, gate: Gate, familiar: Familiar) -> None:
         super().__init__(gate)
+        self._familiar = familiar
         self._deflates = gate.context.settings.deflate
         self._refuser = Refuser(gate.context.hub, gate.context.open_packet)
 
@@ -45,15 +52,24 @@ class Upgrade(SessionEntrance):
 
         What is refused goes on to `handle`, so that there is one way to answer it.
         """
-        parsed = parse_upgrade(data, peer)
-        if parsed is None or fd >= self._most() or not self._hosts.allows(parsed.head):
+        if fd >= self._most():
             return PASSED
+        head: UpgradeHead | None = self._familiar.parse(data, peer)
+        rest = b""
+        is_familiar = head is not None
+        if head is None:
+            parsed = parse_upgrade(data, peer)
+            if parsed is None or not self._hosts.allows(parsed.head):
+                return PASSED
+            head, rest = parsed
         try:
-            admitted = self._admission.check(parsed.head)
+            admitted = self._admission.check(head)
         except (Refused, KeysUnavailable) as refused:
             return Passed(refused.with_traceback(None))
+        if not (is_familiar or rest):
+            self._familiar.remember(data, head)
         self._count_request(PATH, "GET", 101)
-        self._begin(parsed.head, admitted, fd, parsed.rest)
+        self._begin(head, admitted, fd, rest)
         return None
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -118,7 +134,7 @@ class Upgrade(SessionEntrance):
         context = self._context
         options = ConnectOptions(admitted.types, admitted.batch, admitted.resume, admitted.history)
         session: PlainSession | SocketIOSession
-        bits = negotiate(request.headers.getall(_EXTENSIONS, ())) if self._deflates else None
+        bits = negotiate(_offers(request)) if self._deflates else None
         if admitted.protocol == "plain":
             session = session_class(PlainSession, bits)(context, fd, connection_id(), admitted.user)
         else:
@@ -128,7 +144,8 @@ class Upgrade(SessionEntrance):
             if context.keeps_environ:
                 session.keep_environ(make_environ(request, admitted.address))
         extension = None if bits is None else answer(bits)
-        response = handshake_response(admitted.key, choose_subprotocol(request), extension)
+        subprotocol = None if isinstance(request, FamiliarHead) else choose_subprotocol(request)
+        response = handshake_response(admitted.key, subprotocol, extension)
         start = functools.partial(self._start, session, admitted, options, response, received)
         self._begin_session(session, admitted, start)
 
@@ -154,6 +171,12 @@ class Upgrade(SessionEntrance):
         log_opened(session, admitted.address)
         if received:
             session.receive(received)
+
+
+def _offers(request: RequestHead) -> Iterable[str]:
+    if isinstance(request, FamiliarHead):
+        return request.offers
+    return request.headers.getall(_EXTENSIONS, ())
 
 
 def make_environ(request: web.Request | UpgradeHead, address: str) -> dict[str, object]:

@@ -93,9 +93,12 @@ OUTSIDE, ENTERING, ENTERED = Phase.OUTSIDE, Phase.ENTERING, Phase.ENTERED
 HELD, FLOWING, LEAVING = Phase.HELD, Phase.FLOWING, Phase.LEAVING
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ConnectOptions:
-    """What a client asked for when it connected."""
+    """What a client asked for when it connected; never changed.
+
+    It is not frozen, which would make it cost three times as much.
+    """
 
     types: Collection[str] | None = None
     """Subscriptions in place of the default ones."""

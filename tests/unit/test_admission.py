@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Set as AbstractSet
 from typing import Any
+from urllib.parse import parse_qsl
 
 import jwt
 import pytest
@@ -15,7 +17,14 @@ from multidict import CIMultiDict
 from app.config import Settings
 from app.config import load as load_settings
 from app.errors import ErrorCode
-from app.http.admission import RETRY_AFTER, Admission, Admitted, Refused, choose_subprotocol
+from app.http.admission import (
+    RETRY_AFTER,
+    Admission,
+    Admitted,
+    Refused,
+    choose_subprotocol,
+    parse_query,
+)
 from app.http.clients import Clients
 from app.http.cors import Origins
 from app.sessions.addresses import Addresses, TooMany
@@ -97,6 +106,15 @@ def test_a_plain_client_gets_the_defaults(door: Door) -> None:
     assert not admitted.batch
     assert door.slots.connections == 1
     assert door.reasons == []
+
+
+def test_a_plain_query_says_what_the_library_says() -> None:
+    chosen = random.Random(3)
+    for _ in range(5_000):
+        raw = "".join(
+            chosen.choices(["a", "b", "=", "&", "%20", "+", ";", "ä"], k=chosen.randrange(12))
+        )
+        assert parse_query(raw) == dict(parse_qsl(raw, keep_blank_values=True))
 
 
 @pytest.mark.parametrize(
