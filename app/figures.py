@@ -376,6 +376,8 @@ class Figures:
             name = priority.name.lower()
             counter = metrics.queue_dropped[name]
             self._count_up(f"dropped {name}", self._queue.dropped[priority], counter.inc)
+        for protocol, total in hub.opened.items():
+            self._count_up(f"opened {protocol}", total, metrics.opened[protocol].inc)
         for code, total in hub.closed.items():
             self._count_up(f"closed {code}", total, metrics.closed[code].inc)
 

@@ -35,8 +35,14 @@ class Slots(Protocol):
     def reserve_connection(self) -> bool:
         """Count one connection more; False when the machine is at its cap."""
 
+    def reserve_connections(self, most: int) -> int:
+        """Count connections more; returns how many: one at most where the cap is near, 0 at the cap."""
+
     def release_connection(self) -> None:
         """Count one connection less."""
+
+    def release_connections(self, count: int) -> None:
+        """Count connections less."""
 
     def claim_user(self, user: str) -> bool:
         """Count one connection of `user`; False when that user is at the cap."""

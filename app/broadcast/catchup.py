@@ -141,9 +141,9 @@ class CatchUp:
         track, live = subscriber.track, self._fanout.positions
         assert track is not None
         missing: list[Message | Gap] = []
-        for type in subscriber.group.types:
+        for type in subscriber.group.types if track is not live else ():
             position = track[type]
-            if position == live[type]:
+            if position is live[type] or position == live[type]:
                 continue
             if position.epoch != live[type].epoch or position.seq > live[type].seq:
                 return False

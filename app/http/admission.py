@@ -26,6 +26,7 @@ from app.ports import Slots
 from app.protocol.requests import DEFAULT_FIRST, Allowed, First, parse_first
 from app.sessions.addresses import Addresses, TooMany
 from app.sessions.auth import NAME_RULE, Identity, TokenVerifier, user_name
+from app.sessions.places import Places
 from app.sessions.token_keys import KeysUnavailable
 
 RETRY_AFTER = (1, 5)
@@ -34,7 +35,7 @@ back together."""
 
 Protocol = Literal["plain", "socketio", "sse"]
 
-MAX_FIRSTS, MAX_OPTIONS = 256, 256
+MAX_FIRSTS, MAX_OPTIONS = 2048, 256
 """Maximum cached combinations of options, and maximum characters of one of them."""
 
 _MAX_QUERY_FIELDS = 32
@@ -105,7 +106,7 @@ class Admission:
 
     Args:
         settings: of the service.
-        slots: the table that holds the cap.
+        places: of connections in the cap.
         verifier: of tokens.
         clients: tells addresses.
         origins: the pages that may connect.
@@ -118,7 +119,7 @@ class Admission:
     def __init__(
         self,
         settings: Settings,
-        slots: Slots,
+        places: Places | Slots,
         verifier: TokenVerifier,
         clients: Clients,
         origins: Origins,
@@ -130,7 +131,7 @@ class Admission:
     ) -> None:
         self._types = settings.message_types
         self._cap = settings.max_total_connections
-        self._slots = slots
+        self._places = places
         self._verifier = verifier
         self._clients = clients
         self._origins = origins
@@ -250,7 +251,7 @@ class Admission:
 
     def give_back(self, admitted: Admitted) -> None:
         """Give back what is reserved for a client that came in, but whose session did not begin."""
-        self._slots.release_connection()
+        self._places.release_connection()
         if self._addresses is not None:
             self._addresses.give_back(admitted.address)
 
@@ -317,7 +318,7 @@ class Admission:
         if not self._has_memory():
             message = "The service is low on memory; try again later."
             raise _unavailable(ErrorCode.SERVICE_UNAVAILABLE, message, "memory", _draw_delay())
-        if not self._slots.reserve_connection():
+        if not self._places.reserve_connection():
             message = (
                 f"The service has reached its limit of {self._cap} connections; try again later."
             )
@@ -327,7 +328,7 @@ class Admission:
             try:
                 self._addresses.claim(address)
             except TooMany as error:
-                self._slots.release_connection()
+                self._places.release_connection()
                 raise _too_many(error) from None
 
 

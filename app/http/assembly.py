@@ -90,7 +90,7 @@ def _add_entrances(app: web.Application, worker: Worker, machine: Machine, check
     parts, sessions = worker.parts, worker.parts.sessions
     admission = Admission(
         parts.settings,
-        parts.slots,
+        sessions.places,
         sessions.verifier,
         checks.clients,
         checks.origins,

@@ -25,6 +25,7 @@ from app.sessions.context import SessionContext
 from app.sessions.expiry import Expiry
 from app.sessions.names import Names
 from app.sessions.pages import Pages
+from app.sessions.places import Places
 from app.sessions.rates import Rates
 from app.sessions.registry import Registry
 from app.sessions.resume_tokens import ResumeTokens
@@ -101,12 +102,12 @@ def make_context(needs: SessionNeeds) -> SessionContext:
         allowed=AllowedTypes(known),
         tokens=tokens,
         claiming=_make_claiming(needs, registry, tokens, refusals, manager),
-        welcome=Welcome(settings, needs.fanout, metrics, tokens, expiry, pages),
+        welcome=Welcome(settings, needs.fanout, tokens, expiry, pages),
         expiry=expiry,
         router=_make_router(needs, subscriptions, pages),
         subscriptions=subscriptions,
         pages=pages,
-        slots=slots,
+        places=Places(slots),
         rates=needs.rates,
         addresses=_make_addresses(settings, slots),
         refusals=refusals,

@@ -9,7 +9,6 @@ from app.broadcast.fanout import FanOut
 from app.broadcast.subscriber import Group
 from app.config import Settings
 from app.metrics import Metrics
-from app.ports import Slots
 from app.refusals import Refusals
 from app.sessions.addresses import Addresses
 from app.sessions.allowed import AllowedTypes
@@ -17,6 +16,7 @@ from app.sessions.auth import TokenVerifier
 from app.sessions.claiming import Claiming
 from app.sessions.expiry import Expiry
 from app.sessions.pages import Pages
+from app.sessions.places import Places
 from app.sessions.rates import Rates
 from app.sessions.registry import Registry
 from app.sessions.resume_tokens import ResumeTokens
@@ -73,8 +73,8 @@ class SessionContext:
     """Answers with history."""
 
     # What a session costs.
-    slots: Slots
-    """Counts that the workers of this machine share."""
+    places: Places
+    """The places of connections in the cap of the machine."""
     rates: Rates
     """Messages, bytes and time of each connection."""
     addresses: Addresses | None

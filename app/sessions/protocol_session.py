@@ -288,6 +288,6 @@ class ProtocolSession(Session):
     def on_detached(self) -> None:
         """Give the place in the cap back."""
         context = self.context
-        context.slots.release_connection()
+        context.places.release_connection()
         if context.addresses is not None:
             context.addresses.release(self)

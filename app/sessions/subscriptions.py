@@ -28,7 +28,7 @@ FIRST_AHEAD_PAUSE, LONGEST_AHEAD_PAUSE = 0.02, 0.5
 AHEAD_SECONDS = 2.0
 """How long a recovery of any number of types waits for this worker to reach what the client saw on a
 faster one."""
-MAX_DESCRIBED = 256
+MAX_DESCRIBED = 1024
 """Combinations of types whose `subscribed` is kept, until the next flush."""
 
 

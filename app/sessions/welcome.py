@@ -10,7 +10,6 @@ from collections.abc import Collection
 
 from app.broadcast.fanout import FanOut
 from app.config import Settings
-from app.metrics import Metrics
 from app.protocol import envelope
 from app.sessions.expiry import Expiry
 from app.sessions.pages import Pages
@@ -25,8 +24,9 @@ HOLD_SECONDS = 1.0
 """How long default subscriptions wait for the client's first frame (docs/PROTOCOL.md)."""
 MAX_RECONNECT_ATTEMPTS = 10
 """What clients are advised; the service itself does not count."""
-GREETINGS = 256
-"""Greetings that are kept ready, one for each set of subscriptions that clients chose; about 1 KB each."""
+MAX_LISTS, MAX_LIMITS = 2048, 64
+"""Parts of greetings that are kept ready: one for each set of subscriptions that clients chose, some 300
+bytes each, and one for each set of types that tokens allow."""
 
 
 class Welcome:
@@ -35,7 +35,6 @@ class Welcome:
     Args:
         settings: of the service.
         fanout: has the groups that sessions are in.
-        metrics: counts sessions that are welcomed.
         tokens: make what a client comes back with.
         expiry: watches their tokens from then on.
         pages: send the newest messages to those that ask for them.
@@ -45,19 +44,20 @@ class Welcome:
         self,
         settings: Settings,
         fanout: FanOut,
-        metrics: Metrics,
         tokens: ResumeTokens,
         expiry: Expiry,
         pages: Pages,
     ) -> None:
         self._settings = settings
         self._fanout = fanout
-        self._metrics = metrics
         self._tokens = tokens
         self._expiry = expiry
         self._pages = pages
         self._default_types = tuple(settings.default_subscriptions)
-        self._greetings: dict[tuple[tuple[str, ...], Collection[str]], bytes] = {}
+        self._limits: dict[Collection[str], bytes] = {}
+        """What `connected` says to all that may have the same types, as JSON, but for the beginning."""
+        self._lists: dict[tuple[str, ...], bytes] = {}
+        """What it says of subscriptions."""
         self._held: deque[tuple[float, Session]] = deque()
         self._release_planned = False
         self._loop = asyncio.get_running_loop()
@@ -85,7 +85,8 @@ class Welcome:
         else:
             session.phase = FLOWING
             session.track = positions
-        self._metrics.opened[session.protocol].inc()
+        opened = session.hub.opened
+        opened[session.protocol] = opened.get(session.protocol, 0) + 1
         session.send_event("connected", self._connected(session, chosen))
         self._expiry.watch(session)
         if options.history is None or positions is not None:
@@ -130,27 +131,20 @@ class Welcome:
         return session.extra is not None and session.extra.task is not None
 
     def _connected(self, session: Session, types: tuple[str, ...]) -> bytes:
-        key = types, session.types
-        rest = self._greetings.get(key)
-        if rest is None:
-            settings = self._settings
-            fields = {
-                "supportedTypes": [name for name in settings.message_types if name in key[1]],
-                "subscriptions": list(types),
-                "heartbeatInterval": round(settings.heartbeat_interval * 1000),
-                "heartbeatTimeout": round(settings.heartbeat_timeout * 1000),
-                "recoveryWindow": round(settings.recovery_window * 1000),
-                "maxReconnectAttempts": MAX_RECONNECT_ATTEMPTS,
-                "maxMessageSize": settings.max_message_size,
-            }
-            if len(self._greetings) >= GREETINGS:
-                self._greetings.clear()
-            rest = self._greetings[key] = envelope.encode_json(fields)[1:]
+        allowed = session.types
+        limits = self._limits.get(allowed)
+        if limits is None:
+            limits = self._make_limits(allowed)
+        listed = self._lists.get(types)
+        if listed is None:
+            if len(self._lists) >= MAX_LISTS:
+                self._lists.clear()
+            listed = self._lists[types] = envelope.encode_json(types)
         now = int(time.time() * 1000)
         return (
             b'{"id":"%b","type":"system","timestamp":%d,"direction":"server-to-client",'
             b'"event":"connected","data":{"connectionId":"%b","resume":"%b","user":%b,'
-            b'"serverTime":%d,%b}'
+            b'"serverTime":%d,"subscriptions":%b,%b}'
         ) % (
             envelope.new_id().encode(),
             now,
@@ -158,5 +152,21 @@ class Welcome:
             self._tokens.resume(session.id, session.user).encode(),
             b"null" if session.user is None else envelope.encode_json(session.user),
             now,
-            rest,
+            listed,
+            limits,
         )
+
+    def _make_limits(self, allowed: Collection[str]) -> bytes:
+        settings = self._settings
+        fields = {
+            "supportedTypes": [name for name in settings.message_types if name in allowed],
+            "heartbeatInterval": round(settings.heartbeat_interval * 1000),
+            "heartbeatTimeout": round(settings.heartbeat_timeout * 1000),
+            "recoveryWindow": round(settings.recovery_window * 1000),
+            "maxReconnectAttempts": MAX_RECONNECT_ATTEMPTS,
+            "maxMessageSize": settings.max_message_size,
+        }
+        if len(self._limits) >= MAX_LIMITS:
+            self._limits.clear()
+        limits = self._limits[allowed] = envelope.encode_json(fields)[1:]
+        return limits

@@ -141,6 +141,8 @@ class Hub:
         self.bytes_received = 0
         self.extra_frames = 0
         """Frames received that were no message: control frames and fragments."""
+        self.opened: dict[str, int] = {}
+        """How many sessions were welcomed, by protocol."""
         self.closed: dict[int, int] = {}
         """How many connections ended, by close code; 1006 when there was none."""
         self.ended: dict[int, int] = {}
@@ -524,7 +526,14 @@ class Hub:
                     is_free = connection.readable()
             except Exception as error:  # noqa: BLE001 (the others must not pay for it)
                 self._fail(connection, error)
-            now = time.monotonic() if is_free else self._charge(connection, now, size, extras)
+            if is_free:
+                now = time.monotonic()
+            elif connection.state != CLOSED:
+                now = self._charge(connection, now, size, extras)
+            else:
+                began, now = now, time.monotonic()
+                if self.meter is not None:  # nothing can be held back for it
+                    self.meter.spend_shared(now - began)
 
     def _charge(self, connection: Connection, began: float, size: int, extras: int) -> float:
         """Tell the meter what a connection has just cost; returns the time."""

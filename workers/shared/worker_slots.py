@@ -20,6 +20,9 @@ from workers.shared.slots import LARGEST_FIGURE, STATE_NAMES, WAITING, SlotTable
 from workers.shared.users import OF_ADDRESS
 
 _NO_CAP = 1 << 31
+_FAR = 1000
+"""Connections below the cap from which on several are counted at once: what workers have counted ahead must
+not keep a client out."""
 
 
 class WorkerSlots(Slots):
@@ -68,15 +71,22 @@ class WorkerSlots(Slots):
     # Connections.
 
     def reserve_connection(self) -> bool:
+        return self.reserve_connections(1) > 0
+
+    def reserve_connections(self, most: int) -> int:
         with self._lock:
-            if sum(self._connections[: self._table.high()]) >= self._connections_cap:
-                return False
-            self._connections[self.index] += 1
-            return True
+            free = self._connections_cap - sum(self._connections[: self._table.high()])
+            count = most if free >= _FAR else min(1, max(0, free))
+            if count:
+                self._connections[self.index] += count
+            return count
 
     def release_connection(self) -> None:
+        self.release_connections(1)
+
+    def release_connections(self, count: int) -> None:
         with self._lock:
-            self._connections[self.index] = max(0, self._connections[self.index] - 1)
+            self._connections[self.index] = max(0, self._connections[self.index] - count)
 
     def adopt_connections(self, row: int, generation: int, count: int) -> None:
         """Count connections here that were counted in the row of a worker that hands them off.

@@ -222,7 +222,7 @@ class Transfer:
                 logger.exception("a connection was lost in the handoff: %s", state.get("id"))
                 os.close(fd)
                 self._context.registry.discard(state["id"])
-                self._context.slots.release_connection()
+                self._context.places.release_connection()
                 self._context.metrics.handed_over["lost"].inc()
                 continue
             try:
