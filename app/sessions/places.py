@@ -7,6 +7,7 @@ are counted at a time, and what is left over at the end of the pass of the loop 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from app.ports import Slots
 
@@ -19,11 +20,13 @@ class Places:
 
     Args:
         slots: counts those of all workers.
+        now: seconds that are the same throughout a pass; None: the time of the loop.
     """
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: Slots, now: Callable[[], float] | None = None) -> None:
         self._slots = slots
         self._loop = asyncio.get_running_loop()
+        self._now = now or self._loop.time
         self._pass = -1.0
         """Time of the loop of the last call, which is the same throughout a pass."""
         self._spare = 0
@@ -49,7 +52,7 @@ class Places:
             self._slots.release_connection()
 
     def _is_same_pass(self) -> bool:
-        before, self._pass = self._pass, self._loop.time()
+        before, self._pass = self._pass, self._now()
         return before == self._pass
 
     def _keep(self, count: int) -> None:
