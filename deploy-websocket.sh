@@ -238,8 +238,8 @@ build_host() {
   local builder=$python
   install_requirements try || return 1
   [[ ! -x $trial/bin/python ]] || builder=$trial/bin/python
-  as_service "$builder" -c 'import app.main, workers.gunicorn_worker, workers.runtime' &&
-    as_service "$builder" -m app.config > /dev/null &&
+  # The last imports the application and the class of the workers as well.
+  as_service "$builder" -m app.config > /dev/null &&
     as_service "$builder" -m gunicorn --check-config -c gunicorn.conf.py
   local result=$?
   rm -rf "$trial"
@@ -280,10 +280,12 @@ deploy_host() {
     else
       answer=$("$python" -m workers.reload --json) || result=$?
     fi
-    how=$("$python" -c 'import json, sys; r = json.loads(sys.argv[1]); print(r.get("error") or
-      "live sockets were handed over to new workers (%s)" % r["signal"])' "$answer")
-    read -r handed_over noticed pause < <("$python" -c 'import json, sys; r = json.loads(sys.argv[1])
-print(r.get("handed_over", 0), r.get("drained", 0) + r.get("lost", 0), round(1000 * (r.get("pause_max") or 0)))' "$answer") || true
+    {
+      read -r handed_over noticed pause
+      how=$(cat)
+    } < <("$python" -c 'import json, sys; r = json.loads(sys.argv[1])
+print(r.get("handed_over", 0), r.get("drained", 0) + r.get("lost", 0), round(1000 * (r.get("pause_max") or 0)))
+print(r.get("error") or "live sockets were handed over to new workers (%s)" % r["signal"])' "$answer") || true
     # 3: all is new, but connections were drained or lost: the report says how many.
     if ((result == 3)) && [[ $answer == *'"error"'* ]]; then result=1; fi
     ((result == 0 || result == 3))
@@ -333,6 +335,7 @@ restore_files() {
     not_back="the previous files cannot be restored: $(tail -n 1 <<< "$output")"
     return 1
   }
+  read_settings || true # .env is the previous one
 }
 
 # Whether the previous version serves again.
@@ -769,6 +772,7 @@ find_python
 trap ended EXIT
 adopt_unit
 export_token
+read_settings || true # why not is said below
 said=$(check_backups) || fail 11 "$said"
 [[ -n $mode ]] || { if runs_in_docker; then mode=docker; else mode=host; fi; }
 if [[ $mode == host ]] && ran_before=$(master_pid); then
@@ -781,7 +785,7 @@ if [[ $mode == docker ]]; then
   said=$(check_docker) || fail 11 "$said"
   said=$(read_published 2>&1) || fail 11 "${said#"$name: "}"
 fi
-said=$("$python" -m app.config 2>&1 > /dev/null) || fail 11 "$said"
+((${#settings[@]})) || said=$("$python" -m app.config 2>&1 > /dev/null) || fail 11 "$said"
 if [[ -z $base ]]; then
   if [[ $mode == docker ]]; then
     base=$(public_base)

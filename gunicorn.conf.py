@@ -32,6 +32,10 @@ except (master.WrongSettings, PermissionError) as error:
 _settings = _master.settings
 
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_master.metrics_dir)  # read at the first import
+# python-socketio imports every client library of Redis that there is. This one takes a sixth of the time of all
+# imports, and the service does not use it; application handlers may.
+_left_out = {"valkey"} - sys.modules.keys()
+sys.modules.update(dict.fromkeys(_left_out))
 for _name in (
     "aiohttp.web",
     "engineio",
@@ -45,6 +49,8 @@ for _name in (
     "uvloop",
 ):
     importlib.import_module(_name)  # in the master, so that the workers share their memory
+for _name in _left_out:
+    del sys.modules[_name]
 
 _SEND_BUFFER = 128 * 1024
 """Bytes; the kernel doubles it. Without a limit a stuck client holds megabytes there."""

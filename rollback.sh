@@ -203,6 +203,7 @@ serves() {
   fi
 }
 
+read_settings || true
 exec 9> "$backups/.lock"
 flock --nonblock 9 || finish 75 "a deployment is under way"
 mode=host
@@ -234,6 +235,7 @@ fi
 
 "$python" -m scripts.backup restore "$directory" "${what[@]}" >&2 ||
   finish 4 "it could not be restored"
+read_settings || true # .env may be another one
 if [[ -n $reload && ${what[*]-} != --data ]]; then
   # 3: some connections were drained, which is no failure.
   result=0

@@ -2,7 +2,7 @@
 
 `python -m app.config` checks the settings of the environment and of `.env` and prints them as
 JSON without the secrets, or one line on stderr and exits with 1. `--table` prints the table,
-`--get name` one value.
+`--get name...` values of settings, one a line.
 """
 
 from __future__ import annotations
@@ -596,7 +596,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check the settings of this process and of `.env` here; see the module's docstring."""
     parser = make_parser("python -m app.config", __doc__)
     parser.add_argument("--table", action="store_true", help="print the table in Markdown")
-    parser.add_argument("--get", metavar="name", help="print the value of one setting, for scripts")
+    parser.add_argument(
+        "--get", nargs="+", metavar="name", help="print the values of settings, for scripts"
+    )
     options = parser.parse_args(arguments)
     if options.table:
         print(markdown())
@@ -612,10 +614,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = public(settings)
     if options.get is None:
         print(json.dumps(shown))
-    elif options.get in shown:
-        print(shown[options.get])
-    else:
-        parser.error(f"no such setting: {options.get}")
+        return 0
+    for name in options.get:
+        if name not in shown:
+            parser.error(f"no such setting: {name}")
+    for name in options.get:
+        print(shown[name])
     return 0
 
 

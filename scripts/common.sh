@@ -74,10 +74,29 @@ adopt_environment() {
       export "${pair?}"
     fi
   done < "$1"
+  settings=()
 }
 
+# Reads once what `setting` is asked for again and again: each start of Python takes a tenth of a second. To be
+# called again when .env has changed.
+read_settings() {
+  local text found
+  settings=()
+  text=$("$python" -m app.config --get data_dir bind 2> /dev/null) || return 1
+  mapfile -t found <<< "$text"
+  # One with a line break is asked for each time.
+  ((${#found[@]} != 2)) || settings=([data_dir]=${found[0]} [bind]=${found[1]})
+}
+declare -A settings=()
+
 # setting NAME: a validated setting of the service, in lower case.
-setting() { "$python" -m app.config --get "$1" 2> /dev/null; }
+setting() {
+  if [[ -n ${settings[$1]+read} ]]; then
+    printf '%s\n' "${settings[$1]}"
+  else
+    "$python" -m app.config --get "$1" 2> /dev/null
+  fi
+}
 
 # Runs a command as the user that DATA_DIR belongs to: files that root leaves there are of no use to the
 # service, and those of another user it refuses.

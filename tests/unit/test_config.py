@@ -542,12 +542,16 @@ def test_main_stops_with_one_line(
     assert output.err == "WORKERS='lots': must be auto or a whole number from 1 to 64\n"
 
 
-def test_main_prints_one_value(capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_prints_values(capsys: pytest.CaptureFixture[str]) -> None:
     assert config.main(["--get", "data_dir"]) == 0
     assert capsys.readouterr().out == f"{Path('data').absolute()}\n"
+    assert config.main(["--get", "bind", "data_dir"]) == 0
+    assert capsys.readouterr().out == f"127.0.0.1:3001\n{Path('data').absolute()}\n"
     with pytest.raises(SystemExit):
-        config.main(["--get", "nothing"])
-    assert "no such setting: nothing" in capsys.readouterr().err
+        config.main(["--get", "data_dir", "nothing"])
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "no such setting: nothing" in shown.err
 
 
 def test_settings_page_has_the_table(capsys: pytest.CaptureFixture[str]) -> None:
