@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from scripts.healthy import NO_WORKER
-from tests.support import REPO, programs
+from tests.support import REPO
 from tests.support.caddy import Caddy, address
 from tests.support.copies import SCRIPTED, Copy, Done, Installed
 from tests.support.plain import PlainClient
@@ -52,13 +52,6 @@ def test_help_names_every_exit_code_and_wrong_usage_is_one(script: str) -> None:
         assert word in helped.stdout
     wrong = subprocess.run([REPO / script, "--no-such-option"], capture_output=True, text=True)
     assert wrong.returncode == 64
-
-
-def test_shellcheck_finds_nothing() -> None:
-    shellcheck = programs.find("shellcheck")
-    files = [*(REPO / script for script in SCRIPTS), *sorted((REPO / "scripts").glob("*.sh"))]
-    done = subprocess.run([shellcheck, "-x", *files], cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
 
 
 def test_scripts_take_the_settings_that_systemd_gave_the_service(tmp_path: Path) -> None:

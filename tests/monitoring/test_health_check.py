@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.monitoring import MONITORING, shellcheck
+from tests.support.monitoring import MONITORING
 from tests.support.plain import PlainClient
 from tests.support.ports import free_port
 from tests.support.program import run
@@ -71,10 +71,6 @@ def got(receiver: Receiver) -> list[list[tuple[str, str]]]:
         [(alert["labels"]["alertname"], alert["status"]) for alert in post["alerts"]]
         for post in receiver.posts
     ]
-
-
-def test_the_script_is_clean() -> None:
-    shellcheck(SCRIPT)
 
 
 # Checks

@@ -169,7 +169,6 @@ class Installed(Copy, Service):
             MARK: self.mark,
             "PYTHON": sys.executable,
             "CADDY": programs.find("caddy"),
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
 
     def run(self, script: str, *arguments: str, **environ: str) -> Done:
