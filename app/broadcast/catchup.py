@@ -1,8 +1,8 @@
 """Brings subscribers that are behind up to date from history, and then makes them live.
 
-Behind are those that have just subscribed, that recover, or that did not read for a while. Those that were
-held back for using more than their share stay behind for some seconds: they get what has come
-meanwhile together, in rounds that take no time from deliveries.
+Behind are those that have just subscribed, that recover, or that did not read for a while. Those that are
+held back for using more than their share stay behind until `LATE_SECONDS` after that: they get what has
+come meanwhile together, in rounds that take no time from deliveries.
 """
 
 from __future__ import annotations
