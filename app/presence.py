@@ -80,10 +80,15 @@ class Presence:
         self._now = now
         self._monotonic = monotonic
         self._known = PresenceState("offline", None, None)
+        """The last that was read or set."""
         self._confirmed = False
+        """The last read of it succeeded."""
         self._failed = float("-inf")
+        """When a read last failed (monotonic seconds)."""
         self._asking: asyncio.Task[None] | None = None
+        """The read under way."""
         self._updates = 0
+        """Updates of this worker: what a read brings may be older than one that came meanwhile."""
 
     async def update(self, state: object, task: object = None) -> PresenceState:
         """Say what the lab is doing.

@@ -206,7 +206,6 @@ return redis.call('EXISTS', mine)
 
 _Answer = asyncio.Future[bool]
 
-
 _Step = tuple[Literal["try", "take", "give"], str, _Answer | None]
 
 
@@ -225,14 +224,22 @@ class UserClaims:
         self._slots = slots
         self._most = most
         self._mine = _WORKERS + b":" + backplane.worker_name.encode()
+        """Key of the hash of this worker."""
         self._held: Counter[str] = Counter()
-        self._reported = 0  # the sum that the backplane has of this worker
+        """Claims by user, those on their way to the backplane included."""
+        self._reported = 0
+        """The sum that the backplane has of this worker."""
         self._steps: list[_Step] = []
+        """What the backplane is to be sent next, in this order."""
         self._wake = asyncio.Event()
+        """Set when there is any."""
         self._away = False
-        self._stale = False  # the backplane has something else than `_held` and `_steps` say
+        """The backplane is unavailable: the machine decides alone."""
+        self._stale = False
+        """The backplane has something else than `_held` and `_steps` say."""
         self._task: asyncio.Task[None] | None = None
         self._renewed = 0.0
+        """When the lease was last renewed (seconds of the loop)."""
         self._rows: set[Place] = set()
         """Workers of this machine when claims of dead ones were last looked for."""
 

@@ -130,15 +130,19 @@ class StreamReader:
         self.unreadable: Counter[str] = Counter() if unreadable is None else unreadable
         """Entries of each stream that could not be read, since the start."""
         self._replica = replica
-        self._has_moved = False  # the primary is read since the replica cannot be
+        self._has_moved = False
+        """The primary is read since the replica cannot be."""
         self._clock = clock
         self._types = tuple(types or (*backplane.settings.message_types, CONTROL))
         self._link = backplane.reading_calls(self._types)
         self._by_key = {stream_key(type): type for type in self._types}
+        """Types by the keys of their streams, as replies name them."""
         self._most = backplane.settings.broadcast_batch_size
+        """Messages that `read` returns at once, at most."""
         self._count = min(self._most, FIRST_COUNT)
         """Entries of each stream that the next XREAD asks for: fewer where they are large."""
         self._largest = backplane.settings.max_message_size + OVERHEAD
+        """Bytes of a valid entry, at most."""
         self._filled = time.monotonic()
         """When an XREAD was last answered."""
         self._apart: list[str] = []
@@ -147,18 +151,26 @@ class StreamReader:
         """Bytes of messages that such reads of all types have brought."""
         self._backplane = backplane
         self._worker = backplane.worker_name
-        self._read: dict[str, Position] = {}  # ahead of `positions` by what is pending
+        self._read: dict[str, Position] = {}
+        """Ahead of `positions` by what is pending."""
         self._pending: deque[Message | Gap] = deque()
+        """What was read and `read` has not returned yet."""
         # Of the entry at `_read`: by its content a stream is known again after an outage, even
         # when others have added to it since it fell back.
         self._prints: dict[str, tuple[bytes, int] | None] = {}
-        self._ahead: dict[str, float] = {}  # seconds that a stream's clock is ahead of `clock`
+        self._ahead: dict[str, float] = {}
+        """Seconds that a stream's clock is ahead of `clock`, where it is."""
         self._checked = 0.0
-        self._is_idle = False  # the last XREAD brought nothing
+        """When epochs and ends were last compared (monotonic seconds)."""
+        self._is_idle = False
+        """The last XREAD brought nothing."""
         self._answered = time.monotonic()
-        self._is_lost = False  # the connection is new, and nothing was compared since
+        """When the backplane last answered (monotonic seconds)."""
+        self._is_lost = False
+        """The connection is new, and nothing was compared since."""
         self._log_limit = LogLimit()
-        self._damaged: set[str] = set()  # types with keys to repair before reading continues
+        self._damaged: set[str] = set()
+        """Types with keys to repair before reading continues."""
 
     async def start(self) -> None:
         """Take the ends of all streams as positions.

@@ -91,14 +91,19 @@ class FanOut:
         """Subscribers that are not live, wherever they stand, since they were held back, and until when
         nothing is read from them (monotonic seconds); `CatchUp` takes them out some time after that."""
         self._missed: list[Subscriber] = []
+        """Live subscribers that a fault kept from a flush, until `take_missed`."""
         self.failed = failed
         self._hub = hub
         self._batch_size = batch_size
         self._on_flush = on_flush
         self._groups: dict[tuple[str, frozenset[str], bool], Group] = {}
+        """By codec, types and batch option."""
         self._most_groups = UNUSED_GROUPS
+        """So many, and those without live members are dropped."""
         self._jobs: dict[Group, _Job] = {}
+        """What the flush under way still has to write, by group."""
         self._before: dict[str, Position] = self.positions
+        """`positions` before that flush."""
 
     def group(self, codec: Codec, types: frozenset[str], batch: bool) -> Group:
         """The one group for these properties."""

@@ -132,14 +132,22 @@ class BroadcastQueue:
         self._publisher = publisher
         self._count = count
         self._waiting: tuple[deque[Entry], ...] = tuple(deque() for _ in _RANKS)
+        """What waits, by rank, in the order in which it leaves."""
         self._flying: list[Entry] = []
+        """The batch that is being stored."""
         self._newcomers: deque[Entry] = deque()
+        """What waits until another worker has dropped a lesser message: `ROOM_WAIT` at most."""
         self._newcomers_bytes = 0
+        """Their size."""
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
+        """Set when there is something to store."""
         self._stored = asyncio.Event()
+        """Set when a message has left."""
         self._timer: asyncio.TimerHandle | None = None
+        """Of the next look at what waits, while anything does."""
         self._shown = [0] * len(_RANKS)
+        """Messages that wait by priority, as the other workers know them."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self, supervisor: Supervisor | None = None) -> None:

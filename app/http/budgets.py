@@ -64,12 +64,18 @@ class Budgets:
         self, requests: float, seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._requests = requests or float("inf")
+        """A second, of one address; infinite without a limit."""
         self._seconds = seconds or float("inf")
+        """Of the loop's time, likewise."""
         self._clock = clock
         self._accounts: OrderedDict[str, Account] = OrderedDict()
+        """By address or IPv6 network, the one that was used last at the end."""
         self._second = clock()
+        """When this second began (seconds of `clock`)."""
         self._total = 0.0
+        """Seconds of the loop that all have used in it."""
         self._active: set[str] = set()
+        """Addresses that have asked for anything in it."""
 
     def __len__(self) -> int:
         return len(self._accounts)

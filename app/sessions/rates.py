@@ -164,17 +164,25 @@ class Rates:
         self._draw = draw
         self._clock = clock
         self._bytes = limits.bytes or float("inf")
+        """Of one connection in a second; infinite without a limit."""
         self._seconds = limits.seconds or float("inf")
+        """Of the loop's time, likewise."""
         self._short_seconds = min(self._seconds, _MOST_STEPS * _STEP)
+        """What a message may cost whose entry is a number."""
         self._used: dict[Connection, _Usage | int] = {}
+        """What connections have used in this second, or the entry of a single short message."""
         self._total = 0.0
+        """Seconds of the loop that all have used in this second."""
         self._shared = 0.0
         """Part of the total that no connection was charged with: writing answers."""
         self._began = clock()
+        """When this second began (seconds of `clock`)."""
         self._full_seconds = 0
         """Seconds in which all together used their share, less those in which they did not."""
         self._least_share = LEAST_SHARE
+        """What each may use of it, whatever the others do."""
         self._waits: dict[Connection, _Episode] = {}
+        """Connections that are held back, or were a moment ago."""
         self._refused: dict[Connection, float] = {}
         """Since when messages of a connection have been refused in every second."""
         self._refused_now: set[Connection] = set()

@@ -59,6 +59,7 @@ class Welcome:
         self._lists: dict[tuple[str, ...], bytes] = {}
         """What it says of subscriptions."""
         self._held: deque[tuple[float, Session]] = deque()
+        """When the hold of each session ends (seconds of the loop), in this order."""
         self._release_planned = False
         self._loop = asyncio.get_running_loop()
 

@@ -251,9 +251,13 @@ class Connection:
         self.id = id
         self.state = OPEN
         self.reader: FrameReader | None = None
+        """Of a frame or message that has come in part; None: there is none."""
         self.pending: Pending | None = None
+        """What the socket has not taken; None: it has taken all."""
         self.seen = 0
+        """Tick of the wheel at which something was last received."""
         self.bucket = -1
+        """Of the wheel, in which it waits; -1: in none."""
 
     # What subclasses implement.
 

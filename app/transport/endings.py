@@ -43,10 +43,15 @@ class Endings:
         self._closed = closed
         self._clock = clock
         self._logged: dict[int, int] = {}
+        """Connections by code that are in the log."""
         self._next: dict[int, float] = {}
+        """When a code may be logged again."""
         self._lost = 0
+        """Connections that were lost up to the last look."""
         self._next_lost = float("-inf")
+        """When those may be logged again."""
         self._unlogged_lost = 0
+        """Those that were lost at once and are not in the log."""
 
     def look(self, *, is_last: bool = False) -> None:
         """Log what has ended since the last line, where that is long enough ago, or `is_last`."""

@@ -48,13 +48,18 @@ class UnreadOutput:
 
     def __init__(self, limit: int, wheel: TimerWheel) -> None:
         self.account = OutputAccount(limit, self._plan_relief)
+        """The sum, and its limit."""
         self.connections: dict[Connection, None] = {}
         """Those with unsent bytes; the hub puts them in and takes them out."""
         self._wheel = wheel
         self._looks: dict[Connection, _Look] = {}
+        """Those that were looked at, and when they had last taken something."""
         self._relief_planned = False
+        """Holders are closed in a later pass of the loop."""
         self._logged_at = -LOG_SECONDS
+        """When the last line was written (seconds of the loop)."""
         self._unlogged = 0
+        """Connections that were given up since, without a line."""
         self._loop = asyncio.get_running_loop()
 
     def total(self) -> int:

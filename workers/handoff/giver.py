@@ -156,13 +156,19 @@ class Giver:
         self._conversations: dict[tuple[int, int], Conversation] = {}
         """By the successor's process and the lane."""
         self._under_way: dict[int, int] = {}
+        """Connections in unanswered offers, by the pid of their successor."""
         self._swept_at = 0.0
+        """When dead workers were last looked for (monotonic seconds)."""
         self._given: dict[int, int] = {}
+        """Connections that each successor has taken, by pid."""
         self._broken: set[int] = set()
+        """Pids of workers that take nothing more."""
         self._http_given: dict[int, int] = {}
+        """HTTP connections, likewise."""
         self._no_http: set[int] = set()
         """Workers of an older version: they take sessions only."""
         self._born = start_time(os.getpid())
+        """When this process started."""
 
     def close(self) -> None:
         """Give no more."""

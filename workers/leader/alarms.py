@@ -34,11 +34,17 @@ class Alarm:
         self._title = title
         self._threshold = threshold
         self._raised = False
+        """By the samples."""
         self._published = False
+        """For the clients."""
         self._since = 0.0
+        """Unix time of the first sample of the alarm that clients know."""
         self._began = 0.0
+        """Unix time of the first sample of the streak."""
         self._streak = 0
+        """Samples in a row that speak against the present state."""
         self._value = 0.0
+        """The last sample, in percent."""
 
     def sample(self, value: float, now: float) -> None:
         """Take a sample at Unix time `now`."""

@@ -106,9 +106,11 @@ class Collector:
     ) -> None:
         self._settings = settings
         self._name = settings.host_name or platform.node()
+        """Of this machine, in messages."""
         self._slots = slots
         self._record = record
         self._means = {step: _Mean(step) for step in (FINE, COARSE)}
+        """Samples that wait for the end of a step of the series, by seconds of the step."""
         self._status_file = MachineStatus(settings.data_dir, clock)
         self._publish = publish
         self._presence = presence
@@ -119,6 +121,7 @@ class Collector:
         self._clock = clock
         self._monotonic = monotonic
         self._file = paths.collector_file(settings.data_dir)
+        """Where alarms and periods are kept for the next leader."""
         self._periods = Periods(clock)
         self._alarms = [
             Alarm("cpu", "CPU usage", settings.alert_cpu),
@@ -126,12 +129,19 @@ class Collector:
             Alarm("disk", "Disk usage", settings.alert_disk),
         ]
         self._presence_state = PresenceState("offline", None, None)
+        """The last that the backplane has confirmed."""
         self._published_status: dict[str, Any] | None = None
+        """The last `status_update`; None before the first."""
         self._published_at = 0.0
+        """When that was (seconds of `monotonic`, as are the next three)."""
         self._stats_due = dict.fromkeys(PERIODS, 0.0)
+        """When each period is to be published again."""
         self._totals_due: float | None = None
+        """When the metrics are to be added up again; None before the first time."""
         self._save_due = 0.0
+        """When the file is to be written again."""
         self._failing: set[str] = set()
+        """Parts of the work that failed the last time."""
 
     async def run(self) -> None:
         """Collect until cancelled; what is known is kept for the next leader."""

@@ -166,20 +166,33 @@ class Replica:
         self._memory = memory
         self._monotonic = monotonic
         self._file = ReplicaFile(paths.replica_note(settings.data_dir))
+        """The note for the workers."""
         place = paths.replica_place(settings.data_dir)
         self._log_file = place.log
+        """Of the replica's own Valkey."""
         self._server: Server = server_at(settings.backplane_url)
         self._primary = Link(self._server, "yujian-replica-watch", _ignore)
+        """The connection to the shared server."""
         self._local = Link(server_at(f"unix://{place.socket}"), "yujian-replica-watch", _ignore)
+        """The connection to the replica."""
         self._counts = bool(settings.backplane_wait) or source.address is None
+        """It matters how many replicas the primary has: this one follows another of them."""
         self._too_large = ""
+        """Why there is no room for the data of the primary; empty: there is."""
         self._checked = -math.inf
+        """When that was last looked at (seconds of `monotonic`, as below)."""
         self._lag = Lag()
+        """How far the replica is behind."""
         self._good_since = math.inf
+        """Since when it may be read; infinite: it may not."""
         self._stuck_since = math.inf
+        """Since when it is too far behind; infinite: it is not."""
         self._unusable_since = self._monotonic()
+        """Since when workers cannot read from it."""
         self._is_logged = False
+        """That is in the log."""
         self._switched = asyncio.Event()
+        """Set when the Sentinels name another primary."""
 
     async def run(self) -> None:
         """See the class."""

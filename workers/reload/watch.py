@@ -62,19 +62,28 @@ class Watch:
         self._pid_files = paths.pid_files(data_dir)
         self._master = master
         self._born = start_time(master)
+        """When the master started, which tells it from a later process of its pid."""
         try:
             self._slots = SlotTable(paths.slots_file(data_dir), 1, wait=_SLOTS_SECONDS)
         except FileNotFoundError:
             raise Failed("the slot table was removed and is not restored") from None
         rows = self._await_rows()
         self._newest = max((row.generation for row in rows), default=0)
+        """The highest generation among the old workers: those above it are new."""
         self._old = {row.pid: row for row in rows}
+        """Rows of the old workers that have not left, by pid."""
         self._old_count = len(rows)
+        """How many there were."""
         self._begun = False
+        """A new worker was seen."""
         self._births = {pid: start_time(pid) for pid in self._old}
+        """When the old workers started, by pid."""
         self._began = time.time()
+        """Unix time in seconds."""
         self._failed_before = self._slots.failed_starts
+        """Workers that had died at their start by then."""
         self._drain = float(settings["graceful_timeout"])
+        """Seconds that an old worker may take to end."""
 
     def _await_rows(self) -> list[Row]:
         """The rows of the workers that run, once each has one: by these all is counted."""

@@ -177,16 +177,24 @@ class SlotTable:
         self._map = mmap.mmap(self._fd, _USERS_AT)
         words = memoryview(self._map).cast("Q")
         self._header = words[: _TABLE_AT // _WORD]
+        """Words of the header."""
         self.lock = _TableLock(self._fd, self._header, self._follow)
+        """Around each change, and each sum over rows."""
         table = words[_TABLE_AT // _WORD : _STATS_AT // _WORD]
         self.columns = [table[n * ROWS : (n + 1) * ROWS] for n in range(_COLUMNS)]
+        """A word of each row: `PID`, `BORN` and so on."""
         self.hash_key = bytes(self._map[_KEY])
+        """For the hashes of users, addresses and kinds of lines."""
         users = self._header[_USERS : _USERS + UsersTable.HEADER_WORDS]
         by_type = self._header[_USERS_BY_TYPE : _USERS_BY_TYPE + UsersTable.TYPE_WORDS]
         self.users = UsersTable(self._fd, users, by_type, _USERS_AT)
+        """Connections by user, and by address."""
         self.lines = RecentTable(self._header[_LINES])
+        """Kinds of log lines that were written lately."""
         self.handshakes = RecentTable(self._header[_HANDSHAKES])
+        """Of addresses within the last second."""
         self._words = words[_TABLE_AT // _WORD : _STATS_AT // _WORD]
+        """All columns, one after the other."""
         self._shown: tuple[dict[str, Any], int] = {}, 0
         """What `set_stats` has written last, and its length: it changes in few of many seconds."""
         self._read: dict[int, tuple[bytes, dict[str, Any]]] = {}

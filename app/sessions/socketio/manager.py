@@ -91,15 +91,21 @@ class StreamManager(PubSubManager, RoomManager):
         self._send_control = send_control
         self._publish_message = publish
         self._numbers = itertools.count()
+        """Of control messages that this worker waits to read back."""
         self._unread: dict[int, asyncio.Future[None]] = {}
+        """What waits for each of these, by number."""
         self._replacing: asyncio.Task[set[str]] | None = None
+        """The task that asks other workers to close replaced sessions, for all that join it."""
         self._sending: asyncio.Future[None] | None = None
+        """Settled when the task before it has asked."""
         self.prober = Prober(self, registry, slots, is_alone=is_alone)
         self.roster = Roster(self, registry, slots, is_alone=is_alone, host=host)
         self._to_replace: list[str] = []
+        """Ids of those that it will ask for."""
         self.position = position
         """The last message of the control stream that was carried out."""
         self._only: frozenset[SocketIOClient] | None = None
+        """Sessions that a message is carried out for, where it was carried out for the others already."""
         self._ahead: dict[Session, int] = {}
         """Sessions that another worker has served up to a later message than `position`."""
 
@@ -401,7 +407,7 @@ class StreamManager(PubSubManager, RoomManager):
         Thousands of clients may come back at once, so those of one moment share a message.
 
         Raises:
-            BackplaneUnavailable, QueueOverflow: it may hang on.
+            BackplaneUnavailable, QueueOverflow: the old connection may stay.
         """
         if self._replacing is None or not self._to_replace:
             self._replacing = asyncio.create_task(self._send_replacements(self._sending))
