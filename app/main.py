@@ -299,7 +299,7 @@ def _make_queue(base: _Base) -> tuple[StreamPublisher | ClusterPublisher, Broadc
         nodes = ClusterPublisher(backplane, positions)
         return nodes, LanedQueue(base.slots, nodes, count)
     server = StreamPublisher(backplane, positions)
-    return server, BroadcastQueue(base.slots, server, count)
+    return server, BroadcastQueue(base.slots, server, count, server.begin)
 
 
 def _make_users(base: _Base) -> _Users:

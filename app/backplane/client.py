@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import secrets
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeGuard
 
 import hiredis
@@ -37,7 +38,7 @@ from app.backplane.repair import is_damage, log_repaired, repair_keys
 from app.backplane.replication import Replication
 from app.backplane.scripts import SHARE_KEY, Call, Script
 from app.backplane.server import Server, server_at
-from app.backplane.wire import Wire
+from app.backplane.wire import Outcome, Wire
 from app.config import Settings, full_backplane
 from app.errors import BackplaneUnavailable, PresenceError
 
@@ -157,39 +158,75 @@ class Link:
             with contextlib.suppress(*FAILURES):
                 await self._connection.disconnect(nowait=True)
 
-    async def call(self, commands: Sequence[Command], timeout: float) -> list[Any]:
+    def call(self, commands: Sequence[Command], timeout: float) -> Coroutine[Any, Any, list[Any]]:
         """Send commands in one write and return their replies.
 
         Raises:
             FAILURES: after an error reply all other replies have been read and the connection
                 is still good; after anything else it is closed.
         """
-        answers = await self._exchange(pack(commands), len(commands), timeout)
-        return self._checked(answers)
+        return self.send(pack(commands), len(commands), timeout)
 
     async def send(self, packed: bytes, replies: int, timeout: float) -> list[Any]:
         """As `call`, with commands that `pack` has packed."""
-        return self._checked(await self._exchange(packed, replies, timeout))
-
-    def _checked(self, answers: list[Any]) -> list[Any]:
-        """The answers of the last exchange; raises the first error reply among them."""
+        answers = await self._exchange(packed, replies, timeout)
         if self._has_failed:
             raise next(answer for answer in answers if isinstance(answer, RedisError))
         return answers
 
-    async def _exchange(self, packed: bytes, replies: int, timeout: float) -> list[Any]:
-        """As `send`, but an error reply is in the list, in its place, and `_has_failed` says so."""
+    def begin(self, call: Call, timeout: float, done: Callable[[Outcome], object]) -> bool:
+        """Run a script over the connection that is open, without a task.
+
+        Args:
+            call: the script with its arguments.
+            timeout: seconds.
+            done: called with the outcome. Unless that is one reply which is no error, `run` is to
+                be given it. Raises nothing.
+
+        Returns:
+            Whether it is begun; else `run` has to be awaited.
+        """
+        wire = self._wire
+        if wire is None or self._outdated:
+            return False
+        try:
+            wire.request(_pack_calls((call,), ()), 1, timeout, functools.partial(self._end, done))
+        except FAILURES:
+            return False
+        return True
+
+    def _end(self, done: Callable[[Outcome], object], outcome: Outcome) -> None:
+        if not isinstance(outcome, Exception) and not isinstance(outcome[0], RedisError):
+            self._report(())
+        done(outcome)
+
+    async def _exchange(
+        self, packed: bytes, replies: int, timeout: float, begun: Outcome | None = None
+    ) -> list[Any]:
+        """As `send`, but an error reply is in the list, in its place, and `_has_failed` says so.
+
+        Args:
+            packed: see `send`.
+            replies: see `send`.
+            timeout: see `send`.
+            begun: the outcome, where the exchange is over already.
+        """
         answers: list[Any] | None = None
         try:
-            wire = self._wire
-            if wire is None or self._outdated:
-                loop = asyncio.get_running_loop()
-                until = loop.time() + timeout
-                async with asyncio.timeout_at(until):
-                    await self.close()
-                    wire = await self._connect()
-                timeout = max(0.0, until - loop.time())
-            answers = await wire.exchange(packed, replies, timeout)
+            if begun is None:
+                wire = self._wire
+                if wire is None or self._outdated:
+                    loop = asyncio.get_running_loop()
+                    until = loop.time() + timeout
+                    async with asyncio.timeout_at(until):
+                        await self.close()
+                        wire = await self._connect()
+                    timeout = max(0.0, until - loop.time())
+                answers = await wire.exchange(packed, replies, timeout)
+            elif isinstance(begun, Exception):
+                raise begun
+            else:
+                answers = begun
         except FAILURES as failure:
             self._report([explain(failure)])
             raise
@@ -222,6 +259,7 @@ class Link:
         calls: Sequence[Call],
         timeout: float,
         last: Sequence[Command] = (),
+        begun: Outcome | None = None,
     ) -> list[Any]:
         """Run scripts in one round trip; each call is a script and what follows its sha.
 
@@ -231,13 +269,15 @@ class Link:
             calls: scripts with their arguments.
             timeout: in seconds, for each round trip.
             last: commands to follow on the same connection; their answers come last.
+            begun: what has come of `begin` with the same calls.
 
         Raises:
             FailedCalls: some were answered with an error; it holds all answers.
             FAILURES: as `call`.
         """
         count = len(calls) + len(last)
-        answers = await self._exchange(_pack_calls(calls, last), count, timeout)
+        packed = _pack_calls(calls, last) if begun is None else b""
+        answers = await self._exchange(packed, count, timeout, begun)
         if not self._has_failed:
             return answers
 

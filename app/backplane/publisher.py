@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from app.backoff import Backoff
-from app.backplane.client import FAILURES, AnyBackplane, Argument, Command, FailedCalls, new_backoff
+from app.backplane.client import (
+    FAILURES,
+    AnyBackplane,
+    Argument,
+    Command,
+    FailedCalls,
+    Link,
+    new_backoff,
+)
 from app.backplane.entries import body_name
 from app.backplane.faults import (
     MISREAD,
@@ -35,6 +44,7 @@ from app.backplane.scripts import (
     once_keys,
     stream_key,
 )
+from app.backplane.wire import Outcome
 from app.clock import running_time
 from app.errors import BackplaneUnavailable
 from app.types import Draft, Position
@@ -72,6 +82,8 @@ class Stored(NamedTuple):
     stream_time: int
     """Microseconds; 0: the batch was stored before."""
 
+
+Landed = Callable[[list[Position | BackplaneUnavailable] | None], object]
 
 UNPUBLISHED = "Publishing is unavailable"
 """How the message of an error begins."""
@@ -112,6 +124,10 @@ class StreamPublisher:
         self._faults: dict[str, tuple[Fault, float]] = {}  # by type; '' for those of the server
         self._stored: dict[str, Position] = {}
         self._number = 0
+        self._quick = self._link if isinstance(self._link, Link) else None
+        """The connection, where a batch can be begun without a task."""
+        self._begun: Outcome | None = None
+        """What has come of a batch that was begun so, where it has to be tried again."""
         settings = backplane.settings
         self._limits: tuple[Argument, ...] = (
             settings.history_size,
@@ -135,6 +151,38 @@ class StreamPublisher:
             del self._faults[type]
         return None
 
+    def begin(self, drafts: Sequence[Draft], landed: Landed) -> bool:
+        """Store a batch without a task, where that takes no more than one answer.
+
+        Args:
+            drafts: see `store`.
+            landed: called with the position of each message; or with None, and `store` is to be
+                awaited next, with the same messages. Raises nothing.
+
+        Returns:
+            Whether it is begun; else `store` is to be awaited.
+        """
+        type = drafts[0].type
+        if (
+            self._quick is None
+            or self._faults
+            or self._replicas
+            or (len(drafts) > 1 and any(draft.type != type for draft in drafts))
+        ):
+            return False
+        self._number += 1
+        done = functools.partial(self._land, type, len(drafts), landed)
+        return self._quick.begin(self._call(type, drafts), ATTEMPT_TIMEOUT, done)
+
+    def _land(self, type: str, count: int, landed: Landed, outcome: Outcome) -> None:
+        if isinstance(outcome, list) and not isinstance(outcome[0], Exception):
+            stored = _stored(outcome[0], count)
+            if isinstance(stored, Stored):
+                landed(self._outcomes(type, stored, count))
+                return
+        self._begun = outcome
+        landed(None)
+
     async def store(
         self, drafts: Sequence[Draft], deadline: float
     ) -> list[Position | BackplaneUnavailable]:
@@ -148,11 +196,13 @@ class StreamPublisher:
             BackplaneUnavailable: nothing is known to be stored. Without an answer in time some
                 messages may have been, all those of a type or none.
         """
-        self._number += 1
+        begun, self._begun = self._begun, None
+        if begun is None:
+            self._number += 1
         type = drafts[0].type
         if len(drafts) == 1 or all(draft.type == type for draft in drafts):
             call = self._call(type, drafts)
-            replies = await self._deliver({type: call}, {type: len(drafts)}, deadline)
+            replies = await self._deliver({type: call}, {type: len(drafts)}, deadline, begun)
             return self._outcomes(type, replies[type], len(drafts))
         places: dict[str, list[int]] = {}
         for place, draft in enumerate(drafts):
@@ -187,6 +237,7 @@ class StreamPublisher:
         calls: Mapping[str, tuple[Script, Sequence[Argument]]],
         counts: Mapping[str, int],
         deadline: float,
+        begun: Outcome | None = None,
     ) -> dict[str, Stored | BackplaneUnavailable]:
         """The reply of each type, or its error.
 
@@ -194,6 +245,7 @@ class StreamPublisher:
             calls: of each type.
             counts: how many messages each of them is to store.
             deadline: loop time at which to give up.
+            begun: what has come of the first attempt, where there was one.
         """
         loop = asyncio.get_running_loop()
         pauses: Backoff | None = None
@@ -204,10 +256,9 @@ class StreamPublisher:
         while left and (seconds := deadline - loop.time()) > 0:
             link, types = self._link, list(left)
             try:
-                answers = self._read(
-                    await link.run(list(left.values()), min(seconds, ATTEMPT_TIMEOUT), self._last),
-                    [counts[type] for type in types],
-                )
+                attempt = self._try(list(left.values()), min(seconds, ATTEMPT_TIMEOUT), begun)
+                begun = None
+                answers = self._read(await attempt, [counts[type] for type in types])
                 if not self._faults and not any(isinstance(a, Exception) for a in answers):
                     done.update(zip(types, answers, strict=True))  # type: ignore[arg-type]
                     left.clear()
@@ -252,6 +303,17 @@ class StreamPublisher:
                 # The traceback would lead back to the error, in a cycle with all the bodies.
                 del failed, done
         return done
+
+    def _try(
+        self,
+        calls: Sequence[tuple[Script, Sequence[Argument]]],
+        timeout: float,
+        begun: Outcome | None,
+    ) -> Coroutine[Any, Any, list[Any]]:
+        """One attempt to run the scripts, or its end where it is begun."""
+        if begun is None or self._quick is None:
+            return self._link.run(calls, timeout, self._last)
+        return self._quick.run(calls, timeout, begun=begun)
 
     def _read(self, answers: list[Any], counts: Sequence[int]) -> list[Stored | Exception]:
         """What the scripts have stored, or the error, one for each number of messages."""

@@ -8,7 +8,9 @@ published and for each that is read.
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import hiredis
@@ -23,6 +25,8 @@ from app.seconds import SecondCall, call_next_second
 MORE = object()
 """What the parser gives when a reply is not complete."""
 CLOSED = "Connection closed by server."
+Outcome = list[Any] | Exception
+"""The replies of an exchange, an error reply in its place; or what it has failed with."""
 _PATIENT = 1.5
 """Seconds that an exchange may still take from which on it is looked at in the next second."""
 
@@ -54,7 +58,8 @@ class Wire(asyncio.Protocol):
         self._parser = new_parser(reply_error)
         self._answers: list[Any] = []
         self._missing = 0
-        self._waiter: asyncio.Future[None] | None = None
+        self._done: Callable[[Outcome], object] | None = None
+        """Called when the exchange is over; None: there is none."""
         self._lost: Exception | None = None
         self._due = math.inf
         """Loop time at which the exchange fails."""
@@ -76,37 +81,49 @@ class Wire(asyncio.Protocol):
         wire._transport.set_protocol(wire)
         return wire
 
-    async def exchange(self, packed: bytes, replies: int, timeout: float) -> list[Any]:
-        """Send commands, and return their replies; an error reply is an exception among them.
+    def request(
+        self, packed: bytes, replies: int, timeout: float, done: Callable[[Outcome], object]
+    ) -> None:
+        """Send commands.
 
         Args:
             packed: the commands.
             replies: how many they are.
             timeout: seconds.
+            done: called with the outcome, unless the exchange is cancelled. Raises nothing.
+
+        Raises:
+            LostConnection: the connection is closed.
+        """
+        if self._lost is not None or self._transport.is_closing():
+            raise LostConnection(CLOSED) from self._lost
+        self._answers, self._missing, self._done = [], replies, done
+        self._due = self._loop.time() + timeout
+        if self._timer is None or self._timer_at > self._due:
+            self._watch()
+        self._transport.write(packed)
+
+    def cancel(self) -> None:
+        """Take no notice of the replies that are still to come."""
+        self._done, self._due = None, math.inf
+
+    async def exchange(self, packed: bytes, replies: int, timeout: float) -> list[Any]:
+        """Send commands, and return their replies; see `request`.
 
         Raises:
             TimeoutError: the replies have not come in time.
             RedisError: the connection is lost, or a reply says that it cannot be used.
         """
-        if self._lost is not None or self._transport.is_closing():
-            raise LostConnection(CLOSED) from self._lost
-        self._answers, self._missing = [], replies
-        self._due = self._loop.time() + timeout
-        if self._timer is None or self._timer_at > self._due:
-            self._watch()
-        waiter = self._waiter = self._loop.create_future()
-        self._transport.write(packed)
+        waiter: asyncio.Future[list[Any]] = self._loop.create_future()
+        self.request(packed, replies, timeout, functools.partial(_answer, waiter))
         try:
-            await waiter
+            return await waiter
         finally:
-            self._waiter, self._due = None, math.inf
-        answers, self._answers = self._answers, []
-        return answers
+            self.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Collect the replies."""
-        waiter = self._waiter
-        if waiter is None or waiter.done():
+        if self._done is None:
             # Nothing was asked for, or the exchange has failed and the connection is to be closed.
             self._transport.abort()
             return
@@ -123,9 +140,9 @@ class Wire(asyncio.Protocol):
                 answers.append(answer)
                 self._missing -= 1
         except Exception as error:  # noqa: BLE001 (it is the exchange's)
-            waiter.set_exception(as_failure(error))
+            self._end(as_failure(error))
         else:
-            waiter.set_result(None)
+            self._end(answers)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the exchange."""
@@ -133,10 +150,17 @@ class Wire(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._waiter is not None and not self._waiter.done():
+        if self._done is not None:
             error = LostConnection(CLOSED)
             error.__cause__ = exc
-            self._waiter.set_exception(error)
+            self._end(error)
+
+    def _end(self, outcome: Outcome) -> None:
+        """The exchange is over."""
+        done, self._answers = self._done, []
+        self.cancel()
+        assert done is not None
+        done(outcome)
 
     def _watch(self) -> None:
         if self._timer is not None:
@@ -151,10 +175,19 @@ class Wire(asyncio.Protocol):
 
     def _look(self) -> None:
         self._timer = None
-        waiter = self._waiter
-        if waiter is None or waiter.done():
+        if self._done is None:
             return
         if self._loop.time() < self._due:
             self._watch()
         else:
-            waiter.set_exception(TimeoutError())
+            self._end(TimeoutError())
+
+
+def _answer(waiter: asyncio.Future[list[Any]], outcome: Outcome) -> None:
+    """Give the outcome of an exchange to what awaits it."""
+    if waiter.done():
+        return  # it was cancelled
+    if isinstance(outcome, Exception):
+        waiter.set_exception(outcome)
+    else:
+        waiter.set_result(outcome)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
-from app.broadcast.queue import BATCH_BYTES, BATCH_MESSAGES, BroadcastQueue, Entry
+from app.broadcast.queue import BATCH_BYTES, BATCH_MESSAGES, BroadcastQueue, Entry, Outcome
 from app.errors import BackplaneUnavailable
 
 
 class LanedQueue(BroadcastQueue):
     """As `BroadcastQueue`, but a type that its node does not take holds up no other type."""
+
+    def _leave(self) -> None:
+        """Let `_run` begin with what waits."""
+        self._wake.set()
 
     async def _run(self) -> None:
         lanes: set[str] = set()
@@ -26,17 +31,14 @@ class LanedQueue(BroadcastQueue):
 
     async def _fly(self, type: str, batch: list[Entry], lanes: set[str]) -> None:
         self._flying = [*self._flying, *batch]
+        outcomes: Sequence[Outcome] = [BackplaneUnavailable()] * len(batch)
         try:
-            await self._store(batch)
+            outcomes = await self._store(batch)
         finally:
-            for entry in batch:
-                if entry.outcome is None:
-                    entry.settle(BackplaneUnavailable())  # nothing else came of it
             lanes.discard(type)
             landed = set(map(id, batch))
             self._flying = [entry for entry in self._flying if id(entry) not in landed]
-            self._stored.set()
-            self._release(batch)
+            self._land(batch, outcomes)
             if any(self._waiting):
                 self._wake.set()
             elif not (self._newcomers or self._flying):

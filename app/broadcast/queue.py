@@ -45,6 +45,8 @@ class BatchStore(Protocol):
 Outcome = Position | ClientError
 """Where a message stands, or why it is not stored."""
 Settled = Callable[["Entry"], object]
+Begin = Callable[[Sequence[Draft], Callable[[Sequence[Outcome] | None], object]], bool]
+"""Begins to store a batch; `app.backplane.publisher.StreamPublisher.begin`."""
 
 
 class Entry:
@@ -116,6 +118,7 @@ class BroadcastQueue:
         publisher: stores batches.
         count: called with the type and the number of messages that are stored; control messages are
             not counted.
+        begin: stores a batch without a task, where that can be done; None: it cannot.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class BroadcastQueue:
         slots: Slots,
         publisher: BatchStore,
         count: Callable[[str, int], object] = lambda *_: None,
+        begin: Begin | None = None,
     ) -> None:
         self.bytes = 0
         """Size of all messages that are counted into the bounds, those under way included."""
@@ -131,6 +135,7 @@ class BroadcastQueue:
         self._slots = slots
         self._publisher = publisher
         self._count = count
+        self._begin = begin
         self._waiting: tuple[deque[Entry], ...] = tuple(deque() for _ in _RANKS)
         """What waits, by rank, in the order in which it leaves."""
         self._flying: list[Entry] = []
@@ -153,6 +158,7 @@ class BroadcastQueue:
     def start(self, supervisor: Supervisor | None = None) -> None:
         """Begin to store messages; the supervisor begins again what fails."""
         self._task = (supervisor or Supervisor()).start("queue", self._run)
+        self._leave()
 
     async def close(self, timeout: float = MAX_WAIT) -> None:
         """Store what waits, for at most `timeout` seconds, and stop; the rest fails."""
@@ -162,11 +168,13 @@ class BroadcastQueue:
                     self._stored.clear()
                     await self._stored.wait()
         left = [*self._flying, *self._newcomers]
-        if self._task is not None:
-            self._task.cancel()
+        task, self._task = self._task, None  # so that nothing more leaves
+        if task is not None:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+                await task
+        self._release(self._flying)
+        self._flying = []
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -278,7 +286,7 @@ class BroadcastQueue:
         """Something waits that did not."""
         if self._flying:
             self._show()  # at once: another worker may need the room before the next tick
-        self._wake.set()  # else it leaves in this pass of the loop, or is shown then
+        self._leave()
 
     def _release(self, entries: Sequence[Entry] | deque[Entry]) -> None:
         count = size = 0
@@ -401,52 +409,70 @@ class BroadcastQueue:
 
     # Storing
 
-    async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._flying = self._next_batch()
-            if not self._flying:
-                self._wake.clear()
-                continue
-            if any(self._waiting):
-                self._watch()
-            self._show()
+    def _leave(self) -> None:
+        """Begin with the next batch, if none is under way."""
+        if self._flying or self._task is None:
+            return
+        batch = self._flying = self._next_batch()
+        if not batch:
+            return
+        if any(self._waiting):
+            self._watch()
+        self._show()
+        drafts = [entry.draft for entry in batch]
+        if self._begin is None or not self._begin(drafts, self._land_all):
+            self._wake.set()
+
+    def _land_all(self, outcomes: Sequence[Outcome] | None) -> None:
+        """Go on when the batch under way is stored, or cannot be stored without `_run`."""
+        if outcomes is None:
+            self._wake.set()
+        elif self._flying:  # else it is closed
+            batch, self._flying = self._flying, []
             try:
-                await self._store(self._flying)
+                self._land(batch, outcomes)
             finally:
-                flying, self._flying = self._flying, []
-                for entry in flying:
-                    if entry.outcome is None:
-                        entry.settle(BackplaneUnavailable())  # nothing else came of it
-                self._stored.set()
-                self._release(flying)
-                if not (self._newcomers or any(self._waiting)):
-                    self._wake.clear()
+                if any(self._waiting):
+                    self._leave()
+                elif not self._newcomers:
                     self._rest()
 
-    async def _store(self, batch: Sequence[Entry]) -> None:
+    async def _run(self) -> None:
+        """Store the batches that need more than one attempt."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            outcomes: Sequence[Outcome] = [BackplaneUnavailable()] * len(self._flying)
+            try:
+                outcomes = await self._store(self._flying)
+            finally:
+                self._land_all(outcomes)  # nothing else came of it
+
+    async def _store(self, batch: Sequence[Entry]) -> Sequence[Outcome]:
+        """What becomes of each message of a batch."""
         drafts = [entry.draft for entry in batch]
         deadline = max(entry.deadline for entry in batch)
         try:
-            outcomes = await self._publisher.store(drafts, deadline)
+            return await self._publisher.store(drafts, deadline)
         except BackplaneUnavailable as error:
             # A traceback would keep the batch, and in it the error, until the collector comes.
-            error.with_traceback(None)
-            for entry in batch:
-                entry.settle(error)
+            return [error.with_traceback(None)] * len(batch)
         except Exception:
             # A bug must not end publishing for good.
             logger.exception("cannot store a batch")
-            for entry in batch:
-                entry.settle(BackplaneUnavailable())
-        else:
-            counts: dict[str, int] = {}
-            for entry, outcome in zip(batch, outcomes, strict=True):
-                type = entry.draft.type
-                if entry.settle(outcome) and isinstance(outcome, Position) and type != CONTROL:
-                    counts[type] = counts.get(type, 0) + 1
-            for type, number in counts.items():
-                self._count(type, number)
+            return [BackplaneUnavailable()] * len(batch)
+
+    def _land(self, batch: Sequence[Entry], outcomes: Sequence[Outcome]) -> None:
+        """Answer a batch that is no longer under way, and count what is stored of it."""
+        self._release(batch)
+        counts: dict[str, int] = {}
+        for entry, outcome in zip(batch, outcomes, strict=True):
+            type = entry.draft.type
+            if entry.settle(outcome) and isinstance(outcome, Position) and type != CONTROL:
+                counts[type] = counts.get(type, 0) + 1
+        for type, number in counts.items():
+            self._count(type, number)
+        self._stored.set()
 
     def _next_batch(self) -> list[Entry]:
         batch: list[Entry] = []

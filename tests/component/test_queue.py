@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from app.backplane.publisher import Landed
 from app.broadcast import queue as queue_module
 from app.broadcast.queue import BroadcastQueue
 from app.config import Settings
@@ -35,11 +36,18 @@ class Worker:
         """Batches stored since the start."""
         self.counted: Counter[str] = Counter()
         """Messages that were counted as stored, by type."""
-        self.queue = BroadcastQueue(slots, self, self.count)
+        self.queue = BroadcastQueue(slots, self, self.count, self.begin)
         self.queue.start()
 
     def count(self, type: str, number: int) -> None:
         self.counted[type] += number
+
+    def begin(self, drafts: Sequence[Draft], landed: Landed) -> bool:
+        def count(outcomes: list[Position | BackplaneUnavailable] | None) -> None:
+            self.batches += outcomes is not None
+            landed(outcomes)
+
+        return self.node.publisher.begin(drafts, count)
 
     async def store(
         self, drafts: Sequence[Draft], deadline: float
