@@ -164,7 +164,7 @@ def make_draft(
     """
     if type(message) is not dict and not isinstance(message, Mapping):
         raise _invalid("A message must be an object with 'type', 'event' and 'data'.")
-    if not message.keys() <= _KNOWN_FIELDS:
+    if not _KNOWN_FIELDS.issuperset(message):
         name = next(name for name in message if name not in _KNOWN_FIELDS)
         raise _invalid(f"Unknown field {name[:64]!r}: a message has {', '.join(_FIELDS)}.")
     stream, event, id = message.get("type"), message.get("event"), message.get("id")
@@ -173,7 +173,7 @@ def make_draft(
     if not isinstance(stream, str) or stream not in settings.message_types:
         types = ", ".join(settings.message_types)
         raise ClientError(ErrorCode.INVALID_TYPE, f"'type' must be one of {types}.")
-    if writer is not None:
+    if writer is not None and writer.types is not None:
         writer.check_type(stream)
     if not isinstance(event, str) or len(event) > _LONGEST_EVENT or not _is_event(event):
         raise _invalid(

@@ -97,7 +97,10 @@ _NUMBERS = bytes(
     for byte in range(256)
 )
 _LONG, _LONG_NEGATIVE = b"0" * 20, b"-" + b"0" * 19
-"""What each integer beyond 64 bits contains in `_NUMBERS`: orjson would make a float of it."""
+"""What each integer beyond 64 bits contains in `_NUMBERS`."""
+_CLOSE, _SAMPLES = 6, b"000"
+"""Bytes between two samples of a text, and what each such integer leaves in them: 19 digits in a row
+hold three samples at least."""
 
 
 def _make_encoder(*, ensure_ascii: bool) -> Callable[[Any], str]:
@@ -209,18 +212,27 @@ def decode_json(text: bytes | str) -> Any:
     """
     # orjson refuses half a surrogate pair in a text, as it does in an escape.
     encoded = text.encode(errors="surrogatepass") if isinstance(text, str) else text
-    numbers = encoded.translate(_NUMBERS)
-    if _LONG in numbers or _LONG_NEGATIVE in numbers:
+    if _has_long_number(encoded):
         value = _decode_strictly(text)
     else:
         try:
             value = orjson.loads(encoded)
         except orjson.JSONDecodeError:
             value = _decode_strictly(text)
-    # The count bounds the depth and costs nothing; few messages need the exact figure.
-    if encoded.count(b"[") + encoded.count(b"{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+    # The count bounds the depth and costs little; few messages need the exact figure.
+    if len(encoded) - len(encoded.translate(None, b"[{")) > MAX_DEPTH and _is_deeper(
+        value, MAX_DEPTH
+    ):
         raise _too_deep()
     return value
+
+
+def _has_long_number(encoded: bytes) -> bool:
+    """Whether a text may hold an integer beyond 64 bits, which orjson would make a float of."""
+    if _SAMPLES not in encoded[::_CLOSE].translate(_DIGITS):
+        return False
+    numbers = encoded.translate(_NUMBERS)
+    return _LONG in numbers or _LONG_NEGATIVE in numbers
 
 
 def _decode_strictly(text: bytes | str) -> Any:
@@ -249,6 +261,8 @@ def _too_deep() -> ClientError:
 
 
 _NESTED = (dict, list, tuple)
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+"""Classes of most values, which are looked at no further."""
 _FIRST_LONG = 10**_MAX_DIGITS
 
 
@@ -259,7 +273,7 @@ def _is_deeper(value: Any, limit: int) -> bool:
             item
             for one in level
             for item in (one.values() if isinstance(one, dict) else one)
-            if isinstance(item, _NESTED)
+            if type(item) not in _PLAIN and isinstance(item, _NESTED)
         ]
         if not level:
             return False
@@ -360,9 +374,7 @@ def body(
     encoded = (
         b'{"id":%b,"type":%b,"timestamp":%d,"direction":"server-to-client","event":%b,"data":%b'
     ) % (
-        encode_decoded(
-            new_id() if id is None else id
-        ),  # of a text, which nothing can be wrong with
+        orjson.dumps(new_id() if id is None else id),  # of a text, which nothing can be wrong with
         _encode_name(type),
         time.time() * 1000 if timestamp is None else timestamp,
         _encode_name(event),

@@ -7,6 +7,7 @@ the reader for clients with an extension.
 
 from __future__ import annotations
 
+import struct
 import sys
 from codecs import utf_8_decode
 from collections.abc import Mapping
@@ -73,14 +74,18 @@ _MASKED = 0x80
 _FIN = 0x80
 
 
+_HEAD_OF_16, _HEAD_OF_64 = struct.Struct(">BBH").pack, struct.Struct(">BBQ").pack
+"""Heads of frames whose length takes 16 or 64 bits."""
+
+
 def build_frame(opcode: int, payload: bytes) -> bytes:
     """A complete unmasked frame."""
     size = len(payload)
     if size < 126:
         return bytes((_FIN | opcode, size)) + payload
     if size < 65536:
-        return b"%c%c%b%b" % (_FIN | opcode, 126, size.to_bytes(2, "big"), payload)
-    return b"%c%c%b%b" % (_FIN | opcode, 127, size.to_bytes(8, "big"), payload)
+        return _HEAD_OF_16(_FIN | opcode, 126, size) + payload
+    return _HEAD_OF_64(_FIN | opcode, 127, size) + payload
 
 
 def frame_end(data: bytes, offset: int) -> int:
