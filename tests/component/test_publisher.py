@@ -22,6 +22,7 @@ from app.errors import BackplaneFull, BackplaneUnavailable
 from app.types import Draft, Position
 from tests.support.backplane import MakeNode, Node, draft
 from tests.support.valkeys import ValkeyProcess
+from tests.support.waiting import until
 
 
 async def bodies(valkey: ValkeyProcess, type: str = "status") -> list[bytes]:
@@ -72,6 +73,91 @@ async def test_a_batch_whose_answer_was_lost_is_stored_once(
     assert [p.seq for p in positions] == [1, 1, 2]
     assert await bodies(valkey) == [b"{1", b"{3"]
     assert await bodies(valkey, "stats") == [b"{2"]
+
+
+class Landed:
+    """Begins batches, and notes what comes of them."""
+
+    def __init__(self, node: Node) -> None:
+        self._publisher = node.publisher
+        self.outcomes: list[list[Any] | None] = []
+
+    def begin(self, *drafts: Draft) -> bool:
+        return self._publisher.begin(drafts, self.outcomes.append)
+
+    async def outcome(self) -> list[Any] | None:
+        await until(lambda: bool(self.outcomes))
+        return self.outcomes.pop()
+
+
+async def test_a_batch_of_one_type_is_stored_without_a_task(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    node = await make_node()
+    landed = Landed(node)
+    assert not landed.begin(draft(b"{0")), "no connection is open"
+    await node.publish(draft(b"{0"))
+    assert not landed.begin(draft(), draft(type="stats"))
+    tasks = asyncio.all_tasks()
+    for number in (1, 3):
+        assert landed.begin(draft(b"{%d" % number), draft(b"{%d" % (number + 1)))
+        assert asyncio.all_tasks() == tasks
+        found = await landed.outcome()
+        assert found is not None
+        assert [p.seq for p in found] == [number + 1, number + 2]
+    assert await bodies(valkey) == [b"{0", b"{1", b"{2", b"{3", b"{4"]
+    assert node.backplane.errors.total() == 0
+
+
+@pytest.mark.parametrize("fault", [ConnectionResetError(), TimeoutError(), "forgotten", "garbled"])
+async def test_a_batch_that_was_begun_is_stored_once(
+    valkey: ValkeyProcess,
+    make_node: MakeNode,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception | str,
+) -> None:
+    """Whether its answer is lost, or the server has to be asked again."""
+    node = await make_node()
+    await node.publish(draft(b"{1"))
+    landed, batch = Landed(node), (draft(b"{2"), draft(b"{3"))
+    end = Link._end
+
+    def lose(self: Link, done: Any, outcome: Any) -> None:
+        end(self, done, fault if isinstance(fault, Exception) else [b"what?"])
+
+    if fault == "forgotten":
+        await valkey.command("SCRIPT", "FLUSH")
+    else:
+        monkeypatch.setattr(Link, "_end", lose)
+    assert landed.begin(*batch)
+    assert await landed.outcome() is None
+    monkeypatch.setattr(Link, "_end", end)
+    assert [p.seq for p in await node.publish(*batch)] == [2, 3]
+    assert await bodies(valkey) == [b"{1", b"{2", b"{3"]
+    assert node.backplane.errors.total() == isinstance(fault, Exception)
+    assert node.publisher.fault is None
+    assert landed.begin(draft(b"{4"))
+    assert await landed.outcome() is not None
+    assert await bodies(valkey) == [b"{1", b"{2", b"{3", b"{4"]
+
+
+async def test_a_batch_that_was_begun_and_is_refused(
+    valkey: ValkeyProcess, make_node: MakeNode
+) -> None:
+    node = await make_node()
+    await node.publish(draft(b"{1"))
+    landed = Landed(node)
+    await valkey.command("CONFIG", "SET", "maxmemory", "1")
+    assert landed.begin(draft(b"{2"))
+    assert await landed.outcome() is None
+    with pytest.raises(BackplaneFull):
+        await node.publish(draft(b"{2"), within=0.5)
+    assert not landed.begin(draft(b"{3")), "something is wrong"
+    await valkey.command("CONFIG", "SET", "maxmemory", "0")
+    await node.publish(draft(b"{3"))
+    assert landed.begin(draft(b"{4"))
+    assert await landed.outcome() is not None
+    assert await bodies(valkey) == [b"{1", b"{3", b"{4"]
 
 
 async def test_a_late_copy_of_an_old_batch_is_refused(
