@@ -210,7 +210,7 @@ class Metrics:
             ["code"],
             [code for code in ErrorCode if not code.is_http_only],
         )
-        self.http_requests: Children[tuple[str, str, str], Counter] = self._counters(
+        self.http_requests: Children[tuple[str, str, int], Counter] = self._counters(
             "http_requests", "HTTP requests answered.", ["route", "method", "status"]
         )
         self.writes: Children[tuple[str, str], Counter] = self._counters(
@@ -364,7 +364,7 @@ class Metrics:
             status: of the answer.
         """
         method = method if method in _METHODS else _OTHER
-        self.http_requests[route, method, str(status)].inc()
+        self.http_requests[route, method, status].inc()
 
     def sample_process(self) -> None:
         """Count the CPU time since the last call; the worker calls it every second or so."""

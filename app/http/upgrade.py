@@ -20,7 +20,7 @@ from app.sessions.deflated import session_class
 from app.sessions.plain import PlainSession
 from app.sessions.refused import Refuser
 from app.sessions.retry import retry_reason
-from app.sessions.session import ConnectOptions
+from app.sessions.session import DEFAULT_OPTIONS, ConnectOptions
 from app.sessions.socketio.session import SocketIOSession
 from app.sessions.token_keys import KeysUnavailable
 from app.transport.door import PASSED, Passed
@@ -132,10 +132,13 @@ class Upgrade(SessionEntrance):
         received: bytes,
     ) -> None:
         context = self._context
-        options = ConnectOptions(admitted.types, admitted.batch, admitted.resume, admitted.history)
+        options = DEFAULT_OPTIONS
         session: PlainSession | SocketIOSession
         bits = negotiate(_offers(request)) if self._deflates else None
         if admitted.protocol == "plain":
+            options = ConnectOptions(
+                admitted.types, admitted.batch, admitted.resume, admitted.history
+            )
             session = session_class(PlainSession, bits)(context, fd, connection_id(), admitted.user)
         else:
             session = session_class(SocketIOSession, bits)(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from app.ports import Slots
 
 AT_ONCE = 16
-"""Places that are taken together, where the cap is far."""
+"""Places that are taken together at most, where the cap is far."""
 
 
 class Places:
@@ -31,17 +31,23 @@ class Places:
         """Time of the loop of the last call, which is the same throughout a pass."""
         self._spare = 0
         """Places that are counted and not taken."""
+        self._taken = 0
+        """Places that were taken in this pass."""
 
     def reserve_connection(self) -> bool:
         """Count one connection more; False when the machine is at its cap."""
         if self._spare:
             self._spare -= 1
+            self._taken += 1
             return True
+        # As many as in the pass before, and then as many again.
+        wanted = max(1, min(self._taken, AT_ONCE))
         if not self._is_same_pass():
-            return self._slots.reserve_connection()
-        counted = self._slots.reserve_connections(AT_ONCE)
+            self._taken = 0
+        counted = self._slots.reserve_connections(wanted)
         if counted > 1:
             self._keep(counted - 1)
+        self._taken += 1
         return counted > 0
 
     def release_connection(self) -> None:

@@ -110,6 +110,10 @@ class ConnectOptions:
     """Newest messages of each of its types that it gets before live ones; None: none."""
 
 
+DEFAULT_OPTIONS = ConnectOptions()
+"""Of a client that asked for nothing, as most do that speak Socket.IO."""
+
+
 @dataclass(frozen=True, slots=True)
 class Opening:
     """What the answer to a request for server-sent events begins with."""

@@ -34,17 +34,21 @@ async def test_clients_that_come_at_once_are_counted_together() -> None:
     clock = Clock(1.0)
     places = Places(slots, clock)
     assert all(places.reserve_connection() for _ in range(1 + 2 * AT_ONCE - 3))
-    assert slots.calls == 3
-    assert slots.connections == 1 + 2 * AT_ONCE, "counted ahead"
+    assert slots.calls == 6
+    assert slots.connections == 2 * AT_ONCE, "counted ahead"
     await pass_of_the_loop(clock)
     assert slots.connections == 2 * AT_ONCE - 2
+    slots.calls = 0
+    assert all(places.reserve_connection() for _ in range(AT_ONCE))
+    assert slots.calls == 1, "as many as before"
+    await pass_of_the_loop(clock)
     slots.calls = 0
     for _ in range(AT_ONCE):
         places.release_connection()
     assert slots.calls == 1
     assert places.reserve_connection(), "one of those that were given back"
     await pass_of_the_loop(clock)
-    assert slots.connections == AT_ONCE - 1
+    assert slots.connections == 2 * AT_ONCE - 1
     assert slots.calls == 2
 
 

@@ -21,7 +21,15 @@ from app.sessions.auth import NAME_RULE, user_name
 from app.sessions.claiming import REPLACE_SECONDS
 from app.sessions.protocol_session import ProtocolSession
 from app.sessions.resume_tokens import Pid
-from app.sessions.session import HELD, OUTSIDE, ConnectOptions, Recovery, Work, weigh
+from app.sessions.session import (
+    DEFAULT_OPTIONS,
+    HELD,
+    OUTSIDE,
+    ConnectOptions,
+    Recovery,
+    Work,
+    weigh,
+)
 from app.sessions.socketio.client import MAIN, SocketIOClient
 from app.sessions.socketio.engine import message_frame
 from app.sessions.token_keys import KeysUnavailable
@@ -68,7 +76,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
 
     def begin(self, options: ConnectOptions) -> None:
         """Send the OPEN packet; the client's CONNECT comes next."""
-        if options != ConnectOptions():
+        if options is not DEFAULT_OPTIONS:
             self.need_extra().options = options
         self.context.connect_deadlines.await_connect(self)
         self.send(self.context.open_packet.frame(self.id))
@@ -372,16 +380,18 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
                 options.batch,
                 context.fanout.positions,
             )
-        return f'{{"sid":"{self.id}","pid":{json.dumps(pid)}}}'
+        # The name of a user is all of it that JSON may have to write otherwise.
+        text = f'"{pid}"' if self.user is None else json.dumps(pid)
+        return f'{{"sid":"{self.id}","pid":{text}}}'
 
     def _first_options(self) -> ConnectOptions:
         extra = self.extra
         if extra is None:
-            return ConnectOptions()
+            return DEFAULT_OPTIONS
         return (
             extra.recovery.options
             if extra.recovery is not None
-            else extra.options or ConnectOptions()
+            else extra.options or DEFAULT_OPTIONS
         )
 
     def accepted(self, namespace: str) -> Work | None:
