@@ -8,6 +8,7 @@ request or one message. They are known here by the names that variables for them
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 
 import pytest
@@ -102,6 +103,7 @@ def receiver(target: ast.Attribute) -> str:
     return value.id if isinstance(value, ast.Name) else ""
 
 
+@functools.cache
 def foreign(module: str) -> set[str]:
     """The attributes of other objects that a module sets."""
     found = set()

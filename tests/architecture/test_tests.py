@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,9 +110,15 @@ class Rules(ast.NodeVisitor):
             self.note(node, f"starts a process: {name}")
 
 
+@functools.cache
+def found_in(path: Path) -> list[tuple[str, int, str]]:
+    """What breaks a rule in a file."""
+    return Rules(ast.parse(path.read_text())).found
+
+
 def violations() -> Iterator[str]:
     for path in UNIT:
-        for function, line, what in Rules(ast.parse(path.read_text())).found:
+        for function, line, what in found_in(path):
             if f"{path.name}: {function}" not in EXCEPTIONS:
                 yield f"{path.name}:{line} {function}: {what}"
 
@@ -124,18 +131,14 @@ def test_no_test_asserts_on_the_wall_clock_or_is_skipped() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line} {function}: {what}"
         for path in sorted((ROOT / "tests").rglob("*.py"))
-        for function, line, what in Rules(ast.parse(path.read_text())).found
+        for function, line, what in found_in(path)
         if what in {CLOCK, SKIP}
     ]
     assert found == []
 
 
 def test_no_exception_is_left_over() -> None:
-    used = {
-        f"{path.name}: {function}"
-        for path in UNIT
-        for function, _, _ in Rules(ast.parse(path.read_text())).found
-    }
+    used = {f"{path.name}: {function}" for path in UNIT for function, _, _ in found_in(path)}
     assert set(EXCEPTIONS) <= used
 
 
