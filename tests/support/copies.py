@@ -166,6 +166,7 @@ class Installed(Copy, Service):
         """The environment of the service and of the scripts."""
         plain = {name: value for name, value in os.environ.items() if name not in self.settings}
         return plain | {
+            **self.quick,
             MARK: self.mark,
             "PYTHON": sys.executable,
             "CADDY": programs.find("caddy"),
