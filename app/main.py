@@ -21,7 +21,7 @@ from app.backplane.client import FAILURES, AnyBackplane, Backplane
 from app.backplane.cluster.client import ClusterBackplane
 from app.backplane.cluster.publisher import ClusterPublisher
 from app.backplane.cluster.reader import ClusterReader
-from app.backplane.faults import explain
+from app.backplane.faults import unusable
 from app.backplane.history import History
 from app.backplane.publisher import StreamPublisher
 from app.backplane.reader import Reader, StreamReader
@@ -143,17 +143,13 @@ async def _reach(
             break
         except (*FAILURES, BackplaneUnavailable) as error:
             if loop.time() >= deadline:
-                raise BackplaneUnavailable(_reason(error)) from error
+                if isinstance(error, BackplaneUnavailable):
+                    raise
+                raise unusable(error) from error
             await asyncio.sleep(0.1)
     for warning in backplane.warnings():
         logger.warning("%s", warning)
     return reached
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, BackplaneUnavailable):
-        return error.message
-    return f"The backplane cannot be used: {explain(error).words}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
@@ -32,6 +32,7 @@ from app.backplane.faults import (
     explain,
     reading_answer,
     unavailable,
+    unusable,
 )
 from app.backplane.needs import missing, needs
 from app.backplane.repair import is_damage, log_repaired, repair_keys
@@ -40,7 +41,9 @@ from app.backplane.scripts import SHARE_KEY, Call, Script
 from app.backplane.server import Server, server_at
 from app.backplane.wire import Outcome, Wire
 from app.config import Settings, full_backplane
-from app.errors import BackplaneUnavailable, PresenceError
+from app.errors import PresenceError
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -320,6 +323,28 @@ def new_backoff() -> Backoff:
     return Backoff(FIRST_PAUSE, LONGEST_PAUSE)
 
 
+async def until_reached(attempt: Callable[[], Awaitable[T]], deadline: float) -> T:
+    """Repeat an attempt to reach the backplane until it succeeds.
+
+    Args:
+        attempt: raises one of FAILURES when it does not.
+        deadline: loop time after which to give up.
+
+    Raises:
+        BackplaneUnavailable: it did not succeed in time; the message says why.
+    """
+    loop = asyncio.get_running_loop()
+    pauses = new_backoff()
+    while True:
+        try:
+            return await attempt()
+        except FAILURES as error:
+            pause = pauses.take()
+            if loop.time() + pause >= deadline:
+                raise unusable(error) from error
+        await asyncio.sleep(pause)
+
+
 class AnyLink(Protocol):
     """What `Link` is to those that read and publish."""
 
@@ -518,27 +543,21 @@ class Backplane(AnyBackplane):
 
     async def connect(self, deadline: float, *, replica: bool = False) -> None:
         """See `AnyBackplane`."""
-        loop = asyncio.get_running_loop()
-        pauses = new_backoff()
-        while True:
-            try:
-                (reply,) = await self.ask([(b"INFO",)])
-                info = info_of(reply)
-                if "\nloading:1" in info:
-                    raise BusyLoadingError("it is loading its data")
-                break
-            except FAILURES as error:
-                pause = pauses.take()
-                if loop.time() + pause >= deadline:
-                    words = explain(error).words
-                    raise BackplaneUnavailable(f"The backplane cannot be used: {words}.") from error
-                await asyncio.sleep(pause)
+        info = await until_reached(self._read_info, deadline)
         config = await server_config(self.ask)
         self._warnings = risks(info, config, self.settings)
         if self.settings.backplane_url:
             self._warnings += await missing(self.ask, needs(self.settings, replica=replica))
         if self._listening is None:
             self._listening = self._server.listen(self._leave_server)
+
+    async def _read_info(self) -> str:
+        """The server's INFO, once it has loaded its data."""
+        (reply,) = await self.ask([(b"INFO",)])
+        info = info_of(reply)
+        if "\nloading:1" in info:
+            raise BusyLoadingError("it is loading its data")
+        return info
 
     async def close(self) -> None:
         """See `AnyBackplane`."""

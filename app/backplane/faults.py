@@ -183,6 +183,11 @@ def _short(text: str) -> str:
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
 
 
+def unusable(error: Exception) -> BackplaneUnavailable:
+    """What a worker that cannot start reports."""
+    return BackplaneUnavailable(f"The backplane cannot be used: {explain(error).words}.")
+
+
 def unavailable(error: BaseException | None, what: str) -> BackplaneUnavailable:
     """The error that a client gets for a failed call.
 

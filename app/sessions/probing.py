@@ -56,10 +56,15 @@ class _Question:
         self.answers = 0
         """Workers that have said what they have."""
         self.held: set[str] = set()
+        """Sessions that workers have."""
         self.settled: set[str] = set()
+        """Those of which it is known whether they answer a ping."""
         self.alive: set[str] = set()
+        """Those that do."""
         self.users: Counter[str] = Counter()
+        """Connections that do, by user."""
         self.news = asyncio.Event()
+        """Set with each answer."""
 
 
 class Prober:
@@ -92,7 +97,7 @@ class Prober:
         Returns the ids of those.
 
         Raises:
-            BackplaneUnavailable, QueueOverflow: they may hang on.
+            BackplaneUnavailable, QueueOverflow: the old ones may stay.
         """
         others = self._others()
         grace = GRACE_SECONDS if others is None else ALL_ANSWER_SECONDS

@@ -17,10 +17,10 @@ from app.backplane.client import (
     Argument,
     Command,
     info_of,
-    new_backoff,
     pack,
     risks,
     server_config,
+    until_reached,
 )
 from app.backplane.cluster.link import Cluster, Connections, SlotLink
 from app.backplane.cluster.slot_map import Node
@@ -28,7 +28,6 @@ from app.backplane.faults import Fault, combined, explain
 from app.backplane.needs import missing, needs
 from app.backplane.scripts import CONTROL, Script, stream_key
 from app.config import Settings
-from app.errors import BackplaneUnavailable
 from app.setting_values import ClusterAddress
 
 _WITHOUT_KEY = (b"INFO", b"TIME", b"CONFIG", b"COMMAND", b"ACL")
@@ -65,21 +64,15 @@ class ClusterBackplane(AnyBackplane):
 
     async def connect(self, deadline: float, *, replica: bool = False) -> None:
         """Wait until a node says which of them serves what, and one of these answers."""
-        loop = asyncio.get_running_loop()
-        pauses = new_backoff()
-        while True:
-            try:
-                await self._cluster.map.refresh()
-                found = [await self._examine(node) for node in self._cluster.map.primaries()]
-                if any(is_well for is_well, _ in found):
-                    break
+
+        async def examine() -> list[tuple[bool, list[str]]]:
+            await self._cluster.map.refresh()
+            found = [await self._examine(node) for node in self._cluster.map.primaries()]
+            if not any(is_well for is_well, _ in found):
                 raise RedisError("no primary answers")
-            except FAILURES as error:
-                pause = pauses.take()
-                if loop.time() + pause >= deadline:
-                    words = explain(error).words
-                    raise BackplaneUnavailable(f"The backplane cannot be used: {words}.") from error
-                await asyncio.sleep(pause)
+            return found
+
+        found = await until_reached(examine, deadline)
         self._warnings = list(dict.fromkeys(line for _, lines in found for line in lines))
 
     async def close(self) -> None:
