@@ -8,16 +8,21 @@ receive a probe that the backplane has stored for it; while the backplane is una
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
 from app.errors import BackplaneUnavailable, QueueOverflow
-from app.seconds import next_second
+from app.seconds import REST, next_second, seconds_of
 
 PROBE = b'{"method":"canary"}'
 """The message; it asks nothing of its readers."""
+BEAT = 2
+"""Seconds between two looks whether a probe is due; see also `REST`."""
 INTERVAL = 2.0
 """Seconds without a probe after which this worker sends one."""
+_EARLY = 0.25
+"""Part of it by which a beat may come early."""
 LIMIT = 10.0
 """Seconds for which a stored probe may be on its way."""
 
@@ -70,14 +75,21 @@ class Canary:
         self._received_at = self._clock()
         self._awaited_since = None
 
-    async def beat(self) -> None:
-        """Send a probe if it is time for one; called about once a second."""
+    async def beat(self, interval: float | None = None) -> None:
+        """Send a probe if it is time for one.
+
+        To be called every `BEAT`, each second while it cannot write, and every `REST` while the worker rests.
+
+        Args:
+            interval: seconds between two probes of all workers; None: `INTERVAL`.
+        """
+        recent = (INTERVAL if interval is None else interval) * (1 - _EARLY)
         now = self._clock()
         if not self._available() or now - self._beat_at >= LIMIT:
             self._awaited_since = None
         self._beat_at = now
         known = (self._received_at, self._sent_at)
-        recent = any(at is not None and now - at < INTERVAL for at in known)
+        recent = any(at is not None and now - at < recent for at in known)
         if recent and self._writable():
             return
         self._sent_at = now
@@ -94,6 +106,7 @@ class Canary:
 
     async def run(self) -> None:
         """Beat for ever; the seconds of two workers begin at different times, so one sends first."""
+        seconds = seconds_of(asyncio.get_running_loop())
         while True:
-            await next_second()
-            await self.beat()
+            await (next_second(BEAT, REST) if self._writable() else next_second())
+            await self.beat(REST if seconds.rests else None)

@@ -43,7 +43,9 @@ USERS_A_SECOND = 2_000
 MOST_NOTES = 1_000
 """Figures of flushes that are kept at most before they are added to the metrics: some 100 KB."""
 QUIET_SECONDS = 3
-"""Between two times that a worker without sessions shows its figures, if nothing happens."""
+"""Between two times that a worker without sessions shows its figures, if nothing happens and it does not rest."""
+OWN_MESSAGES = 3
+"""Messages in the queue that do not count as something that happens: a probe and those of the collector."""
 SLICE = 500
 """Sessions that are looked at before the loop gets a turn: some 200 us."""
 USERS_SLICE = 50
@@ -210,8 +212,14 @@ class Figures:
         self.silences = Silences()
         """Of the workers of this machine, as often as its figures are shown."""
         self._state: tuple[object, ...] = ()
-        self._left_out = 0
-        """Seconds without figures since the last ones."""
+        self._counted: tuple[int, int] | None = None
+        """What said that sessions change when these were counted; None: they have names, and always count anew:"""
+        self._sizes: Counter[Group] = Counter()
+        """sessions of each group, and"""
+        self._unnamed: Counter[Group] = Counter()
+        """those of them without a user."""
+        self.quiet_looks = 0
+        """How often in a row `look` has found that nothing happens."""
 
     def fault(self) -> Fault | None:
         """What is wrong with the backplane, as this worker sees it; None: nothing."""
@@ -222,16 +230,17 @@ class Figures:
         return self._publisher.fault is None and self._backplane.available
 
     def look(self) -> bool:
-        """Whether the figures are due: each second, or a third of them while nothing happens.
+        """Whether the figures are due: at each look, or a third of them while nothing happens.
 
         Without sessions only figures of the process itself change then, such as its CPU time.
         """
+        queued = self._queue.per_priority()
         state = (
             self.fault(),
             self.writable(),
             self._canary.receives,
             self._canary.is_deaf,
-            self._queue.per_priority(),
+            queued if sum(queued) > OWN_MESSAGES else (),
             sum(self._queue.dropped),
             self._reader.reconnects,
             self._reader.unreadable.total(),
@@ -243,11 +252,24 @@ class Figures:
         )
         is_quiet = not len(self._registry) and state == self._state
         self._state = state
-        self._left_out = (self._left_out + 1) % QUIET_SECONDS if is_quiet else 0
-        return not self._left_out
+        self.quiet_looks = self.quiet_looks + 1 if is_quiet else 0
+        return self.quiet_looks % QUIET_SECONDS == 0
 
     async def show(self) -> None:
         """Put what the other workers may ask for into the slot table, and read what they put."""
+        changes = self._registry.changes, self._fanout.asked
+        if changes != self._counted:
+            users = await self._count_sessions()
+            self._show_groups()
+            await self._show_users(users)
+            has_names = self._unnamed.total() < self._sizes.total()
+            self._counted = None if has_names else changes
+        else:
+            self._show_groups()
+        self._count_subscribers()
+
+    async def _count_sessions(self) -> dict[str, int]:
+        """Count the sessions of each group; returns the types of each user, as bits."""
         sizes: Counter[Group] = Counter()
         unnamed: Counter[Group] = Counter()
         users: dict[str, int] = {}
@@ -265,12 +287,11 @@ class Figures:
                     if group not in bits:
                         bits[group] = sum(1 << self._types[type] for type in group.types)
                     users[session.user] = users.get(session.user, 0) | bits[group]
-        del sessions
-        self._show_groups(sizes, unnamed)
-        await self._show_users(users)
-        self._count_subscribers()
+        self._sizes, self._unnamed = sizes, unnamed
+        return users
 
-    def _show_groups(self, sizes: Counter[Group], unnamed: Counter[Group]) -> None:
+    def _show_groups(self) -> None:
+        sizes, unnamed = self._sizes, self._unnamed
         protocols: Counter[str] = Counter()
         subscriptions = dict.fromkeys(self._types, 0)
         unnamed_by_type = dict.fromkeys(self._types, 0)

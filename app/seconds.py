@@ -1,9 +1,12 @@
 """The next full second of this process, for all that is done once a second.
 
 Each wake-up of an idle process costs some 100 us, mostly for caches that others have filled
-meanwhile. So whatever recurs waits for the same moment, and one wake-up does for all. Where in the
-second it lies is drawn anew in each process: workers that all act at one moment would wait for the
-lock that they share.
+meanwhile, and as much again for each thing that it does. So whatever recurs waits for the same moment, and
+one wake-up does for all. Where in the second it lies is drawn anew in each process: workers that all act
+at one moment would wait for the lock that they share.
+
+A process without clients *rests*: what is of use to clients only, or may come a little later, is done every
+`REST` seconds. The first client ends that (`Seconds.wake`).
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from collections.abc import Callable
 
 LEAST_WAIT = 0.2
 """Seconds: a second that begins sooner than that is left out."""
+REST = 4
+"""Seconds between two times of most of what a process does that rests."""
 
 
 class SecondCall:
@@ -24,13 +29,15 @@ class SecondCall:
         at: number of the second.
         time: loop time at which that begins.
         act: what is done; raises nothing as a rule.
+        every: of so many seconds one counts while the process does not rest.
     """
 
-    __slots__ = ("_act", "at", "time")
+    __slots__ = ("_act", "at", "every", "time")
 
-    def __init__(self, at: int, time: float, act: Callable[[], object]) -> None:
+    def __init__(self, at: int, time: float, act: Callable[[], object], every: int) -> None:
         self.at = at
         self.time = time
+        self.every = every
         self._act: Callable[[], object] | None = act
 
     def cancel(self) -> None:
@@ -58,16 +65,48 @@ class Seconds:
         self._calls: list[SecondCall] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
+        self._rests = False
 
-    def call(self, act: Callable[[], object], every: int = 1) -> SecondCall:
-        """Do something once, at the next second whose number is a multiple of `every`."""
-        now = self._loop.time() - self._phase
-        at = math.floor((now + LEAST_WAIT) / every + 1) * every
-        call = SecondCall(at, at + self._phase, act)
+    @property
+    def rests(self) -> bool:
+        """Whether this process has no clients, and nothing has happened for a while."""
+        return self._rests
+
+    def rest(self) -> None:
+        """From now on what is planned may come as rarely as it said."""
+        self._rests = True
+
+    def wake(self) -> None:
+        """Rest no longer; what was planned while the process rested comes as soon as it would have otherwise."""
+        if not self._rests:
+            return
+        self._rests = False
+        for call in self._calls:
+            at = self._next(call.every)
+            if at < call.at:
+                call.at, call.time = at, at + self._phase
+        self._arm_next()
+
+    def call(
+        self, act: Callable[[], object], every: int = 1, at_rest: int | None = None
+    ) -> SecondCall:
+        """Do something once, at the next second whose number is a multiple of `every`.
+
+        Args:
+            act: what is done.
+            every: of so many seconds one counts.
+            at_rest: the same while the process rests; None: as always.
+        """
+        at = self._next(at_rest if at_rest is not None and self._rests else every)
+        call = SecondCall(at, at + self._phase, act, every)
         self._calls.append(call)
         if call.at < self._timer_at:
             self._arm(call.at)
         return call
+
+    def _next(self, every: int) -> int:
+        now = self._loop.time() - self._phase
+        return math.floor((now + LEAST_WAIT) / every + 1) * every
 
     def _arm(self, at: int) -> None:
         if self._timer is not None:
@@ -88,6 +127,9 @@ class Seconds:
                 self._loop.call_exception_handler(
                     {"message": "a call of this second failed", "exception": error}
                 )
+        self._arm_next()
+
+    def _arm_next(self) -> None:
         left = min((call.at for call in self._calls), default=None)
         if left is not None and left < self._timer_at:
             self._arm(left)
@@ -106,16 +148,22 @@ def seconds_of(loop: asyncio.AbstractEventLoop) -> Seconds:
     return found
 
 
-def call_next_second(act: Callable[[], object]) -> SecondCall:
-    """Do something once, in between 0.2 and 1.2 seconds; whatever waits so is done in one wake-up."""
-    return seconds_of(asyncio.get_running_loop()).call(act)
+def call_next_second(act: Callable[[], object], at_rest: int | None = None) -> SecondCall:
+    """Do something once, in between 0.2 and 1.2 seconds; whatever waits so is done in one wake-up.
+
+    Args:
+        act: what is done.
+        at_rest: see `Seconds.call`.
+    """
+    return seconds_of(asyncio.get_running_loop()).call(act, at_rest=at_rest)
 
 
-async def next_second(every: int = 1) -> float:
+async def next_second(every: int = 1, at_rest: int | None = None) -> float:
     """Wait for the next full second of this process; returns the loop time at which it was due.
 
     Args:
         every: of so many seconds only one counts, the same for all that wait for one of these.
+        at_rest: the same while the process rests; None: as always.
     """
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
@@ -124,7 +172,7 @@ async def next_second(every: int = 1) -> float:
         if not waiter.done():
             waiter.set_result(None)
 
-    call = seconds_of(loop).call(wake, every)
+    call = seconds_of(loop).call(wake, every, at_rest)
     try:
         await waiter
     finally:

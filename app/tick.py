@@ -1,4 +1,4 @@
-"""What a worker does once a second."""
+"""What a worker does once a second, or more rarely while it rests."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import logging
 from app.figures import Figures
 from app.memory import Memory
 from app.metrics import Metrics
-from app.seconds import next_second
+from app.seconds import REST, next_second, seconds_of
 from app.sessions.rates import Rates
 from app.transport.endings import Endings
 from app.transport.hub import Hub
 
 logger = logging.getLogger("realtime.worker")
+
+QUIET_LOOKS = 5
+"""After so many seconds in which nothing has happened the worker rests."""
 
 
 class Tick:
@@ -47,13 +50,19 @@ class Tick:
     async def run(self) -> None:
         """Tick for ever."""
         loop = asyncio.get_running_loop()
+        seconds = seconds_of(loop)
         while True:
-            due = await next_second()
+            due = await next_second(at_rest=REST)
             self._metrics.loop_delay.set(max(0.0, loop.time() - due))
             self._rates.start_second()
             self._endings.look()
             try:
-                if self._figures.look():
+                is_due = self._figures.look() or seconds.rests
+                if self._figures.quiet_looks >= QUIET_LOOKS:
+                    seconds.rest()
+                elif not self._figures.quiet_looks:
+                    seconds.wake()
+                if is_due:
                     await self._figures.show()
                     self._figures.export()
             except Exception:

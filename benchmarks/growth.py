@@ -1,14 +1,15 @@
-"""How cost grows: with connections, size, types, subscription sets, workers and slow clients.
+"""How cost grows: with connections, size, types, subscription sets, workers, machines and slow clients.
 
-`python -m benchmarks.growth` measures the service alone, one axis at a time. A cost for each
-delivery that stays the same along an axis is a straight line; what rises is a defect, or the
-growth that the page names.
+`python -m benchmarks.growth` measures the service alone, one axis at a time, in some six minutes. A
+cost for each delivery that stays the same along an axis is a straight line; what rises is a defect, or
+the growth that the page names.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,8 +23,10 @@ from matplotlib import pyplot as plt
 from app.command_line import make_parser
 from benchmarks.peers.load import Load
 from benchmarks.plots import OWN_COLOUR, name_axes, save
-from benchmarks.procs import ROOT, BenchmarkError, Server, service
+from benchmarks.procs import ROOT, BenchmarkError, Server, cpu_seconds, service
 from benchmarks.scenarios import say
+from tests.support.ports import free_port
+from tests.support.sentinels import ServerProcess
 
 DOCS = ROOT / "docs" / "benchmarks"
 _PATH = "/ws/realtime?types=status"
@@ -38,8 +41,33 @@ CLIENTS = 5000
 
 Row = dict[str, float]
 
+_FIGURES = (
+    ("alone_us", "delivery alone, us", "{:.2f}"),
+    ("flush_us", "100 a flush, us", "{:.3f}"),
+    ("connect_us", "connect, us", "{:.0f}"),
+    ("memory_kb", "memory, KB", "{:.2f}"),
+)
+"""Names of figures, how they are called, and their form."""
 
-def _measure(server: Server, loads: Sequence[Load], *, filling: int, seconds: float) -> Row:
+
+class _Servers:
+    """All that serves in one run: one service, or one for each machine and the Valkey that they share."""
+
+    def __init__(self, services: Sequence[Server], shared: ServerProcess | None) -> None:
+        self.services = services
+        self._shared = shared
+
+    def cpu(self) -> float:
+        """Seconds that all processes have used."""
+        used = sum(server.cpu() for server in self.services)
+        return used if self._shared is None else used + cpu_seconds(self._shared.pid)
+
+    def own_pss(self) -> int:
+        """Bytes of memory of the services, without mapped files."""
+        return sum(server.own_pss() for server in self.services)
+
+
+def _measure(servers: _Servers, loads: Sequence[Load], *, filling: int, seconds: float) -> Row:
     """CPU of a delivery alone and of one among a hundred, in microseconds of all processes.
 
     A call has at most `_CALL` bytes: of large messages it has fewer than a hundred.
@@ -52,9 +80,9 @@ def _measure(server: Server, loads: Sequence[Load], *, filling: int, seconds: fl
         calls = max(int(2 * seconds / 3 / (time.monotonic() - began)), 2)
         samples = []
         for _ in range(3):
-            cpu = server.cpu()
+            cpu = servers.cpu()
             answer = first.publish(calls, size, filling)
-            cpu = server.cpu() - cpu
+            cpu = servers.cpu() - cpu
             _check(answer)
             # The other clients get the same messages, and are not counted.
             samples.append(cpu / (answer["received"] * others) * 1e6)
@@ -76,42 +104,63 @@ def _run(
     seconds: float,
     *,
     workers: int = 1,
+    machines: int = 0,
     filling: int = 50,
     paths: Sequence[str] = (_PATH,),
     slow: int = 0,
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Row:
-    """One row, on a service that has just started."""
-    limit = str(clients + 1000)
+    """One row, on services that have just started; `machines` is 0 where there is one with its own Valkey."""
+    settings = {"MAX_TOTAL_CONNECTIONS": str(clients + 1000)} | dict(settings)
     with ExitStack() as stack:
-        server = stack.enter_context(
-            service(
-                workers,
-                pinned=workers == 1,
-                root=ROOT,
-                **({"MAX_TOTAL_CONNECTIONS": limit} | dict(settings)),
-            )
-        )
+        servers = _start(stack, workers, machines, settings)
         time.sleep(_SETTLE)
         loads, connected = [], 0
-        number = -(-clients // _PER_WORKER)
-        cpu, memory = server.cpu(), server.own_pss()
-        for index in range(number):
-            path = paths[0]
-            load = stack.enter_context(
-                Load(server, "raw", path, server.port, "/ws/broadcast", first=index * _PER_WORKER)
-            )
-            for path in paths:
-                connected += load.connect(clients // number // len(paths), path)["new"]
-            loads.append(load)
+        each = max(1, -(-clients // _PER_WORKER) // len(servers.services))
+        cpu, memory = servers.cpu(), servers.own_pss()
+        for server in servers.services:
+            for index in range(each):
+                load = stack.enter_context(
+                    Load(
+                        server,
+                        "raw",
+                        paths[0],
+                        server.port,
+                        "/ws/broadcast",
+                        first=index * _PER_WORKER,
+                    )
+                )
+                part = clients // each // len(servers.services) // len(paths)
+                for path in paths:
+                    connected += load.connect(part, path)["new"]
+                loads.append(load)
         time.sleep(_SETTLE)
         row = {
-            "connect_us": (server.cpu() - cpu) / connected * 1e6,
-            "memory_kb": (server.own_pss() - memory) / connected / 1024,
+            "connect_us": (servers.cpu() - cpu) / connected * 1e6,
+            "memory_kb": (servers.own_pss() - memory) / connected / 1024,
         }
         if slow:
             loads[0].stall(slow)
-        return row | _measure(server, loads, filling=filling, seconds=seconds)
+        return row | _measure(servers, loads, filling=filling, seconds=seconds)
+
+
+def _start(stack: ExitStack, workers: int, machines: int, settings: Mapping[str, str]) -> _Servers:
+    """Start what is to be measured; it ends with the stack."""
+    shared = None
+    if machines:
+        port = free_port()
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="yujian-growth-")))
+        words = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]
+        shared = ServerProcess(home / "valkey", port, *words)
+        stack.callback(shared.close)
+        settings = {"BACKPLANE_URL": f"redis://127.0.0.1:{port}/0"} | dict(settings)
+    services = [
+        stack.enter_context(
+            service(workers, pinned=workers * max(1, machines) == 1, root=ROOT, **settings)
+        )
+        for _ in range(max(1, machines))
+    ]
+    return _Servers(services, shared)
 
 
 def _sets(count: int) -> list[str]:
@@ -159,6 +208,11 @@ AXES: dict[str, tuple[str, tuple[int, ...], Callable[[int, float], Row]]] = {
         (1, 2, 4, 8),
         lambda value, seconds: _run(CLIENTS, seconds, workers=value),
     ),
+    "machines": (
+        "machines with one worker each, for 5 000 connections",
+        (1, 2, 4, 8),
+        lambda value, seconds: _run(CLIENTS, seconds, machines=value),
+    ),
     "slow": (
         "clients of 5 000 that do not read",
         (0, 50, 250, 1000),
@@ -171,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure the axes, and write the figures, the page and its plot."""
     parser = make_parser("python -m benchmarks.growth", __doc__)
     parser.add_argument("--only", action="append", choices=AXES, help="may be repeated")
-    parser.add_argument("--seconds", type=float, default=2, help="for each figure, roughly")
+    parser.add_argument("--seconds", type=float, default=1, help="for each figure, roughly")
     parser.add_argument("--out", type=Path, default=DOCS, help="directory of the results")
     options = parser.parse_args(argv)
     results: dict[str, list[Row]] = {}
@@ -183,11 +237,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             results.setdefault(name, []).append({k: round(v, 3) for k, v in row.items()})
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "growth.json").write_text(json.dumps(results, indent=1) + "\n")
-    _plot(results, options.out / "growth.svg")
+    for name, rows in results.items():
+        _plot(name, rows, options.out / _plot_name(name))
     text = "\n".join(_page(results)) + "\n"
-    (options.out / "GROWTH").with_suffix(".md").write_text(text)
+    (options.out / "growth.md").write_text(text)
     print(text)
     return 0
+
+
+def _plot_name(axis: str) -> str:
+    return f"growth-{axis}.svg"
 
 
 def _page(results: dict[str, list[Row]]) -> list[str]:
@@ -195,38 +254,35 @@ def _page(results: dict[str, list[Row]]) -> list[str]:
         "# How cost grows",
         "",
         f"Written by `python -m benchmarks.growth` on {time.strftime('%Y-%m-%d', time.gmtime())}.",
-        "CPU of all processes of the service, in microseconds; memory without mapped files.",
-        "",
-        "![CPU of a delivery along each axis](growth.svg)",
+        "CPU of all processes of the service, in microseconds; memory without mapped files. The load client",
+        "takes its time from the same machine. *Times* is the last row beside the first.",
     ]
     for name, rows in results.items():
         lines += ["", f"## By {AXES[name][0]}", ""]
-        lines += ["| | delivery alone, us | 100 a flush, us | connect, us | memory, KB |"]
-        lines += ["|---|---|---|---|---|"]
-        lines += [
-            f"| {row['value']:,.0f} | {row['alone_us']:.2f} | {row['flush_us']:.3f} "
-            f"| {row['connect_us']:.0f} | {row['memory_kb']:.2f} |"
-            for row in rows
-        ]
+        lines += [f"| | {' | '.join(title for _, title, _ in _FIGURES)} |"]
+        lines += ["|---" * (len(_FIGURES) + 1) + "|"]
+        for row in rows:
+            cells = [form.format(row[key]) for key, _, form in _FIGURES]
+            lines += [f"| {row['value']:,.0f} | {' | '.join(cells)} |"]
+        ratios = [f"{rows[-1][key] / rows[0][key]:.2f}" for key, _, _ in _FIGURES]
+        lines += [f"| *times* | {' | '.join(ratios)} |"]
+        lines += ["", f"![Cost by {AXES[name][0]}]({_plot_name(name)})"]
     return lines
 
 
-def _plot(results: dict[str, list[Row]], target: Path) -> None:
-    figure, grid = plt.subplots(len(results), 2, figsize=(9, 2.2 * len(results)), squeeze=False)
-    for axes, (name, rows) in zip(grid, results.items(), strict=True):
-        for axis, key in zip(axes, ("alone_us", "flush_us"), strict=True):
-            axis.plot(
-                [row["value"] for row in rows],
-                [row[key] for row in rows],
-                marker="o",
-                color=OWN_COLOUR,
-            )
-            axis.set_ylim(bottom=0)
-            name_axes(
-                axis,
-                f"{'alone' if key == 'alone_us' else '100 a flush'}, us, by {AXES[name][0]}",
-                8,
-            )
+def _plot(name: str, rows: list[Row], target: Path) -> None:
+    figure, panels = plt.subplots(1, len(_FIGURES), figsize=(12, 2.4))
+    for axis, (key, title, _) in zip(panels, _FIGURES, strict=True):
+        axis.plot(
+            [row["value"] for row in rows],
+            [row[key] for row in rows],
+            marker="o",
+            color=OWN_COLOUR,
+        )
+        axis.set_ylim(bottom=0)
+        axis.set_xlim(left=0)
+        axis.set_xlabel(AXES[name][0], fontsize=7)
+        name_axes(axis, title, 8)
     save(figure, target)
 
 

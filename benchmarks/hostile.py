@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import math
 import os
 import re
 import select
@@ -90,6 +91,8 @@ def _nothing() -> Iterator[bytes]:
     return iter(())
 
 
+_token = [""]
+"""With which `WAVES` publish."""
 _epochs: dict[str, str] = {}
 """Of the first two types, as any client may ask for them."""
 _AHEAD = {name: {"epoch": "x" * 16, "seq": 1} for name in TYPES}
@@ -132,6 +135,8 @@ class Kind:
     """Bytes that are offered to a socket at once."""
     resumes: bool = False
     """It leaves each connection open, unread, and asks to resume it with another one."""
+    once: bool = False
+    """It does not come back: all of them together are a wave of ordinary clients."""
 
 
 def _paced(frames: Callable[[], Iterator[bytes]]) -> Kind:
@@ -197,6 +202,23 @@ KINDS: dict[str, Kind] = {
     "no HTTP": Kind(requests=lambda _: b"\x16\x03\x01" * 20 + b"\r\n\r\n"),
     "long queries": Kind(requests=lambda n: _LONG_QUERIES[n % len(_LONG_QUERIES)]),
 }
+_MESSAGE = '{"type":"health","event":"wave","data":{"n":1}}'
+WAVES: dict[str, Kind] = {
+    "wave of GET /status": Kind(
+        requests=lambda _: _http("GET", "/status"), hangs_up="answered", once=True
+    ),
+    "wave of GET /ws/stats": Kind(
+        requests=lambda _: _http("GET", "/ws/stats"), hangs_up="answered", once=True
+    ),
+    "wave of publishes": Kind(
+        requests=lambda _: _http(
+            "POST", "/ws/broadcast", f"Authorization: Bearer {_token[0]}\r\n", _MESSAGE
+        ),
+        hangs_up="answered",
+        once=True,
+    ),
+}
+"""One request each of many clients at once, who are no attackers."""
 
 
 class _Client:
@@ -245,13 +267,15 @@ class Attack:
 
     Args:
         port: of the service on 127.0.0.1.
-        kind: one of `KINDS`.
+        kind: one of `KINDS` or `WAVES`.
         clients: how many.
         addresses: how many addresses they come from, of 127.0.0.0/8.
+        token: with which to publish.
     """
 
-    def __init__(self, port: int, kind: str, clients: int, addresses: int) -> None:
-        self._kind = KINDS[kind]
+    def __init__(self, port: int, kind: str, clients: int, addresses: int, token: str = "") -> None:
+        self._kind = (KINDS | WAVES)[kind]
+        _token[0] = token
         self._port = port
         self._poll = select.epoll()
         self._by_fd: dict[int, _Client] = {}
@@ -329,7 +353,7 @@ class Attack:
         del self._by_fd[client.sock.fileno()]
         client.sock.close()
         client.sock, client.open, client.wait = None, False, b""
-        client.due = time.monotonic() + BACK_SECONDS
+        client.due = math.inf if self._kind.once else time.monotonic() + BACK_SECONDS
 
     def _read(self, client: _Client) -> None:
         assert client.sock is not None

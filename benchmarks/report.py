@@ -237,7 +237,8 @@ def as_text(figures: Figures, size: Size) -> str:
         figures,
     )
     lines += _listed(
-        f"{size.many} connections that ask at once: presence, then subscribe, then get_history",
+        f"{size.many} connections that ask at once: presence, then subscribe, then get_history;"
+        " then clients over HTTP: GET /status, GET /ws/stats, publishes",
         _REQUESTS_ROWS,
         figures,
     )

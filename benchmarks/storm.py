@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import time
 
+from benchmarks.hostile import WAVES
 from benchmarks.peers.load import Load
-from benchmarks.procs import HEADERS, BenchmarkError, LoadClient, Server, cpu_seconds, service
+from benchmarks.procs import (
+    HEADERS,
+    TOKEN,
+    BenchmarkError,
+    LoadClient,
+    Server,
+    cpu_seconds,
+    service,
+)
 from benchmarks.scenarios import PLAIN, SOCKETIO, Figures, Size, say
 from benchmarks.stream import INTERVAL
 
@@ -25,6 +34,9 @@ REQUESTS = {
     "get_history": '{"action":"get_history","id":"c","payload":{"type":"status","limit":10}}',
 }
 """What they ask when all of them do so at once."""
+CALLERS = 1000
+"""Clients that call over HTTP at once, and the addresses that they come from."""
+ADDRESSES = 50
 WIRES = (("json", "raw", PLAIN), ("socketio", "sio", SOCKETIO))
 
 
@@ -55,11 +67,15 @@ def storm(size: Size, figures: Figures) -> None:
 
 
 def requests(size: Size, figures: Figures) -> None:
-    """The p99 of deliveries to some while many others that are connected ask something at once."""
+    """The p99 of deliveries to some while many others ask something at once.
+
+    Those that are connected do so over their sockets, and as many over HTTP, each over a connection of its own.
+    """
     with (
         service(2, pinned=False) as server,
         LoadClient() as load,
         _clients(server, "raw", OTHERS) as others,
+        LoadClient(module="hostile") as callers,
     ):
         _listen(server, load)
         others.connect(size.many)
@@ -76,6 +92,30 @@ def requests(size: Size, figures: Figures) -> None:
                 figures.add("requests_calm_ms", name, calm)
                 figures.add("requests_p99_ratio", name, beside / calm)
                 figures.add("requests_seconds", name, answer["seconds"])
+            for name in WAVES:
+                say(f"requests: {CALLERS} times {name}, round {number + 1}")
+                calm = _stream(server, load)
+                load.begin("stream", headers=HEADERS, seconds=SECONDS, interval=INTERVAL)
+                time.sleep(1.0)
+                callers.begin("attack", **_wave(server, name))
+                beside = _latency(server, load.result())
+                answers = callers.result()["results"]
+                if answers != {"200": CALLERS}:
+                    raise BenchmarkError(f"{name}: {answers}")
+                figures.add("requests_p99_ms", name, beside)
+                figures.add("requests_calm_ms", name, calm)
+                figures.add("requests_p99_ratio", name, beside / calm)
+
+
+def _wave(server: Server, name: str) -> dict[str, object]:
+    return {
+        "port": server.port,
+        "kind": name,
+        "clients": CALLERS,
+        "addresses": ADDRESSES,
+        "token": TOKEN,
+        "seconds": SECONDS - 1.0,
+    }
 
 
 def _listen(server: Server, load: LoadClient) -> None:

@@ -24,7 +24,7 @@ _CLASS_NAMES: Iterable[tuple[type, tuple[str, ...]]] = (
         Arbiter,
         (
             *("WORKER_BOOT_ERROR", "LISTENERS", "WORKERS", "START_CTX"),
-            *("stop", "murder_workers", "handle_hup", "handle_term"),
+            *("stop", "murder_workers", "wait_for_signals", "handle_hup", "handle_term"),
         ),
     ),
     (WorkerTmp, ("last_update", "notify")),
@@ -120,8 +120,10 @@ def on_wrong_configuration(arbiter: Any, report: Callable[[BaseException], None]
     application.reload = reload
 
 
-def each_second(arbiter: Any, look: Callable[[], None]) -> None:
-    """Call `look` each time before the arbiter kills silent workers."""
+def at_each_look(arbiter: Any, look: Callable[[], None], seconds: float) -> None:
+    """Call `look` each time before the arbiter kills silent workers, every so many seconds if no signal comes."""
+    wait = arbiter.wait_for_signals
+    arbiter.wait_for_signals = lambda timeout=seconds: wait(max(timeout, seconds))
     murder = arbiter.murder_workers
 
     def looking() -> None:

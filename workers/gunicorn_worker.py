@@ -32,7 +32,7 @@ from workers.shared.slots import LEAVING, READY, SlotTable
 _PAUSE_AFTER_FAILURE = 1.0
 """Seconds: the master replaces a worker that failed at once, over and over."""
 
-_NOTIFY_SECONDS = 2.0
+_NOTIFY_SECONDS = 4.0
 """Between two signs of life to the master, and two looks whether it is there; gunicorn.conf.py says
 after how long a silent worker is killed."""
 

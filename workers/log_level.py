@@ -1,6 +1,6 @@
 """The level of the log, changed while the service runs, without a reload.
 
-The level is a word in a file that every worker looks at each second; `scripts/log_level.py`
+The level is a word in a file that every worker looks at, every four seconds at least; `scripts/log_level.py`
 writes it. It holds over reloads, until the file is gone or the service starts anew.
 """
 
@@ -10,7 +10,7 @@ import logging
 import os
 from pathlib import Path
 
-from app.seconds import next_second
+from app.seconds import REST, next_second
 from app.setting_values import log_level
 from workers.shared import paths
 from workers.shared.file import write_atomically
@@ -48,7 +48,7 @@ async def follow(data_dir: Path, default: str) -> None:
         if level != logging.getLevelName(root.level):
             root.setLevel(level)
             logger.log(root.level, "The log level is %s from now on", level.lower())
-        await next_second(_LOOK_SECONDS)
+        await next_second(_LOOK_SECONDS, REST)
 
 
 def change(data_dir: Path, level: str) -> None:

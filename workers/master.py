@@ -39,10 +39,11 @@ logger = logging.getLogger("gunicorn.error")
 _SLOTS_WAIT = 5.0
 """Seconds to wait for other processes to put the slot table back."""
 _KEEP_SECONDS = 2.5
-"""Between two looks whether shared files are there; the workers look at theirs each second."""
+"""Between two looks whether shared files are there; the workers look at theirs as often, or every `REST`."""
+_LOOK_SECONDS = 2.0
+"""Between two looks of the master's loop; signals, and the end of a worker, wake it at once."""
 _SLEPT = 5.0
-"""Seconds between two looks of the master's loop, which looks each second, that mean that it was
-stopped meanwhile."""
+"""Seconds between two looks of the master's loop that mean that it was stopped meanwhile."""
 _HANGUP = 2.0
 """Seconds after the loss of the terminal, as it is seen here, in which a HUP is due to that."""
 _SPARE_FILES = 256
@@ -167,7 +168,7 @@ class Master:
         gunicorn_private.on_wrong_configuration(arbiter, report)
 
     def watch_over(self, arbiter: Any) -> None:
-        """Extend what the master does once a second, in place of killing silent workers alone.
+        """Extend what the master does at each look, in place of killing silent workers alone.
 
         It puts shared files back. And when it was stopped itself, as a frozen container is, it
         gives its workers, which were stopped as well, another `timeout` before it kills any.
@@ -185,7 +186,7 @@ class Master:
             if passed > _SLEPT:
                 self._forgive(arbiter, now, passed)
 
-        gunicorn_private.each_second(arbiter, look)
+        gunicorn_private.at_each_look(arbiter, look, _LOOK_SECONDS)
 
     def guard_terminal(self, arbiter: Any) -> None:
         """End when the terminal is closed, which the kernel and shells tell by HUP too.

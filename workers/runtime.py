@@ -46,7 +46,7 @@ from workers.shared.worker_slots import WorkerSlots
 
 _VALKEY_SHARE = 2, 5
 """The part of the memory that the private Valkey may take; a rewrite of its file needs more."""
-_SWEEP_SECONDS = 3
+_SWEEP_SECONDS = 4
 """Between two looks for workers that have died: a master sees that at once."""
 LEAST_OUTGOING = 8 * 2**20
 """Bytes of the output account where the service may use little memory."""

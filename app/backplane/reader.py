@@ -34,22 +34,30 @@ from app.backplane.replica import INFO, NotThere, ReplicaRoute
 from app.backplane.scripts import CONTROL, LOCATE, meta_key, new_epoch, stream_key
 from app.clock import steady_time
 from app.log_limit import LogLimit
+from app.seconds import REST, seconds_of
 from app.types import Gap, Message, Position
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 0.9
 """Seconds that one XREAD waits for news."""
-SILENCE = 1.5
-"""Seconds in which it is answered: the private Valkey looks at its blocked clients twice a second."""
+REST_BLOCK = REST + 0.4
+"""The same while the worker rests: a bit more than there are between two probes (app/canary.py), so that a probe
+ends it where nothing else happens."""
+LATE = 0.6
+"""Seconds by which it may be answered later: the private Valkey looks at its blocked clients twice a second."""
+CALM = 0.5
+"""Seconds that an XREAD waits at least where messages come rarely."""
+BUSY_READS = 4
+"""So many shorter ones in a row are no accident: messages come often."""
 FIRST_COUNT = 16
 """Entries of each stream that the first XREAD asks for."""
 READ_BYTES = 4 * 1024 * 1024
 """Bytes of messages in one XREAD past which the next one asks for fewer."""
 BEHIND = 0.5
 """Seconds without an XREAD after which so much may wait that the server would build too large an answer."""
-BLOCK_TIMEOUT = SILENCE + 1.0
-"""Seconds after which a silent connection is given up."""
+DEAD = 1.6
+"""Seconds after its time that an XREAD is given up, with the connection."""
 CLOCK_NOISE = 0.25
 """Seconds by which two clocks may differ and count as the same."""
 CHECK_INTERVAL = 1.0
@@ -143,6 +151,8 @@ class StreamReader:
         """Entries of each stream that the next XREAD asks for: fewer where they are large."""
         self._largest = backplane.settings.max_message_size + OVERHEAD
         """Bytes of a valid entry, at most."""
+        self._block = BLOCK
+        """Seconds that the newest XREAD waits for news."""
         self._filled = time.monotonic()
         """When an XREAD was last answered."""
         self._apart: list[str] = []
@@ -162,8 +172,8 @@ class StreamReader:
         """Seconds that a stream's clock is ahead of `clock`, where it is."""
         self._checked = 0.0
         """When epochs and ends were last compared (monotonic seconds)."""
-        self._is_idle = False
-        """The last XREAD brought nothing."""
+        self._short_reads = 0
+        """XREADs in a row that have waited for less than CALM."""
         self._answered = time.monotonic()
         """When the backplane last answered (monotonic seconds)."""
         self._is_lost = False
@@ -237,7 +247,7 @@ class StreamReader:
 
     def lag(self) -> float:
         """Seconds by which this worker's clients are behind the backplane, as far as it knows."""
-        silent = max(0.0, time.monotonic() - self._answered - SILENCE)
+        silent = max(0.0, time.monotonic() - self._answered - self._block - LATE)
         if self._pending and isinstance(oldest := self._pending[0], Message):
             return max(silent, self._clock() - oldest.accepted)
         return silent if self._replica is None else max(silent, self._replica.seconds_behind())
@@ -328,16 +338,18 @@ class StreamReader:
             self._count = min(self._most, max(1, READ_BYTES // self._largest))
             self._read_apart()
         command = self._ask_one(self._apart[-1]) if self._apart else self._ask_all()
-        # The wait for news is over when the ends are asked for: this saves a round trip a second.
-        ends = self._ask_ends() if self._is_idle else []
+        # The wait for news is over when the ends are asked for: where messages come rarely this saves
+        # a round trip for each of them.
+        ends = self._ask_ends() if self._short_reads < BUSY_READS else []
+        asked, patience = time.monotonic(), self._block + DEAD
         if replica is None:
             time_of = [(b"TIME",)] if ends else []
-            reply, *ends = await link.call([command, *ends, *time_of], BLOCK_TIMEOUT)
+            reply, *ends = await link.call([command, *ends, *time_of], patience)
         else:
-            reply, info, *ends = await link.call([command, INFO, *ends], BLOCK_TIMEOUT)
+            reply, info, *ends = await link.call([command, INFO, *ends], patience)
             replica.check(info)
         self._filled = time.monotonic()
-        self._is_idle = not reply and not self._apart
+        self._short_reads = self._short_reads + 1 if self._filled - asked < CALM else 0
         await self._take_in(reply or [])
         if not ends:
             return
@@ -350,7 +362,9 @@ class StreamReader:
         """Wait for news of all streams."""
         read = self._read
         ids = [b"0-%d" % read[type].seq for type in self._types]
-        wait = int(BLOCK * 1000)
+        rests = seconds_of(asyncio.get_running_loop()).rests
+        self._block = REST_BLOCK if rests else BLOCK
+        wait = int(self._block * 1000)
         return b"XREAD", b"COUNT", self._count, b"BLOCK", wait, b"STREAMS", *self._by_key, *ids
 
     def _ask_one(self, type: str) -> Command:

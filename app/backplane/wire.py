@@ -20,7 +20,7 @@ from redis.exceptions import InvalidResponse
 
 from app.backplane import redis_private
 from app.backplane.faults import MISREAD, unexpected
-from app.seconds import SecondCall, call_next_second
+from app.seconds import LEAST_WAIT, REST, SecondCall, call_next_second
 
 MORE = object()
 """What the parser gives when a reply is not complete."""
@@ -29,6 +29,8 @@ Outcome = list[Any] | Exception
 """The replies of an exchange, an error reply in its place; or what it has failed with."""
 _PATIENT = 1.5
 """Seconds that an exchange may still take from which on it is looked at in the next second."""
+_VERY_PATIENT = REST + 2 * LEAST_WAIT
+"""The same, where it is looked at as rarely as a worker that rests looks at anything."""
 
 
 def new_parser(reply_error: Any) -> hiredis.Reader:
@@ -165,9 +167,10 @@ class Wire(asyncio.Protocol):
     def _watch(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._due - self._loop.time() > _PATIENT:
+        left = self._due - self._loop.time()
+        if left > _PATIENT:
             # Hardly ever over when that second comes, and seconds cost no wake-up.
-            self._timer = call_next_second(self._look)
+            self._timer = call_next_second(self._look, REST if left > _VERY_PATIENT else None)
             self._timer_at = self._timer.time
         else:
             self._timer = self._loop.call_at(self._due, self._look)

@@ -93,6 +93,8 @@ class FanOut:
         self._missed: list[Subscriber] = []
         """Live subscribers that a fault kept from a flush, until `take_missed`."""
         self.failed = failed
+        self.asked = 0
+        """How often a group was asked for: each subscriber that changes its subscriptions does so."""
         self._hub = hub
         self._batch_size = batch_size
         self._on_flush = on_flush
@@ -107,6 +109,7 @@ class FanOut:
 
     def group(self, codec: Codec, types: frozenset[str], batch: bool) -> Group:
         """The one group for these properties."""
+        self.asked += 1
         key = codec.name, types, batch
         group = self._groups.get(key)
         if group is None:

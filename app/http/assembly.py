@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from app.http.session_entrance import Gate
 from app.http.upgrade import Upgrade
 from app.http.writers import Writers
 from app.machine import MachineStatus
+from app.seconds import seconds_of
 from app.transport.door import ENTRANCE, PASSED, Entrance, Passed
 from app.transport.http_connection import CALLS
 from app.transport.http_guard import GUARD, Guard
@@ -99,7 +101,11 @@ def _add_entrances(app: web.Application, worker: Worker, machine: Machine, check
         count_refused=lambda reason: parts.metrics.refused[reason].inc(),
         addresses=sessions.addresses,
     )
-    guard = app[GUARD] = Guard(sessions.refusals.note, slices=sessions.hub.pace.slices)
+    guard = app[GUARD] = Guard(
+        sessions.refusals.note,
+        slices=sessions.hub.pace.slices,
+        wake=seconds_of(asyncio.get_running_loop()).wake,
+    )
     gate = Gate(
         sessions,
         admission,

@@ -15,10 +15,12 @@ class Registry:
 
     Attributes:
         by_id: the sessions; not to be changed by others.
+        changes: how often a session was added, removed or renamed.
     """
 
     def __init__(self) -> None:
         self.by_id: dict[str, Session] = {}
+        self.changes = 0
         self._awaited: dict[str, list[asyncio.Future[None]]] = {}
         """What waits for ids to be free."""
 
@@ -31,6 +33,7 @@ class Registry:
 
     def add(self, session: Session) -> None:
         """Let a session be found."""
+        self.changes += 1
         self.by_id[session.id] = session
 
     def rename(self, session: Session, id: str | None = None) -> None:
@@ -38,6 +41,7 @@ class Registry:
         self.forget(session)
         if session.state == OPEN:
             session.id = id or connection_id()
+            self.changes += 1
             self.by_id[session.id] = session
 
     def forget(self, session: Session) -> None:
@@ -47,6 +51,7 @@ class Registry:
 
     def discard(self, id: str) -> None:
         """Remove whatever session has an id."""
+        self.changes += 1
         self.by_id.pop(id, None)
         if id in self._awaited:
             for waiting in self._awaited.pop(id):

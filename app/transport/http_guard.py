@@ -23,7 +23,7 @@ from aiohttp.http_parser import RawRequestMessage
 from app.errors import ErrorCode
 from app.protocol import http_answers
 from app.protocol.envelope import encode_json
-from app.seconds import SecondCall, call_next_second
+from app.seconds import REST, SecondCall, call_next_second
 from app.transport import kernel
 from app.transport.aiohttp_private import BadRequest, RequestHandler
 from app.turns import SLICE, Slice
@@ -70,6 +70,7 @@ class Guard:
         descriptors: the soft limit of open files; None: that of this process.
         now: monotonic seconds.
         slices: gives what tells how much of a pass of the loop one kind of work may have.
+        wake: called when a deadline is set where there was none.
     """
 
     def __init__(
@@ -78,7 +79,9 @@ class Guard:
         descriptors: int | None = None,
         now: Callable[[], float] | None = None,
         slices: Callable[[], Slice] = lambda: lambda: SLICE,
+        wake: Callable[[], object] = lambda: None,
     ) -> None:
+        self._wake = wake
         self.note_refused = note_refused
         self.slices = slices
         self.now = now or asyncio.get_running_loop().time
@@ -120,6 +123,8 @@ class Guard:
 
     def wait(self, connection: Waiting) -> None:
         """Expect the head of a request within `HEAD_SECONDS`; one that waits already keeps its place."""
+        if not self._waiting:
+            self._wake()
         if connection not in self._waiting:
             self._waiting[connection] = self.now() + HEAD_SECONDS
 
@@ -129,6 +134,7 @@ class Guard:
 
     def watch_writing(self, connection: GuardedConnection) -> None:
         """Expect it to take something of what is written within each `WRITE_SECONDS`."""
+        self._wake()
         self._unread.setdefault(connection, (self.now(), -1))
 
     def has_written(self, connection: GuardedConnection) -> None:
@@ -468,7 +474,7 @@ class GuardedServer(web.Server):
         if self.guard.has_deadlines:
             self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         else:
-            self._timer = call_next_second(self._sweep)
+            self._timer = call_next_second(self._sweep, REST)
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """End every connection."""

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from app.seconds import SecondCall, call_next_second, seconds_of
 from app.transport import kernel
 from app.transport.connection import (
     BY_PEER,
@@ -201,7 +202,7 @@ class Hub:
         """What the last ping said of connections that have something unsent."""
 
         # Timers, while there is something for them to do.
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | SecondCall | None = None
         """Of the next tick of the wheel."""
         self._hold_timer: asyncio.TimerHandle | None = None
         """Of the next end of a hold."""
@@ -248,6 +249,7 @@ class Hub:
         table[fd] = connection
         self._count += 1
         if self._timer is None:
+            seconds_of(self._loop).wake()
             self._plan_tick()
         if times is None:
             self.wheel.add(connection)
@@ -642,7 +644,10 @@ class Hub:
         self._loop.call_later(FLOOD_SECONDS, connection.drop, "flood")
 
     def _plan_tick(self) -> None:
-        self._timer = self._loop.call_later(self.wheel.tick_length, self._tick)
+        if self.wheel.tick_length == 1.0:
+            self._timer = call_next_second(self._tick)
+        else:
+            self._timer = self._loop.call_later(self.wheel.tick_length, self._tick)
 
     def _tick(self) -> None:
         self._timer = None

@@ -29,4 +29,5 @@ def register(_: AsyncServer) -> None:
     """Arm this worker, with limits that a test can wait for."""
     StreamReader.read = _read_or_not  # type: ignore[method-assign]
     canary.INTERVAL, canary.LIMIT = 0.5, 2.0
+    vars(canary).update(BEAT=1, REST=1)
     deaf.GRACE = float(os.environ["DEAF_GRACE"])

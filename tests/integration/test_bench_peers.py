@@ -78,8 +78,19 @@ def test_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = json.loads((tmp_path / "growth.json").read_text())["sets"]
     assert row["value"] == 2
     assert min(row["alone_us"], row["flush_us"], row["connect_us"]) > 0
-    assert f"## By {title}" in (tmp_path / "GROWTH.md").read_text()
-    assert (tmp_path / "growth.svg").stat().st_size > 1000
+    page = (tmp_path / "growth.md").read_text()
+    assert f"## By {title}" in page
+    assert "(growth-sets.svg)" in page
+    assert (tmp_path / "growth-sets.svg").stat().st_size > 1000
+
+
+def test_growth_over_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    title, _, run = growth.AXES["machines"]
+    monkeypatch.setitem(growth.AXES, "machines", (title, (2,), run))
+    monkeypatch.setattr(growth, "CLIENTS", 40)
+    assert growth.main(["--only", "machines", "--seconds", "0.05", "--out", str(tmp_path)]) == 0
+    (row,) = json.loads((tmp_path / "growth.json").read_text())["machines"]
+    assert min(row["alone_us"], row["flush_us"], row["connect_us"]) > 0
 
 
 def test_clients_that_stall_are_not_counted() -> None:

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from app.broadcast.fanout import FanOut
+from app.broadcast.subscriber import Group
 from app.figures import (
     MOST_NOTES,
+    OWN_MESSAGES,
     QUIET_SECONDS,
     Figures,
     FlushFigures,
@@ -18,6 +21,9 @@ from app.figures import (
     SubscriberCounts,
 )
 from app.metrics import Metrics
+from app.protocol.codecs import PLAIN
+from app.sessions.registry import Registry
+from app.transport.connection import OPEN
 from app.types import Gap, Message
 from tests.support.clock import Clock
 from tests.support.http_side import worker_row
@@ -84,6 +90,18 @@ def test_what_happens_is_shown_in_the_same_second(part: str, name: str, value: o
     setattr(worker.parts[part], name, value)
     assert worker.seconds(1) == [True]
     assert worker.seconds(QUIET_SECONDS) == QUIET
+
+
+def test_a_probe_in_the_queue_is_nothing_that_happens() -> None:
+    worker = Worker()
+    worker.seconds(2)
+    quiet = worker.figures.quiet_looks
+    worker.parts["queue"].per_priority = lambda: [1, 0, OWN_MESSAGES - 1]
+    worker.seconds(2)
+    assert worker.figures.quiet_looks == quiet + 2
+    worker.parts["queue"].per_priority = lambda: [1, 0, OWN_MESSAGES]
+    assert worker.seconds(1) == [True]
+    assert worker.figures.quiet_looks == 0
 
 
 def test_sessions_are_shown_each_second() -> None:
@@ -172,3 +190,86 @@ def test_a_row_is_silent_since_it_was_last_seen_to_change() -> None:
         clock.now += 5
         assert silences.of(row) == 5.0
     assert silences.of(dataclasses.replace(row, generation=2)) == 0.0, "a new worker in its row"
+
+
+class Counted:
+    """A worker whose sessions are counted for its figures."""
+
+    def __init__(self) -> None:
+        anything: Any = None
+        self.fanout = FanOut(anything, {}, 1, lambda *_: None)
+        self.registry = Registry()
+        self.passes = 0
+        worker = Worker()
+        self.shown: dict[str, Any] = {}
+        self.users: dict[str, int] = {}
+        slots = SimpleNamespace(
+            set_stats=self.shown.update,
+            set_user_types=self.users.__setitem__,
+            rows=list,
+            users_of_type=lambda _: 0,
+        )
+        parts = worker.parts | {
+            "slots": slots,
+            "registry": self.registry,
+            "fanout": self.fanout,
+            "metrics": Metrics(["status", "stats"]),
+        }
+        parts["reader"].lag = lambda: 0.0
+        rest: dict[str, Any] = dict.fromkeys(("rates", "manager", "history", "replica"))
+        self.figures = Figures(
+            types=["status", "stats"],
+            subscribers=SubscriberCounts(["status", "stats"]),
+            flushes=worker.flushes,
+            **rest,
+            **parts,
+        )
+        all_of, registry = self.registry.all, vars(self.registry)
+
+        def counting() -> Any:
+            self.passes += 1
+            return all_of()
+
+        registry["all"] = counting
+
+    def group(self, *types: str) -> Group:
+        return self.fanout.group(PLAIN, frozenset(types), batch=False)
+
+    def add(self, id: str, user: str | None = None) -> Any:
+        session: Any = SimpleNamespace(
+            id=id, user=user, claimed=False, group=self.group("status"), state=OPEN
+        )
+        self.registry.add(session)
+        return session
+
+    async def show(self) -> tuple[int, dict[str, int]]:
+        """Show the figures; how often all sessions were looked at for that, and what they are subscribed to."""
+        before = self.passes
+        await self.figures.show()
+        return self.passes - before, self.shown["subscriptions"]
+
+
+async def test_sessions_in_which_nothing_changes_are_not_counted_again() -> None:
+    worker = Counted()
+    session = worker.add("a")
+    assert await worker.show() == (1, {"status": 1, "stats": 0})
+    assert await worker.show() == (0, {"status": 1, "stats": 0})
+    session.group = worker.group("status", "stats")
+    assert await worker.show() == (1, {"status": 1, "stats": 1})
+    worker.registry.rename(session)
+    worker.add("b")
+    assert await worker.show() == (1, {"status": 2, "stats": 1})
+    worker.registry.forget(session)
+    assert await worker.show() == (1, {"status": 1, "stats": 0})
+    assert await worker.show() == (0, {"status": 1, "stats": 0})
+
+
+async def test_sessions_with_names_are_counted_each_time() -> None:
+    """They get their place among the users at any time, as after an outage."""
+    worker = Counted()
+    session = worker.add("a", user="ann")
+    assert (await worker.show())[0] == 1
+    assert worker.users == {}
+    session.claimed = True
+    assert (await worker.show())[0] == 1
+    assert worker.users == {"ann": 1}

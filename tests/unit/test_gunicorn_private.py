@@ -135,12 +135,21 @@ def test_a_configuration_that_fails_changes_nothing(arbiter: Any) -> None:
     assert arbiter.app.cfg is good
 
 
-def test_each_second(arbiter: Any) -> None:
+def test_at_each_look(arbiter: Any) -> None:
     seen: list[str] = []
+    waits: list[float] = []
+
+    def wait(timeout: float) -> list[int]:
+        waits.append(timeout)
+        return [1]
+
     arbiter.murder_workers = lambda: seen.append("gunicorn's")
-    gunicorn_private.each_second(arbiter, lambda: seen.append("ours"))
+    arbiter.wait_for_signals = wait
+    gunicorn_private.at_each_look(arbiter, lambda: seen.append("ours"), 2.0)
     arbiter.murder_workers()
     assert seen == ["ours", "gunicorn's"]
+    assert arbiter.wait_for_signals(timeout=1.0) == [1]
+    assert waits == [2.0]
 
 
 @pytest.mark.parametrize(("ends", "expected"), [(True, ["term", "hup"]), (False, ["hup"])])

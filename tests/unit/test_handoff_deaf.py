@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.seconds import REST, seconds_of
+from tests.support.clock import elapse, virtual_time
 from workers.handoff.deaf import GRACE, DeafWatch
 from workers.shared.slots import READY, SlotTable
 
@@ -102,3 +106,21 @@ def test_gives_the_other_back_when_it_comes_round(scene: Scene) -> None:
     scene.deaf = False
     scene.pass_time(10)
     assert scene.sent == [(MASTER, signal.SIGTTIN), (MASTER, signal.SIGTTOU)]
+
+
+@virtual_time
+async def test_a_look_counts_the_seconds_since_the_one_before() -> None:
+    looks: list[float] = []
+
+    class Watch(DeafWatch):
+        def look(self, passed: float) -> None:
+            looks.append(passed)
+
+    table: Any = None
+    task = asyncio.create_task(Watch(table, 0, lambda: False, 0).run())
+    await elapse(6.5)
+    assert looks == pytest.approx([2.0] * 3, abs=0.1)
+    seconds_of(asyncio.get_running_loop()).rest()
+    await elapse(3 * REST)
+    task.cancel()
+    assert max(looks[3:]) == pytest.approx(REST, abs=0.1)

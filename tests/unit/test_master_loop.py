@@ -1,4 +1,4 @@
-"""What the master does once a second beside gunicorn's own: with a clock that the test moves."""
+"""What the master does at each look beside gunicorn's own: with a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -54,6 +54,9 @@ class Arbiter:
         for pid, worker in self.WORKERS.items():
             if self.now - worker.last_update() > TIMEOUT:
                 self.killed.append(pid)
+
+    def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
+        raise NotImplementedError
 
     def run(self, seconds: int, silent: tuple[int, ...] = ()) -> None:
         for _ in range(seconds):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.seconds import LEAST_WAIT, call_next_second, next_second
+from app.seconds import LEAST_WAIT, REST, call_next_second, next_second, seconds_of
 from tests.support.clock import VirtualLoop, elapse, virtual_time
 
 
@@ -55,6 +55,46 @@ async def test_an_earlier_second_does_not_wait_for_a_later_one() -> None:
     await asyncio.sleep(0)
     assert await next_second() == pytest.approx(even + 1.0)
     assert await later == pytest.approx(even + 2.0)
+
+
+@virtual_time
+async def test_a_process_that_rests_does_most_things_rarely() -> None:
+    seconds = seconds_of(asyncio.get_running_loop())
+    first = await next_second(REST)
+    assert not seconds.rests
+    assert await next_second(at_rest=REST) == pytest.approx(first + 1.0)
+    seconds.rest()
+    assert seconds.rests
+    assert await next_second() == pytest.approx(first + 2.0)  # what says nothing else goes on
+    rarely = [await next_second(every, REST) for every in (1, 2)]
+    assert rarely == pytest.approx([first + REST, first + 2 * REST])
+
+
+@virtual_time
+async def test_one_that_wakes_makes_up_for_it_at_once() -> None:
+    seconds = seconds_of(asyncio.get_running_loop())
+    first = await next_second(REST)
+    seconds.rest()
+    waiting = [asyncio.create_task(next_second(every, REST)) for every in (1, 2)]
+    late = asyncio.create_task(next_second(2 * REST, REST))
+    await elapse(0.5)
+    seconds.wake()
+    assert not seconds.rests
+    assert await asyncio.gather(*waiting) == pytest.approx([first + 1.0, first + 2.0])
+    assert await late == pytest.approx(first + REST)  # no later than it was planned
+    assert await next_second(at_rest=REST) == pytest.approx(first + REST + 1.0)
+
+
+@virtual_time
+async def test_a_call_may_be_cancelled_before_the_process_wakes() -> None:
+    seconds = seconds_of(asyncio.get_running_loop())
+    seconds.wake()
+    seconds.rest()
+    made: list[str] = []
+    call_next_second(lambda: made.append("cancelled"), REST).cancel()
+    seconds.wake()
+    await next_second()
+    assert made == []
 
 
 @virtual_time

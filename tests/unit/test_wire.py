@@ -11,6 +11,8 @@ from redis.exceptions import BusyLoadingError, InvalidResponse, ReadOnlyError
 from redis.exceptions import ConnectionError as LostConnection
 
 from app.backplane.wire import Wire
+from app.seconds import REST, next_second, seconds_of
+from tests.support.clock import elapse, virtual_time
 from tests.support.transports import Transport
 
 FAR = 1000.0
@@ -136,3 +138,19 @@ async def test_a_cancelled_exchange(world: World) -> None:
         await task
     world.wire.data_received(b":1\r\n")
     assert world.transport.closed
+
+
+@virtual_time
+async def test_a_long_wait_costs_a_worker_that_rests_no_look_of_its_own() -> None:
+    world, loop = World(), asyncio.get_running_loop()
+    seconds = seconds_of(loop)
+    first = await next_second(REST)
+    seconds.rest()
+    looks: list[float] = []
+    wire: Any = world.wire
+    look = wire._look
+    wire._look = lambda: (looks.append(loop.time()), look())
+    task = await world.ask(1, timeout=REST + 2.0)
+    await elapse(REST + 2.5)
+    assert isinstance(task.exception(), TimeoutError)
+    assert looks == pytest.approx([first + REST, first + REST + 1.0, first + REST + 2.0], abs=0.1)

@@ -13,7 +13,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from app.seconds import next_second
+from app.seconds import REST, next_second
 from workers.shared.slots import READY, STARTING, Row, SlotTable
 
 GRACE = 5.0
@@ -53,9 +53,12 @@ class DeafWatch:
 
     async def run(self) -> None:
         """Look for ever."""
+        before = None
         while True:
-            await next_second(_INTERVAL)
-            self.look(_INTERVAL)
+            due = await next_second(_INTERVAL, REST)
+            passed = _INTERVAL if before is None else due - before
+            before = due
+            self.look(min(passed, REST))  # else it is this process that was stopped
 
     def look(self, passed: float) -> None:
         """Act, `passed` seconds after the last time."""

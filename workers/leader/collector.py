@@ -1,7 +1,7 @@
 """The collector: real figures of this machine and of the service, published as they change.
 
-It runs in the leader, so there is one on each machine. Every two seconds it samples the machine
-and publishes
+It runs in the leader, so there is one on each machine. Every two seconds, four while no client is connected to
+this machine, it samples the machine and publishes
 
 - `health_alert` and `health_recovery` (type `health`) when a threshold is crossed,
 - `status_update` (type `status`) when something changed noticeably, and twice a minute anyway,
@@ -35,14 +35,14 @@ from app.errors import ClientError
 from app.machine import MachineStatus, describe_connections
 from app.ports import Slots
 from app.presence import Presence, PresenceState
-from app.seconds import next_second
+from app.seconds import REST, next_second
 from workers.leader.alarms import Alarm
 from workers.leader.host import HostSample
 from workers.leader.periods import PERIODS, Periods, Totals
 from workers.shared import paths
 
 INTERVAL = 2.0
-"""Seconds between samples."""
+"""Seconds between samples; `REST` while no client is connected."""
 
 STATUS_EVERY = 30.0
 """Seconds after which the status is published though nothing changed."""
@@ -50,7 +50,7 @@ STATUS_EVERY = 30.0
 STATS_EVERY = {"1m": 10.0, "5m": 30.0, "15m": 60.0, "1h": 300.0, "24h": 900.0}
 """Seconds between the messages of each period."""
 
-_TOTALS_EVERY = 5.0
+_TOTALS_EVERY, _TOTALS_AT_REST = 5.0, 8.0
 _SAVE_EVERY = 60.0
 _LARGEST_FILE = 16 * 1024 * 1024
 """Bytes of `collector.json`; a day of figures takes some 200 KB."""
@@ -67,10 +67,6 @@ Record = Callable[[str, int, Sample], Awaitable[object]]
 logger = logging.getLogger(__name__)
 
 
-async def _next_sample() -> None:
-    await next_second(every=round(INTERVAL))
-
-
 class Collector:
     """Samples and publishes until it is cancelled.
 
@@ -84,7 +80,7 @@ class Collector:
         sample_host: measures the machine; likewise.
         record: stores samples of the series; None: they are not kept.
         interval: seconds between samples.
-        pause: waits until the next one is due.
+        pause: waits until the next one is due; None: for `INTERVAL`, or `REST`.
         clock: Unix seconds, for what is published and stored.
         monotonic: seconds, for what has to happen every so often.
     """
@@ -100,7 +96,7 @@ class Collector:
         sample_host: Callable[[], HostSample],
         record: Record | None = None,
         interval: float = INTERVAL,
-        pause: Callable[[], Awaitable[object]] = _next_sample,
+        pause: Callable[[], Awaitable[object]] | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -117,7 +113,7 @@ class Collector:
         self._collect = collect
         self._sample_host = sample_host
         self._interval = interval
-        self._pause = pause
+        self._pause = pause or self._wait
         self._clock = clock
         self._monotonic = monotonic
         self._file = paths.collector_file(settings.data_dir)
@@ -153,6 +149,12 @@ class Collector:
         finally:
             await asyncio.to_thread(self._save)
 
+    def _rests(self) -> bool:
+        return not self._slots.total_connections()
+
+    async def _wait(self) -> None:
+        await next_second(REST if self._rests() else round(INTERVAL))
+
     async def tick(self) -> None:
         """Take one sample, and publish what there is to tell. Raises nothing but cancellation."""
         host = await asyncio.to_thread(self._measure)
@@ -181,7 +183,7 @@ class Collector:
             now = self._monotonic()
             if self._totals_due is None or now >= self._totals_due - self._interval / 2:
                 self._periods.add(Totals.of(self._collect()))
-                self._totals_due = now + _TOTALS_EVERY
+                self._totals_due = now + (_TOTALS_AT_REST if self._rests() else _TOTALS_EVERY)
         return host
 
     async def _add_to_series(self, host: HostSample) -> None:

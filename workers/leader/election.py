@@ -1,7 +1,7 @@
 """One worker of the machine leads: it watches over the private Valkey and runs the collector.
 
 The leader is the worker that holds the lock of a file. The kernel takes the lock from a process that
-dies; a worker that leaves gives it up. The others ask for it once a second.
+dies; a worker that leaves gives it up. The others ask for it every `INTERVAL`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from app.backoff import Backoff
-from app.seconds import next_second
+from app.seconds import REST, next_second
 from app.supervisor import Supervisor
 from workers.shared.locks import FileLock, is_at, reopen_lock
 
 Duty = Callable[[], Coroutine[Any, Any, None]]
 
+INTERVAL = 2
+"""Seconds between two looks at the lock."""
 _FIRST_BACKOFF = 1.0
 _LONGEST_BACKOFF = 30.0
 
 logger = logging.getLogger(__name__)
+
+
+async def _next_look() -> None:
+    await next_second(INTERVAL, REST)
 
 
 class Leader:
@@ -33,10 +39,10 @@ class Leader:
 
     Args:
         lock: the file. A process has one `Leader` per file.
-        pause: waits between two looks: a second, as a rule.
+        pause: waits between two looks.
     """
 
-    def __init__(self, lock: Path, pause: Callable[[], Awaitable[object]] = next_second) -> None:
+    def __init__(self, lock: Path, pause: Callable[[], Awaitable[object]] = _next_look) -> None:
         self._lock = lock
         self._pause = pause
         self._duties: list[Duty] = []

@@ -43,7 +43,7 @@ IDLE_HZ = 2
 """Wake-ups of a second in which nothing happens. A blocked read, and a signal, wait for the next one;
 Valkey's own ten cost more than all else that an idle service does in it."""
 
-_LOOK_SECONDS = 2
+_LOOK_SECONDS = 4
 """Between two looks at a server that runs."""
 
 _SILENCE = 15

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from app.seconds import next_second
+from app.seconds import REST, next_second
 
 LOOK_SECONDS = 2
 
@@ -52,7 +52,7 @@ class SharedFilesGuard:
     async def run(self) -> None:
         """Look for ever."""
         while True:
-            await next_second(LOOK_SECONDS)
+            await next_second(LOOK_SECONDS, REST)
             self.look()
 
     def look(self) -> None:

@@ -18,7 +18,7 @@ from app.backplane.client import ANSWER_TIMEOUT, FAILURES, AnyLink
 from app.backplane.cluster.client import ClusterBackplane
 from app.backplane.cluster.link import SlotMoved
 from app.backplane.faults import explain
-from app.backplane.reader import BLOCK, Batch, StreamReader
+from app.backplane.reader import Batch, StreamReader
 from app.backplane.replica import ReplicaRoute
 from app.backplane.scripts import new_epoch, stream_key
 from app.clock import steady_time
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 START_PATIENCE = 3.0
 """Seconds for which a worker that starts waits for a type whose node does not answer."""
 RETRY = 0.2
+NEWS_WAIT = 0.9
+"""Seconds after which a stream is read though its node has not said that it has changed."""
 
 
 class TypeReader(StreamReader):
@@ -79,7 +81,7 @@ class TypeReader(StreamReader):
 
     async def _fill(self, link: AnyLink, replica: ReplicaRoute | None = None) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(BLOCK):
+            async with asyncio.timeout(NEWS_WAIT):
                 await self._news.wait()
         if not link.connected:
             return
