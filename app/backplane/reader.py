@@ -339,8 +339,9 @@ class StreamReader:
             self._read_apart()
         command = self._ask_one(self._apart[-1]) if self._apart else self._ask_all()
         # The wait for news is over when the ends are asked for: where messages come rarely this saves
-        # a round trip for each of them.
-        ends = self._ask_ends() if self._short_reads < BUSY_READS else []
+        # a round trip for each of them. They say nothing while there is more to read before them.
+        is_calm = self._short_reads < BUSY_READS and not self._apart
+        ends, most = self._ask_ends() if is_calm else [], self._count
         asked, patience = time.monotonic(), self._block + DEAD
         if replica is None:
             time_of = [(b"TIME",)] if ends else []
@@ -351,7 +352,7 @@ class StreamReader:
         self._filled = time.monotonic()
         self._short_reads = self._short_reads + 1 if self._filled - asked < CALM else 0
         await self._take_in(reply or [])
-        if not ends:
+        if not ends or any(len(entries) >= most for _, entries in reply or []):
             return
         if replica is None:
             await self._take_ends(ends)
