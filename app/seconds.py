@@ -44,6 +44,10 @@ class SecondCall:
         """Let it not be done; harmless when it was."""
         self._act = None
 
+    def move(self, at: int, time: float) -> None:
+        """Let it be done at another second."""
+        self.at, self.time = at, time
+
     def run(self) -> None:
         """Do it, if it was not cancelled."""
         act, self._act = self._act, None
@@ -84,7 +88,7 @@ class Seconds:
         for call in self._calls:
             at = self._next(call.every)
             if at < call.at:
-                call.at, call.time = at, at + self._phase
+                call.move(at, at + self._phase)
         self._arm_next()
 
     def call(
