@@ -218,7 +218,7 @@ WAVES: dict[str, Kind] = {
         once=True,
     ),
 }
-"""One request each of many clients at once, who are no attackers."""
+"""One request each of many ordinary clients at once."""
 
 
 class _Client:
