@@ -228,7 +228,6 @@ class BroadcastQueue:
                 self.bytes += entry.size
                 self._waiting[entry.draft.priority].append(entry)
             self._announce()
-            self._watch_behind()
             return [*entries]
         # There is no room for all: each for itself.
         results: list[Entry | QueueOverflow] = []
@@ -252,7 +251,6 @@ class BroadcastQueue:
         future = self._loop.create_future()
         settled = functools.partial(answer, future)
         self._accept(Entry(draft, settled, self._loop.time(), counted=False))
-        self._watch_behind()
         return future
 
     def _take(self, entry: Entry) -> None:
@@ -272,7 +270,6 @@ class BroadcastQueue:
             else:
                 self.dropped[priority] += 1
                 raise QueueOverflow
-        self._watch_behind()
 
     # Bounds
 
@@ -286,6 +283,7 @@ class BroadcastQueue:
         """Something waits that did not."""
         if self._flying:
             self._show()  # at once: another worker may need the room before the next tick
+            self._watch()
         self._leave()
 
     def _release(self, entries: Sequence[Entry] | deque[Entry]) -> None:
@@ -323,6 +321,7 @@ class BroadcastQueue:
             raise QueueOverflow
         self._newcomers.append(entry)
         self._newcomers_bytes += entry.size
+        self._watch()
 
     def _drop_newest(self, rank: Priority) -> None:
         entry = self._waiting[rank].pop()
@@ -358,12 +357,8 @@ class BroadcastQueue:
 
     # Time
 
-    def _watch_behind(self) -> None:
-        """Tick if a new message waits; one that leaves at once is answered in time all the same."""
-        if self._flying or self._newcomers:
-            self._watch()
-
     def _watch(self) -> None:
+        """Tick: a message waits. One that leaves at once is answered in time all the same."""
         if self._timer is None:
             self._timer = self._loop.call_later(POLL_INTERVAL, self._tick)
 

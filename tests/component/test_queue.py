@@ -163,8 +163,12 @@ async def test_what_is_stored_is_counted(
 
 async def test_a_queue_at_rest_has_no_timer(make_worker: MakeWorker) -> None:
     worker = await make_worker()
+    await worker.send()
     for _ in range(3):
-        await worker.send()
+        future = worker.send()
+        assert worker.queue._timer is None, "it has left"
+        assert worker.queue.per_priority() == [0, 0, 0]
+        await future
         await until(lambda: worker.queue.length() == 0)
         assert worker.queue._timer is None
         assert worker.shown()
