@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from app.ports import Slots
 
-AT_ONCE = 16
-"""Places that are taken together at most, where the cap is far."""
+FEW, AT_ONCE = 3, 16
+"""Takes of a pass from which on several are taken together, where the cap is far, and how many at most."""
 
 
 class Places:
@@ -27,8 +27,8 @@ class Places:
         self._slots = slots
         self._loop = asyncio.get_running_loop()
         self._now = now or self._loop.time
-        self._pass = -1.0
-        """Time of the loop of the last call, which is the same throughout a pass."""
+        self._taken_at = self._released_at = -1.0
+        """When the last places were taken from the slots, and given back to them."""
         self._spare = 0
         """Places that are counted and not taken."""
         self._taken = 0
@@ -41,9 +41,10 @@ class Places:
             self._taken += 1
             return True
         # As many as in the pass before, and then as many again.
-        wanted = max(1, min(self._taken, AT_ONCE))
-        if not self._is_same_pass():
-            self._taken = 0
+        wanted = min(self._taken, AT_ONCE) if self._taken >= FEW else 1
+        now = self._now()
+        if now != self._taken_at:
+            self._taken_at, self._taken = now, 0
         counted = self._slots.reserve_connections(wanted)
         if counted > 1:
             self._keep(counted - 1)
@@ -52,14 +53,12 @@ class Places:
 
     def release_connection(self) -> None:
         """Count one connection less."""
-        if self._is_same_pass():
+        now = self._now()
+        if now == self._released_at:
             self._keep(1)
         else:
+            self._released_at = now
             self._slots.release_connection()
-
-    def _is_same_pass(self) -> bool:
-        before, self._pass = self._pass, self._now()
-        return before == self._pass
 
     def _keep(self, count: int) -> None:
         if not self._spare:

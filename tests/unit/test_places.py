@@ -34,8 +34,8 @@ async def test_clients_that_come_at_once_are_counted_together() -> None:
     clock = Clock(1.0)
     places = Places(slots, clock)
     assert all(places.reserve_connection() for _ in range(1 + 2 * AT_ONCE - 3))
-    assert slots.calls == 6
-    assert slots.connections == 2 * AT_ONCE, "counted ahead"
+    assert slots.calls == 7
+    assert slots.connections == 40, "counted ahead"
     await pass_of_the_loop(clock)
     assert slots.connections == 2 * AT_ONCE - 2
     slots.calls = 0
@@ -50,6 +50,19 @@ async def test_clients_that_come_at_once_are_counted_together() -> None:
     await pass_of_the_loop(clock)
     assert slots.connections == 2 * AT_ONCE - 1
     assert slots.calls == 2
+
+
+async def test_clients_that_come_one_after_the_other_are_counted_one_by_one() -> None:
+    slots = Counted(settings(10_000))
+    clock = Clock(1.0)
+    places = Places(slots, clock)
+    for _ in range(20):
+        assert places.reserve_connection()
+        assert slots.connections == 1
+        places.release_connection()
+        await pass_of_the_loop(clock)
+        assert slots.connections == 0
+    assert slots.calls == 40
 
 
 async def test_the_cap_is_exact() -> None:
