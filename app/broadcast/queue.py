@@ -414,8 +414,14 @@ class BroadcastQueue:
         if any(self._waiting):
             self._watch()
         self._show()
-        drafts = [entry.draft for entry in batch]
-        if self._begin is None or not self._begin(drafts, self._land_all):
+        begun = False
+        try:
+            if self._begin is not None:
+                begun = self._begin([entry.draft for entry in batch], self._land_all)
+        except Exception:
+            # A bug must not end publishing for good: `_run` finds out what becomes of the batch.
+            logger.exception("cannot begin to store a batch")
+        if not begun:
             self._wake.set()
 
     def _land_all(self, outcomes: Sequence[Outcome] | None) -> None:

@@ -174,6 +174,22 @@ async def test_a_queue_at_rest_has_no_timer(make_worker: MakeWorker) -> None:
         assert worker.shown()
 
 
+async def test_a_bug_in_beginning_with_a_batch_ends_nothing(
+    make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = await make_worker()
+    await worker.send()
+
+    def fail(*_: object) -> bool:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.node.publisher, "begin", fail)
+        assert [await outcome(worker.send()) for _ in range(2)] == [2, 3]
+    assert "cannot begin to store a batch" in caplog.text
+    assert await outcome(worker.send()) == 4
+
+
 async def test_high_priority_goes_first(valkey: ValkeyProcess, make_worker: MakeWorker) -> None:
     worker = await make_worker()
     valkey.stop()
