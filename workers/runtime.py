@@ -247,6 +247,7 @@ class Life:
             self._leader.stop,
             process.slots,
             process.row,
+            process.ppid,
             data_dir,
         )
 

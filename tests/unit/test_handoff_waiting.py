@@ -141,3 +141,34 @@ async def test_sibling_that_is_late_to_leave(table: SlotTable, own: int) -> None
 async def test_one_worker_less(table: SlotTable, own: int) -> None:
     table.set_state(table.claim_row(master=1), READY)
     assert await wait_for_successor(table, own)
+
+
+@virtual_time
+async def test_a_worker_leaves_until_its_master_has_noticed_the_death_of_successors(
+    table: SlotTable, own: int
+) -> None:
+    """Until then it gets TERM again, which would be a new one if it had stayed already."""
+    table.set_state(table.claim_row(master=1), LEAVING)
+    successor = table.claim_row(master=1)
+    counted = True
+    task = asyncio.create_task(wait_for_successor(table, own, lambda: counted))
+    await elapse(0.1)
+    free(table, successor)
+    await elapse(2)
+    assert not task.done()
+    counted = False
+    assert not await task
+
+
+@virtual_time
+async def test_a_master_that_never_notices_is_not_waited_for_without_end(
+    table: SlotTable, own: int
+) -> None:
+    successor = table.claim_row(master=1)
+    task = asyncio.create_task(wait_for_successor(table, own, lambda: True))
+    await elapse(0.1)
+    free(table, successor)
+    await elapse(9)
+    assert not task.done()
+    await elapse(2)
+    assert not await task

@@ -18,7 +18,7 @@ from app.worker import Worker
 from workers.handoff.giver import Giver
 from workers.handoff.report import HandoffReport, Outcome
 from workers.handoff.successor import Successor
-from workers.handoff.waiting import wait_for_successor
+from workers.handoff.waiting import counts_dead_workers, wait_for_successor
 from workers.shared.slots import SlotTable
 
 LATE_SECONDS = 0.2
@@ -41,6 +41,7 @@ class Departure:
         stop_leading: gives leadership up, should this worker have it.
         slots: the slot table.
         row: this worker's row.
+        master: pid of its master.
         data_dir: of the service.
     """
 
@@ -53,6 +54,7 @@ class Departure:
         stop_leading: Callable[[], Awaitable[None]],
         slots: SlotTable,
         row: int,
+        master: int,
         data_dir: Path,
     ) -> None:
         self._worker = worker
@@ -62,11 +64,14 @@ class Departure:
         self._stop_leading = stop_leading
         self._slots = slots
         self._row = row
+        self._master = master
         self._data_dir = data_dir
 
     async def run(self) -> bool:
         """Wait for a successor and give it everything; False: stay, there is none."""
-        if not await wait_for_successor(self._slots, self._row):
+        if not await wait_for_successor(
+            self._slots, self._row, lambda: counts_dead_workers(self._master, self._slots)
+        ):
             return False
         first = await self._giver.give_all()
         if first.orphaned:

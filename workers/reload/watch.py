@@ -14,7 +14,7 @@ from typing import Any
 from workers.handoff.report import HandoffReport
 from workers.shared import paths
 from workers.shared.polling import block_until
-from workers.shared.processes import command_line, read_pid, start_time
+from workers.shared.processes import children, command_line, read_pid, start_time
 from workers.shared.slots import READY, STARTING, Row, SlotTable
 
 START_SECONDS = 60.0
@@ -122,7 +122,7 @@ class Watch:
         second = self._pid_files.second
         if (pid := read_pid(second)) and start_time(pid):
             raise Failed(f"a change of masters is under way already: the new one is {pid}")
-        before = _children(self._master)
+        before = children(self._master)
         os.kill(self._master, signal.SIGUSR2)
         new = self._await_new_master(before)
         self.await_successor(new)
@@ -158,7 +158,7 @@ class Watch:
         def appeared() -> bool:
             # Workers that the old master replaces just now have rows.
             rows = {row.pid for row in self._slots.rows()}
-            found.update(_children(self._master) - before - rows)
+            found.update(children(self._master) - before - rows)
             return read_pid(self._pid_files.second) in found or (
                 bool(found) and not any(map(start_time, found))
             )
@@ -301,11 +301,4 @@ class _Lasting:
 def _workers_of(master: int) -> set[int]:
     """Children of a master that run what it runs: a Valkey that it was left with does not."""
     command = command_line(master)
-    return {pid for pid in _children(master) if command and command_line(pid) == command}
-
-
-def _children(pid: int) -> set[int]:
-    """Processes that this one has started."""
-    with contextlib.suppress(OSError):
-        return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-    return set()
+    return {pid for pid in children(master) if command and command_line(pid) == command}

@@ -55,6 +55,13 @@ def command_line(pid: int) -> bytes:
         return b""
 
 
+def children(pid: int) -> set[int]:
+    """Processes that this one has started and has not reaped, zombies among them."""
+    with contextlib.suppress(OSError):
+        return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    return set()
+
+
 def called_with(argument: bytes) -> list[int]:
     """Pids of the processes of this user that have an argument, in any place of their command line.
 
