@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import pytest_asyncio
 
 from tests.page.browser import Browser, Tab
 from tests.support import REPO
@@ -56,22 +56,38 @@ async def test_it_comes_back_after_a_kill_and_a_reload_without_a_gap(browser: Br
         assert await tab.value("window.got.filter((one) => one.event === 'connected').length") == 2
 
 
-@pytest_asyncio.fixture
-async def elsewhere() -> AsyncIterator[str]:
-    """The origin of an empty page, which may connect to anything."""
+class EmptyPage(BaseHTTPRequestHandler):
+    """Answers every path with the same page."""
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+    def do_GET(self) -> None:
         body = b"<!doctype html><title>elsewhere</title>"
-        writer.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-        )
-        writer.close()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    server.close()
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing of it is of interest."""
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[str]:
+    """The origin of an empty page, which may connect to anything."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), EmptyPage) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def service(elsewhere: str) -> Iterator[Service]:
+    """One that pages of another origin may use."""
+    running = Service(WORKERS=2, ALLOWED_ORIGINS=elsewhere).start()
+    yield running
+    running.stop()
 
 
 async def test_it_comes_back_when_there_is_room_again(browser: Browser, elsewhere: str) -> None:
@@ -90,22 +106,20 @@ async def test_it_comes_back_when_there_is_room_again(browser: Browser, elsewher
         await connected(tab)
 
 
-async def test_a_refusal_that_stays_ends_it(browser: Browser, elsewhere: str) -> None:
-    async with (
-        Service(WORKERS=1, ALLOWED_ORIGINS=elsewhere) as service,
-        await browser.open(elsewhere) as tab,
-    ):
+async def test_a_refusal_that_stays_ends_it(
+    browser: Browser, service: Service, elsewhere: str
+) -> None:
+    async with await browser.open(elsewhere) as tab:
         await listen(tab, f"{service.base}/events?types=nope")
         await tab.wait("window.events.readyState === EventSource.CLOSED")
         assert "reason=types" in service.log
 
 
 @pytest.mark.parametrize("options", ["{}", "{withCredentials: true}"])
-async def test_a_page_of_another_origin(browser: Browser, elsewhere: str, options: str) -> None:
-    async with (
-        Service(WORKERS=1, ALLOWED_ORIGINS=elsewhere) as service,
-        await browser.open(elsewhere) as tab,
-    ):
+async def test_a_page_of_another_origin(
+    browser: Browser, service: Service, elsewhere: str, options: str
+) -> None:
+    async with await browser.open(elsewhere) as tab:
         await listen(tab, f"{service.base}/events?types=status", options)
         await connected(tab)
         sent = await service.publish("status", "tick")
@@ -138,12 +152,10 @@ NO_WEBSOCKETS = """{WebSocket: class {
 
 @pytest.mark.parametrize("options", ["{transport: 'sse'}", NO_WEBSOCKETS], ids=["asked", "blocked"])
 async def test_the_client_misses_nothing_over_a_kill_and_a_reload(
-    browser: Browser, elsewhere: str, options: str
+    browser: Browser, service: Service, elsewhere: str, options: str
 ) -> None:
-    async with (
-        Service(WORKERS=2, ALLOWED_ORIGINS=elsewhere) as service,
-        await browser.open(elsewhere) as tab,
-    ):
+    await service.wait_connections(0)
+    async with await browser.open(elsewhere) as tab:
         first = await service.publish("status", "first")
         await use_client(tab, service, options)
         await tab.wait(f"{SEQS}.includes({first['seq']})")
