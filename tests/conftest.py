@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import programs
 from tests.support.service import Service
-from tests.support.tracing import hide, untraced
+from tests.support.tracing import hide, leave_forks_out, untraced
 from workers.leader import valkey as private_valkey
 
 # No limit of time for an example: how long one takes says how busy the machine is.
@@ -34,7 +34,7 @@ _LONG = (
     "test_end_to_end", "test_memory", "test_soak", "test_alerts", "test_socketio", "test_caddy",
     "test_doors", "test_storms", "test_malformed", "test_protocol", "test_deaf_worker",
     "test_health", "test_slow_consumers", "test_python_client", "test_metrics", "test_heartbeat",
-    "test_auth", "test_autobahn", "test_plain", "test_relays", "test_cluster", "test_metrics_files",
+    "test_auth", "test_autobahn", "test_plain", "test_relays", "test_cluster",
     "test_gunicorn_worker", "test_both_ways_in", "test_replica", "test_deflate",
     "test_cluster_lies",
 )  # fmt: skip
@@ -94,11 +94,10 @@ def pytest_xdist_setupnodes() -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """End the one that pytest-cov has started before it knew that this is a process of xdist."""
     plugin = session.config.pluginmanager.get_plugin("_cov")
-    if (
-        plugin is not None
-        and plugin.cov_controller is not None
-        and hasattr(session.config, "workerinput")
-    ):
+    if plugin is None or plugin.cov_controller is None:
+        return
+    leave_forks_out()
+    if hasattr(session.config, "workerinput"):
         plugin.cov_controller.cov.stop()
         plugin.cov_controller.cov.save()  # what was imported so far
 

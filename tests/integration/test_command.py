@@ -20,6 +20,7 @@ import jwt
 import pytest
 
 from tests.support import REPO
+from tests.support.forked import ForkedProgram
 from tests.support.plain import PlainClient
 from tests.support.ports import free_port
 from tests.support.service import TOKEN, Service
@@ -29,6 +30,13 @@ pytestmark = pytest.mark.timeout(120)
 
 SECRET = "0123456789abcdef0123456789abcdef"
 PROGRAM = (sys.executable, "-m", "yujian_realtime")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def program() -> Iterator[None]:
+    """What `yujian` runs."""
+    with _program:
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +59,11 @@ def environ() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(REPO / "clients/python/src"), "TERM": "xterm"}
 
 
+_program = ForkedProgram(PROGRAM[-1], "yujian_realtime.command.main", environ=environ())
+
+
 def yujian(home: Path, *arguments: str, input: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        cwd=home,
-        env=environ(),
-        input=input,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return _program.run(home, environ(), *arguments, input=input)
 
 
 def lines(done: subprocess.CompletedProcess[str]) -> list[Any]:
@@ -210,7 +213,9 @@ def test_presence(home: Path) -> None:
 
 
 def test_status(home: Path, service: Service) -> None:
-    done = yujian(home, "status")
+    done = subprocess.run(
+        [*PROGRAM, "status"], cwd=home, env=environ(), capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0
     assert done.stdout.startswith("service     ok\n")
     assert "\x1b" not in done.stdout

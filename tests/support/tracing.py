@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posix
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,22 @@ _NAMES = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
 """By these variables a process of Python knows that its lines are to be counted."""
 
 _hidden: dict[str, str] = {}
+
+
+def leave_forks_out() -> None:
+    """Let what this process forks count no lines; the programs that it starts do.
+
+    A coverage that goes on after a test marked `no_cover` registers another hook that starts one
+    in every fork, and wraps `os._exit` once more: after some hundred tests a fork costs seconds.
+    """
+    from coverage import control
+
+    control._start_process_coverage = lambda _: None  # type: ignore[assignment, return-value]
+    os.register_at_fork(after_in_child=_end_at_once)
+
+
+def _end_at_once() -> None:
+    os._exit = posix._exit
 
 
 def hide() -> None:
