@@ -18,6 +18,7 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import Protocol, Side
 
 from app.protocol.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, build_frame
+from app.seconds import seconds_of
 from app.sessions.socketio.session import SocketIOSession
 from app.transport import hub as hub_module
 from app.transport.connection import (
@@ -1196,3 +1197,13 @@ async def test_a_connection_that_cannot_start_is_gone_and_its_descriptor_is_clos
     assert not len(hub)
     assert "a fault in the service" in caplog.text
     theirs.close()
+
+
+async def test_the_first_connection_wakes_a_worker_that_rests(hub: Hub) -> None:
+    seconds = seconds_of(asyncio.get_running_loop())
+    seconds.rest()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs:
+        hub.attach(Server(hub, ours.detach()))
+        assert not seconds.rests
