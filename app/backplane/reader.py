@@ -34,7 +34,7 @@ from app.backplane.replica import INFO, NotThere, ReplicaRoute
 from app.backplane.scripts import CONTROL, LOCATE, meta_key, new_epoch, stream_key
 from app.clock import steady_time
 from app.log_limit import LogLimit
-from app.seconds import REST, seconds_of
+from app.seconds import REST, Seconds, seconds_of
 from app.types import Gap, Message, Position
 
 logger = logging.getLogger(__name__)
@@ -151,6 +151,8 @@ class StreamReader:
         """Entries of each stream that the next XREAD asks for: fewer where they are large."""
         self._largest = backplane.settings.max_message_size + OVERHEAD
         """Bytes of a valid entry, at most."""
+        self._seconds: Seconds | None = None
+        """Of the loop in which it was started: they say whether the worker rests."""
         self._block = BLOCK
         """Seconds that the newest XREAD waits for news."""
         self._filled = time.monotonic()
@@ -188,6 +190,7 @@ class StreamReader:
         Raises:
             FAILURES: the backplane does not answer; may be called again.
         """
+        self._seconds = seconds_of(asyncio.get_running_loop())
         with reading_answer():
             await self._repair(self._types)
             for type, found in zip(self._types, await self._locate(self._types), strict=True):
@@ -363,8 +366,7 @@ class StreamReader:
         """Wait for news of all streams."""
         read = self._read
         ids = [b"0-%d" % read[type].seq for type in self._types]
-        rests = seconds_of(asyncio.get_running_loop()).rests
-        self._block = REST_BLOCK if rests else BLOCK
+        self._block = REST_BLOCK if self._seconds is not None and self._seconds.rests else BLOCK
         wait = int(self._block * 1000)
         return b"XREAD", b"COUNT", self._count, b"BLOCK", wait, b"STREAMS", *self._by_key, *ids
 
