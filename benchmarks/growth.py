@@ -236,27 +236,35 @@ AXES: dict[str, tuple[str, tuple[int, ...], Callable[[int, float], Row]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure the axes, and write the figures, the page and its plot."""
+    """Measure the axes, and write the figures, the page and its plots; axes that are left out stay as they were."""
     parser = make_parser("python -m benchmarks.growth", __doc__)
     parser.add_argument("--only", action="append", choices=AXES, help="may be repeated")
     parser.add_argument("--seconds", type=float, default=1, help="for each figure, roughly")
     parser.add_argument("--out", type=Path, default=DOCS, help="directory of the results")
     options = parser.parse_args(argv)
-    results: dict[str, list[Row]] = {}
-    for name in options.only or AXES:
-        title, values, run = AXES[name]
-        for value in values:
-            say(f"{title}: {value}")
-            row = {"value": float(value), **run(value, options.seconds)}
-            results.setdefault(name, []).append({k: round(v, 3) for k, v in row.items()})
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "growth.json").write_text(json.dumps(results, indent=1) + "\n")
-    for name, rows in results.items():
-        _plot(name, rows, options.out / _plot_name(name))
-    text = "\n".join(_page(results)) + "\n"
-    (options.out / "growth.md").write_text(text)
-    print(text)
+    target = options.out / "growth.json"
+    results: dict[str, list[Row]] = json.loads(target.read_text()) if target.exists() else {}
+    for name in options.only or AXES:
+        results[name] = _measure_axis(name, options.seconds)
+        # After each: what was measured is kept when the run is interrupted.
+        results = {axis: results[axis] for axis in AXES if axis in results}
+        target.write_text(json.dumps(results, indent=1) + "\n")
+        _plot(name, results[name], options.out / _plot_name(name))
+        (options.out / "growth.md").write_text("\n".join(_page(results)) + "\n")
+    print((options.out / "growth.md").read_text())
     return 0
+
+
+def _measure_axis(name: str, seconds: float) -> list[Row]:
+    title, values, run = AXES[name]
+    rows: list[Row] = []
+    for value in values:
+        say(f"{title}: {value}")
+        row = {"value": float(value), **run(value, seconds)}
+        rows.append({key: round(figure, 3) for key, figure in row.items()})
+        say(f"  {rows[-1]}")
+    return rows
 
 
 def _plot_name(axis: str) -> str:
