@@ -85,7 +85,7 @@ def elsewhere() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def service(elsewhere: str) -> Iterator[Service]:
     """One that pages of another origin may use."""
-    running = Service(WORKERS=2, ALLOWED_ORIGINS=elsewhere).start()
+    running = Service(WORKERS=1, ALLOWED_ORIGINS=elsewhere).start()
     yield running
     running.stop()
 
@@ -152,10 +152,12 @@ NO_WEBSOCKETS = """{WebSocket: class {
 
 @pytest.mark.parametrize("options", ["{transport: 'sse'}", NO_WEBSOCKETS], ids=["asked", "blocked"])
 async def test_the_client_misses_nothing_over_a_kill_and_a_reload(
-    browser: Browser, service: Service, elsewhere: str, options: str
+    browser: Browser, elsewhere: str, options: str
 ) -> None:
-    await service.wait_connections(0)
-    async with await browser.open(elsewhere) as tab:
+    async with (
+        Service(WORKERS=2, ALLOWED_ORIGINS=elsewhere) as service,
+        await browser.open(elsewhere) as tab,
+    ):
         first = await service.publish("status", "first")
         await use_client(tab, service, options)
         await tab.wait(f"{SEQS}.includes({first['seq']})")
