@@ -192,14 +192,16 @@ async def test_system_calls_of_a_publish(tmp_path: Path, keep: bool, size: int) 
     # A long request may come in two parts.
     assert calls(*READS) <= (3.3 if size == 1 else 4.3), "the request, and two replies"
     assert calls("fcntl") <= 4.3, "the lock of the slot table, twice"
-    assert calls(*POLLS) <= 3.3, "two when replies come together"
+    assert calls(*POLLS) <= 4.0, (
+        "two when replies come together, and one for a rest after a long flush"
+    )
     assert calls("accept4") <= (0.05 if keep else 1.2), "it has sent its request by then"
     assert calls("close", "ioctl") <= (0.1 if keep else 2.2)
     assert calls("epoll_ctl") <= (0.05 if keep else 0.2)
     assert calls("setsockopt", "getsockname", "dup") <= 0.05
     # Asyncio asks for it at each look at the running loop.
-    assert calls("getpid") <= 1.0
-    assert calls(*trace.calls) <= (24.5 if keep else 27.5)
+    assert calls("getpid") <= 1.5
+    assert calls(*trace.calls) <= (25.5 if keep else 28.5)
 
 
 @pytest.mark.needs("strace")
