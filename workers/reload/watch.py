@@ -257,8 +257,13 @@ class Watch:
         return self._begun or self._slots.failed_starts != self._failed_before
 
     def _is_settled(self) -> bool:
-        """Whether no worker is about to start or to leave."""
-        return all(row.state == READY for row in self._slots.rows())
+        """Whether no worker is about to start or to leave.
+
+        One that has given its row up takes a while to end on a machine that is busy.
+        """
+        rows = self._slots.rows()
+        leaving = self._old.keys() - {row.pid for row in rows}
+        return not leaving and all(row.state == READY for row in rows)
 
     def _is_unchanged(self) -> bool:
         """Whether all old workers serve as before."""
