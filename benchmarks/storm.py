@@ -100,10 +100,10 @@ def requests(size: Size, figures: Figures) -> None:
                 callers.begin("attack", **_wave(server, name))
                 beside = _latency(server, load.result())
                 answers = callers.result()["results"]
-                if answers.keys() != {"200"}:
-                    raise BenchmarkError(f"{name}: {answers}")
-                if answers["200"] < CALLERS:  # they run where a processor is idle
-                    figures.notes.append(f"{name}: {answers['200']} of {CALLERS} were answered")
+                # They run where a processor is idle, and an address has a budget.
+                figures.notes.append(f"{name}: {CALLERS} clients were answered {answers}")
+                if not answers.keys() <= {"200", "429"}:
+                    raise BenchmarkError(figures.notes[-1])
                 figures.add("requests_p99_ms", name, beside)
                 figures.add("requests_calm_ms", name, calm)
                 figures.add("requests_p99_ratio", name, beside / calm)
