@@ -202,7 +202,8 @@ KINDS: dict[str, Kind] = {
     "no HTTP": Kind(requests=lambda _: b"\x16\x03\x01" * 20 + b"\r\n\r\n"),
     "long queries": Kind(requests=lambda n: _LONG_QUERIES[n % len(_LONG_QUERIES)]),
 }
-_MESSAGE = '{"type":"health","event":"wave","data":{"n":1}}'
+_MESSAGE = '{"type":"config","event":"wave","data":{"n":1}}'
+"""None of the connected clients wants it: what is measured are the calls, not further deliveries."""
 WAVES: dict[str, Kind] = {
     "wave of GET /status": Kind(
         requests=lambda _: _http("GET", "/status"), hangs_up="answered", once=True
