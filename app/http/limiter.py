@@ -50,6 +50,7 @@ class Limiter:
         budgets: of the addresses.
         note_refused: called with the reason `http_rate` of each refusal.
         slice: gives the seconds that handlers may have of each pass of the loop.
+        cpu: seconds of the processor that this thread has used.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Limiter:
         budgets: Budgets,
         note_refused: Callable[[str, str | None], object] | None = None,
         slice: Slice = lambda: SLICE,
+        cpu: Callable[[], float] = time.thread_time,
     ) -> None:
         self._writers = writers
         self._clients = clients
@@ -66,6 +68,7 @@ class Limiter:
         self._note_refused = note_refused
         self._held_back = 0
         self._turns = Turns(slice)
+        self._cpu = cpu
 
     def middleware(self) -> Middleware:
         """The middleware, to be put inside of that which answers errors."""
@@ -99,7 +102,7 @@ class Limiter:
 
         try:
             # By the processor's clock: a machine with other work must not make a request dearer.
-            response = await metered(handler(request), spend, time.thread_time)
+            response = await metered(handler(request), spend, self._cpu)
         except (ClientError, HttpError) as error:
             if error.code == ErrorCode.UNAUTHORIZED:
                 await self._slow_down(request, account)

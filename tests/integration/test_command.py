@@ -160,9 +160,10 @@ async def test_users_of_a_type(tmp_path: Path) -> None:
         ]
 
         async def are_listed() -> bool:
-            return [row["user"] for row in lines(await run("users", "status", "--json"))] == names
+            listed = [row["user"] for row in lines(await run("users", "status", "--json"))]
+            return listed == names and "5 connections" in (await run("users", "status")).stderr
 
-        await until(are_listed, "all are listed")
+        await until(are_listed, "all are listed and counted")
         done = await run("users", "status", "--limit", "2")
         assert done.stdout == "     1  user0\n     1  user1\n"
         assert done.stderr == "2 shown, 5 users with a name, 5 connections\n"

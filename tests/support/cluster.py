@@ -218,14 +218,14 @@ class Side:
     async def streaming(
         self, types: Sequence[str], pause: float = 0.01, *, may_fail: bool = False
     ) -> AsyncIterator[None]:
-        """Publish to each type, one message after the other."""
+        """Publish to each type, one message after the other, each within 20 seconds on a machine with other work."""
         stopping = asyncio.Event()
         passed = (BackplaneUnavailable,) if may_fail else ()
 
         async def stream(type: str) -> None:
             while not stopping.is_set():
                 with contextlib.suppress(*passed):
-                    await self.publish(type)
+                    await self.publish(type, within=20.0)
                 await asyncio.sleep(pause)
 
         async with asyncio.TaskGroup() as group:

@@ -107,6 +107,7 @@ class Side:
             Clients(trusted),
             self.budgets,
             lambda reason, _: self.noted.append(reason),
+            cpu=lambda: 0.0,
         )
 
     async def ask(
