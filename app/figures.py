@@ -43,7 +43,8 @@ USERS_A_SECOND = 2_000
 MOST_NOTES = 1_000
 """Figures of flushes that are kept at most before they are added to the metrics: some 100 KB."""
 QUIET_SECONDS = 3
-"""Between two times that a worker without sessions shows its figures, if nothing happens and it does not rest."""
+"""Between two times that figures are shown on a machine without connections, if nothing happens and the worker does
+not rest."""
 OWN_MESSAGES = 3
 """Messages in the queue that do not count as something that happens: a probe and those of the collector."""
 SLICE = 500
@@ -232,7 +233,7 @@ class Figures:
     def look(self) -> bool:
         """Whether the figures are due: at each look, or a third of them while nothing happens.
 
-        Without sessions only figures of the process itself change then, such as its CPU time.
+        On a machine without connections only figures of the process itself change then, such as its CPU time.
         """
         queued = self._queue.per_priority()
         state = (
@@ -250,7 +251,7 @@ class Figures:
             self._replica is not None and self._replica.is_read,
             len(self._registry),
         )
-        is_quiet = not len(self._registry) and state == self._state
+        is_quiet = not self._slots.total_connections() and state == self._state
         self._state = state
         self.quiet_looks = self.quiet_looks + 1 if is_quiet else 0
         return self.quiet_looks % QUIET_SECONDS == 0

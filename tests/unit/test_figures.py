@@ -33,6 +33,7 @@ class Worker:
     """What its figures are made of."""
 
     def __init__(self) -> None:
+        self.connections = 0
         self.parts: dict[str, Any] = {
             "publisher": SimpleNamespace(fault=None),
             "backplane": SimpleNamespace(reading_fault=None, available=True),
@@ -42,8 +43,9 @@ class Worker:
             "catchup": SimpleNamespace(replayed=0),
             "hub": SimpleNamespace(bytes_received=0, closed={}),
             "registry": [],
+            "slots": SimpleNamespace(total_connections=lambda: self.connections),
         }
-        others = ("slots", "metrics", "fanout", "rates", "manager", "history", "replica")
+        others = ("metrics", "fanout", "rates", "manager", "history", "replica")
         rest: dict[str, Any] = dict.fromkeys(others)
         self.flushes = flush_figures(Metrics(["status"]))
         self.figures = Figures(
@@ -104,13 +106,14 @@ def test_a_probe_in_the_queue_is_nothing_that_happens() -> None:
     assert worker.figures.quiet_looks == 0
 
 
-def test_sessions_are_shown_each_second() -> None:
+def test_figures_are_shown_each_second_while_any_worker_of_the_machine_has_clients() -> None:
     worker = Worker()
     worker.seconds(2)
-    worker.parts["registry"].append("a session")
+    worker.connections = 1
     assert worker.seconds(5) == [True] * 5
-    worker.parts["registry"].clear()
-    assert worker.seconds(1 + QUIET_SECONDS) == [True, *QUIET]
+    assert not worker.figures.quiet_looks
+    worker.connections = 0
+    assert worker.seconds(QUIET_SECONDS) == QUIET
 
 
 NOW = 1_700_000_000.0
