@@ -62,7 +62,7 @@ class Entry:
     __slots__ = ("_settled", "counted", "deadline", "draft", "outcome", "room_until", "size")
 
     def __init__(self, draft: Draft, settled: Settled, now: float, *, counted: bool = True) -> None:
-        self._settled = settled
+        self._settled: Settled | None = settled
         self.counted = counted
         self.draft = draft
         self.outcome: Outcome | None = None
@@ -73,11 +73,12 @@ class Entry:
 
     def settle(self, outcome: Outcome) -> bool:
         """Answer its publisher; False if something else has."""
-        if self.outcome is not None:
+        settled, self._settled = self._settled, None  # it may hold this entry
+        if settled is None:
             return False
         self.outcome = outcome
         try:
-            self._settled(self)
+            settled(self)
         except Exception:
             # The others of its batch do not depend on it.
             logger.exception("a publisher cannot be answered")

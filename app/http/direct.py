@@ -207,9 +207,9 @@ class DirectCalls:
         if self._settled is not None:
             self._note_end()
 
-    def finish_later(self, answering: _Answering) -> None:
+    def finish_later(self, answering: _Answering, call: PublishingCall) -> None:
         """Answer when the history has said what is known of its messages."""
-        task = asyncio.get_running_loop().create_task(answering.ask_history())
+        task = asyncio.get_running_loop().create_task(answering.ask_history(call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -237,21 +237,20 @@ class _Answering:
 
     def _answer(self) -> None:
         """Answer: all messages are settled."""
-        call = self._call
+        call, self._call = self._call, None  # the call holds this, and its messages
         assert call is not None
         try:
             if call.needs_history:
-                self._calls.finish_later(self)
+                self._calls.finish_later(self, call)
             else:
                 self._finish(*call.answer())
         except Exception as error:  # noqa: BLE001 (it is answered)
             self.fail(error)
 
-    async def ask_history(self) -> None:
+    async def ask_history(self, call: PublishingCall) -> None:
         """Answer when the history has said what is known."""
-        assert self._call is not None
         try:
-            self._finish(*await self._call.outcome())
+            self._finish(*await call.outcome())
         except Exception as error:  # noqa: BLE001 (it is answered)
             self.fail(error)
 

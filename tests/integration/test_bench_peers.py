@@ -73,7 +73,7 @@ def test_the_page_and_its_plots(
 def test_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     title, _, run = growth.AXES["sets"]
     monkeypatch.setitem(growth.AXES, "sets", (title, (2,), run))
-    monkeypatch.setattr(growth, "CLIENTS", 41)
+    monkeypatch.setattr(growth, "CLIENTS", 1100)
     assert growth.main(["--only", "sets", "--seconds", "0.05", "--out", str(tmp_path)]) == 0
     (row,) = json.loads((tmp_path / "growth.json").read_text())["sets"]
     assert row["value"] == 2
