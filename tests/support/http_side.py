@@ -80,7 +80,7 @@ class MemoryStreams:
             try:
                 future = self.submit(draft)
             except QueueOverflow as error:
-                results.append(error)
+                results.append(error.with_traceback(None))
                 continue
             entry = Entry(draft, settled, 0.0)
             future.add_done_callback(functools.partial(_settle, entry))

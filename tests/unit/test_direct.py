@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import gzip
 import json
 import logging
@@ -17,8 +18,10 @@ from typing import Any
 import pytest
 from aiohttp import http_parser
 
+from app.broadcast.queue import Entry
 from app.config import load
 from app.http.direct import MAX_ARRAY, MAX_BODY, DirectCalls
+from app.http.publishing import PublishingCall
 from app.transport.door import DoorRunner, Newcomer
 from app.transport.http_connection import (
     CALLS,
@@ -668,3 +671,21 @@ async def test_a_long_answer_to_a_client_that_does_not_read_is_sent_on() -> None
                 assert await loop.sock_recv(client, 1) == b""
             client.close()
             await until(lambda: not served.connections)
+
+
+@pytest.mark.parametrize("body", [BODY, MANY, MIXED, b'[{"type": "no"}]'])
+@pytest.mark.parametrize("fault", ["", "away", "full"])
+async def test_an_answered_call_is_kept_by_no_cycle(body: bytes, fault: str) -> None:
+    """Its messages may be large, and the collector comes seldom."""
+    async with serve() as served:
+        if fault:
+            setattr(served.side.streams, fault, True)
+        gc.collect()
+        gc.disable()
+        try:
+            await served.ask(request(body, Connection="close"))
+            kept = [one for one in gc.get_objects() if isinstance(one, (PublishingCall, Entry))]
+        finally:
+            gc.enable()
+        assert served.calls.found[-1] is TAKEN
+        assert kept == []
