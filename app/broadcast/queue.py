@@ -84,19 +84,6 @@ class Entry:
             logger.exception("a publisher cannot be answered")
         return True
 
-    @property
-    def position(self) -> Position:
-        """Where it stands.
-
-        Raises:
-            ClientError: it is not stored.
-        """
-        outcome = self.outcome
-        if isinstance(outcome, ClientError):
-            raise outcome
-        assert outcome is not None
-        return outcome
-
 
 class _Room(enum.Enum):
     """What came of an attempt to make room for a message."""

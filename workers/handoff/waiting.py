@@ -17,8 +17,6 @@ from workers.shared.slots import READY, STARTING, SlotTable
 _INTERVAL = 0.02
 _SETTLED = 0.3
 """Seconds that a picture must last: workers get TERM together, but not at the same moment."""
-
-
 _NOTICE_SECONDS = 10.0
 """Seconds for which it is waited at most until the master has noticed that the successors have died."""
 
