@@ -17,11 +17,10 @@ from app import delivery
 from app.attendance import Attendance
 from app.backplane.attendance import AttendanceStore
 from app.backplane.claims import UserClaims
-from app.backplane.client import FAILURES, AnyBackplane, Backplane
+from app.backplane.client import AnyBackplane, Backplane, until_reached
 from app.backplane.cluster.client import ClusterBackplane
 from app.backplane.cluster.publisher import ClusterPublisher
 from app.backplane.cluster.reader import ClusterReader
-from app.backplane.faults import unusable
 from app.backplane.history import History
 from app.backplane.publisher import StreamPublisher
 from app.backplane.reader import Reader, StreamReader
@@ -34,7 +33,6 @@ from app.broadcast.lanes import LanedQueue
 from app.broadcast.queue import BroadcastQueue
 from app.canary import PROBE, Canary
 from app.config import Settings
-from app.errors import BackplaneUnavailable
 from app.figures import Figures, FlushFigures, SubscriberCounts
 from app.handlers import load_handlers
 from app.http.assembly import Machine, make_application
@@ -132,21 +130,15 @@ async def reach_backplane(
 async def _reach(
     backplane: AnyBackplane, make_reader: Callable[[], Reader], route: ReplicaRoute | None = None
 ) -> Reached:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + BACKPLANE_SECONDS
-    while True:
+    deadline = asyncio.get_running_loop().time() + BACKPLANE_SECONDS
+
+    async def attempt() -> Reached:
         await backplane.connect(deadline, replica=route is not None)
         reader = make_reader()
-        try:
-            await reader.start()
-            reached = Reached(backplane, reader, await backplane.shared_key(), route)
-            break
-        except (*FAILURES, BackplaneUnavailable) as error:
-            if loop.time() >= deadline:
-                if isinstance(error, BackplaneUnavailable):
-                    raise
-                raise unusable(error) from error
-            await asyncio.sleep(0.1)
+        await reader.start()
+        return Reached(backplane, reader, await backplane.shared_key(), route)
+
+    reached = await until_reached(attempt, deadline)
     for warning in backplane.warnings():
         logger.warning("%s", warning)
     return reached

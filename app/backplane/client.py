@@ -41,7 +41,7 @@ from app.backplane.scripts import SHARE_KEY, Call, Script
 from app.backplane.server import Server, server_at
 from app.backplane.wire import Outcome, Wire
 from app.config import Settings, full_backplane
-from app.errors import PresenceError
+from app.errors import BackplaneUnavailable, PresenceError
 
 T = TypeVar("T")
 
@@ -327,7 +327,7 @@ async def until_reached(attempt: Callable[[], Awaitable[T]], deadline: float) ->
     """Repeat an attempt to reach the backplane until it succeeds.
 
     Args:
-        attempt: raises one of FAILURES when it does not.
+        attempt: raises one of FAILURES, or BackplaneUnavailable, when it does not.
         deadline: loop time after which to give up.
 
     Raises:
@@ -338,9 +338,11 @@ async def until_reached(attempt: Callable[[], Awaitable[T]], deadline: float) ->
     while True:
         try:
             return await attempt()
-        except FAILURES as error:
+        except (*FAILURES, BackplaneUnavailable) as error:
             pause = pauses.take()
             if loop.time() + pause >= deadline:
+                if isinstance(error, BackplaneUnavailable):
+                    raise
                 raise unusable(error) from error
         await asyncio.sleep(pause)
 
