@@ -40,7 +40,7 @@ from workers.leader.valkey import Valkey
 from workers.shared import paths
 from workers.shared.guard import Part, SharedFilesGuard
 from workers.shared.locks import MastersLock
-from workers.shared.metrics_files import COUNTER, HISTOGRAM, MetricsFiles
+from workers.shared.metrics_files import COUNTER, HISTOGRAM, MetricsFiles, PageFile
 from workers.shared.slots import SlotTable
 from workers.shared.worker_slots import WorkerSlots
 
@@ -193,6 +193,7 @@ class Life:
             collect_metrics=self._metrics_files.collect,
             other_processes=lambda: _other_processes(self._settings),
             has_memory=Headroom(HostSampler(self._settings.data_dir)),
+            metrics_page=PageFile(paths.metrics_dir(self._settings.data_dir)),
             local_faults=self._guard.faults,
         )
 

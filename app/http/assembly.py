@@ -21,7 +21,7 @@ from app.http.cors import Hosts, Origins
 from app.http.direct import DirectCalls
 from app.http.event_stream import EventStream
 from app.http.familiar import Familiar
-from app.http.metrics_page import MetricsPage
+from app.http.metrics_page import MetricsPage, SharedPage
 from app.http.request_head import EVENTS_PATH
 from app.http.routes import add_routes
 from app.http.session_entrance import Gate
@@ -50,6 +50,8 @@ class Machine:
     """Further processes of the service, for the metrics of memory: process ids by name."""
     has_memory: Callable[[], bool]
     """Whether there is memory for more connections."""
+    metrics_page: SharedPage | None = None
+    """Where all workers keep the page of metrics; None: there is one worker."""
     local_faults: Callable[[], Sequence[str]] = tuple
     """What is wrong on this machine beside, for `GET /status`."""
 
@@ -145,6 +147,7 @@ def _make_metrics_page(worker: Worker, machine: Machine) -> MetricsPage:
         limits,
         settings.workers,
         shared_for=SHARED_SECONDS,
+        shared=machine.metrics_page,
     )
 
 

@@ -1,20 +1,27 @@
 """`GET /metrics`: the figures of all workers as one Prometheus page.
 
-What the slot table counts (connections, users, queue) is read from there at each scrape, and so is
+What the slot table counts (connections, users, queue) is read from there for each page, and so is
 the memory of the processes from /proc: exact, and nothing to keep up to date in between.
+
+All workers answer with the same page: were each to keep one of its own, a scrape that another
+worker answers might show an older one, and counters would fall. Only one process makes a page at a
+time, and reads what it shows after the page before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import platform
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
@@ -25,13 +32,80 @@ from prometheus_client.registry import Collector
 from app import __version__
 from app.errors import ErrorCode
 from app.http.errors import HttpError
-from app.ports import QueueTotals, Slots, WorkersDied
+from app.ports import QueueTotals, Slots
 from app.types import WorkerRow
 
-BUSY_PAGES, BUSY_SECONDS = 4, 15.0
-"""So many pages within so many seconds are more than a few Prometheus servers ask for."""
+BUSY_PAGES, BUSY_SECONDS = 8, 15.0
+"""So many pages of a machine within so many seconds are more than a few Prometheus servers ask for."""
 BUSY_FACTOR = 5
 _PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+
+
+class SharedPage(Protocol):
+    """Where the workers of this machine keep the newest page. Calls block."""
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep the others from making a page meanwhile.
+
+        Raises:
+            TimeoutError: another process takes too long for it.
+        """
+
+    def read(self) -> bytes:
+        """What was written last; empty when there is nothing.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+
+    def write(self, content: bytes) -> None:
+        """Replace it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+
+
+class OwnPage:
+    """The same for one process alone."""
+
+    def __init__(self) -> None:
+        self._content = b""
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep nothing away: one page is made at a time."""
+        return contextlib.nullcontext()
+
+    def read(self) -> bytes:
+        """What was written last."""
+        return self._content
+
+    def write(self, content: bytes) -> None:
+        """Replace it."""
+        self._content = content
+
+
+class _Page(NamedTuple):
+    """A page, and when it and those before it were made."""
+
+    made: tuple[float, ...]
+    """Monotonic seconds, the newest last; `BUSY_PAGES` at most."""
+    body: bytes
+
+    def encode(self) -> bytes:
+        return json.dumps(self.made).encode() + b"\n" + self.body
+
+
+_NONE = _Page((), b"")
+
+
+def _decode(content: bytes) -> _Page:
+    """The page of a file; none where it says nothing of the kind."""
+    head, _, body = content.partition(b"\n")
+    try:
+        return _Page(tuple(map(float, json.loads(head))), body)
+    except (ValueError, TypeError):
+        return _NONE
 
 
 class MetricsPage:
@@ -47,7 +121,8 @@ class MetricsPage:
         shared_for: seconds for which a page is reused for all requests. Making one delays deliveries
             for some 20 ms, so while pages are asked for without a pause it is `BUSY_FACTOR` times
             as long.
-        clock: monotonic seconds.
+        shared: where all workers keep the page.
+        clock: monotonic seconds, the same for all processes.
     """
 
     def __init__(
@@ -58,6 +133,7 @@ class MetricsPage:
         limits: Mapping[str, float] = MappingProxyType({}),
         expected_workers: int = 0,
         shared_for: float = 0.0,
+        shared: SharedPage | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._slots = slots
@@ -65,10 +141,12 @@ class MetricsPage:
         self._processes = processes
         self._limits = limits
         self._expected_workers = expected_workers
-        self._building: asyncio.Task[bytes] | None = None
+        self._answering: asyncio.Task[bytes] | None = None
         self._shared_for = shared_for
+        self._shared = shared or OwnPage()
+        self._own = _NONE
+        """The newest page that this worker has seen: for when the shared one is lost."""
         self._clock = clock
-        self._made: deque[float] = deque(maxlen=BUSY_PAGES)
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """Answer a scrape; those that come while a page is being made share it.
@@ -76,12 +154,10 @@ class MetricsPage:
         Raises:
             HttpError: 503, the metrics of the other processes could not be read in time.
         """
-        if self._is_due():
-            self._made.append(self._clock())
-            self._building = asyncio.create_task(self._build())
-        assert self._building is not None
+        if self._answering is None or self._answering.done():
+            self._answering = asyncio.create_task(self._answer())
         try:
-            page = await asyncio.shield(self._building)
+            page = await asyncio.shield(self._answering)
         except TimeoutError as error:
             message = f"The metrics are unavailable: {error}."
             raise HttpError(
@@ -89,33 +165,47 @@ class MetricsPage:
             ) from None
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
-    def _is_due(self) -> bool:
-        """Whether the last page is too old, or there is none."""
-        building = self._building
-        if building is None:
-            return True
-        if not building.done():
-            return False
-        if building.cancelled() or building.exception() is not None or not self._shared_for:
-            return True
-        now = self._clock()
-        busy = len(self._made) == BUSY_PAGES and now - self._made[0] < BUSY_SECONDS
-        return now - self._made[-1] >= self._shared_for * (BUSY_FACTOR if busy else 1)
-
-    async def _build(self) -> bytes:
-        # The slot table is read on the loop: its lock keeps processes apart, not threads.
+    async def _answer(self) -> bytes:
+        # The rows are read on the loop: the lock of the slot table keeps processes apart, not threads.
+        # They hold gauges only, so it does not matter that another worker may make a page in between.
         rows = self._slots.rows()
         table = _Table(
             connections=self._slots.total_connections(),
             users=self._slots.unique_users(),
             queue=self._slots.queue_totals(),
-            died=self._slots.workers_died(),
             expected_workers=self._expected_workers,
-            restored=self._slots.files_restored(),
             rows=rows,
         )
         pids = {f"worker-{row.index}": row.pid for row in rows} | dict(self._processes())
-        return await asyncio.to_thread(self._render, table, pids)
+        return await asyncio.to_thread(self._newest, table, pids)
+
+    def _newest(self, table: _Table, pids: Mapping[str, int]) -> bytes:
+        """The page that all workers answer with, made anew when it is due."""
+        with self._shared.locked():
+            page = self._last()
+            if self._is_due(page):
+                body = self._render(table, pids)
+                page = _Page((*page.made, self._clock())[-BUSY_PAGES:], body)
+                with contextlib.suppress(OSError):  # no room: each worker has its own then
+                    self._shared.write(page.encode())
+            self._own = page
+            return page.body
+
+    def _last(self) -> _Page:
+        try:
+            shared = _decode(self._shared.read())
+        except OSError:
+            shared = _NONE
+        return max(shared, self._own, key=lambda page: page.made[-1:])
+
+    def _is_due(self, page: _Page) -> bool:
+        """Whether the last page is too old, or there is none."""
+        if not page.made or not self._shared_for:
+            return True
+        now = self._clock()
+        busy = len(page.made) == BUSY_PAGES and now - page.made[0] < BUSY_SECONDS
+        age = now - page.made[-1]
+        return not 0 <= age < self._shared_for * (BUSY_FACTOR if busy else 1)
 
     def _render(self, table: _Table, pids: Mapping[str, int]) -> bytes:
         registry = CollectorRegistry()
@@ -123,10 +213,23 @@ class MetricsPage:
             _gauge(name, f"The setting {name.upper()}.", value)
             for name, value in self._limits.items()
         ]
+        counted = [*self._collect(), *self._counted()]
         registry.register(
-            _Families([*self._collect(), *table.families(), *limits, _memory(pids), _build()])
+            _Families([*counted, *table.families(), *limits, _memory(pids), _build()])
         )
         return generate_latest(registry)
+
+    def _counted(self) -> Iterator[Metric]:
+        """What the slot table counts; single words, which need no lock."""
+        died = CounterMetricFamily(
+            "realtime_workers_died", "Workers that exited unexpectedly, by state.", labels=["state"]
+        )
+        for state, count in zip(("starting", "ready"), self._slots.workers_died(), strict=True):
+            died.add_metric([state], count)
+        yield died
+        help = "Shared files of the service that were removed and then restored."
+        restored = self._slots.files_restored()
+        yield CounterMetricFamily("realtime_shared_files_restored", help, value=restored)
 
 
 class _Families(Collector):
@@ -139,14 +242,12 @@ class _Families(Collector):
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """What the slot table said at one moment."""
+    """What the slot table said at one moment, beside what it counts."""
 
     connections: int
     users: int
     queue: QueueTotals
-    died: WorkersDied
     expected_workers: int
-    restored: int
     rows: list[WorkerRow]
 
     def families(self) -> Iterator[Metric]:
@@ -172,14 +273,6 @@ class _Table:
             help = "Unix time at which the oldest worker started."
             yield _gauge("start_time_seconds", help, started)
         yield _gauge("cpus", "Cores available to the workers.", len(os.sched_getaffinity(0)))
-        died = CounterMetricFamily(
-            "realtime_workers_died", "Workers that exited unexpectedly, by state.", labels=["state"]
-        )
-        for state, count in zip(("starting", "ready"), self.died, strict=True):
-            died.add_metric([state], count)
-        yield died
-        help = "Shared files of the service that were removed and then restored."
-        yield CounterMetricFamily("realtime_shared_files_restored", help, value=self.restored)
 
 
 def _gauge(name: str, help: str, value: float) -> Metric:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.client import Client, one_of_each_worker
 from tests.support.plain import PlainClient, spread
 from tests.support.raw import RawClient
 from tests.support.service import Service
@@ -51,9 +52,14 @@ async def scrape(service: Service) -> tuple[dict[str, str], Samples]:
     answer = await service.get("/metrics")
     assert answer.status == 200
     assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    return parse(answer.body)
+
+
+def parse(page: str) -> tuple[dict[str, str], Samples]:
+    """Types of the families, and all samples."""
     kinds: dict[str, str] = {}
     samples: Samples = {}
-    for family in text_string_to_metric_families(answer.body):
+    for family in text_string_to_metric_families(page):
         assert family.name not in kinds, f"{family.name} twice"
         assert family.documentation, f"{family.name} has no help text"
         kinds[family.name] = family.type
@@ -148,6 +154,59 @@ async def test_refusals_are_counted_by_reason() -> None:
             await client.abort()
 
 
+class Scraper(Client):
+    """Scrapes one worker, over a connection that is kept."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        super().__init__()
+        self._reader, self._writer = reader, writer
+
+    async def close(self) -> None:
+        await super().close()
+        self._writer.close()
+
+    @property
+    def port(self) -> int:
+        """Its own port of the connection."""
+        port: int = self._writer.get_extra_info("sockname")[1]
+        return port
+
+    async def counters(self) -> Samples:
+        """Everything that must never fall."""
+        self._writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        assert b" 200 " in head.splitlines()[0], head
+        (length,) = re.findall(rb"(?i)\r\ncontent-length: (\d+)", head)
+        page = await self._reader.readexactly(int(length))
+        return counters(*parse(page.decode()))
+
+
+async def test_no_counter_falls_when_another_worker_is_asked() -> None:
+    async with Service() as service:
+
+        async def open() -> Scraper:
+            scraper = Scraper(*await asyncio.open_connection("127.0.0.1", service.port))
+            await scraper.counters()  # or no worker has accepted it yet
+            return scraper
+
+        async def worker_of(scraper: Scraper) -> int:
+            return await asyncio.to_thread(service.worker_of, scraper.port)
+
+        scrapers = await one_of_each_worker(open, worker_of, at_once=2)
+        seen: Samples = {}
+        published = "realtime_messages_published_total", (("type", "status"),)
+        first, number = seen.get(published, 0), 0
+        # Several pages long: each worker is asked in turn, with a message before each.
+        while seen.get(published, 0) < first + 6:
+            await service.publish()
+            now = await scrapers[number % 2].counters()
+            assert not {key: (value, now.get(key)) for key, value in seen.items()
+                        if now.get(key, -1) < value}  # fmt: skip
+            seen, number = now, number + 1
+        for scraper in scrapers:
+            await scraper.close()
+
+
 @pytest.mark.timeout(150)
 async def test_restarts_make_no_counter_fall_and_no_files_pile_up() -> None:
     async with Service() as service:
@@ -175,8 +234,13 @@ async def test_restarts_make_no_counter_fall_and_no_files_pile_up() -> None:
                   if after.get(key, -1) < value}  # fmt: skip
         assert not fallen, fallen
         await use()
-        # Two live workers and what has been folded together: no more than at first and a little.
-        assert len(list(directory.iterdir())) <= files + 4
+
+        async def folded() -> bool:
+            await scrape(service)
+            # Two live workers and what has been folded together: no more than at first and a little.
+            return len(list(directory.iterdir())) <= files + 4
+
+        await until(folded, "the files of dead workers are folded with the next page")
 
 
 async def test_a_dead_worker_leaves_no_gauge_behind() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,12 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.config import load
 from app.http.errors import HttpError
-from app.http.metrics_page import MetricsPage
+from app.http.metrics_page import BUSY_PAGES, BUSY_SECONDS, MetricsPage
 from app.metrics import Metrics
 from workers.shared.slots import LEAVING, READY, SlotTable
 from workers.shared.worker_slots import WorkerSlots
@@ -156,6 +158,102 @@ async def test_metrics_that_stay_locked_are_reported(serve: Any) -> None:
     response = await (await serve(collect)).get("/metrics")
     assert response.status == 503
     assert "stay locked" in await response.text()
+
+
+class File:
+    """The page that workers share, as a test keeps it."""
+
+    def __init__(self) -> None:
+        self.content = b""
+        self.held = False
+        self.full = False
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        assert not self.held
+        self.held = True
+        yield
+        self.held = False
+
+    def read(self) -> bytes:
+        return self.content
+
+    def write(self, content: bytes) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "no room")
+        self.content = content
+
+
+class Workers:
+    """Two workers that answer scrapes of one machine, whose messages are counted."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.seconds = 1000.0
+        self.file = File()
+        self.made = 0
+        self.counted = 0.0
+        self.pages = [
+            MetricsPage(
+                machine.slots,
+                self._collect,
+                shared_for=1.0,
+                shared=self.file,
+                clock=lambda: self.seconds,
+            )
+            for _ in range(2)
+        ]
+
+    def _collect(self) -> list[Metric]:
+        assert self.file.held  # or another one might make a page of what it reads later
+        self.made += 1
+        return [CounterMetricFamily("realtime_things", "Things.", value=self.counted)]
+
+    async def scrape(self, worker: int) -> float:
+        response: Any = await self.pages[worker].metrics(None)  # type: ignore[arg-type]
+        return parse(response.body.decode())["realtime_things_total",]
+
+
+async def test_no_counter_falls_from_one_worker_to_another(machine: Machine) -> None:
+    workers = Workers(machine)
+    workers.counted = 1
+    assert await workers.scrape(0) == 1
+    workers.seconds += 0.9
+    workers.counted = 2
+    assert await workers.scrape(1) == 1, "the page of the other worker, which is not old"
+    workers.seconds += 0.2
+    assert await workers.scrape(1) == 2
+    assert await workers.scrape(0) == 2, "a page that this worker made before is older"
+    assert workers.made == 2
+
+
+async def test_a_machine_makes_fewer_pages_while_they_are_asked_for_without_a_pause(
+    machine: Machine,
+) -> None:
+    workers = Workers(machine)
+    for number in range(80):
+        workers.seconds += 0.25
+        workers.counted += 1
+        assert await workers.scrape(number % 2) <= workers.counted
+    assert BUSY_PAGES <= workers.made <= 2 * BUSY_PAGES  # in 20 seconds
+    workers.seconds += BUSY_SECONDS
+    assert await workers.scrape(0) == 80
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"{}\nx", b'["a"]\nx', b"[1e9]\nx", b"[-1]\nx"])
+async def test_a_page_that_cannot_be_used_is_made_anew(machine: Machine, content: bytes) -> None:
+    workers = Workers(machine)
+    workers.file.content = content
+    workers.counted = 3
+    assert await workers.scrape(0) == 3
+    assert await workers.scrape(1) == 3
+    assert workers.made == 1
+
+
+async def test_without_room_for_the_page_each_worker_has_its_own(machine: Machine) -> None:
+    workers = Workers(machine)
+    workers.file.full = True
+    assert [await workers.scrape(n % 2) for n in range(6)] == [0] * 6
+    assert workers.made == 2
 
 
 def described(registry: CollectorRegistry) -> dict[str, str]:

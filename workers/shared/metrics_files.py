@@ -106,21 +106,9 @@ class MetricsFiles:
             except _DAMAGE:
                 return _merge([file for file in files if _is_sound(Path(file))])
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock that all scrapes and foldings of this machine share.
-
-        It is tied to a descriptor of its own, so that it also keeps the threads of one process
-        apart, and falls with the process.
-        """
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may be removed
-        descriptor = open_lock(self._directory / "lock")
-        try:
-            if not block_until(lambda: try_flock(descriptor), LOCK_WAIT, _LOCK_INTERVAL):
-                raise TimeoutError("the metrics files stay locked")
-            yield
-        finally:
-            os.close(descriptor)
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the lock that all scrapes and foldings of this machine share."""
+        return _locked(self._directory / "lock")
 
     def _fold(self) -> int:
         dead: dict[str, list[Path]] = {kind: [] for kind in KINDS}
@@ -163,6 +151,64 @@ class MetricsFiles:
             _write(folded, sums)
         for path in fresh:
             path.unlink()
+
+
+class PageFile:
+    """The page of metrics that the workers of this machine answer with. Calls block: use a thread.
+
+    Args:
+        directory: as of `MetricsFiles`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "page"
+        self._lock = directory / "page.lock"
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the lock of the page.
+
+        Raises:
+            TimeoutError: another process has held it for `LOCK_WAIT` seconds.
+        """
+        return _locked(self._lock)
+
+    def read(self) -> bytes:
+        """What was written last; empty when there is nothing.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        try:
+            return self._path.read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def write(self, content: bytes) -> None:
+        """Replace it.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        new = self._path.with_suffix(".new")  # of the one that holds the lock
+        new.write_bytes(content)
+        new.replace(self._path)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file.
+
+    It is tied to a descriptor of its own, so that it also keeps the threads of one process
+    apart, and falls with the process.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may be removed
+    descriptor = open_lock(path)
+    try:
+        if not block_until(lambda: try_flock(descriptor), LOCK_WAIT, _LOCK_INTERVAL):
+            raise TimeoutError("the metrics files stay locked")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _merge(files: list[str]) -> list[Metric]:
