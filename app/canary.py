@@ -62,10 +62,11 @@ class Canary:
     @property
     def is_deaf(self) -> bool:
         """Whether a probe does not arrive although the backplane has stored it."""
+        if self._awaited_since is None:
+            return False
         now = self._clock()
         return (
-            self._awaited_since is not None
-            and now - self._awaited_since >= LIMIT
+            now - self._awaited_since >= LIMIT
             and now - self._beat_at < LIMIT  # else it is this process that was stopped
             and self._available()
         )

@@ -219,11 +219,14 @@ class Admission:
         address = self._clients.address(request)
         if self._addresses is not None:
             self._check_address(self._addresses, address, again)
-        identity = self._check_token(request, query, again)
-        if identity is None and protocol == "sse" and self._verifier.enabled:
-            message = "Send a token, as 'Authorization: Bearer <token>' or 'token=' in the query."
-            raise _unauthorized(ErrorCode.UNAUTHORIZED, message, "Bearer")
+        identity: Identity | None = None
         if self._verifier.enabled:
+            identity = self._check_token(request, query, again)
+            if identity is None and protocol == "sse":
+                message = (
+                    "Send a token, as 'Authorization: Bearer <token>' or 'token=' in the query."
+                )
+                raise _unauthorized(ErrorCode.UNAUTHORIZED, message, "Bearer")
             user = identity.user if identity else None
         else:
             user = query.get("user") or None
@@ -265,8 +268,6 @@ class Admission:
         self, request: RequestHead, query: Mapping[str, str], again: bool
     ) -> Identity | None:
         """The token's holder; without a token it may come in the first message."""
-        if not self._verifier.enabled:
-            return None
         token = query.get("token")
         if not token:
             if isinstance(request, FamiliarHead):

@@ -134,11 +134,8 @@ class TokenVerifier:
         required += ["iss"] if self._issuer else []
         required += ["exp"] if settings.auth_require_exp else []
         self._options: Any = {"require": required, "verify_aud": self._audience is not None}
-
-    @property
-    def enabled(self) -> bool:
+        self.enabled = bool(self._secret) or self._file is not None or remote is not None
         """Whether clients need a token."""
-        return bool(self._secret) or self._file is not None or self._remote is not None
 
     async def settle(self, unavailable: KeysUnavailable) -> None:
         """Wait for the fetch of keys that a token needs.

@@ -117,7 +117,7 @@ class EventStreamSession(ProtocolSession):
             return None
         if offset is None:
             return self._greet(opening, options)
-        chosen = self.context.welcome.types_of(self, options)
+        chosen = self.context.welcome.chosen_by(self, options).types
         known = {type: at for type, at in offset.positions.items() if type in chosen}
         live = self.context.fanout.positions
         if all(at == live[type] for type, at in known.items()):
@@ -152,7 +152,7 @@ class EventStreamSession(ProtocolSession):
         self.send(opening.head)
         if starts is not None:
             options = replace(options, history=None)
-            positions = {type: live[type] for type in welcome.types_of(self, options)}
+            positions = {type: live[type] for type in welcome.chosen_by(self, options).types}
             positions |= {type: start.position for type, start in starts.items()}
             gaps = tuple(start.gap for start in starts.values() if start.gap)
             if gaps:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 from app.broadcast.fanout import FanOut
 from app.config import Settings
@@ -25,8 +26,23 @@ HOLD_SECONDS = 1.0
 MAX_RECONNECT_ATTEMPTS = 10
 """What clients are advised; the service itself does not count."""
 MAX_LISTS, MAX_LIMITS = 2048, 64
-"""Parts of greetings that are kept ready: one for each set of subscriptions that clients chose, some 300
+"""Parts of greetings that are kept ready: one for each set of subscriptions that clients chose, some 700
 bytes each, and one for each set of types that tokens allow."""
+
+
+class Chosen(NamedTuple):
+    """What a client is subscribed to at first."""
+
+    types: tuple[str, ...]
+    """In the order in which they are listed."""
+    set: frozenset[str]
+    listed: bytes
+    """As JSON."""
+
+
+def _chosen(types: Iterable[str]) -> Chosen:
+    ordered = tuple(types)
+    return Chosen(ordered, frozenset(ordered), envelope.encode_json(ordered))
 
 
 class Welcome:
@@ -53,11 +69,11 @@ class Welcome:
         self._tokens = tokens
         self._expiry = expiry
         self._pages = pages
-        self._default_types = tuple(settings.default_subscriptions)
+        self._default = _chosen(settings.default_subscriptions)
         self._limits: dict[Collection[str], bytes] = {}
         """What `connected` says to all that may have the same types, as JSON, but for the beginning."""
-        self._lists: dict[tuple[str, ...], bytes] = {}
-        """What it says of subscriptions."""
+        self._kept: dict[Collection[str], Chosen] = {}
+        """What clients chose or their tokens left of the default: by the former's set, the latter's tuple."""
         self._held: deque[tuple[float, Session]] = deque()
         """When the hold of each session ends (seconds of the loop), in this order."""
         self._release_planned = False
@@ -78,8 +94,8 @@ class Welcome:
             options: what it asked for.
             positions: where each type goes on, for one that recovers; nothing is held then.
         """
-        chosen = self.types_of(session, options)
-        session.group = self._fanout.group(session.codec, frozenset(chosen), options.batch)
+        chosen = self.chosen_by(session, options)
+        session.group = self._fanout.group(session.codec, chosen.set, options.batch)
         if positions is None:
             session.track = session.track or self._fanout.positions
             self.hold(session)
@@ -94,14 +110,23 @@ class Welcome:
             return None
         return self._pages.send_past(session, options.history)
 
-    def types_of(self, session: Session, options: ConnectOptions) -> tuple[str, ...]:
+    def chosen_by(self, session: Session, options: ConnectOptions) -> Chosen:
         """What a client is subscribed to at first."""
+        types: Collection[str]
         if options.types is not None:
-            return tuple(sorted(options.types))
-        extra = session.extra
-        if extra is None or extra.allowed is None:
-            return self._default_types
-        return tuple(type for type in self._default_types if type in extra.allowed)
+            types = frozenset(options.types)
+        else:
+            extra = session.extra
+            if extra is None or extra.allowed is None:
+                return self._default
+            types = tuple(type for type in self._default.types if type in extra.allowed)
+        chosen = self._kept.get(types)
+        if chosen is None:
+            if len(self._kept) >= MAX_LISTS:
+                self._kept.clear()
+            ordered = types if isinstance(types, tuple) else sorted(types)
+            chosen = self._kept[types] = _chosen(ordered)
+        return chosen
 
     def hold(self, session: Session) -> None:
         """Let nothing flow before the client's first frame, or a second."""
@@ -131,16 +156,11 @@ class Welcome:
         """Its first frame is being handled, which releases it in the end."""
         return session.extra is not None and session.extra.task is not None
 
-    def _connected(self, session: Session, types: tuple[str, ...]) -> bytes:
+    def _connected(self, session: Session, chosen: Chosen) -> bytes:
         allowed = session.types
         limits = self._limits.get(allowed)
         if limits is None:
             limits = self._make_limits(allowed)
-        listed = self._lists.get(types)
-        if listed is None:
-            if len(self._lists) >= MAX_LISTS:
-                self._lists.clear()
-            listed = self._lists[types] = envelope.encode_json(types)
         now = int(time.time() * 1000)
         return (
             b'{"id":"%b","type":"system","timestamp":%d,"direction":"server-to-client",'
@@ -153,7 +173,7 @@ class Welcome:
             self._tokens.resume(session.id, session.user).encode(),
             b"null" if session.user is None else envelope.encode_json(session.user),
             now,
-            listed,
+            chosen.listed,
             limits,
         )
 

@@ -431,9 +431,11 @@ class Connection:
         if self.reader is None:
             single = frames.read_single(data)
             if single is not None:
-                if single[0] != frames.TEXT:
-                    hub.extra_frames += 1
-                self._handle(*single)
+                payload = single[1]
+                if not isinstance(payload, str):
+                    hub.extra_frames += 1  # a pong
+                elif self.state == OPEN:
+                    self.on_text(payload)
                 return
             if not data:
                 return

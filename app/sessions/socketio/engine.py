@@ -47,11 +47,12 @@ class OpenPacket:
             "pingTimeout": round((settings.heartbeat_timeout - interval) * 1000),
             "maxPayload": settings.max_message_size,
         }
-        self._frame = build_frame(TEXT, b"0" + encode_json(fields))
+        frame = build_frame(TEXT, b"0" + encode_json(fields))
+        self._head, _, self._tail = frame.partition(_ID_PLACE)
 
     def frame(self, id: str) -> bytes:
         """The frame that begins the session with this id."""
-        return self._frame.replace(_ID_PLACE, id.encode())
+        return self._head + id.encode() + self._tail
 
 
 class DetachedEngine(EngineServer):

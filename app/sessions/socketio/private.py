@@ -111,6 +111,8 @@ class SocketServer(socketio.AsyncServer):
 
     def has_handler(self, event: str, namespace: str) -> bool:
         """Whether the application wants an event."""
+        if not (self.handlers or self.namespace_handlers):
+            return False
         return (
             self._get_event_handler(event, namespace, ())[0] is not None
             or self._get_namespace_handler(namespace, ())[0] is not None

@@ -97,11 +97,13 @@ class RoomManager(ClientManager):
 
     def enter(self, session: SocketIOClient, namespace: str) -> str | None:
         """Register a connection that wants into a namespace; None when it is in already."""
-        if self.sid_from_eio_sid(session, namespace) is not None:
-            return None
         if namespace == MAIN:
+            if session.phase:
+                return None
             session.phase = ENTERING
             return session.id
+        if self.sid_from_eio_sid(session, namespace) is not None:
+            return None
         sid: str = self.server.eio.generate_id()
         session.need_extra().namespaces[namespace] = (sid, ENTERING)
         self._clients.setdefault(namespace, {})[sid] = session
@@ -159,6 +161,15 @@ class RoomManager(ClientManager):
             if not clients:
                 del self._clients[namespace]
         session.left(namespace)
+
+    def forget_ended(self, session: SocketIOClient) -> None:
+        """Forget a client whose connection has ended, and that has been in the main namespace only.
+
+        So `basic_disconnect` would find nothing else of it: no rooms and no user session.
+        """
+        self.callbacks.pop(session.id, None)
+        session.phase = OUTSIDE
+        self._registry.forget(session)
 
     # Rooms.
 

@@ -204,9 +204,10 @@ class RealtimeServer(SocketServer):
     def _accept(self, session: SocketIOClient, sid: str, namespace: str) -> Work | None:
         if namespace == MAIN:
             session.send(message_frame(f"{sio_packet.CONNECT}{session.connect_answer()}"))
+            session.phase = ENTERED
         else:
             self._send_now(session, sio_packet.CONNECT, namespace, {"sid": sid})
-        self.manager.set_phase(session, namespace, ENTERED)
+            self.manager.set_phase(session, namespace, ENTERED)
         return session.accepted(namespace)
 
     def _refuse(self, session: SocketIOClient, sid: str, namespace: str, reason: Any) -> None:
@@ -304,7 +305,9 @@ class RealtimeServer(SocketServer):
     def lost(self, session: SocketIOClient, reason: str) -> None:
         """Tell the application that a connection is gone, after what is still running for it."""
         extra = session.extra
-        if extra is not None and extra.task is not None and not extra.task.done():
+        if extra is None and not self.has_handler("disconnect", MAIN):
+            self.manager.forget_ended(session)
+        elif extra is not None and extra.task is not None and not extra.task.done():
             extra.task.add_done_callback(lambda _: self._leave_all(session, reason))
         else:
             self._leave_all(session, reason)

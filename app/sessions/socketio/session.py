@@ -40,6 +40,7 @@ MAX_ATTACHMENTS = 100
 
 _UNFIT = "The placeholders do not match the attachments."
 _CONNECT = str(sio_packet.CONNECT)
+_BARE_CONNECT = f"4{_CONNECT}"
 """To the main namespace without `auth`: what most clients of a storm begin with."""
 _LONGEST_CONNECT = 64 * 1024
 """Characters of a CONNECT packet: tokens and what applications add."""
@@ -103,6 +104,8 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
 
     def handle(self, message: str | bytes) -> Work | None:
         """Act on one Engine.IO packet."""
+        if message == _BARE_CONNECT and (self.extra is None or not self.extra.packet_size):
+            return self.context.sio.connect(self, MAIN, None)
         if isinstance(message, bytes):
             return self._attachment(message)
         kind = message[:1]
@@ -153,12 +156,9 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
             check_cost(message)
 
     def _packet(self, text: str) -> Work | None:
-        server = self.context.sio
         if self.drop_packet():
             message = "The previous packet is dropped: its attachments are missing."
             self.send_error(ClientError(ErrorCode.PARSE_ERROR, message))
-        if text == _CONNECT:
-            return server.connect(self, MAIN, None)
         packet = self._decode(text)
         if packet.packet_type in _EVENTS and not (
             isinstance(packet.data, list) and packet.data and isinstance(packet.data[0], str)
@@ -273,32 +273,31 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
         Raises:
             ClientError: it may not connect.
         """
-        auth = data if isinstance(data, dict) else {}
         if self.context.verifier.enabled:
             try:
                 self.authenticate(data, anew=True)
             except KeysUnavailable as unavailable:
-                return self._identify_slowly(data, auth, unavailable)
-        return self._identify(auth)
+                return self._identify_slowly(data, unavailable)
+        return self._identify(data)
 
-    async def _identify_slowly(
-        self, data: Any, auth: dict[str, Any], unavailable: KeysUnavailable
-    ) -> None:
+    async def _identify_slowly(self, data: Any, unavailable: KeysUnavailable) -> None:
         """Check a token with keys that have to be fetched first."""
         await self.context.verifier.settle(unavailable)
         self.authenticate(data, anew=True, may_fetch=False)
-        work = self._identify(auth)
+        work = self._identify(data)
         if work is not None:
             await work
 
-    def _identify(self, auth: dict[str, Any]) -> Work | None:
+    def _identify(self, auth: Any) -> Work | None:
         context = self.context
+        if not auth or not isinstance(auth, dict):
+            return context.claiming.claim(self)
         if not context.verifier.enabled and "user" in auth:
             name = user_name(auth["user"])
             if name is None:
                 raise ClientError(ErrorCode.INVALID_PAYLOAD, f"auth.user {NAME_RULE}.")
             self.user = name
-        first = parse_first(auth, self.types) if auth else DEFAULT_FIRST
+        first = parse_first(auth, self.types)
         if first is not DEFAULT_FIRST:
             self.need_extra().options = ConnectOptions(
                 first.types, first.batch, None, first.history
@@ -376,7 +375,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
             pid = context.tokens.pid(
                 self.id,
                 self.user,
-                context.welcome.types_of(self, options),
+                context.welcome.chosen_by(self, options).types,
                 options.batch,
                 context.fanout.positions,
             )
@@ -415,8 +414,9 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
                     self.send(self.codec.gap(gap))
                 self.send_offset()
                 self.context.catchup.start(self)
-        for frames in self.take_held(namespace):
-            self.send(frames)
+        if extra is not None:
+            for frames in self.take_held(namespace):
+                self.send(frames)
         return past
 
     def hold_frames(self, namespace: str, frames: bytes) -> None:
@@ -463,7 +463,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
     def send_event(self, event: str, envelope: bytes) -> None:
         """Send an event of this service; nothing may be sent before CONNECT."""
         if self.phase >= HELD:
-            super().send_event(event, envelope)
+            self.send(self.codec.event(event, envelope))
 
     def send_packet(self, packet: Any) -> None:
         """Send a packet without attachments."""
