@@ -80,6 +80,7 @@ def on_starting(_: Any) -> None:
 def when_ready(server: Any) -> None:
     _master.guard_configuration(server)
     _master.guard_addresses(server)
+    _master.announce_stop(server)
     _master.watch_over(server)
     _master.guard_terminal(server)
     _limit_send_buffers(server)

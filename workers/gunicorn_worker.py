@@ -229,19 +229,26 @@ class RealtimeWorker(gunicorn_private.GunicornWorker):
         super().handle_quit(sig, frame)
 
     async def _leave(self) -> None:
-        if self._served and self._before_leaving is not None:
-            try:
-                stays = not await self._before_leaving()
-            except Exception:
-                self.log.exception("This worker leaves at once")
-                stays = False
-            if stays and self.alive:
+        if self._served and await self._stays() and self.alive:
+            # A stop of the service sends TERM once, and this one may have come while it was leaving.
+            if not self.slots.is_stopping(self.row):
                 self._leaving = None
                 self.slots.set_state(self.row, READY)
                 return
+            await self._stays()
         self.alive = False
         self._cancel_start()
         self.wake()
+
+    async def _stays(self) -> bool:
+        """Hand over; True when there is no successor."""
+        if self._before_leaving is None:
+            return False
+        try:
+            return not await self._before_leaving()
+        except Exception:
+            self.log.exception("This worker leaves at once")
+            return False
 
     def _cancel_start(self) -> None:
         if not self._served:

@@ -141,6 +141,15 @@ class Master:
 
         gunicorn_private.before_stop(arbiter, leave_to_others)
 
+    def announce_stop(self, arbiter: Any) -> None:
+        """Let workers know of a stop: with TERM alone one that waits for a successor might stay."""
+
+        def announce() -> None:
+            with contextlib.suppress(OSError):
+                self.slots.note_stop(os.getpid())
+
+        gunicorn_private.before_stop(arbiter, announce)
+
     def _open_slots(self, alone: bool) -> SlotTable:
         """Open the slot table; one that was removed is for the processes that run to put back."""
         path, connections = (

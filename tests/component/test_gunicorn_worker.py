@@ -219,6 +219,46 @@ def test_reload_that_cannot_start_changes_nothing(service: Service) -> None:
     assert not service.ready() & before
 
 
+def test_a_stop_that_comes_while_workers_still_leave_for_dead_successors(service: Service) -> None:
+    """Its TERM looks like the one of the reload that comes again until the master has noticed."""
+    service.environ["GRACEFUL_TIMEOUT"] = "100"
+    process = service.start()
+    before = service.ready()
+    (service.home / "slow").touch()
+    process.send_signal(signal.SIGHUP)
+
+    new: set[int] = set()
+
+    def started() -> bool:
+        rows = {int(pid): row[0] for pid, row in service.ask()["rows"].items()}
+        new.update(rows.keys() - before)
+        return len(new) == 2 and all(rows.get(pid) == "leaving" for pid in before)
+
+    service.until(started)
+    for pid in before:
+        os.kill(pid, signal.SIGSTOP)  # as on a machine that is busy
+    for pid in new:
+        os.kill(pid, signal.SIGKILL)
+    service.until(lambda: service.log.count("was sent SIGKILL") == 2)
+    process.terminate()
+    service.until(lambda: all(has_pending_term(pid) for pid in before))
+    for pid in before:
+        os.kill(pid, signal.SIGCONT)
+    service.stopped()  # at once: the time that a worker has is longer than this waits
+    assert service.log.count("was sent SIGKILL") == 2
+    assert "Traceback" not in service.log
+
+
+def has_pending_term(pid: int) -> bool:
+    """Whether a stopped process has got TERM."""
+    (pending,) = (
+        line.split()[1]
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("ShdPnd:")
+    )
+    return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def test_wrong_settings_keep_the_last_good_ones(service: Service) -> None:
     (service.home / ".env").write_text("MAX_TOTAL_CONNECTIONS=77\n")
     process = service.start()

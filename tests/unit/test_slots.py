@@ -169,6 +169,16 @@ def test_only_the_first_halts_a_master(table: SlotTable) -> None:
     assert table.first_to_halt(os.getppid())
 
 
+def test_a_stop_is_announced_to_the_workers_of_that_master(table: SlotTable) -> None:
+    mine, other = table.claim_row(master=7), table.claim_row(master=8)
+    table.note_stop(7)
+    assert table.is_stopping(mine)
+    assert not table.is_stopping(other)
+    for _ in range(2):
+        table.free(os.getpid())
+    assert not table.is_stopping(table.claim_row(master=7)), "a row of the worker before"
+
+
 def test_users_of_a_type_are_counted_once(table: SlotTable) -> None:
     one, two = table.claim_row(master=1), table.claim_row(master=1)
     for row in (one, two):

@@ -76,7 +76,7 @@ _WORD = 8
     EVICTIONS,
     UPDATED,
     STATS_LENGTH,
-    SPARE,
+    STOPPING,
 ) = range(16)
 _COLUMNS = 16
 WAITING = (WAITING_HIGH, WAITING_NORMAL, WAITING_LOW)
@@ -411,6 +411,20 @@ class SlotTable:
         """Seconds since a worker exited unexpectedly; infinite when none has."""
         died_at = self._header[_DIED_AT]
         return max(0.0, (_monotonic() - died_at) / 1e6) if died_at else math.inf
+
+    def note_stop(self, master: int) -> None:
+        """Say that a master, which is a pid, stops: its workers get TERM once more at most.
+
+        A worker that is leaving cannot tell this TERM from one that comes again.
+        """
+        with self.lock:
+            for index in range(self.high()):
+                if self.columns[MASTER][index] == master:
+                    self.columns[STOPPING][index] = 1
+
+    def is_stopping(self, index: int) -> bool:
+        """Whether the master of the worker in a row stops."""
+        return bool(self.columns[STOPPING][index])
 
     def first_to_halt(self, master: int) -> bool:
         """Whether this is the first call about that master, which is a pid."""
