@@ -21,6 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while all this is imported: no traceback
 if str(_CODE) not in sys.path:
     sys.path.insert(0, str(_CODE))
+gc.disable()  # what is imported stays: to look through it each time takes a tenth of the start
 
 from workers import gunicorn_private, logs, master  # noqa: E402
 from workers.shared import paths  # noqa: E402
@@ -51,6 +52,7 @@ for _name in (
     importlib.import_module(_name)  # in the master, so that the workers share their memory
 for _name in _left_out:
     del sys.modules[_name]
+gc.enable()
 
 _SEND_BUFFER = 128 * 1024
 """Bytes; the kernel doubles it. Without a limit a stuck client holds megabytes there."""

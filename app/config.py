@@ -7,7 +7,6 @@ JSON without the secrets, or one line on stderr and exits with 1. `--table` prin
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import sys
@@ -494,6 +493,8 @@ def unknown(dotenv_path: Path) -> list[str]:
     warnings = []
     for name in dotenv_file.read(dotenv_path):
         if name not in TABLE:
+            import difflib  # noqa: PLC0415 (each worker and reload would pay for it)
+
             close = difflib.get_close_matches(name.upper(), TABLE, n=1, cutoff=0.8)
             hint = f"; did you mean {close[0]}?" if close else ""
             warnings.append(f"{dotenv_path}: unknown setting {name}{hint}")

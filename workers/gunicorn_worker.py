@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -99,6 +100,7 @@ class RealtimeWorker(gunicorn_private.GunicornWorker):
         global _current  # noqa: PLW0603 (one worker per process)
         assert master.current is not None
         _current = self
+        gc.disable()  # until it serves: what a start imports and makes stays
         self.slots = master.current.slots  # until this process has opened its own
         try:
             self.slots.restore()  # or this worker would not know of the others
@@ -157,6 +159,7 @@ class RealtimeWorker(gunicorn_private.GunicornWorker):
     async def _serve(self) -> None:
         """Serve until TERM: as aiohttp's worker does, but on sites of the runner's own."""
         runner = await self.wsgi()
+        gc.enable()
         await runner.setup()
         for site in self._make_sites(runner):
             await site.start()

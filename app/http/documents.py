@@ -1,13 +1,14 @@
-"""`GET /openapi.json` and `GET /asyncapi.json`: the protocol for programs, made once at the start."""
+"""`GET /openapi.json` and `GET /asyncapi.json`: the protocol for programs, made when one is asked for."""
 
 from __future__ import annotations
+
+import functools
 
 from aiohttp import web
 
 from app.config import Settings
 from app.http.files import File
 from app.protocol.envelope import encode_json
-from app.protocol.schema import asyncapi, openapi
 
 _HEADERS = {"Cache-Control": "no-cache"}
 
@@ -20,18 +21,19 @@ def add_documents(app: web.Application, settings: Settings, version: str) -> Non
         settings: name the types of messages that there are.
         version: of the service.
     """
-    types = settings.message_types
-    documents = {
-        "/openapi.json": openapi.document(version, types),
-        "/asyncapi.json": asyncapi.document(version, types),
-    }
-    files = {
-        path: File.compressed("application/json", encode_json(document))
-        for path, document in documents.items()
-    }
+
+    @functools.cache
+    def file_of(path: str) -> File:
+        # Few ask for them, and every worker would start some milliseconds later.
+        from app.protocol.schema import asyncapi, openapi  # noqa: PLC0415
+
+        make = openapi.document if path == "/openapi.json" else asyncapi.document
+        return File.compressed(
+            "application/json", encode_json(make(version, settings.message_types))
+        )
 
     async def get_document(request: web.Request) -> web.Response:
-        return files[request.path].answer(request, _HEADERS)
+        return file_of(request.path).answer(request, _HEADERS)
 
-    for path in files:
+    for path in ("/openapi.json", "/asyncapi.json"):
         app.router.add_get(path, get_document)

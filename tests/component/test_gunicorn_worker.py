@@ -29,6 +29,7 @@ REPO = Path(__file__).parents[2]
 
 ADDED = """
 
+import gc
 import os
 
 from aiohttp import web
@@ -52,7 +53,9 @@ def make_application(worker, machine):
 
     async def status(request):
         rows = {row.pid: [row.state, row.connections] for row in slots.rows()}
-        return web.json_response({"rows": rows, "cap": cap, "url": _urls[0]})
+        return web.json_response(
+            {"rows": rows, "cap": cap, "url": _urls[0], "collects": gc.isenabled()}
+        )
 
     application = _really_make(worker, machine)
     application.router.add_get("/", status)
@@ -176,7 +179,9 @@ def service(tmp_path: Path) -> Iterator[Service]:
 def test_start_crashes_reload_and_ctrl_c(service: Service) -> None:
     process = service.start()
     first = service.ready()
-    assert service.ask()["url"] == f"unix://{paths.valkey_socket(service.data_dir)}"
+    asked = service.ask()
+    assert asked["url"] == f"unix://{paths.valkey_socket(service.data_dir)}"
+    assert asked["collects"]  # it did not while it started
     server = service.valkey()
 
     victim = min(first)

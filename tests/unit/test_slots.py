@@ -272,6 +272,19 @@ def test_odd_words_in_a_row(table: SlotTable) -> None:
     assert table.free(os.getpid())
 
 
+def test_a_count_that_a_killed_process_has_left_hides_no_user(table: SlotTable) -> None:
+    row = table.claim_row(1)
+    users = table.users
+    assert not any(users.keys_of_row(row))
+    assert slots(table, row, per_user=5).claim_user("ann")
+    (before,) = [keys for keys in users.keys_of_row(row) if keys]
+    users._by_type[shared_users._SETTLED] = 0
+    users._header[shared_users._FILLED] = 0
+    assert [keys for keys in users.keys_of_row(row) if keys] == [before]
+    users.recount()
+    assert users._header[shared_users._FILLED] == 1
+
+
 def test_odd_words_in_the_table_of_users(path: Path) -> None:
     table = SlotTable(path)
     row = table.claim_row(1)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from typing import NamedTuple
 
 from workers.shared.file import show_file
@@ -100,9 +100,18 @@ class UsersTable:
         wanted = _FEWEST
         while wanted < connections * _ROOM:
             wanted *= 2
-        if not self._header[_AREA] or wanted > self._refresh():
+        if not self._header[_AREA]:
+            self._rebuild(wanted)
+            self._set_counts({}, filled=0)
+            return
+        if wanted > self._refresh():
             self._rebuild(wanted)
         self.recount()
+
+    @property
+    def _is_empty(self) -> bool:
+        """Whether it is certain that there is no entry; otherwise one must look."""
+        return not self._header[_FILLED] and bool(self._by_type[_SETTLED])
 
     def recount(self) -> None:
         """Count anew if a process was killed within a step; otherwise nothing is touched."""
@@ -113,11 +122,15 @@ class UsersTable:
         for key, value in self._live():
             if not value >> _ROW_SHIFT & OF_ADDRESS:
                 types[key] = types.get(key, 0) | value >> _TYPES_SHIFT
+        keys = self._entries.tolist()[::2]
+        self._set_counts(types, filled=len(keys) - keys.count(_EMPTY))
+
+    def _set_counts(self, types: Mapping[int, int], *, filled: int) -> None:
+        """Write the counts: of users with the types of each, and of entries that are not empty."""
         for number in range(MAX_TYPES):
             self._by_type[number] = sum(bits >> number & 1 for bits in types.values())
         self._header[_DISTINCT] = len(types)
-        keys = self._entries.tolist()[::2]
-        self._header[_FILLED] = len(keys) - keys.count(_EMPTY)
+        self._header[_FILLED] = filled
         self._by_type[_SETTLED] = 1
 
     def claim(self, key: int, row: int, cap: int, gone: Container[int] = ()) -> bool:
@@ -278,7 +291,7 @@ class UsersTable:
         no longer finds it leaves alone. A table that was moved meanwhile is read again.
         """
         area = 0
-        while area != self._header[_AREA]:
+        while area != self._header[_AREA] and not self._is_empty:
             area = self._header[_AREA]
             self._refresh()
             entries = self._entries
