@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -12,6 +15,9 @@ from benchmarks.procs import BenchmarkError, Server
 
 _SETTLE = 1.5
 """Seconds until subscriptions that begin after the connect are there."""
+
+CONNECTS = 5000
+"""Connects of a figure, at least: fewer take so little time that anything else on the machine would show in it."""
 
 _FLUSHES = (1, 10, 100)
 """Messages of one call."""
@@ -42,23 +48,40 @@ def measure(contender: Contender, clients: int, workers: int, seconds: float) ->
     """
     with contender.make(workers) as server:
         port = server.port + contender.publish
-        with Load(server, contender.wire, contender.path, port, contender.publish_path) as load:
-            return _figures(server, load, clients, seconds)
+        make = partial(Load, server, contender.wire, contender.path, port, contender.publish_path)
+        time.sleep(_SETTLE)
+        with make() as few:
+            few.connect(10)  # what is made with the first connection belongs to no other one
+            time.sleep(_SETTLE)
+        time.sleep(_SETTLE)
+        row: Row = {"fresh_mb": server.pss() / 1e6}
+        with _connected(server, make, clients, row) as load:
+            return row | _figures(server, load, clients, seconds)
+
+
+@contextmanager
+def _connected(server: Server, make: Callable[[], Load], clients: int, row: Row) -> Iterator[Load]:
+    """Connections to a server, after waves of as many that have come and gone; adds their figures."""
+    waves = -(-CONNECTS // clients)
+    memory, used = server.own_pss(), 0.0
+    for wave in range(waves):
+        if wave:
+            time.sleep(_SETTLE)
+        with make() as load:
+            cpu = server.cpu()
+            load.connect(clients)
+            time.sleep(_SETTLE)
+            used += server.cpu() - cpu
+            if not wave:
+                row["memory_kb"] = (server.own_pss() - memory) / clients / 1024
+            if wave == waves - 1:
+                row["connect_us"] = used / (waves * clients) * 1e6
+                yield load
 
 
 def _figures(server: Server, load: Load, clients: int, seconds: float) -> Row:
-    time.sleep(_SETTLE)
-    load.connect(10)  # what is made with the first connection belongs to no other one
-    time.sleep(_SETTLE)
-    cpu, memory, fresh = server.cpu(), server.own_pss(), server.pss()
-    load.connect(clients - 10)
-    time.sleep(_SETTLE)
-    row: Row = {
-        "fresh_mb": fresh / 1e6,
-        "connect_us": (server.cpu() - cpu) / (clients - 10) * 1e6,
-        "memory_kb": (server.own_pss() - memory) / (clients - 10) / 1024,
-    }
     load.publish(3)
+    row: Row = {}
     problems = []
     for size in _FLUSHES:
         row[f"delivery_{size}_us"], answer = _delivery(server, load, size, seconds)

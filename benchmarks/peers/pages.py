@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from benchmarks.peers.measure import SAME_RATE
+from benchmarks.peers.measure import CONNECTS, SAME_RATE
 from benchmarks.plots import OWN_COLOUR, name_axes, save
 
 _OWN = "service"
@@ -50,7 +50,8 @@ def _page(result: dict[str, Any]) -> Iterable[str]:
         "Every server is started as its own documentation advises, and sends the same envelope of "
         "about 250 bytes to every connection. CPU and memory are those of all its processes, the "
         "load has a processor of its own, and figures are medians of "
-        f"{result['rounds']} round{'s' if result['rounds'] > 1 else ''}. Memory leaves mapped "
+        f"{result['rounds']} round{'s' if result['rounds'] > 1 else ''}. *Connect* is of {CONNECTS:,} "
+        "connects at least, in waves of as many connections as there are. Memory leaves mapped "
         "files out. *Deliveries a second* is the largest rate without a loss. Latencies are those at "
         f"shares of it, and at {SAME_RATE:,} deliveries a second for all that can carry them."
     )

@@ -55,6 +55,7 @@ def test_the_page_and_its_plots(
 ) -> None:
     gone = Contender("Gone", contender("bare loop").make, needs="no-such-program", install="fetch")
     monkeypatch.setattr("benchmarks.peers.__main__.FIELD", [*FIELD, gone])
+    monkeypatch.setattr("benchmarks.peers.measure.CONNECTS", 30)  # in two waves
     arguments = ["--clients", "20", "--workers", "1", "--rounds", "1", "--seconds", "0.05"]
     arguments += ["--only", "service, JSON", "--only", "bare loop", "--only", "Gone"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
