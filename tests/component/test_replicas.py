@@ -269,6 +269,7 @@ async def test_with_sentinels_it_follows_a_replica_and_a_failover(wait: int) -> 
                 await lab.goes_on()
                 old = sentinels.primary()
                 old.kill()
+                await asyncio.to_thread(sentinels.fail_over_once)
                 await lab.goes_on()
                 await lab.reads(replica=True)
                 await lab.goes_on()

@@ -113,6 +113,7 @@ async def test_a_failover_loses_and_repeats_nothing(sentinels: Sentinels, how: s
         await stream.reaches(50)
         old = sentinels.primary()
         getattr(old, how)()
+        await asyncio.to_thread(sentinels.fail_over_once)
         await stream.reaches(len(stream.stored) + 50)
         assert sentinels.primary() is not old
         stream.pause = 0.005  # the Sentinels take some ten seconds from here on
@@ -270,6 +271,7 @@ async def test_by_tls() -> None:
                 await stream.reaches(20)
                 assert front.encrypted >= 6  # three connections, and one to each Sentinel
                 await asyncio.to_thread(sentinels.primary().kill)
+                await asyncio.to_thread(sentinels.fail_over_once)
                 await stream.reaches(len(stream.stored) + 20)
             assert not [item for item in stream.seen if isinstance(item, Gap)]
         finally:
