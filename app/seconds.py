@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 LEAST_WAIT = 0.2
 """Seconds: a second that begins sooner than that is left out."""
-REST = 4
+REST = 8
 """Seconds between two times of most of what a process does that rests."""
 
 
@@ -41,7 +41,7 @@ class SecondCall:
         self._act: Callable[[], object] | None = act
 
     def cancel(self) -> None:
-        """Let it not be done; harmless when it was."""
+        """Let it not be done; harmless when it was. See `Seconds.forget`."""
         self._act = None
 
     def move(self, at: int, time: float) -> None:
@@ -107,6 +107,18 @@ class Seconds:
         if call.at < self._timer_at:
             self._arm(call.at)
         return call
+
+    def forget(self, call: SecondCall) -> None:
+        """Cancel a call, and wake up for it no more; it costs more than `SecondCall.cancel`."""
+        call.cancel()
+        if call not in self._calls:
+            return
+        self._calls.remove(call)
+        if call.at == self._timer_at and all(other.at > call.at for other in self._calls):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer, self._timer_at = None, math.inf
+            self._arm_next()
 
     def _next(self, every: int) -> int:
         now = self._loop.time() - self._phase

@@ -34,8 +34,8 @@ _PAUSE_AFTER_FAILURE = 1.0
 """Seconds: the master replaces a worker that failed at once, over and over."""
 
 _NOTIFY_SECONDS = 4.0
-"""Between two signs of life to the master, and two looks whether it is there; gunicorn.conf.py says
-after how long a silent worker is killed."""
+"""Between two signs of life to the master, and two looks whether it is there, until
+`show_life_at`; gunicorn.conf.py says after how long a silent worker is killed."""
 
 _SLOTS_WAIT = 10.0
 """Seconds to wait for other processes to put the slot table back where it was removed."""
@@ -66,6 +66,7 @@ class RealtimeWorker(gunicorn_private.GunicornWorker):
 
     _before_leaving: Callable[[], Awaitable[bool]] | None = None
     _after_end: Callable[[], None] | None = None
+    _next_sign: Callable[[Callable[[], None]], object] | None = None
     _early_signals: SimpleQueue[int]
     _served = False
     _leaving: asyncio.Task[None] | None = None
@@ -94,6 +95,13 @@ class RealtimeWorker(gunicorn_private.GunicornWorker):
     def on_end(self, act: Callable[[], None]) -> None:
         """Call this when the row has been freed, the very last thing."""
         self._after_end = act
+
+    def show_life_at(self, plan: Callable[[Callable[[], None]], object]) -> None:
+        """Show the master signs of life when `plan` calls what it is given, which takes the place of a timer.
+
+        That is to be within a third of the master's timeout.
+        """
+        self._next_sign = plan
 
     def init_process(self) -> None:
         """Run the worker; ends with SystemExit."""
@@ -193,7 +201,10 @@ class RealtimeWorker(gunicorn_private.GunicornWorker):
     def _keep_notifying(self) -> None:
         # Not only while it serves: the start and the drain may take long as well.
         self.notify()
-        self.loop.call_later(_NOTIFY_SECONDS, self._keep_notifying)
+        if self._next_sign is None:
+            self.loop.call_later(_NOTIFY_SECONDS, self._keep_notifying)
+        else:
+            self._next_sign(self._keep_notifying)
         if self.booted and self.alive and self.ppid != os.getppid():
             self.alive = False
             self.log.info("The master is gone: this worker stops")

@@ -1,6 +1,6 @@
 """The level of the log, changed while the service runs, without a reload.
 
-The level is a word in a file that every worker looks at, every four seconds at least; `scripts/log_level.py`
+The level is a word in a file that every worker looks at, every two seconds, or eight while it has no clients; `scripts/log_level.py`
 writes it. It holds over reloads, until the file is gone or the service starts anew.
 """
 

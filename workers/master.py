@@ -38,8 +38,9 @@ logger = logging.getLogger("gunicorn.error")
 
 _SLOTS_WAIT = 5.0
 """Seconds to wait for other processes to put the slot table back."""
-_KEEP_SECONDS = 2.5
-"""Between two looks whether shared files are there; the workers look at theirs as often, or every `REST`."""
+_KEEP_SECONDS, _KEEP_AT_REST = 2.5, 7.5
+"""Between two looks whether shared files are there, and the same while no client is connected to this machine;
+the workers look at theirs as often."""
 _LOOK_SECONDS = 2.0
 """Between two looks of the master's loop; signals, and the end of a worker, wake it at once."""
 _SLEPT = 5.0
@@ -187,7 +188,7 @@ class Master:
 
         def look() -> None:
             now = self._monotonic()
-            if now - kept_at[0] >= _KEEP_SECONDS:
+            if now - kept_at[0] >= self._keep_seconds():
                 kept_at[0] = now
                 self.keep_files(arbiter)
             self._look_at_terminal()
@@ -196,6 +197,9 @@ class Master:
                 self._forgive(arbiter, now, passed)
 
         gunicorn_private.at_each_look(arbiter, look, _LOOK_SECONDS)
+
+    def _keep_seconds(self) -> float:
+        return _KEEP_SECONDS if self.slots.has_connections() else _KEEP_AT_REST
 
     def guard_terminal(self, arbiter: Any) -> None:
         """End when the terminal is closed, which the kernel and shells tell by HUP too.

@@ -20,7 +20,7 @@ from app.config import Settings
 from app.errors import BackplaneUnavailable, SettingsError
 from app.parts import Parts
 from app.prometheus_private import files_are_there, restore_files
-from app.seconds import next_second
+from app.seconds import REST, next_second, seconds_of
 from app.sessions.handoff.transfer import Transfer
 from app.setting_values import worker_count
 from app.transport.door import DoorRunner
@@ -48,6 +48,8 @@ _VALKEY_SHARE = 2, 5
 """The part of the memory that the private Valkey may take; a rewrite of its file needs more."""
 _SWEEP_SECONDS = 4
 """Between two looks for workers that have died: a master sees that at once."""
+_SIGN_SECONDS = 4
+"""Between two signs of life to the master, or `REST`."""
 LEAST_OUTGOING = 8 * 2**20
 """Bytes of the output account where the service may use little memory."""
 
@@ -66,6 +68,7 @@ async def create() -> web.AppRunner:
     _log_workers(process.row)
     _fold_metrics(settings)
     life = Life(process, settings)
+    _share_wake_ups(process)
     process.on_leave(life.leave)
     process.on_end(life.after_end)
     return await life.start()
@@ -290,6 +293,15 @@ class _ValkeySocket:
         return False
 
 
+def _share_wake_ups(process: RealtimeWorker) -> None:
+    """Show the master signs of life in the seconds in which this process wakes up anyway."""
+    show_life_at = getattr(process, "show_life_at", None)
+    if show_life_at is None:
+        return  # a master of an earlier version holds the class
+    seconds = seconds_of(process.loop)
+    show_life_at(lambda sign: seconds.call(sign, _SIGN_SECONDS, REST))
+
+
 def _settings() -> Settings:
     """What the master has checked, not what `.env` says by now."""
     assert master.current is not None
@@ -362,7 +374,7 @@ def _fold_metrics(settings: Settings) -> None:
 async def _sweep(slots: SlotTable) -> None:
     """Free the rows of workers that died, in case there is no master to do it."""
     while True:
-        await next_second(_SWEEP_SECONDS)
+        await next_second(_SWEEP_SECONDS, REST)
         for pid in slots.sweep_in_steps():
             if pid:
                 logger.warning("Freed the row of worker %d, which is gone", pid)

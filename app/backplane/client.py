@@ -42,6 +42,7 @@ from app.backplane.server import Server, server_at
 from app.backplane.wire import Outcome, Wire
 from app.config import Settings, full_backplane
 from app.errors import BackplaneUnavailable, PresenceError
+from app.seconds import REST
 
 T = TypeVar("T")
 
@@ -54,6 +55,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between two attempts to reach an absent backplane: the first pause and the longest."""
 ANSWER_TIMEOUT = 2.0
 """Seconds that a reader of history, presence or claims waits for an answer."""
+ANSWER_AGE = REST + 2.0
+"""Seconds for which an answer says that the backplane is available: a worker that rests asks once in `REST`."""
 RECHECK = 1.0
 """Seconds for which a connection is kept although another might lead to a server that can: a
 failover is noticed that soon, and a replica is not asked for more connections than that."""
@@ -439,8 +442,8 @@ class AnyBackplane(ABC):
 
     @property
     def available(self) -> bool:
-        """Whether the last command was answered, at most five seconds ago."""
-        return self._answered and time.monotonic() - self._answered_at < 5.0
+        """Whether the last command was answered, at most `ANSWER_AGE` ago."""
+        return self._answered and time.monotonic() - self._answered_at < ANSWER_AGE
 
     async def shared_key(self) -> bytes:
         """32 random bytes that all workers share; a backplane that lost them gets them back."""

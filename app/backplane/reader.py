@@ -44,8 +44,8 @@ BLOCK = 0.9
 REST_BLOCK = REST + 0.4
 """The same while the worker rests: a bit more than there are between two probes (app/canary.py), so that a probe
 ends it where nothing else happens."""
-LATE = 0.6
-"""Seconds by which it may be answered later: the private Valkey looks at its blocked clients twice a second."""
+LATE = 1.1
+"""Seconds by which it may be answered later: the private Valkey looks at its blocked clients once a second."""
 CALM = 0.5
 """Seconds that an XREAD waits at least where messages come rarely."""
 BUSY_READS = 4

@@ -20,7 +20,7 @@ from redis.exceptions import InvalidResponse
 
 from app.backplane import redis_private
 from app.backplane.faults import MISREAD, unexpected
-from app.seconds import LEAST_WAIT, REST, SecondCall, call_next_second
+from app.seconds import LEAST_WAIT, REST, SecondCall, call_next_second, seconds_of
 
 MORE = object()
 """What the parser gives when a reply is not complete."""
@@ -57,6 +57,7 @@ class Wire(asyncio.Protocol):
     def __init__(self, transport: asyncio.WriteTransport, reply_error: Any) -> None:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
+        self._seconds = seconds_of(self._loop)
         self._parser = new_parser(reply_error)
         self._answers: list[Any] = []
         self._missing = 0
@@ -161,6 +162,10 @@ class Wire(asyncio.Protocol):
         """The exchange is over."""
         done, self._answers = self._done, []
         self.cancel()
+        if self._seconds.rests and isinstance(self._timer, SecondCall):
+            # Else the worker would wake up to see that there is nothing to look at.
+            self._seconds.forget(self._timer)
+            self._timer = None
         assert done is not None
         done(outcome)
 

@@ -20,8 +20,10 @@ from app.config import Settings, load
 from app.errors import BackplaneUnavailable
 from app.metrics import Metrics
 from app.presence import Presence
+from app.seconds import REST
+from tests.support.clock import virtual_time
 from tests.support.waiting import until
-from workers.leader.collector import Collector
+from workers.leader.collector import INTERVAL, Collector
 from workers.leader.host import HostSample, HostSampler
 from workers.leader.periods import PERIODS
 from workers.shared.slots import READY, SlotTable
@@ -314,6 +316,49 @@ async def test_statistics_count_what_the_workers_did(world: World) -> None:
         assert figures["latency"]["count"] == 40
         assert figures["latency"]["avg"] == 4.0
         assert 2.5 < figures["latency"]["p50"] < 5
+
+
+@virtual_time
+async def test_it_samples_rarely_without_clients_unless_an_alarm_is_near(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    world, loop = World(tmp_path, load({"DATA_DIR": str(tmp_path)})), asyncio.get_running_loop()
+    collector: Any = world.collector
+
+    async def steps(count: int) -> list[float]:
+        taken = []
+        for _ in range(count):
+            await collector.tick_in_loop()
+            await collector._pause()
+            taken.append(loop.time())
+        return [round(later - earlier, 1) for earlier, later in pairwise(taken)]
+
+    async def tick_in_loop() -> None:
+        for alarm in collector._alarms:
+            alarm.sample(world.sample_host().cpu_percent, 0.0)
+
+    collector.tick_in_loop = tick_in_loop
+    assert await steps(3) == [REST, REST]
+    assert world.slots.reserve_connection()
+    assert (await steps(3))[-1] == INTERVAL
+    world.slots.release_connection()
+    assert (await steps(3))[-1] == REST
+    world.change(cpu_percent=95.0)
+    assert await steps(2) == [INTERVAL], "three samples in a row raise an alarm"
+    assert (await steps(3))[-1] == REST, "it is raised"
+
+
+async def test_without_clients_metrics_are_added_up_where_figures_are_due(world: World) -> None:
+    added: list[float] = []
+    collect = world.collector._collect
+    world.collector._collect = lambda: (added.append(world.now), collect())[1]
+    began = world.now
+    await world.tick(11)
+    assert [at - began for at in added] == [0, 10, 20]
+    assert world.slots.reserve_connection()
+    await world.tick(5)
+    assert [at - began for at in added[3:]] == [24, 28]
 
 
 async def test_an_absent_backplane_is_logged_once_and_made_up_for(

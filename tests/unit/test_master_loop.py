@@ -18,7 +18,7 @@ from workers import master as master_module
 from workers.master import Master
 from workers.shared import paths
 from workers.shared.locks import MastersLock
-from workers.shared.slots import SlotTable
+from workers.shared.slots import CONNECTIONS, SlotTable
 
 TIMEOUT = 30.0
 
@@ -67,28 +67,46 @@ class Arbiter:
             self.murder_workers()
 
 
-@pytest.fixture
-def arbiter() -> Arbiter:
-    arbiter = Arbiter()
+def make_master(arbiter: Arbiter) -> Any:
+    """A master that looks when the arbiter does, at nothing yet."""
     master: Any = Master.__new__(Master)
     master._monotonic = lambda: arbiter.now
     master.keep_files = lambda _: None
+    master.slots = SimpleNamespace(has_connections=lambda: True)
     master._in_terminal, master._terminal_lost = False, -math.inf
-    master.watch_over(arbiter)
+    return master
+
+
+@pytest.fixture
+def arbiter() -> Arbiter:
+    arbiter = Arbiter()
+    make_master(arbiter).watch_over(arbiter)
     return arbiter
 
 
-def test_shared_files_are_looked_at_every_third_second() -> None:
+def test_shared_files_are_looked_at_every_third_second_and_more_rarely_without_clients() -> None:
     arbiter = Arbiter()
     looked_at: list[float] = []
-    master: Any = Master.__new__(Master)
-    master._monotonic = lambda: arbiter.now
+    master = make_master(arbiter)
     master.keep_files = lambda _: looked_at.append(arbiter.now)
-    master._in_terminal, master._terminal_lost = False, -math.inf
     master.watch_over(arbiter)
     began = arbiter.now
     arbiter.run(9)
     assert [at - began for at in looked_at] == [1, 4, 7]
+    master.slots = SimpleNamespace(has_connections=lambda: False)
+    arbiter.run(16)
+    assert [at - began for at in looked_at[3:]] == [15, 23]
+    master.slots = SimpleNamespace(has_connections=lambda: True)
+    arbiter.run(2)
+    assert [at - began for at in looked_at[5:]] == [26]
+
+
+def test_the_table_says_whether_any_client_is_connected(tmp_path: Path) -> None:
+    table = SlotTable(tmp_path / "slots")
+    row = table.claim_row(1)
+    assert not table.has_connections()
+    table.columns[CONNECTIONS][row] = 1
+    assert table.has_connections()
 
 
 class Terminal:
@@ -99,10 +117,8 @@ class Terminal:
         self.open = True
         self.seen: list[str] = []
         monkeypatch.setattr(master_module, "has_terminal", lambda: self.open)
-        master: Any = Master.__new__(Master)
-        master._monotonic = lambda: self.arbiter.now
-        master.keep_files = lambda _: None
-        master._in_terminal, master._terminal_lost = not nohup, -math.inf
+        master = make_master(self.arbiter)
+        master._in_terminal = not nohup
         arbiter: Any = self.arbiter
         arbiter.handle_hup = lambda: self.seen.append("reload")
         arbiter.handle_term = self._end

@@ -71,6 +71,32 @@ async def test_a_process_that_rests_does_most_things_rarely() -> None:
 
 
 @virtual_time
+async def test_a_call_that_is_forgotten_wakes_nothing() -> None:
+    loop = asyncio.get_running_loop()
+    seconds, timers = seconds_of(loop), list[float]()
+    call_at = loop.call_at
+    loop.call_at = lambda at, act, *rest, **named: (  # type: ignore[method-assign, assignment]
+        timers.append(at) or call_at(at, act, *rest, **named)
+    )
+    first = await next_second(REST)
+    timers.clear()
+    made: list[str] = []
+    late = seconds.call(lambda: made.append("late"), every=4)
+    early = seconds.call(lambda: made.append("early"))
+    beside = seconds.call(lambda: made.append("beside"))
+    assert timers == pytest.approx([first + 4.0, first + 1.0])
+    seconds.forget(early)
+    assert timers[2:] == [], "another call waits for that second"
+    seconds.forget(beside)
+    assert timers[2:] == pytest.approx([first + 4.0])
+    await elapse(4.5)
+    assert made == ["late"]
+    planned = len(timers)
+    seconds.forget(late)  # harmless when it was done
+    assert len(timers) == planned
+
+
+@virtual_time
 async def test_one_that_wakes_makes_up_for_it_at_once() -> None:
     seconds = seconds_of(asyncio.get_running_loop())
     first = await next_second(REST)

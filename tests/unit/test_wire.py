@@ -154,3 +154,27 @@ async def test_a_long_wait_costs_a_worker_that_rests_no_look_of_its_own() -> Non
     await elapse(REST + 2.5)
     assert isinstance(task.exception(), TimeoutError)
     assert looks == pytest.approx([first + REST, first + REST + 1.0, first + REST + 2.0], abs=0.1)
+
+
+@virtual_time
+async def test_an_answer_to_a_worker_that_rests_leaves_no_look_behind() -> None:
+    world, loop = World(), asyncio.get_running_loop()
+    seconds = seconds_of(loop)
+    wire: Any = world.wire
+    looks: list[float] = []
+    look = wire._look
+    wire._look = lambda: (looks.append(loop.time()), look())
+
+    async def ask_and_wait() -> None:
+        task = await world.ask(1, timeout=5.0)
+        wire.data_received(b":1\r\n")
+        assert await task == [1]
+        await elapse(REST + 1.5)
+
+    await ask_and_wait()
+    assert len(looks) == 1, "one timer for many exchanges"
+    seconds.rest()
+    await ask_and_wait()
+    assert len(looks) == 1
+    await ask_and_wait()
+    assert len(looks) == 1

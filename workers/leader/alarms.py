@@ -46,6 +46,11 @@ class Alarm:
         self._value = 0.0
         """The last sample, in percent."""
 
+    @property
+    def is_near(self) -> bool:
+        """Whether the last sample was one of those that raise or clear the alarm."""
+        return self._streak > 0
+
     def sample(self, value: float, now: float) -> None:
         """Take a sample at Unix time `now`."""
         self._value = value

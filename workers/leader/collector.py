@@ -1,7 +1,7 @@
 """The collector: real figures of this machine and of the service, published as they change.
 
-It runs in the leader, so there is one on each machine. Every two seconds, four while no client is connected to
-this machine, it samples the machine and publishes
+It runs in the leader, so there is one on each machine. Every two seconds, eight while no client is connected to
+this machine and no threshold has just been crossed, it samples the machine and publishes
 
 - `health_alert` and `health_recovery` (type `health`) when a threshold is crossed,
 - `status_update` (type `status`) when something changed noticeably, and twice a minute anyway,
@@ -42,7 +42,7 @@ from workers.leader.periods import PERIODS, Periods, Totals
 from workers.shared import paths
 
 INTERVAL = 2.0
-"""Seconds between samples; `REST` while no client is connected."""
+"""Seconds between samples; `REST` while no client is connected and no alarm is near."""
 
 STATUS_EVERY = 30.0
 """Seconds after which the status is published though nothing changed."""
@@ -50,7 +50,8 @@ STATUS_EVERY = 30.0
 STATS_EVERY = {"1m": 10.0, "5m": 30.0, "15m": 60.0, "1h": 300.0, "24h": 900.0}
 """Seconds between the messages of each period."""
 
-_TOTALS_EVERY, _TOTALS_AT_REST = 5.0, 8.0
+_TOTALS_EVERY = 5.0
+"""Seconds between two times that metrics are added up; at rest that is done where figures are published."""
 _SAVE_EVERY = 60.0
 _LARGEST_FILE = 16 * 1024 * 1024
 """Bytes of `collector.json`; a day of figures takes some 200 KB."""
@@ -150,7 +151,9 @@ class Collector:
             await asyncio.to_thread(self._save)
 
     def _rests(self) -> bool:
-        return not self._slots.total_connections()
+        return not self._slots.total_connections() and not any(
+            alarm.is_near for alarm in self._alarms
+        )
 
     async def _wait(self) -> None:
         await next_second(REST if self._rests() else round(INTERVAL))
@@ -181,10 +184,21 @@ class Collector:
             host = self._sample_host()
         with self._part("adding up the metrics"):
             now = self._monotonic()
-            if self._totals_due is None or now >= self._totals_due - self._interval / 2:
+            if self._wants_totals(now):
                 self._periods.add(Totals.of(self._collect()))
-                self._totals_due = now + (_TOTALS_AT_REST if self._rests() else _TOTALS_EVERY)
+                self._totals_due = now + _TOTALS_EVERY
         return host
+
+    def _wants_totals(self, now: float) -> bool:
+        if self._totals_due is None:
+            return True
+        if self._rests():
+            return bool(self._due_periods(now))
+        return now >= self._totals_due - self._interval / 2
+
+    def _due_periods(self, now: float) -> list[str]:
+        """Periods that are to be published."""
+        return [name for name, at in self._stats_due.items() if now >= at - self._interval / 2]
 
     async def _add_to_series(self, host: HostSample) -> None:
         if self._record is None:
@@ -253,7 +267,7 @@ class Collector:
         if self._totals_due is None:
             return  # nothing was added up yet
         now = self._monotonic()
-        due = [name for name, at in self._stats_due.items() if now >= at - self._interval / 2]
+        due = self._due_periods(now)
         if not due:
             return
         periods = {name: self._periods.figures(name) for name in PERIODS}

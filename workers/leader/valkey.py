@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app.backoff import pause_after
-from app.seconds import next_second
+from app.seconds import REST, next_second
 from workers.shared import paths
 from workers.shared.locks import open_lock, try_flock
 from workers.shared.polling import block_until, wait_until
@@ -39,12 +39,12 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-IDLE_HZ = 2
-"""Wake-ups of a second in which nothing happens. A blocked read, and a signal, wait for the next one;
+IDLE_HZ = 1
+"""Wake-ups in a second in which nothing happens. A blocked read, and a signal, wait for the next one;
 Valkey's own ten cost more than all else that an idle service does in it."""
 
 _LOOK_SECONDS = 4
-"""Between two looks at a server that runs."""
+"""Between two looks at a server that runs, or `REST`."""
 
 _SILENCE = 15
 """Seconds without an answer after which the server is killed. A pause of ten is survived."""
@@ -139,7 +139,7 @@ def stop_at(data_dir: Path, place: FindPlace, grace: float = _STOP_GRACE) -> boo
     """
     pids = servers(data_dir, place)
     if pids:
-        _ask_to_end(place(data_dir).socket)  # at once: it looks at signals `IDLE_HZ` times a second
+        _ask_to_end(place(data_dir).socket)  # at once: it looks at signals once a second
     for pid in pids:
         _end(pid, grace)
     return bool(pids)
@@ -393,7 +393,7 @@ async def _cancelled(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task
 
 
 async def _next_look() -> None:
-    await next_second(every=_LOOK_SECONDS)
+    await next_second(_LOOK_SECONDS, REST)
 
 
 def _ask_to_end(path: Path) -> None:

@@ -393,6 +393,10 @@ class SlotTable:
         used = [n for n in range(high) if columns[PID][n] and columns[STATE][n] != GONE]
         return [_row(n, [column[n] for column in columns], self._figures(n)) for n in used]
 
+    def has_connections(self) -> bool:
+        """Whether any client is connected to this machine."""
+        return any(self.columns[CONNECTIONS][: self.high()])
+
     def row(self, number: int) -> Row | None:
         """One of these."""
         return next((row for row in self.rows() if row.number == number), None)
