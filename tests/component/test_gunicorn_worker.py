@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.copies import SERVICE, Copy
 from tests.support.ports import free_port
+from tests.support.service import quick
 from tests.support.waiting import until_now
 from workers.leader import valkey
 from workers.shared import paths
@@ -75,8 +76,10 @@ class Service(Copy):
         with (home / "app" / "main.py").open("a") as main:
             main.write(ADDED)
         self.port = free_port()
+        (absent := home / "absent").mkdir()
         self.environ = {
             **os.environ,
+            **quick(absent),
             "BIND": f"127.0.0.1:{self.port}",
             "WORKERS": "2",
             "DATA_DIR": str(self.data_dir),

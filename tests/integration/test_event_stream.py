@@ -18,9 +18,10 @@ from tests.support.events import EventClient
 from tests.support.plain import PlainClient
 from tests.support.service import Service
 from tests.support.streams import Ticker
+from tests.support.tracing import traced
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.traced]
+pytestmark = pytest.mark.timeout(120)
 
 SECRET = "a secret of thirty-two characters"
 BROWSER = {"Accept-Language": "en"}
@@ -28,7 +29,8 @@ BROWSER = {"Accept-Language": "en"}
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    running = Service(ALLOWED_ORIGINS="https://lab.example", HEARTBEAT_INTERVAL="1s").start()
+    with traced():  # no other tier has its lines
+        running = Service(ALLOWED_ORIGINS="https://lab.example", HEARTBEAT_INTERVAL="1s").start()
     yield running
     running.stop()
 

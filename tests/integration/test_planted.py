@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support.service import Service
+from workers import master
 from workers.shared import paths
 
 
@@ -38,31 +41,72 @@ _DIRECTORY_AT = {
 
 @pytest.mark.parametrize("plant", [Path.mkdir, _link, os.mkfifo, _socket])
 @pytest.mark.parametrize("where", _AT)
-def test_in_the_place_of_a_file(where: str, plant: Callable[[Path], object]) -> None:
-    _refused(_AT[where], plant, "not a plain file")
+def test_in_the_place_of_a_file(
+    where: str,
+    plant: Callable[[Path], object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "not a plain file" in _refusal(_AT[where], plant, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("plant", [Path.touch, _link, os.mkfifo, _socket])
 @pytest.mark.parametrize("where", _DIRECTORY_AT)
-def test_in_the_place_of_a_directory(where: str, plant: Callable[[Path], object]) -> None:
-    _refused(_DIRECTORY_AT[where], plant, "not a directory")
+def test_in_the_place_of_a_directory(
+    where: str,
+    plant: Callable[[Path], object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "not a directory" in _refusal(_DIRECTORY_AT[where], plant, tmp_path, monkeypatch)
 
 
-def _refused(where: Callable[[Path], Path], plant: Callable[[Path], object], says: str) -> None:
-    service = Service()
-    path = where(service.data_dir)
+def _refusal(
+    where: Callable[[Path], Path],
+    plant: Callable[[Path], object],
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
+    """Why a master ends there; its settings are not read anew for each."""
+    data_dir = home / "data"
+    settings = {"data_dir": str(data_dir), "backplane_url": "", "max_total_connections": 10}
+    monkeypatch.setattr(master, "_read", lambda _: (settings, {}))
+    with _planted(where(data_dir), plant) as path:
+        with pytest.raises(PermissionError) as raised:
+            master.Master(home)
+        (line,) = str(raised.value).splitlines()
+        assert str(path) in line
+    shutil.rmtree(paths.metrics_dir(data_dir), ignore_errors=True)
+    paths.slots_file(data_dir).unlink(missing_ok=True)
+    return line
+
+
+@contextmanager
+def _planted(path: Path, plant: Callable[[Path], object]) -> Iterator[Path]:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         plant(path)
+        yield path
+    finally:
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()  # a pipe would stop what removes the rest
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [(_AT["the slot table"], "not a plain file"), (_DIRECTORY_AT["Valkey"], "not a directory")],
+)
+def test_it_is_said_in_one_line(where: Callable[[Path], Path], says: str) -> None:
+    service = Service()
+    with _planted(where(service.data_dir), os.mkfifo) as path:
         process = service.spawn()
         assert process.wait(20) == 1
         (line,) = service.log.splitlines()
         assert says in line
         assert str(path) in line
-    finally:
-        if not path.is_dir() or path.is_symlink():
-            path.unlink()  # a pipe would stop what removes the rest
-        service.destroy()
+    service.destroy()
 
 
 async def test_nothing_is_open_to_other_users() -> None:

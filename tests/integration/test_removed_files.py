@@ -20,7 +20,7 @@ from tests.support.service import Service
 from tests.support.waiting import until
 from workers.shared import paths
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.traced]
+pytestmark = pytest.mark.timeout(120)
 
 CLIENTS = 20
 
@@ -73,6 +73,7 @@ def reload(service: Service) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.traced
 async def test_a_reload_at_once_hands_all_connections_over_and_says_so() -> None:
     async with Service() as service:
         clients = await connect(service)
@@ -125,6 +126,7 @@ def service_holds(service: Service, client: PlainClient) -> bool:
     return True
 
 
+@pytest.mark.traced
 async def test_it_is_seen_and_repaired_automatically() -> None:
     """The figures go on as if nothing had happened."""
     async with Service() as service:

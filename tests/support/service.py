@@ -71,7 +71,6 @@ class Service:
         self.data_dir = data_dir or self.home / "data"
         self.absent = self.home / "absent"
         self.absent.mkdir()
-        (self.absent / "requests.py").write_text("raise ImportError\n")
         self.allow_traceback = allow_traceback
         self.open_files = open_files
         self.port = free_port()
@@ -116,13 +115,8 @@ class Service:
 
     @property
     def quick(self) -> dict[str, str]:
-        """Variables with which its processes import what they do in production, and read no more files.
-
-        requests is there for a tool of the tests, and python-socketio imports it where it is; with the
-        authorities that aiohttp reads it takes a quarter of a start. What a test trusts it names itself.
-        """
-        path = f"{self.absent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
-        return {"SSL_CERT_FILE": os.devnull, "PYTHONPATH": path}
+        """Variables with which its processes import what they do in production."""
+        return quick(self.absent)
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the processes and do not wait for anything."""
@@ -446,6 +440,20 @@ class Service:
             return await self.total_connections() == count
 
         await until(reached, f"{count} connections in /ws/stats")
+
+
+def quick(absent: Path) -> dict[str, str]:
+    """Variables with which a service imports what it does in production, and reads no more files.
+
+    requests is there for a tool of the tests, and python-socketio imports it where it is; with the
+    authorities that aiohttp reads it takes a quarter of a start. What a test trusts it names itself.
+
+    Args:
+        absent: an empty directory, which gets what hides requests.
+    """
+    (absent / "requests.py").write_text("raise ImportError\n")
+    path = f"{absent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+    return {"SSL_CERT_FILE": os.devnull, "PYTHONPATH": path}
 
 
 def ready_workers(status: Mapping[str, Any]) -> set[int]:
