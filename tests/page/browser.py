@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -149,6 +150,20 @@ class Browser:
         tab = Tab(self, f"p{next(self._numbers)}")
         await self.call("open", _OPEN_TIMEOUT, page=tab.name, url=url, **options)
         return tab
+
+    @contextlib.asynccontextmanager
+    async def shared(self, url: str, **options: Any) -> AsyncIterator[Tab]:
+        """A page that tests leave as they found it, so that the next one with the same options has it.
+
+        To open one, and to look at it for the first time, costs as much as a test does with it.
+        After a test that failed it is opened anew.
+        """
+        name = json.dumps([url, options])
+        tab = Tab(self, f"p{next(self._numbers)}")
+        if not await self.call("take", page=tab.name, name=name):
+            tab = await self.open(url, **options)
+        yield tab  # where the test fails it is closed with the others
+        await tab.do("keep", name=name)
 
 
 class Tab:

@@ -24,7 +24,19 @@ const browser = await chromium.launch({
   ],
 });
 
+// Pages that a test has left as it found them, for the next one that wants the same.
+const kept = new Map();
+
 const opsOf = (pages) => ({
+  keep({ page, name }) {
+    kept.set(name, pages.get(page));
+    pages.delete(page);
+  },
+  take({ page, name }) {
+    if (!kept.has(name)) return false;
+    pages.set(page, kept.get(name));
+    return kept.delete(name);
+  },
   async open({ page: name, url, width = 1280, height = 900, lang = 'en-GB', dark = false, init = '', route = false }) {
     const context = await browser.newContext({
       viewport: { width, height },

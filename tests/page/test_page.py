@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 import jwt
@@ -410,7 +410,11 @@ async def shows_cause(tab: Tab, cause: str) -> None:
 async def test_every_ending_reads_well_in_all_looks(
     browser: Browser, service: Service, cause: str
 ) -> None:
-    async with await browser.open(f"{service.base}/", route=True, **PHONE) as tab:
+    url = f"{service.base}/"
+    page: AbstractAsyncContextManager[Tab] = browser.shared(url, route=True, **PHONE)
+    if cause == "token":  # it has one from then on
+        page = await browser.open(url, route=True, **PHONE)
+    async with page as tab:
         await tab.live()
         await hang_up(tab, *ENDINGS[cause])
         await shows_cause(tab, cause)
@@ -434,7 +438,7 @@ async def test_every_ending_reads_well_in_all_looks(
 async def test_what_http_knows_better_reads_well_in_all_looks(
     browser: Browser, service: Service, cause: str, status: int | None, body: dict[str, int]
 ) -> None:
-    async with await browser.open(f"{service.base}/", route=True, **PHONE) as tab:
+    async with browser.shared(f"{service.base}/", route=True, **PHONE) as tab:
         await tab.live()
         await tab.do("answer", path="/status", status=status, body=body)
         if cause == "offline":
