@@ -41,6 +41,14 @@ def installed() -> Iterator[Installed]:
     service.stop()
 
 
+@pytest.fixture
+def deployed(installed: Installed) -> None:
+    """That service has been deployed, for this test or one before."""
+    if not (installed.backups / "last-good.tar.gz").exists():
+        done = installed.run("deploy-websocket.sh")
+        assert done.code == 0, done
+
+
 # What all of them have
 
 
@@ -276,9 +284,8 @@ async def test_a_deployment_hands_clients_over_and_a_bad_one_is_put_back(
         await asyncio.gather(*(client.close() for client in clients))
 
 
+@pytest.mark.usefixtures("deployed")
 async def test_an_interrupt_leaves_what_ran_before(installed: Installed) -> None:
-    done = await asyncio.to_thread(installed.run, "deploy-websocket.sh")
-    assert done.code == 0, done
     before = installed.read("app/__init__.py")
     lock, reloads = installed.backups / ".lock", 0
     moments: list[Callable[[str], bool]] = [
@@ -314,10 +321,9 @@ async def test_an_interrupt_leaves_what_ran_before(installed: Installed) -> None
         (installed.root / "app/__init__.py").write_text(before)
 
 
+@pytest.mark.usefixtures("deployed")
 async def test_an_end_without_a_result_leaves_what_ran_before(installed: Installed) -> None:
     """As where bash ends of itself, with a syntax error in a trap for instance."""
-    done = await asyncio.to_thread(installed.run, "deploy-websocket.sh")
-    assert done.code == 0, done
     before, script = installed.read("app/__init__.py"), installed.read("deploy-websocket.sh")
     installed.version("9.9.9")
     installed.change("deploy-websocket.sh", "\nstep=health\n", "\nstep=health\nexit 2\n")
