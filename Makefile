@@ -44,7 +44,7 @@ test: $(VENV)/installed-dev ## lint, types, coverage, all tests but those of `ma
 	$(BIN)/python -m compileall -q app workers scripts
 	nice -n 5 $(MAKE) --jobs 2 --output-sync=recurse lint unit & \
 	  $(MAKE) services; services=$$?; wait $$! && exit $$services
-	$(BIN)/pytest -m alone $(PARTS)
+	$(BIN)/pytest -m alone $$(grep -rl --include='test_*.py' 'mark[.]alone' $(PARTS))
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
