@@ -154,9 +154,9 @@ class CatchUp:
             if wanted is None:
                 return False
             missing += wanted
-        if sum(len(item.body) for item in missing if isinstance(item, Message)) > HIGH_WATER:
-            return False
         if missing:
+            if sum(len(item.body) for item in missing if isinstance(item, Message)) > HIGH_WATER:
+                return False
             data = self._encode(subscriber, missing, live)
             if len(data) > HIGH_WATER or subscriber.pending is not None:
                 return False

@@ -133,9 +133,9 @@ class FanOut:
             subscriber.track = self.positions
             return
         group = subscriber.group
-        # The table may have forgotten the group meanwhile, and created it again for another subscriber.
-        key = _key(group)
-        group = subscriber.group = self._groups.setdefault(key, group)
+        if not group.members:
+            # The table may have forgotten the group meanwhile, and created it again for another subscriber.
+            group = subscriber.group = self._groups.setdefault(_key(group), group)
         group.members[subscriber] = subscriber.fd
         subscriber.track = None
 

@@ -39,7 +39,8 @@ MAX_FIRSTS, MAX_OPTIONS = 2048, 256
 """Maximum cached combinations of options, and maximum characters of one of them."""
 
 _MAX_QUERY_FIELDS = 32
-_SOCKETIO_QUERY = "EIO=4&transport=websocket"
+_SHARED = {"EIO", "transport", "types", "batch", "history"}
+"""Fields of a query that say nothing of one client only."""
 _ENCODED = re.compile(r"[^!-$&-*,-~]")
 """What makes a query mean something else than it says: `%`, `+`, and what is not printable ASCII."""
 _NEVER = re.compile(r"q\s*=\s*0(\.0{0,3})?", re.ASCII)
@@ -140,6 +141,8 @@ class Admission:
         self._count_refused = count_refused
         self._addresses = addresses
         self._firsts: dict[tuple[str | None, ...], First] = {}
+        self._queries: dict[str, tuple[Mapping[str, str], Protocol]] = {}
+        """What is parsed of queries that many clients of a storm send alike."""
 
     def check(self, request: RequestHead, *, again: bool = False) -> Admitted:
         """Let a request in, and reserve its connection, which the caller releases or gives back.
@@ -182,11 +185,8 @@ class Admission:
 
     def _check(self, request: RequestHead, again: bool) -> Admitted:
         raw_query = request.raw_path.partition("?")[2]
-        query: dict[str, str] = {}
-        protocol: Protocol = "socketio"
-        if raw_query != _SOCKETIO_QUERY:
-            query = parse_query(raw_query)
-            protocol = _check_transport(query)
+        known = self._queries.get(raw_query)
+        query, protocol = known or self._parse_query(raw_query)
         if isinstance(request, FamiliarHead):
             key = request.key
         else:
@@ -197,6 +197,14 @@ class Admission:
         except Refused as refused:
             refused.protocol = protocol
             raise
+
+    def _parse_query(self, raw: str) -> tuple[Mapping[str, str], Protocol]:
+        """The fields of an upgrade's query, and what its client speaks; raises Refused."""
+        query = parse_query(raw)
+        parsed = query, _check_transport(query)
+        if query.keys() <= _SHARED and len(raw) < MAX_OPTIONS and len(self._queries) < MAX_FIRSTS:
+            self._queries[raw] = parsed
+        return parsed
 
     def _check_origin(self, request: RequestHead) -> None:
         if not self._origins.allows(request):

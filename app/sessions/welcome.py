@@ -105,7 +105,8 @@ class Welcome:
         opened = session.hub.opened
         opened[session.protocol] = opened.get(session.protocol, 0) + 1
         session.send_event("connected", self._connected(session, chosen))
-        self._expiry.watch(session)
+        if session.extra is not None:
+            self._expiry.watch(session)
         if options.history is None or positions is not None:
             return None
         return self._pages.send_past(session, options.history)

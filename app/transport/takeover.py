@@ -7,7 +7,7 @@ The names of aiohttp that are private stand in this module only.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import errno
 import hashlib
 import os
@@ -38,7 +38,7 @@ def handshake_response(
     return (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: "
-        + base64.b64encode(digest)
+        + binascii.b2a_base64(digest, newline=False)
         + (b"\r\nSec-WebSocket-Protocol: " + subprotocol.encode() if subprotocol else b"")
         + (b"\r\nSec-WebSocket-Extensions: " + extension.encode() if extension else b"")
         + b"\r\n\r\n"

@@ -108,6 +108,20 @@ def test_a_plain_client_gets_the_defaults(door: Door) -> None:
     assert door.reasons == []
 
 
+def test_a_query_that_was_sent_before_says_the_same(door: Door) -> None:
+    for _ in range(2):
+        assert door.check("EIO=4&transport=websocket").protocol == "socketio"
+        assert door.check("transport=websocket&EIO=4").protocol == "socketio"
+        chosen = door.check("types=status&batch=1&history=3")
+        assert (chosen.protocol, chosen.types, chosen.batch, chosen.history) == (
+            "plain", frozenset({"status"}), True, 3,
+        )  # fmt: skip
+        for user in ("ann", "bob"):
+            assert door.check(f"types=status&user={user}").user == user
+        assert door.refuse("EIO=3&transport=websocket").reason == "transport"
+        assert door.refuse("types=nonsense").reason == "types"
+
+
 def test_a_plain_query_says_what_the_library_says() -> None:
     chosen = random.Random(3)
     for _ in range(5_000):

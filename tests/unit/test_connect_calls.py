@@ -67,7 +67,7 @@ def socketio(worker: Worker, fd: int) -> SocketIOSession:
 
 
 @pytest.mark.parametrize(
-    ("begin", "most"), [(plain, 66), (socketio, 102)], ids=["plain", "socketio"]
+    ("begin", "most"), [(plain, 65), (socketio, 101)], ids=["plain", "socketio"]
 )
 async def test_calls_of_a_client_that_comes_and_goes(
     worker: Worker, begin: Callable[[Worker, int], PlainSession | SocketIOSession], most: int
