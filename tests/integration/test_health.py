@@ -7,6 +7,7 @@ import contextlib
 import os
 import resource
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.timeout(120)
 
 
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    """One for all tests that leave it with two workers that serve."""
+    running = Service().start()
+    yield running
+    running.stop()
+
+
 async def causes(service: Service) -> list[str]:
     body: dict[str, Any] = (await service.get("/status")).body
     assert body["status"] == ("degraded" if body["causes"] else "ok"), body
@@ -27,83 +36,79 @@ async def causes(service: Service) -> list[str]:
     return found
 
 
-async def test_a_reload_that_goes_well_is_ok_throughout() -> None:
-    async with Service() as service:
-        seen: list[list[str]] = []
+async def test_a_reload_that_goes_well_is_ok_throughout(service: Service) -> None:
+    seen: list[list[str]] = []
 
-        async def watch() -> None:
-            while True:
-                with contextlib.suppress(aiohttp.ClientError):
-                    seen.append(await causes(service))
-                await asyncio.sleep(0.02)
-
-        watching = asyncio.create_task(watch())
-        await service.hup()
-        await service.hup()
-        watching.cancel()
-        assert len(seen) > 20
-        assert [one for one in seen if one] == []
-
-
-async def test_a_dead_worker_is_missed_until_another_serves() -> None:
-    async with Service() as service:
-        victim = service.kill_worker()
-
-        async def is_missed() -> bool:
+    async def watch() -> None:
+        while True:
             with contextlib.suppress(aiohttp.ClientError):
-                return await causes(service) == ["workers: 1 of 2"]
+                seen.append(await causes(service))
+            await asyncio.sleep(0.02)
+
+    watching = asyncio.create_task(watch())
+    await service.hup()
+    await service.hup()
+    watching.cancel()
+    assert len(seen) > 20
+    assert [one for one in seen if one] == []
+
+
+async def test_a_dead_worker_is_missed_until_another_serves(service: Service) -> None:
+    victim = service.kill_worker()
+
+    async def is_missed() -> bool:
+        with contextlib.suppress(aiohttp.ClientError):
+            return await causes(service) == ["workers: 1 of 2"]
+        return False
+
+    await until(is_missed, "the status says that one is missing")
+    await service.replaced(victim)
+
+    async def is_well() -> bool:
+        return await causes(service) == []
+
+    await until(is_well, "the status is well")
+
+
+async def test_a_worker_that_was_taken_away_is_missed(service: Service) -> None:
+    """By the operator: the setting still asks for two."""
+    assert service.process is not None
+    service.process.send_signal(signal.SIGTTOU)
+
+    async def is_missed() -> bool:
+        return await causes(service) == ["workers: 1 of 2"]
+
+    await until(is_missed, "the status says that one is missing")
+    page = (await service.get("/metrics")).body
+    assert "realtime_expected_workers 2.0" in page
+    service.process.send_signal(signal.SIGTTIN)
+
+    async def is_well() -> bool:
+        return await causes(service) == []
+
+    await until(is_well, "the status is well")
+
+
+async def test_a_worker_that_hangs_is_named(service: Service) -> None:
+    victim = service.worker_pids()[0]
+    os.kill(victim, signal.SIGSTOP)
+    try:
+
+        async def is_named() -> bool:
+            # Some calls get to the one that hangs.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    return f"workers: {victim} has been silent" in str(await causes(service))
             return False
 
-        await until(is_missed, "the status says that one is missing")
-        await service.replaced(victim)
+        await until(is_named, "the status names it", 25)
+    finally:
+        os.kill(victim, signal.SIGCONT)
 
-        async def is_well() -> bool:
-            return await causes(service) == []
+    async def is_well() -> bool:
+        return await causes(service) == []
 
-        await until(is_well, "the status is well")
-
-
-async def test_a_worker_that_was_taken_away_is_missed() -> None:
-    """By the operator: the setting still asks for two."""
-    async with Service() as service:
-        assert service.process is not None
-        service.process.send_signal(signal.SIGTTOU)
-
-        async def is_missed() -> bool:
-            return await causes(service) == ["workers: 1 of 2"]
-
-        await until(is_missed, "the status says that one is missing")
-        page = (await service.get("/metrics")).body
-        assert "realtime_expected_workers 2.0" in page
-        service.process.send_signal(signal.SIGTTIN)
-
-        async def is_well() -> bool:
-            return await causes(service) == []
-
-        await until(is_well, "the status is well")
-
-
-async def test_a_worker_that_hangs_is_named() -> None:
-    async with Service() as service:
-        victim = service.worker_pids()[0]
-        os.kill(victim, signal.SIGSTOP)
-        try:
-
-            async def is_named() -> bool:
-                # Some calls get to the one that hangs.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(1):
-                        return f"workers: {victim} has been silent" in str(await causes(service))
-                return False
-
-            await until(is_named, "the status names it", 25)
-        finally:
-            os.kill(victim, signal.SIGCONT)
-
-        async def is_well() -> bool:
-            return await causes(service) == []
-
-        await until(is_well, "the status is well")
+    await until(is_well, "the status is well")
 
 
 async def test_the_limit_of_open_files_is_raised_at_the_start() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,6 +21,13 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.timeout(120)
 
 BULK = "x" * 8000
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    running = Service(WORKERS=1, HISTORY_SIZE=5000).start()
+    yield running
+    running.stop()
 
 
 @asynccontextmanager
@@ -68,43 +75,39 @@ async def slow_consumers(service: Service) -> float:
     )
 
 
-async def test_catches_up_from_history_without_a_gap() -> None:
-    async with Service(WORKERS=1, HISTORY_SIZE=5000) as service:
-        fast = await PlainClient.open(service, types="status")
-        await fast.barrier()
-        async with stalled(service, 10, "status") as slow:
-            last = await fill(service, "status", 1000)
-            # The one that reads is done while the others have not begun.
-            await fast.wait_seq("status", last["seq"], 60)
-            assert walk(fast.received, "status").seqs == list(range(1, 1001))
+async def test_catches_up_from_history_without_a_gap(service: Service) -> None:
+    fast = await PlainClient.open(service, types="status")
+    await fast.barrier()
+    async with stalled(service, 10, "status") as slow:
+        last = await fill(service, "status", 1000)
+        # The one that reads is done while the others have not begun.
+        await fast.wait_seq("status", last["seq"], 60)
+        assert walk(fast.received, "status").seqs == list(range(last["seq"] - 999, last["seq"] + 1))
 
-            async def counted() -> bool:
-                return await slow_consumers(service) == 10
+        async def counted() -> bool:
+            return await slow_consumers(service) == 10
 
-            await until(counted, "ten slow consumers in /metrics")
-            for story in await asyncio.gather(
-                *(read_to(client, "status", last["seq"]) for client in slow)
-            ):
-                assert walk(story, "status").seqs == list(range(1, 1001))
-                assert not walk(story, "status").gaps
-            live = await service.publish("status", "live_again")
-            for client in slow:
-                assert walk(await read_to(client, "status", live["seq"]), "status").seqs == [
-                    live["seq"]
-                ]
+        await until(counted, "ten slow consumers in /metrics")
+        for story in await asyncio.gather(
+            *(read_to(client, "status", last["seq"]) for client in slow)
+        ):
+            assert walk(story, "status").seqs == list(range(last["seq"] - 999, last["seq"] + 1))
+            assert not walk(story, "status").gaps
+        live = await service.publish("status", "live_again")
+        for client in slow:
+            assert walk(await read_to(client, "status", live["seq"]), "status").seqs == [
+                live["seq"]
+            ]
 
-            async def none_left() -> bool:
-                return await slow_consumers(service) == 0
+        async def none_left() -> bool:
+            return await slow_consumers(service) == 0
 
-            await until(none_left, "no slow consumer left")
-        await fast.close()
+        await until(none_left, "no slow consumer left")
+    await fast.close()
 
 
-async def test_latest_only_types_skip_to_the_newest() -> None:
-    async with (
-        Service(WORKERS=1, HISTORY_SIZE=5000) as service,
-        stalled(service, 3, "stats") as slow,
-    ):
+async def test_latest_only_types_skip_to_the_newest(service: Service) -> None:
+    async with stalled(service, 3, "stats") as slow:
         last = await fill(service, "stats", 1000)
         for client in slow:
             received = await read_to(client, "stats", last["seq"])
@@ -139,39 +142,37 @@ async def test_what_history_lost_is_announced() -> None:
         await fast.close()
 
 
-async def test_a_slow_socketio_client_catches_up() -> None:
-    async with Service(WORKERS=1, HISTORY_SIZE=5000) as service:
-        client = await raw_socketio(service, receive_buffer=4096)
-        await client.send(TEXT, b"40")
-        await client.send(TEXT, b'420["echo",1]')
-        while not (await client.frame()).payload.startswith(b"430"):
-            pass
-        last = await fill(service, "status", 1000)
-        received: list[Envelope] = []
-        while not (received and reaches(received[-1], "status", last["seq"])):
-            kind, event = packet((await client.frame()).payload)
-            if kind == "42" and event[0] not in {"offset", "connected"}:
-                received.append(event[1])
-        assert walk(received, "status").seqs == list(range(1, 1001))
-        await client.abort()
+async def test_a_slow_socketio_client_catches_up(service: Service) -> None:
+    client = await raw_socketio(service, receive_buffer=4096)
+    await client.send(TEXT, b"40")
+    await client.send(TEXT, b'420["echo",1]')
+    while not (await client.frame()).payload.startswith(b"430"):
+        pass
+    last = await fill(service, "status", 1000)
+    received: list[Envelope] = []
+    while not (received and reaches(received[-1], "status", last["seq"])):
+        kind, event = packet((await client.frame()).payload)
+        if kind == "42" and event[0] not in {"offset", "connected"}:
+            received.append(event[1])
+    assert walk(received, "status").seqs == list(range(last["seq"] - 999, last["seq"] + 1))
+    await client.abort()
 
 
-async def test_a_stalled_client_costs_bounded_memory() -> None:
+async def test_a_stalled_client_costs_bounded_memory(service: Service) -> None:
     """16 MB of history times 50 clients would be 800 MB; they cost a small part of that."""
-    async with Service(WORKERS=1, HISTORY_SIZE=5000) as service:
-        worker = psutil.Process(service.worker_pids()[0])
-        # Once through, so that what the process keeps anyway is not counted.
-        await fill(service, "status", 1500)
-        async with stalled(service, 50, "status"):
-            before = worker.memory_info().rss
-            witness = await PlainClient.open(service, types="status")
-            await witness.barrier()
-            last = await fill(service, "status", 1500)
-            await witness.wait_seq("status", last["seq"], 60)
-            grown = worker.memory_info().rss - before
-            assert grown < 64 * 2**20, f"{grown / 2**20:.0f} MB for 50 stalled clients"
-            await witness.close()
-        await service.wait_connections(0)
+    worker = psutil.Process(service.worker_pids()[0])
+    # Once through, so that what the process keeps anyway is not counted.
+    await fill(service, "status", 1500)
+    async with stalled(service, 50, "status"):
+        before = worker.memory_info().rss
+        witness = await PlainClient.open(service, types="status")
+        await witness.barrier()
+        last = await fill(service, "status", 1500)
+        await witness.wait_seq("status", last["seq"], 60)
+        grown = worker.memory_info().rss - before
+        assert grown < 64 * 2**20, f"{grown / 2**20:.0f} MB for 50 stalled clients"
+        await witness.close()
+    await service.wait_connections(0)
 
 
 async def test_requests_of_a_client_that_does_not_read() -> None:
