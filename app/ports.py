@@ -23,7 +23,17 @@ class WorkersDied(NamedTuple):
     serving: int
 
 
-class Slots(Protocol):
+class ConnectionPlaces(Protocol):
+    """Places of connections in the cap of the machine."""
+
+    def reserve_connection(self) -> bool:
+        """Count one connection more; False when the machine is at its cap."""
+
+    def release_connection(self) -> None:
+        """Count one connection less."""
+
+
+class Slots(ConnectionPlaces, Protocol):
     """Counts that all workers of this machine share; see workers/shared/worker_slots.py.
 
     Every call is atomic over all processes and takes a few microseconds.
@@ -32,14 +42,8 @@ class Slots(Protocol):
     index: int
     """The row of this worker."""
 
-    def reserve_connection(self) -> bool:
-        """Count one connection more; False when the machine is at its cap."""
-
     def reserve_connections(self, most: int) -> int:
         """Count connections more; returns how many: one at most where the cap is near, 0 at the cap."""
-
-    def release_connection(self) -> None:
-        """Count one connection less."""
 
     def release_connections(self, count: int) -> None:
         """Count connections less."""

@@ -22,11 +22,10 @@ from app.http.cors import Origins
 from app.http.errors import HttpError
 from app.http.familiar import FamiliarHead, is_key
 from app.http.request_head import RequestHead
-from app.ports import Slots
+from app.ports import ConnectionPlaces
 from app.protocol.requests import DEFAULT_FIRST, Allowed, First, parse_first
 from app.sessions.addresses import Addresses, TooMany
 from app.sessions.auth import NAME_RULE, Identity, TokenVerifier, user_name
-from app.sessions.places import Places
 from app.sessions.token_keys import KeysUnavailable
 
 RETRY_AFTER = (1, 5)
@@ -120,7 +119,7 @@ class Admission:
     def __init__(
         self,
         settings: Settings,
-        places: Places | Slots,
+        places: ConnectionPlaces,
         verifier: TokenVerifier,
         clients: Clients,
         origins: Origins,

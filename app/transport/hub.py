@@ -528,19 +528,16 @@ class Hub:
                     is_free = connection.readable()
             except Exception as error:  # noqa: BLE001 (the others must not pay for it)
                 self._fail(connection, error)
-            if is_free:
-                now = time.monotonic()
-            elif connection.state != CLOSED:
-                now = self._charge(connection, now, size, extras)
-            else:
-                began, now = now, time.monotonic()
-                if self.meter is not None:  # nothing can be held back for it
-                    self.meter.spend_shared(now - began)
+            now = time.monotonic() if is_free else self._charge(connection, now, size, extras)
 
     def _charge(self, connection: Connection, began: float, size: int, extras: int) -> float:
         """Tell the meter what a connection has just cost; returns the time."""
         now = time.monotonic()
         spent = now - began
+        if connection.state == CLOSED:
+            if self.meter is not None:  # nothing can be held back for it
+                self.meter.spend_shared(spent)
+            return now
         if spent > LONG_STEP:
             cpu = time.thread_time()
             spent, self._cpu = min(spent, cpu - self._cpu), cpu

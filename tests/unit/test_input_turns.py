@@ -28,11 +28,15 @@ class Server(Connection):
         self.cost = 0.0
         self.stopped = 0.0
         self.codes: list[int] = []
+        self.last = ""
+        """The message with which the connection is over."""
 
     def on_text(self, text: str) -> None:
         self.order.append(text)
         clock.now += self.cost + self.stopped
         clock.cpu += self.cost
+        if text == self.last:
+            self.drop("over")
 
     def on_binary(self, data: bytes) -> None:
         self.order.append(data.decode())
@@ -64,9 +68,11 @@ class World:
         self.order: list[str] = []
         self.sockets: list[socket.socket] = []
         self.reported: list[tuple[float, int, int]] = []
+        self.shared: list[float] = []
         self.pause = 0.0
 
-    def spend_shared(self, seconds: float) -> None: ...
+    def spend_shared(self, seconds: float) -> None:
+        self.shared.append(round(seconds, 6))
 
     def spend(
         self, connection: Connection, seconds: float, size: int, extras: int, _: float
@@ -135,6 +141,20 @@ async def test_the_costs_of_a_connection_are_reported(world: World) -> None:
     client.send(encode(BINARY, b"x" * 50_000)[:100])
     await until(lambda: len(world.reported) == 3)
     assert world.reported[2] == (0.0, 100, 0), "a message that comes in pieces is one frame"
+
+
+@pytest.mark.parametrize(("count", "last"), [(1, "a0"), (300, "a50")], ids=["read", "put off"])
+async def test_what_a_connection_costs_that_is_over_is_no_connections(
+    world: World, count: int, last: str
+) -> None:
+    server, client = world.connect()
+    server.cost, server.last = SLICE / 10, last
+    client.send(texts("a", count))
+    await until(lambda: server.state == CLOSED)
+    spent = sum(world.shared) + sum(seconds for seconds, _, _ in world.reported)
+    assert world.shared[-1] > 0
+    assert spent == pytest.approx(len(world.order) * server.cost)
+    assert len(world.order) < 300
 
 
 async def test_a_worker_that_was_stopped_does_not_charge_for_that(world: World) -> None:
