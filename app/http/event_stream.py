@@ -18,7 +18,6 @@ from app.protocol.offsets import decode_offset
 from app.sessions.event_stream import EventStreamSession, error_event, last_event
 from app.sessions.retry import retry_reason
 from app.sessions.session import ConnectOptions, Opening
-from app.sessions.token_keys import KeysUnavailable
 from app.transport.door import PASSED, Passed
 from app.transport.takeover import DetachedResponse
 
@@ -42,13 +41,13 @@ class EventStream(SessionEntrance):
 
     def enter(self, fd: int, peer: str | None, data: bytes) -> Passed | None:
         """Begin a session at once if an ordinary request is admitted; see `Entrance`."""
-        parsed = parse_events(data, peer)
-        if parsed is None or fd >= self._most() or not self._hosts.allows(parsed.head):
+        parsed = self._parse(parse_events, data, peer) if fd < self._most() else None
+        if parsed is None:
             return PASSED
-        try:
-            admitted, last_id = self._admission.check_events(parsed.head)
-        except (Refused, KeysUnavailable) as refused:
-            return Passed(refused.with_traceback(None))
+        found = self._check(self._admission.check_events, parsed.head)
+        if isinstance(found, Passed):
+            return found
+        admitted, last_id = found
         self._count_request(EVENTS_PATH, "GET", 200)
         self._begin(parsed.head, admitted, last_id, fd)
         return None

@@ -12,9 +12,11 @@ from aiohttp import web
 from app.errors import ErrorCode
 from app.http.admission import Admission, Admitted, Refused
 from app.http.cors import Hosts
+from app.http.request_head import Parsed, UpgradeHead
 from app.sessions.context import SessionContext
 from app.sessions.session import Session
 from app.sessions.token_keys import KeysUnavailable
+from app.transport.door import Passed
 from app.transport.http_connection import HttpConnection
 from app.transport.takeover import detach
 
@@ -50,6 +52,22 @@ class SessionEntrance:
         self._hosts = gate.hosts
         self._most = gate.most
         self._count_request = gate.count_request
+
+    def _parse(
+        self, parse: Callable[[bytes, str | None], Parsed | None], data: bytes, peer: str | None
+    ) -> Parsed | None:
+        """The first request of a connection; None: not an ordinary one, or to a host that is not served."""
+        parsed = parse(data, peer)
+        return parsed if parsed is not None and self._hosts.allows(parsed.head) else None
+
+    def _check(
+        self, check: Callable[[UpgradeHead], AdmittedT], head: UpgradeHead
+    ) -> AdmittedT | Passed:
+        """Let a request in at the door; one that is refused is answered by aiohttp, the one way to do so."""
+        try:
+            return check(head)
+        except (Refused, KeysUnavailable) as refused:
+            return Passed(refused.with_traceback(None))
 
     async def _admit(self, request: web.Request, check: Callable[..., AdmittedT]) -> AdmittedT:
         """Let a request in, after the fetch of keys that its token may need; a refusal is logged.

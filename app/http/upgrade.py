@@ -22,7 +22,6 @@ from app.sessions.refused import Refuser
 from app.sessions.retry import retry_reason
 from app.sessions.session import DEFAULT_OPTIONS, ConnectOptions
 from app.sessions.socketio.session import SocketIOSession
-from app.sessions.token_keys import KeysUnavailable
 from app.transport.door import PASSED, Passed
 from app.transport.takeover import DetachedResponse, detach, handshake_response
 
@@ -48,24 +47,20 @@ class Upgrade(SessionEntrance):
             app.router.add_route("*", path, self.handle)
 
     def enter(self, fd: int, peer: str | None, data: bytes) -> Passed | None:
-        """Begin a session at once if an ordinary upgrade request is admitted; see `Entrance`.
-
-        What is refused goes on to `handle`, so that there is one way to answer it.
-        """
+        """Begin a session at once if an ordinary upgrade request is admitted; see `Entrance`."""
         if fd >= self._most():
             return PASSED
         head: UpgradeHead | None = self._familiar.parse(data, peer)
         rest = b""
         is_familiar = head is not None
         if head is None:
-            parsed = parse_upgrade(data, peer)
-            if parsed is None or not self._hosts.allows(parsed.head):
+            parsed = self._parse(parse_upgrade, data, peer)
+            if parsed is None:
                 return PASSED
             head, rest = parsed
-        try:
-            admitted = self._admission.check(head)
-        except (Refused, KeysUnavailable) as refused:
-            return Passed(refused.with_traceback(None))
+        admitted = self._check(self._admission.check, head)
+        if isinstance(admitted, Passed):
+            return admitted
         if not (is_familiar or rest):
             self._familiar.remember(data, head)
         self._count_request(PATH, "GET", 101)
