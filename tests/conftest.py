@@ -21,22 +21,24 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("untimed")
 
-# The longest files first, so that none of them is left for the end when files run in parallel; before
-# them those that fork the process of the tests, which costs the more the larger it has become.
+# The files that take longest first, waits included, so that none of them is left for the end when files
+# run in parallel: one that mostly waits leaves the processors to the others only while there are others.
+# Before them those that fork the process of the tests, which costs the more the larger it has become.
 _LONG = (
     "test_slots", "test_metrics_files",
-    "test_handoff", "test_page", "test_scripts", "test_backplane_faults", "test_reload",
-    "test_second_master", "test_lies", "test_caps", "test_backplane_errors", "test_event_stream",
-    "test_command", "test_replicas", "test_attendance", "test_backplane_url",
-    "test_several_machines", "test_costs", "test_recovery", "test_fairness", "test_connected",
-    "test_run", "test_wrong_answers", "test_backplane_reload", "test_sentinels", "test_client",
-    "test_collector", "test_removed_files", "test_attendance_failover", "test_event_source",
-    "test_end_to_end", "test_memory", "test_soak", "test_alerts", "test_socketio", "test_caddy",
-    "test_doors", "test_storms", "test_malformed", "test_protocol", "test_deaf_worker",
-    "test_health", "test_slow_consumers", "test_python_client", "test_metrics", "test_heartbeat",
-    "test_auth", "test_autobahn", "test_plain", "test_relays", "test_cluster",
-    "test_gunicorn_worker", "test_both_ways_in", "test_replica", "test_deflate",
-    "test_cluster_lies",
+    "test_replicas", "test_lies", "test_scripts", "test_page", "test_handoff",
+    "test_backplane_reload", "test_sentinels", "test_reload", "test_event_stream",
+    "test_backplane_errors", "test_attendance", "test_server_clock", "test_relays", "test_doors",
+    "test_gunicorn_worker", "test_recovery", "test_collector", "test_backplane_faults",
+    "test_several_machines", "test_second_master", "test_attendance_failover", "test_protocol",
+    "test_backplane_url", "test_costs", "test_fairness", "test_heartbeat", "test_command",
+    "test_cluster_lies", "test_deaf_worker", "test_wrong_answers", "test_cluster", "test_caps",
+    "test_auth", "test_end_to_end", "test_memory", "test_soak", "test_storms", "test_malformed",
+    "test_autobahn", "test_replica", "test_session_handoff", "test_run", "test_queue",
+    "test_health", "test_removed_files", "test_client", "test_event_source", "test_reader",
+    "test_valkey", "test_both_ways_in", "test_caddy", "test_python_client", "test_plain",
+    "test_slow_consumers", "test_deflate", "test_publisher", "test_log_level", "test_socketio",
+    "test_metrics", "test_alerts",
 )  # fmt: skip
 
 # What these tiers start runs at its full speed, but for what is marked `traced` and the service
