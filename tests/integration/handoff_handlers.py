@@ -9,15 +9,20 @@ import asyncio
 import os
 import resource
 import signal
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from socketio import AsyncServer
 
+from app.backplane.worker_names import Place
 from app.sessions.handoff import state as session_state
 from app.sessions.handoff.transfer import Transfer
 from tests.support import handlers
 
+TAKEN_BEFORE_HALT = 100
+"""Connections of one worker that another takes before it waits for the end of `TEST_SWITCH`."""
 RECOVERS_AFTER = 6.0
 """Seconds after which a worker without free descriptors has some again."""
 
@@ -42,9 +47,13 @@ def register(sio: AsyncServer) -> None:
         sio.start_background_task(ask)
         return "asked"
 
-    switch = Path(os.environ.get("TEST_SWITCH", "/nonexistent"))
+    switch = _switch()
     if switch.exists():
         _break(switch.read_text())
+
+
+def _switch() -> Path:
+    return Path(os.environ.get("TEST_SWITCH", "/nonexistent"))
 
 
 def _break(what: str) -> None:
@@ -65,3 +74,15 @@ def _break(what: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
         Transfer.unpack = unpack_and_die  # type: ignore[assignment, method-assign]
+    elif what == "halts":
+        unpack_all, taken = Transfer.unpack, Counter[Place]()
+
+        async def unpack_some(
+            self: Transfer, origin: Place, states: Sequence[Any], *more: Any
+        ) -> Any:
+            while taken[origin] >= TAKEN_BEFORE_HALT and _switch().exists():
+                await asyncio.sleep(0.02)
+            taken[origin] += len(states)
+            return await unpack_all(self, origin, states, *more)
+
+        Transfer.unpack = unpack_some  # type: ignore[assignment, method-assign]

@@ -437,20 +437,23 @@ async def test_new_worker_killed_in_the_middle() -> None:
         await service.wait_connections(1000)
 
 
-async def test_old_worker_killed_in_the_middle() -> None:
+async def test_old_worker_killed_in_the_middle(tmp_path: Path) -> None:
+    switch = tmp_path / "switch"
     async with (
-        Service(HANDLERS=HANDLERS, allow_traceback=True) as service,
+        Service(HANDLERS=HANDLERS, TEST_SWITCH=switch, allow_traceback=True) as service,
         Fleet(service, back=True) as fleet,
         Ticker(service) as ticker,
     ):
         await fleet.open(1000)
         old = spread_of(service)
+        switch.write_text("halts")  # the middle lasts until it is seen
         signal_master(service, signal.SIGHUP)
         row = await row_where(
             table(service),
-            lambda row: row.pid in old and row.connections < old[row.pid] - 100,
+            lambda row: row.pid in old and 0 < row.connections < old[row.pid] - 100,
         )
         os.kill(row.pid, signal.SIGKILL)
+        switch.unlink()
         await settled(service, set(old))
         await fleet.all_at(ticker.last)
         ticker.check(fleet.streams)
