@@ -209,12 +209,12 @@ class BroadcastQueue:
         """
         now = self._loop.time()
         entries = [Entry(draft, settled, now) for draft in drafts]
-        if not self._newcomers and self._slots.reserve_queue(
-            sum([entry.size for entry in entries]), len(entries)
-        ):
+        size = sum([entry.size for entry in entries])
+        if not self._newcomers and self._slots.reserve_queue(size, len(entries)):
+            self.bytes += size
+            waiting = self._waiting
             for entry in entries:
-                self.bytes += entry.size
-                self._waiting[entry.draft.priority].append(entry)
+                waiting[entry.draft.priority].append(entry)
             self._announce()
             return [*entries]
         # There is no room for all: each for itself.
@@ -275,14 +275,11 @@ class BroadcastQueue:
         self._leave()
 
     def _release(self, entries: Sequence[Entry] | deque[Entry]) -> None:
-        count = size = 0
-        for entry in entries:
-            if entry.counted:
-                count += 1
-                size += entry.size
-        if count:
+        sizes = [entry.size for entry in entries if entry.counted]
+        if sizes:
+            size = sum(sizes)
             self.bytes -= size
-            self._slots.release_queue(count, size)
+            self._slots.release_queue(len(sizes), size)
 
     def _make_room(self, entry: Entry, local_only: bool = False) -> _Room:
         """Drop lesser messages that wait here, the least first, until `entry` is reserved.
@@ -465,6 +462,11 @@ class BroadcastQueue:
 
     def _next_batch(self) -> list[Entry]:
         batch: list[Entry] = []
+        if self.length() <= BATCH_MESSAGES and self.bytes <= BATCH_BYTES:
+            for entries in self._waiting:
+                batch += entries
+                entries.clear()
+            return batch
         size = 0
         for entries in self._waiting:
             while entries:

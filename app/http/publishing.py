@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import orjson
 from aiohttp import web
 
 from app.config import Settings
@@ -17,7 +18,14 @@ from app.http.audit import Write
 from app.http.context import HttpContext, Queued
 from app.http.errors import HttpError, json_response
 from app.http.writers import Writer
-from app.protocol.envelope import RESERVED_EVENTS, body, decode_json, encode_json, new_id
+from app.protocol.envelope import (
+    RESERVED_EVENTS,
+    body_middle,
+    decode_json,
+    encode_decoded,
+    encode_json,
+    new_id,
+)
 from app.protocol.schema.bodies import PUBLISHED
 from app.protocol.schema.limits import EVENT_NAME, MAX_ID, MAX_MESSAGES
 from app.transport.http_connection import HttpConnection
@@ -139,62 +147,109 @@ async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
     return decode_json(bytes(received)), len(received)
 
 
-def make_draft(
-    message: Any,
-    settings: Settings,
-    now: float,
-    size: int | None = None,
-    *,
-    decoded: bool = False,
-    writer: Writer | None = None,
-) -> Draft:
-    """Check a publisher's message and write its envelope.
+class DraftMaker:
+    """Checks messages of one call and writes their envelopes.
+
+    The messages of an array are much alike: what they have in common is checked and written once.
 
     Args:
-        message: `{type, event, data, priority?, id?}`.
         settings: of the service.
         now: Unix time in seconds.
-        size: of the message in bytes, when it is known already.
-        decoded: it is what `decode_json` has returned.
+        size: of each message in bytes or more, when it is known already.
+        decoded: they are parts of what `decode_json` has returned.
         writer: the publisher; None: the service itself.
-
-    Raises:
-        ClientError: what is wrong with it.
-        ValueError, TypeError: it is not `decoded`, and JSON cannot say its data.
     """
-    if type(message) is not dict and not isinstance(message, Mapping):
-        raise _invalid("A message must be an object with 'type', 'event' and 'data'.")
-    if not _KNOWN_FIELDS.issuperset(message):
-        name = next(name for name in message if name not in _KNOWN_FIELDS)
-        raise _invalid(f"Unknown field {name[:64]!r}: a message has {', '.join(_FIELDS)}.")
-    stream, event, id = message.get("type"), message.get("event"), message.get("id")
-    if id is not None and not _is_id(id):
-        raise _invalid(f"'id' must have 1 to {MAX_ID} printable characters.")
-    if not isinstance(stream, str) or stream not in settings.message_types:
-        types = ", ".join(settings.message_types)
-        raise ClientError(ErrorCode.INVALID_TYPE, f"'type' must be one of {types}.")
-    if writer is not None and writer.types is not None:
-        writer.check_type(stream)
-    if not isinstance(event, str) or len(event) > _LONGEST_EVENT or not _is_event(event):
-        raise _invalid(
-            "'event' must be a letter and at most 63 more letters, digits or any of _.:/-"
+
+    __slots__ = ("_decoded", "_kinds", "_now", "_settings", "_size", "_writer")
+
+    def __init__(
+        self,
+        settings: Settings,
+        now: float,
+        size: int | None = None,
+        *,
+        decoded: bool = False,
+        writer: Writer | None = None,
+    ) -> None:
+        self._settings = settings
+        self._now = now
+        limit = settings.max_message_size
+        self._size = size if size is None or size > limit else 0
+        self._decoded = decoded
+        self._writer = writer
+        self._kinds: dict[tuple[object, object, object], tuple[Priority, bytes]] = {}
+        """By type, event and priority: the rank, and what of the envelope is between id and data."""
+
+    def make(self, message: Any) -> Draft:
+        """Check a publisher's message, `{type, event, data, priority?, id?}`, and write its envelope.
+
+        Raises:
+            ClientError: what is wrong with it.
+            ValueError, TypeError: it is not `decoded`, and JSON cannot say its data.
+        """
+        if type(message) is not dict and not isinstance(message, Mapping):
+            raise _invalid("A message must be an object with 'type', 'event' and 'data'.")
+        if not _KNOWN_FIELDS.issuperset(message):
+            name = next(name for name in message if name not in _KNOWN_FIELDS)
+            raise _invalid(f"Unknown field {name[:64]!r}: a message has {', '.join(_FIELDS)}.")
+        get = message.get
+        stream, event, id = get("type"), get("event"), get("id")
+        if id is not None and not _is_id(id):
+            raise _invalid(f"'id' must have 1 to {MAX_ID} printable characters.")
+        priority = get("priority", "normal")
+        try:
+            kind = self._kinds.get((stream, event, priority))
+        except TypeError:  # one of them is an array or an object
+            kind = None
+        if kind is None:
+            kind = self._check_kind(stream, event, priority, has_data="data" in message)
+        elif "data" not in message:
+            raise _data_missing()
+        rank, middle = kind
+        data = message["data"]
+        if self._size != 0:
+            self._check_size(message)
+        chosen = id or new_id()
+        encoded = b'{"id":%b%b%b' % (
+            orjson.dumps(chosen),
+            middle,
+            encode_decoded(data) if self._decoded else encode_json(data),
         )
-    if event in RESERVED_EVENTS:
-        raise _invalid(f"The event name '{event}' is reserved; choose another.")
-    if "data" not in message:
-        raise _invalid("'data' is missing; it may be any JSON value.")
-    priority = message.get("priority", "normal")
-    if not isinstance(priority, str) or priority not in _PRIORITIES:
-        raise _invalid(f"'priority' must be one of {', '.join(_PRIORITIES)}.")
-    limit = settings.max_message_size
-    if (len(encode_json(message)) if size is None else size) > limit:
-        text = f"The message is too large: {limit} bytes are allowed."
-        raise ClientError(ErrorCode.MESSAGE_TOO_LARGE, text)
-    chosen = id or new_id()
-    encoded = body(
-        stream, event, message["data"], id=chosen, timestamp=int(now * 1000), decoded=decoded
-    )
-    return Draft(stream, event, chosen, encoded, now, _PRIORITIES[priority], id is not None)
+        return Draft(stream, event, chosen, encoded, self._now, rank, id is not None)
+
+    def _check_kind(
+        self, stream: object, event: object, priority: object, *, has_data: bool
+    ) -> tuple[Priority, bytes]:
+        settings, writer = self._settings, self._writer
+        if not isinstance(stream, str) or stream not in settings.message_types:
+            types = ", ".join(settings.message_types)
+            raise ClientError(ErrorCode.INVALID_TYPE, f"'type' must be one of {types}.")
+        if writer is not None and writer.types is not None:
+            writer.check_type(stream)
+        if not isinstance(event, str) or len(event) > _LONGEST_EVENT or not _is_event(event):
+            raise _invalid(
+                "'event' must be a letter and at most 63 more letters, digits or any of _.:/-"
+            )
+        if event in RESERVED_EVENTS:
+            raise _invalid(f"The event name '{event}' is reserved; choose another.")
+        if not has_data:
+            raise _data_missing()
+        if not isinstance(priority, str) or priority not in _PRIORITIES:
+            raise _invalid(f"'priority' must be one of {', '.join(_PRIORITIES)}.")
+        kind = _PRIORITIES[priority], body_middle(stream, event, int(self._now * 1000))
+        self._kinds[stream, event, priority] = kind
+        return kind
+
+    def _check_size(self, message: Any) -> None:
+        limit = self._settings.max_message_size
+        if (len(encode_json(message)) if self._size is None else self._size) > limit:
+            text = f"The message is too large: {limit} bytes are allowed."
+            raise ClientError(ErrorCode.MESSAGE_TOO_LARGE, text)
+
+
+def make_draft(message: Any, settings: Settings, now: float) -> Draft:
+    """Check a message that is the only one of its call; see `DraftMaker.make`."""
+    return DraftMaker(settings, now).make(message)
 
 
 async def broadcast(request: web.Request, write: Write, context: HttpContext) -> web.Response:
@@ -252,11 +307,11 @@ class PublishingCall:
         self._unsettled = 0
         # No part of a body that is small enough is too large: that saves measuring each.
         known_size = size if size <= settings.max_message_size else None
-        now = context.now()
+        maker = DraftMaker(settings, context.now(), known_size, decoded=True, writer=writer)
         self._is_array = isinstance(value, list)
         if not self._is_array:
             context.writers.charge(writer, 1)
-            draft = make_draft(value, settings, now, known_size, decoded=True, writer=writer)
+            draft = maker.make(value)
             write.messages = 1
             write.types, write.event = {draft.type}, draft.event
             write.id = draft.id if draft.once else None
@@ -270,10 +325,16 @@ class PublishingCall:
                 raise _invalid(f"An array may hold at most {MAX_MESSAGES} messages.")
             # All are queued before the first is stored: they share batches and keep their order.
             context.writers.charge(writer, len(value))
-            checked = [_check(message, settings, now, known_size, writer) for message in value]
-            drafts = [draft for draft in checked if isinstance(draft, Draft)]
-            found = iter(context.publisher.submit_all(drafts, self._note_settled))
-            self._items = [next(found) if isinstance(item, Draft) else item for item in checked]
+            drafts: list[Draft] = []
+            refused: list[tuple[int, ClientError]] = []
+            for place, message in enumerate(value):
+                try:
+                    drafts.append(maker.make(message))
+                except ClientError as error:  # without a traceback, which would be a cycle
+                    refused.append((place, error.with_traceback(None)))
+            self._items = [*context.publisher.submit_all(drafts, self._note_settled)]
+            for refusal in refused:
+                self._items.insert(*refusal)
             self._queued = [item for item in self._items if not isinstance(item, Exception)]
             write.messages = len(value)
             write.types = {item.draft.type for item in self._queued}
@@ -403,15 +464,6 @@ def _is_same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _check(
-    message: Any, settings: Settings, now: float, size: int | None, writer: Writer
-) -> Draft | ClientError:
-    try:
-        return make_draft(message, settings, now, size, decoded=True, writer=writer)
-    except ClientError as error:
-        return error.with_traceback(None)  # which would hold this request in a cycle
-
-
 def _outcome(message: Any, item: Queued | ClientError | Conflict) -> dict[str, object]:
     """The answer for one message of an array."""
     if isinstance(item, Conflict):
@@ -441,6 +493,10 @@ def _is_id(id: object) -> bool:
 def _too_large(limit: int) -> HttpError:
     message = f"The request is too large: {limit} bytes are allowed."
     return HttpError(413, ErrorCode.MESSAGE_TOO_LARGE, message, close=True)
+
+
+def _data_missing() -> ClientError:
+    return _invalid("'data' is missing; it may be any JSON value.")
 
 
 def _invalid(message: str) -> ClientError:
