@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import math
+import operator
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -408,18 +410,17 @@ class StreamPublisher:
             *self._limits,
             self._expected(type),
         ]
-        age, accepted = 0, math.nan
-        for draft in drafts:
-            if draft.accepted != accepted:  # those of one call were accepted at one time
-                accepted = draft.accepted
-                age = _age(draft, now or wall, bounded=now is None)
-            arguments += (
-                draft.event,
-                age,
-                body_name(draft.body),
-                draft.body,
-                draft.id if draft.once else b"",
-            )
+        # Those of one call were accepted at one time, and most have the same event.
+        alike = itertools.groupby(drafts, key=_LIKENESS)
+        for (event, accepted, has_id), group in alike:
+            found = list(group)
+            age = _age(accepted, now or wall, bounded=now is None)
+            arguments += (len(found), event, age, b"1" if has_id else b"")
+            for draft in found:
+                body = draft.body
+                arguments += (
+                    (body_name(body), body, draft.id) if has_id else (body_name(body), body)
+                )
         return PUBLISH, arguments
 
     def _expected(self, type: str) -> Argument:
@@ -436,9 +437,13 @@ class StreamPublisher:
         return seen
 
 
-def _age(draft: Draft, now: int, *, bounded: bool) -> int:
+_LIKENESS = operator.attrgetter("event", "accepted", "once")
+"""What the script is given once for messages in a row that have it in common."""
+
+
+def _age(accepted: float, now: int, *, bounded: bool) -> int:
     """Microseconds since a message was accepted; `bounded`: where our own clock may make steps."""
-    age = now - int(draft.accepted * 1e6)
+    age = now - int(accepted * 1e6)
     return min(max(0, age), _OLDEST) if bounded else age
 
 

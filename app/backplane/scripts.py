@@ -214,8 +214,9 @@ PUBLISH = Script(
 -- KEYS: stream, meta, batch record, newer and older table of known ids.
 -- ARGV: batch number, the time to go by (us) or '' for the server's, candidate epoch, known epoch,
 --   known seq, history size, recovery window (us), history bytes, once window (us), most known ids,
---   expected time (us) or '',
---   then per message: event, age (us), name of the body's field, body, chosen id or ''.
+--   expected time (us) or '', then of the messages in turn, since those of one call are alike: how many
+--   have the same event and age, these two, '1' if their ids are chosen or '', and for each of them the
+--   name of the body's field, the body and, if '1', its id.
 -- Returns 'epoch first count', or, when ids were known, 'epoch seq,seq:epoch,...', and the
 -- stream's time (us) or '' when the batch was stored before.
 local stream, meta, record, once, older = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -301,55 +302,63 @@ local function keep_meta()
 end
 
 local call, seqs, repeated, chosen, added = redis.call, {}, false, false, 0
-local age, accepted
-for i = 12, #ARGV, 5 do
-  local id = ARGV[i + 4]
-  local seq = id ~= '' and known(id)
-  if seq then
-    repeated = true
-  else
-    if ARGV[i + 1] ~= age then
-      age = ARGV[i + 1]
-      accepted = string.format('%d', now - age)
-    end
-    -- What was added first makes sure that the others are, each with the number after the last one.
-    local add = added == 0 and redis.pcall or call
-    local entry = add('XADD', stream, '0-*',
-      'p', epoch, 'e', ARGV[i], 't', accepted, ARGV[i + 2], ARGV[i + 3])
-    if added > 0 then
-      newest = newest + 1
-    elseif type(entry) == 'string' then
-      newest = count(string.sub(entry, 3)) or MAX_SEQ + 1
+local place, last_size = 12, 0
+while place <= #ARGV do
+  local alike, event, age = tonumber(ARGV[place]), ARGV[place + 1], tonumber(ARGV[place + 2])
+  local width = ARGV[place + 3] == '1' and 3 or 2
+  local accepted, fixed = string.format('%d', now - age), #event + OVERHEAD
+  place = place + 4
+  for i = place, place + (alike - 1) * width, width do
+    local id = width == 3 and ARGV[i + 2]
+    local seq = id and known(id)
+    if seq then
+      repeated = true
     else
-      -- With its memory full the server still lets go of what is beyond the limits, which may have
-      -- been lowered for that; the next try may then find room.
-      if string.find(entry.err, 'OOM', 1, true) and trim(64) > 0 then keep_meta() end
-      return entry
+      -- What was added first makes sure that the others are, each with the number after the last one.
+      local add = added == 0 and redis.pcall or call
+      local body = ARGV[i + 1]
+      local entry = add('XADD', stream, '0-*',
+        'p', epoch, 'e', event, 't', accepted, ARGV[i], body)
+      if added > 0 then
+        newest = newest + 1
+      elseif type(entry) == 'string' then
+        newest = count(string.sub(entry, 3)) or MAX_SEQ + 1
+      else
+        -- With its memory full the server still lets go of what is beyond the limits, which may have
+        -- been lowered for that; the next try may then find room.
+        if string.find(entry.err, 'OOM', 1, true) and trim(64) > 0 then keep_meta() end
+        return entry
+      end
+      if newest > MAX_SEQ then return redis.error_reply('UNUSABLE stream') end
+      length, added = length + 1, added + 1
+      last_size = fixed + #body
+      bytes = bytes + last_size
+      if id then
+        seq = string.format('%d', newest)
+        chosen = true
+        turn_tables()
+        call('HSET', once, id, stamp .. ' ' .. seq .. ' ' .. epoch)
+      end
     end
-    if newest > MAX_SEQ then return redis.error_reply('UNUSABLE stream') end
-    length, added = length + 1, added + 1
-    bytes = bytes + #ARGV[i] + #ARGV[i + 3] + OVERHEAD
-    if id ~= '' then
-      seq = string.format('%d', newest)
-      chosen = true
-      turn_tables()
-      call('HSET', once, id, stamp .. ' ' .. seq .. ' ' .. epoch)
-    end
+    seqs[#seqs + 1] = seq or newest
   end
-  seqs[#seqs + 1] = seq or string.format('%d', newest)
+  place = place + alike * width
 end
 -- Long enough to outlive a step of the clock; the age of each id is looked at in any case.
 if chosen then redis.call('PEXPIRE', once, math.ceil(once_window / 500) + 7200000) end
 
 if added > 0 then trim(added) end
-if added > 0 and length == 1 then bytes = #ARGV[#ARGV - 4] + #ARGV[#ARGV - 1] + OVERHEAD end
+if added > 0 and length == 1 then bytes = last_size end
 if added > 0 then keep_meta() end
 
 local result
 if repeated then
+  for n, seq in ipairs(seqs) do
+    if type(seq) == 'number' then seqs[n] = string.format('%d', seq) end
+  end
   result = epoch .. ' ' .. table.concat(seqs, ',')
 else
-  result = epoch .. ' ' .. seqs[1] .. ' ' .. #seqs
+  result = epoch .. ' ' .. string.format('%d', newest - #seqs + 1) .. ' ' .. #seqs
 end
 redis.call('SET', record, ARGV[1] .. ' ' .. result, 'PX', 7500000)
 return {result, stamp}
