@@ -147,6 +147,10 @@ async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
     return decode_json(bytes(received)), len(received)
 
 
+_Kind = tuple[str, str, Priority, bytes]
+"""What messages have in common: type, event, rank, and the envelope between its id and its data."""
+
+
 class DraftMaker:
     """Checks messages of one call and writes their envelopes.
 
@@ -177,8 +181,8 @@ class DraftMaker:
         self._size = size if size is None or size > limit else 0
         self._decoded = decoded
         self._writer = writer
-        self._kinds: dict[tuple[object, object, object], tuple[Priority, bytes]] = {}
-        """By type, event and priority: the rank, and what of the envelope is between id and data."""
+        self._kinds: dict[tuple[object, object, object], _Kind] = {}
+        """By type, event and priority."""
 
     def make(self, message: Any) -> Draft:
         """Check a publisher's message, `{type, event, data, priority?, id?}`, and write its envelope.
@@ -193,19 +197,19 @@ class DraftMaker:
             name = next(name for name in message if name not in _KNOWN_FIELDS)
             raise _invalid(f"Unknown field {name[:64]!r}: a message has {', '.join(_FIELDS)}.")
         get = message.get
-        stream, event, id = get("type"), get("event"), get("id")
+        id = get("id")
         if id is not None and not _is_id(id):
             raise _invalid(f"'id' must have 1 to {MAX_ID} printable characters.")
-        priority = get("priority", "normal")
+        key = get("type"), get("event"), get("priority", "normal")
         try:
-            kind = self._kinds.get((stream, event, priority))
+            kind = self._kinds.get(key)
         except TypeError:  # one of them is an array or an object
             kind = None
         if kind is None:
-            kind = self._check_kind(stream, event, priority, has_data="data" in message)
+            kind = self._check_kind(*key, has_data="data" in message)
         elif "data" not in message:
             raise _data_missing()
-        rank, middle = kind
+        stream, event, rank, middle = kind
         data = message["data"]
         if self._size != 0:
             self._check_size(message)
@@ -219,7 +223,7 @@ class DraftMaker:
 
     def _check_kind(
         self, stream: object, event: object, priority: object, *, has_data: bool
-    ) -> tuple[Priority, bytes]:
+    ) -> _Kind:
         settings, writer = self._settings, self._writer
         if not isinstance(stream, str) or stream not in settings.message_types:
             types = ", ".join(settings.message_types)
@@ -236,8 +240,8 @@ class DraftMaker:
             raise _data_missing()
         if not isinstance(priority, str) or priority not in _PRIORITIES:
             raise _invalid(f"'priority' must be one of {', '.join(_PRIORITIES)}.")
-        kind = _PRIORITIES[priority], body_middle(stream, event, int(self._now * 1000))
-        self._kinds[stream, event, priority] = kind
+        middle = body_middle(stream, event, int(self._now * 1000))
+        kind = self._kinds[stream, event, priority] = stream, event, _PRIORITIES[priority], middle
         return kind
 
     def _check_size(self, message: Any) -> None:

@@ -204,6 +204,24 @@ def test_ascii_is_ascii() -> None:
         encode_ascii([float("nan")])
 
 
+@pytest.mark.parametrize("place", [0, 100, 200])
+def test_one_deep_value_among_many_flat_ones_is_found(place: int) -> None:
+    """Its depth, and not the number of brackets of the text, decides."""
+    flat: list[Any] = [{"data": {"n": n}} for n in range(200)]
+    flat.insert(place, nested(MAX_DEPTH - 1))
+    assert decode_json(encode_json(flat)) == flat
+    flat[place] = nested(MAX_DEPTH)
+    text = json.dumps(flat)
+    with pytest.raises(ClientError, match="too deeply"):
+        decode_json(text)
+    with pytest.raises(ValueError, match="too deeply"):
+        encode_json(flat)
+
+
+def test_brackets_in_texts_are_no_depth() -> None:
+    assert decode_json(encode_json([["[{" * 1000]])) == [["[{" * 1000]]
+
+
 def test_new_id_is_a_random_uuid() -> None:
     ids = [new_id() for _ in range(200)]
     assert len(set(ids)) == 200
