@@ -32,6 +32,21 @@ def start_valkey() -> Iterator[Starter]:
         yield start
 
 
+@pytest.fixture(scope="module")
+def shared_url() -> Iterator[str]:
+    """Of a server for the tests that repair what they have done to it."""
+    with valkeys() as start:
+        yield start("--appendonly", "yes")
+
+
+@pytest.fixture(scope="module")
+def service(shared_url: str) -> Iterator[Service]:
+    """Its service."""
+    running = Service(BACKPLANE_URL=shared_url).start()
+    yield running
+    running.stop()
+
+
 async def publish(service: Service) -> Answer:
     return await service.post("/ws/broadcast", {"type": "status", "event": "tick", "data": 1})
 
@@ -82,56 +97,60 @@ HURTS: dict[str, tuple[list[Any], list[Any], str, str, str]] = {
     ("hurt", "repair", "code", "words", "cause"), HURTS.values(), ids=list(HURTS)
 )
 async def test_a_backplane_that_refuses(
-    start_valkey: Starter, hurt: list[Any], repair: list[Any], code: str, words: str, cause: str
+    shared_url: str,
+    service: Service,
+    hurt: list[Any],
+    repair: list[Any],
+    code: str,
+    words: str,
+    cause: str,
 ) -> None:
-    url = start_valkey("--appendonly", "yes")
-    valkey = redis.asyncio.Redis.from_url(url)
-    async with Service(BACKPLANE_URL=url) as service:
-        first = await service.publish()
-        client = await PlainClient.open(service, types="status")
-        await client.barrier()
-        assert (await status(service))["causes"] == []
-        await valkey.execute_command(*hurt)
+    valkey = redis.asyncio.Redis.from_url(shared_url)
+    first = await service.publish()
+    client = await PlainClient.open(service, types="status")
+    await client.barrier()
+    assert (await status(service))["causes"] == []
+    await valkey.execute_command(*hurt)
 
-        # Without any publish under way it is seen as well.
-        async def is_seen() -> bool:
-            """By whichever worker answers."""
-            answers = [await status(service) for _ in range(6)]
-            return all(
-                said["status"] == said["backplane"]["status"] == "degraded"
-                and said["backplane"]["writable"] is False
-                and words in said["backplane"]["cause"]
-                and f"backplane: {said['backplane']['cause']}" in said["causes"]
-                for said in answers
-            )
-
-        await until(is_seen, "the status says why", 10)
-        for _ in range(20):
-            async with asyncio.timeout(QUICK):
-                answer = await publish(service)
-            assert (answer.status, answer.body["code"]) == (503, code), answer
-            assert words in answer.body["error"]
-            assert answer.headers["Retry-After"] == "1"
-        assert (await service.history("status"))[-1]["seq"] == first["seq"]  # reading goes on
-        await until(
-            lambda: metric(service, f'realtime_backplane_errors_total{{cause="{cause}"}}'),
-            "the cause is counted",
+    # Without any publish under way it is seen as well.
+    async def is_seen() -> bool:
+        """By whichever worker answers."""
+        answers = [await status(service) for _ in range(6)]
+        return all(
+            said["status"] == said["backplane"]["status"] == "degraded"
+            and said["backplane"]["writable"] is False
+            and words in said["backplane"]["cause"]
+            and f"backplane: {said['backplane']['cause']}" in said["causes"]
+            for said in answers
         )
 
-        async def is_unwritable() -> bool:
-            return await metric(service, "realtime_backplane_writable") == 0
+    await until(is_seen, "the status says why", 10)
+    for _ in range(20):
+        async with asyncio.timeout(QUICK):
+            answer = await publish(service)
+        assert (answer.status, answer.body["code"]) == (503, code), answer
+        assert words in answer.body["error"]
+        assert answer.headers["Retry-After"] == "1"
+    assert (await service.history("status"))[-1]["seq"] == first["seq"]  # reading goes on
+    await until(
+        lambda: metric(service, f'realtime_backplane_errors_total{{cause="{cause}"}}'),
+        "the cause is counted",
+    )
 
-        await until(is_unwritable, "the metric says so")
-        await valkey.execute_command(*repair)
-        answer = await until(lambda: _published(service), "publishing works again", 5)  # type: ignore[arg-type, return-value]
-        assert answer.body["seq"] == first["seq"] + 1
+    async def is_unwritable() -> bool:
+        return await metric(service, "realtime_backplane_writable") == 0
 
-        async def is_well() -> bool:
-            return bool((await status(service))["causes"] == [])
+    await until(is_unwritable, "the metric says so")
+    await valkey.execute_command(*repair)
+    answer = await until(lambda: _published(service), "publishing works again", 5)  # type: ignore[arg-type, return-value]
+    assert answer.body["seq"] == first["seq"] + 1
 
-        await until(is_well, "the status is well again", 10)
-        await client.wait_seq("status", answer.body["seq"])
-        await client.close()
+    async def is_well() -> bool:
+        return bool((await status(service))["causes"] == [])
+
+    await until(is_well, "the status is well again", 10)
+    await client.wait_seq("status", answer.body["seq"])
+    await client.close()
     await valkey.aclose()
 
 
