@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from benchmarks.hostile import WAVES
 from benchmarks.peers.load import Load
@@ -45,6 +46,12 @@ def storm(size: Size, figures: Figures) -> None:
 
     The load client takes processor time of the same machine; how much is among the figures.
     """
+    queue = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    if queue < size.many:
+        figures.notes.append(
+            f"storm: the kernel holds {queue} new connections (net.core.somaxconn); with more at"
+            " once, the load client waits a second until it may try again"
+        )
     for name, wire, path in WIRES:
         for number in range(size.connect_rounds):
             say(f"storm: {size.many} clients of {name}, round {number + 1}")
