@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app.seconds import REST, seconds_of
+from app.seconds import REST, next_second, seconds_of
 from tests.support.clock import elapse, virtual_time
 from workers.handoff.deaf import GRACE, DeafWatch
 from workers.shared.slots import READY, SlotTable
@@ -118,7 +118,8 @@ async def test_a_look_counts_the_seconds_since_the_one_before() -> None:
 
     table: Any = None
     task = asyncio.create_task(Watch(table, 0, lambda: False, 0).run())
-    await elapse(6.5)
+    await next_second(every=2)
+    await elapse(4.5)
     assert looks == pytest.approx([2.0] * 3, abs=0.1)
     seconds_of(asyncio.get_running_loop()).rest()
     await elapse(3 * REST)
