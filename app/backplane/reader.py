@@ -161,6 +161,12 @@ class StreamReader:
         """Types that are still to be read one at a time, since much may wait."""
         self._apart_bytes = 0
         """Bytes of messages that such reads of all types have brought."""
+        self._apart_found = 0
+        """Entries of the present one that they have brought."""
+        self._is_behind = False
+        """They follow a pause: what they bring is delivered together."""
+        self._usual_count = self._count
+        """Entries to ask for when they are over, where they have brought little."""
         self._backplane = backplane
         self._worker = backplane.worker_name
         self._read: dict[str, Position] = {}
@@ -213,7 +219,7 @@ class StreamReader:
     async def fetch(self) -> None:
         """Wait for news, which `take` then has. An outage is waited out."""
         pauses: Backoff | None = None  # of the attempts since the last one that went well
-        while not self._pending:
+        while not self._pending or self._has_more():
             if self._replica is not None and await self._read_replica(self._replica):
                 pauses = None
                 continue
@@ -232,8 +238,24 @@ class StreamReader:
                 self._answered = time.monotonic()
             except (*FAILURES, *MISREAD) as error:
                 await self._note_failure(error, is_first=pauses is None)
+                self._is_behind = False  # what was read is delivered first
+                if self._pending:
+                    return
                 pauses = pauses or new_backoff()
                 await asyncio.sleep(pauses.take())
+
+    def _has_more(self) -> bool:
+        """Whether more of what has waited is to be read before what was read is delivered.
+
+        A write to many connections costs the same for one message as for many, so what waited meanwhile
+        must not be written in pieces: that would take longer still, and more would wait.
+        """
+        return (
+            self._is_behind
+            and bool(self._apart)
+            and self._apart_bytes < READ_BYTES
+            and len(self._pending) < self._most
+        )
 
     async def _note_failure(self, error: Exception, *, is_first: bool) -> None:
         """Note why the primary cannot be read, so that reading can go on."""
@@ -338,8 +360,10 @@ class StreamReader:
 
     async def _fill(self, link: AnyLink, replica: ReplicaRoute | None = None) -> None:
         if time.monotonic() - self._filled > BEHIND:
-            self._count = min(self._most, max(1, READ_BYTES // self._largest))
-            self._read_apart()
+            if not self._apart:  # else those that are left have their turn first
+                self._usual_count = self._count
+                self._read_apart()
+            self._count, self._apart_bytes, self._is_behind = self._safe_count(), 0, True
         command = self._ask_one(self._apart[-1]) if self._apart else self._ask_all()
         # The wait for news is over when the ends are asked for: where messages come rarely this saves
         # a round trip for each of them. They say nothing while there is more to read before them.
@@ -382,6 +406,39 @@ class StreamReader:
         """
         self._apart, self._apart_bytes = list(self._types), 0
 
+    def _safe_count(self) -> int:
+        """Entries of one stream of which an answer is not too large, whatever they are."""
+        return min(self._most, max(1, READ_BYTES // self._largest))
+
+    def _end_apart(self, size: int, found: int) -> None:
+        """One stream was read: go on with the next one, or with more of this one where that was little.
+
+        Args:
+            size: bytes of messages that the answer has brought.
+            found: entries in it.
+        """
+        self._apart_bytes += size
+        self._apart_found += found
+        is_little = size < READ_BYTES // 4 and self._apart_bytes < READ_BYTES
+        if (
+            self._is_behind
+            and found >= self._count
+            and is_little
+            and self._apart_found < self._most
+        ):
+            more = max(self._safe_count(), min(FIRST_COUNT, 2 * self._count))
+            self._count = min(more, self._most - self._apart_found)
+            return
+        self._apart.pop()
+        self._apart_found = 0
+        if not self._is_behind:
+            return
+        self._count = self._safe_count()
+        if not self._apart:
+            self._is_behind = False
+            if self._apart_bytes < READ_BYTES // 4:
+                self._count = self._usual_count
+
     async def _take_in(self, reply: Sequence[Any]) -> None:
         """Take what an XREAD has brought."""
         size = 0
@@ -391,8 +448,7 @@ class StreamReader:
         if size > READ_BYTES:
             self._count = max(1, self._count * READ_BYTES // size)
         if self._apart:
-            self._apart.pop()
-            self._apart_bytes += size
+            self._end_apart(size, sum(len(found) for _, found in reply))
             size = self._apart_bytes
         if size > READ_BYTES and not self._apart:
             self._read_apart()

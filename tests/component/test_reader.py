@@ -466,3 +466,66 @@ async def test_what_has_waited_is_read_one_stream_at_a_time(
         await writer.publish(draft(type="large_3"))
         assert len(await behind.read(1)) == 1
     assert not behind.reader._apart, "all streams are read at once again"
+
+
+async def test_what_has_waited_during_a_long_flush_is_delivered_together(
+    make_node: MakeNode,
+) -> None:
+    """A write to many connections costs the same for one message as for many."""
+    settings = {"message_types": ("status", "stats"), "broadcast_batch_size": 100}
+    writer, behind = await make_node(**settings), await make_node(**settings)
+    usual = behind.reader._count
+    for number in range(3):
+        drafts = [draft(type=type) for type in ("status", "stats") for _ in range(20)]
+        await writer.publish(*drafts)
+        behind.reader._filled -= 60
+        items = (await behind.reader.read()).messages
+        assert len(items) == 40
+        for type in ("status", "stats"):
+            first = number * 20 + 1
+            assert seqs([item for item in items if item.type == type]) == [
+                *range(first, first + 20)
+            ]
+    await writer.publish(draft())
+    await behind.read(1)
+    assert behind.reader._count >= usual, "the next call is read at once as well"
+
+
+async def test_a_stream_that_never_ends_keeps_no_other_from_its_turn(make_node: MakeNode) -> None:
+    settings = {"message_types": ("status", "stats"), "broadcast_batch_size": 30}
+    writer, behind = await make_node(**settings), await make_node(**settings)
+    for type in ("status", "stats"):
+        for _ in range(3):
+            await writer.publish(*(draft(type=type) for _ in range(30)))
+    seen: list[set[str]] = []
+    count = 0
+    while count < 180:
+        behind.reader._filled -= 60
+        items = (await behind.reader.read()).messages
+        assert len(items) <= 30
+        count += len(items)
+        seen.append({item.type for item in items})
+    assert set().union(*seen[:2]) == {"status", "stats"}
+
+
+async def test_what_was_read_is_delivered_before_an_outage_is_waited_out(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"message_types": ("status", "stats"), "broadcast_batch_size": 100}
+    writer, behind = await make_node(**settings), await make_node(**settings)
+    await writer.publish(*(draft(type="stats") for _ in range(2)))
+    await writer.publish(*(draft(type="status") for _ in range(2)))
+    take_in, answers = behind.reader._take_in, 0
+
+    async def fail_later(reply: Sequence[Any]) -> None:
+        nonlocal answers
+        answers += bool(reply)
+        if answers == 2:
+            answers += 1
+            raise ConnectionError("cut on purpose")
+        await take_in(reply)
+
+    monkeypatch.setattr(behind.reader, "_take_in", fail_later)
+    behind.reader._filled -= 60
+    assert len((await behind.reader.read()).messages) == 2
+    assert len(await behind.read(2)) == 2
