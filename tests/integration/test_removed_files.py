@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support import REPO
-from tests.support.plain import PlainClient
+from tests.support.plain import PlainClient, spread
 from tests.support.service import Service
 from tests.support.waiting import until
 from workers.shared import paths
@@ -93,7 +93,9 @@ async def test_a_bare_hup_at_once_hands_all_connections_over() -> None:
 
 async def test_the_caps_hold_when_a_worker_is_killed_at_once() -> None:
     async with Service(MAX_TOTAL_CONNECTIONS=CLIENTS) as service:
-        clients = await connect(service)
+        # On both workers, however the kernel deals the others.
+        clients = await spread(service, 2, types="status", user="first")
+        clients += await connect(service, CLIENTS - 2)
         victim = service.worker_of(clients[0].port)
         remove(service)
         service.kill_worker(victim)
@@ -196,6 +198,7 @@ async def test_sockets_and_lock_files_are_put_back() -> None:
         report = await asyncio.to_thread(reload, service)
         assert (report["handed_over"], report["drained"], report["lost"]) == (CLIENTS, 0, 0)
         await check(service, clients)
+        await until(lambda: service.log.count("This worker leads now") >= 2, "another one leads")
         assert service.log.count("This worker leads now") == 2
 
 
