@@ -75,7 +75,7 @@ class Message:
     @property
     def envelope(self) -> bytes:
         """The complete envelope as JSON."""
-        return self.body + f',"seq":{self.seq},"epoch":"{self.epoch}"}}'.encode()
+        return b'%b,"seq":%d,"epoch":"%b"}' % (self.body, self.seq, self.epoch.encode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,9 +39,11 @@ class _Tail:
     def append(self, message: Message) -> None:
         """Add the newest message; what does not join on replaces all."""
         messages = self.messages
-        if messages and (messages[-1].seq + 1, messages[-1].epoch) != (message.seq, message.epoch):
-            messages.clear()
-            self.bytes = 0
+        if messages:
+            last = messages[-1]
+            if last.seq + 1 != message.seq or last.epoch != message.epoch:
+                messages.clear()
+                self.bytes = 0
         messages.append(message)
         self.bytes += len(message.body)
         while len(messages) > TAIL_MESSAGES or (self.bytes > TAIL_BYTES and len(messages) > 1):
@@ -92,10 +94,13 @@ class History:
     def remember(self, items: Iterable[Message | Gap]) -> None:
         """Take what the reader returned, gaps included, when it goes live."""
         tails = self._tails
+        type, tail = "", None
         for item in items:
-            tail = tails.get(item.type)
+            if item.type != type:
+                type = item.type
+                tail = tails.get(type)
             if tail is None:
-                tail = tails[item.type] = _Tail()
+                tail = tails[type] = _Tail()
             if isinstance(item, Message):
                 tail.append(item)
             elif item.reason == "epoch" and tail.messages:

@@ -346,16 +346,20 @@ class StreamReader:
 
     def take(self, batch: Batch, most: int) -> None:
         """Add what has been fetched to a batch, at most so many messages; see `positions`."""
-        last: dict[str, Message | Gap] = {}
-        for _ in range(min(len(self._pending), most)):
-            item = self._pending.popleft()
-            if item.type != CONTROL:
-                batch.messages.append(item)
-            elif isinstance(item, Message):
-                batch.control.append(item)
-            else:
-                batch.control_lost = True
-            last[item.type] = item
+        pending = self._pending
+        if len(pending) <= most:
+            found = list(pending)
+            pending.clear()
+        else:
+            found = [pending.popleft() for _ in range(most)]
+        last = {item.type: item for item in found}
+        if CONTROL in last:
+            control = [item for item in found if item.type == CONTROL]
+            kept = [item for item in control if isinstance(item, Message)]
+            batch.control += kept
+            batch.control_lost |= len(kept) < len(control)
+            found = [item for item in found if item.type != CONTROL]
+        batch.messages += found
         self.positions.update({type: item.position for type, item in last.items()})
 
     async def _fill(self, link: AnyLink, replica: ReplicaRoute | None = None) -> None:
@@ -463,11 +467,12 @@ class StreamReader:
         What no worker has written is left out, which makes a gap.
         """
         at = self._read[type]
+        epoch, largest = at.epoch, self._largest
         messages: list[Message] = []
         newest, last, located = at.seq, None, False
         for entry in entries:
-            message = to_message(type, entry, self._largest)
-            if message is None or message.epoch != at.epoch:
+            message = to_message(type, entry, largest)
+            if message is None or message.epoch != epoch:
                 if not located:
                     self._add_messages(type, messages, last)
                     if self._replica is not None and self._replica.is_read:

@@ -451,13 +451,13 @@ class BroadcastQueue:
     def _land(self, batch: Sequence[Entry], outcomes: Sequence[Outcome]) -> None:
         """Answer a batch that is no longer under way, and count what is stored of it."""
         self._release(batch)
-        counts: dict[str, int] = {}
-        for entry, outcome in zip(batch, outcomes, strict=True):
-            type = entry.draft.type
-            if entry.settle(outcome) and isinstance(outcome, Position) and type != CONTROL:
-                counts[type] = counts.get(type, 0) + 1
-        for type, number in counts.items():
-            self._count(type, number)
+        stored = [
+            entry.draft.type
+            for entry, outcome in zip(batch, outcomes, strict=True)
+            if entry.settle(outcome) and isinstance(outcome, Position)
+        ]
+        for type in set(stored) - {CONTROL}:
+            self._count(type, stored.count(type))
         self._stored.set()
 
     def _next_batch(self) -> list[Entry]:

@@ -387,10 +387,13 @@ class PublishingCall:
                 return _answer(item.draft, item.outcome), 200
             assert item.outcome is not None
             raise item.outcome
-        answers = [
-            _outcome(message, item) for message, item in zip(self._value, self._items, strict=True)
-        ]
-        failed = sum(["error" in answer for answer in answers])
+        answers, failed = [], 0
+        for message, one in zip(self._value, self._items, strict=True):
+            if not isinstance(one, Exception) and isinstance(one.outcome, Position):
+                answers.append(_answer(one.draft, one.outcome))
+            else:
+                answers.append(_failure(message, one))
+                failed += 1
         self._write.note_failed(failed)
         return answers, 207 if failed else 200
 
@@ -468,17 +471,12 @@ def _is_same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _outcome(message: Any, item: Queued | ClientError | Conflict) -> dict[str, object]:
-    """The answer for one message of an array."""
+def _failure(message: Any, item: Queued | ClientError | Conflict) -> dict[str, object]:
+    """The answer for a message of an array that is not stored."""
     if isinstance(item, Conflict):
         return item.answer | {"error": item.message, "code": item.code}
-    if isinstance(item, ClientError):
-        error = item
-    elif isinstance(item.outcome, ClientError):
-        error = item.outcome
-    else:
-        assert item.outcome is not None
-        return _answer(item.draft, item.outcome)
+    error = item if isinstance(item, ClientError) else item.outcome
+    assert isinstance(error, ClientError)
     chosen = message.get("id") if isinstance(message, Mapping) else None
     id = chosen if _is_id(chosen) else None
     return {"id": id, "error": error.message, "code": error.code}

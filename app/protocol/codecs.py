@@ -80,9 +80,9 @@ class Codec:
             item = items[0]
             return self.message(item) if isinstance(item, Message) else self.gap(item)
         if not batch:
+            message = self.message
             return b"".join(
-                self.message(item) if isinstance(item, Message) else self.gap(item)
-                for item in items
+                [message(item) if isinstance(item, Message) else self.gap(item) for item in items]
             )
         parts: list[bytes] = []
         run: list[Message] = []
