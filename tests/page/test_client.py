@@ -7,7 +7,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ async def until_open(node: Node) -> None:
     await node.until("state", "open")
 
 
-async def collect(node: Node, last: int) -> list[dict[str, Any]]:
+async def collect(node: Node, last: int | str) -> list[dict[str, Any]]:
     """Lines up to the message whose data is `last`."""
     lines = []
     while True:
@@ -115,14 +115,20 @@ async def test_a_reload_is_not_noticed(client: Client, service: Service) -> None
         assert [line for line in lines if "state" in line] == []
 
 
-async def test_a_gap_is_announced(client: Client) -> None:
-    async with (
-        Service(HISTORY_SIZE=5, RECOVERY_WINDOW=0, WORKERS=1) as service,
-        client(service.base, TYPES="config") as node,
-    ):
+@pytest.fixture(scope="module")
+def forgetful() -> Iterator[Service]:
+    """A service with a short history, whose worker tests kill."""
+    running = Service(HISTORY_SIZE=5, RECOVERY_WINDOW=0, WORKERS=1).start()
+    yield running
+    running.stop()
+
+
+async def test_a_gap_is_announced(client: Client, forgetful: Service) -> None:
+    service = forgetful
+    async with client(service.base, TYPES="config") as node:
         await until_open(node)
         await service.publish("config", "tick", 0)
-        await node.until("event", "tick")
+        await collect(node, 0)
         os.kill(node.process.pid, signal.SIGSTOP)
         victim = service.kill_worker()
         await service.replaced(victim)
@@ -142,21 +148,29 @@ async def test_a_gap_is_announced(client: Client) -> None:
         assert counts["reconnects"] >= 1
 
 
-async def test_tokens_are_renewed(client: Client) -> None:
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Service]:
+    """A service that asks its clients for a token."""
+    running = Service(AUTH_SECRET=SECRET).start()
+    yield running
+    running.stop()
+
+
+async def test_tokens_are_renewed(client: Client, guarded: Service) -> None:
     def token(seconds: float) -> str:
         return jwt.encode({"sub": "ann", "exp": time.time() + seconds}, SECRET)
 
-    async with Service(AUTH_SECRET=SECRET) as service:
-        # The first is refused, the second ends within the minute of the warning.
-        tokens = json.dumps([token(-60), token(55), token(600)])
-        async with client(service.base, TYPES="config", TOKENS=tokens) as node:
-            await until_open(node)
-            while (await node.line()).get("token") != 1:
-                pass
-            await service.publish("config", "tick", 1)
-            await collect(node, 1)
-            states = [line["state"] for line in node.lines if "state" in line]
-            assert states == ["waiting", "connecting", "open"]
+    # The first is refused, the second ends within the minute of the warning.
+    tokens = json.dumps([token(-60), token(55), token(600)])
+    async with client(guarded.base, TYPES="config", TOKENS=tokens) as node:
+        await until_open(node)
+        while (await node.line()).get("token") != 1:
+            pass
+        mark = uuid.uuid4().hex
+        await guarded.publish("config", "tick", mark)
+        await collect(node, mark)
+        states = [line["state"] for line in node.lines if "state" in line]
+        assert states == ["waiting", "connecting", "open"]
 
 
 async def test_a_drain_says_when_to_come_back(client: Client) -> None:

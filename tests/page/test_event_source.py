@@ -34,28 +34,6 @@ async def connected(tab: Tab, times: int = 1) -> None:
     await tab.wait(f"window.got.filter((one) => one.event === 'connected').length >= {times}")
 
 
-async def test_it_comes_back_after_a_kill_and_a_reload_without_a_gap(browser: Browser) -> None:
-    async with (
-        Service(WORKERS=2) as service,
-        await browser.open(f"{service.base}/") as tab,
-    ):
-        await listen(tab, "/events?types=status")
-        await connected(tab)
-        async with Ticker(service):
-            await tab.wait(f"{SEQS}.length > 10")
-            for pid in service.worker_pids():
-                service.kill_worker(pid)
-            await connected(tab, 2)
-            await until(lambda: len(service.worker_pids()) == 2, "two workers")
-            await service.hup()
-        last = await service.publish("status", "last")
-        await tab.wait(f"{SEQS}.includes({last['seq']})")
-        seqs = await tab.value(SEQS)
-        assert seqs == list(range(seqs[0], last["seq"] + 1))
-        assert await tab.value("window.got.filter((one) => one.event === 'gap').length") == 0
-        assert await tab.value("window.got.filter((one) => one.event === 'connected').length") == 2
-
-
 class EmptyPage(BaseHTTPRequestHandler):
     """Answers every path with the same page."""
 
@@ -88,6 +66,36 @@ def service(elsewhere: str) -> Iterator[Service]:
     running = Service(WORKERS=1, ALLOWED_ORIGINS=elsewhere).start()
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="module")
+def killed(elsewhere: str) -> Iterator[Service]:
+    """One like it, whose workers tests kill and renew."""
+    running = Service(WORKERS=2, ALLOWED_ORIGINS=elsewhere).start()
+    yield running
+    running.stop()
+
+
+async def test_it_comes_back_after_a_kill_and_a_reload_without_a_gap(
+    browser: Browser, killed: Service
+) -> None:
+    service = killed
+    async with await browser.open(f"{service.base}/") as tab:
+        await listen(tab, "/events?types=status")
+        await connected(tab)
+        async with Ticker(service):
+            await tab.wait(f"{SEQS}.length > 10")
+            for pid in service.worker_pids():
+                service.kill_worker(pid)
+            await connected(tab, 2)
+            await until(lambda: len(service.worker_pids()) == 2, "two workers")
+            await service.hup()
+        last = await service.publish("status", "last")
+        await tab.wait(f"{SEQS}.includes({last['seq']})")
+        seqs = await tab.value(SEQS)
+        assert seqs == list(range(seqs[0], last["seq"] + 1))
+        assert await tab.value("window.got.filter((one) => one.event === 'gap').length") == 0
+        assert await tab.value("window.got.filter((one) => one.event === 'connected').length") == 2
 
 
 async def test_it_comes_back_when_there_is_room_again(browser: Browser, elsewhere: str) -> None:
@@ -152,12 +160,10 @@ NO_WEBSOCKETS = """{WebSocket: class {
 
 @pytest.mark.parametrize("options", ["{transport: 'sse'}", NO_WEBSOCKETS], ids=["asked", "blocked"])
 async def test_the_client_misses_nothing_over_a_kill_and_a_reload(
-    browser: Browser, elsewhere: str, options: str
+    browser: Browser, killed: Service, elsewhere: str, options: str
 ) -> None:
-    async with (
-        Service(WORKERS=2, ALLOWED_ORIGINS=elsewhere) as service,
-        await browser.open(elsewhere) as tab,
-    ):
+    service = killed
+    async with await browser.open(elsewhere) as tab:
         first = await service.publish("status", "first")
         await use_client(tab, service, options)
         await tab.wait(f"{SEQS}.includes({first['seq']})")
