@@ -56,18 +56,25 @@ def plain(worker: Worker, fd: int) -> PlainSession:
     return session
 
 
-def socketio(worker: Worker, fd: int) -> SocketIOSession:
+def socketio(worker: Worker, fd: int, connect: bytes = b"40") -> SocketIOSession:
     """A client whose CONNECT comes after the OPEN packet."""
     session = SocketIOSession(worker.context, fd, connection_id(), None)
     worker.hub.begin(session, lambda: session.begin(DEFAULT_OPTIONS))
     worker.hub.flush()
-    session.receive(encode(TEXT, b"40"))
+    session.receive(encode(TEXT, connect))
     worker.hub.flush()
     return session
 
 
+def named(worker: Worker, fd: int) -> SocketIOSession:
+    """The same with `auth`."""
+    return socketio(worker, fd, b'40{"user":"ann"}')
+
+
 @pytest.mark.parametrize(
-    ("begin", "most"), [(plain, 65), (socketio, 101)], ids=["plain", "socketio"]
+    ("begin", "most"),
+    [(plain, 65), (socketio, 101), (named, 139)],
+    ids=["plain", "socketio", "with auth"],
 )
 async def test_calls_of_a_client_that_comes_and_goes(
     worker: Worker, begin: Callable[[Worker, int], PlainSession | SocketIOSession], most: int
