@@ -1,6 +1,6 @@
 """How cost grows: with connections, size, types, subscription sets, workers, machines and slow clients.
 
-`python -m benchmarks.growth` measures the service alone, one axis at a time, in some six minutes. A
+`python -m benchmarks.growth` measures the service alone, one axis at a time, in some nine minutes. A
 cost for each delivery that stays the same along an axis is a straight line; what rises is a defect, or
 the growth that the page names.
 """
@@ -278,7 +278,10 @@ def _page(results: dict[str, list[Row]]) -> list[str]:
         f"Written by `python -m benchmarks.growth` on {time.strftime('%Y-%m-%d', time.gmtime())}.",
         "CPU of all processes of the service, in microseconds; memory without mapped files. The load client",
         "takes its time from the same machine. *Many a flush*: 100 messages in a call; 10 where connections grow, and as",
-        "many as fit into 800 KB where messages do. *Times* is the last row beside the first.",
+        "many as fit into 800 KB where messages do. *Times* is the last row beside the first. A message's bytes are",
+        "copied to each socket, so that price grows with its size. Clients that do not read are sent messages until",
+        "their sockets are full, and are not counted: the others pay for them. The price of a connect hangs on the",
+        "pace of the load client, which is slower where it is one of several.",
     ]
     for name, rows in results.items():
         lines += ["", f"## By {AXES[name][0]}", ""]
