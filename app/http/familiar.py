@@ -7,7 +7,6 @@ about the fields of a client that was let in holds for the next one that sends t
 from __future__ import annotations
 
 import binascii
-import re
 
 from multidict import MultiMapping
 
@@ -19,11 +18,23 @@ MAX_KNOWN, MAX_FIELDS = 128, 1024
 
 _KEY = b"\r\nSec-WebSocket-Key: "
 _KEY_SIZE = 24
-_PERSONAL = re.compile(
-    rb"^(?:authorization|cookie|forwarded|sec-websocket-protocol|x-[^:]*):",
-    re.IGNORECASE | re.MULTILINE,
+_KINDS = frozenset(
+    {
+        *(b"host", b"upgrade", b"connection", b"origin", b"user-agent", b"accept"),
+        *(b"accept-encoding", b"accept-language", b"cache-control", b"pragma", b"dnt", b"priority"),
+        *(b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions"),
+        *(
+            b"sec-gpc",
+            b"sec-fetch-dest",
+            b"sec-fetch-mode",
+            b"sec-fetch-site",
+            b"sec-fetch-storage-access",
+        ),
+        *(b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform"),
+    }
 )
-"""Fields that are secret, or of one client only: requests with such are looked at each time."""
+"""Names, in lower case, of fields that are the same in all clients of a kind. Others may be secret, or of one
+client or request only: such would push out what is known."""
 
 
 def is_key(key: str | bytes) -> bool:
@@ -114,7 +125,10 @@ class Familiar:
             return
         begin, key_at = data.find(b"\r\n"), data.find(_KEY) + len(_KEY)
         fields = data[begin:key_at] + data[key_at + _KEY_SIZE :]
-        if key_at < len(_KEY) or len(fields) > MAX_FIELDS or _PERSONAL.search(fields):
+        if key_at < len(_KEY) or len(fields) > MAX_FIELDS:
+            return
+        names = [line.partition(b":")[0].lower() for line in fields[2:-4].split(b"\r\n")]
+        if not _KINDS.issuperset(names):
             return
         if len(self._offers) >= MAX_KNOWN:
             self._offers.clear()

@@ -103,13 +103,39 @@ def test_what_is_familiar_is_what_would_be_parsed() -> None:
         b"X-Forwarded-For: 192.0.2.9",
         b"x-request-id: 7",
         b"Forwarded: for=192.0.2.9",
-        b"User: " + b"x" * MAX_FIELDS,
+        b"Proxy-Authorization: Basic YTpi",
+        b"CF-Access-Client-Secret: abc",
+        b"CF-Connecting-IP: 192.0.2.9",
+        b"True-Client-IP: 192.0.2.9",
+        b"traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        b"Accept: " + b"x" * MAX_FIELDS,
     ],
 )
 def test_what_belongs_to_one_client_is_not_kept(field: bytes) -> None:
     request = REQUEST.replace(b"Origin: ", field + b"\r\nOrigin: ")
     assert make(request).parse(request, PEER) is None
     assert make(request).held == 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        # What Chromium, Firefox, aiohttp, ws and socket.io-client send.
+        (
+            b"Pragma: no-cache\r\nCache-Control: no-cache\r\nUser-Agent: Chrome\r\nAccept-Encoding: gzip, br\r\n"
+            b"Accept-Language: en"
+        ),
+        (
+            b"Accept: */*\r\nAccept-Language: en\r\nAccept-Encoding: gzip\r\nDNT: 1\r\nSec-GPC: 1\r\n"
+            b"Sec-Fetch-Dest: empty\r\nSec-Fetch-Mode: websocket\r\nSec-Fetch-Site: same-origin"
+        ),
+        b"accept: */*\r\nuser-agent: Python aiohttp",
+        b"Origin: https://lab.example",
+    ],
+)
+def test_the_fields_of_common_clients_are_kept(fields: bytes) -> None:
+    request = REQUEST.replace(b"User-Agent: Mozilla/5.0\r\nOrigin: https://lab.example", fields)
+    assert make(request).parse(request.replace(KEY, OTHER_KEY), PEER) is not None
 
 
 def test_what_a_proxy_may_ask_for_another_peer_may_not() -> None:
