@@ -66,6 +66,9 @@ class Master:
         WrongSettings: there are no good settings yet.
     """
 
+    _files_fault = ""
+    """Why shared files could not be put back the last time; empty: nothing was wrong."""
+
     def __init__(self, home: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._home = home
         self._monotonic = monotonic
@@ -244,7 +247,11 @@ class Master:
             if gunicorn_private.has_pid_file(arbiter):
                 self._keep_pid_file(arbiter)
         except Exception as error:  # noqa: BLE001 (a master that ends takes all with it)
-            logger.error("Shared files cannot be put back: %s", error)
+            if str(error) != self._files_fault:
+                logger.error("Shared files cannot be put back, which is tried again: %s", error)
+            self._files_fault = str(error)
+        else:
+            self._files_fault = ""
 
     def _keep_pid_file(self, arbiter: Any) -> None:
         if any(read_pid(path) == os.getpid() for path in self._pid_files):
@@ -252,9 +259,9 @@ class Master:
         path = self.pid_file
         if path.exists():
             return  # of another master
-        logger.error("Something removed %s; it is there again", path)
         write_atomically(path, f"{os.getpid()}\n".encode())
         path.chmod(0o644)
+        logger.error("Something removed %s; it is there again", path)
         gunicorn_private.move_pid_file(arbiter, str(path), os.getpid())
 
     def allow_open_files(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from multiprocessing.context import ForkProcess
@@ -126,3 +127,62 @@ async def test_failed_duty_begins_again(
     await until(lambda: calls == 3)
     await leader.stop()
     assert caplog.text.count("RuntimeError: on purpose") == 2
+
+
+async def test_a_leader_whose_directory_is_gone_leads_on_and_logs_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nothing can be made again nothing else can lead either."""
+    directory, looks, ended = tmp_path / "data", 0, False
+
+    async def pause() -> None:
+        nonlocal looks
+        looks += 1
+        await asyncio.sleep(0.001)
+
+    async def duty() -> None:
+        nonlocal ended
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended = True
+
+    leader = Leader(directory / "leader.lock", pause=pause)
+    leader.add(duty)
+    await leader.start()
+    await until(lambda: leader.leading)
+    shutil.rmtree(directory)
+    directory.touch()
+    before = looks
+    await until(lambda: looks >= before + 10)
+    assert leader.leading
+    assert not ended
+    (line,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "The leader's lock cannot be opened" in line.getMessage()
+    directory.unlink()
+    await until((directory / "leader.lock").exists)
+    before = looks
+    await until(lambda: looks >= before + 2)
+    assert leader.leading
+    await leader.stop()
+
+
+async def test_a_lock_that_cannot_be_opened_at_first_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "data"
+    directory.touch()
+    looks = 0
+
+    async def pause() -> None:
+        nonlocal looks
+        looks += 1
+        await asyncio.sleep(0.001)
+
+    leader = Leader(directory / "leader.lock", pause=pause)
+    await leader.start()
+    await until(lambda: looks >= 10)
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
+    directory.unlink()
+    await until(lambda: leader.leading)
+    await leader.stop()

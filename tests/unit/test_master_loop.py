@@ -245,6 +245,25 @@ def test_files_that_are_gone_are_put_back(home: Any, caplog: pytest.LogCaptureFi
     assert caplog.records == []
 
 
+def test_files_that_cannot_be_put_back_are_logged_once(
+    home: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when the whole checkout was deleted, and its place is not ours to write to."""
+    data_dir = home.data_dir
+    home.data_dir = tmp_path / "a file" / "data"
+    (tmp_path / "a file").touch()
+    arbiter = SimpleNamespace(pidfile=SimpleNamespace(fname="", pid=os.getpid()))
+    for _ in range(3):
+        home.keep_files(arbiter)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "cannot be put back" in caplog.text
+    home.data_dir = data_dir
+    home.keep_files(arbiter)
+    home.data_dir = tmp_path / "a file" / "data"
+    home.keep_files(arbiter)
+    assert caplog.text.count("cannot be put back") == 2, "it is another time"
+
+
 def test_the_pid_file_of_another_master_is_left_alone(home: Any) -> None:
     pid_file = home.data_dir / "gunicorn.pid"
     pid_file.write_text("1\n")

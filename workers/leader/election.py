@@ -50,6 +50,8 @@ class Leader:
         self._task: asyncio.Task[None] | None = None
         self.leading = False
         """Whether this process leads."""
+        self._fault = ""
+        """Why the file could not be opened the last time; empty: it could."""
 
     def add(self, duty: Duty) -> None:
         """Add a duty, which begins at once when this process leads already."""
@@ -95,7 +97,9 @@ class Leader:
                 if opened:  # removed: the leader, if there is one, is to lock the new one first
                     await self._pause()
                     await self._pause()
-                opened.append(reopen_lock(self._lock))
+                if not self._open(opened):
+                    await self._pause()
+                    continue
             if FileLock(opened[-1]).try_enter():
                 return
             await self._pause()
@@ -107,10 +111,23 @@ class Leader:
             if is_at(self._lock, opened[-1]):
                 continue
             # The locks of the removed ones are kept as well, for processes that still use them.
-            opened.append(reopen_lock(self._lock))
+            if not self._open(opened):
+                continue  # nor can another process
             if not FileLock(opened[-1]).try_enter():
                 return
             logger.warning("%s was removed; it is there again", self._lock)
+
+    def _open(self, opened: list[int]) -> bool:
+        """Open the file that is there now, or make it; False when that cannot be done."""
+        try:
+            opened.append(reopen_lock(self._lock))
+        except OSError as error:
+            if str(error) != self._fault:
+                logger.error("The leader's lock cannot be opened, which is tried again: %s", error)
+            self._fault = str(error)
+            return False
+        self._fault = ""
+        return True
 
     async def _end_duties(self) -> None:
         self.leading = False

@@ -65,7 +65,7 @@ def is_at(path: Path, fd: int) -> bool:
     """Whether an open file is the one that others find under a path."""
     try:
         found = path.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     mine = os.fstat(fd)
     return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
