@@ -123,8 +123,11 @@ def on_exit(_: Any) -> None:
 def _leave() -> None:
     """Let the last master end what outlives its workers."""
     if _master.lock.is_alone():
-        # Not before: the newest code stops it, and the master stays small.
-        importlib.import_module("workers.leader.valkey").stop(_master.data_dir)
+        try:
+            # Not before: the newest code stops it, and the master stays small.
+            importlib.import_module("workers.leader.valkey").stop(_master.data_dir)
+        except (ImportError, OSError, SyntaxError) as error:
+            _master.end_servers(error)
         _master.clean_up()
 
 

@@ -31,7 +31,8 @@ from workers.reload import fingerprint
 from workers.shared import paths
 from workers.shared.file import write_atomically
 from workers.shared.locks import MastersLock
-from workers.shared.processes import SUCCESSOR, read_pid, start_time
+from workers.shared.polling import block_until
+from workers.shared.processes import SUCCESSOR, called_with, read_pid, start_time
 from workers.shared.slots import SlotTable
 
 logger = logging.getLogger("gunicorn.error")
@@ -45,6 +46,8 @@ _LOOK_SECONDS = 2.0
 """Between two looks of the master's loop; signals, and the end of a worker, wake it at once."""
 _SLEPT = 5.0
 """Seconds between two looks of the master's loop that mean that it was stopped meanwhile."""
+_END_SECONDS = 5.0
+"""Seconds that a server may take to end after a signal."""
 _HANGUP = 2.0
 """Seconds after the loss of the terminal, as it is seen here, in which a HUP is due to that."""
 _SPARE_FILES = 256
@@ -303,6 +306,22 @@ class Master:
         """
         if self._age_at_reload and gunicorn_private.make_younger(arbiter, self._age_at_reload):
             self._age_at_reload = 0
+
+    def end_servers(self, error: Exception) -> None:
+        """End the servers of this service where the code that stops them cannot be used. Blocks.
+
+        Args:
+            error: why not, such as that the checkout was deleted.
+        """
+        logger.error("Valkey is ended without the code of the service: %s", error)
+        for place in (paths.valkey_place, paths.replica_place):
+            for pid in called_with(os.fsencode(place(self.data_dir).socket)):
+                born = start_time(pid)
+                for signum in (signal.SIGTERM, signal.SIGKILL):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signum)
+                    if block_until(lambda: start_time(pid) != born, _END_SECONDS):  # noqa: B023
+                        break
 
     def clean_up(self) -> None:
         """Remove what is in memory, unless workers of a killed master still use it."""

@@ -309,6 +309,19 @@ def test_killed_master_leaves_nothing(service: Service) -> None:
     assert not service.ready() & workers
 
 
+def test_a_service_whose_code_was_deleted_leaves_nothing_behind(service: Service) -> None:
+    process = service.start()
+    service.ready()
+    service.valkey()
+    shutil.rmtree(service.home / "app")
+    shutil.rmtree(service.home / "workers")
+    (service.home / "gunicorn.conf.py").unlink()
+    process.terminate()
+    service.stopped()
+    assert "Traceback" not in service.log
+    assert service.log.count("without the code of the service") == 1
+
+
 def test_start_that_fails_ends_the_service(service: Service) -> None:
     (service.home / "broken").touch()
     service.start()
