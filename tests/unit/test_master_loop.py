@@ -248,7 +248,7 @@ def test_files_that_are_gone_are_put_back(home: Any, caplog: pytest.LogCaptureFi
 def test_files_that_cannot_be_put_back_are_logged_once(
     home: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As when the whole checkout was deleted, and its place is not ours to write to."""
+    """As when the checkout was deleted, and nothing can be written in its place."""
     data_dir = home.data_dir
     home.data_dir = tmp_path / "a file" / "data"
     (tmp_path / "a file").touch()
