@@ -38,6 +38,13 @@ def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLo
     return policy
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_older_objects() -> None:
+    """Take what other tests have left out of the sight of the collector, which runs often here."""
+    gc.collect()
+    gc.freeze()
+
+
 def open_files() -> int:
     gc.collect()  # what earlier tests left to the collector must not be closed between two counts
     return len(os.listdir("/proc/self/fd"))
