@@ -32,6 +32,10 @@ from workers.shared.slots import LEAVING, READY, SlotTable
 
 _PAUSE_AFTER_FAILURE = 1.0
 """Seconds: the master replaces a worker that failed at once, over and over."""
+_FIRST_FAILURES, _LONGEST_PAUSE = 4, 16.0
+"""Failures for one reason from which on each pause is twice as long, and seconds of the longest."""
+_SOON = 5.0
+"""Seconds after the pause of one failure within which the next one is a repetition."""
 
 _NOTIFY_SECONDS = 4.0
 """Between two signs of life to the master, and two looks whether it is there, until
@@ -124,14 +128,14 @@ class RealtimeWorker(gunicorn_private.GunicornWorker):
             self.sockets: list[Any] = [listener.sock for listener in self.sockets]
             self.start()
         except Exception as error:
-            _note_failure(master.current.data_dir, error)
+            before = _note_failure(master.current.data_dir, error)
             if self._served:
                 raise
-            if isinstance(error, CannotServe):
-                self.log.error("This worker cannot serve: %s", error)
+            if isinstance(error, CannotServe) or before:
+                self.log.error("This worker cannot serve: %s", str(error) or repr(error))
             else:
                 self.log.exception("This worker cannot serve")
-            sys.exit(self._boot_failure_code())
+            sys.exit(self._boot_failure_code(_pause_after(before)))
         finally:
             if self.row < 0:
                 self.slots.give_up_claim()
@@ -268,7 +272,7 @@ class RealtimeWorker(gunicorn_private.GunicornWorker):
         if not self._served:
             self.cancel_work()
 
-    def _boot_failure_code(self) -> int:
+    def _boot_failure_code(self, pause: float) -> int:
         """With workers of the same master serving, only this one has failed.
 
         With none, the master should stop: at the first start, and as a new master beside an
@@ -277,19 +281,38 @@ class RealtimeWorker(gunicorn_private.GunicornWorker):
         for row in self.slots.rows():
             mine = row.master == self.ppid and row.number != self.row
             if mine and row.state in (READY, LEAVING):
-                time.sleep(_PAUSE_AFTER_FAILURE)
+                time.sleep(pause)
                 return _FAILED
         if not self.slots.first_to_halt(self.ppid):
             return _FAILED  # a second one would cut the master's orderly halt short
         return gunicorn_private.BOOT_ERROR
 
 
-def _note_failure(data_dir: Path, error: Exception) -> None:
+def _note_failure(data_dir: Path, error: Exception) -> int:
+    """Keep the reason for `make reload`; returns how many workers have failed for it before this one."""
     known = isinstance(error, CannotServe)
-    reason = str(error) if known else "".join(traceback.format_exception(error))
-    note = {"pid": os.getpid(), "at": time.time(), "reason": reason[-_LONGEST_REASON:]}
+    reason = (str(error) if known else "".join(traceback.format_exception(error)))[
+        -_LONGEST_REASON:
+    ]
+    path, now, before = paths.failure_file(data_dir), time.time(), 0
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        last = json.loads(path.read_bytes())
+        if last["reason"] == reason and now - last["at"] < _pause_after(last["before"]) + _SOON:
+            before = last["before"] + 1
+    note = {"pid": os.getpid(), "at": now, "reason": reason, "before": before}
     with contextlib.suppress(OSError):
-        write_atomically(paths.failure_file(data_dir), json.dumps(note).encode())
+        write_atomically(path, json.dumps(note).encode())
+    return before
+
+
+def _pause_after(before: int) -> float:
+    """Seconds that a worker whose start fails waits with its end, when so many have failed before it.
+
+    The first ones, as those of a reload, do not wait for long: it lasts as long as they do.
+    """
+    return min(
+        _LONGEST_PAUSE, _PAUSE_AFTER_FAILURE * 2.0 ** max(0, min(before, 99) - _FIRST_FAILURES)
+    )
 
 
 _current: RealtimeWorker | None = None

@@ -20,6 +20,7 @@ from tests.support.copies import SERVICE, Copy
 from tests.support.ports import free_port
 from tests.support.service import quick
 from tests.support.waiting import until_now
+from workers.gunicorn_worker import _note_failure, _pause_after
 from workers.leader import valkey
 from workers.shared import paths
 from workers.shared.processes import start_time
@@ -307,6 +308,25 @@ def test_killed_master_leaves_nothing(service: Service) -> None:
     service.until(lambda: valkey.find(service.data_dir) is None)
     service.start()
     assert not service.ready() & workers
+
+
+def test_workers_that_fail_over_and_over_are_started_ever_more_rarely(tmp_path: Path) -> None:
+    """As when the code of a running service was deleted, and one of its workers dies."""
+    paths.failure_file(tmp_path).parent.mkdir()
+    error = ValueError("gone")
+    counts = [_note_failure(tmp_path, error) for _ in range(12)]
+    assert counts == list(range(12))
+    pauses = [_pause_after(count) for count in counts]
+    assert pauses[:5] == [1.0] * 5
+    assert pauses[5:9] == [2.0, 4.0, 8.0, 16.0]
+    assert max(pauses) == 16.0
+    assert _note_failure(tmp_path, ValueError("another reason")) == 0
+    note = json.loads(paths.failure_file(tmp_path).read_bytes())
+    note["at"] -= 60  # long ago
+    paths.failure_file(tmp_path).write_text(json.dumps(note))
+    assert _note_failure(tmp_path, ValueError("another reason")) == 0
+    paths.failure_file(tmp_path).write_text('{"pid": 1, "at": 1, "reason": "of an older version"}')
+    assert _note_failure(tmp_path, error) == 0
 
 
 def test_a_service_whose_code_was_deleted_leaves_nothing_behind(service: Service) -> None:
