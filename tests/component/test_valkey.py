@@ -91,21 +91,6 @@ async def test_started_with_safe_settings_and_stopped(data_dir: Path) -> None:
         assert call(data_dir, "GET", "key") == "$5\r\nvalue\r\n"
 
 
-@pytest.mark.parametrize("chosen", [None, "glibc.malloc.check=0"])
-async def test_memory_of_a_batch_is_at_hand_for_the_next(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, chosen: str | None
-) -> None:
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    if chosen is not None:
-        monkeypatch.setenv("GLIBC_TUNABLES", chosen)
-    async with supervised(Valkey(data_dir, "no")):
-        pid = await running(data_dir)
-        environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    expected = chosen or "glibc.malloc.tcache_count=512"
-    assert f"GLIBC_TUNABLES={expected}".encode() in environ
-    assert f"PATH={os.environ['PATH']}".encode() in environ, "all else is as it was"
-
-
 async def test_running_server_is_taken_over(data_dir: Path) -> None:
     async with supervised(Valkey(data_dir, "no")):
         pid = await running(data_dir)

@@ -43,11 +43,6 @@ IDLE_HZ = 1
 """Wake-ups in a second in which nothing happens. A blocked read, and a signal, wait for the next one;
 Valkey's own ten cost more than all else that an idle service does in it."""
 
-_MALLOC = "glibc.malloc.tcache_count=512"
-"""How many freed pieces of memory of each size up to 1 KB glibc has at hand: as many as a batch of
-messages takes. By default that are 7, and the search for the others is a quarter of what a batch costs
-the server. It may hold back 17 MB, where all sizes were used as much at once."""
-
 _LOOK_SECONDS = 4
 """Between two looks at a server that runs, or `REST`."""
 
@@ -262,7 +257,6 @@ class Valkey:
                     stderr=output,
                     start_new_session=True,
                     pass_fds=[lock],
-                    env={"GLIBC_TUNABLES": _MALLOC, **os.environ},
                 )
         finally:
             os.close(lock)
