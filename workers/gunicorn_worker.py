@@ -34,6 +34,8 @@ _PAUSE_AFTER_FAILURE = 1.0
 """Seconds: the master replaces a worker that failed at once, over and over."""
 _FIRST_FAILURES, _LONGEST_PAUSE = 4, 16.0
 """Failures for one reason from which on each pause is twice as long, and seconds of the longest."""
+_STEP = 0.1
+"""Seconds between two looks in a pause whether the service stops."""
 _SOON = 5.0
 """Seconds after the pause of one failure within which the next one is a repetition."""
 
@@ -281,7 +283,9 @@ class RealtimeWorker(gunicorn_private.GunicornWorker):
         for row in self.slots.rows():
             mine = row.master == self.ppid and row.number != self.row
             if mine and row.state in (READY, LEAVING):
-                time.sleep(pause)
+                until = time.monotonic() + pause
+                while time.monotonic() < until and not self.slots.is_stopping(self.row):
+                    time.sleep(_STEP)
                 return _FAILED
         if not self.slots.first_to_halt(self.ppid):
             return _FAILED  # a second one would cut the master's orderly halt short
