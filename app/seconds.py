@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 LEAST_WAIT = 0.2
 """Seconds: a second that begins sooner than that is left out."""
-REST = 8
+REST = 6
 """Seconds between two times of most of what a process does that rests."""
 
 

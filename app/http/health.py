@@ -13,7 +13,7 @@ from app.http.context import HttpContext
 from app.types import WorkerRow
 
 SILENCE = 10.0
-"""Seconds without figures (they come every eight seconds at least) after which a worker counts as stopped."""
+"""Seconds without figures (they come every `REST` seconds at least) after which a worker counts as stopped."""
 START_GRACE = 15.0
 """Seconds for which a worker that starts counts as serving, unless it replaces one that died: a
 reload that goes well leaves no other trace."""

@@ -81,15 +81,15 @@ async def test_a_call_that_is_forgotten_wakes_nothing() -> None:
     first = await next_second(REST)
     timers.clear()
     made: list[str] = []
-    late = seconds.call(lambda: made.append("late"), every=4)
+    late = seconds.call(lambda: made.append("late"), every=REST)
     early = seconds.call(lambda: made.append("early"))
     beside = seconds.call(lambda: made.append("beside"))
-    assert timers == pytest.approx([first + 4.0, first + 1.0])
+    assert timers == pytest.approx([first + REST, first + 1.0])
     seconds.forget(early)
     assert timers[2:] == [], "another call waits for that second"
     seconds.forget(beside)
-    assert timers[2:] == pytest.approx([first + 4.0])
-    await elapse(4.5)
+    assert timers[2:] == pytest.approx([first + REST])
+    await elapse(REST + 0.5)
     assert made == ["late"]
     planned = len(timers)
     seconds.forget(late)  # harmless when it was done
