@@ -343,12 +343,13 @@ async def test_a_full_queue_drops_the_lowest_first() -> None:
             )
 
         async def given_way() -> bool:
-            assert await full()
+            await full()  # never more than that; less for a moment while one takes another's place
             return await dropped() >= 500
 
         await until(full, "a queue full of low priority")
         high = [asyncio.create_task(publish("high")) for _ in range(5)]
         await until(given_way, "500 of low priority have given way")
+        await until(full, "a queue full again")
         os.kill(valkey, signal.SIGCONT)
         await asyncio.gather(*low, *high)
         lost = Counter(name for name, one in answers if one.get("code") == "QUEUE_OVERFLOW")
