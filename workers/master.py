@@ -38,7 +38,7 @@ logger = logging.getLogger("gunicorn.error")
 
 _SLOTS_WAIT = 5.0
 """Seconds to wait for other processes to put the slot table back."""
-_KEEP_SECONDS, _KEEP_AT_REST = 2.5, 7.5
+_KEEP_SECONDS, _KEEP_AT_REST = 2.5, 5.5
 """Between two looks whether shared files are there, and the same while no client is connected to this machine;
 the workers look at theirs as often."""
 _LOOK_SECONDS = 2.0

@@ -1,6 +1,6 @@
 """The collector: real figures of this machine and of the service, published as they change.
 
-It runs in the leader, so there is one on each machine. Every two seconds, eight while no client is connected to
+It runs in the leader, so there is one on each machine. Every two seconds, six while no client is connected to
 this machine and no threshold has just been crossed, it samples the machine and publishes
 
 - `health_alert` and `health_recovery` (type `health`) when a threshold is crossed,
