@@ -25,7 +25,7 @@ from tests.support.clock import virtual_time
 from tests.support.waiting import until
 from workers.leader.collector import INTERVAL, Collector
 from workers.leader.host import HostSample, HostSampler
-from workers.leader.periods import PERIODS
+from workers.leader.periods import PERIODS, Periods
 from workers.shared.slots import READY, SlotTable
 from workers.shared.worker_slots import WorkerSlots
 
@@ -440,6 +440,38 @@ async def test_a_damaged_file_starts_anew(
     await asyncio.wait({task})
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     json.loads((world.settings.data_dir / "collector.json").read_text())
+
+
+async def test_a_save_that_is_cancelled_and_the_last_one_do_not_meet(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both write the same temporary file; the first one goes on in its thread."""
+    inside, seen, may_go_on = list[int](), list[int](), threading.Event()
+    begun = list[int]()
+    dump, save = Periods.dump, Collector._save
+
+    def noted_save(collector: Collector) -> None:
+        begun.append(1)
+        save(collector)
+
+    def slow_dump(periods: Periods) -> Any:
+        inside.append(1)
+        seen.append(len(inside))
+        may_go_on.wait(5)
+        inside.pop()
+        return dump(periods)
+
+    monkeypatch.setattr(Periods, "dump", slow_dump)
+    monkeypatch.setattr(Collector, "_save", noted_save)
+    task = asyncio.create_task(world.collector.run())
+    await until(lambda: bool(inside))
+    task.cancel()
+    await until(lambda: len(begun) == 2)
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    may_go_on.set()
+    await asyncio.wait({task})
+    assert seen == [1, 1]
 
 
 def damaged(kept: Any, path: tuple[Any, ...], value: Any) -> Any:

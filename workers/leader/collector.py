@@ -22,6 +22,7 @@ import contextlib
 import json
 import logging
 import platform
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -136,6 +137,8 @@ class Collector:
         self._totals_due: float | None = None
         """When the metrics are to be added up again; None before the first time."""
         self._save_due = 0.0
+        self._saving = threading.Lock()
+        """A save that is cancelled goes on in its thread, beside the last one."""
         """When the file is to be written again."""
         self._failing: set[str] = set()
         """Parts of the work that failed the last time."""
@@ -319,7 +322,7 @@ class Collector:
             self._periods.load(kept.get("periods"))
 
     def _save(self) -> None:
-        with self._part(f"writing {self._file}"):
+        with self._saving, self._part(f"writing {self._file}"):
             kept = {
                 "periods": self._periods.dump(),
                 "alarms": {alarm.metric: alarm.dump() for alarm in self._alarms},
