@@ -95,10 +95,10 @@ def test_shared_files_are_looked_at_every_third_second_and_more_rarely_without_c
     assert [at - began for at in looked_at] == [1, 4, 7]
     master.slots = SimpleNamespace(has_connections=lambda: False)
     arbiter.run(16)
-    assert [at - began for at in looked_at[3:]] == [15, 23]
+    assert [at - began for at in looked_at[3:]] == [13, 19, 25]
     master.slots = SimpleNamespace(has_connections=lambda: True)
-    arbiter.run(2)
-    assert [at - began for at in looked_at[5:]] == [26]
+    arbiter.run(3)
+    assert [at - began for at in looked_at[6:]] == [28]
 
 
 def test_the_table_says_whether_any_client_is_connected(tmp_path: Path) -> None:
