@@ -66,23 +66,19 @@ class SharedPage(Protocol):
         """
 
 
-class OwnPage:
-    """The same for one process alone."""
-
-    def __init__(self) -> None:
-        self._content = b""
+class NoSharedPage:
+    """The same where there is one process, which remembers its page itself."""
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep nothing away: one page is made at a time."""
         return contextlib.nullcontext()
 
     def read(self) -> bytes:
-        """What was written last."""
-        return self._content
+        """Nothing."""
+        return b""
 
     def write(self, content: bytes) -> None:
-        """Replace it."""
-        self._content = content
+        """Keep nothing."""
 
 
 class _Page(NamedTuple):
@@ -143,9 +139,9 @@ class MetricsPage:
         self._expected_workers = expected_workers
         self._answering: asyncio.Task[bytes] | None = None
         self._shared_for = shared_for
-        self._shared = shared or OwnPage()
+        self._shared = shared or NoSharedPage()
         self._own = _NONE
-        """The newest page that this worker has seen: for when the shared one is lost."""
+        """The newest page that this worker has seen: for when there is no shared one, or it is lost."""
         self._clock = clock
 
     async def metrics(self, _request: web.Request) -> web.Response:

@@ -159,12 +159,12 @@ class DraftMaker:
     Args:
         settings: of the service.
         now: Unix time in seconds.
-        size: of each message in bytes or more, when it is known already.
+        size: of all of them together, in bytes, when it is known: if that is no more than one may have, none is measured.
         decoded: they are parts of what `decode_json` has returned.
         writer: the publisher; None: the service itself.
     """
 
-    __slots__ = ("_decoded", "_kinds", "_now", "_settings", "_size", "_writer")
+    __slots__ = ("_decoded", "_kinds", "_measures", "_now", "_settings", "_writer")
 
     def __init__(
         self,
@@ -177,8 +177,7 @@ class DraftMaker:
     ) -> None:
         self._settings = settings
         self._now = now
-        limit = settings.max_message_size
-        self._size = size if size is None or size > limit else 0
+        self._measures = size is None or size > settings.max_message_size
         self._decoded = decoded
         self._writer = writer
         self._kinds: dict[tuple[object, object, object], _Kind] = {}
@@ -211,7 +210,7 @@ class DraftMaker:
             raise _data_missing()
         stream, event, rank, middle = kind
         data = message["data"]
-        if self._size != 0:
+        if self._measures:
             self._check_size(message)
         chosen = id or new_id()
         encoded = b'{"id":%b%b%b' % (
@@ -246,7 +245,7 @@ class DraftMaker:
 
     def _check_size(self, message: Any) -> None:
         limit = self._settings.max_message_size
-        if (len(encode_json(message)) if self._size is None else self._size) > limit:
+        if len(encode_json(message)) > limit:
             text = f"The message is too large: {limit} bytes are allowed."
             raise ClientError(ErrorCode.MESSAGE_TOO_LARGE, text)
 
@@ -309,9 +308,7 @@ class PublishingCall:
         self._value = value
         self._settled = settled
         self._unsettled = 0
-        # No part of a body that is small enough is too large: that saves measuring each.
-        known_size = size if size <= settings.max_message_size else None
-        maker = DraftMaker(settings, context.now(), known_size, decoded=True, writer=writer)
+        maker = DraftMaker(settings, context.now(), size, decoded=True, writer=writer)
         self._is_array = isinstance(value, list)
         if not self._is_array:
             context.writers.charge(writer, 1)

@@ -69,8 +69,7 @@ class ResumeTokens:
             self._positions, self._asked = positions, (types, batch)
             self._offset = encode_offset(types, positions, batch)
         name = "null" if user is None else json.dumps(user)
-        text = f"{id}|{self._offset}|{name}"
-        return f"{text}.{self._proof(text)}"
+        return self._sign(f"{id}|{self._offset}|{name}")
 
     def read_owner(self, token: str, user: str | None) -> str | None:
         """The connection id in a `resume` or `pid`; None when it is not ours, or another user's."""

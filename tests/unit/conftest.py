@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.support.delivery import turn
 from tests.support.reloading import data_dir, root
+from tests.support.sessions import Worker
 
 __all__ = ["data_dir", "root"]
 
@@ -29,3 +32,12 @@ def no_process() -> object:
     _running["pid"] = str(os.getpid())
     yield
     _running.clear()
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[Worker]:
+    """The parts of a worker that sessions need, without a server."""
+    worker = Worker()
+    yield worker
+    worker.close()
+    await turn()

@@ -6,7 +6,7 @@ A limit is what it costs now and a little more; see tests/integration/test_costs
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -16,20 +16,11 @@ from app.protocol.envelope import connection_id
 from app.sessions.plain import PlainSession
 from app.sessions.session import DEFAULT_OPTIONS, FLOWING, HELD
 from app.sessions.socketio.session import SocketIOSession
-from tests.support.delivery import turn
 from tests.support.raw import TEXT, encode
 from tests.support.sessions import Worker
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = f"{ROOT}/app/", f"{ROOT}/workers/"
-
-
-@pytest.fixture
-async def worker() -> AsyncIterator[Worker]:
-    worker = Worker()
-    yield worker
-    worker.close()
-    await turn()
 
 
 def calls_of(work: Callable[[], object]) -> int:

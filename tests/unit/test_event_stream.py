@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -80,14 +79,6 @@ def client(
     opening = Opening(HEAD, {"Vary": "Origin"}, is_browser)
     session.begin(opening, None, options or ConnectOptions(), offset)
     return Reader(session, theirs)
-
-
-@pytest.fixture
-async def worker() -> AsyncIterator[Worker]:
-    worker = Worker()
-    yield worker
-    worker.close()
-    await turn()
 
 
 async def test_it_is_greeted_in_one_write_and_is_live_at_once(worker: Worker) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -19,14 +18,6 @@ from app.types import Message
 from tests.support.delivery import message, messages, turn
 from tests.support.sessions import Worker
 from tests.support.waiting import until
-
-
-@pytest.fixture
-async def worker() -> AsyncIterator[Worker]:
-    worker = Worker()
-    yield worker
-    worker.close()
-    await turn()
 
 
 async def test_a_client_is_greeted_and_held_until_its_first_frame(worker: Worker) -> None:

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.support.delivery import turn
 from tests.support.sessions import Worker
-
-
-@pytest.fixture
-async def worker() -> AsyncIterator[Worker]:
-    worker = Worker()
-    yield worker
-    worker.close()
 
 
 async def test_a_session_is_found_under_its_new_id_only(worker: Worker) -> None:

@@ -25,6 +25,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from workers.shared.file import write_atomically
 from workers.shared.locks import open_lock, try_flock
 from workers.shared.polling import block_until
 from workers.shared.processes import start_time
@@ -189,9 +190,7 @@ class PageFile:
         Raises:
             OSError: there is no room for it.
         """
-        new = self._path.with_suffix(".new")  # of the one that holds the lock
-        new.write_bytes(content)
-        new.replace(self._path)
+        write_atomically(self._path, content)
 
 
 @contextlib.contextmanager
