@@ -1,7 +1,7 @@
 """The private names of aiohttp that this package uses: a table, made sure of when it is imported.
 
 They are no interface of the library. The modules that extend aiohttp's connection use them
-(`http_guard.py`, `http_connection.py`, `takeover.py`) and get its class from here: a worker does not
+(`http_guard.py`, `http_connection.py`, `door.py`, `takeover.py`) and get its class from here: a worker does not
 start with a version that has other names, where it would fail at its first client or first reload.
 tests/unit/test_private_names.py says what is expected of what they do.
 """

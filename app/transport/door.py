@@ -22,8 +22,8 @@ from typing import Protocol
 from aiohttp import web
 
 from app.transport import kernel
-from app.transport.http_connection import INCOMPLETE, TAKEN, HttpConnection, HttpRunner, HttpServer
-from app.transport.http_guard import HEAD_SECONDS
+from app.transport.http_connection import CALLS, INCOMPLETE, TAKEN, HttpConnection, HttpServer
+from app.transport.http_guard import GUARD, HEAD_SECONDS, LINGER_SECONDS, MAX_FIELD
 from app.turns import PAUSE_SECONDS
 
 ACCEPTS = 16
@@ -351,7 +351,7 @@ class DoorSite(web.BaseSite):
 
     __slots__ = ("_door", "_listeners", "_name")
 
-    def __init__(self, runner: HttpRunner, listeners: Sequence[socket.socket]) -> None:
+    def __init__(self, runner: DoorRunner, listeners: Sequence[socket.socket]) -> None:
         super().__init__(runner)
         server = runner.server
         assert isinstance(server, HttpServer)
@@ -375,10 +375,21 @@ class DoorSite(web.BaseSite):
         await super().stop()
 
 
-class DoorRunner(HttpRunner):
-    """Runs an application whose connections come through a `Door`."""
+class DoorRunner(web.AppRunner):
+    """Runs an application, which has a `GUARD`, on an `HttpServer` whose connections come through a `Door`."""
 
     __slots__ = ()
+
+    async def _make_server(self) -> HttpServer:
+        self._kwargs |= {
+            "max_line_size": MAX_FIELD,
+            "max_field_size": MAX_FIELD,
+            "lingering_time": LINGER_SECONDS,
+            # Handlers unpack what they read; what is not read costs nothing.
+            "auto_decompress": False,
+        }
+        made = await super()._make_server()
+        return HttpServer(made, self.app[GUARD], self.app.get(CALLS))
 
     def make_site(self, listeners: Sequence[socket.socket]) -> DoorSite:
         """What serves on listening sockets, once it is started."""

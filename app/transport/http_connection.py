@@ -23,14 +23,13 @@ from aiohttp import hdrs, web
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 
+from app.seconds import REST, SecondCall, call_next_second
 from app.transport.http_guard import (
-    GUARD,
     HEAD_SECONDS,
     Guard,
     GuardedConnection,
-    GuardedRunner,
-    GuardedServer,
     Waiting,
+    with_known_codings,
 )
 from app.turns import Turns
 
@@ -40,6 +39,8 @@ BEGIN_COST = 0.0003
 """Seconds that the first request of a connection of aiohttp's costs, more or less."""
 MOST_BEGINNING = 64
 """Connections that wait for their turn to begin, from which on no others are accepted."""
+SWEEP_SECONDS = 0.25
+"""Between two looks at the deadlines, while there are any; else once a second."""
 _END = b"\r\n\r\n"
 """Of a head, and of a body in chunks."""
 _KEPT = len(_END) - 1
@@ -474,17 +475,44 @@ def _has_no_body(message: Any) -> bool:
     )
 
 
-class HttpServer(GuardedServer):
-    """Makes `HttpConnection`s, of sockets that were accepted here or by another worker."""
+class HttpServer(web.Server):
+    """Makes `HttpConnection`s, of sockets that were accepted here or by another worker.
 
-    connection_class: type[HttpConnection] = HttpConnection
+    Args:
+        made: the server that aiohttp has made for an application.
+        guard: of its connections.
+        calls: serves frequent requests; None: all are aiohttp's.
+    """
 
     def __init__(self, made: web.Server, guard: Guard, calls: Calls | None = None) -> None:
-        super().__init__(made, guard)
+        super().__init__(
+            with_known_codings(made.request_handler, guard),
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            loop=made._loop,
+            **made._kwargs,
+        )
+        self.guard = guard
         self.calls = calls
-        """Serves frequent requests; None: all are aiohttp's."""
         self._beginning: set[asyncio.Task[None]] = set()
         self._turns = Turns(guard.slices(), BEGIN_COST)
+        self._timer: asyncio.TimerHandle | SecondCall = call_next_second(self._sweep)
+
+    def __call__(self) -> HttpConnection:
+        """The protocol of a connection that was accepted."""
+        return HttpConnection(self, loop=self._loop, **self._kwargs)
+
+    def _sweep(self) -> None:
+        self.guard.sweep()
+        if self.guard.has_deadlines:
+            self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        else:
+            self._timer = call_next_second(self._sweep, REST)
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """End every connection."""
+        self._timer.cancel()
+        await super().shutdown(timeout)
 
     @property
     def is_behind(self) -> bool:
@@ -512,7 +540,7 @@ class HttpServer(GuardedServer):
             refusal: why its first request is refused, if that is known.
             waited: seconds for which the rest of a body was waited for.
         """
-        connection = self.connection_class(self, loop=self._loop, **self._kwargs)
+        connection = self()
         connection.begins_with(place, data, refusal, waited)
         self._start(connection, stream, place, in_turn=True)
         return connection
@@ -526,7 +554,7 @@ class HttpServer(GuardedServer):
             unsent: the rest of the answer.
             keep: whether another request may follow.
         """
-        connection = self.connection_class(self, loop=self._loop, **self._kwargs)
+        connection = self()
         connection.goes_on(unsent, keep)
         self._start(connection, stream, place, in_turn=False)
 
@@ -588,15 +616,3 @@ class HttpServer(GuardedServer):
         except BaseException:
             stream.close()
             raise
-
-
-class HttpRunner(GuardedRunner):
-    """Runs an application on an `HttpServer`."""
-
-    __slots__ = ()
-
-    server_class = HttpServer
-
-    def wrap(self, made: web.Server) -> web.Server:
-        """The server, with what serves frequent requests, if the application has that."""
-        return HttpServer(made, self.app[GUARD], self.app.get(CALLS))

@@ -23,7 +23,6 @@ from aiohttp.http_parser import RawRequestMessage
 from app.errors import ErrorCode
 from app.protocol import http_answers
 from app.protocol.envelope import encode_json
-from app.seconds import REST, SecondCall, call_next_second
 from app.transport import kernel
 from app.transport.aiohttp_private import BadRequest, RequestHandler
 from app.turns import SLICE, Slice
@@ -41,8 +40,6 @@ LINGER_SECONDS = 2.0
 sees the answer rather than a reset."""
 WRITE_SECONDS = 20.0
 """Time in which a client that is written to must take something of it."""
-SWEEP_SECONDS = 0.25
-"""Between two looks at the deadlines, while there are any; else once a second."""
 MOST_RESERVED = 64
 LEAST_RESERVED = 8
 """Descriptors that are kept back from WebSocket connections: an eighth of all, within these."""
@@ -410,7 +407,7 @@ def _error(status: int, code: ErrorCode, message: str) -> web.Response:
     return answer
 
 
-def _with_known_codings(
+def with_known_codings(
     handler: Callable[[Any], Awaitable[web.StreamResponse]], guard: Guard
 ) -> Callable[[Any], Awaitable[web.StreamResponse]]:
     """Refuse what this service cannot do for any request.
@@ -442,63 +439,3 @@ def _with_known_codings(
         return handler(request)
 
     return handle
-
-
-class GuardedServer(web.Server):
-    """Makes guarded connections.
-
-    Args:
-        made: the server that aiohttp has made for an application.
-        guard: of its connections.
-    """
-
-    connection_class: type[GuardedConnection] = GuardedConnection
-
-    def __init__(self, made: web.Server, guard: Guard) -> None:
-        super().__init__(
-            _with_known_codings(made.request_handler, guard),
-            request_factory=made.request_factory,
-            handler_cancellation=made.handler_cancellation,
-            loop=made._loop,
-            **made._kwargs,
-        )
-        self.guard = guard
-        self._timer: asyncio.TimerHandle | SecondCall = call_next_second(self._sweep)
-
-    def __call__(self) -> GuardedConnection:
-        """The protocol of a connection that was accepted."""
-        return self.connection_class(self, loop=self._loop, **self._kwargs)
-
-    def _sweep(self) -> None:
-        self.guard.sweep()
-        if self.guard.has_deadlines:
-            self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
-        else:
-            self._timer = call_next_second(self._sweep, REST)
-
-    async def shutdown(self, timeout: float | None = None) -> None:
-        """End every connection."""
-        self._timer.cancel()
-        await super().shutdown(timeout)
-
-
-class GuardedRunner(web.AppRunner):
-    """Runs an application, which has a `GUARD`, on a guarded server."""
-
-    __slots__ = ()
-
-    server_class: type[GuardedServer] = GuardedServer
-
-    async def _make_server(self) -> web.Server:
-        self._kwargs |= {
-            "max_line_size": MAX_FIELD,
-            "max_field_size": MAX_FIELD,
-            "lingering_time": LINGER_SECONDS,
-            # Handlers unpack what they read; what is not read costs nothing.
-            "auto_decompress": False,
-        }
-        return self.wrap(await super()._make_server())
-
-    def wrap(self, made: web.Server) -> web.Server:
-        """The guarded server in place of the one that aiohttp has made."""
-        return self.server_class(made, self.app[GUARD])

@@ -15,7 +15,8 @@ from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.transport.http_connection import MAX_UNREAD, HttpConnection, HttpRunner, HttpServer
+from app.transport.door import DoorRunner
+from app.transport.http_connection import MAX_UNREAD, HttpConnection, HttpServer
 from app.transport.http_guard import GUARD, Guard
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -121,7 +122,7 @@ async def servers() -> AsyncIterator[list[HttpServer]]:
         app = web.Application()
         app[GUARD] = Guard(lambda _: None)
         app.router.add_route("*", "/", answer)
-        runners.append(HttpRunner(app))
+        runners.append(DoorRunner(app))
         await runners[-1].setup()
     found = [runner.server for runner in runners]
     assert all(isinstance(server, HttpServer) for server in found)

@@ -15,13 +15,13 @@ import pytest
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from app.transport.door import DoorRunner
 from app.transport.http_guard import (
     GUARD,
     HEAD_SECONDS,
     MAX_FIELD,
     MAX_HEAD,
     Guard,
-    GuardedRunner,
 )
 from app.transport.takeover import DetachedResponse, detach
 from tests.support.delivery import turn
@@ -45,7 +45,7 @@ class Served:
         app.router.add_get("/fail", self._fail)
         app.router.add_get("/gone", self._gone)
         app.router.add_post("/read", self._read)
-        self.runner = GuardedRunner(app)
+        self.runner = DoorRunner(app)
 
     async def _answer(self, request: web.Request) -> web.Response:
         self.handled.append(request.raw_path)
