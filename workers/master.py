@@ -320,6 +320,8 @@ class Master:
 
     def _end(self, pid: int) -> None:
         born = start_time(pid)
+        if born is None:
+            return
         for signum in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signum)

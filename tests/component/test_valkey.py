@@ -22,6 +22,7 @@ from tests.support.waiting import until
 from workers.leader import valkey
 from workers.leader.valkey import Valkey
 from workers.shared import paths
+from workers.shared.polling import block_until
 from workers.shared.processes import start_time
 from workers.shared.slots import SlotTable
 
@@ -163,6 +164,22 @@ async def test_hung_server_is_killed_by_stop(data_dir: Path) -> None:
     os.kill(pid, signal.SIGSTOP)
     assert await asyncio.to_thread(valkey.stop, data_dir, 0.2)
     assert start_time(pid) is None
+
+
+async def test_a_server_that_ends_as_soon_as_it_is_asked_is_not_waited_for(
+    data_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with supervised(Valkey(data_dir, "no")):
+        pid = await running(data_dir)
+
+    def end(_: Path) -> None:
+        os.kill(pid, signal.SIGKILL)
+        assert block_until(lambda: start_time(pid) is None, 10)
+
+    monkeypatch.setattr(valkey, "_ask_to_end", end)
+    monkeypatch.setattr(valkey, "_STOP_GRACE", 0.1)
+    assert await asyncio.to_thread(valkey.stop, data_dir, 0.1)
+    assert "does not react" not in caplog.text
 
 
 def aof(data_dir: Path) -> Path:

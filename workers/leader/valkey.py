@@ -137,18 +137,26 @@ def stop_at(data_dir: Path, place: FindPlace, grace: float = _STOP_GRACE) -> boo
 
     What a private Valkey has acknowledged is in the append-only file, so it saves nothing else.
     """
-    pids = servers(data_dir, place)
-    if pids:
+    births = {pid: start_time(pid) for pid in servers(data_dir, place)}
+    if births:
         _ask_to_end(place(data_dir).socket)  # at once: it looks at signals once a second
-    for pid in pids:
-        _end(pid, grace)
-    return bool(pids)
+    for pid, born in births.items():
+        if born is not None:
+            _end(pid, born, grace)
+    return bool(births)
 
 
-def _end(pid: int, grace: float) -> None:
-    """Send TERM, and KILL after `grace` seconds. One whose files were removed may refuse TERM. Blocks."""
-    born = start_time(pid)
+def _end(pid: int, born: int, grace: float) -> None:
+    """Send TERM, and KILL after `grace` seconds. One whose files were removed may refuse TERM. Blocks.
+
+    Args:
+        pid: a server that has been asked to end.
+        born: its start time before that: it may be gone already.
+        grace: seconds.
+    """
     for signum, limit in ((signal.SIGTERM, grace), (signal.SIGKILL, _STOP_GRACE)):
+        if start_time(pid) != born:
+            return
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signum)
         if block_until(lambda: start_time(pid) != born, limit):
@@ -235,9 +243,11 @@ class Valkey:
 
     async def _end_lost(self) -> None:
         """End servers that nothing can reach any more, since something has removed their files."""
-        for pid in self._servers():
+        pids = self._servers()
+        for pid in pids:
             logger.error("Something removed the files of %s (pid %d): stopped", self._name, pid)
-            await asyncio.to_thread(_end, pid, _STOP_GRACE)
+        if pids:
+            await asyncio.to_thread(stop_at, self._data_dir, self._place)
 
     async def _start(self) -> int:
         """Start the server; return when it takes connections, though it may still load."""
