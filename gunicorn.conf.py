@@ -28,7 +28,7 @@ from workers.shared import paths  # noqa: E402
 
 try:
     _master = master.load(paths.home())
-except (master.WrongSettings, PermissionError) as error:
+except (master.WrongSettings, OSError) as error:
     sys.exit(str(error))
 _settings = _master.settings
 

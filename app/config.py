@@ -473,6 +473,8 @@ def load(environ: Mapping[str, str], dotenv_path: Path | None = None) -> Setting
             parsed[name.lower()] = row.parse(text)
         except ValueError as error:
             raise _wrong(name, "" if row.secret else text, str(error)) from None
+        except OSError as error:
+            raise _wrong(name, text, f"cannot be used: {error.strerror}") from None
     settings = Settings(**parsed)
     for name, problem in _contradictions(settings):
         raise _wrong(name, texts.get(name, "").strip() or TABLE[name].default, problem)

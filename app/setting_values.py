@@ -422,6 +422,8 @@ def backplane_url(text: str) -> str:
         raise wrong from None
     if url.scheme not in {"redis", "rediss", "unix"} or not complete:
         raise wrong
+    if url.scheme != "unix" and not re.fullmatch(r"/?[0-9]*", url.path):
+        raise wrong  # redis-py would use database 0
     return text
 
 

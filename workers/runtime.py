@@ -16,6 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from app import config, main, memory
+from app.backplane.server import check_options
 from app.config import Settings
 from app.errors import BackplaneUnavailable, SettingsError
 from app.parts import Parts
@@ -112,7 +113,9 @@ class Life:
         Raises:
             CannotServe: the backplane does not answer, or a setting cannot be used.
         """
-        if not self._settings.backplane_url:
+        if self._settings.backplane_url:
+            _check_backplane(self._settings.backplane_url)
+        else:
             self._leader.add(_valkey(self._settings).run)
         self._leader.add(lambda: _replica(self._settings))
         # First of all, since what is made may wait for the Valkey that the leader starts.
@@ -308,6 +311,13 @@ def _settings() -> Settings:
     try:
         return config.load({**master.current.dotenv, **os.environ})
     except SettingsError as error:  # this code has other settings than that which checked them
+        raise CannotServe(str(error)) from error
+
+
+def _check_backplane(url: str) -> None:
+    try:
+        check_options(url)
+    except SettingsError as error:
         raise CannotServe(str(error)) from error
 
 

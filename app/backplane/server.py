@@ -23,7 +23,8 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as LibraryTimeout
 
 from app.backplane.faults import MISREAD, explain, reading_answer
-from app.setting_values import SentinelAddress, sentinel_address
+from app.errors import SettingsError
+from app.setting_values import SentinelAddress, cluster_address, sentinel_address
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,24 @@ def connection_options(url: str) -> tuple[type[AbstractConnection], dict[str, An
         "socket_connect_timeout": CONNECT_TIMEOUT,
         "socket_timeout": None,
     }
+
+
+def check_options(url: str) -> None:
+    """Find out whether the options of a BACKPLANE_URL are some that connections have.
+
+    Raises:
+        SettingsError: they are not.
+    """
+    sentinels, cluster = sentinel_address(url), cluster_address(url)
+    if sentinels is not None:
+        _, url = _without_sentinel_words(sentinels.url)
+    elif cluster is not None:
+        url = cluster.url
+    try:
+        kind, options = connection_options(url)
+        kind(client_name="", **options)
+    except (TypeError, ValueError, RedisError) as error:
+        raise SettingsError(f"BACKPLANE_URL: an option of it is wrong: {error}") from None
 
 
 async def open_connection(connection: AbstractConnection) -> None:

@@ -109,6 +109,15 @@ def test_it_is_said_in_one_line(where: Callable[[Path], Path], says: str) -> Non
     service.destroy()
 
 
+def test_a_data_dir_that_cannot_be_made_is_said_in_one_line() -> None:
+    service = Service(DATA_DIR="/proc/yujian")
+    process = service.spawn()
+    assert process.wait(20) == 1
+    (line,) = service.log.splitlines()
+    assert "/proc/yujian" in line
+    service.destroy()
+
+
 async def test_nothing_is_open_to_other_users() -> None:
     """But the pid file, which tells a number that `ps` tells as well."""
     async with Service() as service:

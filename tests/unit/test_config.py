@@ -268,6 +268,8 @@ def test_backplane_url(url: str) -> None:
         "h:6379",
         "http://:hunter2@h",
         "redis://:hunter2@",
+        "redis://:hunter2@h/lab",
+        "redis://:hunter2@h/0/1",
         "unix://",
         "redis+sentinel://:hunter2@a,b",
         "redis+sentinel://:hunter2@a,,b/lab",
@@ -334,6 +336,9 @@ def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.Monke
     assert settings.data_dir == tmp_path / "state"
     monkeypatch.chdir(tmp_path)
     assert load({"DATA_DIR": "./~x"}).data_dir == tmp_path / "~x"
+    too_long = "x" * 300
+    for name in ("DATA_DIR", "AUTH_JWKS_FILE"):
+        assert "File name too long" in wrong(name, too_long)
     assert "no home directory for ~no-such-user" in wrong("DATA_DIR", "~no-such-user/x")
 
 
