@@ -7,7 +7,6 @@ that ask again at once cost one answer in four seconds and connection. Requests 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -21,6 +20,7 @@ from app.http.clients import Clients
 from app.http.errors import HttpError
 from app.http.writers import Writers
 from app.sessions.rates import metered
+from app.transport.http_connection import HttpConnection
 from app.turns import SLICE, Slice, Turns
 
 ANSWER_SECONDS = 0.0002
@@ -139,16 +139,14 @@ class Limiter:
             return False
         self._held_back += 1
         account.waiting += 1
-        transport = request.transport
+        connection = request.protocol if isinstance(request.protocol, HttpConnection) else None
         try:
-            if transport is not None:
-                with contextlib.suppress(RuntimeError):
-                    transport.pause_reading()
+            if connection is not None:
+                connection.pause()
             await asyncio.sleep(seconds)
         finally:
             self._held_back -= 1
             account.waiting -= 1
-            if transport is not None:
-                with contextlib.suppress(RuntimeError):
-                    transport.resume_reading()
+            if connection is not None:
+                connection.resume()
         return True

@@ -27,6 +27,7 @@ __all__ = [
 
 CONNECTION_NAMES = frozenset(
     {
+        "_buffer_paused",
         "_close",
         "_current_request",
         "_force_close",
@@ -35,6 +36,7 @@ CONNECTION_NAMES = frozenset(
         "_message_tail",
         "_messages",
         "_next_keepalive_close_time",
+        "_reading_paused",
         "_request_count",
         "_request_in_progress",
         "_upgraded",

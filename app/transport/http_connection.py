@@ -203,6 +203,13 @@ class HttpConnection(GuardedConnection):
             self.reply(*self._owed)
         if first:
             self.data_received(first)
+            if self._buffer_paused:
+                # uvloop begins to read when this returns, whatever was asked for before.
+                self._loop.call_soon(self._pause_again)
+
+    def _pause_again(self) -> None:
+        if self._buffer_paused:
+            self.pause()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget it."""
@@ -445,8 +452,13 @@ class HttpConnection(GuardedConnection):
             self.transport.pause_reading()
 
     def resume(self) -> None:
-        """Read again, if it is still open."""
-        if self.transport is not None and not self.transport.is_closing():
+        """Read again, if it is still open and aiohttp does not pause it as well: for what it holds already."""
+        if (
+            self.transport is not None
+            and not self.transport.is_closing()
+            and not self._buffer_paused
+            and not self._reading_paused
+        ):
             self.transport.resume_reading()
 
     def descriptor(self) -> int:

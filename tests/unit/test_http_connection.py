@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from aiohttp.web_protocol import MAX_MSG_QUEUE_SIZE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -324,6 +325,52 @@ async def test_a_body_in_chunks_that_is_let_in_arrives(size: int) -> None:
             await settled(connection)
     assert [len(one) for one in got] == [119 * 60, 0] * 2
     assert flow.written.count(b"HTTP/1.1 200") == 4
+    connection.connection_lost(None)
+    await settled(connection)
+
+
+async def test_requests_sent_ahead_are_not_read_on_while_an_answer_is_held_back() -> None:
+    """aiohttp pauses at a number of requests; another pause that ends does not end that one."""
+    read_on: list[bool] = []
+
+    async def hold_back(request: web.BaseRequest) -> web.StreamResponse:
+        connection: Any = request.protocol
+        connection.pause()
+        await asyncio.sleep(0)
+        connection.resume()
+        read_on.append(flow.is_read)
+        return web.Response(status=429)
+
+    connection, flow = await begin(hold_back)
+    connection.data_received(GET * 100)
+    for _ in range(100):
+        await settled(connection)
+    assert len(read_on) == 100
+    assert not any(read_on[: 100 - MAX_MSG_QUEUE_SIZE])
+    assert flow.is_read, "all are answered"
+    connection.connection_lost(None)
+    await settled(connection)
+
+
+async def test_requests_sent_ahead_with_the_first_one_are_not_read_on() -> None:
+    gate = asyncio.Event()
+
+    async def wait(_: web.BaseRequest) -> web.StreamResponse:
+        await gate.wait()
+        return web.Response()
+
+    connection: Any = HttpServer(web.Server(wait), Guard(lambda _: None))()
+    connection.begins_with(connection, GET * 100, None, 0.0)
+    flow = Flow()
+    connection.connection_made(flow)
+    flow.is_read = True  # as uvloop does now
+    await settled(connection)
+    assert not flow.is_read
+    gate.set()
+    for _ in range(100):
+        await settled(connection)
+    assert flow.is_read
+    assert flow.written.count(b"HTTP/1.1 200") == 100
     connection.connection_lost(None)
     await settled(connection)
 

@@ -258,6 +258,10 @@ async def test_a_connection_of_aiohttp_has_what_is_read_of_it() -> None:
         assert connection._manager is server
         assert not connection._close
         assert not connection._force_close
+        assert not connection._reading_paused
+        assert not connection._buffer_paused
+        connection.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+        assert connection._buffer_paused
     finally:
         connection.force_close()
         await server.shutdown(0.0)
