@@ -95,7 +95,7 @@ bench: $(VENV)/installed-dev ## measure this service beside a plain python-socke
 bench-peers: $(VENV)/installed-dev ## measure this service beside Node, Bun, Nchan, NATS and others; writes docs/benchmarks
 	$(BIN)/pip install --quiet -r benchmarks/peers/servers/requirements.txt
 	npm ci --silent --prefix benchmarks/peers/servers
-	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 regression: $(VENV)/installed-dev ## REV=commit: what this checkout costs beside another one, in the same run
 	$(BIN)/python -m benchmarks.regression $(REV)

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import secrets
+import select
 import shutil
 import signal
 import subprocess
@@ -304,9 +305,15 @@ class LoadProcess:
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
 
-    def result(self) -> dict[str, Any]:
-        """The answer to the command that was begun."""
+    def result(self, limit: float | None = None) -> dict[str, Any]:
+        """The answer to the command that was begun.
+
+        Raises:
+            BenchmarkError: it failed, or there is no answer within `limit` seconds.
+        """
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], limit)[0]:
+            raise BenchmarkError(f"load: no answer within {limit} s")
         line = self._process.stdout.readline()
         answer: dict[str, Any] = json.loads(line) if line else {"error": "the load has ended"}
         if "error" in answer:

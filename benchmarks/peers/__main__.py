@@ -1,19 +1,24 @@
-"""`make bench-peers`: this service beside others, each as its own documentation advises."""
+"""`make bench-peers`: this service beside others, each as its own documentation advises.
+
+The figures are written after each row. A run that is interrupted keeps the rows that it has, and
+`--merge` measures the others later; the page marks rows of different runs.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
+import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from app.command_line import make_parser
+from benchmarks.peers import results
 from benchmarks.peers.field import FIELD, Contender
 from benchmarks.peers.measure import Row, measure
 from benchmarks.peers.pages import write_page, write_plots
@@ -22,56 +27,49 @@ from benchmarks.scenarios import say
 
 DOCS = ROOT / "docs" / "benchmarks"
 
-_Head = tuple[str, int, int]
-"""A server, its connections and its workers."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the field, and write the figures, the page and its plots.
 
     Returns:
-        1 where a server that is installed gave no figures, else 0.
+        1 where a figure of a server that is installed is missing, or the run was interrupted, else 0.
     """
-    options = _options(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options = _options(arguments)
+    try:
+        earlier = results.load(options.out) if options.merge or options.page else None
+    except BenchmarkError as error:
+        say(str(error))
+        return 1
+    if options.page and earlier is not None:
+        _write(earlier, options.out)
+        return 0
     field = [one for one in FIELD if not options.only or one.name in options.only]
     missing = {one.name: one.install for one in field if one.missing()}
     for name, install in missing.items():
         say(f"{name} is missing: {install}")
-    present = [one for one in field if one.name not in missing]
-    rows: dict[_Head, list[Row]] = {}
-    failed: list[str] = []
-    for number in range(1, options.rounds + 1):
-        _round(number, present, options, rows, failed)
-        # What is measured so far is kept where a later round is interrupted.
-        page = _write(missing, rows, failed, options.out, argv or sys.argv[1:])
-    print(page)
-    return 1 if failed else 0
+    result = results.begin(_run(options, arguments), missing, earlier)
+    failed = False
+    try:
+        for row in _rows([one for one in field if one.name not in missing], options):
+            results.put(result, row)
+            results.save(result, options.out)
+            failed = failed or "failed" in row
+    except KeyboardInterrupt:
+        say(f"interrupted: {options.out} has the rows until now")
+        failed = True
+    _write(result, options.out)
+    return int(failed)
 
 
-def _write(
-    missing: Mapping[str, str],
-    rows: Mapping[_Head, list[Row]],
-    failed: Sequence[str],
-    out: Path,
-    argv: Sequence[str],
-) -> str:
-    """Write the figures, the page and its plots; returns the text of the page."""
-    result = {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": " ".join(["python -m benchmarks.peers", *argv]),
-        "machine": _machine(),
-        "rounds": max((len(samples) for samples in rows.values()), default=0),
-        "missing": missing,
-        "failed": failed,
-        "rows": [_medians(samples) for samples in rows.values()],
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "peers.json").write_text(json.dumps(result, indent=1) + "\n")
+def _write(result: results.Result, out: Path) -> None:
+    """Write the figures, the page and its plots, and print the page."""
+    results.save(result, out)
     write_plots(result, out)
-    return write_page(result, out)
+    print(write_page(result, out))
 
 
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("python -m benchmarks.peers", __doc__)
     parser.add_argument(
         "--clients",
@@ -89,53 +87,56 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=2, help="for each figure, roughly")
     parser.add_argument("--rounds", type=int, default=3, help="figures are medians of these")
-    parser.add_argument("--only", action="append", metavar="NAME", help="may be repeated")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="NAME",
+        choices=[one.name for one in FIELD],
+        help="a server of the field; may be repeated",
+    )
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="keep the rows of earlier runs that this one does not measure",
+    )
+    parser.add_argument(
+        "--page", action="store_true", help="measure nothing: write page and plots from the figures"
+    )
     parser.add_argument("--out", type=Path, default=DOCS, help="directory of the results")
     return parser.parse_args(argv)
 
 
-def _round(
-    number: int,
-    field: Sequence[Contender],
-    options: argparse.Namespace,
-    rows: dict[_Head, list[Row]],
-    failed: list[str],
-) -> None:
-    """One row of each server for each number of connections and workers.
-
-    Args:
-        number: of this round, for what is printed.
-        field: the servers, which take turns.
-        options: of the command.
-        rows: gets the rows.
-        failed: gets a line for each server that gave no figures.
-    """
-    for workers in options.workers:
-        for clients in options.clients:
-            for one in field:
-                if workers > 1 and not one.scales:
-                    continue
-                head = {"name": one.name, "clients": clients, "workers": workers}
-                say(f"round {number}: {one.name}, {clients} clients, {workers} workers")
-                try:
-                    row = head | measure(one, clients, workers, options.seconds)
-                except BenchmarkError as error:
-                    failed.append(f"{one.name}, {clients} clients, {workers} workers: {error}")
-                    say(failed[-1])
-                    continue
-                rows.setdefault((one.name, clients, workers), []).append(row)
+def _run(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": shlex.join(["python", "-m", "benchmarks.peers", *argv]),
+        "machine": _machine(),
+        "rounds": options.rounds,
+    }
 
 
-def _medians(samples: Sequence[Row]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for name, value in samples[0].items():
-        if isinstance(value, float):
-            merged[name] = round(median(row[name] for row in samples if name in row), 3)
-        elif isinstance(value, list):
-            merged[name] = [one for row in samples for one in row[name]]
-        else:
-            merged[name] = value
-    return merged
+def _rows(field: Sequence[Contender], options: argparse.Namespace) -> Iterator[Row]:
+    """A row of each server for each number of connections and workers, again after each round."""
+    samples: dict[tuple[int, int, str], list[Row]] = {}
+    heads = [
+        (workers, clients, one)
+        for _ in range(options.rounds)
+        for workers in options.workers
+        for clients in options.clients
+        for one in field
+        if workers == 1 or one.scales
+    ]
+    for number, (workers, clients, one) in enumerate(heads, 1):
+        what = f"{one.name}, {clients} clients, {workers} workers"
+        say(f"row {number} of {len(heads)}: {what}")
+        row = {"name": one.name, "clients": clients, "workers": workers, "version": one.version()}
+        row |= measure(one, clients, workers, options.seconds)
+        say(", ".join(f"{part} {seconds}" for part, seconds in row["took_s"].items()) + " s")
+        if "failed" in row:
+            say(f"failed: {row['failed']}")
+        of_head = samples.setdefault(results.head(row), [])
+        of_head.append(row)
+        yield results.medians(of_head)
 
 
 def _machine() -> str:
@@ -146,4 +147,5 @@ def _machine() -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the server, keeps the rows
     sys.exit(main())

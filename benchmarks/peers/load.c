@@ -3,13 +3,16 @@
  * Commands are lines on standard input, each is answered by one line of JSON on standard output:
  *
  *   flight N                         have up to N connections on their way at once from now on
- *   connect N [PATH]                 open N more connections; each is subscribed when it is counted
+ *   connect N [PATH]                 open N more connections; each is subscribed when it is counted. It is cut
+ *                                    after CONNECT_S seconds, or PATIENCE_S in which none was
  *   stall N                          read nothing any more from the first N connections
  *   ask N TEXT                       the first N connections send TEXT (125 bytes at most) at once; answered
  *                                    when each has got a message since then
- *   publish COUNT SIZE BYTES RATE    COUNT calls of SIZE messages with BYTES of filling;
+ *   publish COUNT SIZE BYTES RATE LIMIT
+ *                                    COUNT calls of SIZE messages with BYTES of filling;
  *                                    RATE calls a second; 0: each when the one before has arrived
- *                                    everywhere; -1: up to WINDOW calls before that
+ *                                    everywhere; -1: up to WINDOW calls before that. It is cut after LIMIT
+ *                                    seconds, or PATIENCE_S in which nothing arrives of what is due
  *
  * Usage: load PORT PATH WIRE PUBLISH_PORT PUBLISH_PATH TOKEN FIRST
  * FIRST: connections of other load clients; each PER_SOURCE have a source address of their own.
@@ -33,7 +36,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_CONNECTIONS = 20000, IN_FLIGHT = 256, WINDOW = 4, PATIENCE_S = 20 };
+enum { MAX_CONNECTIONS = 20000, IN_FLIGHT = 256, WINDOW = 4, PATIENCE_S = 20, CONNECT_S = 180 };
 enum { BUFFER = 1 << 22, BUCKETS = 4096, PER_SOURCE = 17000 };
 static const uint32_t COMMANDS = UINT32_MAX;
 
@@ -52,6 +55,7 @@ static struct connection connections[MAX_CONNECTIONS];
 static int total, ready, lost, stalled, poller, asked, answered;
 static enum wire wire;
 static int port, publish_port, first, in_flight = IN_FLIGHT;
+static const uint64_t SECOND = 1000000000;
 static const char *path, *publish_path, *token;
 static uint8_t *scratch;
 
@@ -96,18 +100,16 @@ static double percentile(double part)
     return 0;
 }
 
-/* Writing: what a client says is short, so that it waits for room. */
+/* Writing: what a client says is short, so that it waits for room, PATIENCE_S at most. */
 
 static void write_all(int fd, const void *data, size_t length)
 {
     while (length) {
         ssize_t sent = send(fd, data, length, MSG_NOSIGNAL);
-        if (sent < 0 && errno == EAGAIN) {
-            usleep(100);
-            continue;
+        if (sent < 0) {
+            shutdown(fd, SHUT_RDWR); /* the reader sees the end of the connection */
+            return;
         }
-        if (sent < 0)
-            return; /* the reader sees the end of the connection */
         data = (const char *)data + sent;
         length -= sent;
     }
@@ -132,7 +134,9 @@ static int dial(int to, int index, bool blocking)
     int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
     if (fd < 0)
         fail("socket");
+    struct timeval patience = {.tv_sec = PATIENCE_S};
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience); /* of connect() and send() */
     struct sockaddr_in own = {.sin_family = AF_INET}, there = own;
     own.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1 + (first + index) / PER_SOURCE);
     setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
@@ -198,16 +202,21 @@ static void on_message(struct connection *c, int opcode, const uint8_t *data, si
         say(c->fd, "40");
     } else if (wire == SIO && c->state == ENTERING && length > 1 && data[1] == '0') {
         enter(c);
-    } else if (wire == NATS && c->state != READY && memmem(data, length, "PONG", 4)) {
-        enter(c);
-    } else if (wire == NATS && length >= 4 && !memcmp(data, "PING", 4)) {
-        say(c->fd, "PONG\r\n");
     } else if (atomic_load_explicit(&publishing, memory_order_relaxed)) {
         count_messages(c, data, length, at);
     } else if (c - connections < asked && !c->received) {
         c->received = 1;
         answered++;
     }
+}
+
+/* A frame of NATS has as many lines of its protocol as came together: PONG or PING beside messages. */
+static void on_nats(struct connection *c, const uint8_t *data, size_t length)
+{
+    if (c->state != READY && memmem(data, length, "PONG\r\n", 6))
+        enter(c);
+    if (memmem(data, length, "PING\r\n", 6))
+        say(c->fd, "PONG\r\n");
 }
 
 static size_t on_upgrade(struct connection *c, const uint8_t *data, size_t length)
@@ -255,6 +264,8 @@ static void on_readable(struct connection *c)
         }
         if (length - used - head < size)
             break;
+        if (wire == NATS)
+            on_nats(c, frame + head, size);
         on_message(c, frame[0] & 15, frame + head, size, at);
         used += head + size;
     }
@@ -295,9 +306,13 @@ static void open_connections(int more, const char *path)
                           "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
                           path, port);
     int wanted = total + more < MAX_CONNECTIONS ? total + more : MAX_CONNECTIONS;
-    int before = ready;
-    uint64_t began = now(), deadline = began + PATIENCE_S * 3 * 1000000000ull;
-    while (ready + lost < wanted && now() < deadline) {
+    int before = ready, seen = ready + lost;
+    uint64_t began = now(), progress = began;
+    while (ready + lost < wanted && now() - began < CONNECT_S * SECOND && now() - progress < PATIENCE_S * SECOND) {
+        if (ready + lost != seen) {
+            seen = ready + lost;
+            progress = now();
+        }
         if (total < wanted && total - ready - lost < in_flight) {
             struct connection *c = &connections[total];
             *c = (struct connection){.fd = dial(port, total, false)};
@@ -324,7 +339,7 @@ static void ask(int count, const char *text)
     answered = 0;
     for (int i = 0; i < asked; i++)
         connections[i].received = 0;
-    uint64_t began = now(), deadline = began + PATIENCE_S * 1000000000ull;
+    uint64_t began = now(), deadline = began + PATIENCE_S * SECOND;
     for (int i = 0; i < asked; i++) {
         if (connections[i].state == READY)
             say(connections[i].fd, text);
@@ -339,10 +354,11 @@ static void ask(int count, const char *text)
 
 struct order {
     int count, size, filling;
-    double rate;
-    int failed;
-    uint64_t expected;
-    atomic_bool done;
+    double rate, limit;
+    int fd, failed;
+    uint64_t per_call;
+    atomic_ulong due; /* deliveries of the calls that were made */
+    atomic_bool done, cut;
 };
 
 /* Reads as many HTTP answers as there were requests; returns how many were not 2xx. */
@@ -380,6 +396,23 @@ static int read_answers(int fd, int count)
     return failed;
 }
 
+/* Waits until NATS has read what was published: a connection that is closed with unread input is reset, and
+ * what the server has not read yet is lost. Returns whether it failed. */
+static int finish_nats(int fd)
+{
+    char answer[1 << 16];
+    size_t length = 0;
+    write_all(fd, "PING\r\n", 6);
+    for (;;) {
+        ssize_t got = recv(fd, answer + length, sizeof answer - length, 0);
+        if (got <= 0)
+            return 1;
+        length += got;
+        if (memmem(answer, length, "PONG\r\n", 6))
+            return memmem(answer, length, "-ERR", 4) != NULL;
+    }
+}
+
 static size_t write_message(char *to, int number, const char *filling)
 {
     return sprintf(to, "{\"type\":\"status\",\"event\":\"tick\",\"data\":{\"n\":%d,\"t0\":%llu,\"filling\":\"%s\"}}",
@@ -414,6 +447,24 @@ static int publish_once(int fd, struct order *order, int number, char *body, cha
     return read_answers(fd, wire == NCHAN ? order->size : 1);
 }
 
+/* Waits until a call may be made; returns whether it still should. */
+static bool wait_for_turn(struct order *order, uint64_t began, int call)
+{
+    int ahead = order->rate < 0 ? WINDOW : 1;
+    uint64_t needed = call >= ahead ? (call - ahead + 1) * order->per_call : 0;
+    while (!atomic_load(&order->cut)) {
+        int64_t early_us = 50;
+        if (order->rate > 0)
+            early_us = ((int64_t)began + (int64_t)(call / order->rate * SECOND) - (int64_t)now()) / 1000;
+        else if (atomic_load(&received) >= needed)
+            return true;
+        if (early_us <= 0)
+            return true;
+        usleep(early_us < 20000 ? early_us : 20000);
+    }
+    return false;
+}
+
 static void *publish(void *argument)
 {
     struct order *order = argument;
@@ -421,26 +472,16 @@ static void *publish(void *argument)
     char *body = malloc(room), *request = malloc(room), *filling = malloc(order->filling + 1);
     memset(filling, 'x', order->filling);
     filling[order->filling] = 0;
-    int fd = dial(publish_port, 0, true);
+    int fd = order->fd;
     if (wire == NATS)
         write_all(fd, "CONNECT {\"verbose\":false}\r\n", 27);
-    uint64_t began = now(), per_call = (uint64_t)(ready - stalled) * order->size;
-    for (int i = 0; i < order->count; i++) {
-        if (order->rate > 0) {
-            int64_t early = began + (uint64_t)(i / order->rate * 1e9) - now();
-            if (early > 0)
-                usleep(early / 1000);
-        } else {
-            uint64_t deadline = now() + PATIENCE_S * 1000000000ull;
-            int ahead = order->rate < 0 ? WINDOW : 1;
-            uint64_t needed = i >= ahead ? (i - ahead + 1) * per_call : 0;
-            while (atomic_load(&received) < needed && now() < deadline)
-                usleep(50);
-        }
+    uint64_t began = now();
+    for (int i = 0; i < order->count && wait_for_turn(order, began, i); i++) {
+        atomic_fetch_add(&order->due, order->per_call);
         order->failed += publish_once(fd, order, i * order->size, body, request, filling);
-        order->expected += per_call;
     }
-    close(fd);
+    if (wire == NATS)
+        order->failed += finish_nats(fd);
     free(body);
     free(request);
     free(filling);
@@ -456,23 +497,28 @@ static void run(struct order *order)
     for (int i = 0; i < total; i++)
         connections[i].received = 0;
     atomic_store(&publishing, true);
-    uint64_t began = now(), progress = began, seen = 0, ended = began;
+    order->fd = dial(publish_port, 0, true);
+    order->per_call = (uint64_t)(ready - stalled) * order->size;
+    uint64_t began = now(), progress = began, seen = 0, ended = began, expected = order->count * order->per_call;
     pthread_t thread;
     if (pthread_create(&thread, NULL, publish, order))
         fail("pthread_create");
-    for (;;) {
+    while (!atomic_load(&order->done) || seen < expected) {
         poll_once(20);
-        uint64_t count = atomic_load(&received);
-        if (count != seen) {
-            seen = count;
-            progress = ended = now();
+        uint64_t count = atomic_load(&received), time = now();
+        if (count != seen)
+            ended = time;
+        if (count != seen || seen >= atomic_load(&order->due))
+            progress = time;
+        seen = count;
+        if (time - progress > PATIENCE_S * SECOND || time - began > order->limit * SECOND) {
+            atomic_store(&order->cut, true);
+            shutdown(order->fd, SHUT_RDWR); /* ends what the publisher waits for */
+            break;
         }
-        if (atomic_load(&order->done) && seen >= order->expected)
-            break;
-        if (now() - progress > PATIENCE_S * 1000000000ull)
-            break;
     }
     pthread_join(thread, NULL);
+    close(order->fd);
     atomic_store(&publishing, false);
     uint64_t each = (uint64_t)order->count * order->size, missing = 0, repeated = 0;
     for (int i = stalled; i < total; i++) {
@@ -484,8 +530,8 @@ static void run(struct order *order)
             repeated += connections[i].received - each;
     }
     printf("{\"received\": %lu, \"expected\": %lu, \"missing\": %lu, \"repeated\": %lu, \"failed\": %d, \"lost\": %d, "
-           "\"bytes\": %lu, \"seconds\": %.4f, \"latency_ms\": {\"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}}\n",
-           seen, order->expected, missing, repeated, order->failed, lost, bytes, (ended - began) / 1e9,
+           "\"cut\": %s, \"bytes\": %lu, \"seconds\": %.4f, \"latency_ms\": {\"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}}\n",
+           seen, expected, missing, repeated, order->failed, lost, order->cut ? "true" : "false", bytes, (ended - began) / 1e9,
            percentile(0.5), percentile(0.99), worst / 1e6);
 }
 
@@ -527,7 +573,7 @@ int main(int count, char **arguments)
             stall(number);
         else if (sscanf(line, "ask %d %511[^\n]", &number, named) == 2)
             ask(number, named);
-        else if (sscanf(line, "publish %d %d %d %lf", &order.count, &order.size, &order.filling, &order.rate) == 4)
+        else if (sscanf(line, "publish %d %d %d %lf %lf", &order.count, &order.size, &order.filling, &order.rate, &order.limit) == 5)
             run(&order);
         else
             printf("{\"error\": \"not a command\"}\n");

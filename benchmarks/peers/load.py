@@ -10,6 +10,12 @@ from typing import Any
 
 from benchmarks.procs import TOKEN, BenchmarkError, LoadProcess, Server
 
+ANSWER_S = 240
+"""Seconds for an answer to a command, above those that `load.c` gives to any."""
+
+PUBLISH_S = 60
+"""Seconds for what one command publishes."""
+
 _SOURCE = Path(__file__).with_name("load.c")
 
 
@@ -54,14 +60,14 @@ class Load(LoadProcess):
         argv += [str(first)]
         super().__init__(argv)
 
-    def __call__(self, command: str) -> dict[str, Any]:
+    def __call__(self, command: str, limit: float = ANSWER_S) -> dict[str, Any]:
         """Run a command.
 
         Raises:
-            BenchmarkError: it failed.
+            BenchmarkError: it failed, or was not answered within `limit` seconds.
         """
         self.send(command)
-        return self.result()
+        return self.result(limit)
 
     def connect(self, clients: int, path: str = "") -> dict[str, Any]:
         """Open that many more connections, at another path where one is given.
@@ -70,7 +76,7 @@ class Load(LoadProcess):
             BenchmarkError: not all of them were served.
         """
         answer = self(f"connect {clients} {path}")
-        if answer["lost"]:
+        if answer["lost"] or answer["new"] != clients:
             raise BenchmarkError(f"load: {answer} of {clients} connections")
         return answer
 
@@ -90,11 +96,16 @@ class Load(LoadProcess):
         self(f"stall {clients}")
 
     def publish(
-        self, count: int, size: int = 1, filling: int = 50, rate: float = 0
+        self,
+        count: int,
+        size: int = 1,
+        filling: int = 50,
+        rate: float = 0,
+        limit: float = PUBLISH_S,
     ) -> dict[str, Any]:
         """Publish `count` calls of `size` messages with `filling` more bytes each.
 
         `rate` is in calls a second. 0: each when the one before has arrived everywhere; -1: some
-        calls ahead of that.
+        calls ahead of that. It is `cut` after `limit` seconds, or when nothing more arrives.
         """
-        return self(f"publish {count} {size} {filling} {rate}")
+        return self(f"publish {count} {size} {filling} {rate} {limit}", limit + ANSWER_S)

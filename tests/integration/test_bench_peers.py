@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +17,7 @@ from benchmarks import growth
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.field import FIELD, Contender
 from benchmarks.peers.load import Load
-from benchmarks.procs import BenchmarkError
+from benchmarks.procs import BenchmarkError, Server
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -53,7 +59,8 @@ def test_the_load_client_counts_each_message(name: str) -> None:
 def test_the_page_and_its_plots(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = Contender("Gone", contender("bare loop").make, needs="no-such-program", install="fetch")
+    bare = contender("bare loop")
+    gone = Contender("Gone", bare.make, bare.version, needs="no-such-program", install="fetch")
     monkeypatch.setattr("benchmarks.peers.__main__.FIELD", [*FIELD, gone])
     monkeypatch.setattr("benchmarks.peers.measure.CONNECTS", 30)  # in two waves
     arguments = ["--clients", "20", "--workers", "1", "--rounds", "1", "--seconds", "0.05"]
@@ -69,6 +76,107 @@ def test_the_page_and_its_plots(
     for plot in tmp_path.glob("*.svg"):
         assert f"({plot.name})" in page
     assert len(list(tmp_path.glob("*.svg"))) == 5
+    assert main(["--page", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "README.md").read_text() == page
+
+
+@contextlib.contextmanager
+def listening(port: int, serve: Callable[[socket.socket], object]) -> Iterator[None]:
+    """Each connection to a port is served by a thread, until it or the test ends."""
+    taken: list[socket.socket] = []
+
+    def one(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            serve(connection)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(listener.accept()[0])
+                threading.Thread(target=one, args=(taken[-1],), daemon=True).start()
+
+    listener = socket.create_server(("127.0.0.1", port))
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        for each in (listener, *taken):
+            each.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A port, on which the test itself serves."""
+    server = Server([], {})
+    yield server
+    server.stop()
+
+
+def upgrade(connection: socket.socket) -> None:
+    connection.recv(4096)
+    connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+
+
+def test_nats_may_send_a_ping_in_the_frame_of_a_message(server: Server) -> None:
+    subscriber: list[socket.socket] = []
+
+    def say(text: bytes) -> None:
+        subscriber[0].sendall(b"\x82\x7e" + len(text).to_bytes(2, "big") + text)
+
+    def subscribe(connection: socket.socket) -> None:
+        upgrade(connection)
+        subscriber.append(connection)
+        assert b"SUB status 1\r\nPING\r\n" in connection.recv(4096)
+        say(b"PONG\r\n")
+        while connection.recv(4096):
+            pass
+
+    def take(connection: socket.socket) -> None:
+        connection.sendall(b"INFO {}\r\n")  # that is not read makes an early close a reset
+        time.sleep(0.2)
+        text = b""
+        while got := connection.recv(4096):
+            text += got
+            for message in re.findall(rb"PUB status (\d+\r\n.*\r\n)", text):
+                say(b"PING\r\nMSG status 1 " + message)
+            if b"PING" in text:
+                connection.sendall(b"PONG\r\n")
+            text = b""
+
+    with (
+        listening(server.port, subscribe),
+        listening(server.port + 1, take),
+        Load(server, "nats", "/", server.port + 1, "") as load,
+    ):
+        load.connect(1)
+        for _ in range(2):
+            answer = load.publish(2, limit=5)
+            assert (answer["received"], answer["missing"], answer["failed"]) == (2, 0, 0)
+            assert not answer["cut"]
+
+
+def test_what_is_never_answered_is_cut(server: Server) -> None:
+    def serve(connection: socket.socket) -> None:
+        upgrade(connection)
+        while connection.recv(4096):
+            pass
+
+    with (
+        listening(server.port, serve),
+        listening(server.port + 1, lambda connection: connection.recv(1)),
+        Load(server, "raw", "/", server.port + 1, "/") as load,
+    ):
+        load.connect(1)
+        for rate in (0, -1, 2):
+            answer = load.publish(3, rate=rate, limit=0.2)
+            assert (answer["cut"], answer["received"], answer["expected"]) == (True, 0, 3)
+    with (
+        listening(server.port, lambda connection: connection.recv(1)),
+        Load(server, "raw", "/", server.port, "/") as load,
+        pytest.raises(BenchmarkError, match="no answer within"),
+    ):
+        load("connect 1", limit=0.3)
 
 
 def test_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
