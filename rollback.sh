@@ -32,7 +32,7 @@ DATA_DIR/valkey/appendonlydir.replaced.
 exit codes:
   0   done
   2   the backup is damaged; nothing was changed
-  3   there is no such backup; nothing was changed
+  3   there is no such backup, or it holds no messages to restore; nothing was changed
   4   it could not be restored, or was interrupted (^C, TERM, a closed terminal): messages are as before
   5   restored, but the service does not take it: the message says what state it is in
   64  wrong usage
@@ -109,6 +109,7 @@ say "The backup is complete: $directory"
 
 has_data=''
 [[ ${what[*]-} == --release || ! -d $directory/data ]] || has_data=1
+[[ ${what[*]-} != --data || -n $has_data ]] || finish 3 "it holds no messages: there were none when it was made"
 if [[ -n $dry_run ]]; then
   [[ ${what[*]-} == --data ]] || say "would restore configuration and code"
   [[ -z $has_data ]] || say "would restore what was stored"

@@ -201,12 +201,13 @@ master_pid() {
   return 1
 }
 
-# Whether this user can read and write the backups; prints whose they are where not.
+# Whether this user can read and write the backups; prints what to do where not.
 check_backups() {
-  [[ ! -e $backups || (-r $backups && -w $backups && -x $backups) ]] || {
-    echo "$backups belongs to $(stat --format %U "$backups"): run this as that user"
-    return 1
-  }
+  local remedy='run this as that user'
+  [[ ! -e $backups || (-r $backups && -w $backups && -x $backups) ]] && return
+  [[ ! -O $backups ]] || remedy='chmod u+rwx it'
+  echo "$backups belongs to $(stat --format %U "$backups"), and cannot be read and written: $remedy"
+  return 1
 }
 
 # lock_of MODE: the file whose lock says that what this checkout deploys is being changed. It is the same one

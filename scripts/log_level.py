@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from app.command_line import make_parser
-from workers.log_level import DEFAULT, change
+from app.seconds import REST
+from workers.log_level import DEFAULT, LOOK_SECONDS, change
 from workers.reload.command import NOT_RUNNING, OK, NotRunning, find_master
 from workers.shared.paths import data_directory
 
@@ -30,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Not changed: {error}", file=sys.stderr)
         return NOT_RUNNING
     change(data_dir, level)
-    print(f"The workers log at level {level} within a second.")
+    print(
+        f"The workers log at level {level} within {LOOK_SECONDS} seconds"
+        f" ({REST} where no client is connected)."
+    )
     return OK
 
 

@@ -1,6 +1,6 @@
 """The level of the log, changed while the service runs, without a reload.
 
-The level is a word in a file that every worker looks at, every two seconds, or eight while it has no clients; `scripts/log_level.py`
+The level is a word in a file that every worker looks at, every two seconds, or six while it has no clients; `scripts/log_level.py`
 writes it. It holds over reloads, until the file is gone or the service starts anew.
 """
 
@@ -17,7 +17,7 @@ from workers.shared.file import write_atomically
 
 DEFAULT = "default"
 """Takes LOG_LEVEL again."""
-_LOOK_SECONDS = 2
+LOOK_SECONDS = 2
 _LONGEST = 100
 """Bytes of the file that are read; it holds one word."""
 
@@ -48,7 +48,7 @@ async def follow(data_dir: Path, default: str) -> None:
         if level != logging.getLevelName(root.level):
             root.setLevel(level)
             logger.log(root.level, "The log level is %s from now on", level.lower())
-        await next_second(_LOOK_SECONDS, REST)
+        await next_second(LOOK_SECONDS, REST)
 
 
 def change(data_dir: Path, level: str) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -423,7 +424,10 @@ def of_another_user() -> Iterator[Callable[..., Done]]:
             Path(home).chmod(0o755)
             as_other = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
 
-        def run(script: str, *arguments: str, **environ: str) -> Done:
+        def run(script: str, *arguments: str, owner: int | None = None, **environ: str) -> Done:
+            if owner is not None and as_other:
+                backups.chmod(0)
+                os.chown(backups, owner, owner)
             done = subprocess.run(
                 [*as_other, copy.root / script, *arguments],
                 env={"PATH": os.environ["PATH"], "PYTHON": str(python), **environ},
@@ -448,6 +452,14 @@ def test_another_user_learns_whose_the_deployment_is(of_another_user: Callable[.
         assert done.code == code, done
         assert "belongs to" in done.err, done
         assert "Permission denied" not in done.err, done
+
+
+def test_the_owner_of_backups_that_are_closed_is_not_sent_to_another_user(
+    of_another_user: Callable[..., Done],
+) -> None:
+    done = of_another_user("rollback.sh", "--list", owner=65534)
+    assert done.code == 4, done
+    assert "chmod u+rwx" in done.err, done
 
 
 def test_no_python_is_no_failed_deployment(of_another_user: Callable[..., Done]) -> None:
@@ -580,6 +592,21 @@ async def test_a_backup_of_a_stopped_service_brings_its_messages_back() -> None:
         assert [one["data"] for one in await service.history("status")] == [{"n": 1}]
     finally:
         service.destroy()
+
+
+async def test_messages_that_a_backup_does_not_hold_are_not_restored(installed: Installed) -> None:
+    """As that of a first deployment, before which there were none."""
+    name = "20250101_000000"
+    _create(installed, name)
+    directory = installed.backups / name
+    shutil.rmtree(directory / "data")
+    sums = directory / "SHA256SUMS"
+    lines = sums.read_text().splitlines(keepends=True)
+    sums.write_text("".join(line for line in lines if "  data/" not in line))
+    done = await asyncio.to_thread(installed.run, "rollback.sh", name, "--data-only")
+    assert done.code == 3, done
+    assert "it holds no messages" in done.err
+    assert "Restored" not in done.out + done.err
 
 
 # What a backup needs to be good

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from app.seconds import REST
 from tests.support import REPO
 from tests.support.plain import PlainClient
 from tests.support.service import Service
 from tests.support.waiting import until
+from workers.log_level import LOOK_SECONDS
 
 
 def set_level(data_dir: Path, level: str) -> subprocess.CompletedProcess[str]:
@@ -38,7 +40,9 @@ async def test_debug_and_back_without_a_reload() -> None:
     async with Service(LOG_FORMAT="json") as service:
         before = await service.get("/status")
         workers = service.worker_pids()
-        assert set_level(service.data_dir, "debug").returncode == 0
+        done = set_level(service.data_dir, "debug")
+        assert done.returncode == 0
+        assert f"within {LOOK_SECONDS} seconds ({REST} where no client" in done.stdout
         await until(
             lambda: len(workers_that_logged(service, "The log level is debug")) == 2,
             "debug in both",
