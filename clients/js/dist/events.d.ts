@@ -1,4 +1,5 @@
 /** Server-sent events behind the interface of a WebSocket: for networks that let no WebSocket through. */
+import type { Subscribe } from './protocol';
 type Handler = ((event: never) => void) | null;
 type Source = Pick<EventSource, 'close' | 'onmessage' | 'onerror'>;
 export type SourceClass = new (url: string) => Source;
@@ -11,6 +12,8 @@ export declare function beside(url: string, path: string): URL;
 export declare class EventSocket {
     private url;
     private Class;
+    /** Subscriptions that will be asked for at once. */
+    private wanted;
     readyState: number;
     onopen: Handler;
     onmessage: Handler;
@@ -18,6 +21,8 @@ export declare class EventSocket {
     onerror: Handler;
     private source;
     private types;
+    /** Types that the first stream begins with, until they are subscribed to. */
+    private first;
     private places;
     private user;
     private token;
@@ -27,15 +32,23 @@ export declare class EventSocket {
     /** Called when the stream has said where it goes on. */
     private begun;
     private last;
-    constructor(url: string, Class: SourceClass);
+    constructor(url: string, Class: SourceClass, 
+    /** Subscriptions that will be asked for at once. */
+    wanted: () => Subscribe[]);
     send(frame: string): void;
     close(): void;
     private answer;
-    /** Open the stream with more types; gives where each of them goes on, which a cut is recovered from. */
+    /** Let more types flow; gives where each of them goes on, which a cut is recovered from. */
     private subscribe;
+    private add;
     /** The newest messages of a type, behind which the stream goes on; false: it has none. */
     private bring;
+    private page;
+    /** The address of a call; what is undefined is left out. */
+    private address;
     private fetch;
+    /** Open the first stream: of a client that comes back, with all its types where they were. */
+    private begin;
     /** Open the stream, in place of the one that there is. */
     private open;
     private take;

@@ -140,7 +140,8 @@ export declare class Realtime {
     private authenticate;
     private ask;
     private wanted;
-    /** Subscribe to what listeners want and does not flow yet. */
+    /** Subscriptions to what listeners want and does not flow. */
+    private missing;
     private follow;
     private receive;
     private take;

@@ -1,5 +1,7 @@
 /** Server-sent events behind the interface of a WebSocket: for networks that let no WebSocket through. */
 
+import type { Subscribe } from './protocol';
+
 type Handler = ((event: never) => void) | null;
 type Place = { epoch: string; seq: number };
 interface Request {
@@ -43,6 +45,8 @@ export class EventSocket {
 
   private source: Source | undefined;
   private types = new Set<string>();
+  /** Types that the first stream begins with, until they are subscribed to. */
+  private first = new Set<string>();
   private places = new Map<string, Place>();
   private user: string | null;
   private token = '';
@@ -56,6 +60,8 @@ export class EventSocket {
   constructor(
     private url: string,
     private Class: SourceClass,
+    /** Subscriptions that will be asked for at once. */
+    private wanted: () => Subscribe[],
   ) {
     this.user = new URL(url).searchParams.get('user');
     queueMicrotask(() => {
@@ -84,10 +90,10 @@ export class EventSocket {
     switch (action) {
       case 'auth':
         this.token = payload.token ?? '';
-        this.open();
+        this.begin();
         return reply('authenticated', {});
       case 'ping':
-        if (!this.greeted && !this.source) this.open();
+        if (!this.greeted && !this.source) this.begin();
         else await this.fetch('/events', {}, 'HEAD');
         return reply('pong', {});
       case 'subscribe':
@@ -101,15 +107,25 @@ export class EventSocket {
         return reply('unsubscribed', { types: [...this.types] });
       case 'get_history': {
         const { type = '', limit, before } = payload;
-        const page = (await (await this.fetch('/history', { type, limit, before })).json()) as object;
-        return this.say({ event: 'history_data', type, data: page, replyTo: id });
+        await this.page({ type, limit, before }, id);
+        return;
       }
     }
     throw Object.assign(new Error(`'${action}' needs a WebSocket.`), { code: 'INVALID_ACTION' });
   }
 
-  /** Open the stream with more types; gives where each of them goes on, which a cut is recovered from. */
+  /** Let more types flow; gives where each of them goes on, which a cut is recovered from. */
   private async subscribe({ types = [], history, recover = {} }: Request['payload']): Promise<object> {
+    const added = types.filter((type) => !this.first.delete(type));
+    if (added.length) await this.add(added, recover, history);
+    const flows = types.flatMap((type) => {
+      const place = this.places.get(type);
+      return place ? [[type, { ...place, from: place.seq + 1, recovered: type in recover }]] : [];
+    });
+    return Object.fromEntries(flows) as object;
+  }
+
+  private async add(types: string[], recover: Record<string, Place>, history?: number): Promise<void> {
     this.busy++;
     const begun = new Promise<void>((done) => this.begun.push(done));
     const empty: string[] = [];
@@ -126,29 +142,34 @@ export class EventSocket {
     await begun;
     // What was stored since its history was read comes before the place where the stream goes on.
     for (const type of empty) if (this.places.get(type)?.seq) await this.bring(type, history ?? 1);
-    const flows = types.flatMap((type) => {
-      const place = this.places.get(type);
-      return place ? [[type, { ...place, from: place.seq + 1, recovered: type in recover }]] : [];
-    });
-    return Object.fromEntries(flows) as object;
   }
 
   /** The newest messages of a type, behind which the stream goes on; false: it has none. */
   private async bring(type: string, limit: number): Promise<boolean> {
-    const page = (await (await this.fetch('/history', { type, limit })).json()) as { messages: Place[] };
-    const newest = page.messages[page.messages.length - 1];
+    const { messages } = await this.page({ type, limit });
+    const newest = messages[messages.length - 1];
     if (newest && !this.places.has(type)) this.places.set(type, { epoch: newest.epoch, seq: newest.seq });
-    this.say({ event: 'history_data', type, data: page });
     return Boolean(newest);
   }
 
-  private async fetch(path: string, query: Record<string, unknown>, method = 'GET'): Promise<Response> {
+  private async page(query: Record<string, unknown>, replyTo?: string): Promise<{ messages: Place[] }> {
+    const data = (await (await this.fetch('/history', query)).json()) as { messages: Place[] };
+    this.say({ event: 'history_data', type: query.type, data, replyTo });
+    return data;
+  }
+
+  /** The address of a call; what is undefined is left out. */
+  private address(path: string, query: Record<string, unknown>): URL {
     const url = beside(this.url, path);
     for (const [name, value] of Object.entries(query)) {
       if (value !== undefined) url.searchParams.set(name, String(value));
     }
+    return url;
+  }
+
+  private async fetch(path: string, query: Record<string, unknown>, method = 'GET'): Promise<Response> {
     const headers: Record<string, string> = this.token ? { Authorization: `Bearer ${this.token}` } : {};
-    const answer = await fetch(url, { method, headers, cache: 'no-store' });
+    const answer = await fetch(this.address(path, query), { method, headers, cache: 'no-store' });
     if (answer.ok) return answer;
     const body = (await answer.json().catch(() => ({}))) as { code?: string; error?: string };
     throw Object.assign(new Error(body.error ?? `HTTP ${answer.status}`), {
@@ -157,24 +178,40 @@ export class EventSocket {
     });
   }
 
+  /** Open the first stream: of a client that comes back, with all its types where they were. */
+  private begin(): void {
+    for (const { recover } of this.source ? [] : this.wanted()) {
+      for (const [type, place] of Object.entries(recover ?? {})) {
+        this.types.add(type);
+        this.first.add(type);
+        this.places.set(type, place);
+      }
+    }
+    this.open();
+  }
+
   /** Open the stream, in place of the one that there is. */
   private open(): void {
     if (this.readyState !== 1) return;
     this.source?.close();
-    const url = beside(this.url, '/events');
-    url.searchParams.set('types', [...this.types].join(','));
-    if (this.user) url.searchParams.set('user', this.user);
-    if (this.token) url.searchParams.set('token', this.token);
     const known = [...this.types].sort().flatMap((type) => {
       const place = this.places.get(type);
       return place ? [`${type},${place.epoch},${place.seq}`] : [];
     });
-    if (known.length) url.searchParams.set('lastEventId', `yj1;${known.join(';')}`);
+    const url = this.address('/events', {
+      types: [...this.types].join(','),
+      user: this.user ?? undefined,
+      token: this.token || undefined,
+      lastEventId: known.length ? `yj1;${known.join(';')}` : undefined,
+    });
     const source = new this.Class(url.href);
     this.source = source;
     this.last = undefined;
     source.onmessage = ({ data, lastEventId }: MessageEvent<string>) => {
-      if (source === this.source) this.take(data, lastEventId);
+      if (source !== this.source) return;
+      this.take(data, lastEventId);
+      // What was taken may have opened another one.
+      if (source === this.source && !this.busy) for (const done of this.begun.splice(0)) done();
     };
     source.onerror = () => {
       if (source === this.source) void this.failed();
@@ -197,7 +234,6 @@ export class EventSocket {
     const again = event === 'connected' && this.greeted;
     this.greeted ||= event === 'connected';
     if (!again) (this.onmessage as ((event: { data: string }) => void) | null)?.({ data: text });
-    if (!this.busy) for (const done of this.begun.splice(0)) done();
   }
 
   /** The stream has ended. A page does not see why it is refused, but another call may. */

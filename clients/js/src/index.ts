@@ -8,6 +8,7 @@ import type {
   GapData,
   HistoryPage,
   Position,
+  Subscribe,
   Subscribed,
   Subscribers,
 } from './protocol';
@@ -258,14 +259,12 @@ export class Realtime {
 
   /** Older messages of a type, newest last. */
   async history(type: string, limit = 50, before?: number): Promise<HistoryPage> {
-    const payload = before === undefined ? { type, limit } : { type, limit, before };
-    return (await this.request('get_history', payload)).data;
+    return (await this.request('get_history', { type, limit, before })).data;
   }
 
   /** How many are subscribed to a type, and with a `limit` (1 to 100) which users. */
   async presence(type: string, limit?: number, after?: string): Promise<Subscribers> {
-    const page = { ...(limit !== undefined && { limit }), ...(after !== undefined && { after }) };
-    return (await this.request('presence', { type, ...page })).data;
+    return (await this.request('presence', { type, limit, after })).data;
   }
 
   /** Round trip in milliseconds. */
@@ -315,8 +314,9 @@ export class Realtime {
     const asksForEvents = transport === 'sse' || (transport !== 'websocket' && (this.blocked >= BLOCKED || !Class));
     const url = `${this.url}?${query}`;
     let socket: Socket;
-    if (asksForEvents && Source) socket = new EventSocket(url, Source) as unknown as Socket;
-    else if (Class && transport !== 'sse') socket = new Class(url);
+    if (asksForEvents && Source) {
+      socket = new EventSocket(url, Source, () => this.missing(new Set())) as unknown as Socket;
+    } else if (Class && transport !== 'sse') socket = new Class(url);
     else {
       const missing = transport === 'sse' ? 'EventSource' : 'WebSocket';
       throw new TypeError(`There is no ${missing} here: give one as the option ${missing}.`);
@@ -401,15 +401,14 @@ export class Realtime {
     return new Set(this.connected?.supportedTypes ?? types);
   }
 
-  /** Subscribe to what listeners want and does not flow yet. */
-  private follow(): void {
-    const missing = [...this.wanted()].filter((type) => !this.flowing.has(type));
-    for (const type of missing) this.flowing.add(type);
+  /** Subscriptions to what listeners want and does not flow. */
+  private missing(flowing: ReadonlySet<string>): Subscribe[] {
+    const missing = [...this.wanted()].filter((type) => !flowing.has(type));
     const known = missing.filter((type) => this.positions.has(type));
     const fresh = missing.filter((type) => !this.positions.has(type));
-    const requests: object[] = [];
+    const requests: Subscribe[] = [];
     if (known.length) {
-      const recover = Object.fromEntries(known.map((type) => [type, this.positions.get(type)]));
+      const recover = Object.fromEntries(known.map((type) => [type, this.positions.get(type) as Position]));
       requests.push({ types: known, recover });
     }
     const byHistory = new Map<number, string[]>();
@@ -421,7 +420,12 @@ export class Realtime {
       byHistory.set(history, [...(byHistory.get(history) ?? []), type]);
     }
     for (const [history, types] of byHistory) requests.push(history ? { types, history } : { types });
-    for (const payload of requests) {
+    return requests;
+  }
+
+  private follow(): void {
+    for (const payload of this.missing(this.flowing)) {
+      for (const type of payload.types) this.flowing.add(type);
       this.ask('subscribe', payload, true).catch((error: unknown) => {
         if (error instanceof RealtimeError && this.ready) this.emit('error', error);
       });

@@ -147,6 +147,32 @@ describe('server-sent events', () => {
     expect(gaps).toEqual([[6, 7]]);
   });
 
+  it('are one stream with all types where it comes back', async () => {
+    start({ transport: 'sse' });
+    const got: unknown[] = [];
+    client.subscribe(['status', 'stats'], ({ seq }) => got.push(seq), { history: 0 });
+    await turn();
+    stream().greet();
+    await turn();
+    stream().greet('yj1;stats,s,0;status,e1,4');
+    stream().say(message(5), 'yj1;stats,s,0;status,e1,5');
+    await turn();
+    stream().onerror?.();
+    await turn();
+    const before = Source.all.length;
+    await vi.advanceTimersByTimeAsync(1000);
+    const lastEventId = 'yj1;stats,s,0;status,e1,5';
+    stream().greet(lastEventId);
+    stream().say(message(6), 'yj1;stats,s,0;status,e1,6');
+    await turn();
+    expect(stream().query).toEqual({ types: 'status,stats', lastEventId });
+    expect(Source.all).toHaveLength(before + 1);
+    client.subscribe('health', () => {}, { history: 0 });
+    await turn();
+    expect(stream().query.types).toBe('status,stats,health');
+    expect(got).toEqual([5, 6]);
+  });
+
   it('recover a type that had no message yet', async () => {
     start({ transport: 'sse' });
     client.subscribe('status', () => {});
