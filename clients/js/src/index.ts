@@ -259,12 +259,12 @@ export class Realtime {
 
   /** Older messages of a type, newest last. */
   async history(type: string, limit = 50, before?: number): Promise<HistoryPage> {
-    return (await this.request('get_history', { type, limit, before })).data;
+    return (await this.request<HistoryPage>('get_history', { type, limit, before })).data;
   }
 
   /** How many are subscribed to a type, and with a `limit` (1 to 100) which users. */
   async presence(type: string, limit?: number, after?: string): Promise<Subscribers> {
-    return (await this.request('presence', { type, limit, after })).data;
+    return (await this.request<Subscribers>('presence', { type, limit, after })).data;
   }
 
   /** Round trip in milliseconds. */
