@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from app.backplane.client import PRESENCE_SILENCE
 from app.errors import ClientError, ErrorCode
 from app.protocol.schema.limits import MAX_TASK_LENGTH, PRESENCE_STATES, PresenceName
+from app.shared_calls import SharedCalls
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ RETRY = 1.0
 _LATEST = 2**53
 """Milliseconds; clients count in doubles."""
 
+_READ = "presence"
 PATIENCE = 0.5
 """Seconds that a reader waits for the backplane before it gets the last known state."""
 
@@ -85,8 +87,7 @@ class Presence:
         """The last read of it succeeded."""
         self._failed = float("-inf")
         """When a read last failed (monotonic seconds)."""
-        self._asking: asyncio.Task[None] | None = None
-        """The read under way."""
+        self._reads = SharedCalls()
         self._updates = 0
         """Updates of this worker: what a read brings may be older than one that came meanwhile."""
 
@@ -122,11 +123,8 @@ class Presence:
 
     async def _refresh(self) -> None:
         """Wait for the answer to a question that is asked after this call began."""
-        if self._asking is not None:
-            await asyncio.wait({self._asking})
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._ask(), name="presence")
-        await asyncio.wait({self._asking})
+        await self._reads.settle(_READ)
+        await self._reads.share(_READ, self._ask)
 
     async def _ask(self) -> None:
         updates = self._updates
@@ -139,8 +137,6 @@ class Presence:
                 logger.warning("cannot read the presence state: %s", error)
             self._confirmed = False
             self._failed = self._monotonic()
-        finally:
-            self._asking = None
 
     def _learn(self, state: PresenceState) -> None:
         self._known = state

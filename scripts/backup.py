@@ -101,7 +101,7 @@ def create(target: Path, settings: Settings, rdb: Path | None, release: Path | N
 
 def _copy_private(store: Path, settings: Settings) -> None:
     data_dir = settings.data_dir
-    directory = paths.valkey_dir(data_dir)
+    directory = paths.valkey_place(data_dir).directory
     if valkey.find(data_dir) is not None:
         try:
             _lay_out(store, _snapshot(data_dir))
@@ -130,7 +130,9 @@ def _copy(source: Path, target: Path) -> None:
 
 def _snapshot(data_dir: Path) -> Path:
     """Let the running server write a snapshot, and return its path."""
-    client = redis.Redis(unix_socket_path=str(paths.valkey_socket(data_dir)), socket_timeout=10)
+    client = redis.Redis(
+        unix_socket_path=str(paths.valkey_place(data_dir).socket), socket_timeout=10
+    )
     try:
         before = client.info("persistence")
         client.bgsave(schedule=True)
@@ -149,7 +151,7 @@ def _snapshot(data_dir: Path) -> Path:
         raise BackupError(f"Valkey: {error}") from None
     finally:
         client.close()
-    return paths.valkey_dir(data_dir) / "dump.rdb"
+    return paths.valkey_place(data_dir).directory / "dump.rdb"
 
 
 def _lay_out(store: Path, rdb: Path) -> None:
@@ -332,7 +334,7 @@ def restore(directory: Path, settings: Settings, *, data: bool, release: bool) -
 
 def _restore_data(store: Path, data_dir: Path) -> None:
     with _owner_of(data_dir):
-        directory = paths.make_private(paths.valkey_dir(data_dir))
+        directory = paths.make_private(paths.valkey_place(data_dir).directory)
     fresh, place = directory / f"{_APPEND_ONLY}.new", directory / _APPEND_ONLY
     replaced = directory / f"{_APPEND_ONLY}.replaced"
     _copy(store, fresh)
@@ -369,7 +371,7 @@ def _lock(data_dir: Path, *, blocking: bool) -> Iterator[None]:
     The leader starts it again as soon as the lock is free.
     """
     with _owner_of(data_dir):
-        directory = paths.make_private(paths.valkey_dir(data_dir))
+        directory = paths.make_private(paths.valkey_place(data_dir).directory)
         fd = open_lock(directory / "lock")
     try:
         if blocking:

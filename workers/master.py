@@ -87,7 +87,7 @@ class Master:
             paths.check_own(file)
         paths.make_private(paths.runtime_dir(self.data_dir))
         if not self.settings["backplane_url"]:
-            paths.make_private(paths.valkey_dir(self.data_dir))
+            paths.make_private(paths.valkey_place(self.data_dir).directory)
         self.metrics_dir = paths.make_private(paths.metrics_dir(self.data_dir))
         self.lock = MastersLock(paths.masters_lock(self.data_dir))
         self.lock.share()  # waits for a last master that is about to clean up

@@ -186,7 +186,7 @@ class Life:
 
     async def _make_parts(self) -> Parts:
         settings = self._settings
-        url = settings.backplane_url or f"unix://{paths.valkey_socket(settings.data_dir)}"
+        url = settings.backplane_url or f"unix://{paths.valkey_place(settings.data_dir).socket}"
         replica_at = replica.url(settings)
         place = replica_at and main.ReplicaPlace(replica_at, paths.replica_note(settings.data_dir))
         reached = await main.reach_backplane(
@@ -287,7 +287,7 @@ class _ValkeySocket:
     """The socket of the private Valkey; the leader's `Valkey` puts it back."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._path = paths.valkey_socket(data_dir)
+        self._path = paths.valkey_place(data_dir).socket
 
     def is_there(self) -> bool:
         return self._path.exists()

@@ -8,10 +8,11 @@ IPv6 addresses count by their /64, which is what one customer has.
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+
+from app.sessions.addresses import network_of
 
 BURST = 10.0
 """Seconds of its share that an address may use at once."""
@@ -82,7 +83,7 @@ class Budgets:
 
     def account(self, address: str) -> Account:
         """The account of an address, brought up to date."""
-        key = key_of(address)
+        key = network_of(address)
         now = self._clock()
         account = self._accounts.get(key)
         if account is None:
@@ -131,16 +132,3 @@ class Budgets:
     def refuses_tokens(account: Account) -> bool:
         """Whether an address has tried so many wrong tokens that no other is looked at."""
         return account.wrong >= WRONG_TOKENS
-
-
-def key_of(address: str) -> str:
-    """What an address counts as: itself, or its IPv6 network."""
-    if ":" not in address:
-        return address
-    try:
-        ip = ipaddress.IPv6Address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if ip.ipv4_mapped is not None:
-        return str(ip.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(ip) >> 64 << 64, 64)))

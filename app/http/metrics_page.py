@@ -33,6 +33,7 @@ from app import __version__
 from app.errors import ErrorCode
 from app.http.errors import HttpError
 from app.ports import QueueTotals, Slots
+from app.shared_calls import SharedCalls
 from app.types import WorkerRow
 
 BUSY_PAGES, BUSY_SECONDS = 8, 15.0
@@ -137,7 +138,7 @@ class MetricsPage:
         self._processes = processes
         self._limits = limits
         self._expected_workers = expected_workers
-        self._answering: asyncio.Task[bytes] | None = None
+        self._answers = SharedCalls()
         self._shared_for = shared_for
         self._shared = shared or NoSharedPage()
         self._own = _NONE
@@ -150,10 +151,8 @@ class MetricsPage:
         Raises:
             HttpError: 503, the metrics of the other processes could not be read in time.
         """
-        if self._answering is None or self._answering.done():
-            self._answering = asyncio.create_task(self._answer())
         try:
-            page = await asyncio.shield(self._answering)
+            page = await self._answers.share("page", self._answer)
         except TimeoutError as error:
             message = f"The metrics are unavailable: {error}."
             raise HttpError(

@@ -114,11 +114,11 @@ class Addresses:
 
 def network_of(address: str) -> str:
     """What an address counts as: itself, or the /64 of an IPv6 address that is not mapped."""
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
+    if ":" not in address:
         return address
-    if isinstance(ip, ipaddress.IPv4Address):
+    try:
+        ip = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
         return address
     if ip.ipv4_mapped is not None:
         return str(ip.ipv4_mapped)

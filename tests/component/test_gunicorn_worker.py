@@ -184,7 +184,7 @@ def test_start_crashes_reload_and_ctrl_c(service: Service) -> None:
     process = service.start()
     first = service.ready()
     asked = service.ask()
-    assert asked["url"] == f"unix://{paths.valkey_socket(service.data_dir)}"
+    assert asked["url"] == f"unix://{paths.valkey_place(service.data_dir).socket}"
     assert asked["collects"]  # it did not while it started
     server = service.valkey()
 

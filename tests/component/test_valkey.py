@@ -49,7 +49,7 @@ def call(data_dir: Path, *words: str) -> str:
     """One command, and its answer as it came."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(5)
-        client.connect(str(paths.valkey_socket(data_dir)))
+        client.connect(str(paths.valkey_place(data_dir).socket))
         client.sendall((" ".join(words) + "\r\n").encode())
         return client.recv(65536).decode()
 
@@ -224,8 +224,8 @@ async def test_no_second_server_on_the_same_files(
     async with supervised(Valkey(data_dir, "no")):
         pid = await running(data_dir)
     # Whatever hides the first server, its lock is still there.
-    paths.valkey_socket(data_dir).unlink()
-    (paths.valkey_dir(data_dir) / "valkey.pid").unlink()
+    paths.valkey_place(data_dir).socket.unlink()
+    (paths.valkey_place(data_dir).directory / "valkey.pid").unlink()
     with caplog.at_level(logging.ERROR):
         async with supervised(Valkey(data_dir, "no")):
             await until(lambda: "another server still holds its files" in caplog.text)
@@ -270,7 +270,7 @@ async def test_a_server_whose_directory_was_removed_does_not_stay_beside_the_nex
 
 async def test_only_the_servers_of_a_directory_are_stopped(data_dir: Path) -> None:
     """Names that begin alike, and programs that mention the socket within an argument."""
-    socket_path = paths.valkey_socket(data_dir)
+    socket_path = paths.valkey_place(data_dir).socket
     code = "import time; time.sleep(60)"
     like = (f"{socket_path}2", f"x{socket_path}")
     others = [subprocess.Popen([sys.executable, "-c", code, name]) for name in like]
@@ -285,8 +285,8 @@ async def test_only_the_servers_of_a_directory_are_stopped(data_dir: Path) -> No
 
 
 async def test_pid_of_another_program_is_not_signalled(data_dir: Path) -> None:
-    paths.make_private(paths.valkey_dir(data_dir))
-    (paths.valkey_dir(data_dir) / "valkey.pid").write_text(f"{os.getpid()}\n")
+    paths.make_private(paths.valkey_place(data_dir).directory)
+    (paths.valkey_place(data_dir).directory / "valkey.pid").write_text(f"{os.getpid()}\n")
     assert valkey.find(data_dir) is None
     assert not valkey.stop(data_dir)
 
@@ -314,6 +314,6 @@ async def test_a_server_whose_socket_was_removed_is_restarted(
         # Before that the supervisor itself waits for the socket, and as long as for a slow start.
         await until(lambda: f"Valkey started (pid {first})" in caplog.text)
         assert call(data_dir, "SET", "a", "1") == "+OK\r\n"
-        paths.valkey_socket(data_dir).unlink()
+        paths.valkey_place(data_dir).socket.unlink()
         await running(data_dir, other_than=first)
         assert call(data_dir, "GET", "a") == "$1\r\n1\r\n"

@@ -17,11 +17,12 @@ from app.config import Settings
 from app.errors import ClientError, ErrorCode
 from app.http import budgets as module
 from app.http import limiter as limiter_module
-from app.http.budgets import Budgets, key_of
+from app.http.budgets import Budgets
 from app.http.clients import Clients
 from app.http.errors import HttpError
 from app.http.limiter import Limiter
 from app.http.writers import Writers
+from app.sessions.addresses import network_of
 from app.sessions.auth import TokenVerifier
 from tests.support.clock import Clock
 
@@ -86,7 +87,7 @@ def test_the_table_of_addresses_is_bounded(clock: Clock, monkeypatch: pytest.Mon
     ],
 )
 def test_what_an_address_counts_as(address: str, key: str) -> None:
-    assert key_of(address) == key
+    assert network_of(address) == key
 
 
 class Side:

@@ -14,17 +14,17 @@ def test_names_follow_the_real_directory(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(data)
     assert paths.slots_file(link) == paths.slots_file(data)
-    assert paths.valkey_socket(link) == paths.valkey_socket(data)
+    assert paths.valkey_place(link).socket == paths.valkey_place(data).socket
     assert paths.slots_file(data) != paths.slots_file(tmp_path)
     assert paths.leader_lock(link) == data.resolve() / "leader.lock"
 
 
 def test_socket_path_always_fits(tmp_path: Path) -> None:
     short = Path("/tmp/d")
-    assert paths.valkey_socket(short).parent == short / "run"
+    assert paths.valkey_place(short).socket.parent == short / "run"
     long = tmp_path / ("d" * 120)
-    assert len(os.fsencode(paths.valkey_socket(long))) < 108
-    assert paths.valkey_socket(long) != paths.valkey_socket(tmp_path / ("e" * 120))
+    assert len(os.fsencode(paths.valkey_place(long).socket)) < 108
+    assert paths.valkey_place(long).socket != paths.valkey_place(tmp_path / ("e" * 120)).socket
 
 
 def test_private_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

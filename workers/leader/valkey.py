@@ -191,7 +191,9 @@ class Valkey:
     ) -> None:
         self._data_dir = data_dir
         self._place = place
-        self._directory, self._socket, self._pid_file, self._log_file = place(data_dir)
+        where = place(data_dir)
+        self._directory, self._socket = where.directory, where.socket
+        self._pid_file, self._log_file = where.pid_file, where.log
         self._appendfsync = appendfsync
         self._maxmemory = maxmemory
         self._silence = silence

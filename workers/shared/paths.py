@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,54 +107,34 @@ def runtime_dir(data_dir: Path) -> Path:
     return _TEMPORARY / f"yujian-{identity(data_dir)}"
 
 
-def valkey_dir(data_dir: Path) -> Path:
-    """Directory of the private Valkey: its append-only file, log and pid file."""
-    return data_dir.resolve() / "valkey"
-
-
-def valkey_socket(data_dir: Path) -> Path:
-    """Unix socket of the private Valkey."""
-    return runtime_dir(data_dir) / _SOCKET_NAME
-
-
-def valkey_pid_file(data_dir: Path) -> Path:
-    """Process id of the private Valkey, which writes it."""
-    return valkey_dir(data_dir) / "valkey.pid"
-
-
-def valkey_log(data_dir: Path) -> Path:
-    """What the private Valkey writes to its output."""
-    return valkey_dir(data_dir) / "valkey.log"
-
-
-class ValkeyPlace(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ValkeyPlace:
     """Where a Valkey that the service runs has its files."""
 
     directory: Path
     """For all that it writes."""
     socket: Path
     """On which it listens."""
-    pid_file: Path
-    """Its process id, which it writes."""
-    log: Path
-    """What it writes to its output."""
+
+    @property
+    def pid_file(self) -> Path:
+        """Its process id, which it writes."""
+        return self.directory / "valkey.pid"
+
+    @property
+    def log(self) -> Path:
+        """What it writes to its output."""
+        return self.directory / "valkey.log"
 
 
 def valkey_place(data_dir: Path) -> ValkeyPlace:
-    """Of the private Valkey."""
-    return ValkeyPlace(
-        valkey_dir(data_dir),
-        valkey_socket(data_dir),
-        valkey_pid_file(data_dir),
-        valkey_log(data_dir),
-    )
+    """Of the private Valkey: its append-only file is in the directory as well."""
+    return ValkeyPlace(data_dir.resolve() / "valkey", runtime_dir(data_dir) / _SOCKET_NAME)
 
 
 def replica_place(data_dir: Path) -> ValkeyPlace:
     """Of the replica of a shared server. Not that of the private Valkey, whose data may be there."""
-    directory = data_dir.resolve() / "replica"
-    socket = runtime_dir(data_dir) / _REPLICA_SOCKET_NAME
-    return ValkeyPlace(directory, socket, directory / "valkey.pid", directory / "valkey.log")
+    return ValkeyPlace(data_dir.resolve() / "replica", runtime_dir(data_dir) / _REPLICA_SOCKET_NAME)
 
 
 def replica_note(data_dir: Path) -> Path:
@@ -234,7 +215,7 @@ def files_in(data_dir: Path) -> list[Path]:
         slots_file(data_dir),
         *pid_files(data_dir),
         data_dir.resolve() / "jwks.json",
-        valkey_dir(data_dir) / "lock",
+        valkey_place(data_dir).directory / "lock",
         replica_place(data_dir).directory / "lock",
     ]
 

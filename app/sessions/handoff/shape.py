@@ -57,7 +57,7 @@ def is_bytes(value: Any) -> bool:
 
 def is_position(value: Any) -> bool:
     """Whether it is an epoch and a `seq`."""
-    return list_of(lambda _: True, 2)(value) and is_text(value[0]) and is_count(value[1])
+    return row_of(is_text, is_count)(value)
 
 
 def none_or(check: Check) -> Check:
@@ -71,6 +71,15 @@ def list_of(check: Check, length: int | None = None) -> Check:
         isinstance(value, list | tuple)
         and (length is None or len(value) == length)
         and all(map(check, value))
+    )
+
+
+def row_of(*checks: Check) -> Check:
+    """A list of as many values, each of which passes its own check."""
+    return lambda value: (
+        isinstance(value, list | tuple)
+        and len(value) == len(checks)
+        and all(check(one) for check, one in zip(checks, value, strict=True))
     )
 
 
@@ -92,26 +101,8 @@ def fields(checks: Mapping[str, Check], optional: Mapping[str, Check] | None = N
     return check
 
 
-def _is_home(value: Any) -> bool:
-    """Whether it names an awaited acknowledgement: host, sid or room, namespace, number."""
-    return (
-        isinstance(value, list)
-        and len(value) == 4
-        and is_text(value[0])
-        and _is_room(value[1])
-        and is_text(value[2])
-        and is_count(value[3])
-    )
-
-
-def _is_membership(value: Any) -> bool:
-    """Whether it is a namespace and a room of it."""
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 2
-        and is_text(value[0])
-        and _is_room(value[1])
-    )
+_is_home = row_of(is_text, _is_room, is_text, is_count)
+"""Whether it names an awaited acknowledgement: host, sid or room, namespace, number."""
 
 
 def _are_homes(value: Any) -> bool:
@@ -132,7 +123,7 @@ _PACKET = fields(
 _SOCKETIO = fields(
     {
         "namespaces": dict_of(is_text),
-        "rooms": list_of(_is_membership),
+        "rooms": list_of(row_of(is_text, _is_room)),
         "session": lambda value: isinstance(value, dict),
         "environ": none_or(lambda value: isinstance(value, dict)),
         "acks": dict_of(none_or(_ACKS)),
