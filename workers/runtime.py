@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -99,9 +98,14 @@ class Life:
         self._slots = WorkerSlots(process.slots, process.row, settings)
         self._metrics_files = MetricsFiles(paths.metrics_dir(settings.data_dir))
         self._leader = Leader(paths.leader_lock(settings.data_dir))
-        shared: dict[str, Part] = {"the slot table": process.slots, "the metrics": _MetricsPart()}
+        shared = {
+            "the slot table": Part(process.slots.is_there, process.slots.restore),
+            "the metrics": Part(files_are_there, restore_files),
+        }
         if not settings.backplane_url:
-            shared["the socket of Valkey"] = _ValkeySocket(settings.data_dir)
+            socket = paths.valkey_place(settings.data_dir).socket
+            # The leader's `Valkey` puts it back.
+            shared["the socket of Valkey"] = Part(socket.exists, lambda: False)
         self._guard = SharedFilesGuard(shared, process.slots.count_restored)
         self._serving: _Serving | None = None
 
@@ -140,7 +144,7 @@ class Life:
         )
         successor = self._make_successor(transfer, http)
         successor.start()
-        self._guard.add("the socket for handoffs", successor)
+        self._guard.add("the socket for handoffs", Part(successor.is_there, successor.restore))
         self._serving = _Serving(
             worker,
             successor,
@@ -271,29 +275,6 @@ class Life:
             "log level": lambda: log_level.follow(settings.data_dir, settings.log_level),
         }
         return [parts.supervisor.start(name, loop, vital=False) for name, loop in loops.items()]
-
-
-class _MetricsPart:
-    """The files in which this process counts."""
-
-    def is_there(self) -> bool:
-        return files_are_there()
-
-    def restore(self) -> bool:
-        return restore_files()
-
-
-class _ValkeySocket:
-    """The socket of the private Valkey; the leader's `Valkey` puts it back."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self._path = paths.valkey_place(data_dir).socket
-
-    def is_there(self) -> bool:
-        return self._path.exists()
-
-    def restore(self) -> bool:
-        return False
 
 
 def _share_wake_ups(process: RealtimeWorker) -> None:

@@ -50,8 +50,8 @@ class Machine:
     """Further processes of the service, for the metrics of memory: process ids by name."""
     has_memory: Callable[[], bool]
     """Whether there is memory for more connections."""
-    metrics_page: SharedPage | None = None
-    """Where all workers keep the page of metrics; None: there is one worker."""
+    metrics_page: SharedPage
+    """Where all workers keep the page of metrics."""
     local_faults: Callable[[], Sequence[str]] = tuple
     """What is wrong on this machine beside, for `GET /status`."""
 
@@ -143,11 +143,11 @@ def _make_metrics_page(worker: Worker, machine: Machine) -> MetricsPage:
     return MetricsPage(
         worker.parts.slots,
         machine.collect_metrics,
+        machine.metrics_page,
         machine.other_processes,
         limits,
         settings.workers,
         shared_for=SHARED_SECONDS,
-        shared=machine.metrics_page,
     )
 
 

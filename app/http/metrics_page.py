@@ -67,21 +67,6 @@ class SharedPage(Protocol):
         """
 
 
-class NoSharedPage:
-    """The same where there is one process, which remembers its page itself."""
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Keep nothing away: one page is made at a time."""
-        return contextlib.nullcontext()
-
-    def read(self) -> bytes:
-        """Nothing."""
-        return b""
-
-    def write(self, content: bytes) -> None:
-        """Keep nothing."""
-
-
 class _Page(NamedTuple):
     """A page, and when it and those before it were made."""
 
@@ -112,13 +97,13 @@ class MetricsPage:
         slots: the figures of the slot table.
         collect: gives the joined metrics of all processes; may block, is called in a thread.
             It raises `TimeoutError` when it has to wait too long for others.
+        shared: where all workers keep the page.
         processes: further processes of the service with memory to show: process ids by name.
         limits: settings that figures are compared with, by the names of their gauges.
         expected_workers: workers that should be ready.
         shared_for: seconds for which a page is reused for all requests. Making one delays deliveries
             for some 20 ms, so while pages are asked for without a pause it is `BUSY_FACTOR` times
             as long.
-        shared: where all workers keep the page.
         clock: monotonic seconds, the same for all processes.
     """
 
@@ -126,11 +111,11 @@ class MetricsPage:
         self,
         slots: Slots,
         collect: Callable[[], Iterable[Metric]],
+        shared: SharedPage,
         processes: Callable[[], Mapping[str, int]] = dict,
         limits: Mapping[str, float] = MappingProxyType({}),
         expected_workers: int = 0,
         shared_for: float = 0.0,
-        shared: SharedPage | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._slots = slots
@@ -140,9 +125,9 @@ class MetricsPage:
         self._expected_workers = expected_workers
         self._answers = SharedCalls()
         self._shared_for = shared_for
-        self._shared = shared or NoSharedPage()
+        self._shared = shared
         self._own = _NONE
-        """The newest page that this worker has seen: for when there is no shared one, or it is lost."""
+        """The newest page that this worker has seen: for when the shared one is lost."""
         self._clock = clock
 
     async def metrics(self, _request: web.Request) -> web.Response:

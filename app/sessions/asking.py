@@ -1,4 +1,4 @@
-"""What questions to the other workers share: the way there, how many answer, and the wait."""
+"""What questions to the other workers share: the way there and back, how many answer, and the wait."""
 
 from __future__ import annotations
 
@@ -34,10 +34,14 @@ class Questions(Generic[T]):
 
     Args:
         channel: its way to the other workers.
+        slots: tell how many other workers there are on this machine.
+        is_alone: there are no workers on other machines.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, slots: Slots, *, is_alone: bool) -> None:
         self._channel = channel
+        self._slots = slots
+        self._is_alone = is_alone
         self._numbers = itertools.count()
         self._open: dict[int, T] = {}
 
@@ -57,13 +61,22 @@ class Questions(Generic[T]):
             return None
         return self._open.get(message["ask"])
 
+    async def answer(self, method: str, message: Mapping[str, Any], what: dict[str, Any]) -> None:
+        """Answer the question of another worker; raises as `Channel.send_to_all`."""
+        reply = {"method": method, "to": message["host_id"], "ask": message["ask"], **what}
+        await self._channel.send_to_all(reply)
 
-def count_others(slots: Slots) -> int:
-    """How many other workers of this machine answer questions."""
-    return sum(
-        row.index != slots.index and row.state in {"ready", "leaving"} and not row.stats.get("deaf")
-        for row in slots.rows()
-    )
+    def others(self) -> int | None:
+        """How many other workers answer; None where some are on other machines."""
+        if not self._is_alone:
+            return None
+        slots = self._slots
+        return sum(
+            row.index != slots.index
+            and row.state in {"ready", "leaving"}
+            and not row.stats.get("deaf")
+            for row in slots.rows()
+        )
 
 
 async def wait_for(news: asyncio.Event, seconds: float, condition: Callable[[], bool]) -> None:

@@ -176,8 +176,7 @@ def _make_claiming(
         registry=registry,
         tokens=tokens,
         refusals=refusals,
-        replace_elsewhere=manager.replace_elsewhere,
-        count_answering=manager.prober.count_answering,
+        prober=manager.prober,
     )
 
 

@@ -6,14 +6,13 @@ The counts are in the slot table, or in the backplane where machines share users
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 from app.backoff import Backoff
 from app.backplane.claims import LEASE, UserClaims
 from app.errors import ClientError, ErrorCode, NoRoomNow
 from app.ports import Slots
 from app.refusals import Refusals
+from app.sessions.probing import Prober
 from app.sessions.registry import Registry
 from app.sessions.resume_tokens import ResumeTokens
 from app.sessions.retry import draw_delay
@@ -42,10 +41,7 @@ class Claiming:
         registry: the sessions of this worker.
         tokens: tell which connection a new one takes the place of.
         refusals: counts users without a place.
-        replace_elsewhere: ends a session, by its id, on whatever worker has it, unless its client
-            answers a ping; tells whether it does.
-        count_answering: how many connections of a user answer a ping, on all workers; silent ones
-            may be closed.
+        prober: asks all workers whether the holders of places still answer.
     """
 
     def __init__(
@@ -57,8 +53,7 @@ class Claiming:
         registry: Registry,
         tokens: ResumeTokens,
         refusals: Refusals,
-        replace_elsewhere: Callable[[str], Coroutine[Any, Any, bool | None]],
-        count_answering: Callable[[str], Coroutine[Any, Any, int]],
+        prober: Prober,
     ) -> None:
         self._most = most
         self._slots = slots
@@ -66,8 +61,7 @@ class Claiming:
         self._registry = registry
         self._tokens = tokens
         self._refusals = refusals
-        self._replace_elsewhere = replace_elsewhere
-        self._count_answering = count_answering
+        self._prober = prober
         self._full: dict[str, float] = {}
         """Users at their cap, all of whose connections answer, and until when that is believed."""
         self._loop = asyncio.get_running_loop()
@@ -129,7 +123,7 @@ class Claiming:
                 if probe is not None and probe.done():
                     raise self._too_many(user, probe.result())
             if probe is None:
-                probe = self._loop.create_task(self._count_answering(user))
+                probe = self._loop.create_task(self._prober.count_answering(user))
             await asyncio.sleep(pauses.take())
         if session.state == OPEN:
             session.claimed = True
@@ -192,7 +186,7 @@ class Claiming:
     async def _replace_unless_alive(self, id: str) -> bool:
         old = self._registry.by_id.get(id)
         if old is None or old.state == MOVING:
-            return bool(await self._replace_elsewhere(id))
+            return await self._prober.replace_one(id)
         if await old.answers_ping():
             return True
         old.end_replaced()

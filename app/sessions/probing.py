@@ -23,7 +23,7 @@ from typing import Any
 
 from app.errors import ClientError, CloseCode
 from app.ports import Slots
-from app.sessions.asking import Channel, Questions, count_others, wait_for
+from app.sessions.asking import Channel, Questions, wait_for
 from app.sessions.registry import Registry
 from app.sessions.session import Session
 from app.transport.connection import OPEN
@@ -82,14 +82,41 @@ class Prober:
     ) -> None:
         self._channel = channel
         self._registry = registry
-        self._slots = slots
-        self._is_alone = is_alone
-        self._questions = Questions[_Question](channel)
+        self._questions = Questions[_Question](channel, slots, is_alone=is_alone)
         self._ended: dict[int, set[str]] = {}
         """Sessions that stayed, by the number of a question about sessions that is over."""
         self._users: dict[str, asyncio.Future[int]] = {}
+        self._to_replace: list[str] = []
+        """Ids of sessions that `_replacing` will ask for, and"""
+        self._replacing: asyncio.Task[set[str]] | None = None
+        """the task, for all that join it."""
+        self._sending: asyncio.Future[None] | None = None
+        """Settled when the task before it has asked."""
 
     # Asking.
+
+    async def replace_one(self, id: str) -> bool:
+        """End a session on whatever worker has it; its client has a newer connection here.
+
+        One that answers a ping stays: then this is another client. Returns whether it does.
+        Thousands of clients may come back at once, so those of one moment share a message.
+
+        Raises:
+            BackplaneUnavailable, QueueOverflow: the old connection may stay.
+        """
+        if self._replacing is None or not self._to_replace:
+            self._replacing = asyncio.create_task(self._replace_together(self._sending))
+        self._to_replace.append(id)
+        return id in await asyncio.shield(self._replacing)
+
+    async def _replace_together(self, before: asyncio.Future[None] | None) -> set[str]:
+        self._sending = sent = asyncio.get_running_loop().create_future()
+        if before is not None:
+            await before
+        ids, self._to_replace = self._to_replace, []
+        # The next ones need not wait for the answers to these.
+        sent.set_result(None)
+        return await self.replace(ids)
 
     async def replace(self, ids: list[str]) -> set[str]:
         """Close the sessions with these ids on whatever workers have them; those that live stay.
@@ -175,10 +202,8 @@ class Prober:
 
     def _others(self) -> int | None:
         """How many other workers there are; None where they are many or unknown."""
-        if not self._is_alone:
-            return None
-        count = count_others(self._slots)
-        return count if count <= FEW_WORKERS else None
+        count = self._questions.others()
+        return None if count is None or count > FEW_WORKERS else count
 
     # Answering.
 
@@ -193,14 +218,14 @@ class Prober:
     async def _settle(self, message: dict[str, Any], sessions: list[Session]) -> None:
         held = [session.id for session in sessions]
         try:
-            await self._answer("held", message, {"sids": held})
+            await self._questions.answer("held", message, {"sids": held})
             if not held:
                 return
             alive = await self._answering(sessions)
             for session in sessions:
                 if session not in alive:
                     session.end_replaced()
-            await self._answer(
+            await self._questions.answer(
                 "alive", message, {"sids": held, "alive": [session.id for session in alive]}
             )
         except ClientError as error:
@@ -213,7 +238,9 @@ class Prober:
     async def _count(self, message: dict[str, Any]) -> None:
         try:
             users = await self._probe(message["users"])
-            await self._answer("alive", message, {"sids": [], "alive": [], "users": users})
+            await self._questions.answer(
+                "alive", message, {"sids": [], "alive": [], "users": users}
+            )
         except ClientError as error:
             logger.info("cannot send an answer about pings: %s", error.code)
 
@@ -237,10 +264,6 @@ class Prober:
     async def _answering(self, sessions: list[Session]) -> set[Session]:
         answers = await asyncio.gather(*(one.answers_ping() for one in sessions))
         return {one for one, answered in zip(sessions, answers, strict=True) if answered}
-
-    async def _answer(self, method: str, message: dict[str, Any], what: dict[str, Any]) -> None:
-        reply = {"method": method, "to": message["host_id"], "ask": message["ask"], **what}
-        await self._channel.send_to_all(reply)
 
     def on_answer(self, message: dict[str, Any]) -> None:
         """Another worker has answered a question of this one."""

@@ -20,7 +20,7 @@ from app.errors import ClientError, CloseCode
 from app.ports import Slots
 from app.protocol.envelope import time_of_id
 from app.protocol.schema.limits import MAX_ROWS
-from app.sessions.asking import Channel, Questions, count_others, wait_for
+from app.sessions.asking import Channel, Questions, wait_for
 from app.sessions.registry import Registry
 from app.sessions.session import Session
 from app.transport.connection import OPEN
@@ -109,10 +109,8 @@ class Roster:
     ) -> None:
         self._channel = channel
         self._registry = registry
-        self._slots = slots
-        self._is_alone = is_alone
         self._host = host
-        self._questions = Questions[_Question](channel)
+        self._questions = Questions[_Question](channel, slots, is_alone=is_alone)
         self._places = asyncio.Semaphore(QUESTIONS)
 
     # Asking.
@@ -166,7 +164,7 @@ class Roster:
     async def _ask(self, message: dict[str, Any]) -> tuple[_Question, bool]:
         """Ask the others; what they answered, and whether all of them have."""
         async with self._places:
-            others = self._others()
+            others = self._questions.others()
             question = _Question()
             if others == 0:
                 return question, True
@@ -179,12 +177,6 @@ class Roster:
                     lambda: wanted is not None and question.answers >= wanted,
                 )
             return question, wanted is not None and question.answers >= wanted
-
-    def _others(self) -> int | None:
-        """How many other workers there are; None where some are on other machines."""
-        if not self._is_alone:
-            return None
-        return count_others(self._slots)
 
     # Answering.
 
@@ -230,9 +222,7 @@ class Roster:
 
     async def _answer(self, method: str, message: dict[str, Any], what: dict[str, Any]) -> None:
         try:
-            await self._channel.send_to_all(
-                {"method": method, "to": message["host_id"], "ask": message["ask"], **what}
-            )
+            await self._questions.answer(method, message, what)
         except ClientError as error:
             logger.info("cannot send an answer about connections: %s", error.code)
 

@@ -6,10 +6,10 @@ import logging
 
 import pytest
 
-from workers.shared.guard import SharedFilesGuard
+from workers.shared.guard import Part, SharedFilesGuard
 
 
-class Part:
+class File:
     def __init__(self) -> None:
         self.there = True
         self.error: Exception | None = None
@@ -29,9 +29,11 @@ class Part:
 
 class Bench:
     def __init__(self) -> None:
-        self.parts = {"the table": Part(), "a socket": Part()}
+        self.parts = {"the table": File(), "a socket": File()}
         self.counted = 0
-        self.guard = SharedFilesGuard(self.parts, self.count)
+        self.guard = SharedFilesGuard(
+            {name: Part(one.is_there, one.restore) for name, one in self.parts.items()}, self.count
+        )
 
     def count(self) -> None:
         self.counted += 1

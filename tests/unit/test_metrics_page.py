@@ -60,7 +60,9 @@ async def serve(machine: Machine) -> AsyncIterator[Callable[[Collect], Any]]:
 
     async def start(collect: Collect) -> TestClient[Any, Any]:
         processes = {"master": os.getppid(), "gone": 2**22 + 1}
-        page = MetricsPage(machine.slots, collect, lambda: processes, {"max_queue_size": 50})
+        page = MetricsPage(
+            machine.slots, collect, File(), lambda: processes, {"max_queue_size": 50}
+        )
         app = web.Application()
         app.router.add_get("/metrics", page.metrics)
 
@@ -196,8 +198,8 @@ class Workers:
             MetricsPage(
                 machine.slots,
                 self._collect,
+                self.file,
                 shared_for=1.0,
-                shared=self.file,
                 clock=lambda: self.seconds,
             )
             for _ in range(2)

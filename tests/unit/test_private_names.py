@@ -32,7 +32,7 @@ class Manager(private.PubSubManager, private.ClientManager):
         super().__init__()
         self.sent: list[Any] = []
 
-    async def send_to_others(self, message: dict[str, Any]) -> None:
+    async def send_to_all(self, message: dict[str, Any]) -> None:
         self.sent.append(message)
 
     async def return_ack(self, *home: Any) -> None:

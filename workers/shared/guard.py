@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import NamedTuple
 
 from app.seconds import REST, next_second
 
@@ -17,14 +17,13 @@ LOOK_SECONDS = 2
 logger = logging.getLogger(__name__)
 
 
-class Part(Protocol):
+class Part(NamedTuple):
     """Something in the file system that the processes share."""
 
-    def is_there(self) -> bool:
-        """Whether processes that start will find it."""
-
-    def restore(self) -> bool:
-        """Put it back; False when that is not for this process to do, or not needed."""
+    is_there: Callable[[], bool]
+    """Whether processes that start will find it."""
+    restore: Callable[[], bool]
+    """Puts it back; False when that is not for this process to do, or not needed."""
 
 
 class SharedFilesGuard:

@@ -94,14 +94,8 @@ class StreamManager(PubSubManager, RoomManager):
         """Of control messages that this worker waits to read back."""
         self._unread: dict[int, asyncio.Future[None]] = {}
         """What waits for each of these, by number."""
-        self._replacing: asyncio.Task[set[str]] | None = None
-        """The task that asks other workers to close replaced sessions, for all that join it."""
-        self._sending: asyncio.Future[None] | None = None
-        """Settled when the task before it has asked."""
         self.prober = Prober(self, registry, slots, is_alone=is_alone)
         self.roster = Roster(self, registry, slots, is_alone=is_alone, host=host)
-        self._to_replace: list[str] = []
-        """Ids of those that it will ask for."""
         self.position = position
         """The last message of the control stream that was carried out."""
         self._only: frozenset[SocketIOClient] | None = None
@@ -234,8 +228,12 @@ class StreamManager(PubSubManager, RoomManager):
         finally:
             self._unread.pop(number, None)
 
-    async def send_to_others(self, message: dict[str, Any]) -> None:
-        """Store a message in the control stream."""
+    async def send_to_all(self, message: dict[str, Any]) -> None:
+        """Store a message for all workers.
+
+        Raises:
+            BackplaneUnavailable, QueueOverflow: it may not have been stored.
+        """
         await self._send_control(message)
 
     async def return_ack(
@@ -399,37 +397,6 @@ class StreamManager(PubSubManager, RoomManager):
         except Exception:
             if self._log_limit.allows(method):
                 logger.exception("control message failed: %s", method)
-
-    async def replace_elsewhere(self, id: str) -> bool:
-        """End a session on whatever worker has it; its client has a newer connection here.
-
-        One that answers a ping stays: then this is another client. Returns whether it does.
-        Thousands of clients may come back at once, so those of one moment share a message.
-
-        Raises:
-            BackplaneUnavailable, QueueOverflow: the old connection may stay.
-        """
-        if self._replacing is None or not self._to_replace:
-            self._replacing = asyncio.create_task(self._send_replacements(self._sending))
-        self._to_replace.append(id)
-        return id in await asyncio.shield(self._replacing)
-
-    async def _send_replacements(self, before: asyncio.Future[None] | None) -> set[str]:
-        self._sending = sent = asyncio.get_running_loop().create_future()
-        if before is not None:
-            await before
-        ids, self._to_replace = self._to_replace, []
-        # The next ones need not wait for the answers to these.
-        sent.set_result(None)
-        return await self.prober.replace(ids)
-
-    async def send_to_all(self, message: dict[str, Any]) -> None:
-        """Store a message for all workers.
-
-        Raises:
-            BackplaneUnavailable, QueueOverflow: it may not have been stored.
-        """
-        await self._send_control(message)
 
     def _replace(self, message: dict[str, Any]) -> None:
         if message.get("host_id") == self.host_id:

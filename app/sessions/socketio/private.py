@@ -155,10 +155,10 @@ class ClientManager(AsyncManager):
 class PubSubManager(AsyncPubSubManager):
     """python-socketio's client manager over several processes.
 
-    `send_to_others` and `return_ack` are asked to send something to the others.
+    `send_to_all` and `return_ack` are asked to send something to all workers.
     """
 
-    async def send_to_others(self, message: dict[str, Any]) -> None:
+    async def send_to_all(self, message: dict[str, Any]) -> None:
         """Store a message for all processes."""
         raise NotImplementedError
 
@@ -195,7 +195,7 @@ class PubSubManager(AsyncPubSubManager):
         await self._handle_disconnect(message)
 
     async def _publish(self, data: dict[str, Any]) -> None:
-        await self.send_to_others(data)
+        await self.send_to_all(data)
 
     async def _return_callback(
         self, host_id: str, sid: str, namespace: str, callback_id: int, *args: Any
