@@ -221,13 +221,13 @@ class Settings:
     )
     backplane_replica: AutoOrNone = _setting(
         "auto",
-        values.auto_or_none,
+        values.one_of("auto", "0"),
         "Whether each machine reads from a replica of the shared server that it runs itself: `auto` or"
         " `0`. Not with `unix://`, `rediss://`, a Cluster and one worker.",
     )
     backplane_fsync: Fsync = _setting(
         "no",
-        values.fsync,
+        values.one_of("no", "everysec", "always"),
         "`appendfsync` of the private Valkey: `no`, `everysec` or `always` (survives a power cut).",
     )
     backplane_memory: int = _setting(
@@ -430,7 +430,9 @@ class Settings:
         "Minimum level of log lines: `debug`, `info`, `warning`, `error` or `critical`.",
     )
     log_format: LogFormat = _setting(
-        "text", values.log_format, "Format of log lines: `text`, or `json` (one object per line)."
+        "text",
+        values.one_of("text", "json"),
+        "Format of log lines: `text`, or `json` (one object per line).",
     )
 
     def listed_types(self) -> frozenset[str]:

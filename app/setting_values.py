@@ -13,11 +13,12 @@ import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from app import cgroups
 
+Word = TypeVar("Word", bound=str)
 TimeUnit = Literal["ms", "s"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 AutoOrNone = Literal["auto", "0"]
@@ -139,28 +140,16 @@ def boolean(text: str) -> bool:
     raise ValueError("must be 1 or 0")
 
 
-def auto_or_none(text: str) -> AutoOrNone:
-    """`auto`: where it can be; `0`: never."""
-    match text:
-        case "auto" | "0":
-            return text
-    raise ValueError("must be auto or 0")
+def one_of(*words: Word) -> Callable[[str], Word]:
+    """One of several words."""
 
+    def parse(text: str) -> Word:
+        for word in words:
+            if text == word:
+                return word
+        raise ValueError(f"must be {', '.join(words[:-1])} or {words[-1]}")
 
-def fsync(text: str) -> Fsync:
-    """When the private Valkey calls fsync."""
-    match text:
-        case "no" | "everysec" | "always":
-            return text
-    raise ValueError("must be no, everysec or always")
-
-
-def log_format(text: str) -> LogFormat:
-    """How log lines look."""
-    match text:
-        case "text" | "json":
-            return text
-    raise ValueError("must be text or json")
+    return parse
 
 
 def log_level(text: str) -> str:

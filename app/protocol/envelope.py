@@ -418,7 +418,5 @@ def envelope(
 def answer(type: str, event: str, data: bytes, reply_to: Any = None) -> bytes:
     """Write a complete envelope around data that is encoded as JSON; see `body`."""
     end = b"" if reply_to is None else b',"replyTo":' + encode_json(reply_to)
-    return (
-        b'{"id":"%b","type":%b,"timestamp":%d,"direction":"server-to-client","event":%b,'
-        b'"data":%b%b}'
-    ) % (new_id().encode(), _encode_name(type), time.time() * 1000, _encode_name(event), data, end)
+    middle = body_middle(type, event, int(time.time() * 1000))
+    return b'{"id":"%b"%b%b%b}' % (new_id().encode(), middle, data, end)

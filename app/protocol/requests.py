@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from app.errors import ClientError, ErrorCode
-from app.protocol.envelope import decode_json, encode_json
+from app.protocol.envelope import decode_json
 from app.protocol.schema.actions import ACTIONS
 from app.protocol.schema.limits import (
     MAX_BEFORE,
@@ -311,11 +311,6 @@ def parse_string(payload: Any, name: str, longest: int) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= longest:
         raise _invalid(f"'{name}' must be a string of 1 to {longest} characters.")
     return value
-
-
-def encode_id(id: str | int) -> bytes:
-    """A request's id as JSON."""
-    return encode_json(id)
 
 
 def _is_text(text: str) -> bool:

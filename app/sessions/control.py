@@ -132,18 +132,12 @@ def parse(body: bytes) -> Control:
         _optional(message, "n", _number)
         for name, check in _METHODS.get(message["method"], ()):
             check(message[name])
+        for name, check in _OPTIONAL.get(message["method"], ()):
+            _optional(message, name, check)
         if message["method"] == "emit":
-            _check_emit(message)
-        elif message["method"] == "replace":
-            _optional(message, "ask", _number)
-            _optional(message, "late", _number)
-            if message.get("ask") is not None:
-                check_sid(message["host_id"])
-        elif message["method"] in {"list", "close"}:
-            for name in ("user", "type", "protocol", "after", "id"):
-                _optional(message, name, _text)
-        elif message["method"] == "alive":
-            _optional(message, "users", _counts)
+            _check_attachments(message)
+        elif message["method"] == "replace" and message.get("ask") is not None:
+            check_sid(message["host_id"])
     except KeyError as error:
         raise Unreadable(f"{message['method']!r} lacks the field {error}.") from None
     except ValueError as error:
@@ -156,10 +150,7 @@ def _optional(message: Control, name: str, check: Callable[[Any], object]) -> No
         check(message[name])
 
 
-def _check_emit(message: Control) -> None:
-    _optional(message, "room", check_rooms)
-    _optional(message, "skip_sid", check_skipped)
-    _optional(message, "callback", _check_callback)
+def _check_attachments(message: Control) -> None:
     data = message["data"]
     if message.get("binary"):
         if not data or not isinstance(data[0], list):
@@ -262,5 +253,15 @@ _METHODS: dict[str, Iterable[tuple[str, Callable[[Any], object]]]] = {
     "canary": (),
 }
 """Fields that the messages of each method have, and what they hold."""
+
+_ROSTER = [(name, _text) for name in ("user", "type", "protocol", "after", "id")]
+_OPTIONAL: dict[str, Iterable[tuple[str, Callable[[Any], object]]]] = {
+    "emit": (("room", check_rooms), ("skip_sid", check_skipped), ("callback", _check_callback)),
+    "replace": (("ask", _number), ("late", _number)),
+    "alive": (("users", _counts),),
+    "list": _ROSTER,
+    "close": _ROSTER,
+}
+"""Fields that they may have."""
 
 METHODS = frozenset(_METHODS)

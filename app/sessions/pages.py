@@ -10,8 +10,7 @@ from dataclasses import replace
 from app.backplane.history import History
 from app.broadcast.catchup import CatchUp
 from app.errors import ClientError
-from app.protocol import requests
-from app.protocol.envelope import body
+from app.protocol.envelope import answer
 from app.protocol.requests import Request
 from app.sessions.rates import Rates
 from app.sessions.session import HELD, Page, Session
@@ -196,11 +195,7 @@ def _history_data(
     follows: bool,
     reply_to: str | int | None,
 ) -> bytes:
-    # The envelopes are JSON already: they take the place of the data, `null`.
-    head = body(type, "history_data", None)[: -len(b"null")]
     joined = b",".join(message.envelope for message in messages)
-    tail = b"" if reply_to is None else b',"replyTo":' + requests.encode_id(reply_to)
-    more_json = b"true" if more else b"false"
-    if follows:
-        more_json += b',"follows":true'
-    return b'%b{"messages":[%b],"more":%b}%b}' % (head, joined, more_json, tail)
+    ends = b'%b,"follows":true' if follows else b"%b"
+    data = b'{"messages":[%b],"more":%b}' % (joined, ends % (b"true" if more else b"false"))
+    return answer(type, "history_data", data, reply_to)

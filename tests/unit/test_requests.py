@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import ClientError, ErrorCode
+from app.protocol.envelope import decode_json, encode_json
 from app.protocol.requests import (
     AskPresence,
     First,
@@ -18,7 +19,6 @@ from app.protocol.requests import (
     Subscribe,
     check_action,
     check_type,
-    encode_id,
     parse_first,
     parse_get_history,
     parse_one_type,
@@ -86,7 +86,7 @@ def test_wrong_ids(id: Any) -> None:
 def test_ids_come_back_as_they_were(id: Any) -> None:
     request = parse_request(json.dumps({"action": "ping", "id": id}))
     assert request.id is not None
-    assert json.loads(encode_id(request.id)) == id
+    assert decode_json(encode_json(request.id)) == id
 
 
 # The action.

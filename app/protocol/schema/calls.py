@@ -124,6 +124,25 @@ _COMPLETE = (
     " `complete` is false."
 )
 
+_CONNECT_OPTIONS = (
+    Parameter("types", Text(), "subscriptions in place of the default, between commas"),
+    Parameter("batch", Text(), "`1`: several messages may come as one `batch_update`"),
+    Parameter(
+        "history",
+        Text(),
+        "`1` to `100`: so many of the newest messages of each type at once",
+    ),
+    Parameter("user", Text(), "name of the user, where the service requires no token"),
+    Parameter("token", Text(), "a JWT, where it does"),
+)
+_CONNECT_ERRORS = (
+    ErrorCode.INVALID_PAYLOAD,
+    ErrorCode.INVALID_TYPE,
+    ErrorCode.SUBSCRIPTION_INVALID,
+    ErrorCode.UNAUTHORIZED,
+    ErrorCode.MAX_CONNECTIONS_EXCEEDED,
+)
+
 TABLE = (
     Call(
         "GET",
@@ -311,25 +330,13 @@ TABLE = (
         "server-sent events: the envelopes of a connection, for clients that only receive",
         (Answer(200, "a stream that does not end", content_type="text/event-stream"),),
         parameters=(
-            Parameter("types", Text(), "subscriptions in place of the default, between commas"),
-            Parameter("batch", Text(), "`1`: several messages may come as one `batch_update`"),
-            Parameter(
-                "history",
-                Text(),
-                "`1` to `100`: so many of the newest messages of each type at once",
-            ),
-            Parameter("user", Text(), "name of the user, where the service requires no token"),
-            Parameter("token", Text(), "a JWT, where it does"),
+            *_CONNECT_OPTIONS,
             Parameter(
                 "lastEventId", Text(), "the last `id`, where the header `Last-Event-ID` is not sent"
             ),
         ),
         errors=(
-            ErrorCode.INVALID_PAYLOAD,
-            ErrorCode.INVALID_TYPE,
-            ErrorCode.SUBSCRIPTION_INVALID,
-            ErrorCode.UNAUTHORIZED,
-            ErrorCode.MAX_CONNECTIONS_EXCEEDED,
+            *_CONNECT_ERRORS,
             ErrorCode.NOT_ACCEPTABLE,
             ErrorCode.HTTP_VERSION_NOT_SUPPORTED,
         ),
@@ -345,25 +352,13 @@ TABLE = (
         "opens a WebSocket: see asyncapi.json",
         (Answer(101, "the connection is a WebSocket now", content_type=None),),
         parameters=(
-            Parameter("types", Text(), "subscriptions in place of the default, between commas"),
-            Parameter("batch", Text(), "`1`: several messages may come as one `batch_update`"),
-            Parameter(
-                "history",
-                Text(),
-                "`1` to `100`: so many of the newest messages of each type at once",
-            ),
-            Parameter("user", Text(), "name of the user, where the service requires no token"),
-            Parameter("token", Text(), "a JWT, where it does"),
+            *_CONNECT_OPTIONS,
             Parameter("resume", Text(), "takes over from an older connection"),
             Parameter("EIO", Choice(("4",)), "speaks Socket.IO in place of plain JSON"),
             Parameter("transport", Choice(("websocket",)), "with `EIO`"),
         ),
         errors=(
-            ErrorCode.INVALID_PAYLOAD,
-            ErrorCode.INVALID_TYPE,
-            ErrorCode.SUBSCRIPTION_INVALID,
-            ErrorCode.UNAUTHORIZED,
-            ErrorCode.MAX_CONNECTIONS_EXCEEDED,
+            *_CONNECT_ERRORS,
             ErrorCode.UPGRADE_REQUIRED,
         ),
     ),
