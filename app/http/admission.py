@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -23,7 +24,7 @@ from app.http.errors import HttpError
 from app.http.familiar import FamiliarHead, is_key
 from app.http.request_head import RequestHead
 from app.ports import ConnectionPlaces
-from app.protocol.requests import DEFAULT_FIRST, Allowed, First, parse_first
+from app.protocol.requests import DEFAULT_OPTIONS, Allowed, ConnectOptions, parse_options
 from app.sessions.addresses import Addresses, TooMany
 from app.sessions.auth import NAME_RULE, Identity, TokenVerifier, user_name
 from app.sessions.token_keys import KeysUnavailable
@@ -34,7 +35,7 @@ back together."""
 
 Protocol = Literal["plain", "socketio", "sse"]
 
-MAX_FIRSTS, MAX_OPTIONS = 2048, 256
+MAX_KNOWN, MAX_OPTIONS = 2048, 256
 """Maximum cached combinations of options, and maximum characters of one of them."""
 
 _MAX_QUERY_FIELDS = 32
@@ -93,12 +94,8 @@ class Admitted(NamedTuple):
     """What its token proves; None without one."""
     user: str | None
     """Of the token or, when the service takes none, of the client's own choice."""
-    types: frozenset[str] | None
-    """Subscriptions in place of the default; None: the default."""
-    batch: bool
-    history: int | None
-    """Newest messages of each type that it gets at once; None: none."""
-    resume: str | None
+    options: ConnectOptions
+    """Socket.IO: the default ones; those of its CONNECT packet count."""
 
 
 class Admission:
@@ -139,7 +136,7 @@ class Admission:
         self._has_memory = has_memory
         self._count_refused = count_refused
         self._addresses = addresses
-        self._firsts: dict[tuple[str | None, ...], First] = {}
+        self._known: dict[tuple[str | None, ...], ConnectOptions] = {}
         self._queries: dict[str, tuple[Mapping[str, str], Protocol]] = {}
         """What is parsed of queries that many clients of a storm send alike."""
 
@@ -201,7 +198,7 @@ class Admission:
         """The fields of an upgrade's query, and what its client speaks; raises Refused."""
         query = parse_query(raw)
         parsed = query, _check_transport(query)
-        if query.keys() <= _SHARED and len(raw) < MAX_OPTIONS and len(self._queries) < MAX_FIRSTS:
+        if query.keys() <= _SHARED and len(raw) < MAX_OPTIONS and len(self._queries) < MAX_KNOWN:
             self._queries[raw] = parsed
         return parsed
 
@@ -241,21 +238,12 @@ class Admission:
                 user = user_name(user)
                 if user is None:
                     raise _invalid(f"'user' {NAME_RULE}.", "user", CloseCode.POLICY_VIOLATION)
-        first, resume = DEFAULT_FIRST, None
+        options = DEFAULT_OPTIONS
         if query and protocol != "socketio":
-            first = self._check_first(query, identity)
-            resume = query.get("resume") or None
-        admitted = Admitted(
-            protocol,
-            key,
-            address,
-            identity,
-            user,
-            first.types,
-            first.batch,
-            first.history,
-            resume,
-        )
+            options = self._find_options(query, identity)
+            if protocol == "plain" and query.get("resume"):
+                options = replace(options, resume=query["resume"])
+        admitted = Admitted(protocol, key, address, identity, user, options)
         self._reserve(address)
         return admitted
 
@@ -294,24 +282,21 @@ class Admission:
             challenge = 'Bearer error="invalid_token"'
             raise _unauthorized(error.code, error.message, challenge) from None
 
-    def _check_first(self, query: Mapping[str, str], identity: Identity | None) -> First:
+    def _find_options(self, query: Mapping[str, str], identity: Identity | None) -> ConnectOptions:
         if identity is not None and identity.types is not None:
-            return self._parse_first(query, Allowed.of(self._types, identity.types))
+            return self._parse_options(query, Allowed.of(self._types, identity.types))
         # Most clients of a storm ask for the same.
-        options = query.get("types"), query.get("batch"), query.get("history")
-        first = self._firsts.get(options)
-        if first is None:
-            first = self._parse_first(query, self._types)
-            if (
-                len(self._firsts) < MAX_FIRSTS
-                and sum(map(len, filter(None, options))) < MAX_OPTIONS
-            ):
-                self._firsts[options] = first
-        return first
+        words = query.get("types"), query.get("batch"), query.get("history")
+        found = self._known.get(words)
+        if found is None:
+            found = self._parse_options(query, self._types)
+            if len(self._known) < MAX_KNOWN and sum(map(len, filter(None, words))) < MAX_OPTIONS:
+                self._known[words] = found
+        return found
 
-    def _parse_first(self, query: Mapping[str, str], types: Collection[str]) -> First:
+    def _parse_options(self, query: Mapping[str, str], types: Collection[str]) -> ConnectOptions:
         try:
-            return parse_first(query, types)
+            return parse_options(query, types)
         except ClientError as error:
             reason = "query" if error.code is ErrorCode.INVALID_PAYLOAD else "types"
             status = 403 if error.code is ErrorCode.FORBIDDEN else 400

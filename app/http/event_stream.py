@@ -17,7 +17,7 @@ from app.protocol.envelope import connection_id
 from app.protocol.offsets import decode_offset
 from app.sessions.event_stream import EventStreamSession, error_event, last_event
 from app.sessions.retry import retry_reason
-from app.sessions.session import ConnectOptions, Opening
+from app.sessions.session import Opening
 from app.transport.door import PASSED, Passed
 from app.transport.takeover import DetachedResponse
 
@@ -97,7 +97,7 @@ class EventStream(SessionEntrance):
         session.begin(
             Opening(head, cors, is_browser(request)),
             admitted.identity,
-            ConnectOptions(admitted.types, admitted.batch, None, admitted.history),
+            admitted.options,
             decode_offset(last_id),
         )
         log_opened(session, admitted.address)

@@ -20,7 +20,6 @@ from app.sessions.deflated import session_class
 from app.sessions.plain import PlainSession
 from app.sessions.refused import Refuser
 from app.sessions.retry import retry_reason
-from app.sessions.session import DEFAULT_OPTIONS, ConnectOptions
 from app.sessions.socketio.session import SocketIOSession
 from app.transport.door import PASSED, Passed
 from app.transport.takeover import DetachedResponse, detach, handshake_response
@@ -127,13 +126,9 @@ class Upgrade(SessionEntrance):
         received: bytes,
     ) -> None:
         context = self._context
-        options = DEFAULT_OPTIONS
         session: PlainSession | SocketIOSession
         bits = negotiate(_offers(request)) if self._deflates else None
         if admitted.protocol == "plain":
-            options = ConnectOptions(
-                admitted.types, admitted.batch, admitted.resume, admitted.history
-            )
             session = session_class(PlainSession, bits)(context, fd, connection_id(), admitted.user)
         else:
             session = session_class(SocketIOSession, bits)(
@@ -144,14 +139,13 @@ class Upgrade(SessionEntrance):
         extension = None if bits is None else answer(bits)
         subprotocol = None if isinstance(request, FamiliarHead) else choose_subprotocol(request)
         response = handshake_response(admitted.key, subprotocol, extension)
-        start = functools.partial(self._start, session, admitted, options, response, received)
+        start = functools.partial(self._start, session, admitted, response, received)
         self._begin_session(session, admitted, start)
 
     def _start(
         self,
         session: PlainSession | SocketIOSession,
         admitted: Admitted,
-        options: ConnectOptions,
         response: bytes,
         received: bytes,
     ) -> None:
@@ -161,11 +155,11 @@ class Upgrade(SessionEntrance):
         if context.addresses is not None:
             context.addresses.hold(session, admitted.address)
         if isinstance(session, PlainSession):
-            session.begin(admitted.identity, options)
+            session.begin(admitted.identity, admitted.options)
         else:
             if admitted.identity is not None:
                 session.authenticated(admitted.identity)
-            session.begin(options)
+            session.begin(admitted.options)
         log_opened(session, admitted.address)
         if received:
             session.receive(received)

@@ -58,18 +58,25 @@ class Subscribe:
     batch: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class First:
-    """Options of a client that connects; None: the service's default."""
+@dataclass(slots=True)
+class ConnectOptions:
+    """What a client asked for when it connected; never changed.
 
-    types: frozenset[str] | None = None
+    It is not frozen, which would make it cost three times as much.
+    """
+
+    types: Collection[str] | None = None
+    """Subscriptions in place of the default ones."""
     batch: bool = False
+    """It wants `batch_update` events."""
+    resume: str | None = None
+    """Token of a connection that this one takes the place of."""
     history: int | None = None
-    """Newest messages of each type that it gets at once."""
+    """Newest messages of each of its types that it gets before live ones; None: none."""
 
 
-DEFAULT_FIRST = First()
-"""Options of a client that gives none, as most do."""
+DEFAULT_OPTIONS = ConnectOptions()
+"""Of a client that asked for nothing, as most do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +188,7 @@ def parse_subscribe(payload: Any, known: Collection[str]) -> Subscribe:
     return Subscribe(types, history, positions, batch)
 
 
-def parse_first(fields: Mapping[str, Any], known: Collection[str]) -> First:
+def parse_options(fields: Mapping[str, Any], known: Collection[str]) -> ConnectOptions:
     """Check `types`, `batch` and `history` of a query or of Socket.IO's `auth`.
 
     A query holds text only, so lists are also taken as names between commas, flags as 1 and 0,
@@ -192,7 +199,7 @@ def parse_first(fields: Mapping[str, Any], known: Collection[str]) -> First:
     """
     types, batch, history = fields.get("types"), fields.get("batch"), fields.get("history")
     if types is None and batch is None and history is None:
-        return DEFAULT_FIRST
+        return DEFAULT_OPTIONS
     if isinstance(types, str):
         types = [name for name in map(str.strip, types.split(",")) if name]
     if isinstance(batch, str):
@@ -205,7 +212,8 @@ def parse_first(fields: Mapping[str, Any], known: Collection[str]) -> First:
         history = int(history) if history else None
     if history is not None:
         history = _number(history, "history", 1, MAX_HISTORY)
-    return First(None if types is None else parse_types(types, known), bool(batch), history)
+    chosen = None if types is None else parse_types(types, known)
+    return ConnectOptions(chosen, bool(batch), history=history)
 
 
 def parse_types(value: Any, known: Collection[str]) -> frozenset[str]:

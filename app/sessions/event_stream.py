@@ -17,18 +17,12 @@ from app.errors import ClientError, CloseCode, ErrorCode, NoRoomNow
 from app.protocol import envelope, http_answers
 from app.protocol.codecs import COMMENT, EVENT_STREAM
 from app.protocol.offsets import Offset
-from app.protocol.requests import Request
+from app.protocol.requests import ConnectOptions, Request
 from app.sessions.auth import Identity
 from app.sessions.pages import READ_SECONDS
 from app.sessions.protocol_session import ProtocolSession
 from app.sessions.retry import draw_delay, read_delay, retry_reason
-from app.sessions.session import (
-    FLOWING,
-    ConnectOptions,
-    Opening,
-    Recovery,
-    Work,
-)
+from app.sessions.session import FLOWING, Opening, Recovery, Work
 from app.sessions.subscriptions import Start
 from app.transport import kernel
 from app.transport.connection import OPEN

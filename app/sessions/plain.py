@@ -6,11 +6,18 @@ from dataclasses import replace
 
 from app.errors import ClientError, CloseCode, ErrorCode, NoRoomNow
 from app.protocol.codecs import PLAIN
-from app.protocol.requests import Request, check_cost, check_type, parse_request, peek_id
+from app.protocol.requests import (
+    ConnectOptions,
+    Request,
+    check_cost,
+    check_type,
+    parse_request,
+    peek_id,
+)
 from app.sessions.auth import Identity
 from app.sessions.protocol_session import ProtocolSession
 from app.sessions.retry import retry_reason
-from app.sessions.session import ConnectOptions, Work
+from app.sessions.session import Work
 from app.transport.connection import OPEN
 
 

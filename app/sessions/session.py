@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from app.broadcast.subscriber import Subscriber
 from app.errors import ClientError, CloseCode
-from app.protocol.requests import Allowed, Request
+from app.protocol.requests import Allowed, ConnectOptions, Request
 from app.sessions.auth import Identity
 from app.transport.connection import OPEN
 from app.transport.hub import PAUSE_INBOX, Hub
@@ -91,27 +91,6 @@ class Phase(enum.IntEnum):
 # A lookup in the module costs less than one in the class.
 OUTSIDE, ENTERING, ENTERED = Phase.OUTSIDE, Phase.ENTERING, Phase.ENTERED
 HELD, FLOWING, LEAVING = Phase.HELD, Phase.FLOWING, Phase.LEAVING
-
-
-@dataclass(slots=True)
-class ConnectOptions:
-    """What a client asked for when it connected; never changed.
-
-    It is not frozen, which would make it cost three times as much.
-    """
-
-    types: Collection[str] | None = None
-    """Subscriptions in place of the default ones."""
-    batch: bool = False
-    """It wants `batch_update` events."""
-    resume: str | None = None
-    """Token of a connection that this one takes the place of."""
-    history: int | None = None
-    """Newest messages of each of its types that it gets before live ones; None: none."""
-
-
-DEFAULT_OPTIONS = ConnectOptions()
-"""Of a client that asked for nothing, as most do that speak Socket.IO."""
 
 
 @dataclass(frozen=True, slots=True)

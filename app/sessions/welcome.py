@@ -12,10 +12,11 @@ from typing import NamedTuple
 from app.broadcast.fanout import FanOut
 from app.config import Settings
 from app.protocol import envelope
+from app.protocol.requests import ConnectOptions
 from app.sessions.expiry import Expiry
 from app.sessions.pages import Pages
 from app.sessions.resume_tokens import ResumeTokens
-from app.sessions.session import FLOWING, HELD, ConnectOptions, Session, Work
+from app.sessions.session import FLOWING, HELD, Session, Work
 from app.transport.connection import OPEN
 from app.types import Position
 

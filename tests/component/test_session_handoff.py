@@ -18,11 +18,12 @@ from app.backplane.history import History
 from app.backplane.scripts import CONTROL
 from app.config import Settings
 from app.protocol.frames import BINARY, build_frame
+from app.protocol.requests import ConnectOptions
 from app.sessions.handoff import state as session_state
 from app.sessions.handoff import transfer
 from app.sessions.handoff.state import CannotPass
 from app.sessions.plain import PlainSession
-from app.sessions.session import HELD, ConnectOptions, Session
+from app.sessions.session import HELD, Session
 from app.transport.connection import MOVING, OPEN
 from tests.support.handoff import SECRET, Client, MakeBench, make
 from tests.support.mutations import spoil_value

@@ -19,9 +19,10 @@ from app.backplane.worker_names import Place
 from app.config import Settings
 from app.main import Reached, make_parts
 from app.protocol.envelope import new_id
+from app.protocol.requests import ConnectOptions
 from app.sessions.handoff.transfer import SessionBatch, Transfer
 from app.sessions.plain import PlainSession
-from app.sessions.session import ConnectOptions, Session
+from app.sessions.session import Session
 from app.sessions.socketio.server import RealtimeServer
 from app.sessions.socketio.session import SocketIOSession
 from app.worker import Worker

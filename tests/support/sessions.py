@@ -14,12 +14,12 @@ from websockets.protocol import Protocol, Side
 from app.broadcast.catchup import CatchUp
 from app.config import Settings
 from app.metrics import Metrics
+from app.protocol.requests import ConnectOptions
 from app.sessions.assembly import SessionNeeds, make_context
 from app.sessions.auth import TokenVerifier
 from app.sessions.names import Names
 from app.sessions.plain import PlainSession
 from app.sessions.rates import Limits, Rates
-from app.sessions.session import ConnectOptions
 from app.types import Gap, Message, Position, Subscribers
 from tests.support.delivery import Bench
 from tests.support.slots import TableSlots

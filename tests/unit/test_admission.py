@@ -27,6 +27,7 @@ from app.http.admission import (
 )
 from app.http.clients import Clients
 from app.http.cors import Origins
+from app.protocol.requests import DEFAULT_OPTIONS
 from app.sessions.addresses import Addresses, TooMany
 from app.sessions.auth import TokenVerifier
 from tests.support.clock import Clock
@@ -99,11 +100,11 @@ def test_a_plain_client_gets_the_defaults(door: Door) -> None:
     admitted = door.check()
     assert admitted.protocol == "plain"
     assert admitted.key == UPGRADE["Sec-WebSocket-Key"]
-    assert admitted.types is None
+    assert admitted.options.types is None
     assert admitted.user is None
     assert admitted.identity is None
-    assert admitted.resume is None
-    assert not admitted.batch
+    assert admitted.options.resume is None
+    assert not admitted.options.batch
     assert door.slots.connections == 1
     assert door.reasons == []
 
@@ -113,7 +114,7 @@ def test_a_query_that_was_sent_before_says_the_same(door: Door) -> None:
         assert door.check("EIO=4&transport=websocket").protocol == "socketio"
         assert door.check("transport=websocket&EIO=4").protocol == "socketio"
         chosen = door.check("types=status&batch=1&history=3")
-        assert (chosen.protocol, chosen.types, chosen.batch, chosen.history) == (
+        assert (chosen.protocol, chosen.options.types, chosen.options.batch, chosen.options.history) == (
             "plain", frozenset({"status"}), True, 3,
         )  # fmt: skip
         for user in ("ann", "bob"):
@@ -210,7 +211,7 @@ def test_header_lists_and_case_do_not_matter(door: Door) -> None:
     ],
 )
 def test_types_replace_the_default(query: str, types: AbstractSet[str]) -> None:
-    assert Door(MESSAGE_TYPES="extra").check(query).types == types
+    assert Door(MESSAGE_TYPES="extra").check(query).options.types == types
 
 
 @pytest.mark.parametrize(
@@ -236,17 +237,20 @@ def test_wrong_options_are_refused(door: Door, query: str, code: ErrorCode) -> N
 
 def test_the_options_of_a_plain_client(door: Door) -> None:
     admitted = door.check("batch=1&user=%E6%B1%89+a&resume=r.1&types=status&other=x")
-    assert admitted.batch
+    assert admitted.options.batch
     assert admitted.user == "汉 a"
-    assert admitted.resume == "r.1"
-    assert not door.check("batch=0&user=").batch
-    assert (door.check("history=3").history, door.check("history=").history) == (3, None)
+    assert admitted.options.resume == "r.1"
+    assert not door.check("batch=0&user=").options.batch
+    assert (door.check("history=3").options.history, door.check("history=").options.history) == (
+        3,
+        None,
+    )
     assert door.check("user=").user is None
 
 
 def test_socketio_ignores_the_options_of_plain_clients(door: Door) -> None:
     admitted = door.check("EIO=4&transport=websocket&types=nope&batch=1&resume=x&user=a")
-    assert admitted[5:] == (None, False, None, None)
+    assert admitted.options == DEFAULT_OPTIONS
     assert admitted.user == "a"
 
 
@@ -516,7 +520,12 @@ def test_a_stream_has_the_options_of_plain_json() -> None:
     door = Door()
     admitted, last_id = ask(door, "types=status,stats&batch=1&history=3&user=ann&lastEventId=a%3Bb")
     assert admitted.protocol == "sse"
-    assert (admitted.types, admitted.batch, admitted.history, admitted.user) == (
+    assert (
+        admitted.options.types,
+        admitted.options.batch,
+        admitted.options.history,
+        admitted.user,
+    ) == (
         frozenset({"status", "stats"}),
         True,
         3,
@@ -525,7 +534,7 @@ def test_a_stream_has_the_options_of_plain_json() -> None:
     assert last_id == "a;b"
     assert door.slots.connections == 1
     assert ask(door, "lastEventId=old", Last_Event_ID="new")[1] == "new"
-    assert ask(door)[0].types is None
+    assert ask(door)[0].options.types is None
 
 
 @pytest.mark.parametrize(

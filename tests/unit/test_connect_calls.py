@@ -13,8 +13,9 @@ from types import FrameType
 import pytest
 
 from app.protocol.envelope import connection_id
+from app.protocol.requests import DEFAULT_OPTIONS
 from app.sessions.plain import PlainSession
-from app.sessions.session import DEFAULT_OPTIONS, FLOWING, HELD
+from app.sessions.session import FLOWING, HELD
 from app.sessions.socketio.session import SocketIOSession
 from tests.support.raw import TEXT, encode
 from tests.support.sessions import Worker

@@ -12,8 +12,9 @@ from app.errors import BackplaneUnavailable, ClientError, ErrorCode, NoRoomNow
 from app.protocol import http_answers
 from app.protocol.codecs import COMMENT
 from app.protocol.offsets import Offset, decode_offset
+from app.protocol.requests import ConnectOptions
 from app.sessions.event_stream import COMMENT_SECONDS, FINAL_RETRY, EventStreamSession
-from app.sessions.session import ConnectOptions, Opening
+from app.sessions.session import Opening
 from app.transport import kernel
 from app.transport.connection import CLOSED, CLOSING, KEPT_REST, OPEN
 from app.types import Gap, Message, Position

@@ -13,11 +13,12 @@ from websockets.frames import Opcode
 
 from app.protocol.envelope import connection_id
 from app.protocol.offsets import Offset, encode_offset
+from app.protocol.requests import ConnectOptions
 from app.sessions.event_stream import EventStreamSession
 from app.sessions.handoff.payload import Payload
 from app.sessions.handoff.state import dump_session, load_session
 from app.sessions.plain import PlainSession
-from app.sessions.session import ConnectOptions, Opening, Phase, Session
+from app.sessions.session import Opening, Phase, Session
 from app.sessions.socketio.session import SocketIOSession
 from app.transport.connection import CLOSED
 from app.types import Position

@@ -10,8 +10,9 @@ import pytest
 from websockets.frames import Opcode
 
 from app.errors import BackplaneUnavailable
+from app.protocol.requests import ConnectOptions
 from app.sessions.rates import FLOOD_FACTOR
-from app.sessions.session import INBOX_MESSAGES, ConnectOptions
+from app.sessions.session import INBOX_MESSAGES
 from app.transport.connection import CLOSED, CLOSING, OPEN
 from app.transport.hub import LONG_HOLD
 from app.types import Message

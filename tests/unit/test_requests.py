@@ -13,15 +13,15 @@ from app.errors import ClientError, ErrorCode
 from app.protocol.envelope import decode_json, encode_json
 from app.protocol.requests import (
     AskPresence,
-    First,
+    ConnectOptions,
     GetHistory,
     Request,
     Subscribe,
     check_action,
     check_type,
-    parse_first,
     parse_get_history,
     parse_one_type,
+    parse_options,
     parse_presence,
     parse_request,
     parse_string,
@@ -326,23 +326,23 @@ def test_any_text_is_a_request_or_refused_with_a_code(text: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "first"),
     [
-        ({}, First()),
-        ({"types": None, "batch": None, "history": None, "token": "x"}, First()),
-        ({"types": ["stats", "status"]}, First(frozenset({"stats", "status"}))),
-        ({"types": " stats, status,"}, First(frozenset({"stats", "status"}))),
-        ({"types": []}, First(frozenset())),
-        ({"types": ""}, First(frozenset())),
-        ({"types": ["all"]}, First(frozenset(KNOWN))),
-        ({"batch": True}, First(batch=True)),
-        ({"batch": "1"}, First(batch=True)),
-        ({"batch": "0"}, First()),
-        ({"history": 7}, First(history=7)),
-        ({"history": "100"}, First(history=100)),
-        ({"history": ""}, First()),
+        ({}, ConnectOptions()),
+        ({"types": None, "batch": None, "history": None, "token": "x"}, ConnectOptions()),
+        ({"types": ["stats", "status"]}, ConnectOptions(frozenset({"stats", "status"}))),
+        ({"types": " stats, status,"}, ConnectOptions(frozenset({"stats", "status"}))),
+        ({"types": []}, ConnectOptions(frozenset())),
+        ({"types": ""}, ConnectOptions(frozenset())),
+        ({"types": ["all"]}, ConnectOptions(frozenset(KNOWN))),
+        ({"batch": True}, ConnectOptions(batch=True)),
+        ({"batch": "1"}, ConnectOptions(batch=True)),
+        ({"batch": "0"}, ConnectOptions()),
+        ({"history": 7}, ConnectOptions(history=7)),
+        ({"history": "100"}, ConnectOptions(history=100)),
+        ({"history": ""}, ConnectOptions()),
     ],
 )
-def test_first_wishes(fields: dict[str, Any], first: First) -> None:
-    assert parse_first(fields, KNOWN) == first
+def test_first_wishes(fields: dict[str, Any], first: ConnectOptions) -> None:
+    assert parse_options(fields, KNOWN) == first
 
 
 @pytest.mark.parametrize(
@@ -365,12 +365,12 @@ def test_first_wishes(fields: dict[str, Any], first: First) -> None:
     ],
 )
 def test_wrong_first_wishes(fields: dict[str, Any], code: ErrorCode) -> None:
-    refused(code, parse_first, fields, KNOWN)
+    refused(code, parse_options, fields, KNOWN)
 
 
 @given(st.dictionaries(st.sampled_from(["types", "batch", "history"]), values(), max_size=3))
 def test_any_first_wishes_are_taken_or_refused(fields: dict[str, Any]) -> None:
     try:
-        parse_first(fields, KNOWN)
+        parse_options(fields, KNOWN)
     except ClientError:
         pass

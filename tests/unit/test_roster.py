@@ -9,12 +9,13 @@ import pytest
 
 from app.errors import CloseCode
 from app.protocol.envelope import encode_json
+from app.protocol.requests import ConnectOptions
 from app.sessions import control, roster
 from app.sessions.control import Unreadable
 from app.sessions.event_stream import EventStreamSession
 from app.sessions.plain import PlainSession
 from app.sessions.roster import Query, Roster
-from app.sessions.session import ConnectOptions, Opening
+from app.sessions.session import Opening
 from app.transport.connection import OPEN
 from tests.support.joined import JoinedWorker
 

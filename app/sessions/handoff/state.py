@@ -14,7 +14,7 @@ from app.errors import ClientError, PresenceError
 from app.protocol.deflate import InflatingReader
 from app.protocol.envelope import decode_json, encode_json
 from app.protocol.frames import FrameReader
-from app.protocol.requests import Request
+from app.protocol.requests import ConnectOptions, Request
 from app.sessions.context import SessionContext
 from app.sessions.deflated import session_class
 from app.sessions.event_stream import EventStreamSession
@@ -22,17 +22,7 @@ from app.sessions.handoff import shape
 from app.sessions.handoff.payload import Payload, State, unfold
 from app.sessions.plain import PlainSession
 from app.sessions.protocol_session import ProtocolSession
-from app.sessions.session import (
-    ENTERED,
-    ENTERING,
-    FLOWING,
-    HELD,
-    LEAVING,
-    ConnectOptions,
-    Extra,
-    Page,
-    Session,
-)
+from app.sessions.session import ENTERED, ENTERING, FLOWING, HELD, LEAVING, Extra, Page, Session
 from app.sessions.socketio.client import MAIN
 from app.sessions.socketio.session import SocketIOSession
 from app.transport.connection import Pending

@@ -15,22 +15,20 @@ from app.protocol.codecs import SOCKETIO
 from app.protocol.envelope import decode_json
 from app.protocol.frames import TEXT, build_close, build_frame
 from app.protocol.offsets import Offset, decode_offset
-from app.protocol.requests import DEFAULT_FIRST, Request, check_cost, parse_first
+from app.protocol.requests import (
+    DEFAULT_OPTIONS,
+    ConnectOptions,
+    Request,
+    check_cost,
+    parse_options,
+)
 from app.protocol.schema.actions import ACTIONS
 from app.protocol.schema.limits import MAX_VALUES
 from app.sessions.auth import NAME_RULE, user_name
 from app.sessions.claiming import REPLACE_SECONDS
 from app.sessions.protocol_session import ProtocolSession
 from app.sessions.resume_tokens import Pid
-from app.sessions.session import (
-    DEFAULT_OPTIONS,
-    HELD,
-    OUTSIDE,
-    ConnectOptions,
-    Recovery,
-    Work,
-    weigh,
-)
+from app.sessions.session import HELD, OUTSIDE, Recovery, Work, weigh
 from app.sessions.socketio.client import MAIN, SocketIOClient
 from app.sessions.socketio.engine import message_frame
 from app.sessions.token_keys import KeysUnavailable
@@ -311,11 +309,9 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
             if name is None:
                 raise ClientError(ErrorCode.INVALID_PAYLOAD, f"auth.user {NAME_RULE}.")
             self.user = name
-        first = parse_first(auth, self.types)
-        if first is not DEFAULT_FIRST:
-            self.need_extra().options = ConnectOptions(
-                first.types, first.batch, None, first.history
-            )
+        options = parse_options(auth, self.types)
+        if options is not DEFAULT_OPTIONS:
+            self.need_extra().options = options
         text = auth.get("pid")
         pid = context.tokens.read_pid(text) if isinstance(text, str) else None
         if pid is None:
