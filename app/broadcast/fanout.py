@@ -159,15 +159,12 @@ class FanOut:
     def _take_out(self, subscriber: Subscriber) -> None:
         group = subscriber.group
         if group.members.pop(subscriber, None) is not None and not group.members:
-            self._drop(group)
+            key = _key(group)
+            if self._groups.get(key) is group:
+                del self._groups[key]
         job = self._jobs.get(group)
         if job is not None:
             job.waiting.pop(subscriber, None)
-
-    def _drop(self, group: Group) -> None:
-        key = _key(group)
-        if self._groups.get(key) is group:
-            del self._groups[key]
 
     def put_late(self, subscriber: Subscriber, held: float = 0.0) -> None:
         """Take a subscriber out of the flushes, until `CatchUp` takes it out of `late`."""
@@ -210,7 +207,7 @@ class FanOut:
             self._hub.wheel.ping_early()
         try:
             left = SLICE
-            for job in sorted(self._jobs.values(), key=_size, reverse=True):
+            for job in sorted(self._jobs.values(), key=lambda job: len(job.waiting), reverse=True):
                 while job.waiting:
                     if left <= 0:
                         self._hub.pace.hurry()
@@ -261,10 +258,6 @@ class FanOut:
             self.slow[subscriber] = None
         else:
             subscriber.write_now(job.data)
-
-
-def _size(job: _Job) -> int:
-    return len(job.waiting)
 
 
 def _key(group: Group) -> tuple[str, frozenset[str], bool]:

@@ -88,14 +88,13 @@ class HttpHandoff:
         return batch
 
     @staticmethod
-    def settle(batch: HttpBatch, answer: Sequence[bool]) -> int:
-        """Forget what was taken, and go on with the rest; returns how many were taken."""
+    def settle(batch: HttpBatch, answer: Sequence[bool]) -> None:
+        """Forget what was taken, and go on with the rest."""
         for connection, taken in zip(batch.connections, answer, strict=True):
             if taken:
                 connection.let_go()
             else:
                 connection.resume()
-        return sum(answer)
 
     # Taking over.
 

@@ -137,9 +137,9 @@ class Collector:
         self._totals_due: float | None = None
         """When the metrics are to be added up again; None before the first time."""
         self._save_due = 0.0
+        """When the file is to be written again."""
         self._saving = threading.Lock()
         """A save that is cancelled goes on in its thread, beside the last one."""
-        """When the file is to be written again."""
         self._failing: set[str] = set()
         """Parts of the work that failed the last time."""
 

@@ -211,8 +211,8 @@ def _reload(data_dir: Path, master: int, wanted: signal.Signals | None) -> Repor
     else:
         watch.renew_workers()
     seconds = time.monotonic() - began
-    counts = figures.since(watch.wait_for_figures)
-    return Report.make(chosen.name, why, seconds, watch, counts)
+    watch.wait_for_figures()
+    return Report.make(chosen.name, why, seconds, watch, figures.since())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

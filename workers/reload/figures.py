@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from workers.shared import paths
@@ -26,9 +25,8 @@ class ReloadFigures:
         self._files = MetricsFiles(paths.metrics_dir(data_dir))
         self._before = self._read()
 
-    def since(self, settled: Callable[[], None]) -> dict[str, int]:
-        """What was counted since, once workers have written it: when `settled` returns."""
-        settled()
+    def since(self) -> dict[str, int]:
+        """What was counted since."""
         return {name: value - self._before[name] for name, value in self._read().items()}
 
     def _read(self) -> dict[str, int]:

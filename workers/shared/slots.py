@@ -180,8 +180,9 @@ class SlotTable:
         """Words of the header."""
         self.lock = _TableLock(self._fd, self._header, self._follow)
         """Around each change, and each sum over rows."""
-        table = words[_TABLE_AT // _WORD : _STATS_AT // _WORD]
-        self.columns = [table[n * ROWS : (n + 1) * ROWS] for n in range(_COLUMNS)]
+        self._words = words[_TABLE_AT // _WORD : _STATS_AT // _WORD]
+        """All columns, one after the other."""
+        self.columns = _split(self._words)
         """A word of each row: `PID`, `BORN` and so on."""
         self.hash_key = bytes(self._map[_KEY])
         """For the hashes of users, addresses and kinds of lines."""
@@ -193,8 +194,6 @@ class SlotTable:
         """Kinds of log lines that were written lately."""
         self.handshakes = RecentTable(self._header[_HANDSHAKES])
         """Of addresses within the last second."""
-        self._words = words[_TABLE_AT // _WORD : _STATS_AT // _WORD]
-        """All columns, one after the other."""
         self._shown: tuple[dict[str, Any], int] = {}, 0
         """What `set_stats` has written last, and its length: it changes in few of many seconds."""
         self._read: dict[int, tuple[bytes, dict[str, Any]]] = {}
@@ -250,7 +249,8 @@ class SlotTable:
     def _is_rival(self) -> bool:
         """Whether the file in the place of this one is laid out alike, or not laid out yet."""
         try:
-            found = _head(self._path)
+            with self._path.open("rb") as file:
+                found = file.read(len(_GEOMETRY))
         except OSError:
             return True
         return found == _GEOMETRY or not found.strip(b"\0")
@@ -262,11 +262,9 @@ class SlotTable:
             lock = FileLock(rival)
             if not lock.try_enter():
                 return False
-            table = _split(
-                os.pread(rival, _STATS_AT - _TABLE_AT, _TABLE_AT).ljust(
-                    _STATS_AT - _TABLE_AT, b"\0"
-                )
-            )
+            size = _STATS_AT - _TABLE_AT
+            words = os.pread(rival, size, _TABLE_AT).ljust(size, b"\0")
+            table = _split(memoryview(words).cast("Q"))
             for pid, born in zip(table[PID].tolist(), table[BORN].tolist(), strict=True):
                 if pid and start_time(pid) == born:
                     return False
@@ -389,7 +387,7 @@ class SlotTable:
         with self.lock:
             high = self.high()
             words = self._words.tobytes()
-        columns = [column[:high].tolist() for column in _split(words)]
+        columns = [column[:high].tolist() for column in _split(memoryview(words).cast("Q"))]
         used = [n for n in range(high) if columns[PID][n] and columns[STATE][n] != GONE]
         return [_row(n, [column[n] for column in columns], self._figures(n)) for n in used]
 
@@ -534,16 +532,15 @@ class SlotTable:
                 column[index] = 0
 
     def _figures(self, index: int) -> dict[str, Any]:
-        text = self._read_stats(index)
-        known = self._read.get(index)
-        if known is None or known[0] != text:
-            known = self._read[index] = text, _figures(text)
-        return dict(known[1])
-
-    def _read_stats(self, index: int) -> bytes:
+        """What the worker in a row shows of itself; parsed when it has changed."""
         start = _STATS_AT + index * STATS_SIZE
         with self.lock:
-            return self._map[start : start + min(self.columns[STATS_LENGTH][index], STATS_SIZE)]
+            size = min(self.columns[STATS_LENGTH][index], STATS_SIZE)
+            text = self._map[start : start + size]
+        known = self._read.get(index)
+        if known is None or known[0] != text:
+            known = self._read[index] = text, _parse_figures(text)
+        return dict(known[1])
 
 
 def _open(path: Path, *, create: bool = True) -> int:
@@ -567,15 +564,9 @@ def _open_existing(path: Path, wait: float) -> int:
         time.sleep(_INTERVAL)
 
 
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(len(_GEOMETRY))
-
-
-def _split(words: bytes) -> list[memoryview]:
-    """The columns of a copy of the table."""
-    table = memoryview(words).cast("Q")
-    return [table[n * ROWS : (n + 1) * ROWS] for n in range(_COLUMNS)]
+def _split(words: memoryview) -> list[memoryview]:
+    """The columns of the table, or of a copy of it."""
+    return [words[n * ROWS : (n + 1) * ROWS] for n in range(_COLUMNS)]
 
 
 def _row(index: int, values: Sequence[int], stats: dict[str, Any]) -> Row:
@@ -592,7 +583,7 @@ def _row(index: int, values: Sequence[int], stats: dict[str, Any]) -> Row:
     )
 
 
-def _figures(stats: bytes) -> dict[str, Any]:
+def _parse_figures(stats: bytes) -> dict[str, Any]:
     """What a worker shows of itself, without what no version of this service would show."""
     try:
         value = json.loads(stats) if stats else {}

@@ -298,8 +298,8 @@ def _load_socketio(session: SocketIOSession, state: State) -> None:
     for namespace, sid in state["namespaces"].items():
         manager.adopt(session, namespace, sid)
         manager.load_acks(sid, state["acks"][sid])
-    extra = session.need_extra() if _needs_extra(state) else None
-    if extra is not None:
+    if state["session"] or state["environ"] or state["rooms"]:
+        extra = session.need_extra()
         extra.session = state["session"]
         if state["environ"] is not None:
             session.keep_environ(state["environ"])
@@ -316,10 +316,6 @@ def _load_socketio(session: SocketIOSession, state: State) -> None:
         extra = session.need_extra()
         extra.packet_size = getsizeof(made.data) + sum(map(len, made.attachments))
         session.hub.input.keep(session, extra.packet_size)
-
-
-def _needs_extra(state: State) -> bool:
-    return bool(state["session"] or state["environ"] or state["rooms"])
 
 
 def _is_json(value: Any) -> bool:

@@ -280,11 +280,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
     # Coming in.
 
     def identify(self, data: Any) -> Work | None:
-        """Identify the client from its CONNECT packet, and claim its place.
-
-        Raises:
-            ClientError: it may not connect.
-        """
+        """See `SocketIOClient`."""
         if self.context.verifier.enabled:
             try:
                 self.authenticate(data, anew=True)
@@ -321,16 +317,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
         return self._recover(str(text), pid, decode_offset(auth.get("offset")) or pid.offset)
 
     def authenticate(self, data: Any, *, anew: bool = False, may_fetch: bool = True) -> None:
-        """Become the user that the token of a CONNECT packet names, where tokens are needed.
-
-        Args:
-            data: of the packet.
-            anew: look at its token even if the session has a user already.
-            may_fetch: whether keys may be fetched for it.
-
-        Raises:
-            ClientError: the token is wrong, or it is missing and the session has no user yet.
-        """
+        """See `SocketIOClient`."""
         verifier = self.context.verifier
         if not verifier.enabled or (self.user is not None and not anew):
             return
@@ -404,10 +391,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
         )
 
     def accepted(self, namespace: str) -> Work | None:
-        """The CONNECT packet is sent: greet, and let out what handlers emitted before it.
-
-        Returns what remains to be awaited.
-        """
+        """See `SocketIOClient`."""
         self.context.connect_deadlines.entered(self)
         extra = self.extra
         past: Work | None = None
