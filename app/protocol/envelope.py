@@ -415,6 +415,11 @@ def envelope(
     return body(type, event, data, id=id, timestamp=timestamp, reply_to=reply_to) + b"}"
 
 
+def error_envelope(code: str, message: str, reply_to: Any = None) -> bytes:
+    """Write a complete envelope that says what is wrong; see `body`."""
+    return envelope("error", "error", {"code": code, "message": message}, reply_to=reply_to)
+
+
 def answer(type: str, event: str, data: bytes, reply_to: Any = None) -> bytes:
     """Write a complete envelope around data that is encoded as JSON; see `body`."""
     end = b"" if reply_to is None else b',"replyTo":' + encode_json(reply_to)

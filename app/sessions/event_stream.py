@@ -290,8 +290,7 @@ class EventStreamSession(ProtocolSession):
 
 def error_event(error: ClientError) -> bytes:
     """An `error` event, for a stream that ends."""
-    data = {"code": error.code, "message": error.message}
-    return EVENT_STREAM.event("error", envelope.envelope("error", "error", data))
+    return EVENT_STREAM.event("error", envelope.error_envelope(error.code, error.message))
 
 
 def last_event(code: int, reason: str) -> bytes:

@@ -9,7 +9,7 @@ from sys import getsizeof
 
 from app.errors import ClientError, CloseCode, ErrorCode
 from app.log_limit import LogLimit
-from app.protocol.envelope import envelope as build_envelope
+from app.protocol.envelope import error_envelope
 from app.protocol.requests import Request
 from app.sessions.auth import Identity
 from app.sessions.context import SessionContext
@@ -68,12 +68,10 @@ class ProtocolSession(Session):
     def send_error(self, error: ClientError, request: Request | None = None) -> None:
         """Tell the client what it did wrong."""
         self.context.metrics.errors[error.code].inc()
-        data = {"code": error.code, "message": error.message}
-        reply_to = request.id if request is not None else None
-        envelope = build_envelope("error", "error", data, reply_to=reply_to)
         if request is None:
-            self.send_event("error", envelope)
+            self.send_event("error", error_envelope(error.code, error.message))
         else:
+            envelope = error_envelope(error.code, error.message, request.id)
             self.reply(request, "error", envelope)
 
     def send_offset(self) -> None:

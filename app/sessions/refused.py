@@ -13,7 +13,7 @@ from socketio import packet as sio_packet
 
 from app.errors import CloseCode
 from app.protocol.codecs import PLAIN
-from app.protocol.envelope import encode_json, envelope, new_id
+from app.protocol.envelope import encode_json, error_envelope, new_id
 from app.sessions.socketio.engine import OpenPacket, message_frame
 from app.transport.connection import Connection
 from app.transport.hub import Hub
@@ -88,8 +88,7 @@ class Refuser:
         connection.send(handshake)
         code, message = error
         if protocol == "plain":
-            data = {"code": code, "message": message}
-            connection.send(PLAIN.event("error", envelope("error", "error", data)))
+            connection.send(PLAIN.event("error", error_envelope(code, message)))
         else:
             connection.send(self._open_packet.frame(connection.id))
             if close[0].is_final:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from app.errors import ClientError, ErrorCode
 from app.metrics import Metrics
 from app.protocol import requests
-from app.protocol.envelope import envelope
 from app.protocol.requests import Request
 from app.protocol.schema.limits import MAX_ID, MAX_TOKEN
 from app.sessions.auth import Identity, TokenVerifier
@@ -90,7 +88,7 @@ class Router:
 
     def _ping(self, session: Session, request: Request) -> None:
         data = {"payload": request.payload, "serverTime": int(time.time() * 1000)}
-        session.reply(request, "pong", self._answer("pong", data, request))
+        session.answer(request, "pong", data)
 
     def _ack(self, session: Session, request: Request) -> None:
         requests.parse_string(request.payload, "id", MAX_ID)
@@ -105,7 +103,7 @@ class Router:
             self._names.check(session, wanted.type)
             return self._name(session, request, wanted.type, wanted.after, wanted.limit)
         data = self._count(wanted.type)
-        session.reply(request, "presence_data", self._answer("presence_data", data, request))
+        session.answer(request, "presence_data", data)
         return None
 
     async def _name(
@@ -122,7 +120,7 @@ class Router:
             "more": len(rows) > limit,
         }
         if session.state == OPEN:
-            session.reply(request, "presence_data", self._answer("presence_data", data, request))
+            session.answer(request, "presence_data", data)
 
     def _count(self, type: str) -> dict[str, object]:
         counts = self._subscribers(type)
@@ -157,7 +155,7 @@ class Router:
         data: dict[str, object] = {"user": identity.user, "expiresAt": expires}
         if identity.types is not None:
             data["types"] = sorted(session.types)
-        session.reply(request, "authenticated", self._answer("authenticated", data, request))
+        session.answer(request, "authenticated", data)
         if not session.welcomed:
             return session.welcome()
         had = session.group.types
@@ -167,6 +165,3 @@ class Router:
             self._subscriptions.move(session, left, session.group.batch)
             session.send_offset()
         return None
-
-    def _answer(self, event: str, data: Any, request: Request) -> bytes:
-        return envelope("config", event, data, reply_to=request.id)

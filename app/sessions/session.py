@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from app.broadcast.subscriber import Subscriber
 from app.errors import ClientError, CloseCode
+from app.protocol.envelope import envelope as build_envelope
 from app.protocol.requests import Allowed, ConnectOptions, Request
 from app.sessions.auth import Identity
 from app.transport.connection import OPEN
@@ -261,6 +262,10 @@ class Session(Subscriber):
     def reply(self, request: Request, event: str, envelope: bytes) -> None:
         """Send the answer to a request."""
         raise NotImplementedError
+
+    def answer(self, request: Request, event: str, data: Mapping[str, object]) -> None:
+        """Send the answer to a request that is carried out, as an envelope of the type `config`."""
+        self.reply(request, event, build_envelope("config", event, data, reply_to=request.id))
 
     def send_error(self, error: ClientError, request: Request | None = None) -> None:
         """Tell the client what it did wrong."""

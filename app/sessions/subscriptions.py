@@ -15,7 +15,7 @@ from app.broadcast.catchup import CatchUp
 from app.broadcast.fanout import FanOut
 from app.metrics import Metrics
 from app.protocol import requests
-from app.protocol.envelope import answer, encode_json, envelope
+from app.protocol.envelope import answer, encode_json
 from app.protocol.requests import Request, Subscribe
 from app.sessions.pages import READ_SECONDS, Pages
 from app.sessions.rates import Rates
@@ -101,8 +101,7 @@ class Subscriptions:
         gone = requests.parse_types(fields.get("types"), self._known)
         left = session.group.types - gone
         self.move(session, left, session.group.batch)
-        data = {"types": sorted(left)}
-        session.reply(request, "unsubscribed", _answer("unsubscribed", data, request))
+        session.answer(request, "unsubscribed", {"types": sorted(left)})
         session.send_offset()
 
     async def _subscribe_with_past(
@@ -256,7 +255,3 @@ class Subscriptions:
     def _is_ahead(self, type: str, position: Position) -> bool:
         live = self._fanout.positions[type]
         return position.epoch == live.epoch and position.seq > live.seq
-
-
-def _answer(event: str, data: Any, request: Request) -> bytes:
-    return envelope("config", event, data, reply_to=request.id)
