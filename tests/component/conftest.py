@@ -2,5 +2,6 @@
 
 from tests.support.fixtures import make_node, valkey
 from tests.support.reloading import data_dir, root
+from tests.support.slots import path, table
 
-__all__ = ["data_dir", "make_node", "root", "valkey"]
+__all__ = ["data_dir", "make_node", "path", "root", "table", "valkey"]

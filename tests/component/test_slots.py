@@ -11,12 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from app.config import Settings
 from tests.support.clock import Clock
@@ -31,18 +29,6 @@ from workers.shared.worker_slots import WorkerSlots
 FORK = multiprocessing.get_context("fork")
 CAP = 20
 USER_CAP = 3
-
-
-@pytest.fixture
-def path() -> Iterator[Path]:
-    path = Path(f"/dev/shm/yujian-test-{os.getpid()}-{random.randrange(2**32)}")
-    yield path
-    path.unlink(missing_ok=True)
-
-
-@pytest.fixture
-def table(path: Path) -> SlotTable:
-    return SlotTable(path)
 
 
 def run(target: Callable[..., None], *args: object) -> ForkProcess:

@@ -8,7 +8,7 @@ import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import redis
@@ -61,29 +61,44 @@ async def metric(service: Service, name: str) -> float:
     return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))
 
 
-HURTS: dict[str, tuple[list[Any], list[Any], str, str, str]] = {
-    "a replica": (
+class Hurt(NamedTuple):
+    """Something that makes a server refuse writes."""
+
+    hurt: list[str]
+    """The command that does it."""
+    repair: list[str]
+    """The one that takes it back."""
+    code: str
+    """What publishers are told."""
+    words: str
+    """What the status says of it."""
+    cause: str
+    """How the metric counts it."""
+
+
+HURTS = {
+    "a replica": Hurt(
         ["REPLICAOF", "127.0.0.1", "1"],
         ["REPLICAOF", "NO", "ONE"],
         "BACKPLANE_UNAVAILABLE",
         "READONLY",
         "readonly",
     ),
-    "too few replicas": (
+    "too few replicas": Hurt(
         ["CONFIG", "SET", "min-replicas-to-write", "1"],
         ["CONFIG", "SET", "min-replicas-to-write", "0"],
         "BACKPLANE_UNAVAILABLE",
         "NOREPLICAS",
         "noreplicas",
     ),
-    "memory is full": (
+    "memory is full": Hurt(
         ["CONFIG", "SET", "maxmemory", "100kb"],
         ["CONFIG", "SET", "maxmemory", "0"],
         "BACKPLANE_FULL",
         "OOM",
         "oom",
     ),
-    "an access rule": (
+    "an access rule": Hurt(
         ["ACL", "SETUSER", "default", "-xadd"],
         ["ACL", "SETUSER", "default", "+xadd"],
         "BACKPLANE_UNAVAILABLE",
@@ -99,8 +114,8 @@ HURTS: dict[str, tuple[list[Any], list[Any], str, str, str]] = {
 async def test_a_backplane_that_refuses(
     shared_url: str,
     service: Service,
-    hurt: list[Any],
-    repair: list[Any],
+    hurt: list[str],
+    repair: list[str],
     code: str,
     words: str,
     cause: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -62,6 +63,25 @@ async def settled(service: Service, old: set[int], workers: int | None = None) -
     await until(done, "new workers only, all ready", 60)
 
 
+@contextlib.asynccontextmanager
+async def unnoticed(
+    service: Service, fleet: Fleet, interval: float = 0.05
+) -> AsyncIterator[Ticker]:
+    """A stream of messages within; in the end all clients have all of it, on the same connections.
+
+    Args:
+        service: which they are connected to.
+        fleet: the clients.
+        interval: seconds between two messages.
+    """
+    async with Ticker(service, interval) as ticker:
+        yield ticker
+        await fleet.all_at(ticker.last)
+    fleet.check_untouched()
+    ticker.check(fleet.streams)
+    assert sum(spread_of(service).values()) == len(fleet.streams)
+
+
 # Nothing is noticed.
 
 
@@ -102,20 +122,16 @@ async def test_hup_under_a_steady_stream(service: Service) -> None:
 
 
 async def test_ten_hups_in_a_row(service: Service, fleet: Fleet) -> None:
-    async with Ticker(service, 0.02) as ticker:
+    async with unnoticed(service, fleet, 0.02) as ticker:
         for _ in range(10):
             old = set(spread_of(service))
             signal_master(service, signal.SIGHUP)
             await settled(service, old)
             await fleet.all_at(ticker.last)
-        await fleet.all_at(ticker.last)
-    fleet.check_untouched()
-    ticker.check(fleet.streams)
-    assert sum(spread_of(service).values()) == 200
 
 
 async def test_two_hups_at_once(service: Service, fleet: Fleet) -> None:
-    async with Ticker(service) as ticker:
+    async with unnoticed(service, fleet):
         old = set(spread_of(service))
         signal_master(service, signal.SIGHUP)
         slots = table(service)
@@ -123,34 +139,24 @@ async def test_two_hups_at_once(service: Service, fleet: Fleet) -> None:
         old |= {row.pid for row in slots.rows()}
         signal_master(service, signal.SIGHUP)
         await settled(service, old)
-        await fleet.all_at(ticker.last)
-    fleet.check_untouched()
-    ticker.check(fleet.streams)
-    assert sum(spread_of(service).values()) == 200
 
 
 async def test_one_worker_more_and_less(service: Service, fleet: Fleet) -> None:
-    async with Ticker(service) as ticker:
+    async with unnoticed(service, fleet):
         signal_master(service, signal.SIGTTIN)
         await until(lambda: len(spread_of(service)) == 3, "three workers")
         await settled(service, set(), 3)
         signal_master(service, signal.SIGTTOU)
         await until(lambda: len(spread_of(service)) == 2, "two workers")
         assert sum(spread_of(service).values()) == 200
-        await fleet.all_at(ticker.last)
-    fleet.check_untouched()
-    ticker.check(fleet.streams)
 
 
 async def test_one_worker_leaves_while_another_lives(service: Service, fleet: Fleet) -> None:
-    async with Ticker(service) as ticker:
+    async with unnoticed(service, fleet):
         victim = next(pid for pid, count in spread_of(service).items() if count)
         os.kill(victim, signal.SIGTERM)
         await settled(service, {victim})
         assert sum(spread_of(service).values()) == 200
-        await fleet.all_at(ticker.last)
-    fleet.check_untouched()
-    ticker.check(fleet.streams)
 
 
 async def test_change_of_masters() -> None:

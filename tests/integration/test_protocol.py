@@ -98,6 +98,15 @@ class Peer:
         return envelope
 
 
+EXAMPLES = settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
 @pytest.fixture(scope="module")
 def peer(service: Service) -> Iterator[Peer]:
     url = f"ws://127.0.0.1:{service.port}/ws/realtime?types="
@@ -121,13 +130,7 @@ def test_actions_are_taken_as_the_tables_say(peer: Peer, name: str) -> None:
     action = actions.ACTIONS[name]
     seen = {True: 0, False: 0}
 
-    @settings(
-        max_examples=100,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @EXAMPLES
     @given(perhaps_wrong(action.payload, TYPES))
     def check(payload: Any) -> None:
         request = {"action": name, "payload": payload}
@@ -150,13 +153,7 @@ def test_actions_are_taken_as_the_tables_say(peer: Peer, name: str) -> None:
     assert seen[False] > 5 or isinstance(action.payload, AnyJson)
 
 
-@settings(
-    max_examples=30,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@settings(EXAMPLES, max_examples=30)
 @given(name=st.text(max_size=12))
 def test_no_other_action_is_taken(peer: Peer, name: str) -> None:
     if name not in actions.ACTIONS:
@@ -215,13 +212,7 @@ def test_bodies_are_taken_as_the_tables_say(service: Service, call: calls.Call) 
     seen = {True: 0, False: 0}
     assert call.body is not None
 
-    @settings(
-        max_examples=100,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @EXAMPLES
     @given(perhaps_wrong(call.body, TYPES))
     def check(body: Any) -> None:
         if not is_clear(call, body):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 from app.config import Settings
 from app.types import WorkerRow
@@ -16,6 +20,20 @@ from workers.shared.slots import READY, ROWS, STATE_NAMES, SlotTable
 from workers.shared.worker_slots import WorkerSlots
 
 STATES = {name: state for state, name in STATE_NAMES.items()}
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    """Of a slot table that several processes, or several objects, open."""
+    path = Path(f"/dev/shm/yujian-test-{os.getpid()}-{random.randrange(2**32)}")
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def table(path: Path) -> SlotTable:
+    """The slot table there."""
+    return SlotTable(path)
 
 
 def new_table() -> SlotTable:

@@ -11,8 +11,9 @@ import pytest
 from tests.support.delivery import turn
 from tests.support.reloading import data_dir, root
 from tests.support.sessions import Worker
+from tests.support.slots import path, table
 
-__all__ = ["data_dir", "root"]
+__all__ = ["data_dir", "path", "root", "table"]
 
 _STARTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
 _running: dict[str, str] = {}

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,10 +45,8 @@ class Scene:
 
 
 @pytest.fixture
-def scene() -> Iterator[Scene]:
-    path = Path(f"/dev/shm/yujian-test-{os.getpid()}-{random.randrange(2**32)}")
-    yield Scene(SlotTable(path))
-    path.unlink()
+def scene(table: SlotTable) -> Scene:
+    return Scene(table)
 
 
 def test_leaves_after_a_grace_when_a_sibling_receives(scene: Scene) -> None:

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import random
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support.clock import elapse, virtual_time
 from workers.handoff.waiting import wait_for_successor
 from workers.shared.slots import LEAVING, READY, SlotTable
-
-
-@pytest.fixture
-def table() -> Iterator[SlotTable]:
-    path = Path(f"/dev/shm/yujian-test-{os.getpid()}-{random.randrange(2**32)}")
-    yield SlotTable(path)
-    path.unlink()
 
 
 @pytest.fixture

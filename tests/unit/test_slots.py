@@ -1,11 +1,9 @@
-"""The slot table, driven by real processes that are killed at random."""
+"""The slot table, where one process is enough to see it."""
 
 from __future__ import annotations
 
 import os
-import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,18 +13,6 @@ from workers.shared import slots as shared_slots
 from workers.shared import users as shared_users
 from workers.shared.processes import start_time
 from workers.shared.slots import LEAVING, READY, STARTING, SlotTable
-
-
-@pytest.fixture
-def path() -> Iterator[Path]:
-    path = Path(f"/dev/shm/yujian-test-{os.getpid()}-{random.randrange(2**32)}")
-    yield path
-    path.unlink(missing_ok=True)
-
-
-@pytest.fixture
-def table(path: Path) -> SlotTable:
-    return SlotTable(path)
 
 
 def test_reused_pid_is_not_taken_for_the_worker(
