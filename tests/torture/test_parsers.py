@@ -99,7 +99,7 @@ def check_request(rng: random.Random) -> None:
         lambda: requests.parse_get_history(payload, KNOWN, 50),
         lambda: requests.parse_one_type(payload, KNOWN),
         lambda: requests.parse_string(payload, "id", 128),
-        lambda: requests.encode_id(request.id) if request.id is not None else None,
+        lambda: encode_json(request.id),
     ):
         try:
             parse()

@@ -330,7 +330,7 @@ async def test_a_body_in_chunks_that_is_let_in_arrives(size: int) -> None:
 
 
 async def test_requests_sent_ahead_are_not_read_on_while_an_answer_is_held_back() -> None:
-    """aiohttp pauses at a number of requests; another pause that ends does not end that one."""
+    """At a number of requests aiohttp pauses; another pause that ends does not end that one."""
     read_on: list[bool] = []
 
     async def hold_back(request: web.BaseRequest) -> web.StreamResponse:
