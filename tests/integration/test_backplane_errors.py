@@ -69,7 +69,7 @@ class Hurt(NamedTuple):
     repair: list[str]
     """The one that takes it back."""
     code: str
-    """What publishers are told."""
+    """In the answers to publishers."""
     words: str
     """What the status says of it."""
     cause: str
