@@ -149,6 +149,16 @@ def test_a_row_has_what_was_measured_before_it_was_cut(monkeypatch: pytest.Monke
     assert got["problems"] == []
 
 
+def test_the_last_figure_of_a_row_may_be_of_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = {"cut": True, "received": 4, "seconds": 60.0}
+    got = measured(monkeypatch, lambda size, _: late if size == 100 else {})
+    assert "failed" not in got
+    assert got["delivery_100_us"] == 1e6 / 4
+    assert got["problems"] == [
+        "100 a flush: 4 of 1,000 deliveries within 60 s; the figure is of these"
+    ]
+
+
 def test_losses_are_summed_for_each_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     got = measured(monkeypatch, lambda size, _: {"missing": 2} if size == 100 else {})
     assert "failed" not in got
