@@ -11,10 +11,10 @@ from statistics import median
 from typing import Any
 
 from benchmarks.peers.field import Contender
-from benchmarks.peers.load import Load
+from benchmarks.peers.load import PUBLISH_S, Load
 from benchmarks.procs import BenchmarkError, Server
 
-_REST = 0.25
+_REST = 0.2
 """Seconds: a server rests when it has used hardly any CPU in two such periods, one after the other."""
 
 _REST_SHARE = 0.05
@@ -28,6 +28,9 @@ CONNECTS = 5000
 
 _LAST = "delivery_100_us"
 """Figure of a complete row: where its call is cut, it is that of what was delivered until then."""
+
+_LAST_S = 15
+"""Seconds for a call of it."""
 
 _SLOW = 2
 """A call that takes this many times the seconds of a figure is that figure."""
@@ -63,7 +66,6 @@ def measure(contender: Contender, clients: int, workers: int, seconds: float) ->
             make = partial(
                 Load, server, contender.wire, contender.path, port, contender.publish_path
             )
-            settle(server)
             with make() as few:
                 few.connect(10)  # what is made with the first connection belongs to no other one
                 settle(server)
@@ -191,24 +193,25 @@ class _Figures:
 
     def _delivery(self, size: int) -> None:
         """CPU of one delivery in microseconds: the median of three runs, or of the first slow call."""
-        where, figure = f"{size} a flush", f"delivery_{size}_us"
-        self._row[figure], took = self._cost(where, 1, size)
+        figure = f"delivery_{size}_us"
+        self._row[figure], took = self._cost(figure, 1, size)
         if took > _SLOW * self._seconds:
             return
         calls = max(int(self._seconds / 3 / took), 1)
-        self._row[figure] = median(self._cost(where, calls, size)[0] for _ in range(3))
+        self._row[figure] = median(self._cost(figure, calls, size)[0] for _ in range(3))
 
-    def _cost(self, where: str, calls: int, size: int) -> tuple[float, float]:
+    def _cost(self, figure: str, calls: int, size: int) -> tuple[float, float]:
         """CPU of one delivery, and the seconds that all took.
 
         Where the calls are cut, it is that of the deliveries until then, and stays in the row.
         """
         began, cpu = time.monotonic(), self._server.cpu()
-        answer = self._load.publish(calls, size)
+        limit = _LAST_S if figure == _LAST else PUBLISH_S
+        answer = self._load.publish(calls, size, limit=limit)
         cost = (self._server.cpu() - cpu) / max(answer["received"], 1) * 1e6
         if answer["received"]:
-            self._row.setdefault(f"delivery_{size}_us", cost)
-        self._check(where, answer)
+            self._row.setdefault(figure, cost)
+        self._check(f"{size} a flush", answer)
         return cost, time.monotonic() - began
 
     def _capacity(self) -> None:

@@ -55,7 +55,9 @@ def _page(result: dict[str, Any]) -> Iterable[str]:
         f"*Connect* is of {CONNECTS:,} connects at least, in waves of as many connections as there "
         "are. Memory leaves mapped files out. *Deliveries a second* is the largest rate without a "
         f"loss. Latencies are those at shares of it, and at {SAME_RATE:,} deliveries a second for all "
-        "that can carry them. A row that failed or took too long has no figures from there on."
+        "that can carry them. A row that failed or took too long has no figures from there on. The "
+        "median of seven rounds of a delivery alone beside the bare loop is measured by "
+        "`python -m benchmarks --only deliver --rounds 7`."
     )
     for name, install in result["missing"].items():
         yield f"\n**Missing on this machine: {name}** (`{install}`)."

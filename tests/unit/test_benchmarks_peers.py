@@ -119,7 +119,9 @@ class Fake:
     def connect(self, clients: int) -> None:
         self._answer(-clients, 0)
 
-    def publish(self, count: int, size: int = 1, rate: float = 0) -> dict[str, Any]:
+    def publish(
+        self, count: int, size: int = 1, rate: float = 0, limit: float = 60
+    ) -> dict[str, Any]:
         everything: dict[str, Any] = {
             "received": 10 * count * size,
             "expected": 10 * count * size,
