@@ -238,7 +238,7 @@ class Connection:
         id: name of the connection in messages and logs.
     """
 
-    __slots__ = ("bucket", "fd", "hub", "id", "pending", "reader", "seen", "state")
+    __slots__ = ("fd", "hub", "id", "pending", "reader", "seen", "state")
 
     heartbeat_every: ClassVar[float | None] = None
     """Seconds between two heartbeats at most; None: the interval of the wheel."""
@@ -256,8 +256,6 @@ class Connection:
         """What the socket has not taken; None: it has taken all."""
         self.seen = 0
         """Tick of the wheel at which something was last received."""
-        self.bucket = -1
-        """Of the wheel, in which it waits; -1: in none."""
 
     # What subclasses implement.
 

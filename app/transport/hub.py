@@ -125,7 +125,11 @@ class Hub:
         """Largest incoming message in bytes."""
         self.output_limit = max(OUTPUT_LIMIT, 4 * max_message)
         """Unsent bytes that one connection may have behind the frame that is being sent."""
-        self.wheel = TimerWheel(heartbeat_interval, heartbeat_timeout, self._fail, self._ping)
+        self._connections: list[Connection | None] = []
+        """By descriptor."""
+        self.wheel = TimerWheel(
+            heartbeat_interval, heartbeat_timeout, self._connections, self._fail, self._ping
+        )
         self.input = InputAccount(max_incoming)
         """What is held of the peers' input."""
         self.unread = UnreadOutput(max_outgoing, self.wheel)
@@ -150,10 +154,8 @@ class Hub:
         """Those among them that were not ended by their peers."""
 
         # The connections.
-        self._connections: list[Connection | None] = []
-        """By descriptor."""
         self._count = 0
-        """Of those that are no None."""
+        """Of those in `_connections` that are no None."""
         self._epoll = select.epoll()
         self._closing: deque[tuple[float, Connection]] = deque()
         """When to give up waiting for the peer to close (seconds of the loop), in this order."""

@@ -212,7 +212,7 @@ def traces(hub: Hub) -> dict[str, int]:
         "paused": len(hub._paused),
         "unfinished": len(hub.input._unfinished),
         "outbox": len(hub._outbox),
-        "wheel": sum(map(len, hub.wheel._buckets)),
+        "wheel": sum(map(bool, hub.wheel._places)),
         "incoming": hub.input.total,
     }
 

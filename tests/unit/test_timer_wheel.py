@@ -17,11 +17,18 @@ class Peer:
     heartbeat_every: ClassVar[float | None] = None
 
     def __init__(self, wheel: TimerWheel) -> None:
-        self.wheel = wheel
-        self.seen = 0
-        self.bucket = -1
         self.pings: list[int] = []
         self.missed: list[int] = []
+        self.seen = 0
+        self.move_to(wheel)
+
+    def move_to(self, wheel: TimerWheel) -> None:
+        """Become the newest connection of a wheel."""
+        self.wheel = wheel
+        connections = wheel._connections
+        assert isinstance(connections, list)
+        self.fd = len(connections)
+        connections.append(self)
 
     def heartbeat(self) -> None:
         self.pings.append(self.wheel.now)
@@ -34,11 +41,11 @@ INTERVAL, TIMEOUT = 30, 60
 
 
 def make(interval: float = INTERVAL, timeout: float = TIMEOUT) -> TimerWheel:
-    return TimerWheel(interval, timeout)
+    return TimerWheel(interval, timeout, [])
 
 
 def watched(wheel: TimerWheel) -> int:
-    return sum(map(len, wheel._buckets))
+    return sum(map(bool, wheel._places))
 
 
 def run(wheel: TimerWheel, ticks: int, *answering: Peer) -> None:
@@ -74,7 +81,7 @@ def test_the_timeout_comes_after_exactly_that_many_ticks_of_silence(silent_since
     assert peer.missed == []
     run(wheel, 1)
     assert peer.missed == [silent_since + TIMEOUT]
-    assert peer.bucket == -1
+    assert watched(wheel) == 0
     run(wheel, 200)
     assert len(peer.missed) == 1
     assert watched(wheel) == 0
@@ -99,9 +106,8 @@ def test_whatever_is_received_and_flushed(
 ) -> None:
     # Early pings come at will, and what is received is any pattern.
     timeout = interval + longer
-    wheel = TimerWheel(interval * 10.0, timeout * 10.0)
-    wheel._interval, wheel._timeout = interval, timeout
-    wheel._buckets = [{} for _ in range(interval + 1)]
+    wheel = make(interval * 10.0, timeout * 10.0)
+    wheel._interval, wheel._timeout, wheel._buckets = interval, timeout, interval + 1
     peer = Peer(wheel)
     wheel.add(peer)
     for receives, flushes in steps:
@@ -173,7 +179,6 @@ def test_discard_leaves_nothing() -> None:
     wheel.discard(peers[1])
     wheel.discard(peers[1])
     assert watched(wheel) == 2
-    assert peers[1].bucket == -1
     run(wheel, 30)
     wheel.discard(peers[0])
     run(wheel, 200)
@@ -227,13 +232,66 @@ def test_another_wheel_goes_on_with_the_same_times(ticks: int) -> None:
     times = first.times(moved)
     first.discard(moved)
     pings = len(moved.pings)
-    moved.wheel = second
+    moved.move_to(second)
     second.resume(moved, *times)
     run(first, 100)
     run(second, 100)
     shift = 1007 - ticks
     assert [ping - shift for ping in moved.pings[pings:]] == stayed.pings[pings:]
     assert [tick - shift for tick in moved.missed] == stayed.missed == [60]
+
+
+@given(st.lists(st.tuples(st.integers(1, 3600), st.booleans()), min_size=1, max_size=40))
+def test_each_is_looked_at_when_it_is_due_and_no_other(peers: list[tuple[int, bool]]) -> None:
+    """Whatever the numbers of buckets are that stand side by side."""
+    wheel = make(3600, 7200)
+    due: dict[int, list[Peer]] = {}
+    for seconds, stays in peers:
+        peer = Peer(wheel)
+        wheel.resume(peer, 0, seconds)
+        if stays:
+            due.setdefault(seconds, []).append(peer)
+        else:
+            wheel.discard(peer)
+    for seconds in sorted(due):
+        wheel.now = seconds - 1
+        wheel.advance()
+        assert {peer for group in due.values() for peer in group if peer.pings} == {
+            peer for other, group in due.items() if other <= seconds for peer in group
+        }
+    assert all(peer.pings == [seconds] for seconds, group in due.items() for peer in group)
+    assert watched(wheel) == sum(map(len, due.values()))
+
+
+def test_numbers_that_overlap_in_the_table_of_others_are_not_taken_for_them() -> None:
+    """The bytes 1 2 1 2 are the bucket 0x0201 twice, and 0x0102 between them."""
+    wheel = make(3600, 7200)
+    others = [Peer(wheel) for _ in range(3)]
+    peer = Peer(wheel)
+    for other in others:
+        wheel.resume(other, 0, 0x0201 - 1)
+    wheel.resume(peer, 0, 0x0102 - 1)
+    run(wheel, 0x0102 - 1)
+    assert peer.pings == [0x0102 - 1]
+    assert [other.pings for other in others] == [[], [], []]
+    run(wheel, 0x0201 - 0x0102)
+    assert [other.pings for other in others] == [[0x0201 - 1]] * 3
+
+
+def test_a_descriptor_that_another_connection_gets_has_its_time_only() -> None:
+    wheel = make()
+    gone = Peer(wheel)
+    wheel.add(gone)
+    run(wheel, 10)
+    wheel.discard(gone)
+    peer = Peer(wheel)
+    peer.fd = gone.fd
+    assert isinstance(wheel._connections, list)
+    wheel._connections[peer.fd] = peer
+    wheel.add(peer)
+    run(wheel, 30, peer)
+    assert (gone.pings, peer.pings) == ([], [40])
+    assert watched(wheel) == 1
 
 
 def test_what_should_have_been_looked_at_long_ago_is_looked_at_next() -> None:
@@ -253,7 +311,7 @@ class Often(Peer):
 
 
 def test_some_are_looked_at_more_often() -> None:
-    wheel = TimerWheel(INTERVAL, TIMEOUT)
+    wheel = make()
     often, other = Often(wheel), Peer(wheel)
     wheel.add(often)
     wheel.add(other)
@@ -265,7 +323,7 @@ def test_some_are_looked_at_more_often() -> None:
 
 
 def test_no_peer_is_checked_less_often_than_the_wheel_turns() -> None:
-    wheel = TimerWheel(5, 10)
+    wheel = make(5, 10)
     often = Often(wheel)
     wheel.add(often)
     for _ in range(round(8 / wheel.tick_length)):
@@ -275,7 +333,7 @@ def test_no_peer_is_checked_less_often_than_the_wheel_turns() -> None:
 
 def test_a_connection_that_fails_costs_no_other_one_its_place() -> None:
     failed: list[tuple[object, Exception]] = []
-    wheel = TimerWheel(INTERVAL, TIMEOUT, lambda peer, error: failed.append((peer, error)))
+    wheel = TimerWheel(INTERVAL, TIMEOUT, [], lambda peer, error: failed.append((peer, error)))
     error = RuntimeError("broken")
 
     class Broken(Peer):
