@@ -38,8 +38,10 @@ _LABEL = "yujian.test.project"
 API, SITE = "api.localhost", "lab.localhost"
 _STARTED = HOME.with_name(f"{HOME.name}-started")
 """There while an engine runs that these tests have started."""
+_needs: list[int] = []
+"""The descriptor that holds the lock of those that still need the engine: the last of them stops it."""
 _uses: list[int] = []
-"""The descriptor that holds the lock of those that use the engine."""
+"""That of those that use it now: one that is to be alone with it waits for the others."""
 COPIED = (*SCRIPTED, "frontend", "monitoring", "Dockerfile", ".dockerignore")
 
 
@@ -48,8 +50,9 @@ def engine() -> dict[str, str]:
     """Install and start the engine if need be; the environment in which `docker` finds it."""
     HOME.parent.mkdir(parents=True, exist_ok=True)
     with _lock("start"):
-        _uses.append(os.open(HOME.with_name(f"{HOME.name}-use.lock"), os.O_RDWR | os.O_CREAT))
-        fcntl.flock(_uses[0], fcntl.LOCK_SH)
+        for name, held in (("need", _needs), ("use", _uses)):
+            held.append(os.open(HOME.with_name(f"{HOME.name}-{name}.lock"), os.O_RDWR | os.O_CREAT))
+            fcntl.flock(held[0], fcntl.LOCK_SH)
         return _made_ready()
 
 
@@ -99,15 +102,16 @@ def _engine_sh(command: str) -> None:
 
 def stop_engine() -> None:
     """Stop the engine if tests have started it and these are the last that use it."""
-    if not _uses:
+    if not _needs:
         return
-    fcntl.flock(_uses[0], fcntl.LOCK_UN)
+    os.close(_uses.pop())
+    fcntl.flock(_needs[0], fcntl.LOCK_UN)
     with contextlib.suppress(BlockingIOError):
-        fcntl.flock(_uses[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(_needs[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _STARTED.exists():
             _engine_sh("stop")
             _STARTED.unlink()
-    os.close(_uses.pop())
+    os.close(_needs.pop())
 
 
 def restart_engine() -> None:
@@ -115,9 +119,7 @@ def restart_engine() -> None:
 
     Only while no other process of tests uses it: see `alone`.
     """
-    pid = int((HOME / "dockerd.pid").read_text())
     _engine_sh("stop")
-    until_now(lambda: not Path(f"/proc/{pid}").exists(), "the engine has ended", 60)
     _engine_sh("start")
 
 

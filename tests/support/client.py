@@ -94,7 +94,11 @@ async def dial(port: int, receive_buffer: int = 0) -> socket.socket:
     if receive_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     sock.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    except BaseException:  # also when it is cancelled
+        sock.close()  # the collector would warn of it, in whatever test runs by then
+        raise
     return sock
 
 

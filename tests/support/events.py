@@ -139,9 +139,13 @@ class EventClient(ReadingClient):
         if last_id is not None:
             sent["Last-Event-ID"] = last_id
         lines = [f"{method} {target} HTTP/1.1", *(f"{k}: {v}" for k, v in sent.items()), "", ""]
-        writer.write("\r\n".join(lines).encode() + behind)
-        async with asyncio.timeout(DEADLINE):
-            return cls(await reader.readuntil(b"\r\n\r\n"), reader, writer)
+        try:
+            writer.write("\r\n".join(lines).encode() + behind)
+            async with asyncio.timeout(DEADLINE):
+                return cls(await reader.readuntil(b"\r\n\r\n"), reader, writer)
+        except BaseException:
+            writer.transport.abort()  # as in `dial`
+            raise
 
     async def close(self) -> None:
         """Close the socket."""

@@ -73,7 +73,7 @@ class Served:
         client.setblocking(False)
         try:
             await asyncio.get_running_loop().sock_connect(client, self.address)
-        except OSError:
+        except BaseException:
             client.close()
             raise
         return client

@@ -89,8 +89,12 @@ class Service:
         sock = socket.socket()
         sock.setblocking(False)
         loop = asyncio.get_running_loop()
-        await loop.sock_connect(sock, self.address)
-        await loop.sock_sendall(sock, data)
+        try:
+            await loop.sock_connect(sock, self.address)
+            await loop.sock_sendall(sock, data)
+        except BaseException:
+            sock.close()
+            raise
         return sock
 
     async def next(self) -> tuple[socket.socket, bytes]:

@@ -26,11 +26,14 @@ install)
 start)
   if docker version > /dev/null 2>&1; then exit 0; fi
   setsid dockerd --host "$DOCKER_HOST" --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/dockerd.pid" >> "$dir/dockerd.log" 2>&1 < /dev/null &
-  for _ in $(seq 100); do docker version > /dev/null 2>&1 && break; sleep 0.1; done
+  for _ in $(seq 600); do docker version > /dev/null 2>&1 && break; sleep 0.1; done
   docker version --format 'engine {{.Server.Version}}'
   ;;
 stop)
-  kill "$(cat "$dir/dockerd.pid")"
+  pid=$(cat "$dir/dockerd.pid")
+  kill "$pid"
+  for _ in $(seq 600); do kill -0 "$pid" 2> /dev/null || exit 0; sleep 0.1; done
+  echo "the engine has not ended within a minute"; exit 1
   ;;
 *)
   sed -n '2,4p' "$0"; exit 2
