@@ -79,8 +79,10 @@ class TimerWheel:
 
     def add(self, connection: Watched) -> None:
         """Start to watch; the first ping comes after one interval."""
-        connection.seen = self.now
-        self._put(connection, self.now + self._interval_of(connection))
+        now = connection.seen = self.now
+        every = connection.heartbeat_every
+        ticks = self._interval if every is None else self._interval_of(connection)
+        self._put(connection, now + ticks)
 
     def resume(self, connection: Watched, silent: float, due: float) -> None:
         """Go on watching a connection that another wheel has watched.
