@@ -181,6 +181,8 @@ export class Realtime {
   private pings: ReturnType<typeof setInterval> | undefined;
   private wake = () => {
     if (this.state.name === 'waiting') this.open();
+    // An attempt that began without the network may fail yet: the next one comes soon.
+    else this.failures = 0;
   };
   /** A browser that knows of no network is right; waiting for the heartbeat would only hide it. */
   private cut = () => {

@@ -85,6 +85,7 @@ afterEach(() => {
   client.close();
   vi.useRealTimers();
   vi.restoreAllMocks();
+  vi.unstubAllGlobals();
 });
 
 describe('connecting', () => {
@@ -225,6 +226,23 @@ describe('recovery', () => {
 });
 
 describe('coming back', () => {
+  it('comes back soon when the network does, even where an attempt is under way', async () => {
+    const device = new EventTarget();
+    vi.stubGlobal('addEventListener', device.addEventListener.bind(device));
+    start({ pause: [100, 60_000] });
+    socket().greet();
+    device.dispatchEvent(new Event('offline'));
+    for (let attempt = 0; attempt < 9; attempt++) {
+      await vi.advanceTimersByTimeAsync(100 * 2 ** attempt);
+      expect(client.state.name).toBe('connecting');
+      if (attempt < 8) socket().fail(1006);
+    }
+    device.dispatchEvent(new Event('online'));
+    socket().fail(1006);
+    await vi.advanceTimersByTimeAsync(100);
+    expect(client.state.name).toBe('connecting');
+  });
+
   it('waits longer each time, up to the longest pause, and anew after a success', () => {
     start({ pause: [100, 800] });
     const waits: number[] = [];
