@@ -69,10 +69,10 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser = make_parser("python -m scripts.healthy", __doc__)
     parser.add_argument("--worker", action="store_true", help="look for a worker of DATA_DIR only")
     options = parser.parse_args(arguments)
-    data_dir = paths.data_directory()
-    if options.worker:
-        return 0 if has_worker(data_dir) else NO_WORKER
     try:
+        data_dir = paths.data_directory()
+        if options.worker:
+            return 0 if has_worker(data_dir) else NO_WORKER
         if note := os.environ.get("MASTER_PID_FILE"):
             master = int(Path(note).read_text())
             if not is_ready(data_dir, master):

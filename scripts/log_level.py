@@ -2,7 +2,8 @@
 
 `debug` shows each connection and each HTTP call; `default` is LOG_LEVEL again, and so is a restart.
 
-Exit codes: 0 the workers take the level; 2 nothing runs, or wrong arguments.
+Exit codes: 0 the workers take the level; 1 it cannot be written down, or `.env` not be read; 2 nothing
+runs, or wrong arguments.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Sequence
 from app.command_line import make_parser
 from app.seconds import REST
 from workers.log_level import DEFAULT, LOOK_SECONDS, change
-from workers.reload.command import NOT_RUNNING, OK, NotRunning, find_master
-from workers.shared.paths import data_directory
+from workers.reload.command import FAILED, NOT_RUNNING, OK, NotRunning, find_data_dir, find_master
+from workers.reload.watch import Failed
 
 LEVELS = ("debug", "info", "warning", "error", "critical", DEFAULT)
 
@@ -24,13 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser("python -m scripts.log_level", __doc__)
     parser.add_argument("level", choices=LEVELS, metavar="LEVEL", help=", ".join(LEVELS))
     level = parser.parse_args(arguments).level
-    data_dir = data_directory()
     try:
+        data_dir = find_data_dir()
         find_master(data_dir)
+        change(data_dir, level)
     except NotRunning as error:
         print(f"Not changed: {error}", file=sys.stderr)
         return NOT_RUNNING
-    change(data_dir, level)
+    except (Failed, OSError) as error:
+        print(f"Not changed: {error}", file=sys.stderr)
+        return FAILED
     print(
         f"The workers log at level {level} within {LOOK_SECONDS} seconds"
         f" ({REST} where no client is connected)."

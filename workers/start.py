@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         settings = config.load(os.environ, Path(".env"))
         received = ask(settings)
-    except (SettingsError, Failed) as error:
+    except (SettingsError, Failed, PermissionError) as error:
         sys.exit(str(error))
     environ = dict(os.environ)
     if received is not None:

@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from scripts import log_level
 from workers.reload import command as reload
 from workers.reload import fingerprint
 from workers.reload.watch import Failed
@@ -63,3 +66,38 @@ def test_a_wrong_setting_is_reported_in_one_line() -> None:
     with pytest.raises(Failed, match=r"^WORKERS='none'[^\n]*$") as caught:
         reload.check({**os.environ, "WORKERS": "none"})
     assert caught.value.unchanged
+
+
+@pytest.mark.parametrize("command", [reload.main, log_level.main])
+def test_a_dotenv_that_cannot_be_read_is_said_in_one_line(
+    command: Callable[[Sequence[str]], int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("DATA_DIR", raising=False)
+    monkeypatch.setattr(paths, "home", lambda: tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_bytes(b"PUBLISH_TOKEN=\xff\n")
+    assert command(["debug"] if command is log_level.main else []) == reload.FAILED
+    assert ".env: cannot be read: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [reload.main, log_level.main])
+def test_another_user_gets_one_line(
+    command: Callable[[Sequence[str]], int],
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise PermissionError(f"{data_dir} belongs to another user")
+
+    monkeypatch.setenv("DATA_DIR", str(data_dir))
+    monkeypatch.chdir(paths.home())
+    for module, name in ((reload, "only_one"), (log_level, "change")):
+        monkeypatch.setattr(module, name, refuse)
+    for module in (reload, log_level):
+        monkeypatch.setattr(module, "find_master", lambda _: os.getpid())
+    assert command(["debug"] if command is log_level.main else []) == reload.FAILED
+    assert "belongs to another user" in capsys.readouterr().err

@@ -49,6 +49,18 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def find_data_dir() -> Path:
+    """See `data_directory`.
+
+    Raises:
+        Failed: `.env` cannot be read.
+    """
+    try:
+        return data_directory()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failed(f".env: cannot be read: {error}") from None
+
+
 def find_master(data_dir: Path) -> int:
     """Pid of the running master.
 
@@ -226,9 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     os.chdir(paths.home())
-    data_dir = data_directory()
     report: dict[str, Any]
     try:
+        data_dir = find_data_dir()
         find_master(data_dir)
         with only_one(data_dir):
             wanted = signal.Signals[f"SIG{options.signal}"] if options.signal else None
@@ -237,6 +249,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text, code = str(done), PARTLY if done.drained or done.lost else OK
     except NotRunning as error:
         report, text, code = {"error": str(error)}, f"Not reloaded: {error}", NOT_RUNNING
+    except PermissionError as error:
+        report, code = {"error": str(error)}, FAILED
+        text = f"Not reloaded: {error}: run this as the user of the service"
     except Failed as error:
         code = FAILED if error.unchanged else PARTLY
         after = (
