@@ -88,6 +88,22 @@ def test_publish_history_and_repeated_ids(home: Path) -> None:
     assert "CONFLICT" in conflict.stderr
 
 
+def test_an_output_that_is_full_is_one_line(home: Path) -> None:
+    assert yujian(home, "publish", "config", "hello", "1").returncode == 0
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*PROGRAM, "history", "config"],
+            cwd=home,
+            env=environ(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "the output cannot be written: " in line
+
+
 def test_publish_from_standard_input(home: Path) -> None:
     done = yujian(home, "publish", "config", "piped", "-", "--json", input="[1, 2]")
     assert lines(done)[0]["type"] == "config"

@@ -22,7 +22,7 @@ class Exit(enum.IntEnum):
 
 MEANINGS = {
     Exit.OK: "done; also Ctrl-C",
-    Exit.REFUSED: "the service refused, or is degraded (status)",
+    Exit.REFUSED: "the service refused, or is degraded (status), or the output cannot be written",
     Exit.USAGE: "the command line or .env is wrong",
     Exit.UNREACHABLE: "the service cannot be reached",
     Exit.TOKEN: "the token is missing, wrong or expired, or the origin is not allowed",

@@ -50,13 +50,23 @@ def run(argv: Sequence[str] | None = None) -> int:
         print(f"yujian: {failure}", file=sys.stderr)
         return failure.code
     except BrokenPipeError:
-        # Whatever read the output has gone, as `head` does; Python would complain at its end.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whatever read the output has gone, as `head` does.
+        _drop_output()
         return Exit.OK
+    except OSError as error:
+        # What fails in the network is a `Failure`.
+        _drop_output()
+        print(f"yujian: the output cannot be written: {error}", file=sys.stderr)
+        return Exit.REFUSED
     except KeyboardInterrupt:
         return Exit.OK
     return exit_code
+
+
+def _drop_output() -> None:
+    """Let what is not written yet go nowhere: Python would complain at its end."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
