@@ -178,7 +178,7 @@ class ErrorCode(enum.StrEnum):
     REQUEST_HEADER_FIELDS_TOO_LARGE = (
         "REQUEST_HEADER_FIELDS_TOO_LARGE",
         431,
-        "send at most 16 KB in the request line and in each header field",
+        "send at most 16 KB in the request line and in each header field, and at most 128 fields",
         "http only",
     )
     HTTP_VERSION_NOT_SUPPORTED = (

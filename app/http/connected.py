@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from unicodedata import normalize
 
 from aiohttp import web
 
@@ -103,11 +104,14 @@ def _closed(closed: Closed) -> web.Response:
 
 
 def _name(query: Mapping[str, str], name: str) -> str | None:
+    """A name in the form that the names of users are compared in; None where there is none."""
     text = query.get(name) or None
-    if text is not None and len(text) > MAX_NAME:
+    if text is None:
+        return None
+    if len(text) > MAX_NAME:
         message = f"'{name}' has at most {MAX_NAME} characters."
         raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
-    return text
+    return normalize("NFC", text)
 
 
 def _protocol(query: Mapping[str, str]) -> str | None:

@@ -18,6 +18,7 @@ import jwt
 
 from app.config import Settings
 from app.errors import ClientError, ErrorCode
+from app.protocol.schema.limits import MAX_TOKEN
 from app.sessions.token_keys import (
     KEY_TYPES,
     FileKeys,
@@ -28,9 +29,6 @@ from app.sessions.token_keys import (
 
 MAX_USER_LENGTH = 128
 """Characters of a user's name."""
-
-MAX_TOKEN_LENGTH = 8192
-"""Characters of a token; more would not fit into a request line either."""
 
 NAME_RULE = f"must have 1 to {MAX_USER_LENGTH} characters that can be printed"
 
@@ -174,8 +172,8 @@ class TokenVerifier:
         """
         if not self.enabled:
             raise _unauthorized("This service asks for no token and accepts no signing algorithm.")
-        if not token or len(token) > MAX_TOKEN_LENGTH:
-            raise _unauthorized("The token is empty or too long.")
+        if not token or len(token) > MAX_TOKEN:
+            raise _unauthorized(f"The token is empty or longer than {MAX_TOKEN} characters.")
         try:
             header = jwt.get_unverified_header(token)
             claims = self._decode(token, header, may_fetch)

@@ -33,6 +33,8 @@ HEAD_SECONDS = 10.0
 """Time for the head of a request: from the accept for the first one, else from its first byte."""
 MAX_FIELD = 16 * 1024
 """Bytes of a request line or of one header field."""
+MAX_FIELDS = 128
+"""Header fields of a request."""
 MAX_HEAD = 64 * 1024
 """Bytes of a head that is not complete yet."""
 LINGER_SECONDS = 2.0
@@ -341,7 +343,7 @@ class GuardedConnection(RequestHandler):
             ConnectionError: an answer has begun already.
         """
         if status < 500:
-            if isinstance(exc, LineTooLong):
+            if isinstance(exc, LineTooLong) or getattr(exc, "message", "") == _TOO_MANY_FIELDS:
                 self._guard.note_refused("head")
                 answer = _error(431, ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
             else:
@@ -385,7 +387,12 @@ class GuardedConnection(RequestHandler):
 
 
 _TOO_SLOW = f"The head of the request did not come within {HEAD_SECONDS:g} seconds."
-_TOO_LARGE = f"The request line and each header field may have {MAX_FIELD} bytes."
+_TOO_LARGE = (
+    f"The request line and each header field may have {MAX_FIELD} bytes,"
+    f" and there may be {MAX_FIELDS} fields."
+)
+_TOO_MANY_FIELDS = "Too many headers received"
+"""How aiohttp's parser says so: it has no class for that."""
 _UNKNOWN_CODINGS = ("br", "zstd")
 _PACKED = "Send the body as it is, or with gzip or deflate."
 _MALFORMED = "This is not a valid HTTP/1.1 request; it must have exactly one Host header."

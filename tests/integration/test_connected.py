@@ -135,6 +135,17 @@ async def test_nothing_is_closed_by_a_filter_that_the_call_does_not_have(service
     await ann.close()
 
 
+async def test_a_name_in_another_form_of_unicode_is_the_same_user(service: Service) -> None:
+    """As a Mac writes it: a letter, and the mark on it as a character of its own."""
+    zoe = await PlainClient.open(service, user="Zo\u00eb", types="status")
+    await zoe.barrier()
+    [row] = (await get(service, "/connections?user=Zoe%CC%88")).body["connections"]
+    assert row["user"] == "Zo\u00eb"
+    assert (await delete(service, "/connections?user=Zoe%CC%88")).body["closed"] == 1
+    assert await zoe.wait_closed() == 4403
+    await zoe.close()
+
+
 async def test_only_with_the_publish_token(service: Service) -> None:
     for method, path in (
         ("GET", "/connections"),

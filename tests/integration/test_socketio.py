@@ -125,8 +125,28 @@ async def test_an_unknown_namespace_is_refused(service: Service) -> None:
     client = SioClient(("/nowhere",))
     with pytest.raises(socketio.exceptions.ConnectionError):
         await client.connect(service)
-    assert client.refused
+    assert client.refused[0]["message"] == "Unknown namespace '/nowhere'."
+    assert client.refused[0]["data"] == {"code": "INVALID_PAYLOAD"}
     await client.close()
+
+
+@BOTH
+async def test_a_second_connect_is_refused_and_the_first_stays(
+    service: Service, namespace: str
+) -> None:
+    async with await raw_socketio(service) as client:
+        await client.frame()
+        connect = b"40" if namespace == "/" else f"40{namespace},".encode()
+        await client.send(TEXT, connect)
+        await client.packet(connect.decode())
+        await client.send(TEXT, connect)
+        answer = await client.packet("44")
+        assert json.loads(answer[answer.index("{") :]) == {
+            "message": f"Already in the namespace '{namespace}'.",
+            "data": {"code": "INVALID_PAYLOAD"},
+        }
+        await client.send(TEXT, connect.replace(b"40", b"42", 1) + b'1["echo","still here"]')
+        assert (await client.packet("43")).endswith('1["still here"]')
 
 
 # Events and acks

@@ -20,6 +20,7 @@ from app.transport.http_guard import (
     GUARD,
     HEAD_SECONDS,
     MAX_FIELD,
+    MAX_FIELDS,
     MAX_HEAD,
     Guard,
 )
@@ -216,6 +217,11 @@ async def test_a_client_that_is_gone_is_not_waited_for(served: Served) -> None:
             "UNSUPPORTED_MEDIA_TYPE",
         ),
         (
+            b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X-A: a\r\n" * MAX_FIELDS + b"\r\n",
+            431,
+            "REQUEST_HEADER_FIELDS_TOO_LARGE",
+        ),
+        (
             b"GET /" + b"a" * (MAX_FIELD + 1) + b" HTTP/1.1\r\nHost: x\r\n\r\n",
             431,
             "REQUEST_HEADER_FIELDS_TOO_LARGE",
@@ -275,6 +281,13 @@ async def test_a_client_that_leaves_within_its_request_is_no_failure_of_the_serv
 async def test_a_header_of_16_kb_is_taken(served: Served) -> None:
     reader, writer = await served.open()
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * (MAX_FIELD - 3) + b"\r\n\r\n")
+    assert (await reader.readuntil(b"{}")).startswith(b"HTTP/1.1 200")
+    writer.close()
+
+
+async def test_as_many_fields_as_are_allowed(served: Served) -> None:
+    reader, writer = await served.open()
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X-A: a\r\n" * (MAX_FIELDS - 1) + b"\r\n")
     assert (await reader.readuntil(b"{}")).startswith(b"HTTP/1.1 200")
     writer.close()
 

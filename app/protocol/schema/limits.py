@@ -10,8 +10,8 @@ MAX_ID = 128
 """Longest id, of a request or of a published message, in characters."""
 MAX_EPOCH = 64
 """Longest epoch that a client may give back, in characters."""
-MAX_TOKEN = 16 * 1024
-"""Longest token in the action `auth`, in characters."""
+MAX_TOKEN = 8192
+"""Longest token, in characters; more would not fit into a request line either."""
 MAX_REQUEST_SIZE = 16 * 1024
 """Maximum length of a request, in characters of its JSON. The longest useful one has a token."""
 MAX_VALUES = 500

@@ -33,8 +33,9 @@ _TEMPORARY = {
     ErrorCode.QUEUE_OVERFLOW,
     ErrorCode.SERVICE_UNAVAILABLE,
 }
-UNABLE = "Unable to connect"
 REJECTED = {"message": "Connection rejected by server"}
+_SHOWN_NAME = 64
+"""Characters of the name of a namespace that an error repeats."""
 CATCH_ALL = "*"
 """Names the handlers of all other events; as the name of an event it would reach them with
 arguments that are not theirs."""
@@ -123,7 +124,10 @@ class RealtimeServer(SocketServer):
         )
         sid = self.manager.enter(session, namespace) if known else None
         if sid is None:
-            self._send_now(session, sio_packet.CONNECT_ERROR, namespace, {"message": UNABLE})
+            name = repr(namespace[:_SHOWN_NAME])
+            message = f"Already in the namespace {name}." if known else f"Unknown namespace {name}."
+            error = ClientError(ErrorCode.INVALID_PAYLOAD, message)
+            self._send_now(session, sio_packet.CONNECT_ERROR, namespace, _described(error))
             return None
         try:
             work = None
@@ -131,8 +135,8 @@ class RealtimeServer(SocketServer):
                 work = session.identify(data)
             else:
                 session.authenticate(data)
-        except ClientError as error:
-            self._refuse(session, sid, namespace, _described(error))
+        except ClientError as refused:
+            self._refuse(session, sid, namespace, _described(refused))
             return None
         if work is None and not self.has_handler("connect", namespace):
             return self._accept(session, sid, namespace)
