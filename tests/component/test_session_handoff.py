@@ -473,6 +473,23 @@ async def test_another_version(make: MakeBench) -> None:
     await bench.giver.transfer.take_back(batch, batch.sessions, stay=True)
 
 
+async def test_who_has_shown_no_token_does_not_pass_to_a_service_that_asks_for_one(
+    make: MakeBench,
+) -> None:
+    bench = await make(successor={"auth_secret": SECRET})
+    client = bench.connect(user="anna")
+    await client.event("connected")
+    batch = await bench.pack()
+    assert bench.successor.transfer.judge(batch.states, batch.payload.chunks) == [False]
+    with pytest.raises(CannotPass, match="no token"):
+        session_state.load_session(
+            bench.successor.sessions, -1, batch.states[0], batch.payload.chunks
+        )
+    batch.states[0]["welcomed"] = False  # it will be asked for one
+    assert bench.successor.transfer.judge(batch.states, batch.payload.chunks) == [True]
+    await bench.giver.transfer.take_back(batch, batch.sessions, stay=True)
+
+
 def as_version_1(state: dict[str, Any], chunks: list[bytes]) -> dict[str, Any]:
     """A state as the version before has written it."""
 
@@ -644,7 +661,7 @@ async def test_a_malformed_state_is_refused_before_anything_is_made_of_it(make: 
     states = json.loads(json.dumps(batch.states))
     assert successor.transfer.judge(states, batch.payload.chunks) == [True, True]
     for state in states:
-        for name in state:
+        for name in state.keys() - {"tokenless"}:  # others have not known that
             lacking = {key: value for key, value in state.items() if key != name}
             assert (
                 successor.transfer.judge([lacking, 5, None, [state]], batch.payload.chunks)

@@ -168,6 +168,7 @@ _STATE: dict[str, Check] = {
 _RARE: dict[str, Check] = {
     "allowed": list_of(is_text),
     "listed": list_of(is_text),
+    "tokenless": is_flag,
     "deflate": lambda value: is_count(value) and LEAST_BITS <= value <= MOST_BITS,
 }
 

@@ -95,6 +95,8 @@ def dump_session(
     if not _NEWER.isdisjoint(state):
         state["version"] = NEWER_VERSION
     assert isinstance(session, ProtocolSession)
+    if not session.context.verifier.enabled:
+        state["tokenless"] = True
     addresses = session.context.addresses
     if addresses is not None:
         state["address"] = addresses.of(session)
@@ -206,6 +208,8 @@ def check_state(context: SessionContext, packed: Any, chunks: Sequence[bytes] = 
         raise CannotPass(f"the state is malformed: {fault}")
     if (version == NEWER_VERSION) == _NEWER.isdisjoint(state):
         raise CannotPass("the state is malformed: its version does not fit what it has")
+    if state["welcomed"] and state.get("tokenless") and context.verifier.enabled:
+        raise CannotPass("it has shown no token, and the service asks for one now")
     unknown = set(state["positions"]) - context.known_types
     unknown |= {page["type"] for page in state["pages"]} - context.known_types
     if unknown:
