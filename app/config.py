@@ -166,7 +166,7 @@ class Settings:
         16 * _GB,
         "Maximum input that one worker holds, at least `MAX_MESSAGE_SIZE`: incomplete messages, waiting"
         " requests, arguments of running handlers; beyond it the connection with the most is closed"
-        " with 1009.",
+        " with 1009. Bodies of HTTP requests may be as much again; beyond it the largest is refused with 503.",
     )
     max_outgoing_bytes: int = _setting(
         "auto",

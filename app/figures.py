@@ -364,7 +364,7 @@ class Figures:
         metrics, hub = self._metrics, self._hub
         self._flushes.export()
         metrics.slow_consumers.set(len(self._fanout.slow))
-        metrics.incoming_bytes.set(hub.input.total)
+        metrics.incoming_bytes.set(hub.input.total + hub.input.bodies)
         metrics.backplane_up.set(self._backplane.available)
         metrics.backplane_writable.set(self.writable())
         for cause, total in self._backplane.errors.items():

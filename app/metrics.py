@@ -310,7 +310,7 @@ class Metrics:
         self.incoming_bytes = self._gauge(
             "incoming_bytes",
             "Bytes of held input: incomplete messages, waiting requests, arguments of running"
-            " handlers.",
+            " handlers, bodies of HTTP requests.",
             "livesum",
         )
         self.outgoing_bytes = self._gauge(

@@ -55,7 +55,7 @@ async def post_alerts(request: web.Request, write: Write, context: HttpContext) 
     """
     settings = context.settings
     writer = write.writer = await context.writers.require(request)
-    value, _ = await read_json(request, MAX_BODY)
+    value, _ = await read_json(request, MAX_BODY, context.received)
     now = context.now()
     drafts: list[Draft] = []
     skipped: list[dict[str, object]] = []

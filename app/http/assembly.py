@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import Metric
 from app import __version__
 from app.http.admission import Admission
 from app.http.audit import Audit
-from app.http.bodies import Bodies
+from app.http.bodies import Bodies, ReceivedBodies
 from app.http.budgets import Budgets
 from app.http.clients import Clients
 from app.http.context import HttpContext
@@ -182,6 +182,7 @@ def _make_context(worker: Worker, machine: Machine, checks: _Checks, bodies: Bod
         accepting=lambda: worker.accepts,
         expected_workers=lambda: settings.workers,
         since_death=slots.since_death,
+        received=ReceivedBodies(sessions.hub.input),
         room=bodies.room,
         budgets=Budgets(settings.http_rate_limit, settings.http_rate_time),
         local_faults=machine.local_faults,

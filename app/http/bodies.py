@@ -1,4 +1,4 @@
-"""Long bodies of answers: counted while their clients have not read them, and gone afterwards."""
+"""Bodies over HTTP: of requests while they are received, and long ones of answers while they are not read."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.typedefs import Middleware
 
 from app.errors import ClientError, ErrorCode
+from app.http.errors import HttpError
+from app.transport.input import InputAccount
 from app.transport.output import OutputAccount
 
 LONG = 32 * 1024
@@ -90,3 +92,34 @@ class Bodies:
             self._output.give_back(body)
             del body
             response.body = None
+
+
+class ReceivedBodies:
+    """The bodies of requests that one worker is receiving; past the limit the largest is refused.
+
+    Args:
+        account: where they are counted, and whose limit they have.
+    """
+
+    def __init__(self, account: InputAccount) -> None:
+        self._account = account
+        self._sizes: dict[StreamReader, int] = {}
+
+    def note(self, body: StreamReader, size: int) -> None:
+        """So many bytes of a body are held now. One that is refused fails where it is read next."""
+        self._account.bodies += size - self._sizes.get(body, 0)
+        self._sizes[body] = size
+        while self._account.bodies > self._account.limit and len(self._sizes) > 1:
+            largest = max(self._sizes, key=self._sizes.__getitem__)
+            self.forget(largest)
+            largest.set_exception(_no_room())
+
+    def forget(self, body: StreamReader) -> None:
+        """It is received, or refused."""
+        self._account.bodies -= self._sizes.pop(body, 0)
+
+
+def _no_room() -> HttpError:
+    message = "The server is receiving too many large requests; try again later."
+    headers = {"Retry-After": "1"}
+    return HttpError(503, ErrorCode.SERVICE_UNAVAILABLE, message, headers=headers, close=True)

@@ -13,6 +13,7 @@ from typing import Protocol
 from app.config import Settings
 from app.errors import ClientError, ErrorCode, QueueOverflow
 from app.http.audit import Audit
+from app.http.bodies import ReceivedBodies
 from app.http.budgets import Budgets
 from app.http.clients import Clients
 from app.http.cors import Hosts, Origins
@@ -79,6 +80,8 @@ class HttpContext:
     """What an operator should know, such as a backplane that can lose messages."""
     count_request: Callable[[str, str, int], None]
     """Counts an answer by route, method and status."""
+    received: ReceivedBodies
+    """Counts what is held of the bodies of requests."""
     started_at: float
     """Unix time in seconds at which the service started."""
     version: str

@@ -15,6 +15,7 @@ from aiohttp import web
 from app.config import Settings
 from app.errors import ClientError, ErrorCode
 from app.http.audit import Write
+from app.http.bodies import ReceivedBodies
 from app.http.context import HttpContext, Queued
 from app.http.errors import HttpError, json_response
 from app.http.writers import Writer
@@ -93,18 +94,19 @@ class _Unpacker:
         return inflater is not None and inflater.eof and not inflater.unused_data
 
 
-async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
+async def read_json(request: web.Request, limit: int, bodies: ReceivedBodies) -> tuple[Any, int]:
     """Read a body of JSON.
 
     Args:
         request: its body has not been read yet.
         limit: of the body in bytes, after decompression.
+        bodies: where it is counted.
 
     Returns:
         The value, and the length of the body in bytes.
 
     Raises:
-        HttpError: 400, 408, 413 or 415.
+        HttpError: 400, 408, 413, 415 or 503.
         ClientError: PARSE_ERROR.
     """
     # Several lines are one list, of what was done one after the other (RFC 9110, 8.4).
@@ -132,6 +134,7 @@ async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
                     received += chunk
                 elif chunk:
                     received += unpacker.feed(chunk, limit + 1 - len(received))
+                bodies.note(request.content, len(received))
                 limit_of_time.reschedule(due + len(received) / BODY_RATE)
                 if len(received) > limit:
                     raise _too_large(limit)
@@ -144,6 +147,8 @@ async def read_json(request: web.Request, limit: int) -> tuple[Any, int]:
         # RuntimeError: the client was gone before its request had its turn.
         message = "The body ended early, or its compression does not match its headers."
         raise HttpError(400, ErrorCode.PARSE_ERROR, message, close=True) from None
+    finally:
+        bodies.forget(request.content)
     return decode_json(bytes(received)), len(received)
 
 
@@ -259,7 +264,9 @@ async def broadcast(request: web.Request, write: Write, context: HttpContext) ->
     """`POST /ws/broadcast`: put one message or an array of them into the streams."""
     settings = context.settings
     writer = write.writer = await context.writers.require(request, clients=True)
-    value, size = await read_json(request, settings.max_message_size * LARGEST_ARRAY)
+    value, size = await read_json(
+        request, settings.max_message_size * LARGEST_ARRAY, context.received
+    )
     settled = asyncio.Event()
     call = PublishingCall(value, size, write, writer, context, settled.set)
     if not call.is_settled:

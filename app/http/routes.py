@@ -135,7 +135,7 @@ async def post_status(request: web.Request, write: Write, context: HttpContext) 
     """`POST /status`: set what the lab is doing and publish it as `status`."""
     writer = write.writer = await context.writers.require(request)
     context.writers.charge(writer, 1)
-    value, _ = await read_json(request, _SMALL_BODY)
+    value, _ = await read_json(request, _SMALL_BODY, context.received)
     if not isinstance(value, Mapping):
         message = "Send an object with 'state' and optionally 'task'."
         raise ClientError(ErrorCode.INVALID_PAYLOAD, message)

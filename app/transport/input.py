@@ -23,7 +23,9 @@ class InputAccount:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.total = 0
-        """Bytes held now."""
+        """Bytes held now, bodies excepted."""
+        self.bodies = 0
+        """Bytes of the bodies of HTTP requests that are being received, which have a limit of the same size."""
         self._unfinished: dict[Connection, None] = {}
         self._kept: dict[Connection, int] = {}
         self._drop_planned = False

@@ -473,7 +473,7 @@ async def test_another_version(make: MakeBench) -> None:
     await bench.giver.transfer.take_back(batch, batch.sessions, stay=True)
 
 
-async def test_who_has_shown_no_token_does_not_pass_to_a_service_that_asks_for_one(
+async def test_a_client_without_a_token_does_not_pass_to_a_service_that_asks_for_one(
     make: MakeBench,
 ) -> None:
     bench = await make(successor={"auth_secret": SECRET})

@@ -15,6 +15,7 @@ from app.broadcast.queue import Entry, Settled
 from app.config import Settings, load
 from app.errors import BackplaneUnavailable, ClientError, QueueOverflow
 from app.http.audit import Audit
+from app.http.bodies import ReceivedBodies
 from app.http.clients import Clients
 from app.http.context import HttpContext
 from app.http.cors import Hosts, Origins
@@ -22,6 +23,7 @@ from app.http.routes import add_routes
 from app.http.writers import Writers
 from app.presence import Presence
 from app.sessions.auth import TokenVerifier
+from app.transport.input import InputAccount
 from app.types import Draft, Message, Position, WorkerRow
 from tests.support.slots import TableSlots
 
@@ -169,6 +171,7 @@ class HttpSide:
             count_request=lambda *request: self.requests.append(request),
             hosts=Hosts(settings, clients),
             note_refused=lambda reason, origin: self.refused.append((reason, origin)),
+            received=ReceivedBodies(InputAccount(settings.max_incoming_bytes)),
             started_at=1_700_000_000.0,
             version="1.2.3",
             now=lambda: self.seconds,

@@ -12,22 +12,26 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import aiohttp
 import jwt
 import pytest
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 from multidict import CIMultiDict
 
 from app.config import Settings, load
 from app.errors import ClientError, ErrorCode
+from app.http.bodies import ReceivedBodies
 from app.http.clients import Clients
 from app.http.errors import HttpError
 from app.http.publishing import read_json
 from app.http.routes import add_routes
 from app.machine import MachineStatus
 from app.protocol.schema.limits import MAX_MESSAGES
+from app.transport.input import InputAccount
 from app.types import Priority
 from tests.support.http_side import HttpSide, http_side, worker_row
 from tests.support.waiting import until
@@ -852,5 +856,41 @@ async def test_a_client_that_is_gone_before_its_turn_is_no_failure() -> None:
     body: Any = SimpleNamespace(iter_any=lost)
     request = make_mocked_request("POST", "/status", payload=body)
     with pytest.raises(HttpError) as caught:
-        await read_json(request, 100)
+        await read_json(request, 100, ReceivedBodies(InputAccount(1000)))
     assert (caught.value.status, caught.value.code) == (400, ErrorCode.PARSE_ERROR)
+
+
+async def test_the_largest_of_too_many_bodies_is_refused() -> None:
+    loop = asyncio.get_running_loop()
+    account = InputAccount(1000)
+    bodies = ReceivedBodies(account)
+
+    async def receive(size: int, held: int) -> tuple[StreamReader, asyncio.Task[Any]]:
+        protocol = BaseProtocol(loop)
+        protocol.transport = mock.Mock()
+        payload = StreamReader(protocol, 2**16, loop=loop)
+        request = make_mocked_request("POST", "/status", payload=payload)
+        task = asyncio.create_task(read_json(request, 2000, bodies))
+        payload.feed_data(b" " * size)
+        await until(lambda: account.bodies == held)
+        return payload, task
+
+    small, kept = await receive(300, 300)
+    _, refused = await receive(600, 900)
+    third, kept_too = await receive(200, 500)
+    with pytest.raises(HttpError) as caught:
+        await refused
+    assert (caught.value.status, caught.value.code) == (503, ErrorCode.SERVICE_UNAVAILABLE)
+    assert caught.value.headers == {"Retry-After": "1"}
+    for payload in (small, third):
+        payload.feed_data(b"1")
+        payload.feed_eof()
+    assert await kept == (1, 301)
+    assert await kept_too == (1, 201)
+    assert account.bodies == 0
+    # One alone has the room that its own limit gives it.
+    payload, alone = await receive(1500, 1500)
+    payload.feed_data(b"1")
+    payload.feed_eof()
+    assert await alone == (1, 1501)
+    assert account.bodies == 0
