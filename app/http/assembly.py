@@ -126,7 +126,7 @@ def either(upgrade: Entrance, events: Entrance) -> Entrance:
     """The entrance of all connections; most of them ask for an upgrade."""
     start = b"GET " + EVENTS_PATH.encode()
 
-    def enter(fd: int, peer: str | None, data: bytes) -> Passed | None:
+    def enter(fd: int, peer: str, data: bytes) -> Passed | None:
         if not data.startswith(b"GET "):
             return PASSED
         return (events if data.startswith(start) else upgrade)(fd, peer, data)

@@ -17,6 +17,11 @@ from app.http.request_head import RequestHead
 from app.protocol.envelope import new_id
 from app.setting_values import Network
 
+ON_UNIX_SOCKET = "unix"
+"""Stands for the address of a peer on a Unix socket."""
+GONE = "unknown"
+"""Stands for the address of a client that was gone before it was asked for; never trusted."""
+
 _REQUEST_ID = web.RequestKey("request_id", str)
 _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 _MAX_HOPS = 32
@@ -42,8 +47,8 @@ class Clients:
         self._is_trusted = lru_cache(maxsize=1024)(self._look_up)
 
     def address(self, request: RequestHead) -> str:
-        """The IP address of the client, or "unix" for a peer on a Unix socket."""
-        address = request.remote or "unix"
+        """The IP address of the client, `ON_UNIX_SOCKET` or `GONE`."""
+        address = _peer(request)
         if not self._trusted or not self._is_trusted(address):
             return address
         hops = ",".join(request.headers.getall("X-Forwarded-For", ())).rsplit(",", _MAX_HOPS)
@@ -58,7 +63,7 @@ class Clients:
 
     def is_behind_proxy(self, request: RequestHead) -> bool:
         """Whether the peer is a trusted proxy."""
-        return bool(self._trusted) and self._is_trusted(request.remote or "unix")
+        return bool(self._trusted) and self._is_trusted(_peer(request))
 
     def is_same_origin(self, request: RequestHead, origin: str) -> bool:
         """Whether an origin, as `normal_origin` gives it, is the host that a request was sent to.
@@ -91,7 +96,7 @@ class Clients:
         return id if _REQUEST_ID_FORM.fullmatch(id) and self.is_behind_proxy(request) else None
 
     def _look_up(self, address: str) -> bool:
-        if address == "unix":
+        if address == ON_UNIX_SOCKET:
             return True
         try:
             ip = ipaddress.ip_address(address)
@@ -100,6 +105,11 @@ class Clients:
         if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
             ip = ip.ipv4_mapped
         return any(ip in network for network in self._trusted)
+
+
+def _peer(request: RequestHead) -> str:
+    remote = request.remote
+    return GONE if remote is None else remote or ON_UNIX_SOCKET
 
 
 def _parse_address(hop: str) -> str | None:

@@ -39,7 +39,7 @@ class EventStream(SessionEntrance):
         for path in (EVENTS_PATH, EVENTS_PATH + "/"):
             app.router.add_get(path, self.handle)
 
-    def enter(self, fd: int, peer: str | None, data: bytes) -> Passed | None:
+    def enter(self, fd: int, peer: str, data: bytes) -> Passed | None:
         """Begin a session at once if an ordinary request is admitted; see `Entrance`."""
         parsed = self._parse(parse_events, data, peer) if fd < self._most() else None
         if parsed is None:

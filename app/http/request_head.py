@@ -64,7 +64,7 @@ class RequestHead(Protocol):
 
     @property
     def remote(self) -> str | None:
-        """The address of the peer, which may be a proxy; None or "" on a Unix socket."""
+        """The address of the peer, which may be a proxy; "" on a Unix socket, None when the peer was gone before it was asked for."""
 
 
 class UpgradeHead:

@@ -45,7 +45,7 @@ class Upgrade(SessionEntrance):
         for path in (PATH, PATH + "/"):
             app.router.add_route("*", path, self.handle)
 
-    def enter(self, fd: int, peer: str | None, data: bytes) -> Passed | None:
+    def enter(self, fd: int, peer: str, data: bytes) -> Passed | None:
         """Begin a session at once if an ordinary upgrade request is admitted; see `Entrance`."""
         if fd >= self._most():
             return PASSED

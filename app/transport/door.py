@@ -60,12 +60,12 @@ PASSED = Passed()
 class Entrance(Protocol):
     """Looks at the first bytes of each connection."""
 
-    def __call__(self, fd: int, peer: str | None, data: bytes, /) -> Passed | None:
+    def __call__(self, fd: int, peer: str, data: bytes, /) -> Passed | None:
         """Take a connection, or pass it on to aiohttp.
 
         Args:
             fd: a non-blocking descriptor; the entrance owns it when it takes the connection.
-            peer: its address; None on a Unix socket.
+            peer: its address; "" on a Unix socket.
             data: what it has sent.
 
         Returns:
@@ -73,7 +73,7 @@ class Entrance(Protocol):
         """
 
 
-def _pass_all(_fd: int, _peer: str | None, _data: bytes) -> Passed | None:
+def _pass_all(_fd: int, _peer: str, _data: bytes) -> Passed | None:
     return PASSED
 
 
@@ -89,7 +89,7 @@ class Newcomer:
 
     __slots__ = ("_door", "family", "fd", "peer", "received", "successor")
 
-    def __init__(self, door: Door, fd: int, family: int, peer: str | None) -> None:
+    def __init__(self, door: Door, fd: int, family: int, peer: str) -> None:
         self._door = door
         self.fd = fd
         self.family = family
@@ -198,7 +198,7 @@ class Door:
             os.close(fd)
             return
         if keep or sent < len(answer):
-            self._server.go_on(_socket(newcomer), newcomer, answer[sent:], keep)
+            self._server.go_on(_socket(newcomer), newcomer, newcomer.peer, answer[sent:], keep)
         else:
             os.close(fd)
 
@@ -223,7 +223,7 @@ class Door:
             if fd >= self._guard.most_upgraded and not self._guard.has_room(None, fd):
                 os.close(fd)
             else:
-                peer = address[0].partition("%")[0] if isinstance(address, tuple) else None
+                peer = address[0].partition("%")[0] if isinstance(address, tuple) else ""
                 self._begin(fd, family, peer)
             now = time.monotonic()
             if now >= ends:
@@ -244,7 +244,7 @@ class Door:
         if listener in self._listeners:
             self._loop.add_reader(listener, self._accept, listener, family)
 
-    def _begin(self, fd: int, family: int, peer: str | None) -> None:
+    def _begin(self, fd: int, family: int, peer: str) -> None:
         """Read from a connection that was accepted: most clients have sent their request by now."""
         try:
             data = os.read(fd, FIRST_READ)
@@ -305,7 +305,7 @@ class Door:
         else:
             self._go_on(newcomer, data, passed)
 
-    def _show(self, fd: int, peer: str | None, data: bytes) -> Passed | None:
+    def _show(self, fd: int, peer: str, data: bytes) -> Passed | None:
         """Show first bytes to the entrance; None when aiohttp does not get the connection."""
         if data:
             try:
@@ -334,7 +334,9 @@ class Door:
     ) -> None:
         self._guard.wait(newcomer)
         stream = _socket(newcomer)
-        newcomer.successor = self._server.begin(stream, newcomer, data, passed.refusal, waited)
+        newcomer.successor = self._server.begin(
+            stream, newcomer, newcomer.peer, data, passed.refusal, waited
+        )
 
 
 def _socket(newcomer: Newcomer) -> socket.socket:

@@ -88,7 +88,7 @@ class Calls(Protocol):
 
         Args:
             data: from the first byte of the request on.
-            peer: the address of the peer; None on a Unix socket.
+            peer: the address of the peer; "" on a Unix socket, None when it was gone before it was asked for.
             caller: gets the answer, once.
         """
 
@@ -106,6 +106,7 @@ class HttpConnection(GuardedConnection):
     """
 
     __slots__ = (
+        "_accepted_from",
         "_body",
         "_chunked",
         "_first",
@@ -122,6 +123,8 @@ class HttpConnection(GuardedConnection):
         "_waited",
     )
 
+    _accepted_from: str | None
+    """The address of the peer; "" on a Unix socket, None where another worker has accepted it."""
     _missing: int
     """Bytes of the body that are still to come; 0: a request is to begin; -1: not known."""
     _chunked: StreamReader | None
@@ -159,30 +162,45 @@ class HttpConnection(GuardedConnection):
         self._first, self._refusal = b"", None
         self._held, self._is_calling, self._later, self._owed = b"", False, b"", None
         self._waited = 0.0
+        self._accepted_from = None
+
+    @property
+    def peername(self) -> Any:
+        """The address of the peer, which the kernel no longer knows when the client has reset the connection."""
+        return super().peername if self._accepted_from is None else self._accepted_from
 
     def begins_with(
-        self, place: Waiting, data: bytes, refusal: Exception | None, waited: float
+        self,
+        place: Waiting,
+        peer: str,
+        data: bytes,
+        refusal: Exception | None,
+        waited: float,
     ) -> None:
         """Go on with a connection that was read from; to be called before `connection_made`.
 
         Args:
             place: what stands in the guard's row for it.
+            peer: the address that it was accepted from.
             data: what was read.
             refusal: for `take_refusal`.
             waited: for `take_waited`.
         """
         self._place, self._first, self._refusal = place, data, refusal
+        self._accepted_from = peer
         self._waited = waited
 
-    def goes_on(self, unsent: bytes, keep: bool) -> None:
+    def goes_on(self, peer: str, unsent: bytes, keep: bool) -> None:
         """Go on with a connection whose first request was answered; before `connection_made`.
 
         Args:
+            peer: the address that it was accepted from.
             unsent: the rest of the answer.
             keep: whether another request may follow.
         """
         self._request_count = 1
         self._owed = unsent, keep
+        self._accepted_from = peer
 
     def take_waited(self) -> float:
         """Seconds for which the rest of the body was waited for before; once."""
@@ -274,7 +292,7 @@ class HttpConnection(GuardedConnection):
     def _peer(self) -> str | None:
         name = self.peername
         address = name[0] if isinstance(name, tuple) else name
-        return address.partition("%")[0] if address else None
+        return None if address is None else address.partition("%")[0]
 
     def give_up(self) -> None:
         """The rest of a request has not come in time: let aiohttp wait for it, or end it."""
@@ -539,6 +557,7 @@ class HttpServer(web.Server):
         self,
         stream: socket.socket,
         place: Waiting,
+        peer: str,
         data: bytes,
         refusal: Exception | None,
         waited: float = 0.0,
@@ -548,26 +567,30 @@ class HttpServer(web.Server):
         Args:
             stream: non-blocking; the server owns it.
             place: what stands in the guard's row for it.
+            peer: the address that it was accepted from; "" on a Unix socket.
             data: what was read from it.
             refusal: why its first request is refused, if that is known.
             waited: seconds for which the rest of a body was waited for.
         """
         connection = self()
-        connection.begins_with(place, data, refusal, waited)
+        connection.begins_with(place, peer, data, refusal, waited)
         self._start(connection, stream, place, in_turn=True)
         return connection
 
-    def go_on(self, stream: socket.socket, place: Waiting, unsent: bytes, keep: bool) -> None:
+    def go_on(
+        self, stream: socket.socket, place: Waiting, peer: str, unsent: bytes, keep: bool
+    ) -> None:
         """Go on with a connection whose first request was answered without aiohttp.
 
         Args:
             stream: non-blocking; the server owns it.
             place: what stood in the guard's row for it.
+            peer: the address that it was accepted from; "" on a Unix socket.
             unsent: the rest of the answer.
             keep: whether another request may follow.
         """
         connection = self()
-        connection.goes_on(unsent, keep)
+        connection.goes_on(peer, unsent, keep)
         self._start(connection, stream, place, in_turn=False)
 
     def _start(

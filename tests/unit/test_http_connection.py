@@ -186,7 +186,7 @@ async def test_reading_on_is_no_beginning_of_a_request() -> None:
 async def test_the_wait_for_one_body_is_not_that_for_the_next() -> None:
     """Though nothing has asked for the time that was waited."""
     connection: Any = HttpServer(web.Server(answer), Guard(lambda _: None))()
-    connection.begins_with(connection, GET, None, 10.0)
+    connection.begins_with(connection, "192.0.2.1", GET, None, 10.0)
     connection.connection_made(Memory())
     await settled(connection)
     connection.data_received(GET)
@@ -196,7 +196,7 @@ async def test_the_wait_for_one_body_is_not_that_for_the_next() -> None:
 
 async def test_the_wait_for_a_body_is_reported_once() -> None:
     connection: Any = HttpServer(web.Server(answer), Guard(lambda _: None))()
-    connection.begins_with(connection, POST[:-5], None, 10.0)
+    connection.begins_with(connection, "192.0.2.1", POST[:-5], None, 10.0)
     connection.connection_made(Memory())
     assert [connection.take_waited() for _ in range(2)] == [10.0, 0.0]
     connection.connection_lost(None)
@@ -360,7 +360,7 @@ async def test_requests_sent_ahead_with_the_first_one_are_not_read_on() -> None:
         return web.Response()
 
     connection: Any = HttpServer(web.Server(wait), Guard(lambda _: None))()
-    connection.begins_with(connection, GET * 100, None, 0.0)
+    connection.begins_with(connection, "192.0.2.1", GET * 100, None, 0.0)
     flow = Flow()
     connection.connection_made(flow)
     flow.is_read = True  # as uvloop does now
@@ -373,6 +373,23 @@ async def test_requests_sent_ahead_with_the_first_one_are_not_read_on() -> None:
     assert flow.written.count(b"HTTP/1.1 200") == 100
     connection.connection_lost(None)
     await settled(connection)
+
+
+async def test_the_address_of_a_client_that_is_gone_is_the_one_that_it_came_from() -> None:
+    seen: list[str | None] = []
+
+    async def note(request: web.BaseRequest) -> web.StreamResponse:
+        seen.append(request.remote)
+        return web.Response()
+
+    for peer in ("192.0.2.1", ""):
+        connection: Any = HttpServer(web.Server(note), Guard(lambda _: None))()
+        connection.begins_with(connection, peer, GET, None, 0.0)
+        connection.connection_made(Memory())  # which knows no address
+        await settled(connection)
+        connection.connection_lost(None)
+        await settled(connection)
+    assert seen == ["192.0.2.1", ""]
 
 
 async def test_a_short_body_in_chunks_needs_not_be_let_in() -> None:

@@ -836,10 +836,21 @@ def test_the_address_of_a_client(trusted: str, forwarded: list[str], address: st
 
 def test_a_unix_socket_is_local() -> None:
     headers = CIMultiDict({"X-Forwarded-For": "6.6.6.6"})
-    request = make_mocked_request("GET", "/", headers=headers)
+    request = make_mocked_request("GET", "/", headers=headers).clone(remote="")
     assert Clients(()).address(request) == "unix"
     trusted = load({"TRUSTED_PROXIES": "10.0.0.1"}).trusted_proxies
     assert Clients(trusted).address(request) == "6.6.6.6"
+
+
+def test_a_client_that_is_gone_is_no_trusted_proxy() -> None:
+    """The kernel no longer knows its address, so what it says of others does not count."""
+    headers = CIMultiDict({"X-Forwarded-For": "6.6.6.6"})
+    request = make_mocked_request("GET", "/", headers=headers)
+    assert request.remote is None
+    for trusted in ("", "10.0.0.1"):
+        clients = Clients(load({"TRUSTED_PROXIES": trusted}).trusted_proxies)
+        assert clients.address(request) == "unknown"
+        assert not clients.is_behind_proxy(request)
 
 
 def test_client_errors_all_have_a_status() -> None:
