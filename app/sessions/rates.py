@@ -248,9 +248,9 @@ class Rates:
                     return self._wait(connection, pause, now)
         elapsed = now - self._began + _HEADSTART
         self.is_busy = self._total > INPUT_SHARE * elapsed
-        if self.is_busy:
-            own = (self._total - self._shared) / self._total
-            share = INPUT_SHARE * own / len(self._used)
+        own = self._total - self._shared
+        if self.is_busy and own > 0.0:
+            share = INPUT_SHARE * (own / self._total) / len(self._used)
             if share < self._least_share and (not isinstance(usage, _Usage) or usage.is_light):
                 share = self._least_share
             pause = min(own_seconds / share - elapsed, MAX_PAUSE / SPREAD)

@@ -200,6 +200,18 @@ def test_the_grace_of_those_that_come_back_is_for_what_that_takes(
     assert use(world, 900, 0.00005) < module.INPUT_SHARE * 1.4
 
 
+@pytest.mark.parametrize("shared", [0.5, 1e20])
+def test_a_second_in_which_only_answers_were_written_holds_back_no_connection(
+    shared: float,
+) -> None:
+    """What one has used may be nothing at all, or too little beside the rest to be told from it."""
+    world = World(seconds=10.0, bytes=1e9)
+    world.rates.spend_shared(shared)
+    assert world.spend("a", 0.0, 10_000) == 0.0
+    assert world.spend("a", 0.001 if shared > 1e9 else 0.0, 10_000) == 0.0
+    assert world.rates.is_busy
+
+
 def test_no_limits() -> None:
     world = World(seconds=0, bytes=0, messages=0)
     assert {world.message("a") for _ in range(10_000)} == {TAKE}
