@@ -107,7 +107,7 @@ class ReceivedBodies:
 
     def note(self, body: StreamReader, size: int) -> None:
         """So many bytes of a body are held now. One that is refused fails where it is read next."""
-        self._account.bodies += size - self._sizes.get(body, 0)
+        self._account.count_bodies(size - self._sizes.get(body, 0))
         self._sizes[body] = size
         while self._account.bodies > self._account.limit and len(self._sizes) > 1:
             largest = max(self._sizes, key=self._sizes.__getitem__)
@@ -116,7 +116,7 @@ class ReceivedBodies:
 
     def forget(self, body: StreamReader) -> None:
         """It is received, or refused."""
-        self._account.bodies -= self._sizes.pop(body, 0)
+        self._account.count_bodies(-self._sizes.pop(body, 0))
 
 
 def _no_room() -> HttpError:

@@ -65,6 +65,10 @@ class InputAccount:
             self._drop_planned = True
             self._loop.call_soon(self._drop_largest)
 
+    def count_bodies(self, change: int) -> None:
+        """Count bytes of bodies that are held more (or less)."""
+        self.bodies += change
+
     def forget_kept(self, connection: Connection) -> None:
         """Another worker keeps its input now."""
         self.total -= self._kept.pop(connection, 0)

@@ -204,7 +204,7 @@ def test_the_grace_of_those_that_come_back_is_for_what_that_takes(
 def test_a_second_in_which_only_answers_were_written_holds_back_no_connection(
     shared: float,
 ) -> None:
-    """What one has used may be nothing at all, or too little beside the rest to be told from it."""
+    """A connection may have used nothing at all, or less than the sum of floats can show."""
     world = World(seconds=10.0, bytes=1e9)
     world.rates.spend_shared(shared)
     assert world.spend("a", 0.0, 10_000) == 0.0
