@@ -659,7 +659,7 @@ async def test_a_long_answer_to_a_client_that_does_not_read_is_sent_on() -> None
             ours.setblocking(False)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             answer = b"x" * 1_000_000
-            Newcomer(door, ours.detach(), socket.AF_UNIX, None).reply(answer, keep)
+            Newcomer(door, ours.detach(), socket.AF_UNIX, "").reply(answer, keep)
             client.setblocking(False)
             received = bytearray()
             loop = asyncio.get_running_loop()
