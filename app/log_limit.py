@@ -16,10 +16,7 @@ class LogLimit:
     """
 
     def __init__(
-        self,
-        interval: float = 10.0,
-        most: int = 1,
-        clock: Callable[[], float] = time.monotonic,
+        self, interval: float = 10.0, most: int = 1, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._interval = interval
         self._most = most

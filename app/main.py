@@ -330,9 +330,7 @@ def _make_sessions(base: _Base, messages: _Messages, users: _Users) -> SessionCo
             metrics=base.metrics,
             subscribers=users.subscribers.of,
             names=Names(
-                settings.listed_types(),
-                needs_claim=verifier.enabled,
-                read=users.attendance.page,
+                settings.listed_types(), needs_claim=verifier.enabled, read=users.attendance.page
             ),
             control_position=reader.positions[CONTROL],
             send_control=messages.publishing.send_control,

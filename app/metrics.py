@@ -264,9 +264,7 @@ class Metrics:
             "livemax",
         )
         self.deaf_workers = self._gauge(
-            "deaf_workers",
-            "Workers that no longer receive messages from the backplane.",
-            "livesum",
+            "deaf_workers", "Workers that no longer receive messages from the backplane.", "livesum"
         )
         self.unreadable: Children[str, Counter] = self._counters(
             "unreadable_entries",

@@ -48,11 +48,23 @@ class Slots(ConnectionPlaces, Protocol):
     def release_connections(self, count: int) -> None:
         """Count connections less."""
 
+    def adopt_connections(self, row: int, generation: int, count: int) -> None:
+        """Count connections here that were counted in the row of a worker that hands them off.
+
+        Args:
+            row: of the giver.
+            generation: of the giver; a row that another worker has by now is left alone.
+            count: how many.
+        """
+
     def claim_user(self, user: str) -> bool:
         """Count one connection of `user`; False when that user is at the cap."""
 
     def release_user(self, user: str) -> None:
         """Give one claim of this worker on `user` back."""
+
+    def adopt_user(self, row: int, generation: int, user: str) -> None:
+        """Count a connection of a user here that was counted in another worker's row."""
 
     def count_handshake(self, address: str) -> int:
         """Count a handshake of an address; how many there were within a second, this one included."""

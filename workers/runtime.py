@@ -232,12 +232,7 @@ class Life:
     def _make_successor(self, transfer: Transfer, http: HttpHandoff) -> Successor:
         process = self._process
         return Successor(
-            self._settings.data_dir,
-            process.slots,
-            process.row,
-            transfer,
-            http,
-            process.listeners,
+            self._settings.data_dir, process.slots, process.row, transfer, http, process.listeners
         )
 
     def _make_departure(

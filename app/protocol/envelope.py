@@ -27,14 +27,7 @@ _MAX_DIGITS = 308
 """Digits of an integer: a longer one is `Infinity` to every client that counts in doubles."""
 
 RESERVED_ON_WIRE = frozenset(
-    {
-        "connect",
-        "connect_error",
-        "disconnect",
-        "disconnecting",
-        "newListener",
-        "removeListener",
-    }
+    {"connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"}
 )
 """Names of events that are not allowed in packets of Socket.IO: its clients close the connection
 when one comes, and its servers do."""

@@ -128,10 +128,7 @@ class EventStreamSession(ProtocolSession):
             self._greet(opening, options, starts)
 
     def _greet(
-        self,
-        opening: Opening,
-        options: ConnectOptions,
-        starts: Mapping[str, Start] | None = None,
+        self, opening: Opening, options: ConnectOptions, starts: Mapping[str, Start] | None = None
     ) -> Work | None:
         """Answer the request, and let messages flow; returns what remains to be awaited.
 

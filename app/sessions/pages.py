@@ -189,11 +189,7 @@ class Pages:
 
 
 def _history_data(
-    type: str,
-    messages: Sequence[Message],
-    more: bool,
-    follows: bool,
-    reply_to: str | int | None,
+    type: str, messages: Sequence[Message], more: bool, follows: bool, reply_to: str | int | None
 ) -> bytes:
     joined = b",".join(message.envelope for message in messages)
     ends = b'%b,"follows":true' if follows else b"%b"

@@ -142,9 +142,7 @@ class Prober:
             )
             if others != 0:
                 await wait_for(
-                    question.news,
-                    grace,
-                    lambda: others is not None and question.answers >= others,
+                    question.news, grace, lambda: others is not None and question.answers >= others
                 )
             await wait_for(
                 question.news, VERDICT_SECONDS, lambda: question.held <= question.settled

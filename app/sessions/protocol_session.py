@@ -110,8 +110,7 @@ class ProtocolSession(Session):
 
     def _too_large(self) -> ClientError:
         return ClientError(
-            ErrorCode.MESSAGE_TOO_LARGE,
-            f"Messages are at most {self.hub.max_message} bytes long.",
+            ErrorCode.MESSAGE_TOO_LARGE, f"Messages are at most {self.hub.max_message} bytes long."
         )
 
     def _receive(self, message: str | bytes) -> None:
@@ -274,9 +273,7 @@ class ProtocolSession(Session):
         context.claiming.release(self)
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug(
-                "closed: %s",
-                reason,
-                extra={"connection": self.id, "user": self.user, "code": code},
+                "closed: %s", reason, extra={"connection": self.id, "user": self.user, "code": code}
             )
 
     def forget(self) -> None:

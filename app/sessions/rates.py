@@ -309,9 +309,7 @@ class Rates:
 
 @types.coroutine
 def metered(
-    work: Awaitable[T],
-    spent: Callable[[float], None],
-    clock: Callable[[], float] = time.monotonic,
+    work: Awaitable[T], spent: Callable[[float], None], clock: Callable[[], float] = time.monotonic
 ) -> Generator[Any, Any, T]:
     """Await something, and tell the seconds that its steps took, without those of waiting.
 

@@ -145,11 +145,7 @@ class Subscriptions:
         self._catchup.start(session)
 
     def _describe(
-        self,
-        session: Session,
-        types: frozenset[str],
-        batch: bool,
-        starts: Mapping[str, Start],
+        self, session: Session, types: frozenset[str], batch: bool, starts: Mapping[str, Start]
     ) -> bytes:
         """What `subscribed` says, as JSON."""
         track, live = session.track, self._fanout.positions

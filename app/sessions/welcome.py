@@ -58,12 +58,7 @@ class Welcome:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        fanout: FanOut,
-        tokens: ResumeTokens,
-        expiry: Expiry,
-        pages: Pages,
+        self, settings: Settings, fanout: FanOut, tokens: ResumeTokens, expiry: Expiry, pages: Pages
     ) -> None:
         self._settings = settings
         self._fanout = fanout

@@ -731,7 +731,7 @@ async def test_a_session_that_cannot_go_on_costs_no_other_one_its_place(
     batch = await bench.pack()
     second = batch.states[1]["user"]
     if step == "adopt_user":
-        counts = bench.successor.transfer._counts
+        counts = bench.successor.transfer._slots
         adopt = counts.adopt_user
 
         def fail_adopting(row: int, generation: int, user: str) -> None:

@@ -25,7 +25,6 @@ import platform
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from prometheus_client.metrics_core import Metric
@@ -41,6 +40,7 @@ from workers.leader.alarms import Alarm
 from workers.leader.host import HostSample
 from workers.leader.periods import PERIODS, Periods, Totals
 from workers.shared import paths
+from workers.shared.file import write_atomically
 
 INTERVAL = 2.0
 """Seconds between samples; `REST` while no client is connected and no alarm is near."""
@@ -327,9 +327,7 @@ class Collector:
                 "periods": self._periods.dump(),
                 "alarms": {alarm.metric: alarm.dump() for alarm in self._alarms},
             }
-            temporary = Path(f"{self._file}.tmp")
-            temporary.write_text(json.dumps(kept, separators=(",", ":")))
-            temporary.replace(self._file)
+            write_atomically(self._file, json.dumps(kept, separators=(",", ":")).encode())
 
 
 class _Mean:

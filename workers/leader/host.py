@@ -65,10 +65,7 @@ class HostSampler:
     """
 
     def __init__(
-        self,
-        data_dir: Path,
-        root: Path = Path("/"),
-        clock: Callable[[], float] = time.monotonic,
+        self, data_dir: Path, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._data_dir = data_dir
         self._clock = clock
@@ -153,10 +150,7 @@ class Headroom:
     """
 
     def __init__(
-        self,
-        sampler: HostSampler,
-        limit: float = 95.0,
-        clock: Callable[[], float] = time.monotonic,
+        self, sampler: HostSampler, limit: float = 95.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._sampler = sampler
         self._limit = limit

@@ -153,10 +153,7 @@ class Replica:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        memory: int,
-        monotonic: Callable[[], float] = time.monotonic,
+        self, settings: Settings, memory: int, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         source = source_of(settings.backplane_url)
         if isinstance(source, str):
@@ -318,10 +315,7 @@ class Replica:
         commands: list[Command] = [(b"REPLICAOF", b"NO", b"ONE"), (b"FLUSHALL", b"ASYNC")]
         if wanted is not None:
             login = (b"masteruser", self._source.user, b"masterauth", self._source.password)
-            commands = [
-                (b"CONFIG", b"SET", *login),
-                (b"REPLICAOF", wanted.host, wanted.port),
-            ]
+            commands = [(b"CONFIG", b"SET", *login), (b"REPLICAOF", wanted.host, wanted.port)]
             logger.info("The replica of this machine follows %s:%d", *wanted)
         try:
             await self._ask(self._local, commands)

@@ -68,8 +68,7 @@ class RecentTable:
                 return at, words[at + 1] & _MOST, _is_open(words[at + 1], now, window)
         # One whose window is over before one that still counts.
         at = min(
-            places,
-            key=lambda at: (_is_open(words[at + 1], now, window), words[at + 1] & _MOST),
+            places, key=lambda at: (_is_open(words[at + 1], now, window), words[at + 1] & _MOST)
         )
         return at, 0, False
 

@@ -89,13 +89,6 @@ class WorkerSlots(Slots):
             self._connections[self.index] = max(0, self._connections[self.index] - count)
 
     def adopt_connections(self, row: int, generation: int, count: int) -> None:
-        """Count connections here that were counted in the row of a worker that hands them off.
-
-        Args:
-            row: of the giver.
-            generation: of the giver; a row that another worker has by now is left alone.
-            count: how many.
-        """
         connections = self._connections
         with self._lock:
             # Up first: if this process is killed between the two, the cap is not exceeded.
@@ -119,7 +112,6 @@ class WorkerSlots(Slots):
             self._users.release(key, self.index)
 
     def adopt_user(self, row: int, generation: int, user: str) -> None:
-        """Count a connection of a user here that was counted in the row of a giver."""
         key = self._key(user)
         with self._lock:
             self._users.claim(key, self.index, _NO_CAP)
@@ -161,7 +153,6 @@ class WorkerSlots(Slots):
             self._users.release(key, self.index | OF_ADDRESS)
 
     def adopt_address(self, row: int, generation: int, address: str) -> None:
-        """Count a connection of an address here that was counted in the row of a giver."""
         key = self._address_key(address)
         with self._lock:
             self._users.claim(key, self.index | OF_ADDRESS, _NO_CAP)

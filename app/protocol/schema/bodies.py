@@ -130,11 +130,7 @@ USER_LIST = Struct(
     "UserList",
     "A page of the users that are connected.",
     (
-        Field(
-            "users",
-            ListOf(CONNECTED_USER),
-            "in the order of their names",
-        ),
+        Field("users", ListOf(CONNECTED_USER), "in the order of their names"),
         Field("anonymous", COUNT, "connections without a name"),
         *_ROSTER,
     ),
@@ -213,12 +209,7 @@ BACKPLANE = Struct(
         Field("cause", Nullable(Text(1)), "what is wrong; null: nothing", required=False),
         Field("writable", Boolean(), "whether messages can be stored"),
         Field("warnings", ListOf(Text(1)), "what an operator should know", required=False),
-        Field(
-            "replica",
-            REPLICA,
-            "this machine's replica, where it has one",
-            required=False,
-        ),
+        Field("replica", REPLICA, "this machine's replica, where it has one", required=False),
     ),
 )
 STATUS = Struct(
@@ -238,12 +229,7 @@ STATUS = Struct(
         Field("expectedWorkers", COUNT, "the setting `WORKERS`"),
         Field("workers", ListOf(WORKER), "of this machine"),
         Field("backplane", BACKPLANE, "what keeps the messages"),
-        Field(
-            "presence",
-            SHOWN_PRESENCE,
-            "what the lab does",
-            required=False,
-        ),
+        Field("presence", SHOWN_PRESENCE, "what the lab does", required=False),
     ),
 )
 SAMPLES = Struct(

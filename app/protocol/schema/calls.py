@@ -128,9 +128,7 @@ _CONNECT_OPTIONS = (
     Parameter("types", Text(), "subscriptions in place of the default, between commas"),
     Parameter("batch", Text(), "`1`: several messages may come as one `batch_update`"),
     Parameter(
-        "history",
-        Text(),
-        "`1` to `100`: so many of the newest messages of each type at once",
+        "history", Text(), "`1` to `100`: so many of the newest messages of each type at once"
     ),
     Parameter("user", Text(), "name of the user, where the service requires no token"),
     Parameter("token", Text(), "a JWT, where it does"),
@@ -182,11 +180,7 @@ TABLE = (
         (Answer(200, "the samples", bodies.SERIES),),
         "reader",
         (Parameter("range", Choice(RANGES), "up to now; `15m`"),),
-        errors=(
-            ErrorCode.INVALID_PAYLOAD,
-            ErrorCode.NOT_FOUND,
-            ErrorCode.BACKPLANE_UNAVAILABLE,
-        ),
+        errors=(ErrorCode.INVALID_PAYLOAD, ErrorCode.NOT_FOUND, ErrorCode.BACKPLANE_UNAVAILABLE),
     ),
     Call(
         "GET",
@@ -245,10 +239,7 @@ TABLE = (
         "the users of all workers and machines that are connected, by name",
         (Answer(200, "a page of them", bodies.USER_LIST),),
         "publisher",
-        (
-            Parameter("type", TypeName(), "only those that are subscribed to this type"),
-            *_PAGE,
-        ),
+        (Parameter("type", TypeName(), "only those that are subscribed to this type"), *_PAGE),
         errors=(ErrorCode.INVALID_TYPE, ErrorCode.NOT_FOUND, *_ASKING_ERRORS),
         details=_COMPLETE,
     ),
@@ -259,10 +250,7 @@ TABLE = (
         "closes all connections of a user",
         (Answer(200, "they are closed", bodies.CLOSED),),
         "publisher",
-        (
-            Parameter("user", Text(1, MAX_NAME), "whose connections", required=True),
-            _CLOSING_CODE,
-        ),
+        (Parameter("user", Text(1, MAX_NAME), "whose connections", required=True), _CLOSING_CODE),
         errors=(ErrorCode.NOT_FOUND, *_ASKING_ERRORS),
         details="A client that comes back all the same is let in: revoke its token.",
     ),
@@ -335,11 +323,7 @@ TABLE = (
                 "lastEventId", Text(), "the last `id`, where the header `Last-Event-ID` is not sent"
             ),
         ),
-        errors=(
-            *_CONNECT_ERRORS,
-            ErrorCode.NOT_ACCEPTABLE,
-            ErrorCode.HTTP_VERSION_NOT_SUPPORTED,
-        ),
+        errors=(*_CONNECT_ERRORS, ErrorCode.NOT_ACCEPTABLE, ErrorCode.HTTP_VERSION_NOT_SUPPORTED),
         details=(
             "What has `Retry-After` is answered to a browser with a stream that ends: `error`,"
             " `connection_closing` and `retry`. HEAD is answered with the headers."
@@ -357,10 +341,7 @@ TABLE = (
             Parameter("EIO", Choice(("4",)), "speaks Socket.IO in place of plain JSON"),
             Parameter("transport", Choice(("websocket",)), "with `EIO`"),
         ),
-        errors=(
-            *_CONNECT_ERRORS,
-            ErrorCode.UPGRADE_REQUIRED,
-        ),
+        errors=(*_CONNECT_ERRORS, ErrorCode.UPGRADE_REQUIRED),
     ),
     Call(
         "GET",

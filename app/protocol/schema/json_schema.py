@@ -63,10 +63,7 @@ class Schemas:
             case Choice():
                 return {"type": "string", "enum": list(kind.values)}
             case TypeName():
-                return {
-                    "type": "string",
-                    "enum": [*self._types, *(["all"] if kind.or_all else [])],
-                }
+                return {"type": "string", "enum": [*self._types, *(["all"] if kind.or_all else [])]}
             case Nullable():
                 return {"anyOf": [self.of(kind.kind), {"type": "null"}]}
             case ListOf():

@@ -186,10 +186,7 @@ PONG = Struct(
 CONNECTED_USER = Struct(
     "ConnectedUser",
     "A user that is connected.",
-    (
-        Field("user", Text(1), "the user's name"),
-        Field("connections", COUNT, "open connections"),
-    ),
+    (Field("user", Text(1), "the user's name"), Field("connections", COUNT, "open connections")),
 )
 SUBSCRIBERS = Struct(
     "Subscribers",

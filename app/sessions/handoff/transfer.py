@@ -14,12 +14,13 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from app.backplane.history import History
 from app.backplane.scripts import CONTROL
 from app.backplane.worker_names import Place
 from app.errors import BackplaneUnavailable
+from app.ports import Slots
 from app.sessions.context import SessionContext
 from app.sessions.control import Unreadable
 from app.sessions.handoff.payload import Payload, State
@@ -60,30 +61,20 @@ class SessionBatch:
         return [session.fd for session in self.sessions]
 
 
-class Counts(Protocol):
-    """Moves counts from the row of one worker to this one's."""
-
-    def adopt_connections(self, row: int, generation: int, count: int) -> None:
-        """Count connections of another row as this worker's."""
-
-    def adopt_user(self, row: int, generation: int, user: str) -> None:
-        """Count a claim of another row as this worker's."""
-
-
 class Transfer:
     """Both sides of a handoff.
 
     Args:
         context: the parts of this worker.
         history: where is read what was emitted while a session was on its way.
-        counts: the slot table.
+        slots: counts what passes as this worker's.
     """
 
-    def __init__(self, context: SessionContext, history: History, counts: Counts) -> None:
+    def __init__(self, context: SessionContext, history: History, slots: Slots) -> None:
         self._context = context
         self._manager = context.sio.manager
         self._history = history
-        self._counts = counts
+        self._slots = slots
         self.stay: dict[Session, None] = {}
         """Sessions that cannot be handed over."""
 
@@ -213,7 +204,7 @@ class Transfer:
     ) -> list[Session]:
         """Serve sessions that their giver has let go."""
         missing = await self._control_after(control)
-        self._counts.adopt_connections(*giver, len(states))
+        self._slots.adopt_connections(*giver, len(states))
         taken: list[Session] = []
         for state, fd in zip(states, descriptors, strict=True):
             try:
@@ -254,7 +245,7 @@ class Transfer:
             self._context.addresses.adopt(session, address, giver)
         if session.claimed:
             assert session.user is not None
-            self._counts.adopt_user(*giver, session.user)
+            self._slots.adopt_user(*giver, session.user)
             self._context.claiming.adopt(session)
 
     def _lose(self, session: Session, error: Exception) -> None:

@@ -272,12 +272,7 @@ class RealtimeServer(SocketServer):
         raise ClientError(ErrorCode.PARSE_ERROR, "Clients must not send packets of this type.")
 
     async def _run_handler(
-        self,
-        sid: str,
-        session: SocketIOClient,
-        data: list[Any],
-        namespace: str,
-        id: int | None,
+        self, sid: str, session: SocketIOClient, data: list[Any], namespace: str, id: int | None
     ) -> None:
         """Run the handler of an event, and acknowledge the event with what it returns."""
         result = await self.trigger(data[0], namespace, sid, *data[1:])
