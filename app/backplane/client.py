@@ -361,10 +361,7 @@ class AnyLink(Protocol):
         """See `Link.call`."""
 
     async def run(
-        self,
-        calls: Sequence[Call],
-        timeout: float,
-        last: Sequence[Command] = (),
+        self, calls: Sequence[Call], timeout: float, last: Sequence[Command] = ()
     ) -> list[Any]:
         """See `Link.run`."""
 
@@ -618,9 +615,7 @@ class Backplane(AnyBackplane):
             self._asking.renew()
 
 
-async def server_config(
-    ask: Callable[[Sequence[Command]], Awaitable[list[Any]]],
-) -> dict[str, str]:
+async def server_config(ask: Callable[[Sequence[Command]], Awaitable[list[Any]]]) -> dict[str, str]:
     """What of a server's configuration may lose messages; empty where it does not say it."""
     try:
         replies = await ask(

@@ -133,10 +133,7 @@ def explain(error: BaseException | None) -> Fault:
     if known is not None:
         cause, plain = known
         return Fault(
-            cause,
-            _words(plain, code, text),
-            passes=code in _PASSES,
-            elsewhere=code in _ELSEWHERE,
+            cause, _words(plain, code, text), passes=code in _PASSES, elsewhere=code in _ELSEWHERE
         )
     if isinstance(error, InvalidResponse):
         words = f"what answers is no Redis server ({_short(str(error))})"

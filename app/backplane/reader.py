@@ -22,13 +22,7 @@ from app.backplane.client import (
     new_backoff,
 )
 from app.backplane.entries import OVERHEAD, entry_id, seq_of, to_message, with_gaps
-from app.backplane.faults import (
-    MISREAD,
-    UnexpectedAnswer,
-    explain,
-    reading_answer,
-    unexpected,
-)
+from app.backplane.faults import MISREAD, UnexpectedAnswer, explain, reading_answer, unexpected
 from app.backplane.repair import is_damage, log_repaired, repair_type
 from app.backplane.replica import INFO, NotThere, ReplicaRoute
 from app.backplane.scripts import CONTROL, LOCATE, meta_key, new_epoch, stream_key

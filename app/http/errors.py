@@ -80,11 +80,7 @@ def json_response(value: Any, status: int = 200) -> web.Response:
 
 def raw_json_response(body: bytes, status: int = 200) -> web.Response:
     """Answer with encoded JSON."""
-    return web.Response(
-        body=body + b"\n",
-        status=status,
-        headers=JSON_HEADERS,
-    )
+    return web.Response(body=body + b"\n", status=status, headers=JSON_HEADERS)
 
 
 def error_middleware(

@@ -202,10 +202,7 @@ class SlotLink:
         return answers
 
     async def run(
-        self,
-        calls: Sequence[Call],
-        timeout: float,
-        last: Sequence[Command] = (),
+        self, calls: Sequence[Call], timeout: float, last: Sequence[Command] = ()
     ) -> list[Any]:
         """Run scripts; see `client.Link.run`."""
         commands: list[Command] = [(b"EVALSHA", script.sha, *rest) for script, rest in calls]
