@@ -20,6 +20,7 @@ import pytest_asyncio
 from tests.support.copies import CopiedService
 from tests.support.plain import PlainClient
 from tests.support.waiting import until
+from workers.shared import paths
 from workers.shared.processes import start_time
 
 pytestmark = pytest.mark.timeout(120)
@@ -278,6 +279,22 @@ async def test_two_at_once(reused: Reloaded) -> None:
         assert json.loads(printed)["handed_over"] == CLIENTS
         got += errors
     assert got.count("Another reload is under way") == 1
+    await service.serves(version)
+
+
+async def test_reports_that_cannot_be_written_are_missed(reused: Reloaded) -> None:
+    """As on a full disk: what they would have said is not taken for nothing."""
+    service = reused
+    version = (await service.get("/status")).body["version"]
+    taken = []
+    for pid in service.workers_now():
+        file = paths.left_file(service.data_dir, pid)
+        taken.append(file.with_name(f".{file.name}.{pid}"))
+        taken[-1].mkdir()
+    report = await service.reload()
+    for directory in taken:
+        directory.rmdir()
+    assert report["unreported"] == len(taken) == 2, report
     await service.serves(version)
 
 

@@ -113,8 +113,8 @@ class HandoffReport:
             values = {_KEYS.get(name, name): value for name, value in asdict(self).items()}
             text = json.dumps(values | {"born": start_time(self.pid)})
             write_atomically(paths.left_file(data_dir, self.pid), text.encode())
-        except OSError:
-            logger.exception("The report on the handoff is not written")
+        except OSError as error:
+            logger.error("The report on the handoff is not written: %s", error)
 
     @classmethod
     def fetch(cls, data_dir: Path, pid: int, born: int | None) -> Self | None:

@@ -18,6 +18,8 @@ class Report:
     why: str
     seconds: float
     workers: int
+    unreported: int
+    """Old workers that have left no report: the figures may lack what became of their connections."""
     handed_over: int
     drained: int
     lost: int
@@ -39,6 +41,7 @@ class Report:
             why=why,
             seconds=round(seconds, 3),
             workers=watch.count,
+            unreported=watch.unreported,
             handed_over=sum(one.passed for one in reports),
             drained=counts["drained"],
             lost=counts["lost"] + watch.lost,
@@ -56,4 +59,9 @@ class Report:
             f"  pause        {self.pause_p50 * 1000:.0f} ms (p50), {self.pause_p99 * 1000:.0f} ms"
             f" (p99), {self.pause_max * 1000:.0f} ms (max)\n"
             f"  messages     {self.replayed} replayed"
+        ) + (
+            f"\n  {self.unreported} old workers have left no report, so what became of their connections"
+            " is not known for certain: see the log (is the disk full?)"
+            if self.unreported
+            else ""
         )

@@ -58,6 +58,8 @@ class Watch:
         """Connections of old workers that died without a word."""
         self.reports: list[HandoffReport] = []
         """Of the old workers that have left."""
+        self.unreported = 0
+        """Old workers of which there is none: they were killed, or could not write it."""
         self._data_dir = data_dir
         self._pid_files = paths.pid_files(data_dir)
         self._master = master
@@ -237,6 +239,7 @@ class Watch:
                 if report is not None:
                     self.reports.append(report)
                 else:
+                    self.unreported += 1
                     self.lost += self._old[pid].connections
                 del self._old[pid]
         return not self._old
