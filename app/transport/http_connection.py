@@ -40,7 +40,7 @@ BEGIN_COST = 0.0003
 MOST_BEGINNING = 64
 """Connections that wait for their turn to begin, from which on no others are accepted."""
 SWEEP_SECONDS = 0.25
-"""Between two looks at the deadlines, while there are any; else once a second."""
+"""Between two looks at the deadlines, while there are any; else they are looked at once a second, or rarely at rest."""
 _END = b"\r\n\r\n"
 """Of a head, and of a body in chunks."""
 _KEPT = len(_END) - 1
