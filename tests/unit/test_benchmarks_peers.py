@@ -203,3 +203,8 @@ def test_rows_are_kept_when_the_run_is_interrupted(
     result = json.loads((tmp_path / "peers.json").read_text())
     assert [(one["clients"], one["run"]) for one in result["rows"]] == [(10, 1), (20, 2)]
     assert result["runs"][1]["command"].startswith("python -m benchmarks.peers --clients 20")
+
+
+def test_the_page_in_the_repository_is_of_the_figures_in_it(tmp_path: Path) -> None:
+    page = write_page(results.load(command.DOCS), tmp_path)
+    assert (command.DOCS / "README.md").read_text() == page
