@@ -7,7 +7,6 @@ between which the loop gets a turn, and requests read its result.
 from __future__ import annotations
 
 import asyncio
-import operator
 import os
 import time
 from collections import Counter
@@ -37,7 +36,6 @@ from app.transport.hub import Hub
 from app.types import Gap, Message, Priority, Subscribers, WorkerRow
 
 _DESCRIPTORS = "/proc/self/fd"
-_TYPE_AND_TIME = operator.attrgetter("type", "accepted")
 _PRIORITIES = [priority.name.lower() for priority in Priority]
 
 USERS_A_SECOND = 2_000
@@ -92,17 +90,17 @@ class FlushFigures:
         """
         now = self._now()
         self._durations.append((self._clock() - began, 1))
-        messages = [item for item in items if isinstance(item, Message)]
-        # Those of one call were accepted at one time.
-        for (type, accepted), number in Counter(map(_TYPE_AND_TIME, messages)).items():
-            count = number * receivers[type]
-            if count:
-                self._delivered[type] = self._delivered.get(type, 0) + count
-                self._latencies.append((now - accepted, count))
-        if len(messages) < len(items):
-            for gap in items:
-                if isinstance(gap, Gap):
-                    self._metrics.gaps[gap.reason].inc(receivers[gap.type])
+        delivered = self._delivered
+        accepted: dict[float, int] = {}  # those of one call were accepted at one time
+        for item in items:
+            count = receivers[item.type]
+            if isinstance(item, Gap):
+                self._metrics.gaps[item.reason].inc(count)
+            elif count:
+                delivered[item.type] = delivered.get(item.type, 0) + count
+                accepted[item.accepted] = accepted.get(item.accepted, 0) + count
+        for at, count in accepted.items():
+            self._latencies.append((now - at, count))
         if len(self._durations) + len(self._latencies) > MOST_NOTES:
             self.export()
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
-import operator
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Mapping
 
@@ -27,8 +25,6 @@ CACHE_BYTES = 8_000_000
 _OBJECT_BYTES = 400
 """Of a Message beside its body."""
 
-_TYPE = operator.attrgetter("type")
-
 _Chunk = tuple[list[Message], bool]
 """Messages, and whether there are more of the chunk than `PAGE_BYTES` allowed."""
 
@@ -40,29 +36,18 @@ class _Tail:
         self.messages: deque[Message] = deque()
         self.bytes = 0
 
-    def extend(self, items: Iterable[Message | Gap]) -> tuple[str, Gap] | None:
-        """Add the newest messages; what does not join on replaces all before it.
-
-        Returns:
-            The last change of epoch: the epoch before, and the gap that announces it; None: there is none.
-        """
-        messages, size = self.messages, self.bytes
-        last = messages[-1] if messages else None
-        change = None
-        for item in items:
-            if isinstance(item, Message):
-                if last is not None and (last.seq + 1 != item.seq or last.epoch != item.epoch):
-                    messages.clear()
-                    size = 0
-                messages.append(item)
-                size += len(item.body)
-                last = item
-            elif item.reason == "epoch" and last is not None:
-                change = last.epoch, item
-        while len(messages) > TAIL_MESSAGES or (size > TAIL_BYTES and len(messages) > 1):
-            size -= len(messages.popleft().body)
-        self.bytes = size
-        return change
+    def append(self, message: Message) -> None:
+        """Add the newest message; what does not join on replaces all."""
+        messages = self.messages
+        if messages:
+            last = messages[-1]
+            if last.seq + 1 != message.seq or last.epoch != message.epoch:
+                messages.clear()
+                self.bytes = 0
+        messages.append(message)
+        self.bytes += len(message.body)
+        while len(messages) > TAIL_MESSAGES or (self.bytes > TAIL_BYTES and len(messages) > 1):
+            self.bytes -= len(messages.popleft().body)
 
     def after(self, epoch: str, seq: int, limit: int) -> list[Message] | None:
         """Up to `limit` messages after `seq`, or None when the tail begins later."""
@@ -108,13 +93,18 @@ class History:
 
     def remember(self, items: Iterable[Message | Gap]) -> None:
         """Take what the reader returned, gaps included, when it goes live."""
-        for type, found in itertools.groupby(items, key=_TYPE):
-            tail = self._tails.get(type)
+        tails = self._tails
+        type, tail = "", None
+        for item in items:
+            if item.type != type:
+                type = item.type
+                tail = tails.get(type)
             if tail is None:
-                tail = self._tails[type] = _Tail()
-            change = tail.extend(found)
-            if change is not None:
-                self._epoch_changes[type] = change
+                tail = tails[type] = _Tail()
+            if isinstance(item, Message):
+                tail.append(item)
+            elif item.reason == "epoch" and tail.messages:
+                self._epoch_changes[item.type] = tail.messages[-1].epoch, item
 
     @property
     def cached_bytes(self) -> int:

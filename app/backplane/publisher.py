@@ -487,7 +487,7 @@ def parse_result(reply: bytes) -> list[Position]:
     epoch, *rest = reply.decode().split(" ")
     if len(rest) == 2:
         first, count = int(rest[0]), int(rest[1])
-        return [*map(Position, itertools.repeat(epoch, count), itertools.count(first))]
+        return [Position(epoch, seq) for seq in range(first, first + count)]
     positions = []
     for word in rest[0].split(","):
         seq, _, other = word.partition(":")

@@ -176,16 +176,15 @@ class FanOut:
 
     async def deliver(self, items: Sequence[Message | Gap]) -> None:
         """Write messages and gaps, in this order, to every live subscriber."""
-        flush: list[Message | Gap] = []
-        size = 0
-        for item in items:
-            if len(flush) == self._batch_size or size >= FLUSH_BYTES:
-                await self._flush(flush)
-                flush, size = [], 0
-            flush.append(item)
-            size += len(item.body) if isinstance(item, Message) else 0
-        if flush:
-            await self._flush(flush)
+        start = 0
+        while start < len(items):
+            end, size = start, 0
+            while end < len(items) and end - start < self._batch_size and size < FLUSH_BYTES:
+                item = items[end]
+                size += len(item.body) if isinstance(item, Message) else 0
+                end += 1
+            await self._flush(items[start:end])
+            start = end
 
     def take_missed(self) -> list[Subscriber]:
         """Live subscribers that were not written, for a fault, and must catch up now."""

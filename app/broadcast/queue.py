@@ -59,7 +59,7 @@ class Entry:
         counted: whether it counts into the bounds.
     """
 
-    __slots__ = ("_settled", "counted", "draft", "outcome", "since", "size")
+    __slots__ = ("_settled", "counted", "deadline", "draft", "outcome", "room_until", "size")
 
     def __init__(self, draft: Draft, settled: Settled, now: float, *, counted: bool = True) -> None:
         self._settled: Settled | None = settled
@@ -68,8 +68,8 @@ class Entry:
         self.outcome: Outcome | None = None
         """None: not known yet."""
         self.size = len(draft.body) + _OVERHEAD
-        self.since = now
-        """Loop time at which it came."""
+        self.deadline = now + MAX_WAIT
+        self.room_until = now + ROOM_WAIT
 
     def settle(self, outcome: Outcome) -> bool:
         """Answer its publisher; False if something else has."""
@@ -327,7 +327,7 @@ class BroadcastQueue:
         for entry in waiting:
             if self._slots.reserve_queue(entry.size):
                 self._accept(entry)
-            elif now < entry.since + ROOM_WAIT:
+            elif now < entry.room_until:
                 self._newcomers.append(entry)
             elif self._make_room(entry, local_only=True) is _Room.MADE:
                 self._accept(entry)
@@ -359,14 +359,13 @@ class BroadcastQueue:
         """Every 20 ms while anything is here: expiry, room, and the other workers' wishes."""
         self._timer = self._loop.call_later(POLL_INTERVAL, self._tick)  # also if this one fails
         now = self._loop.time()
-        late = now - MAX_WAIT
         for entries in self._waiting:
-            while entries and entries[0].since <= late:
+            while entries and entries[0].deadline <= now:
                 entry = entries.popleft()
                 self._release([entry])
                 entry.settle(BackplaneUnavailable())
         for entry in self._flying:
-            if entry.since <= late:
+            if entry.deadline <= now:
                 entry.settle(BackplaneUnavailable())
         # Shown first: once the others see that nothing waits here they ask for nothing more, and
         # no request is left behind to hit a later message.
@@ -438,7 +437,7 @@ class BroadcastQueue:
     async def _store(self, batch: Sequence[Entry]) -> Sequence[Outcome]:
         """What becomes of each message of a batch."""
         drafts = [entry.draft for entry in batch]
-        deadline = max(entry.since for entry in batch) + MAX_WAIT
+        deadline = max(entry.deadline for entry in batch)
         try:
             return await self._publisher.store(drafts, deadline)
         except BackplaneUnavailable as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import struct
 import time
 from collections.abc import Callable, Iterable
 from itertools import chain
@@ -312,10 +313,7 @@ def _make_ids() -> list[str]:
     """Many at once, without a step of Python's for each: messages come in arrays."""
     random = int.from_bytes(os.urandom(16 * _MANY)) & _RANDOM | _FIXED
     digits = random.to_bytes(16 * _MANY).hex().encode()
-    ids = bytearray(_PATTERN * _MANY)
-    for digit, place in enumerate(_PLACES):
-        ids[place :: len(_PATTERN)] = digits[digit :: len(_PLACES)]
-    return ids.decode().split()
+    return (_PARTED % _PARTS.unpack(digits)).decode().split()
 
 
 def connection_id() -> str:
@@ -343,10 +341,8 @@ _RANDOM = int.from_bytes(bytes.fromhex("ffffffffffff0fff3fffffffffffffff") * _MA
 """The bits of so many ids that are random, and"""
 _FIXED = int.from_bytes(bytes.fromhex("00000000000040008000000000000000") * _MANY)
 """those that say version and variant (RFC 9562, 5.4)."""
-_PATTERN = b"00000000-0000-0000-0000-000000000000\n"
-"""An id, and what ends it."""
-_PLACES = [place for place, byte in enumerate(_PATTERN) if byte == ord("0")]
-"""Places of its digits."""
+_PARTS = struct.Struct("8s4s4s4s12s" * _MANY)
+_PARTED = b"%b-%b-%b-%b-%b\n" * _MANY
 _ids: list[str] = []
 """Ids to come."""
 os.register_at_fork(after_in_child=_ids.clear)
