@@ -68,9 +68,15 @@ def test_a_wrong_setting_is_reported_in_one_line() -> None:
     assert caught.value.unchanged
 
 
-@pytest.mark.parametrize("command", [reload.main, log_level.main])
+COMMANDS = pytest.mark.parametrize(
+    ("command", "arguments"), [(reload.main, []), (log_level.main, ["debug"])]
+)
+
+
+@COMMANDS
 def test_a_dotenv_that_cannot_be_read_is_said_in_one_line(
     command: Callable[[Sequence[str]], int],
+    arguments: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -79,13 +85,14 @@ def test_a_dotenv_that_cannot_be_read_is_said_in_one_line(
     monkeypatch.setattr(paths, "home", lambda: tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_bytes(b"PUBLISH_TOKEN=\xff\n")
-    assert command(["debug"] if command is log_level.main else []) == reload.FAILED
+    assert command(arguments) == reload.FAILED
     assert ".env: cannot be read: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [reload.main, log_level.main])
+@COMMANDS
 def test_another_user_gets_one_line(
     command: Callable[[Sequence[str]], int],
+    arguments: list[str],
     data_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -99,5 +106,5 @@ def test_another_user_gets_one_line(
         monkeypatch.setattr(module, name, refuse)
     for module in (reload, log_level):
         monkeypatch.setattr(module, "find_master", lambda _: os.getpid())
-    assert command(["debug"] if command is log_level.main else []) == reload.FAILED
+    assert command(arguments) == reload.FAILED
     assert "belongs to another user" in capsys.readouterr().err
