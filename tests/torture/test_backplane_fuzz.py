@@ -237,7 +237,7 @@ class Spoiler:
         kept: Any = {"periods": self.rng.choice(VALUES), "alarms": self.rng.choice(VALUES)}
         names: list[Path] = [self.data_dir / "collector.json", self.data_dir / "status.json"]
         names += [paths.log_level_file(self.data_dir), paths.failure_file(self.data_dir)]
-        names += [paths.left_file(self.data_dir, 1)]
+        names += paths.left_files(self.data_dir, 1)
         path = self.rng.choice(names)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self.rng.choice([json.dumps(kept).encode(), self.word(), b"[" * 50_000]))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from workers.shared import locks, paths
+from workers.shared.file import write_atomically
 
 
 def test_names_follow_the_real_directory(tmp_path: Path) -> None:
@@ -54,3 +56,15 @@ def test_what_belongs_to_another_user_is_refused(
     ):
         with pytest.raises(PermissionError, match="belongs to another user"):
             refuse(path)
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(Path, "replace", is_full)
+    with pytest.raises(OSError, match="no room"):
+        write_atomically(tmp_path / "file", b"content")
+    assert list(tmp_path.iterdir()) == []

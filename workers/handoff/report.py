@@ -103,23 +103,31 @@ class HandoffReport:
 
     def save(self, data_dir: Path) -> None:
         """Leave it for `make reload`; reports that were not fetched are removed."""
-        with contextlib.suppress(OSError):
-            paths.make_private(paths.runtime_dir(data_dir))  # it may be removed
-        for old in paths.left_files(data_dir):
+        for old in paths.all_left_files(data_dir):
             with contextlib.suppress(OSError):
                 if time.time() - old.stat().st_mtime > _KEPT_SECONDS:
                     old.unlink()
-        try:
-            values = {_KEYS.get(name, name): value for name, value in asdict(self).items()}
-            text = json.dumps(values | {"born": start_time(self.pid)})
-            write_atomically(paths.left_file(data_dir, self.pid), text.encode())
-        except OSError as error:
-            logger.error("The report on the handoff is not written: %s", error)
+        values = {_KEYS.get(name, name): value for name, value in asdict(self).items()}
+        text = json.dumps(values | {"born": start_time(self.pid)})
+        faults = []
+        for path in paths.left_files(data_dir, self.pid):
+            try:
+                paths.make_private(path.parent)  # it may be removed
+                write_atomically(path, text.encode())
+            except OSError as error:
+                faults.append(str(error))
+            else:
+                return
+        logger.error("The report on the handoff is not written: %s", "; ".join(faults))
 
     @classmethod
     def fetch(cls, data_dir: Path, pid: int, born: int | None) -> Self | None:
         """Take the report of a process, known by its start time too; None when there is none."""
-        path = paths.left_file(data_dir, pid)
+        reports = (cls._fetch(path, born) for path in paths.left_files(data_dir, pid))
+        return next((report for report in reports if report is not None), None)
+
+    @classmethod
+    def _fetch(cls, path: Path, born: int | None) -> Self | None:
         try:
             found = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError):

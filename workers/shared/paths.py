@@ -186,14 +186,24 @@ def log_level_file(data_dir: Path) -> Path:
     return runtime_dir(data_dir) / "log-level"
 
 
-def left_file(data_dir: Path, pid: int) -> Path:
+class LeftFiles(NamedTuple):
     """What became of the connections of a worker that has left, as JSON."""
-    return runtime_dir(data_dir) / f"left-{pid}.json"
+
+    on_disk: Path
+    in_memory: Path
+    """Where the disk takes none."""
 
 
-def left_files(data_dir: Path) -> list[Path]:
+def left_files(data_dir: Path, pid: int) -> LeftFiles:
+    """Where a worker leaves it."""
+    name = f"left-{pid}.json"
+    return LeftFiles(runtime_dir(data_dir) / name, metrics_dir(data_dir) / name)
+
+
+def all_left_files(data_dir: Path) -> list[Path]:
     """All of these that there are."""
-    return [path for _, path in _by_pid(data_dir, "left-*.json")]
+    places = (runtime_dir(data_dir), metrics_dir(data_dir))
+    return [path for place in places for _, path in _by_pid(place, "left-*.json")]
 
 
 def fingerprint_file(data_dir: Path, pid: int) -> Path:
@@ -203,7 +213,7 @@ def fingerprint_file(data_dir: Path, pid: int) -> Path:
 
 def fingerprint_files(data_dir: Path) -> list[tuple[int, Path]]:
     """All of these that there are, with the pids of their masters."""
-    return _by_pid(data_dir, "master-*.json")
+    return _by_pid(runtime_dir(data_dir), "master-*.json")
 
 
 def files_in(data_dir: Path) -> list[Path]:
@@ -232,14 +242,14 @@ def successor_socket(data_dir: Path, pid: int) -> Path:
 
 def successor_sockets(data_dir: Path) -> list[tuple[int, Path]]:
     """The sockets that there are, with the pids of their workers."""
-    return _by_pid(data_dir, "heir-*.sock")
+    return _by_pid(runtime_dir(data_dir), "heir-*.sock")
 
 
-def _by_pid(data_dir: Path, pattern: str) -> list[tuple[int, Path]]:
-    """Files of processes in the runtime directory; `*` is the pid."""
+def _by_pid(directory: Path, pattern: str) -> list[tuple[int, Path]]:
+    """Files of processes in a directory; `*` is the pid."""
     before, after = pattern.split("*")
     found = []
-    for path in runtime_dir(data_dir).glob(pattern):
+    for path in directory.glob(pattern):
         pid = path.name.removeprefix(before).removesuffix(after)
         if pid.isdigit():
             found.append((int(pid), path))
