@@ -31,7 +31,7 @@ from workers.reload import fingerprint
 from workers.shared import paths
 from workers.shared.file import write_atomically
 from workers.shared.locks import MastersLock
-from workers.shared.processes import SUCCESSOR, called_with, read_pid, start_time
+from workers.shared.processes import SUCCESSOR, called_with, end, read_pid, start_time
 from workers.shared.slots import SlotTable
 
 logger = logging.getLogger("gunicorn.error")
@@ -46,8 +46,7 @@ _LOOK_SECONDS = 2.0
 _SLEPT = 5.0
 """Seconds between two looks of the master's loop that mean that it was stopped meanwhile."""
 _END_SECONDS = 5.0
-"""Seconds that a server may take to end after a signal."""
-_END_INTERVAL = 0.02
+"""Seconds after which a server that is to end is killed."""
 _HANGUP = 2.0
 """Seconds after the loss of the terminal, as it is seen here, in which a HUP is due to that."""
 _SPARE_FILES = 256
@@ -316,20 +315,9 @@ class Master:
         logger.error("Valkey is ended without the code of the service: %s", error)
         for place in (paths.valkey_place, paths.replica_place):
             for pid in called_with(os.fsencode(place(self.data_dir).socket)):
-                self._end(pid)
-
-    def _end(self, pid: int) -> None:
-        born = start_time(pid)
-        if born is None:
-            return
-        for signum in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signum)
-            until = self._monotonic() + _END_SECONDS
-            while self._monotonic() < until:
-                if start_time(pid) != born:
-                    return
-                time.sleep(_END_INTERVAL)
+                born = start_time(pid)
+                if born is not None:
+                    end(pid, born, _END_SECONDS)
 
     def clean_up(self) -> None:
         """Remove what is in memory, unless workers of a killed master still use it."""

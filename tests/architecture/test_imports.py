@@ -62,6 +62,7 @@ MASTER = {
     "workers.shared",
     "workers.shared.locks",
     "workers.shared.paths",
+    "workers.shared.polling",
     "workers.shared.processes",
     "workers.shared.file",
     "workers.shared.recent",

@@ -247,7 +247,7 @@ async def test_a_server_whose_directory_was_removed_is_found_and_stopped(
     os.kill(pid, signal.SIGSTOP)
     assert await asyncio.to_thread(valkey.stop, place, 0.2)
     assert start_time(pid) is None
-    assert f"Valkey (pid {pid}) does not react to signal {signal.SIGTERM}" in caplog.text
+    assert f"Process {pid} does not react to signal {signal.SIGTERM}" in caplog.text
     assert not valkey.stop(place)
 
 

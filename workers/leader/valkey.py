@@ -29,8 +29,8 @@ from app.backoff import pause_after
 from app.seconds import REST, next_second
 from workers.shared import paths
 from workers.shared.locks import open_lock, try_flock
-from workers.shared.polling import block_until, wait_until
-from workers.shared.processes import called_with, command_line, start_time
+from workers.shared.polling import wait_until
+from workers.shared.processes import called_with, command_line, end, start_time
 
 _GONE_INTERVAL = 0.01
 """Seconds between two looks whether the server has ended."""
@@ -57,6 +57,7 @@ _SHORT_LIFE = 10.0
 """Seconds: a server that ends after more than this is started again at once."""
 
 _STOP_GRACE = 10.0
+"""Seconds after which a server that is to end is killed."""
 
 _SOCKET_TRIES = 30
 """Tries, ten a second, to find the socket of a server that runs; it makes it when it starts."""
@@ -142,26 +143,8 @@ def stop_at(data_dir: Path, place: FindPlace, grace: float = _STOP_GRACE) -> boo
         _ask_to_end(place(data_dir).socket)  # at once: it looks at signals once a second
     for pid, born in births.items():
         if born is not None:
-            _end(pid, born, grace)
+            end(pid, born, grace)  # one whose files were removed may refuse TERM
     return bool(births)
-
-
-def _end(pid: int, born: int, grace: float) -> None:
-    """Send TERM, and KILL after `grace` seconds. One whose files were removed may refuse TERM. Blocks.
-
-    Args:
-        pid: a server that has been asked to end.
-        born: its start time before that: it may be gone already.
-        grace: seconds.
-    """
-    for signum, limit in ((signal.SIGTERM, grace), (signal.SIGKILL, _STOP_GRACE)):
-        if start_time(pid) != born:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signum)
-        if block_until(lambda: start_time(pid) != born, limit):
-            return
-        logger.warning("Valkey (pid %d) does not react to signal %d", pid, signum)
 
 
 class Valkey:

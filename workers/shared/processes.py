@@ -1,10 +1,16 @@
-"""What /proc tells about a process; numbers alone are not enough, since pids are reused."""
+"""What /proc tells about a process, and its end; numbers alone are not enough, since pids are reused."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import signal
 from pathlib import Path
+
+from workers.shared.polling import block_until
+
+logger = logging.getLogger(__name__)
 
 SUCCESSOR = "SUCCESSOR_OF"
 """Environment variable of a master that was started beside another one: the pid of that."""
@@ -14,6 +20,9 @@ _LONGEST = 4096
 _STATE = 0
 _START_TIME = 19
 """Fields of /proc/<pid>/stat counted from the one after the name (proc_pid_stat(5))."""
+
+_KILLED_SECONDS = 10.0
+"""Seconds that a killed process has to be gone."""
 
 
 def start_time(pid: int) -> int | None:
@@ -76,3 +85,21 @@ def called_with(argument: bytes) -> list[int]:
                 if (place / "ns/mnt").stat().st_ino == ours:
                     found.append(pid)
     return found
+
+
+def end(pid: int, born: int, grace: float) -> None:
+    """Send TERM to a process, and KILL if it is there after `grace` seconds. Blocks.
+
+    Args:
+        pid: of a process of this user, which may be gone already.
+        born: its start time.
+        grace: seconds.
+    """
+    for signum, limit in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILLED_SECONDS)):
+        if start_time(pid) != born:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signum)
+        if block_until(lambda: start_time(pid) != born, limit):
+            return
+        logger.warning("Process %d does not react to signal %d", pid, signum)
