@@ -11,6 +11,7 @@ from typing import Any
 from app.config import Settings
 from app.errors import ClientError
 from app.ports import Slots
+from app.private_file import read_private, write_private
 from app.protocol.envelope import decode_json, encode_json
 from app.types import WorkerRow
 
@@ -38,15 +39,12 @@ class MachineStatus:
         Raises:
             OSError: they cannot be written.
         """
-        partial = Path(f"{self._file}.tmp")
-        partial.write_text(json.dumps({"at": self._now(), "status": status}))
-        partial.replace(self._file)
+        write_private(self._file, json.dumps({"at": self._now(), "status": status}).encode())
 
     def read(self) -> dict[str, object]:
         """The figures; empty where there are none of the last `FRESH` seconds."""
         try:
-            with self._file.open("rb") as file:
-                kept = decode_json(file.read(_LARGEST_FILE))
+            kept = decode_json(read_private(self._file, _LARGEST_FILE))
             status, at = kept["status"], float(kept["at"])
             encode_json([[status]])  # it is to be a part of messages
         except (OSError, ClientError, ValueError, KeyError, TypeError, OverflowError):

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from app.backplane.client import Command, Link
 from app.backplane.faults import Fault
 from app.backplane.server import server_at
 from app.errors import PresenceError
+from app.private_file import read_private, write_private
 
 MAX_SECONDS_BEHIND = 1.0
 """Seconds by which a replica that is read may be behind its primary."""
@@ -84,26 +84,13 @@ class ReplicaFile:
         Raises:
             OSError: it cannot be written.
         """
-        new = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        descriptor = os.open(new, flags, 0o600)
-        try:
-            os.write(descriptor, json.dumps(asdict(note)).encode())
-        finally:
-            os.close(descriptor)
-        new.replace(self._path)
+        write_private(self._path, json.dumps(asdict(note)).encode())
 
     def read(self) -> ReplicaNote | None:
         """The newest note; None when there is none that can be read."""
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                if os.fstat(descriptor).st_uid != os.geteuid():
-                    return None
-                note = ReplicaNote(**json.loads(os.read(descriptor, _LARGEST)))
-                is_sound = math.isfinite(note.at + note.clock)
-            finally:
-                os.close(descriptor)
+            note = ReplicaNote(**json.loads(read_private(self._path, _LARGEST)))
+            is_sound = math.isfinite(note.at + note.clock)
         except (OSError, ValueError, TypeError):
             return None
         return note if is_sound else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from unicodedata import normalize
 
 from aiohttp import web
 
@@ -13,6 +12,7 @@ from app.http.context import HttpContext
 from app.http.errors import HttpError, json_response
 from app.protocol.requests import check_type
 from app.protocol.schema.limits import CLOSING_CODES, MAX_NAME, MAX_ROWS, PROTOCOLS
+from app.sessions.auth import comparable
 from app.sessions.roster import Closed, Query, Roster, RosterPage
 
 DEFAULT_ROWS = 100
@@ -104,14 +104,14 @@ def _closed(closed: Closed) -> web.Response:
 
 
 def _name(query: Mapping[str, str], name: str) -> str | None:
-    """A name in the form that the names of users are compared in; None where there is none."""
+    """A user's name in a parameter; None where there is none."""
     text = query.get(name) or None
     if text is None:
         return None
     if len(text) > MAX_NAME:
         message = f"'{name}' has at most {MAX_NAME} characters."
         raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
-    return normalize("NFC", text)
+    return comparable(text)
 
 
 def _protocol(query: Mapping[str, str]) -> str | None:

@@ -66,8 +66,13 @@ _FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
 """Letters of Hangul and Braille that show nothing."""
 
 
+def comparable(name: str) -> str:
+    """A name in the form in which names of users are compared (NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
 def user_name(value: object) -> str | None:
-    """The name of a user in the form that names are compared in (NFC); None for what is no name.
+    """The name of a user in the form of `comparable`; None for what is no name.
 
     What people are called comes in, with joiners, no-break spaces and emoji sequences. Controls,
     what changes the direction of text around it, and other characters that cannot be seen do not.
@@ -76,7 +81,7 @@ def user_name(value: object) -> str | None:
         return None
     if value.isascii():
         return value if value.isprintable() and not value.isspace() else None
-    name = unicodedata.normalize("NFC", value)
+    name = comparable(value)
     if len(name) > MAX_USER_LENGTH or not all(map(_is_allowed, name)):
         return None
     is_seen = any(

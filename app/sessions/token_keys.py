@@ -24,6 +24,7 @@ import aiohttp
 import jwt
 
 from app.errors import ClientError, ErrorCode, SettingsError
+from app.private_file import read_private, write_private
 from app.protocol.envelope import decode_json
 from app.shared_calls import SharedCalls
 
@@ -140,7 +141,7 @@ class RemoteKeys:
         """Clients that wait for a fetch."""
         if cache is not None:
             with contextlib.suppress(OSError, ValueError):
-                self._take(_read_own(cache))
+                self._take(read_private(cache, MAX_BYTES))
 
     def keys(self) -> Sequence[jwt.PyJWK]:
         """The newest keys that could be fetched; none where that has never worked."""
@@ -213,14 +214,9 @@ class RemoteKeys:
     def _keep(self, body: bytes) -> None:
         if self._cache is None:
             return
-        temporary = self._cache.with_suffix(f".{os.getpid()}.new")
         try:
             self._cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            temporary.unlink(missing_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-                file.write(body)
-            temporary.replace(self._cache)
+            write_private(self._cache, body)
         except OSError as error:
             logger.warning("AUTH_JWKS_URL: the keys cannot be kept in %s: %s", self._cache, error)
 
@@ -242,18 +238,6 @@ class RemoteKeys:
                 if len(received) > MAX_BYTES:
                     raise ValueError(f"its answer has more than {MAX_BYTES} bytes")
             return bytes(received)
-
-
-def _read_own(path: Path) -> bytes:
-    """A file of this user's; what another one has planted is not read.
-
-    Raises:
-        OSError: there is none.
-    """
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-        if os.fstat(file.fileno()).st_uid != os.geteuid():
-            raise PermissionError(f"{path} belongs to another user")
-        return file.read(MAX_BYTES)
 
 
 def choose_keys(keys: Sequence[jwt.PyJWK], algorithm: str, key_id: object) -> list[Any]:
