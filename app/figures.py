@@ -1,17 +1,17 @@
-"""What one worker counts, shown once a second to the other workers and to Prometheus.
+"""What one worker has counted, shown to the other workers of its machine, and what they show.
 
 Nothing is counted on request: work over all sessions or rows is done once a second, in slices
-between which the loop gets a turn, and requests read its result.
+between which the loop gets a turn, and requests read its result. What Prometheus gets is in
+app/exports.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from app.backplane.client import AnyBackplane
 from app.backplane.cluster.publisher import ClusterPublisher
@@ -26,22 +26,19 @@ from app.broadcast.fanout import FanOut
 from app.broadcast.queue import BroadcastQueue
 from app.broadcast.subscriber import Group
 from app.canary import Canary
-from app.clock import steady_time
+from app.machine import figure
 from app.metrics import Metrics
 from app.ports import Slots
 from app.sessions.rates import Rates
 from app.sessions.registry import Registry
 from app.sessions.socketio.rooms import RoomManager
 from app.transport.hub import Hub
-from app.types import Gap, Message, Priority, Subscribers, WorkerRow
+from app.types import Priority, Subscribers, WorkerRow
 
-_DESCRIPTORS = "/proc/self/fd"
 _PRIORITIES = [priority.name.lower() for priority in Priority]
 
 USERS_A_SECOND = 2_000
 """Users whose subscriptions are shown within a second; after a storm of connects it takes longer."""
-MOST_NOTES = 1_000
-"""Figures of flushes that are kept at most before they are added to the metrics: some 100 KB."""
 QUIET_SECONDS = 3
 """Between two times that figures are shown on a machine without connections, if nothing happens and the worker does
 not rest."""
@@ -53,67 +50,38 @@ USERS_SLICE = 50
 """Users whose subscriptions are shown before the loop gets a turn: some 200 us."""
 
 
-class FlushFigures:
-    """Notes what the fan-out has written, and adds it to the metrics once a second.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """The parts of a worker that figures are read from."""
 
-    Args:
-        metrics: where.
-        clock: monotonic seconds.
-        now: the time by which messages are accepted.
-    """
+    # Messages.
+    queue: BroadcastQueue
+    publisher: StreamPublisher | ClusterPublisher
+    backplane: AnyBackplane
+    replica: ReplicaRoute | None
+    reader: Reader
+    history: History
+    fanout: FanOut
+    catchup: CatchUp
+    canary: Canary
 
-    def __init__(
-        self,
-        metrics: Metrics,
-        clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], float] = steady_time,
-    ) -> None:
-        self._metrics = metrics
-        self._clock = clock
-        self._now = now
-        self._durations: list[tuple[float, int]] = []
-        """Seconds of each flush that is not in the metrics yet, with the count 1."""
-        self._delivered: dict[str, int] = {}
-        """Deliveries by type that are not in the metrics yet, and"""
-        self._latencies: list[tuple[float, int]] = []
-        """the seconds that messages took, each with its deliveries."""
+    # Clients.
+    hub: Hub
+    rates: Rates
+    registry: Registry
+    manager: RoomManager
 
-    def count(
-        self, items: Sequence[Message | Gap], receivers: Mapping[str, int], began: float
-    ) -> None:
-        """Count what one flush has written.
+    def fault(self) -> Fault | None:
+        """What is wrong with the backplane, as this worker sees it; None: nothing."""
+        return self.publisher.fault or self.backplane.reading_fault
 
-        Args:
-            items: messages and gaps.
-            receivers: connections that got them, by type.
-            began: monotonic seconds at which the flush began.
-        """
-        now = self._now()
-        self._durations.append((self._clock() - began, 1))
-        delivered = self._delivered
-        accepted: dict[float, int] = {}  # those of one call were accepted at one time
-        for item in items:
-            count = receivers[item.type]
-            if isinstance(item, Gap):
-                self._metrics.gaps[item.reason].inc(count)
-            elif count:
-                delivered[item.type] = delivered.get(item.type, 0) + count
-                accepted[item.accepted] = accepted.get(item.accepted, 0) + count
-        for at, count in accepted.items():
-            self._latencies.append((now - at, count))
-        if len(self._durations) + len(self._latencies) > MOST_NOTES:
-            self.export()
+    def writable(self) -> bool:
+        """Whether this worker can publish, by its last attempts."""
+        return self.publisher.fault is None and self.backplane.available
 
-    def export(self) -> None:
-        """Add what was noted to the metrics."""
-        metrics = self._metrics
-        metrics.flush_duration.observe_all(self._durations)
-        metrics.delivery_latency.observe_all(self._latencies)
-        for type, count in self._delivered.items():
-            metrics.delivered[type].inc(count)
-        self._durations.clear()
-        self._latencies.clear()
-        self._delivered.clear()
+    def reads_replica(self) -> bool:
+        """Whether this worker reads from the replica of its machine."""
+        return self.replica is not None and self.replica.is_read
 
 
 class SubscriberCounts:
@@ -166,50 +134,30 @@ class Silences:
 
 
 class Figures:
-    """Reads the parts of a worker."""
+    """Shows the other workers of this machine what this one has counted, and reads what they show.
+
+    Args:
+        sources: the parts of this worker.
+        slots: where the workers show their figures.
+        metrics: shows how many are subscribed to each type.
+        subscribers: gets the counts of this machine.
+        types: that there are.
+    """
 
     def __init__(
         self,
-        *,
-        types: Sequence[str],
+        sources: Sources,
         slots: Slots,
         metrics: Metrics,
-        hub: Hub,
-        fanout: FanOut,
-        registry: Registry,
-        rates: Rates,
-        manager: RoomManager,
-        catchup: CatchUp,
-        queue: BroadcastQueue,
-        reader: Reader,
-        history: History,
-        backplane: AnyBackplane,
-        publisher: StreamPublisher | ClusterPublisher,
-        replica: ReplicaRoute | None,
-        canary: Canary,
         subscribers: SubscriberCounts,
-        flushes: FlushFigures,
+        types: Iterable[str],
     ) -> None:
-        self._types = {type: number for number, type in enumerate(types)}
+        self._sources = sources
         self._slots = slots
         self._metrics = metrics
-        self._hub = hub
-        self._fanout = fanout
-        self._registry = registry
-        self._rates = rates
-        self._manager = manager
-        self._catchup = catchup
-        self._queue = queue
-        self._reader = reader
-        self._history = history
-        self._backplane = backplane
-        self._publisher = publisher
-        self._replica = replica
-        self._canary = canary
-        self._exported: Counter[str] = Counter()
-        self._shown_users: dict[str, int] = {}
         self._subscribers = subscribers
-        self._flushes = flushes
+        self._types = {type: number for number, type in enumerate(types)}
+        self._shown_users: dict[str, int] = {}
         self.silences = Silences()
         """Of the workers of this machine, as often as its figures are shown."""
         self._state: tuple[object, ...] = ()
@@ -222,34 +170,26 @@ class Figures:
         self.quiet_looks = 0
         """How often in a row `look` has found that nothing happens."""
 
-    def fault(self) -> Fault | None:
-        """What is wrong with the backplane, as this worker sees it; None: nothing."""
-        return self._publisher.fault or self._backplane.reading_fault
-
-    def writable(self) -> bool:
-        """Whether this worker can publish, by its last attempts."""
-        return self._publisher.fault is None and self._backplane.available
-
     def look(self) -> bool:
         """Whether the figures are due: at each look, or a third of them while nothing happens.
 
         On a machine without connections only figures of the process itself change then, such as its CPU time.
         """
-        queued = self._queue.per_priority()
+        queued = self._sources.queue.per_priority()
         state = (
-            self.fault(),
-            self.writable(),
-            self._canary.receives,
-            self._canary.is_deaf,
+            self._sources.fault(),
+            self._sources.writable(),
+            self._sources.canary.receives,
+            self._sources.canary.is_deaf,
             queued if sum(queued) > OWN_MESSAGES else (),
-            sum(self._queue.dropped),
-            self._reader.reconnects,
-            self._reader.unreadable.total(),
-            self._catchup.replayed,
-            self._hub.bytes_received,
-            sum(self._hub.closed.values()),
-            self._replica is not None and self._replica.is_read,
-            len(self._registry),
+            sum(self._sources.queue.dropped),
+            self._sources.reader.reconnects,
+            self._sources.reader.unreadable.total(),
+            self._sources.catchup.replayed,
+            self._sources.hub.bytes_received,
+            sum(self._sources.hub.closed.values()),
+            self._sources.reads_replica(),
+            len(self._sources.registry),
         )
         is_quiet = not self._slots.total_connections() and state == self._state
         self._state = state
@@ -258,7 +198,7 @@ class Figures:
 
     async def show(self) -> None:
         """Put what the other workers may ask for into the slot table, and read what they put."""
-        changes = self._registry.changes, self._fanout.asked
+        changes = self._sources.registry.changes, self._sources.fanout.asked
         if changes != self._counted:
             users = await self._count_sessions()
             self._show_groups()
@@ -275,7 +215,7 @@ class Figures:
         unnamed: Counter[Group] = Counter()
         users: dict[str, int] = {}
         bits: dict[Group, int] = {}
-        sessions = self._registry.all()
+        sessions = self._sources.registry.all()
         for start in range(0, len(sessions), SLICE):
             if start:
                 await asyncio.sleep(0)
@@ -301,8 +241,8 @@ class Figures:
             for type in group.types:
                 subscriptions[type] += count
                 unnamed_by_type[type] += unnamed[group]
-        dropped = self._queue.dropped
-        fault = self.fault()
+        dropped = self._sources.queue.dropped
+        fault = self._sources.fault()
         self._slots.set_stats(
             {
                 "plain": protocols["plain"],
@@ -311,17 +251,17 @@ class Figures:
                 "subscriptions": subscriptions,
                 "subscribed": sum(subscriptions.values()),
                 "unnamed": unnamed_by_type,
-                "queued": dict(zip(_PRIORITIES, self._queue.per_priority(), strict=True)),
+                "queued": dict(zip(_PRIORITIES, self._sources.queue.per_priority(), strict=True)),
                 "anonymous": unnamed.total(),
                 "dropped": dict(zip(_PRIORITIES, dropped, strict=True)),
-                "lag": round(self._reader.lag(), 3),
-                "slow": len(self._fanout.slow),
-                "hears": self._canary.receives,
-                "deaf": self._canary.is_deaf,
+                "lag": round(self._sources.reader.lag(), 3),
+                "slow": len(self._sources.fanout.slow),
+                "hears": self._sources.canary.receives,
+                "deaf": self._sources.canary.is_deaf,
             }
             | ({} if fault is None else {"fault": fault.words})
-            | ({} if self.writable() else {"unwritable": True})
-            | ({"replica": True} if self._replica is not None and self._replica.is_read else {})
+            | ({} if self._sources.writable() else {"unwritable": True})
+            | ({"replica": True} if self._sources.reads_replica() else {})
         )
         for type, count in subscriptions.items():
             self._metrics.subscriptions[type].set(count)
@@ -341,16 +281,16 @@ class Figures:
         rows = self._slots.rows()
         self.silences.look(rows)
         for type, number in self._types.items():
-            connections = sum(_figure(row.stats, "subscriptions", type) for row in rows)
-            unnamed = sum(_figure(row.stats, "unnamed", type) for row in rows)
+            connections = sum(figure(row.stats, "subscriptions", type) for row in rows)
+            unnamed = sum(figure(row.stats, "unnamed", type) for row in rows)
             users = self._slots.users_of_type(number) + unnamed
             self._subscribers.show(type, Subscribers(connections, users))
 
     def replica(self) -> dict[str, object] | None:
         """What `GET /status` says of the replica of this machine; None: it has none."""
-        if self._replica is None:
+        if self._sources.replica is None:
             return None
-        note = self._replica.note
+        note = self._sources.replica.note
         rows = [row for row in self._slots.rows() if row.state != "starting"]
         return {
             "state": "the leader has not said anything yet" if note is None else note.words,
@@ -358,76 +298,3 @@ class Figures:
             "bytesBehind": None if note is None else note.bytes_behind,
             "secondsBehind": None if note is None else note.seconds_behind,
         }
-
-    def export(self) -> None:
-        """Bring the metrics up to date that are not counted as things happen."""
-        metrics, hub = self._metrics, self._hub
-        self._flushes.export()
-        metrics.slow_consumers.set(len(self._fanout.slow))
-        metrics.incoming_bytes.set(hub.input.total + hub.input.bodies)
-        metrics.backplane_up.set(self._backplane.available)
-        metrics.backplane_writable.set(self.writable())
-        for cause, total in self._backplane.errors.items():
-            self._count_up(f"backplane {cause}", total, metrics.backplane_errors[cause].inc)
-        metrics.backplane_lag.set(self._reader.lag())
-        if isinstance(self._publisher, ClusterPublisher):
-            failing = self._publisher.faults().keys() | self._backplane.reading_faults.keys()
-            for type in self._types:
-                metrics.backplane_type_failing.labels(type).set(type in failing)
-        if self._replica is not None:
-            self._export_replica(self._replica)
-        metrics.deaf_workers.set(self._canary.is_deaf)
-        metrics.history_cache_bytes.set(self._history.cached_bytes)
-        metrics.outgoing_bytes.set(hub.outgoing())
-        metrics.write_buffer_bytes.set(hub.unread.total())
-        metrics.sessions.set(len(self._registry))
-        metrics.groups.set(len(self._fanout.groups()))
-        metrics.rooms.set(self._manager.room_count)
-        metrics.awaited_acks.set(len(self._manager.callbacks))
-        metrics.tasks.set(len(asyncio.all_tasks()))
-        metrics.open_descriptors.set(_open_descriptors())
-        metrics.sample_process()
-        self._count_up("sent", hub.bytes_sent, metrics.sent_bytes.inc)
-        self._count_up("received", hub.bytes_received, metrics.received_bytes.inc)
-        self._count_up("held back", self._rates.held_back, metrics.held_back.inc)
-        self._count_up("reconnects", self._reader.reconnects, metrics.backplane_reconnects.inc)
-        for stream, total in self._reader.unreadable.items():
-            self._count_up(f"unreadable {stream}", total, metrics.unreadable[stream].inc)
-        self._count_up("replayed", self._catchup.replayed, metrics.replayed.inc)
-        for priority in Priority:
-            name = priority.name.lower()
-            counter = metrics.queue_dropped[name]
-            self._count_up(f"dropped {name}", self._queue.dropped[priority], counter.inc)
-        for protocol, total in hub.opened.items():
-            self._count_up(f"opened {protocol}", total, metrics.opened[protocol].inc)
-        for code, total in hub.closed.items():
-            self._count_up(f"closed {code}", total, metrics.closed[code].inc)
-
-    def _export_replica(self, replica: ReplicaRoute) -> None:
-        metrics, note = self._metrics, replica.note
-        metrics.replica_expected.set(1)
-        metrics.replica_readers.set(replica.is_read)
-        metrics.replica_bytes_behind.set(0 if note is None else note.bytes_behind)
-        metrics.replica_seconds_behind.set(0 if note is None else note.seconds_behind)
-        self._count_up("left the replica", replica.left, metrics.replica_left.inc)
-
-    def _count_up(self, name: str, total: int, count: Callable[[float], None]) -> None:
-        if total > self._exported[name]:
-            count(total - self._exported[name])
-            self._exported[name] = total
-
-
-def _figure(stats: Mapping[str, Any], name: str, type: str) -> int:
-    """What a worker, perhaps of another version, says of a type; 0 where it says nothing."""
-    figures = stats.get(name)
-    value = figures.get(type) if isinstance(figures, Mapping) else None
-    return value if isinstance(value, int) else 0
-
-
-def _open_descriptors() -> int:
-    """How many files and sockets this process has open.
-
-    Linux 6.2 and newer say it as the size of the directory; listing it takes milliseconds with
-    ten thousand connections.
-    """
-    return os.stat(_DESCRIPTORS).st_size or len(os.listdir(_DESCRIPTORS))  # noqa: PTH116, PTH208

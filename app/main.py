@@ -33,7 +33,8 @@ from app.broadcast.lanes import LanedQueue
 from app.broadcast.queue import BroadcastQueue
 from app.canary import PROBE, Canary
 from app.config import Settings
-from app.figures import Figures, FlushFigures, SubscriberCounts
+from app.exports import Exports, FlushFigures
+from app.figures import Figures, Sources, SubscriberCounts
 from app.handlers import load_handlers
 from app.http.assembly import Machine, make_application
 from app.memory import Memory
@@ -204,7 +205,10 @@ def make_parts(
         lambda: backplane.available,
         writable=lambda: messages.publisher.fault is None,
     )
-    figures = _make_figures(base, messages, users, sessions, canary)
+    types = settings.message_types
+    sources = _make_sources(base, messages, sessions, canary)
+    figures = Figures(sources, slots, base.metrics, users.subscribers, types)
+    exports = Exports(sources, base.metrics, messages.flushes, types)
     return Parts(
         settings=settings,
         slots=slots,
@@ -223,8 +227,10 @@ def make_parts(
         sessions=sessions,
         remote_keys=users.remote_keys,
         canary=canary,
+        sources=sources,
         figures=figures,
-        tick=_make_tick(base, figures),
+        exports=exports,
+        tick=_make_tick(base, figures, exports),
     )
 
 
@@ -376,32 +382,27 @@ def _make_delivery(
     )
 
 
-def _make_figures(
-    base: _Base, messages: _Messages, users: _Users, sessions: SessionContext, canary: Canary
-) -> Figures:
-    return Figures(
-        types=base.settings.message_types,
-        slots=base.slots,
-        metrics=base.metrics,
-        hub=base.hub,
-        fanout=messages.fanout,
-        registry=sessions.registry,
-        rates=base.rates,
-        manager=sessions.sio.manager,
-        catchup=messages.catchup,
+def _make_sources(
+    base: _Base, messages: _Messages, sessions: SessionContext, canary: Canary
+) -> Sources:
+    return Sources(
         queue=messages.queue,
+        publisher=messages.publisher,
+        backplane=base.reached.backplane,
+        replica=base.reached.replica,
         reader=base.reached.reader,
         history=messages.history,
-        backplane=base.reached.backplane,
-        publisher=messages.publisher,
-        replica=base.reached.replica,
+        fanout=messages.fanout,
+        catchup=messages.catchup,
         canary=canary,
-        subscribers=users.subscribers,
-        flushes=messages.flushes,
+        hub=base.hub,
+        rates=base.rates,
+        registry=sessions.registry,
+        manager=sessions.sio.manager,
     )
 
 
-def _make_tick(base: _Base, figures: Figures) -> Tick:
+def _make_tick(base: _Base, figures: Figures, exports: Exports) -> Tick:
     hub = base.hub
     endings = Endings(hub.ended, hub.closed)
-    return Tick(base.metrics, base.rates, figures, Memory(), hub, endings)
+    return Tick(base.metrics, base.rates, figures, exports, Memory(), hub, endings)

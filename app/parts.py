@@ -14,7 +14,8 @@ from app.broadcast.queue import BroadcastQueue
 from app.canary import Canary
 from app.config import Settings
 from app.delivery import Delivery
-from app.figures import Figures
+from app.exports import Exports
+from app.figures import Figures, Sources
 from app.metrics import Metrics
 from app.ports import Slots
 from app.presence import Presence
@@ -73,7 +74,11 @@ class Parts:
     # What looks after the others.
     canary: Canary
     """Whether this worker still receives what the backplane stores."""
+    sources: Sources
+    """Where figures come from."""
     figures: Figures
-    """What the other workers and Prometheus see."""
+    """What the other workers of this machine see."""
+    exports: Exports
+    """What Prometheus sees."""
     tick: Tick
     """What is done once a second."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from app.exports import Exports
 from app.figures import Figures
 from app.memory import Memory
 from app.metrics import Metrics
@@ -25,7 +26,8 @@ class Tick:
     Args:
         metrics: shows how late the loop is.
         rates: what connections have used in this second.
-        figures: shown to the other workers and to Prometheus.
+        figures: shown to the other workers.
+        exports: shown to Prometheus.
         memory: given back after a storm.
         hub: the connections of this worker.
         endings: logs which connections have ended.
@@ -36,6 +38,7 @@ class Tick:
         metrics: Metrics,
         rates: Rates,
         figures: Figures,
+        exports: Exports,
         memory: Memory,
         hub: Hub,
         endings: Endings,
@@ -43,6 +46,7 @@ class Tick:
         self._metrics = metrics
         self._rates = rates
         self._figures = figures
+        self._exports = exports
         self._memory = memory
         self._hub = hub
         self._endings = endings
@@ -64,7 +68,7 @@ class Tick:
                     seconds.wake()
                 if is_due:
                     await self._figures.show()
-                    self._figures.export()
+                    self._exports.export()
             except Exception:
                 logger.exception("cannot update the statistics of this second")
             self._memory.look(len(self._hub))

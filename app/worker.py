@@ -124,7 +124,7 @@ class Worker:
         if self.parts.attendance is not None:
             await self.parts.attendance.close()
         with contextlib.suppress(Exception):
-            self.parts.figures.export()
+            self.parts.exports.export()
         if self.parts.replica is not None:
             await self.parts.replica.close()
         await self.parts.backplane.close()

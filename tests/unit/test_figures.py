@@ -11,13 +11,13 @@ import pytest
 
 from app.broadcast.fanout import FanOut
 from app.broadcast.subscriber import Group
+from app.exports import MOST_NOTES, FlushFigures
 from app.figures import (
-    MOST_NOTES,
     OWN_MESSAGES,
     QUIET_SECONDS,
     Figures,
-    FlushFigures,
     Silences,
+    Sources,
     SubscriberCounts,
 )
 from app.metrics import Metrics
@@ -27,6 +27,10 @@ from app.transport.connection import OPEN
 from app.types import Gap, Message
 from tests.support.clock import Clock
 from tests.support.http_side import worker_row
+
+
+def figures_of(parts: dict[str, Any], slots: Any, metrics: Metrics, *types: str) -> Figures:
+    return Figures(Sources(**parts), slots, metrics, SubscriberCounts(types), types)
 
 
 class Worker:
@@ -43,18 +47,10 @@ class Worker:
             "catchup": SimpleNamespace(replayed=0),
             "hub": SimpleNamespace(bytes_received=0, closed={}),
             "registry": [],
-            "slots": SimpleNamespace(total_connections=lambda: self.connections),
+            **dict.fromkeys(("fanout", "rates", "manager", "history", "replica")),
         }
-        others = ("metrics", "fanout", "rates", "manager", "history", "replica")
-        rest: dict[str, Any] = dict.fromkeys(others)
-        self.flushes = flush_figures(Metrics(["status"]))
-        self.figures = Figures(
-            types=["status"],
-            subscribers=SubscriberCounts(["status"]),
-            flushes=self.flushes,
-            **rest,
-            **self.parts,
-        )
+        slots: Any = SimpleNamespace(total_connections=lambda: self.connections)
+        self.figures = figures_of(self.parts, slots, Metrics(["status"]), "status")
 
     def seconds(self, count: int) -> list[bool]:
         """Whether the figures are due in each of so many seconds."""
@@ -169,13 +165,6 @@ def test_figures_of_flushes_do_not_pile_up_within_a_second() -> None:
     assert value(metrics, DURATIONS) >= MOST_NOTES / 2
 
 
-def test_flushes_without_a_receiver_do_not_make_the_figures_due() -> None:
-    worker = Worker()
-    worker.seconds(1)
-    worker.flushes.count([message(1, 0.0)], {"status": 0}, 500.0)
-    assert worker.seconds(QUIET_SECONDS) == QUIET
-
-
 def test_a_row_is_silent_since_it_was_last_seen_to_change() -> None:
     clock = Clock(500.0)
     silences = Silences(clock)
@@ -206,27 +195,16 @@ class Counted:
         worker = Worker()
         self.shown: dict[str, Any] = {}
         self.users: dict[str, int] = {}
-        slots = SimpleNamespace(
+        slots: Any = SimpleNamespace(
             set_stats=self.shown.update,
             set_user_types=self.users.__setitem__,
             rows=list,
             users_of_type=lambda _: 0,
         )
-        parts = worker.parts | {
-            "slots": slots,
-            "registry": self.registry,
-            "fanout": self.fanout,
-            "metrics": Metrics(["status", "stats"]),
-        }
+        parts = worker.parts | {"registry": self.registry, "fanout": self.fanout}
         parts["reader"].lag = lambda: 0.0
-        rest: dict[str, Any] = dict.fromkeys(("rates", "manager", "history", "replica"))
-        self.figures = Figures(
-            types=["status", "stats"],
-            subscribers=SubscriberCounts(["status", "stats"]),
-            flushes=worker.flushes,
-            **rest,
-            **parts,
-        )
+        types = "status", "stats"
+        self.figures = figures_of(parts, slots, Metrics(types), *types)
         all_of, registry = self.registry.all, vars(self.registry)
 
         def counting() -> Any:

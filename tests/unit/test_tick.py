@@ -31,17 +31,16 @@ class Figures:
     async def show(self) -> None:
         self.shown += 1
 
-    def export(self) -> None: ...
-
 
 def make_tick(figures: Figures) -> Tick:
     parts: Any = SimpleNamespace(
         loop_delay=SimpleNamespace(set=lambda _: None),
         start_second=lambda: None,
         look=lambda *_: None,
+        export=lambda: None,
     )
     anything: Any = figures
-    return Tick(parts, parts, anything, parts, [], parts)  # type: ignore[arg-type]
+    return Tick(parts, parts, anything, parts, parts, [], parts)  # type: ignore[arg-type]
 
 
 @virtual_time
