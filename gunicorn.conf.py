@@ -25,11 +25,14 @@ gc.disable()  # what is imported stays: to look through it each time takes a ten
 
 from workers import gunicorn_private, logs, master  # noqa: E402
 from workers.shared import paths  # noqa: E402
+from workers.shared.file import explain  # noqa: E402
 
 try:
     _master = master.load(paths.home())
-except (master.WrongSettings, OSError) as error:
+except master.WrongSettings as error:
     sys.exit(str(error))
+except OSError as error:
+    sys.exit(explain(error))
 _settings = _master.settings
 
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_master.metrics_dir)  # read at the first import
@@ -68,6 +71,7 @@ keepalive = 150  # seconds: longer than proxies keep idle connections, so that t
 graceful_timeout = _settings["graceful_timeout"]
 pidfile = str(_master.pid_file)
 worker_tmp_dir = str(_master.metrics_dir.parent)  # in memory: a slow disk must not look like a hang
+gunicorn_private.write_pid_files_by(_master.write_pid_file)
 control_socket_disable = True
 logconfig_dict = logs.logconfig(_settings["log_level"].upper(), _settings["log_format"])
 proc_name = "yujian-presence"

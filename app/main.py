@@ -242,7 +242,9 @@ def _make_base(settings: Settings, slots: Slots, reached: Reached, max_outgoing:
         slots=slots,
         reached=reached,
         metrics=metrics,
-        supervisor=Supervisor(lambda name: metrics.loop_failures[name].inc(), give_up),
+        supervisor=Supervisor(
+            lambda name, failures: metrics.loop_failures[name].inc(failures), give_up
+        ),
         rates=rates,
         hub=Hub(
             heartbeat_interval=settings.heartbeat_interval,

@@ -44,19 +44,6 @@ LATENCY_BUCKETS = (
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLOSE_CODES = frozenset({*(int(code) for code in CloseCode), 1003, 1005, 1006, 1010, 1011, 1013})
 _ACTIONS = ("subscribe", "unsubscribe", "get_history", "ping", "ack", "presence", "auth")
-LOOPS = (
-    "delivery",
-    "tick",
-    "canary",
-    "queue",
-    "claims",
-    "attendance",
-    "sweep",
-    "guard",
-    "replacement",
-    "log level",
-)
-"""Endless loops of a worker, as `app/supervisor.py` knows them."""
 _OTHER = "other"
 
 
@@ -343,10 +330,7 @@ class Metrics:
             "loop_failures",
             "Failures of background loops that were restarted or skipped an item.",
             ["loop"],
-            LOOPS,
         )
-        for name in LOOPS:
-            self.loop_failures[name].inc(0)
         self.loop_delay = self._gauge(
             "loop_delay_seconds", "Delay of the event loop; maximum over workers.", "livemax"
         )

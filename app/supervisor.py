@@ -25,7 +25,8 @@ class Supervisor:
     """Runs loops, and begins those again that raise.
 
     Args:
-        count: counts a failure, by the name of the loop.
+        count: counts failures, by the name of the loop; none when it begins, so that the count is there before
+            the first one.
         give_up: called with the name of a loop that keeps failing, and its last error; the loop
             is not run any more.
         clock: monotonic seconds.
@@ -34,7 +35,7 @@ class Supervisor:
 
     def __init__(
         self,
-        count: Callable[[str], None] = lambda _name: None,
+        count: Callable[[str, int], None] = lambda _name, _failures: None,
         give_up: Callable[[str, Exception], None] = lambda _name, _error: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -56,11 +57,12 @@ class Supervisor:
             vital: the worker is of no use without it, and gives up if it keeps failing. Other
                 loops are begun again for ever.
         """
+        self._count(name, 0)
         return asyncio.get_running_loop().create_task(self._keep(name, loop, vital), name=name)
 
     def note(self, name: str, error: Exception) -> None:
         """Count and log that a loop has skipped an item on which it failed."""
-        self._count(name)
+        self._count(name, 1)
         if self._log_limit.allows(name):
             logger.error("%s: skipped an item that failed", name, exc_info=error)
 
@@ -73,7 +75,7 @@ class Supervisor:
                 await loop()
                 return
             except Exception as error:
-                self._count(name)
+                self._count(name, 1)
                 now = self._clock()
                 failures.append(now)
                 while failures[0] <= now - WINDOW:

@@ -10,10 +10,12 @@ import contextlib
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import gunicorn
+import gunicorn.arbiter
 from aiohttp.worker import GunicornWebWorker
 from gunicorn.arbiter import Arbiter
 from gunicorn.pidfile import Pidfile
@@ -28,6 +30,7 @@ _CLASS_NAMES: Iterable[tuple[type, tuple[str, ...]]] = (
         ),
     ),
     (WorkerTmp, ("last_update", "notify")),
+    (Pidfile, ("create", "validate")),
     (GunicornWebWorker, ("_run", "_notify_waiter_done")),
 )
 _INSTANCE_NAMES: Iterable[tuple[type, tuple[str, ...]]] = (
@@ -174,6 +177,23 @@ def make_younger(arbiter: Any, than: int) -> bool:
         arbiter.worker_age += 1
         worker.age = arbiter.worker_age
     return True
+
+
+def write_pid_files_by(write: Callable[[Path, int], None]) -> None:
+    """Let `write` make the pid files, which get the process id.
+
+    gunicorn would leave a temporary file where it cannot, and end a service that runs.
+    """
+
+    class PidFile(Pidfile):
+        def create(self, pid: int) -> None:
+            if self.validate():
+                super().create(pid)  # it is there; fails when it is of another process
+                return
+            self.pid = pid
+            write(Path(self.fname), pid)
+
+    gunicorn.arbiter.Pidfile = PidFile
 
 
 def has_pid_file(arbiter: Any) -> bool:

@@ -27,7 +27,7 @@ from aiohttp import web
 
 from workers import gunicorn_private, master
 from workers.shared import paths
-from workers.shared.file import write_atomically
+from workers.shared.file import explain, is_full, write_atomically
 from workers.shared.slots import LEAVING, READY, SlotTable
 
 _PAUSE_AFTER_FAILURE = 1.0
@@ -133,8 +133,8 @@ class RealtimeWorker(gunicorn_private.GunicornWorker):
             before = _note_failure(master.current.data_dir, error)
             if self._served:
                 raise
-            if isinstance(error, CannotServe) or before:
-                self.log.error("This worker cannot serve: %s", str(error) or repr(error))
+            if (reason := _known_reason(error)) or before:
+                self.log.error("This worker cannot serve: %s", reason or repr(error))
             else:
                 self.log.exception("This worker cannot serve")
             sys.exit(self._boot_failure_code(_pause_after(before)))
@@ -292,12 +292,17 @@ class RealtimeWorker(gunicorn_private.GunicornWorker):
         return gunicorn_private.BOOT_ERROR
 
 
+def _known_reason(error: Exception) -> str:
+    """One line that says all of it; empty where a traceback must."""
+    if isinstance(error, CannotServe):
+        return str(error)
+    return explain(error) if isinstance(error, OSError) and is_full(error) else ""
+
+
 def _note_failure(data_dir: Path, error: Exception) -> int:
     """Keep the reason for `make reload`; returns how many workers have failed for it before this one."""
-    known = isinstance(error, CannotServe)
-    reason = (str(error) if known else "".join(traceback.format_exception(error)))[
-        -_LONGEST_REASON:
-    ]
+    reason = _known_reason(error) or "".join(traceback.format_exception(error))
+    reason = reason[-_LONGEST_REASON:]
     path, now, before = paths.failure_file(data_dir), time.time(), 0
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         last = json.loads(path.read_bytes())

@@ -29,7 +29,7 @@ from dotenv import dotenv_values
 from workers import gunicorn_private
 from workers.reload import fingerprint
 from workers.shared import paths
-from workers.shared.file import write_atomically
+from workers.shared.file import explain, write_atomically
 from workers.shared.locks import MastersLock
 from workers.shared.processes import SUCCESSOR, called_with, end, read_pid, start_time
 from workers.shared.slots import SlotTable
@@ -70,6 +70,8 @@ class Master:
 
     _files_fault = ""
     """Why shared files could not be put back the last time; empty: nothing was wrong."""
+    _runs = False
+    """The service has started, so a fault need not end it."""
 
     def __init__(self, home: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._home = home
@@ -168,8 +170,28 @@ class Master:
         return SlotTable(path, connections)
 
     def record(self) -> None:
-        """Write down what this process is made of, for `workers.reload`."""
-        fingerprint.record(paths.configuration().parent, self.data_dir)
+        """Write down what this process is made of, for `workers.reload`.
+
+        Raises:
+            SystemExit: there is no room for it; bears the line that says so.
+        """
+        try:
+            fingerprint.record(paths.configuration().parent, self.data_dir)
+        except OSError as error:
+            sys.exit(explain(error))
+
+    def write_pid_file(self, path: Path, pid: int) -> None:
+        """Make it readable for all; a service that runs goes on without, and tries it again.
+
+        Raises:
+            SystemExit: the service starts, and there is no room for it; bears the line that says so.
+        """
+        try:
+            write_pid_file(path, pid)
+        except OSError as error:
+            if not self._runs:
+                sys.exit(explain(error))
+            logger.error("The pid file is missing, and is written later: %s", explain(error))
 
     def guard_configuration(self, arbiter: Any) -> None:
         """Let a gunicorn.conf.py that fails on a reload change nothing.
@@ -188,6 +210,7 @@ class Master:
         It puts shared files back. And when it was stopped itself, as a frozen container is, it
         gives its workers, which were stopped as well, another `timeout` before it kills any.
         """
+        self._runs = True
         looked_at = [self._monotonic()]
         kept_at = [-math.inf]
 
@@ -249,9 +272,10 @@ class Master:
             if gunicorn_private.has_pid_file(arbiter):
                 self._keep_pid_file(arbiter)
         except Exception as error:  # noqa: BLE001 (a master that ends takes all with it)
-            if str(error) != self._files_fault:
-                logger.error("Shared files cannot be put back, which is tried again: %s", error)
-            self._files_fault = str(error)
+            fault = explain(error) if isinstance(error, OSError) else str(error)
+            if fault != self._files_fault:
+                logger.error("Shared files cannot be put back, which is tried again: %s", fault)
+            self._files_fault = fault
         else:
             self._files_fault = ""
 
@@ -261,8 +285,7 @@ class Master:
         path = self.pid_file
         if path.exists():
             return  # of another master
-        write_atomically(path, f"{os.getpid()}\n".encode())
-        path.chmod(0o644)
+        write_pid_file(path, os.getpid())
         logger.error("Something removed %s; it is there again", path)
         gunicorn_private.move_pid_file(arbiter, str(path), os.getpid())
 
@@ -337,6 +360,12 @@ class Master:
             logger.error("The settings stay as they were: %s", error)
         else:
             self.settings, self.dotenv = settings, dotenv
+
+
+def write_pid_file(path: Path, pid: int) -> None:
+    """Write a process id so that all users can read it."""
+    write_atomically(path, f"{pid}\n".encode())
+    path.chmod(0o644)
 
 
 def has_terminal() -> bool:

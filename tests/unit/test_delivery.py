@@ -64,7 +64,7 @@ class Parts:
         self.done.append("received")
 
     async def run(self) -> None:
-        supervisor = Supervisor(self.noted.append)
+        supervisor = Supervisor(lambda name, failures: self.noted.extend([name] * failures))
         parts: Any = self
         delivery = Delivery(parts, parts, parts, parts, parts, parts, supervisor, 0.0)
         task = asyncio.create_task(delivery.run())

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gunicorn.arbiter
 import pytest
 from aiohttp.worker import GunicornWebWorker
 from gunicorn.app.base import BaseApplication
@@ -203,6 +204,27 @@ def test_the_pid_file(arbiter: Any, tmp_path: Path) -> None:
     assert not other.exists()
     gunicorn_private.forget_pid_file(arbiter)
     assert not gunicorn_private.has_pid_file(arbiter)
+
+
+def test_pid_files_are_written_by_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gunicorn.arbiter, "Pidfile", Pidfile)
+    written: list[tuple[Path, int]] = []
+    gunicorn_private.write_pid_files_by(lambda path, pid: written.append((path, pid)))
+    assert "= Pidfile(" in source(Arbiter.start)
+    assert "= Pidfile(" in source(Arbiter.reload)
+    path = tmp_path / "pid"
+    made = gunicorn.arbiter.Pidfile(str(path))
+    made.create(os.getpid())
+    assert written == [(path, os.getpid())]
+    assert made.pid == os.getpid()
+    path.write_text(f"{os.getpid()}\n")
+    made.create(os.getpid())
+    path.write_text(f"{os.getppid()}\n")
+    with pytest.raises(RuntimeError, match="Already running"):
+        made.create(os.getpid())
+    assert len(written) == 1
 
 
 def test_what_the_configuration_takes(arbiter: Any, monkeypatch: pytest.MonkeyPatch) -> None:

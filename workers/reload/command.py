@@ -27,6 +27,7 @@ from workers.reload import fingerprint
 from workers.reload.report import Report
 from workers.reload.watch import Failed, Watch
 from workers.shared import paths
+from workers.shared.file import explain
 from workers.shared.locks import FileLock, open_lock
 from workers.shared.paths import data_directory
 from workers.shared.processes import SUCCESSOR, command_line, read_pid, start_time
@@ -168,8 +169,18 @@ def _is_in_container(master: int) -> bool:
 
 @contextmanager
 def only_one(data_dir: Path) -> Iterator[None]:
-    """Wait for a reload that is under way; say so."""
-    fd = open_lock(paths.reload_lock(data_dir))
+    """Wait for a reload that is under way; say so.
+
+    Raises:
+        Failed: the file of the lock cannot be made.
+        PermissionError: it is another user's.
+    """
+    try:
+        fd = open_lock(paths.reload_lock(data_dir))
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise Failed(explain(error)) from None
     lock = FileLock(fd)
     try:
         if not lock.try_enter():

@@ -1,7 +1,8 @@
-"""A file that processes share: made once, copied, shown in place of another, written in one piece."""
+"""A file that processes share: made once, copied, shown in place of another, written in one piece; why it could not be."""
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from pathlib import Path
@@ -104,6 +105,23 @@ def write_atomically(path: Path, content: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # writing names none
         raise
+
+
+def is_full(error: Exception) -> bool:
+    """Whether there is no room for a file: no space, or no inode."""
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+def explain(error: OSError) -> str:
+    """One line about a file of the service that cannot be made, with what to do."""
+    if error.errno is None or error.strerror is None:
+        return str(error)  # our own text
+    if is_full(error):
+        advice = "make room there (df -h, df -i)"
+    else:
+        advice = "this user must be able to write to DATA_DIR and /dev/shm"
+    return f"{error.strerror} ({error.filename or 'DATA_DIR or /dev/shm'}): {advice}"

@@ -177,8 +177,8 @@ def masters_lock(data_dir: Path) -> Path:
 
 
 def failure_file(data_dir: Path) -> Path:
-    """Why a worker could not start: the newest such note, as JSON."""
-    return runtime_dir(data_dir) / "failure.json"
+    """Why a worker could not start: the newest such note, as JSON. In memory: the disk may be full."""
+    return metrics_dir(data_dir) / "failure.json"
 
 
 def log_level_file(data_dir: Path) -> Path:
