@@ -79,6 +79,7 @@ proc_name = "yujian-presence"
 
 def on_starting(_: Any) -> None:
     _master.lock.share()  # once more, in case gunicorn has become a daemon since
+    _master.await_address()
     _master.record()
     _master.allow_open_files()
 

@@ -30,7 +30,9 @@ from workers import gunicorn_private
 from workers.reload import fingerprint
 from workers.shared import paths
 from workers.shared.file import explain, write_atomically
+from workers.shared.listening import fault_of
 from workers.shared.locks import MastersLock
+from workers.shared.polling import block_until
 from workers.shared.processes import SUCCESSOR, called_with, end, read_pid, start_time
 from workers.shared.slots import SlotTable
 
@@ -45,6 +47,8 @@ _LOOK_SECONDS = 2.0
 """Between two looks of the master's loop; signals, and the end of a worker, wake it at once."""
 _SLEPT = 5.0
 """Seconds between two looks of the master's loop that mean that it was stopped meanwhile."""
+_ADDRESS_SECONDS, _ADDRESS_INTERVAL = 5.0, 0.2
+"""For which the start waits for its address, and between two tries."""
 _END_SECONDS = 5.0
 """Seconds after which a server that is to end is killed."""
 _HANGUP = 2.0
@@ -176,9 +180,27 @@ class Master:
             SystemExit: there is no room for it; bears the line that says so.
         """
         try:
-            fingerprint.record(paths.configuration().parent, self.data_dir)
+            fingerprint.record(paths.configuration().parent, self.data_dir, self.settings["bind"])
         except OSError as error:
             sys.exit(explain(error))
+
+    def await_address(self) -> None:
+        """Wait until BIND can be listened on: a service that is ending may still have it.
+
+        Raises:
+            SystemExit: it stays impossible; bears the line that says why.
+        """
+        if "GUNICORN_FD" in os.environ or os.environ.get("LISTEN_PID") == str(os.getpid()):
+            return  # the sockets are there
+        faults = [""]
+
+        def is_free() -> bool:
+            faults[0] = fault_of(self.settings["bind"])
+            return not faults[0]
+
+        if not block_until(is_free, _ADDRESS_SECONDS, _ADDRESS_INTERVAL):
+            self.pid_file.unlink(missing_ok=True)
+            sys.exit(faults[0])
 
     def write_pid_file(self, path: Path, pid: int) -> None:
         """Make it readable for all; a service that runs goes on without, and tries it again.
@@ -356,8 +378,14 @@ class Master:
             settings, dotenv = _read(self._home)
             if settings["data_dir"] != self.settings["data_dir"]:
                 raise WrongSettings("DATA_DIR: cannot change on a reload; restart the service")
+            if settings["bind"] != self.settings["bind"]:
+                if fault := fault_of(settings["bind"]):
+                    raise WrongSettings(fault)
+                fingerprint.note_bind(self.data_dir, settings["bind"])
         except WrongSettings as error:
             logger.error("The settings stay as they were: %s", error)
+        except OSError as error:
+            logger.error("The settings stay as they were: %s", explain(error))
         else:
             self.settings, self.dotenv = settings, dotenv
 

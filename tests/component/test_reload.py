@@ -24,7 +24,7 @@ def test_records_of_dead_masters_are_removed(data_dir: Path, root: Path) -> None
     child.wait()
     old = paths.fingerprint_file(data_dir, child.pid)
     old.write_text("{}")
-    fingerprint.record(root, data_dir)
+    fingerprint.record(root, data_dir, "127.0.0.1:3001")
     assert not old.exists()
 
 
@@ -50,7 +50,7 @@ def test_a_service_that_ends_while_it_is_looked_at_is_not_running(
     monkeypatch.setattr(reload, "data_directory", lambda: data_dir)
     for name, answer in {
         "check_home": lambda _: None,
-        "check": lambda _: {"workers": 2, "graceful_timeout": 30},
+        "check": lambda _: {"workers": 2, "graceful_timeout": 30, "bind": "127.0.0.1:3001"},
         "choose": lambda *_: (signal.SIGHUP, "of a test"),
     }.items():
         monkeypatch.setattr(reload, name, end if name == step else answer)

@@ -228,6 +228,15 @@ async def test_without_the_right_to_follow_the_primary_is_read(primary: Primary)
 
             await until(says_why, "the note says why", LONG)
             assert not any(worker.route.is_read for worker in lab.workers)
+            with lab.client() as client:
+                await until(
+                    lambda: client.info("replication")["master_link_status"] == "up",
+                    "it is copied by SYNC, for which it has the right",
+                    LONG,
+                )
+            await until(says_why, "the note still says why", LONG)
+            primary.process.client.acl_setuser("lab", enabled=True, commands=["+psync"])
+            await lab.reads(replica=True)
         await lab.assert_nothing_lost()
 
 

@@ -118,6 +118,18 @@ def test_a_data_dir_that_cannot_be_made_is_said_in_one_line() -> None:
     service.destroy()
 
 
+def test_an_address_that_is_taken_is_said_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        bind = f"127.0.0.1:{taken.getsockname()[1]}"
+        service = Service(BIND=bind)
+        process = service.spawn()
+        assert process.wait(30) == 1
+        (line,) = (line for line in service.log.splitlines() if " INFO " not in line)
+        assert f"BIND: cannot listen on {bind}: Address already in use" in line
+        assert not paths.pid_files(service.data_dir).first.exists()
+        service.destroy()
+
+
 async def test_nothing_is_open_to_other_users() -> None:
     """But the pid file, which tells a number that `ps` tells as well."""
     async with Service() as service:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -296,6 +297,36 @@ async def test_reports_that_cannot_be_written_are_missed(reused: Reloaded) -> No
         directory.rmdir()
     assert report["unreported"] == len(taken) / 2 == 2, report
     await service.serves(version)
+
+
+async def test_an_address_that_is_taken_changes_nothing() -> None:
+    service = Reloaded()
+    service.version("first")
+    del service.settings["BIND"]
+    (service.root / ".env").write_text(f"BIND=127.0.0.1:{service.port}\n")
+    service.start()
+    try:
+        async with connected(service):
+            with socket.create_server(("127.0.0.1", 0)) as taken:
+                bind = f"127.0.0.1:{taken.getsockname()[1]}"
+                (service.root / ".env").write_text(f"BIND={bind}\n")
+                before = service.workers_now()
+                report = await service.reload()
+                assert report["code"] == 1
+                said = f"BIND: cannot listen on {bind}: Address already in use"
+                assert said in report["error"]
+                assert service.workers_now() == before
+                os.kill(service.master, signal.SIGHUP)  # past the check
+                await until(lambda: f"stay as they were: {said}" in service.log, "its refusal")
+                await until(service.is_ready, "workers with the settings from before")
+                await service.serves("first")
+            service.port = int(bind.rpartition(":")[2])
+            assert (await service.reload())["handed_over"] == CLIENTS
+            await service.serves("first")
+        os.kill(service.master, signal.SIGTERM)
+        service.assert_nothing_left()
+    finally:
+        service.destroy()
 
 
 def test_nothing_to_reload(tmp_path: Path) -> None:

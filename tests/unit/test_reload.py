@@ -17,13 +17,13 @@ from workers.shared.processes import start_time
 
 
 def test_an_unchanged_master_needs_hup(data_dir: Path, root: Path) -> None:
-    fingerprint.record(root, data_dir)
+    fingerprint.record(root, data_dir, "127.0.0.1:3001")
     assert fingerprint.changes(data_dir, os.getpid()) == []
     assert reload.choose(data_dir, os.getpid())[0] == signal.SIGHUP
 
 
 def test_a_changed_file_needs_usr2(data_dir: Path, root: Path) -> None:
-    fingerprint.record(root, data_dir)
+    fingerprint.record(root, data_dir, "127.0.0.1:3001")
     (root / "gunicorn.conf.py").write_text("workers = 2\n")
     chosen, why = reload.choose(data_dir, os.getpid())
     assert chosen == signal.SIGUSR2
@@ -37,7 +37,7 @@ def test_a_changed_library_needs_usr2(
     (library / "aiohttp-3.0.dist-info").mkdir(parents=True)
     (library / "redis-7.0.dist-info").mkdir()
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(library))
-    fingerprint.record(root, data_dir)
+    fingerprint.record(root, data_dir, "127.0.0.1:3001")
     assert fingerprint.changes(data_dir, os.getpid()) == []
     (library / "aiohttp-3.0.dist-info").rename(library / "aiohttp-3.1.dist-info")
     assert fingerprint.changes(data_dir, os.getpid()) == ["aiohttp"]
@@ -45,7 +45,7 @@ def test_a_changed_library_needs_usr2(
 
 def test_a_master_that_has_said_nothing_needs_usr2(data_dir: Path, root: Path) -> None:
     assert reload.choose(data_dir, os.getpid())[0] == signal.SIGUSR2
-    fingerprint.record(root, data_dir)
+    fingerprint.record(root, data_dir, "127.0.0.1:3001")
     written = paths.fingerprint_file(data_dir, os.getpid())
     # The record of another process that had this pid.
     written.write_text(json.dumps(json.loads(written.read_text()) | {"born": 1}))

@@ -340,15 +340,18 @@ class Replica:
 
     async def _compare(self, primary: Replication, local: Replication) -> tuple[str, int, float]:
         """Why the replica may not be read, or ''; bytes and seconds that it is behind."""
-        if not local.linked:
-            return f"the replica is not in sync ({self._complaint()})", 0, 0.0
-        if local.history != primary.history:
-            return "the replica has another history than the primary", 0, 0.0
         now = self._monotonic()
-        lacking, late = self._lag.behind(now, local.offset)
-        if late <= MAX_SECONDS_BEHIND and lacking <= MAX_BYTES_BEHIND:
-            self._stuck_since = math.inf
-            return "", lacking, late
+        if not local.linked:
+            return self._out_of_sync(), 0, 0.0
+        if local.history != primary.history:
+            # It was refused PSYNC and has made do with SYNC, which names no history.
+            words, lacking, late = self._out_of_sync(), 0, 0.0
+        else:
+            lacking, late = self._lag.behind(now, local.offset)
+            words = f"the replica is {lacking} bytes and {late:.1f} s behind"
+            if late <= MAX_SECONDS_BEHIND and lacking <= MAX_BYTES_BEHIND:
+                self._stuck_since = math.inf
+                return "", lacking, late
         self._stuck_since = min(self._stuck_since, now)
         if now - self._stuck_since >= STUCK:
             self._stuck_since = now
@@ -356,10 +359,10 @@ class Replica:
                 await self._ask(self._local, [(b"CLIENT", b"KILL", b"TYPE", b"master")])
             except FAILURES:
                 pass  # it is looked at again soon
-        return f"the replica is {lacking} bytes and {late:.1f} s behind", lacking, late
+        return words, lacking, late
 
-    def _complaint(self) -> str:
-        """The last thing that the replica has complained of."""
+    def _out_of_sync(self) -> str:
+        """With the last thing that the replica has complained of."""
         try:
             with self._log_file.open("rb") as file:
                 file.seek(max(0, file.seek(0, 2) - 4096))
@@ -368,7 +371,8 @@ class Replica:
             lines = []
         said = [line.partition(" # ")[2] for line in lines if " # " in line]
         said = [line for line in said if not line.startswith("WARNING")]
-        return said[-1][:160] if said else "it is being copied"
+        complaint = said[-1][:160] if said else "it is being copied"
+        return f"the replica is not in sync ({complaint})"
 
     def _note_change(self, now: float, usable: bool, words: str) -> None:
         if usable:

@@ -28,6 +28,7 @@ from workers.reload.report import Report
 from workers.reload.watch import Failed, Watch
 from workers.shared import paths
 from workers.shared.file import explain
+from workers.shared.listening import fault_of
 from workers.shared.locks import FileLock, open_lock
 from workers.shared.paths import data_directory
 from workers.shared.processes import SUCCESSOR, command_line, read_pid, start_time
@@ -116,6 +117,17 @@ def check(environ: Mapping[str, str]) -> dict[str, Any]:
     if settings["handlers"]:
         _run({**environ, "HANDLERS": settings["handlers"]}, "-c", _HANDLERS)
     return settings
+
+
+def check_bind(data_dir: Path, master: int, bind: str) -> None:
+    """A master that cannot listen on a new address would end.
+
+    Raises:
+        Failed: it cannot; says why.
+    """
+    before = fingerprint.bind_of(data_dir, master)
+    if before not in (None, bind) and (fault := fault_of(bind)):
+        raise Failed(fault)
 
 
 def _run(environ: Mapping[str, str], *arguments: str) -> str:
@@ -219,6 +231,7 @@ def reload(data_dir: Path, wanted: signal.Signals | None) -> Report:
 def _reload(data_dir: Path, master: int, wanted: signal.Signals | None) -> Report:
     check_home(master)
     settings = check(environment_of(master))
+    check_bind(data_dir, master, settings["bind"])
     chosen, why = choose(data_dir, master)
     if wanted is not None and wanted != chosen:
         chosen, why = wanted, f"asked for; by itself: {chosen.name}, {why}"

@@ -22,8 +22,12 @@ from workers.shared.processes import start_time
 _INSTALLED = (".dist-info", ".egg-info")
 
 
-def record(root: Path, data_dir: Path) -> None:
-    """Write what this process is made of by now; done by a master before its first fork."""
+def record(root: Path, data_dir: Path, bind: str) -> None:
+    """Write what this process is made of by now; done by a master before its first fork.
+
+    Args:
+        bind: the setting of the address that it listens on.
+    """
     for pid, old in paths.fingerprint_files(data_dir):
         if not start_time(pid):
             old.unlink(missing_ok=True)
@@ -34,6 +38,7 @@ def record(root: Path, data_dir: Path) -> None:
     libraries = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
     taken = {
         "born": start_time(os.getpid()),
+        "bind": bind,
         "python": sys.version,
         "files": {str(path): _hash(path) for path in held},
         "libraries": libraries,
@@ -42,13 +47,31 @@ def record(root: Path, data_dir: Path) -> None:
     write_atomically(paths.fingerprint_file(data_dir, os.getpid()), json.dumps(taken).encode())
 
 
-def changes(data_dir: Path, pid: int) -> list[str] | None:
-    """What has changed since that master started, by name; None when it has not said."""
+def note_bind(data_dir: Path, bind: str) -> None:
+    """Write down that this master listens on another address from now on."""
+    taken = _recorded(data_dir, os.getpid())
+    if taken is not None:
+        text = json.dumps(taken | {"bind": bind})
+        write_atomically(paths.fingerprint_file(data_dir, os.getpid()), text.encode())
+
+
+def bind_of(data_dir: Path, pid: int) -> str | None:
+    """The setting of the address that a master listens on; None when it has not said."""
+    return (_recorded(data_dir, pid) or {}).get("bind")
+
+
+def _recorded(data_dir: Path, pid: int) -> dict[str, Any] | None:
     try:
         taken: dict[str, Any] = json.loads(paths.fingerprint_file(data_dir, pid).read_bytes())
     except (OSError, ValueError):
         return None
-    if taken["born"] != start_time(pid):
+    return taken if taken["born"] == start_time(pid) else None
+
+
+def changes(data_dir: Path, pid: int) -> list[str] | None:
+    """What has changed since that master started, by name; None when it has not said."""
+    taken = _recorded(data_dir, pid)
+    if taken is None:
         return None
     changed = [
         os.path.relpath(path) for path, old in taken["files"].items() if _hash(Path(path)) != old

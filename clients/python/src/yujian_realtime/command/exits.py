@@ -25,7 +25,7 @@ MEANINGS = {
     Exit.REFUSED: "the service refused, or is degraded (status), or the output cannot be written",
     Exit.USAGE: "the command line or .env is wrong",
     Exit.UNREACHABLE: "the service cannot be reached",
-    Exit.TOKEN: "the token is missing, wrong or expired, or the origin is not allowed",
+    Exit.TOKEN: "not allowed: a missing, wrong or expired token, an origin, a list of users (PRESENCE_NAMES)",
     Exit.MISSED: "messages were missed, or clients could not connect (load)",
 }
 
