@@ -60,6 +60,7 @@ MASTER = {
     "workers.logs",
     "workers.master",
     "workers.shared",
+    "workers.shared.listening",
     "workers.shared.locks",
     "workers.shared.paths",
     "workers.shared.polling",
