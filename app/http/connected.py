@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from aiohttp import web
 
 from app.errors import ClientError, CloseCode, ErrorCode
+from app.http import queries
 from app.http.audit import Write
 from app.http.context import HttpContext
 from app.http.errors import HttpError, json_response
@@ -82,7 +83,7 @@ async def _find(request: web.Request, context: HttpContext, *, by_user: bool) ->
             type,
             by_user,
             _name(query, "after") or "",
-            _limit(query),
+            queries.number(query, "limit", MAX_ROWS) or DEFAULT_ROWS,
             None if by_user else _protocol(query),
         )
     )
@@ -128,16 +129,6 @@ def _refuse_others(query: Mapping[str, str], known: Collection[str]) -> None:
         if name not in known:
             message = f"This call has no parameter {name[:64]!r}; it has: {', '.join(known)}."
             raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
-
-
-def _limit(query: Mapping[str, str]) -> int:
-    text = query.get("limit")
-    if not text:
-        return DEFAULT_ROWS
-    if not (text.isascii() and text.isdecimal() and len(text) < 9 and 1 <= int(text) <= MAX_ROWS):
-        message = f"'limit' must be an integer from 1 to {MAX_ROWS}."
-        raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
-    return int(text)
 
 
 def _code(query: Mapping[str, str]) -> CloseCode:

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from app.backplane.series import RANGES
 from app.errors import ClientError, ErrorCode
+from app.http import queries
 from app.http.alert_hook import post_alerts
 from app.http.audit import Write
 from app.http.clients import bearer_token
@@ -22,13 +23,13 @@ from app.http.errors import (
     raw_json_response,
 )
 from app.http.health import Health
+from app.http.json_body import read_json
 from app.http.limiter import Limiter
 from app.http.page import PageFiles
 from app.http.publishing import (
     broadcast,
     make_draft,
     publish,
-    read_json,
 )
 from app.machine import describe_connections, describe_worker, figure
 from app.protocol.http_answers import DATA_HEADERS
@@ -179,8 +180,8 @@ async def get_history(request: web.Request, context: HttpContext) -> web.Respons
     type = query.get("type", "")
     await _require_reader(request, context, type)
     check_type(type, settings.message_types)
-    limit = _number(query, "limit", MAX_HISTORY)
-    before = _number(query, "before", MAX_HTTP_BEFORE)
+    limit = queries.number(query, "limit", MAX_HISTORY)
+    before = queries.number(query, "before", MAX_HTTP_BEFORE)
     async with context.room():
         messages, more = await context.history.newest(
             type, settings.default_history_limit if limit is None else limit, before
@@ -254,16 +255,6 @@ async def _require_reader(request: web.Request, context: HttpContext, type: str 
     if type is not None and identity.types is not None:
         known = context.settings.message_types
         check_type(type, Allowed.of(known, identity.types) if type in known else known)
-
-
-def _number(query: Mapping[str, str], name: str, high: int) -> int | None:
-    text = query.get(name)
-    if not text:
-        return None
-    if not (text.isascii() and text.isdecimal() and len(text) <= 20 and 1 <= int(text) <= high):
-        message = f"'{name}' must be an integer from 1 to {high}."
-        raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
-    return int(text)
 
 
 def _milliseconds(seconds: float) -> float:

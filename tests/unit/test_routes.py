@@ -27,7 +27,7 @@ from app.errors import ClientError, ErrorCode
 from app.http.bodies import ReceivedBodies
 from app.http.clients import Clients
 from app.http.errors import HttpError
-from app.http.publishing import read_json
+from app.http.json_body import read_json
 from app.http.routes import add_routes
 from app.machine import MachineStatus
 from app.protocol.schema.limits import MAX_MESSAGES
@@ -561,7 +561,7 @@ async def exchange(side: HttpSide, rest: bytes) -> bytes:
 
 
 async def test_a_body_that_does_not_come(side: HttpSide, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.http.publishing.BODY_TIMEOUT", 0.05)
+    monkeypatch.setattr("app.http.json_body.BODY_TIMEOUT", 0.05)
     answer = await exchange(side, b"Content-Length: 10\r\n\r\n[")
     assert answer.startswith(b"HTTP/1.1 408 ")
 
