@@ -50,9 +50,13 @@ class Canary:
         self._clock = clock
         self._writable = writable
         self._received_at: float | None = None
+        """When the last probe arrived; None: none has."""
         self._sent_at: float | None = None
+        """When this worker sent its last one; None: it has sent none."""
         self._awaited_since: float | None = None
+        """When a probe was stored that has not arrived; None: there is none."""
         self._beat_at = clock()
+        """When the last beat was."""
 
     @property
     def receives(self) -> bool:
@@ -84,14 +88,14 @@ class Canary:
         Args:
             interval: seconds between two probes of all workers; None: `INTERVAL`.
         """
-        recent = (INTERVAL if interval is None else interval) * (1 - _EARLY)
+        enough = (INTERVAL if interval is None else interval) * (1 - _EARLY)
         now = self._clock()
         if not self._available() or now - self._beat_at >= LIMIT:
             self._awaited_since = None
         self._beat_at = now
-        known = (self._received_at, self._sent_at)
-        recent = any(at is not None and now - at < recent for at in known)
-        if recent and self._writable():
+        probes = self._received_at, self._sent_at
+        is_recent = any(at is not None and now - at < enough for at in probes)
+        if is_recent and self._writable():
             return
         self._sent_at = now
         try:

@@ -300,10 +300,7 @@ def _plot(name: str, rows: list[Row], target: Path) -> None:
     figure, panels = plt.subplots(1, len(_FIGURES), figsize=(12, 2.4))
     for axis, (key, title, _) in zip(panels, _FIGURES, strict=True):
         axis.plot(
-            [row["value"] for row in rows],
-            [row[key] for row in rows],
-            marker="o",
-            color=OWN_COLOUR,
+            [row["value"] for row in rows], [row[key] for row in rows], marker="o", color=OWN_COLOUR
         )
         axis.set_ylim(bottom=0)
         axis.set_xlim(left=0)

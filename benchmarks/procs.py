@@ -78,12 +78,7 @@ class Server:
     """
 
     def __init__(
-        self,
-        argv: Sequence[str],
-        env: Mapping[str, str],
-        *,
-        pinned: bool = True,
-        root: Path = ROOT,
+        self, argv: Sequence[str], env: Mapping[str, str], *, pinned: bool = True, root: Path = ROOT
     ) -> None:
         self.port = free_port()
         self.directory = tempfile.mkdtemp(prefix="yujian-bench-")

@@ -432,13 +432,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one check; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        probe = Probe(
-            options.base,
-            options.connect,
-            options.ca,
-            options.origin,
-            *tokens(),
-        )
+        probe = Probe(options.base, options.connect, options.ca, options.origin, *tokens())
         if options.check == "certificate":
             found = probe.certificate(options.days)
         elif options.check == "socket":

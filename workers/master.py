@@ -164,10 +164,8 @@ class Master:
 
     def _open_slots(self, alone: bool) -> SlotTable:
         """Open the slot table; one that was removed is for the processes that run to put back."""
-        path, connections = (
-            paths.slots_file(self.data_dir),
-            self.settings["max_total_connections"],
-        )
+        path = paths.slots_file(self.data_dir)
+        connections = self.settings["max_total_connections"]
         if not alone:
             with contextlib.suppress(FileNotFoundError):
                 return SlotTable(path, connections, wait=_SLOTS_WAIT)

@@ -138,10 +138,8 @@ class Life:
             await self._leader.stop()
             raise
         runner = self._make_runner(application)
-        transfer, http = (
-            Transfer(worker.parts.sessions, worker.parts.history, self._slots),
-            HttpHandoff(runner),
-        )
+        transfer = Transfer(worker.parts.sessions, worker.parts.history, self._slots)
+        http = HttpHandoff(runner)
         successor = self._make_successor(transfer, http)
         successor.start()
         self._guard.add("the socket for handoffs", Part(successor.is_there, successor.restore))

@@ -26,11 +26,7 @@ from app.http.audit import Write
 from app.http.context import HttpContext
 from app.http.errors import json_response
 from app.http.json_body import read_json
-from app.http.publishing import (
-    Conflict,
-    make_draft,
-    publish,
-)
+from app.http.publishing import Conflict, make_draft, publish
 from app.protocol.envelope import decode_json, encode_json
 from app.protocol.schema.limits import MAX_MESSAGES
 from app.types import Draft

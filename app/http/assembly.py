@@ -109,11 +109,7 @@ def _add_entrances(app: web.Application, worker: Worker, machine: Machine, check
         wake=seconds_of(asyncio.get_running_loop()).wake,
     )
     gate = Gate(
-        sessions,
-        admission,
-        checks.hosts,
-        lambda: guard.most_upgraded,
-        parts.metrics.count_request,
+        sessions, admission, checks.hosts, lambda: guard.most_upgraded, parts.metrics.count_request
     )
     upgrade = Upgrade(gate, Familiar(checks.clients))
     events = EventStream(gate, checks.origins)

@@ -84,9 +84,7 @@ class Limiter:
         return limit
 
     async def _answer(
-        self,
-        request: web.Request,
-        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         budgets = self._budgets
         account = budgets.account(self._clients.address(request))

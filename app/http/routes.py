@@ -16,21 +16,12 @@ from app.http.clients import bearer_token
 from app.http.connected import delete_connected, delete_user, get_connected, get_users
 from app.http.context import HttpContext
 from app.http.documents import add_documents
-from app.http.errors import (
-    HttpError,
-    error_middleware,
-    json_response,
-    raw_json_response,
-)
+from app.http.errors import HttpError, error_middleware, json_response, raw_json_response
 from app.http.health import Health
 from app.http.json_body import read_json
 from app.http.limiter import Limiter
 from app.http.page import PageFiles
-from app.http.publishing import (
-    broadcast,
-    make_draft,
-    publish,
-)
+from app.http.publishing import broadcast, make_draft, publish
 from app.machine import describe_connections, describe_worker, figure
 from app.protocol.http_answers import DATA_HEADERS
 from app.protocol.requests import Allowed, check_type
@@ -83,11 +74,7 @@ def _add_middlewares(app: web.Application, context: HttpContext) -> None:
         )
         app.middlewares.insert(0, limiter.middleware())
     answer_errors = error_middleware(
-        context.clients,
-        context.origins,
-        context.count_request,
-        context.hosts,
-        context.note_refused,
+        context.clients, context.origins, context.count_request, context.hosts, context.note_refused
     )
     app.middlewares.insert(0, answer_errors)
 

@@ -119,11 +119,7 @@ class Upgrade(SessionEntrance):
         return DetachedResponse(status=101)
 
     def _begin(
-        self,
-        request: web.Request | UpgradeHead,
-        admitted: Admitted,
-        fd: int,
-        received: bytes,
+        self, request: web.Request | UpgradeHead, admitted: Admitted, fd: int, received: bytes
     ) -> None:
         context = self._context
         session: PlainSession | SocketIOSession

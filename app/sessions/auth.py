@@ -19,13 +19,7 @@ import jwt
 from app.config import Settings
 from app.errors import ClientError, ErrorCode
 from app.protocol.schema.limits import MAX_TOKEN
-from app.sessions.token_keys import (
-    KEY_TYPES,
-    FileKeys,
-    KeysUnavailable,
-    RemoteKeys,
-    choose_keys,
-)
+from app.sessions.token_keys import KEY_TYPES, FileKeys, KeysUnavailable, RemoteKeys, choose_keys
 
 MAX_USER_LENGTH = 128
 """Characters of a user's name."""

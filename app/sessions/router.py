@@ -101,12 +101,12 @@ class Router:
         wanted = requests.parse_presence(request.payload, session.types)
         if wanted.limit is not None:
             self._names.check(session, wanted.type)
-            return self._name(session, request, wanted.type, wanted.after, wanted.limit)
+            return self._list_names(session, request, wanted.type, wanted.after, wanted.limit)
         data = self._count(wanted.type)
         session.answer(request, "presence_data", data)
         return None
 
-    async def _name(
+    async def _list_names(
         self, session: Session, request: Request, type: str, after: str, limit: int
     ) -> None:
         """Answer `presence` with names, which are the backplane's."""

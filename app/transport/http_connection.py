@@ -170,12 +170,7 @@ class HttpConnection(GuardedConnection):
         return super().peername if self._accepted_from is None else self._accepted_from
 
     def begins_with(
-        self,
-        place: Waiting,
-        peer: str,
-        data: bytes,
-        refusal: Exception | None,
-        waited: float,
+        self, place: Waiting, peer: str, data: bytes, refusal: Exception | None, waited: float
     ) -> None:
         """Go on with a connection that was read from; to be called before `connection_made`.
 

@@ -7,15 +7,7 @@ from collections.abc import Iterable
 
 from app.errors import CloseCode, ErrorCode
 from app.protocol.schema import actions, events
-from app.protocol.schema.kinds import (
-    Boolean,
-    Choice,
-    Integer,
-    Number,
-    Struct,
-    Text,
-    TypeName,
-)
+from app.protocol.schema.kinds import Boolean, Choice, Integer, Number, Struct, Text, TypeName
 from app.protocol.schema.payloads import ENVELOPE, STREAM_MESSAGE
 from scripts.protocol.notation import Leaf, Notation
 

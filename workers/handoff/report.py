@@ -22,7 +22,7 @@ from workers.shared.processes import start_time
 logger = logging.getLogger(__name__)
 
 _KEPT_SECONDS = 3600
-
+"""Age from which on a report that was not fetched is removed."""
 
 _KEYS = {"successors": "heirs"}
 """Fields that the file has under another name: a reload brings together two versions."""
