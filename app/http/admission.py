@@ -21,7 +21,7 @@ from app.errors import ClientError, CloseCode, ErrorCode
 from app.http.clients import Clients, bearer_token
 from app.http.cors import Origins
 from app.http.errors import HttpError
-from app.http.familiar import FamiliarHead, is_key
+from app.http.familiar import FamiliarHead, Handshake, is_key
 from app.http.request_head import RequestHead
 from app.ports import ConnectionPlaces
 from app.protocol.requests import DEFAULT_OPTIONS, Allowed, ConnectOptions, parse_options
@@ -87,8 +87,8 @@ class Admitted(NamedTuple):
     """What a request for a connection asks for; one is reserved for it, and counted for its address."""
 
     protocol: Protocol
-    key: str
-    """Its Sec-WebSocket-Key; "" where there is no upgrade."""
+    handshake: Handshake | None
+    """None: there is no upgrade."""
     address: str
     identity: Identity | None
     """What its token proves; None without one."""
@@ -172,7 +172,7 @@ class Admission:
             _check_stream(request)
             query = parse_query(request.raw_path.partition("?")[2])
             self._check_origin(request)
-            admitted = self._check_options(request, query, "sse", "", again)
+            admitted = self._check_options(request, query, "sse", None, again)
         except Refused as refused:
             refused.protocol = "sse"
             self._count_refused(refused.reason)
@@ -184,12 +184,12 @@ class Admission:
         known = self._queries.get(raw_query)
         query, protocol = known or self._parse_query(raw_query)
         if isinstance(request, FamiliarHead):
-            key = request.key
+            handshake = request.handshake
         else:
-            key = _check_handshake(request)
+            handshake = _check_handshake(request)
             self._check_origin(request)
         try:
-            return self._check_options(request, query, protocol, key, again)
+            return self._check_options(request, query, protocol, handshake, again)
         except Refused as refused:
             refused.protocol = protocol
             raise
@@ -216,16 +216,19 @@ class Admission:
         request: RequestHead,
         query: Mapping[str, str],
         protocol: Protocol,
-        key: str,
+        handshake: Handshake | None,
         again: bool,
     ) -> Admitted:
-        """Check the options of a valid handshake."""
+        """Check the options of a valid handshake, or of a request for events."""
         address = self._clients.address(request)
         if self._addresses is not None:
             self._check_address(self._addresses, address, again)
         identity: Identity | None = None
         if self._verifier.enabled:
-            identity = self._check_token(request, query, again)
+            token = query.get("token")
+            if not token:
+                token = _header_token(request) if handshake is None else handshake.token
+            identity = None if token is None else self._check_token(token, again)
             if identity is None and protocol == "sse":
                 message = (
                     "Send a token, as 'Authorization: Bearer <token>' or 'token=' in the query."
@@ -243,7 +246,7 @@ class Admission:
             options = self._find_options(query, identity)
             if protocol == "plain" and query.get("resume"):
                 options = replace(options, resume=query["resume"])
-        admitted = Admitted(protocol, key, address, identity, user, options)
+        admitted = Admitted(protocol, handshake, address, identity, user, options)
         self._reserve(address)
         return admitted
 
@@ -259,19 +262,7 @@ class Admission:
         except TooMany as error:
             raise _too_many(error) from None
 
-    def _check_token(
-        self, request: RequestHead, query: Mapping[str, str], again: bool
-    ) -> Identity | None:
-        """The token's holder; without a token it may come in the first message."""
-        token = query.get("token")
-        if not token:
-            if isinstance(request, FamiliarHead):
-                return None
-            token = bearer_token(request.headers)
-            if token is None:
-                token = _offered_token(request)
-                if token is None:
-                    return None
+    def _check_token(self, token: str, again: bool) -> Identity:
         try:
             return self._verifier.verify(token.strip(), may_fetch=not again)
         except KeysUnavailable as error:
@@ -369,8 +360,8 @@ def _check_transport(query: Mapping[str, str]) -> Protocol:
     return "socketio"
 
 
-def _check_handshake(request: RequestHead) -> str:
-    """Check what RFC 6455 (section 4.2.1) demands of an upgrade request; return its key."""
+def _check_handshake(request: RequestHead) -> Handshake:
+    """Check what RFC 6455 (section 4.2.1) demands of an upgrade request."""
     if request.method != "GET":
         message = "This is a WebSocket endpoint: use GET."
         allowed = {"Allow": "GET"}
@@ -398,7 +389,8 @@ def _check_handshake(request: RequestHead) -> str:
     if not is_key(key):
         message = "Sec-WebSocket-Key must be 16 bytes in base64."
         raise Refused(400, ErrorCode.BAD_REQUEST, message, "handshake")
-    return key
+    offers = headers.getall(hdrs.SEC_WEBSOCKET_EXTENSIONS, [])
+    return Handshake(key, _header_token(request), choose_subprotocol(request), offers)
 
 
 def _check_stream(request: RequestHead) -> None:
@@ -451,6 +443,12 @@ def choose_subprotocol(request: RequestHead) -> str | None:
         return None
     offered = _offered(request)
     return next((name for name in offered if not _is_bearer(name)), offered[0] if offered else None)
+
+
+def _header_token(request: RequestHead) -> str | None:
+    """The token in the header fields; None without one."""
+    token = bearer_token(request.headers)
+    return _offered_token(request) if token is None else token
 
 
 def _offered_token(request: RequestHead) -> str | None:

@@ -7,7 +7,9 @@ about the fields of a client that was let in holds for the next one that sends t
 from __future__ import annotations
 
 import binascii
+from typing import NamedTuple
 
+from aiohttp import hdrs
 from multidict import MultiMapping
 
 from app.http.clients import Clients
@@ -45,6 +47,19 @@ def is_key(key: str | bytes) -> bool:
         return False
 
 
+class Handshake(NamedTuple):
+    """What the header fields of an upgrade request say."""
+
+    key: str
+    """`Sec-WebSocket-Key`."""
+    token: str | None
+    """Of the client, where it is not in the query."""
+    subprotocol: str | None
+    """To answer with."""
+    offers: list[str]
+    """Values of `Sec-WebSocket-Extensions`."""
+
+
 class FamiliarHead(UpgradeHead):
     """A request with the fields of one that was let in, at a worker that lets the same in always.
 
@@ -53,21 +68,19 @@ class FamiliarHead(UpgradeHead):
     Args:
         raw_path: path and query as the client wrote them.
         remote: see `RequestHead`.
-        key: its `Sec-WebSocket-Key`.
         fields: of the head, as the client wrote them.
-        offers: values of `Sec-WebSocket-Extensions`.
+        handshake: what they say.
     """
 
-    __slots__ = ("_fields", "key", "offers")
+    __slots__ = ("_fields", "handshake")
 
     def __init__(
-        self, raw_path: str, remote: str | None, key: str, fields: bytes, offers: list[str]
+        self, raw_path: str, remote: str | None, fields: bytes, handshake: Handshake
     ) -> None:
         self.raw_path = raw_path
         self.remote = remote
-        self.key = key
         self._fields = fields
-        self.offers = offers
+        self.handshake = handshake
 
     @property
     def headers(self) -> MultiMapping[str]:  # type: ignore[override]
@@ -110,9 +123,8 @@ class Familiar:
         key = data[key_at:key_end]
         if offers is None or not is_key(key):
             return None
-        return FamiliarHead(
-            target[1].decode("ascii"), remote, key.decode("ascii"), data[begin:], offers
-        )
+        handshake = Handshake(key.decode("ascii"), None, None, offers)
+        return FamiliarHead(target[1].decode("ascii"), remote, data[begin:], handshake)
 
     def remember(self, data: bytes, head: UpgradeHead) -> None:
         """Keep the fields of a request that was let in for more than what its query says.
@@ -132,4 +144,4 @@ class Familiar:
             return
         if len(self._offers) >= MAX_KNOWN:
             self._offers.clear()
-        self._offers[fields] = head.headers.getall("Sec-WebSocket-Extensions", [])
+        self._offers[fields] = head.headers.getall(hdrs.SEC_WEBSOCKET_EXTENSIONS, [])

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import Iterable
 
 from aiohttp import web
 
 from app.errors import CloseCode
 from app.http.admission import Admitted, Refused, choose_subprotocol
-from app.http.familiar import Familiar, FamiliarHead
-from app.http.request_head import PATH, RequestHead, UpgradeHead, parse_upgrade
+from app.http.familiar import Familiar
+from app.http.request_head import PATH, UpgradeHead, parse_upgrade
 from app.http.session_entrance import Gate, SessionEntrance, log_opened
 from app.protocol.deflate import answer, negotiate
 from app.protocol.envelope import connection_id
@@ -23,8 +22,6 @@ from app.sessions.retry import retry_reason
 from app.sessions.socketio.session import SocketIOSession
 from app.transport.door import PASSED, Passed
 from app.transport.takeover import DetachedResponse, detach, handshake_response
-
-_EXTENSIONS = "Sec-WebSocket-Extensions"
 
 
 class Upgrade(SessionEntrance):
@@ -123,7 +120,9 @@ class Upgrade(SessionEntrance):
     ) -> None:
         context = self._context
         session: PlainSession | SocketIOSession
-        bits = negotiate(_offers(request)) if self._deflates else None
+        handshake = admitted.handshake
+        assert handshake is not None
+        bits = negotiate(handshake.offers) if self._deflates else None
         if admitted.protocol == "plain":
             session = session_class(PlainSession, bits)(context, fd, connection_id(), admitted.user)
         else:
@@ -133,8 +132,7 @@ class Upgrade(SessionEntrance):
             if context.keeps_environ:
                 session.keep_environ(make_environ(request, admitted.address))
         extension = None if bits is None else answer(bits)
-        subprotocol = None if isinstance(request, FamiliarHead) else choose_subprotocol(request)
-        response = handshake_response(admitted.key, subprotocol, extension)
+        response = handshake_response(handshake.key, handshake.subprotocol, extension)
         start = functools.partial(self._start, session, admitted, response, received)
         self._begin_session(session, admitted, start)
 
@@ -159,12 +157,6 @@ class Upgrade(SessionEntrance):
         log_opened(session, admitted.address)
         if received:
             session.receive(received)
-
-
-def _offers(request: RequestHead) -> Iterable[str]:
-    if isinstance(request, FamiliarHead):
-        return request.offers
-    return request.headers.getall(_EXTENSIONS, ())
 
 
 def make_environ(request: web.Request | UpgradeHead, address: str) -> dict[str, object]:

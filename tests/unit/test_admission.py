@@ -99,7 +99,8 @@ def door() -> Door:
 def test_a_plain_client_gets_the_defaults(door: Door) -> None:
     admitted = door.check()
     assert admitted.protocol == "plain"
-    assert admitted.key == UPGRADE["Sec-WebSocket-Key"]
+    assert admitted.handshake is not None
+    assert admitted.handshake.key == UPGRADE["Sec-WebSocket-Key"]
     assert admitted.options.types is None
     assert admitted.user is None
     assert admitted.identity is None

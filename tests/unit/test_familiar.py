@@ -42,11 +42,11 @@ def test_the_next_client_may_have_another_key_and_another_query(target: bytes) -
     parsed = parse_upgrade(request, "192.0.2.8")
     assert head is not None
     assert parsed is not None
-    assert head.key == OTHER_KEY.decode()
+    assert head.handshake.key == OTHER_KEY.decode()
     assert head.raw_path == parsed.head.raw_path == target.decode()
     assert (head.remote, head.method) == ("192.0.2.8", "GET")
     assert head.headers.items() == parsed.head.headers.items()
-    assert head.offers == ["permessage-deflate; client_max_window_bits"]
+    assert head.handshake.offers == ["permessage-deflate; client_max_window_bits"]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_what_is_familiar_is_what_would_be_parsed() -> None:
             assert parsed is not None
             assert parsed.rest == b""
             assert parsed.head.raw_path == head.raw_path
-            assert parsed.head.headers["Sec-WebSocket-Key"] == head.key
+            assert parsed.head.headers["Sec-WebSocket-Key"] == head.handshake.key
             assert parsed.head.headers.items() == head.headers.items()
     assert found > 100
 
