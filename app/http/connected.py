@@ -109,10 +109,11 @@ def _name(query: Mapping[str, str], name: str) -> str | None:
     text = query.get(name) or None
     if text is None:
         return None
+    text = comparable(text)
     if len(text) > MAX_NAME:
         message = f"'{name}' has at most {MAX_NAME} characters."
         raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
-    return comparable(text)
+    return text
 
 
 def _protocol(query: Mapping[str, str]) -> str | None:

@@ -128,21 +128,34 @@ def parse(body: bytes) -> Control:
     if not isinstance(message, dict) or not isinstance(message.get("method"), str):
         raise Unreadable("It is not an object with a method.")
     try:
+        check_message(message)
+    except ValueError as error:
+        raise Unreadable(str(error)) from None
+    return message
+
+
+def check_message(message: Control) -> None:
+    """Make sure that `parse` takes a message, once it is JSON.
+
+    Raises:
+        ValueError: a field of it is missing or wrong.
+    """
+    method = message["method"]
+    try:
         _optional(message, "host_id", check_sid)
         _optional(message, "n", _number)
-        for name, check in _METHODS.get(message["method"], ()):
+        for name, check in _METHODS.get(method, ()):
             check(message[name])
-        for name, check in _OPTIONAL.get(message["method"], ()):
+        for name, check in _OPTIONAL.get(method, ()):
             _optional(message, name, check)
-        if message["method"] == "emit":
+        if method == "emit":
             _check_attachments(message)
-        elif message["method"] == "replace" and message.get("ask") is not None:
+        elif method == "replace" and message.get("ask") is not None:
             check_sid(message["host_id"])
     except KeyError as error:
-        raise Unreadable(f"{message['method']!r} lacks the field {error}.") from None
+        raise ValueError(f"{method!r} lacks the field {error}.") from None
     except ValueError as error:
-        raise Unreadable(f"{message['method']!r} has a wrong field: {error}") from None
-    return message
+        raise ValueError(f"{method!r} has a wrong field: {error}") from None
 
 
 def _optional(message: Control, name: str, check: Callable[[Any], object]) -> None:

@@ -108,6 +108,8 @@ async def test_lists_and_ends_over_all_workers(service: Service) -> None:
         ("/connections?limit=501", 400),
         ("/connections?type=nothing", 400),
         ("/connections?user=" + "x" * 1025, 400),
+        # NFC makes two characters of each.
+        ("/connections?user=" + "%E0%A5%98" * 513, 400),
         ("/connections?user=ann&code=1000", 400),
         ("/connections?protocol=nope", 400),
         ("/connections", 400),

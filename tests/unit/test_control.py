@@ -21,6 +21,7 @@ from app.sessions.control import (
     count_placeholders,
     parse,
 )
+from tests.support.sessions import Worker
 
 GOOD: list[dict[str, Any]] = [
     {"method": "emit", "event": "e", "data": [1], "namespace": "/", "room": None, "n": 1},
@@ -57,6 +58,23 @@ ODD: list[Any] = [None, True, 1.5, -1, 2**70, "", "x" * 2000, [], [[]], [None], 
 @pytest.mark.parametrize("message", GOOD, ids=lambda message: message["method"])
 def test_what_workers_send_is_read(message: dict[str, Any]) -> None:
     assert parse(json.dumps(message).encode()) == message
+
+
+async def test_what_no_worker_could_read_is_not_sent() -> None:
+    worker = Worker()
+    manager = worker.context.sio.manager
+    try:
+        for message in GOOD:
+            await manager.send_to_all(message)
+        for send in (manager.send_to_all, manager.send_and_read_back):
+            with pytest.raises(ValueError, match="at most 1024 characters, not 1025"):
+                await send(
+                    {"method": "list", "ask": 1, "limit": 1, "host_id": "h", "user": "x" * 1025}
+                )
+        with pytest.raises(ValueError, match="namespace"):
+            await worker.context.sio.disconnect("elsewhere", namespace="/" * 1025)
+    finally:
+        worker.close()
 
 
 def test_every_method_and_the_probe_are_known() -> None:

@@ -169,9 +169,7 @@ class StreamManager(PubSubManager, RoomManager):
                 self._forget_callback(room, awaited[2])
             raise
 
-    def _await_ack(
-        self, room: Any, namespace: str, callback: Callable[..., Any]
-    ) -> tuple[str, str, int]:
+    def _await_ack(self, room: Any, namespace: str, callback: Callable[..., Any]) -> list[Any]:
         """Keep what an answer calls; returns room, namespace and id, by which it is found.
 
         Raises:
@@ -179,7 +177,7 @@ class StreamManager(PubSubManager, RoomManager):
         """
         if room is None or isinstance(room, list):
             raise ValueError("Cannot use callback without a room set, or with several.")
-        return room, namespace, self.new_ack_id(room, callback)
+        return [room, namespace, self.new_ack_id(room, callback)]
 
     def _forget_callback(self, room: Any, id: int) -> None:
         callbacks = self.callbacks.get(room, {})
@@ -213,14 +211,13 @@ class StreamManager(PubSubManager, RoomManager):
     async def send_and_read_back(self, message: dict[str, Any]) -> None:
         """Store a message for all workers, and wait until this one has carried it out.
 
-        Raises:
-            BackplaneUnavailable, QueueOverflow: it may not have been stored.
+        Raises: as `send_to_all`.
         """
         number = next(self._numbers)
         read = asyncio.get_running_loop().create_future()
         self._unread[number] = read
         try:
-            await self._send_control({**message, "host_id": self.host_id, "n": number})
+            await self.send_to_all({**message, "host_id": self.host_id, "n": number})
             async with asyncio.timeout(READ_BACK_SECONDS):
                 await read
         except TimeoutError:
@@ -233,7 +230,9 @@ class StreamManager(PubSubManager, RoomManager):
 
         Raises:
             BackplaneUnavailable, QueueOverflow: it may not have been stored.
+            ValueError, TypeError: no worker could read it.
         """
+        control.check_message(message)
         await self._send_control(message)
 
     async def return_ack(
@@ -245,7 +244,7 @@ class StreamManager(PubSubManager, RoomManager):
             return
         answer, attachments = sio_packet.Packet.deconstruct_binary(list(args))
         try:
-            await self._send_control(
+            await self.send_to_all(
                 {
                     "method": "callback",
                     "host_id": host_id,
@@ -458,7 +457,7 @@ class StreamManager(PubSubManager, RoomManager):
         session = self._find(check_sid(sid), namespace)
         if session is not None:
             return self.is_connected(sid, namespace) and session.state == OPEN
-        await self._send_control(
+        await self.send_to_all(
             {"method": "disconnect", "sid": sid, "namespace": namespace, "host_id": self.host_id}
         )
         return False
