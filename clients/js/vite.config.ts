@@ -5,6 +5,6 @@ export default defineConfig({
     lib: { entry: { index: 'src/index.ts', react: 'src/react.ts' }, formats: ['es'] },
     target: 'es2022',
     minify: true,
-    rolldownOptions: { external: ['react'], output: { minify: true } },
+    rolldownOptions: { external: ['react'], output: { minify: true, comments: false } },
   },
 });

@@ -26,7 +26,8 @@ export declare class EventSocket {
     private places;
     private user;
     private token;
-    private greeted;
+    /** None before the stream has begun. */
+    private supported;
     /** Requests that are waited for before the stream is opened anew. */
     private busy;
     /** Called when the stream has said where it goes on. */
@@ -44,7 +45,7 @@ export declare class EventSocket {
     /** The newest messages of a type, behind which the stream goes on; false: it has none. */
     private bring;
     private page;
-    /** The address of a call; what is undefined is left out. */
+    /** The address of a call; what is null or undefined is left out. */
     private address;
     private fetch;
     /** Open the first stream: of a client that comes back, with all its types where they were. */

@@ -102,6 +102,7 @@ export declare class Realtime {
     private failures;
     private blocked;
     private hasOpened;
+    private hasLeft;
     private receivedAt;
     private lastError;
     private tokenTried;
@@ -110,7 +111,7 @@ export declare class Realtime {
     private wake;
     /** A browser that knows of no network is right; waiting for the heartbeat would only hide it. */
     private cut;
-    constructor(url: string, options?: Options);
+    constructor(url?: string, options?: Options);
     /**
      * Listen to messages of one or more types; `all` stands for every one.
      * The newest message of each comes first. Returns what ends the subscription.

@@ -32,6 +32,9 @@ export function beside(url: string, path: string): URL {
   return made;
 }
 
+const failure = (message: string, code?: string, status?: number) =>
+  Object.assign(new Error(message), { code, status });
+
 /**
  * Requests are answered here: a subscription opens the stream anew, the past and pings are HTTP calls.
  * What the service alone could answer (`presence`) is refused.
@@ -50,7 +53,8 @@ export class EventSocket {
   private places = new Map<string, Place>();
   private user: string | null;
   private token = '';
-  private greeted = false;
+  /** None before the stream has begun. */
+  private supported: string[] | undefined;
   /** Requests that are waited for before the stream is opened anew. */
   private busy = 0;
   /** Called when the stream has said where it goes on. */
@@ -93,7 +97,7 @@ export class EventSocket {
         this.begin();
         return reply('authenticated', {});
       case 'ping':
-        if (!this.greeted && !this.source) this.begin();
+        if (!this.supported && !this.source) this.begin();
         else await this.fetch('/events', {}, 'HEAD');
         return reply('pong', {});
       case 'subscribe':
@@ -111,18 +115,23 @@ export class EventSocket {
         return;
       }
     }
-    throw Object.assign(new Error(`'${action}' needs a WebSocket.`), { code: 'INVALID_ACTION' });
+    throw failure(`'${action}' needs a WebSocket.`, 'INVALID_ACTION');
   }
 
   /** Let more types flow; gives where each of them goes on, which a cut is recovered from. */
-  private async subscribe({ types = [], history, recover = {} }: Request['payload']): Promise<object> {
+  private async subscribe({ types: named = [], history, recover = {} }: Request['payload']): Promise<object> {
+    const types = named.includes('all') ? (this.supported ?? []) : named;
+    // The service would refuse the stream, with all other types.
+    const unknown = types.find((type) => !this.supported?.includes(type));
+    if (unknown) throw failure(`Unknown type '${unknown}'.`, 'INVALID_TYPE');
     const added = types.filter((type) => !this.first.delete(type));
     if (added.length) await this.add(added, recover, history);
-    const flows = types.flatMap((type) => {
+    const flows: Record<string, object> = {};
+    for (const type of types) {
       const place = this.places.get(type);
-      return place ? [[type, { ...place, from: place.seq + 1, recovered: type in recover }]] : [];
-    });
-    return Object.fromEntries(flows) as object;
+      if (place) flows[type] = { ...place, from: place.seq + 1, recovered: type in recover };
+    }
+    return flows;
   }
 
   private async add(types: string[], recover: Record<string, Place>, history?: number): Promise<void> {
@@ -147,7 +156,7 @@ export class EventSocket {
   /** The newest messages of a type, behind which the stream goes on; false: it has none. */
   private async bring(type: string, limit: number): Promise<boolean> {
     const { messages } = await this.page({ type, limit });
-    const newest = messages[messages.length - 1];
+    const newest = messages.at(-1);
     if (newest && !this.places.has(type)) this.places.set(type, { epoch: newest.epoch, seq: newest.seq });
     return Boolean(newest);
   }
@@ -158,11 +167,11 @@ export class EventSocket {
     return data;
   }
 
-  /** The address of a call; what is undefined is left out. */
+  /** The address of a call; what is null or undefined is left out. */
   private address(path: string, query: Record<string, unknown>): URL {
     const url = beside(this.url, path);
     for (const [name, value] of Object.entries(query)) {
-      if (value !== undefined) url.searchParams.set(name, String(value));
+      if (value != null) url.searchParams.set(name, value as string);
     }
     return url;
   }
@@ -172,10 +181,7 @@ export class EventSocket {
     const answer = await fetch(this.address(path, query), { method, headers, cache: 'no-store' });
     if (answer.ok) return answer;
     const body = (await answer.json().catch(() => ({}))) as { code?: string; error?: string };
-    throw Object.assign(new Error(body.error ?? `HTTP ${answer.status}`), {
-      code: body.code,
-      status: answer.status,
-    });
+    throw failure(body.error ?? `HTTP ${answer.status}`, body.code, answer.status);
   }
 
   /** Open the first stream: of a client that comes back, with all its types where they were. */
@@ -194,15 +200,16 @@ export class EventSocket {
   private open(): void {
     if (this.readyState !== 1) return;
     this.source?.close();
-    const known = [...this.types].sort().flatMap((type) => {
+    let known = '';
+    for (const type of [...this.types].sort()) {
       const place = this.places.get(type);
-      return place ? [`${type},${place.epoch},${place.seq}`] : [];
-    });
+      if (place) known += `;${type},${place.epoch},${place.seq}`;
+    }
     const url = this.address('/events', {
       types: [...this.types].join(','),
-      user: this.user ?? undefined,
-      token: this.token || undefined,
-      lastEventId: known.length ? `yj1;${known.join(';')}` : undefined,
+      user: this.user,
+      token: this.token || null,
+      lastEventId: known ? `yj1${known}` : null,
     });
     const source = new this.Class(url.href);
     this.source = source;
@@ -220,19 +227,19 @@ export class EventSocket {
 
   private take(text: string, offset: string): void {
     for (const place of offset.split(';').slice(1)) {
-      const [type = '', epoch = '', seq] = place.split(',');
+      const [type, epoch, seq] = place.split(',') as [string, string, string];
       if (this.types.has(type)) this.places.set(type, { epoch, seq: Number(seq) });
     }
     const { event, data } = JSON.parse(text) as {
       event: string;
-      data: { code: number; retryAfter?: number };
+      data: { code: number; retryAfter?: number; supportedTypes: string[] };
     };
     if (event === 'connection_closing') {
       this.last = data;
       return;
     }
-    const again = event === 'connected' && this.greeted;
-    this.greeted ||= event === 'connected';
+    const again = event === 'connected' && this.supported;
+    if (event === 'connected') this.supported = data.supportedTypes;
     if (!again) (this.onmessage as ((event: { data: string }) => void) | null)?.({ data: text });
   }
 
@@ -250,8 +257,7 @@ export class EventSocket {
     }
     if (this.readyState !== 1) return;
     this.readyState = 3;
-    const retryAfter = this.last?.retryAfter;
-    const reason = retryAfter === undefined ? '' : JSON.stringify({ retryAfter });
+    const reason = JSON.stringify({ retryAfter: this.last?.retryAfter });
     (this.onclose as ((event: object) => void) | null)?.({ code: code ?? 1006, reason });
   }
 

@@ -118,24 +118,26 @@ export class RealtimeError extends Error {
   }
 }
 
-/** Why a connection ended, and whether to come back by itself. */
-const CAUSES: Record<number, [Cause, boolean]> = {
-  400: ['protocol', false],
-  403: ['origin', false],
-  1001: ['restart', true],
-  1002: ['protocol', true],
-  1007: ['protocol', true],
-  1008: ['user-limit', false],
-  1009: ['protocol', true],
-  1012: ['restart', true],
-  1013: ['full', true],
-  4401: ['token', false],
-  4403: ['operator', false],
-  4408: ['silent', true],
-  4409: ['replaced', false],
-  4413: ['slow', true],
-  4429: ['flood', true],
-} satisfies Record<Exclude<CloseCode, 1000> | 400 | 403, [Cause, boolean]>;
+/** Why a connection ended. */
+const CAUSES: Record<number, Cause> = {
+  400: 'protocol',
+  403: 'origin',
+  1001: 'restart',
+  1002: 'protocol',
+  1007: 'protocol',
+  1008: 'user-limit',
+  1009: 'protocol',
+  1012: 'restart',
+  1013: 'full',
+  4401: 'token',
+  4403: 'operator',
+  4408: 'silent',
+  4409: 'replaced',
+  4413: 'slow',
+  4429: 'flood',
+} satisfies Record<Exclude<CloseCode, 1000> | 400 | 403, Cause>;
+/** After which the client does not come back by itself. */
+const FINAL = [400, 403, 1008, 4401, 4403, 4409];
 const REQUEST_TIMEOUT = 15_000;
 /** WebSockets that do not open while HTTP works, in a row, before server-sent events are tried. */
 const BLOCKED = 2;
@@ -143,7 +145,7 @@ const BLOCKED = 2;
 let ids = 0;
 
 /** Begin to connect. `url` is the service's, `http(s)` or `ws(s)`; in a browser by default the page's. */
-export function connect(url = '', options: Options = {}): Realtime {
+export function connect(url?: string, options?: Options): Realtime {
   return new Realtime(url, options);
 }
 
@@ -174,6 +176,7 @@ export class Realtime {
   private failures = 0;
   private blocked = 0;
   private hasOpened = false;
+  private hasLeft = false;
   private receivedAt = 0;
   private lastError: RealtimeError | undefined;
   private tokenTried = false;
@@ -190,7 +193,7 @@ export class Realtime {
   };
 
   constructor(
-    url: string,
+    url = '',
     private options: Options = {},
   ) {
     const base = url || globalThis.location?.origin || '';
@@ -218,24 +221,22 @@ export class Realtime {
     };
     this.listeners.push(entry);
     const held = [...this.newest.values()].filter(({ type }) => wants(entry.types, type));
-    if (held.length) {
-      queueMicrotask(() => {
-        if (this.listeners.includes(entry)) for (const message of held) entry.call(message, 'history');
-      });
-    }
+    queueMicrotask(() => {
+      if (this.listeners.includes(entry)) for (const message of held) run(entry.call, message, 'history');
+    });
     if (this.ready) this.follow();
     return () => {
       this.listeners = this.listeners.filter((other) => other !== entry);
       const wanted = this.wanted();
-      const gone = [...this.flowing].filter((type) => !wanted.has(type));
-      for (const type of gone) {
+      const types: string[] = [];
+      for (const type of this.flowing) {
+        if (wanted.has(type)) continue;
         this.flowing.delete(type);
         this.positions.delete(type);
         this.newest.delete(type);
+        if (this.connected?.supportedTypes.includes(type)) types.push(type);
       }
-      if (this.ready && gone.length) {
-        this.request('unsubscribe', { types: gone }).catch(() => {});
-      }
+      if (this.ready && types.length) this.request('unsubscribe', { types }).catch(() => {});
     };
   }
 
@@ -254,7 +255,7 @@ export class Realtime {
   request<T = unknown>(action: string, payload?: unknown): Promise<Message<T>>;
   request(action: string, payload: unknown = {}): Promise<Message> {
     if (this.state.name === 'closed') {
-      return Promise.reject(new RealtimeError('CLOSED', this.state.message ?? 'The connection is closed.'));
+      return Promise.reject(new RealtimeError('CLOSED', this.state.message ?? 'The connection has ended.'));
     }
     return this.ask(action, payload, this.ready);
   }
@@ -280,6 +281,7 @@ export class Realtime {
 
   /** Come back now, also after what is final: with another token, say. */
   reconnect(options: Partial<Options> = {}): void {
+    if (this.hasLeft) return;
     Object.assign(this.options, options);
     this.tokenTried = false;
     this.failures = this.blocked = 0;
@@ -289,13 +291,15 @@ export class Realtime {
 
   /** Leave for good. */
   close(): void {
+    if (this.hasLeft) return;
+    this.hasLeft = true;
     globalThis.removeEventListener?.('online', this.wake);
     globalThis.removeEventListener?.('offline', this.cut);
     this.end(1000, 'left', false);
   }
 
   private emit<E extends keyof Events>(event: E, value: Events[E]): void {
-    for (const handler of this.handlers.get(event) ?? []) handler(value as never);
+    for (const handler of this.handlers.get(event) ?? []) run(handler, value as never);
   }
 
   private become(state: State): void {
@@ -317,7 +321,7 @@ export class Realtime {
     const url = `${this.url}?${query}`;
     let socket: Socket;
     if (asksForEvents && Source) {
-      socket = new EventSocket(url, Source, () => this.missing(new Set())) as unknown as Socket;
+      socket = new EventSocket(url, Source, () => (this.failures > 1 ? [] : this.missing(new Set()))) as unknown as Socket;
     } else if (Class && transport !== 'sse') socket = new Class(url);
     else {
       const missing = transport === 'sse' ? 'EventSource' : 'WebSocket';
@@ -341,7 +345,11 @@ export class Realtime {
     socket.onmessage = (event: MessageEvent<string>) => {
       if (socket !== this.socket) return;
       this.receivedAt = Date.now();
-      this.receive(JSON.parse(event.data) as Message<never>);
+      try {
+        this.receive(JSON.parse(event.data) as Message<never>);
+      } catch {
+        this.lost(socket, 1002, '');
+      }
     };
     socket.onerror = () => {};
     socket.onclose = (event: CloseEvent) => this.lost(socket, event.code, event.reason);
@@ -351,29 +359,22 @@ export class Realtime {
   private async authenticate(socket: Socket): Promise<void> {
     const { token } = this.options;
     const wasReady = this.ready;
-    if (token === undefined) {
-      // Where a token is needed this is refused at once; else it is the first round trip.
-      this.ping(true).catch((error: unknown) => {
-        if (socket !== this.socket || (error as RealtimeError).code !== 'UNAUTHORIZED') return;
-        this.lastError = error as RealtimeError;
-        this.lost(socket, 4401, '');
-      });
-      return;
-    }
     try {
-      const value = typeof token === 'function' ? await token() : token;
-      if (socket === this.socket) await this.ask('auth', { token: value }, true);
+      // Where a token is needed, a ping is refused at once; else it is the first round trip.
+      if (token === undefined) await this.ping(true);
+      else {
+        const value = typeof token === 'function' ? await token() : token;
+        if (socket === this.socket) await this.ask('auth', { token: value }, true);
+      }
     } catch (error) {
-      if (socket !== this.socket) return;
+      const refused = (error as RealtimeError).code === 'UNAUTHORIZED';
+      if (socket !== this.socket || (token === undefined && !refused)) return;
+      const said = error instanceof RealtimeError ? error : new RealtimeError('TOKEN', String(error));
       // A service that asks for no token refuses one, and goes on without it.
-      if (error instanceof RealtimeError && error.code === 'UNAUTHORIZED' && this.ready && !wasReady) {
-        this.emit('error', error);
-      } else if (error instanceof RealtimeError) {
-        this.lastError = error;
-        this.lost(socket, error.code === 'UNAUTHORIZED' ? 4401 : 1006, '');
-      } else {
-        this.lastError = new RealtimeError('TOKEN', String(error));
-        this.lost(socket, 1006, '');
+      if (refused && token !== undefined && this.ready && !wasReady) this.emit('error', said);
+      else {
+        this.lastError = said;
+        this.lost(socket, refused ? 4401 : 1006, '');
       }
     }
   }
@@ -405,31 +406,30 @@ export class Realtime {
 
   /** Subscriptions to what listeners want and does not flow. */
   private missing(flowing: ReadonlySet<string>): Subscribe[] {
-    const missing = [...this.wanted()].filter((type) => !flowing.has(type));
-    const known = missing.filter((type) => this.positions.has(type));
-    const fresh = missing.filter((type) => !this.positions.has(type));
-    const requests: Subscribe[] = [];
-    if (known.length) {
-      const recover = Object.fromEntries(known.map((type) => [type, this.positions.get(type) as Position]));
-      requests.push({ types: known, recover });
+    const supported = this.connected?.supportedTypes;
+    const requests = new Map<unknown, Subscribe>();
+    for (const type of this.wanted()) {
+      if (flowing.has(type)) continue;
+      // A list is refused as one: what the service may refuse is asked for alone.
+      const alone = supported && !supported.includes(type);
+      const place = alone ? undefined : this.positions.get(type);
+      const asking = this.listeners.filter((entry) => wants(entry.types, type));
+      const history = Math.max(...asking.map((entry) => entry.history ?? this.options.history ?? 1));
+      const key = alone ? type : place ? 'recover' : history;
+      const request = requests.get(key) ?? { types: [] };
+      requests.set(key, request);
+      request.types.push(type);
+      if (place) (request.recover ??= {})[type] = place;
+      else if (history) request.history = history;
     }
-    const byHistory = new Map<number, string[]>();
-    for (const type of fresh) {
-      const asked = this.listeners
-        .filter((entry) => wants(entry.types, type))
-        .map((entry) => entry.history ?? this.options.history ?? 1);
-      const history = Math.max(...asked);
-      byHistory.set(history, [...(byHistory.get(history) ?? []), type]);
-    }
-    for (const [history, types] of byHistory) requests.push(history ? { types, history } : { types });
-    return requests;
+    return [...requests.values()];
   }
 
   private follow(): void {
     for (const payload of this.missing(this.flowing)) {
       for (const type of payload.types) this.flowing.add(type);
-      this.ask('subscribe', payload, true).catch((error: unknown) => {
-        if (error instanceof RealtimeError && this.ready) this.emit('error', error);
+      this.ask('subscribe', payload, true).catch((error: RealtimeError) => {
+        if (this.ready) this.emit('error', error);
       });
     }
   }
@@ -510,7 +510,7 @@ export class Realtime {
     if (origin !== 'history') this.counts.received++;
     this.emit('message', message);
     for (const { types, call } of [...this.listeners]) {
-      if (wants(types, type)) call(message, origin);
+      if (wants(types, type)) run(call, message, origin);
     }
   }
 
@@ -518,7 +518,8 @@ export class Realtime {
     if (socket !== this.socket) return;
     if (!this.hasOpened && this.options.transport !== 'websocket') void this.lookForHttp();
     const said = this.lastError;
-    let [cause, back] = CAUSES[code] ?? (['network', true] as [Cause, boolean]);
+    let cause = CAUSES[code] ?? 'network';
+    let back = !FINAL.includes(code);
     if (code === 1013 && said?.code === 'SERVICE_UNAVAILABLE') cause = 'restart';
     if (code === 1008 && said && said.code !== 'MAX_CONNECTIONS_EXCEEDED') cause = 'protocol';
     // A token that the service refuses may be old: one that is got anew has another chance.
@@ -560,17 +561,26 @@ export class Realtime {
         // It was closed already.
       }
     }
-    const kept = new Set(back ? this.queue.map(({ id }) => id) : []);
     if (!back) this.queue = [];
     for (const [id, pending] of this.pending) {
-      if (kept.has(id)) continue;
+      if (this.queue.some((waiting) => waiting.id === id)) continue;
       this.pending.delete(id);
       pending.reject(new RealtimeError('CLOSED', message ?? 'The connection has ended.'));
     }
-    const state: State = { name: back ? 'waiting' : 'closed', cause, code };
-    if (message) state.message = message;
+    const state: State = { name: back ? 'waiting' : 'closed', cause, code, message };
     if (back) this.state = state;
     else this.become(state);
+  }
+}
+
+/** What a function of the application throws is reported, and keeps nothing from the others. */
+function run<A extends unknown[]>(call: (...values: A) => void, ...values: A): void {
+  try {
+    call(...values);
+  } catch (error) {
+    queueMicrotask(() => {
+      throw error;
+    });
   }
 }
 

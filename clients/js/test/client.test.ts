@@ -160,6 +160,68 @@ describe('messages', () => {
     expect(socket().of('subscribe')).toHaveLength(1);
   });
 
+  it('go on for the other types where one is refused, and the service says why', async () => {
+    const errors: RealtimeError[] = [];
+    start().subscribe(['status', 'gone', 'stats'], () => {});
+    client.on('error', (error) => errors.push(error));
+    socket().greet();
+    // A list is refused as one.
+    expect(socket().of('subscribe')).toEqual([
+      { types: ['status', 'stats'], history: 1 },
+      { types: ['gone'], history: 1 },
+    ]);
+    socket().reply('subscribe', 'error', { code: 'INVALID_TYPE', message: "Unknown type 'gone'." }, 'error');
+    await vi.advanceTimersByTimeAsync(0);
+    expect(errors).toMatchObject([{ code: 'INVALID_TYPE' }]);
+    client.subscribe('health', () => {});
+    expect(socket().of('subscribe')).toHaveLength(3);
+  });
+
+  it('stop for a type that the service has no more, and the others are taken back', () => {
+    const stop = start().subscribe(['status', 'gone'], () => {});
+    socket().greet();
+    stop();
+    expect(socket().of('unsubscribe')).toEqual([{ types: ['status'] }]);
+  });
+
+  it('reach every listener, also where the function of another one throws', async () => {
+    const thrown: unknown[] = [];
+    vi.stubGlobal('queueMicrotask', (call: () => void) => {
+      try {
+        call();
+      } catch (error) {
+        thrown.push(error);
+      }
+    });
+    const got: [number | undefined, string][] = [];
+    const fault = new Error('a fault of the application');
+    start().on('state', () => {
+      throw fault;
+    });
+    client.subscribe('status', () => {
+      throw fault;
+    });
+    client.subscribe('status', ({ seq }, origin) => got.push([seq, origin]));
+    socket().greet();
+    expect(socket().of('subscribe')).toHaveLength(1);
+    socket().reply('subscribe', 'subscribed', subscribed(0));
+    socket().say({ event: 'batch_update', type: 'system', data: { messages: [message(1), message(2)] } });
+    expect(got).toEqual([[1, 'live'], [2, 'live']]);
+    expect(thrown).toEqual([fault, fault, fault]);
+    expect(client.state.name).toBe('open');
+  });
+
+  it('that cannot be read end the connection, which comes back', () => {
+    start();
+    for (const text of ['<html>', 'null', '{"event":"subscribed"}']) {
+      socket().greet();
+      socket().onmessage?.({ data: text });
+      expect(client.state).toMatchObject({ name: 'waiting', cause: 'protocol' });
+      vi.advanceTimersByTime(1000);
+    }
+    expect(FakeSocket.all).toHaveLength(4);
+  });
+
   it('stop with the last listener', () => {
     const listener = vi.fn();
     const stop = start().subscribe('status', listener);
@@ -322,10 +384,14 @@ describe('coming back', () => {
   });
 
   it('does not happen after close', () => {
-    start();
+    const states: string[] = [];
+    start().on('state', ({ name }) => states.push(name));
     socket().greet();
     client.close();
+    client.close();
+    client.reconnect();
     expect(client.state).toMatchObject({ name: 'closed', cause: 'left' });
+    expect(states).toEqual(['open', 'closed']);
     vi.advanceTimersByTime(60_000);
     expect(FakeSocket.all).toHaveLength(1);
   });

@@ -39,7 +39,7 @@ class Source {
   }
 
   greet(offset = ''): void {
-    const data = { serverTime: Date.now(), supportedTypes: ['status', 'stats'] };
+    const data = { serverTime: Date.now(), supportedTypes: ['status', 'stats', 'health'] };
     this.say({ event: 'connected', type: 'system', data }, offset);
   }
 
@@ -171,6 +171,48 @@ describe('server-sent events', () => {
     await turn();
     expect(stream().query.types).toBe('status,stats,health');
     expect(got).toEqual([5, 6]);
+  });
+
+  it('go on without a type that the service has no more', async () => {
+    const errors: string[] = [];
+    start({ transport: 'sse' }).on('error', ({ code }) => errors.push(code));
+    client.subscribe(['status', 'stats'], () => {}, { history: 0 });
+    await turn();
+    stream().greet();
+    await turn();
+    stream().greet('yj1;stats,s,3;status,e1,4');
+    await turn();
+    stream().onerror?.();
+    await turn();
+    await vi.advanceTimersByTimeAsync(1000);
+    expect(stream().query.types).toBe('status,stats');
+    // INVALID_TYPE, which a page does not see.
+    stream().onerror?.();
+    await vi.advanceTimersByTimeAsync(2000);
+    expect(stream().query.types).toBe('');
+    const data = { serverTime: Date.now(), supportedTypes: ['status'] };
+    stream().say({ event: 'connected', type: 'system', data });
+    await turn();
+    const lastEventId = 'yj1;status,e1,4';
+    expect(stream().query).toEqual({ types: 'status', lastEventId });
+    expect(errors).toEqual(['INVALID_TYPE']);
+    stream().greet(lastEventId);
+    await turn();
+    stream().onerror?.();
+    await vi.advanceTimersByTimeAsync(1000);
+    expect(stream().query).toEqual({ types: 'status', lastEventId });
+  });
+
+  it('know what all types are', async () => {
+    start({ transport: 'sse' });
+    await turn();
+    stream().greet();
+    await turn();
+    const asked = client.request('subscribe', { types: ['all'] });
+    await turn();
+    expect(stream().query.types).toBe('status,stats,health');
+    stream().greet('yj1;stats,s,3;status,e1,4');
+    expect((await asked).data.types).toMatchObject({ status: { seq: 4 }, stats: { seq: 3 } });
   });
 
   it('recover a type that had no message yet', async () => {
