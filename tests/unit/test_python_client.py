@@ -120,30 +120,50 @@ def envelope(seq: int, type: str = "status", epoch: str = "e1") -> dict[str, Any
     return {"type": type, "event": "tick", "data": seq, "seq": seq, "epoch": epoch}
 
 
+BUILT_IN = ("status", "health")
+
+
 def places(**seqs: int) -> dict[str, dict[str, Any]]:
     return {type: {"epoch": "e1", "seq": seq, "from": seq + 1} for type, seq in seqs.items()}
 
 
 def test_the_largest_history_is_asked_for_and_nothing_twice() -> None:
     ledger = Ledger()
-    assert ledger.missing({"a": 1, "b": 1, "c": 0, "d": 9}) == [
+    assert ledger.missing({"a": 1, "b": 1, "c": 0, "d": 9}, "abcd") == [
         {"types": ["a", "b"], "history": 1},
         {"types": ["c"]},
         {"types": ["d"], "history": 9},
     ]
-    assert ledger.missing({"a": 1}) == []
+    assert ledger.missing({"a": 1}, "a") == []
+
+
+def test_what_the_service_may_refuse_is_asked_for_alone() -> None:
+    ledger = Ledger()
+    ledger.missing({"a": 1, "gone": 1}, ["a", "gone"])
+    ledger.subscribed(places(a=4, gone=8))
+    ledger.connected()
+    known = {"types": ["a"], "recover": {"a": {"epoch": "e1", "seq": 4}}}
+    wanted = {"a": 1, "gone": 1, "b": 1, "other": 0}
+    assert ledger.missing(wanted, ["a", "b"]) == [
+        known,
+        {"types": ["gone"], "history": 1},
+        {"types": ["b"], "history": 1},
+        {"types": ["other"]},
+    ]
+    assert ledger.missing(wanted, ["a", "b"]) == []
+    assert ledger.unwanted([], ["a", "b"]) == ["a", "b"], "the service would refuse the list"
 
 
 def test_a_new_connection_recovers_and_each_message_comes_once() -> None:
     ledger = Ledger()
-    ledger.missing({"status": 1, "health": 1})
+    ledger.missing({"status": 1, "health": 1}, BUILT_IN)
     ledger.subscribed(places(status=4, health=8))
     assert [one.origin for one in ledger.past("status", [envelope(4)])] == ["history"]
     taken = [ledger.live(envelope(seq)) for seq in (5, 5, 6)]
     assert [one and (one.seq, one.origin) for one in taken] == [(5, "live"), None, (6, "live")]
     ledger.counts.reconnects += 1
     ledger.connected()
-    assert ledger.missing({"status": 1, "health": 1}) == [
+    assert ledger.missing({"status": 1, "health": 1}, BUILT_IN) == [
         {
             "types": ["status", "health"],
             "recover": {
@@ -160,7 +180,7 @@ def test_a_new_connection_recovers_and_each_message_comes_once() -> None:
 
 def test_a_gap_is_counted_and_stepped_over() -> None:
     ledger = Ledger()
-    ledger.missing({"status": 0})
+    ledger.missing({"status": 0}, BUILT_IN)
     ledger.subscribed(places(status=0))
     data = {"first": 1, "last": 10, "epoch": "e1", "reason": "history"}
     assert ledger.gap("status", data) == Gap("status", 1, 10, "e1", "history")
@@ -173,11 +193,11 @@ def test_a_gap_is_counted_and_stepped_over() -> None:
 
 def test_what_is_not_wanted_any_more_is_forgotten() -> None:
     ledger = Ledger()
-    ledger.missing({"a": 1, "b": 1})
+    ledger.missing({"a": 1, "b": 1}, "ab")
     ledger.live(envelope(1, "a"))
-    assert ledger.unwanted(["b"]) == ["a"]
+    assert ledger.unwanted(["b"], "ab") == ["a"]
     assert ledger.newest() == []
-    assert ledger.missing({"a": 1}) == [{"types": ["a"], "history": 1}]
+    assert ledger.missing({"a": 1}, "a") == [{"types": ["a"], "history": 1}]
 
 
 async def test_a_subscription_that_is_not_read_drops_the_oldest_and_says_so() -> None:
@@ -198,7 +218,7 @@ async def test_a_subscription_that_is_not_read_drops_the_oldest_and_says_so() ->
 async def test_a_history_that_comes_with_the_answer_is_for_the_listeners() -> None:
     lab = Realtime()
     subscription = lab.subscribe("status")
-    lab._ledger.missing({"status": 1})
+    lab._ledger.missing({"status": 1}, BUILT_IN)
     asked: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
     lab._pending["p1"] = asked
     answer = {"event": "subscribed", "type": "config", "replyTo": "p1", "data": {}}

@@ -10,7 +10,7 @@ import logging
 import random as _random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal, Self, cast, overload
 
 import aiohttp
@@ -134,22 +134,26 @@ class Realtime(SessionUser):
 
     async def close(self) -> None:
         """Leave for good. Iterators end, requests that wait raise `ConnectionClosed`."""
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-            await asyncio.wait({self._loop_task})
-        self._finish(State("closed", "left", 1000))
-        for task in [*self._tasks]:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        await super().close()
+        try:
+            if self._loop_task is not None:
+                self._loop_task.cancel()
+                await asyncio.wait({self._loop_task})
+        finally:
+            self._finish(State("closed", "left", 1000))
+            for task in [*self._tasks]:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            await super().close()
 
     def reconnect(self, *, token: Token | None = None) -> None:
-        """Connect now, also after what is final.
+        """Connect now, also after what is final; not after `close`.
 
         Args:
             token: in place of the present one.
         """
+        if self._state.cause == "left":
+            return
         if token is not None:
             self._token = token
         self._token_tried = False
@@ -157,7 +161,13 @@ class Realtime(SessionUser):
         self._backoff.succeeded()
         self._final.clear()
         self._wake.set()
-        if self._attempt is not None:
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        """End the present attempt; one that closes its socket already is left alone."""
+        if self._ended is not None:
+            self._end(Ending(1000))
+        elif self._attempt is not None:
             self._attempt.cancel()
 
     async def opened(self) -> None:
@@ -332,16 +342,17 @@ class Realtime(SessionUser):
     async def _run(self) -> None:
         while True:
             self._wake.clear()
+            self._ended = None
             self._become(State("connecting", self._state.cause, self._state.code))
             self._attempt = asyncio.create_task(self._connect())
             try:
                 await asyncio.wait({self._attempt})
             except asyncio.CancelledError:
-                self._attempt.cancel()
+                self._interrupt()
                 await asyncio.wait({self._attempt})
                 raise
             attempt, self._attempt = self._attempt, None
-            if attempt.cancelled():
+            if self._wake.is_set():
                 continue  # `reconnect`
             if error := attempt.exception():
                 logger.error("The connection failed", exc_info=error)
@@ -465,7 +476,7 @@ class Realtime(SessionUser):
             message = "Nothing was received in time."
         except (aiohttp.ClientError, OSError) as error:
             message = describe(error)
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:
             logger.exception("A message of the service cannot be read")
             message = f"A message of the service cannot be read: {error!r}"
         last = self._last_error
@@ -540,7 +551,7 @@ class Realtime(SessionUser):
 
     async def _follow(self) -> None:
         """Subscribe to what is wanted and does not flow yet."""
-        requests = self._ledger.missing(self._wanted())
+        requests = self._ledger.missing(self._wanted(), self._supported)
         await asyncio.gather(*(self._ask_or_tell("subscribe", payload) for payload in requests))
 
     async def _ask_or_tell(self, action: str, payload: Mapping[str, Any]) -> None:
@@ -551,11 +562,16 @@ class Realtime(SessionUser):
         except RealtimeError as error:
             self._emit("error", error)
 
+    @property
+    def _supported(self) -> Sequence[str]:
+        """Types that the service has for this client."""
+        return self._connected.get("supportedTypes", ())
+
     def _wanted(self) -> dict[str, int]:
-        supported = self._connected.get("supportedTypes", ())
         wanted: dict[str, int] = {}
         for subscription in self._subscriptions:
-            for type in supported if "all" in subscription.types else sorted(subscription.types):
+            named = subscription.types
+            for type in self._supported if "all" in named else sorted(named):
                 wanted[type] = max(wanted.get(type, 0), subscription.history)
         return wanted
 
@@ -621,7 +637,7 @@ class Realtime(SessionUser):
         if subscription not in self._subscriptions:
             return
         self._subscriptions.remove(subscription)
-        gone = self._ledger.unwanted(self._wanted())
+        gone = self._ledger.unwanted(self._wanted(), self._supported)
         if gone and self._ready.is_set():
             self._spawn(self._ask_or_tell("unsubscribe", {"types": gone}))
 

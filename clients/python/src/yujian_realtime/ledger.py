@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from yujian_realtime.messages import Counts, Gap, Message, Origin
@@ -29,35 +29,38 @@ class Ledger:
         """A connection has begun: nothing flows on it yet."""
         self._flowing.clear()
 
-    def missing(self, wanted: Mapping[str, int]) -> list[dict[str, Any]]:
+    def missing(self, wanted: Mapping[str, int], supported: Container[str]) -> list[dict[str, Any]]:
         """Payloads of the `subscribe` requests for what does not flow yet; from then on it does.
 
         Args:
             wanted: number of newest messages that come first, by type.
+            supported: types that the service has for this client.
         """
-        fresh = [type for type in wanted if type not in self._flowing]
-        self._flowing.update(fresh)
-        known = [type for type in fresh if type in self._positions]
-        payloads: list[dict[str, Any]] = []
-        if known:
-            recover = {type: self._positions[type]._asdict() for type in known}
-            payloads.append({"types": known, "recover": recover})
-        by_history: dict[int, list[str]] = {}
-        for type in fresh:
-            if type not in self._positions:
-                by_history.setdefault(wanted[type], []).append(type)
-        for history, types in by_history.items():
-            payloads.append({"types": types, "history": history} if history else {"types": types})
-        return payloads
+        payloads: dict[object, dict[str, Any]] = {}
+        for type, history in wanted.items():
+            if type in self._flowing:
+                continue
+            self._flowing.add(type)
+            # A list is refused as one: what the service may refuse is asked for alone.
+            alone = type not in supported
+            place = None if alone else self._positions.get(type)
+            key = type if alone else "recover" if place is not None else history
+            payload = payloads.setdefault(key, {"types": []})
+            payload["types"].append(type)
+            if place is not None:
+                payload.setdefault("recover", {})[type] = place._asdict()
+            elif history:
+                payload["history"] = history
+        return list(payloads.values())
 
-    def unwanted(self, wanted: Iterable[str]) -> list[str]:
-        """Forget types that are not wanted any more, and return those that flow."""
-        gone = sorted(self._flowing - set(wanted))
+    def unwanted(self, wanted: Container[str], supported: Container[str]) -> list[str]:
+        """Forget types that are not wanted any more, and return those that the service sends."""
+        gone = sorted(type for type in self._flowing if type not in wanted)
         for type in gone:
             self._flowing.discard(type)
             self._positions.pop(type, None)
             self._newest.pop(type, None)
-        return gone
+        return [type for type in gone if type in supported]
 
     def newest(self) -> list[Message]:
         """The newest message of each type that flows."""

@@ -1,0 +1,211 @@
+"""`yujian-realtime`: one connection after the other, however a server or its caller behaves."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from tests.support.waiting import until
+from yujian_realtime import ConnectionClosed, Realtime, RealtimeError, State
+
+GREETING = {
+    "event": "connected",
+    "type": "system",
+    "data": {"serverTime": 0, "supportedTypes": ["status"]},
+}
+
+
+class Server:
+    """Greets each WebSocket, answers pings and subscriptions, and says what it is told."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.open: set[web.WebSocketResponse] = set()
+        self.begun = 0
+        self.says: list[str] = []
+        """After the greeting of each connection, one of these."""
+
+    async def connection(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        self.begun += 1
+        self.open.add(socket)
+        try:
+            await socket.send_json(GREETING)
+            if self.says:
+                await socket.send_str(self.says.pop(0))
+            async for frame in socket:
+                asked = json.loads(frame.data)
+                data = {"types": {}} if asked["action"] == "subscribe" else {}
+                event = {"subscribe": "subscribed", "ping": "pong"}.get(asked["action"])
+                if event is not None:
+                    answer = {"event": event, "type": "config", "data": data}
+                    await socket.send_json(answer | {"replyTo": asked["id"]})
+        finally:
+            self.open.discard(socket)
+        return socket
+
+
+@asynccontextmanager
+async def served() -> AsyncIterator[Server]:
+    served = Server()
+    app = web.Application()
+    app.router.add_get("/ws/realtime", served.connection)
+    server = TestServer(app)
+    await server.start_server()
+    served.url = str(server.make_url("/"))
+    try:
+        yield served
+    finally:
+        await server.close()
+
+
+def lab_of(server: Server, **options: Any) -> Realtime:
+    return Realtime(server.url, pause=(0.01, 0.01), **options)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<html>",
+        "null",
+        "[]",
+        "{}",
+        '{"event": "connected", "data": {}}',
+        '{"event": "subscribed", "type": "config", "data": {"types": [1]}}',
+        '{"event": "gap", "type": "status", "data": {"first": Infinity, "last": 1}}',
+        '{"event": "batch_update", "data": {"messages": 7}}',
+    ],
+    ids=lambda text: text[:40],
+)
+async def test_what_cannot_be_read_ends_the_connection_and_the_client_comes_back(
+    text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    async with served() as server:
+        server.says = [text]
+        async with lab_of(server) as lab:
+            await until(lambda: server.begun == 2 and lab.state.name == "open", "a second one")
+            assert await lab.ping() > 0
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_reconnect_during_another_leaves_no_socket_open(turns: int) -> None:
+    async with served() as server, lab_of(server) as lab:
+        await lab.opened()
+        lab.reconnect()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        lab.reconnect()
+        await until(lambda: server.begun > 1 and lab.state.name == "open", "another one")
+        await until(lambda: len(server.open) == 1, "one socket")
+
+
+async def test_a_request_under_way_ends_with_its_connection() -> None:
+    async with served() as server, lab_of(server) as lab:
+        await lab.opened()
+        asked = asyncio.create_task(lab.request("ack"))
+        await asyncio.sleep(0)
+        lab.reconnect()
+        lab.reconnect()
+        with pytest.raises(ConnectionClosed):
+            await asked
+
+
+@pytest.mark.parametrize("cancelled_after", range(12))
+async def test_closing_that_is_cancelled_leaves_nothing(cancelled_after: int) -> None:
+    before = asyncio.all_tasks()
+    async with served() as server:
+        lab = lab_of(server)
+        await lab.__aenter__()
+        await lab.opened()
+        closing = asyncio.create_task(lab.close())
+        for _ in range(cancelled_after):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait({closing})
+        await lab.close()
+        assert lab.state.cause == "left"
+        await until(lambda: not server.open, "no socket is open")
+        del lab, closing
+        gc.collect()
+    await until(lambda: asyncio.all_tasks() == before, "no task is left")
+
+
+async def test_close_is_for_good() -> None:
+    async with served() as server:
+        lab = lab_of(server)
+        seen: list[State] = []
+        lab.on("state", seen.append)
+        async with lab:
+            await lab.opened()
+        await lab.close()
+        lab.reconnect()
+        assert [state.name for state in seen] == ["connecting", "open", "closed"]
+        for call in (lab.opened, lab.ping, lambda: lab.history("status")):
+            use: Callable[[], Any] = call
+            with pytest.raises(ConnectionClosed):
+                await use()
+        with pytest.raises(StopAsyncIteration):
+            await anext(lab.subscribe("status"))
+        with pytest.raises(RuntimeError):
+            await lab.__aenter__()
+
+
+async def test_two_readers_of_a_subscription_share_its_messages() -> None:
+    async with served() as server, lab_of(server) as lab:
+        subscription = lab.subscribe("status", history=0)
+        await lab.opened()
+        got: list[list[int]] = [[], []]
+
+        async def read(into: list[int]) -> None:
+            async for message in subscription:
+                into.append(message.data)
+
+        readers = [asyncio.create_task(read(into)) for into in got]
+        (socket,) = server.open
+        for seq in range(1, 21):
+            message = {"event": "tick", "type": "status", "data": seq, "seq": seq, "epoch": "e"}
+            await socket.send_json(message)
+        await until(lambda: len(got[0]) + len(got[1]) == 20, "all messages")
+        assert sorted(got[0] + got[1]) == list(range(1, 21))
+        subscription.close()
+        await asyncio.wait(readers)
+
+
+async def test_a_session_of_the_caller_stays_open() -> None:
+    async with served() as server, aiohttp.ClientSession() as session:
+        async with lab_of(server, session=session) as lab:
+            await lab.opened()
+        assert not session.closed
+        await until(lambda: not server.open, "no socket is open")
+
+
+async def test_a_type_that_is_refused_keeps_no_other_from_flowing() -> None:
+    async with served() as server, lab_of(server) as lab:
+        asked: list[list[str]] = []
+        ask = lab._ask
+
+        async def note(action: str, payload: Any) -> Any:
+            if action == "subscribe":
+                asked.append(payload["types"])
+                if "gone" in payload["types"]:
+                    raise RealtimeError("INVALID_TYPE", "Unknown type 'gone'.")
+            return await ask(action, payload)
+
+        lab._ask = note  # type: ignore[method-assign]
+        errors: list[str] = []
+        lab.on("error", lambda error: errors.append(error.code))
+        lab.subscribe("status", "gone")
+        await until(lambda: errors and len(asked) == 2, "an answer to both")
+        assert (asked, errors) == ([["gone"], ["status"]], ["INVALID_TYPE"])
