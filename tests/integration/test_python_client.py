@@ -32,6 +32,7 @@ from yujian_realtime import (
     Stored,
     connect,
 )
+from yujian_realtime.client import Transport
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -304,6 +305,32 @@ async def test_a_drain_says_when_to_come_back(tmp_path: Path) -> None:
                 lab.reconnect()
                 await second.publish("config", "tick", 2)
                 assert data(await collect(subscription, 2)) == [2]
+    finally:
+        await asyncio.to_thread(first.destroy)
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse"])
+async def test_a_type_that_is_removed_keeps_no_other_from_flowing(
+    tmp_path: Path, transport: Transport
+) -> None:
+    first = Service(data_dir=tmp_path / "data", MESSAGE_TYPES="lab", DRAIN_SECONDS=1, WORKERS=1)
+    await first.__aenter__()
+    try:
+        async with connect(first.base, pause=PAUSE, transport=transport) as lab:
+            errors: list[str] = []
+            lab.on("error", lambda error: errors.append(error.code))
+            subscription = lab.subscribe("lab", "config")
+            await first.publish("config", "tick", 1)
+            await collect(subscription, 1)
+            await first.publish("lab", "tick", 2)
+            await collect(subscription, 2)
+            await asyncio.to_thread(first.stop)
+            second = Service(data_dir=tmp_path / "data", BIND=f"127.0.0.1:{first.port}", WORKERS=1)
+            second.port = first.port
+            async with second:
+                await second.publish("config", "tick", 3)
+                assert data(await collect(subscription, 3)) == [3]
+                assert set(errors) == {"INVALID_TYPE"}
     finally:
         await asyncio.to_thread(first.destroy)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -196,3 +197,27 @@ async def test_a_drain_says_when_to_come_back(client: Client) -> None:
             await second.publish("config", "tick", 2)
             lines = await collect(node, 2)
             assert ticks(lines) == [2]
+
+
+async def test_a_type_that_is_removed_keeps_no_other_from_flowing(
+    client: Client, tmp_path: Path
+) -> None:
+    first = Service(data_dir=tmp_path / "data", MESSAGE_TYPES="lab", DRAIN_SECONDS=1, WORKERS=1)
+    await first.__aenter__()
+    try:
+        async with client(first.base, TYPES="lab,config") as node:
+            await until_open(node)
+            await first.publish("config", "tick", 1)
+            await collect(node, 1)
+            await first.publish("lab", "tick", 2)
+            await collect(node, 2)
+            await asyncio.to_thread(first.stop)
+            second = Service(data_dir=tmp_path / "data", BIND=f"127.0.0.1:{first.port}", WORKERS=1)
+            second.port = first.port
+            async with second:
+                await second.publish("config", "tick", 3)
+                lines = await collect(node, 3)
+                assert ticks(lines) == [3]
+                assert {"error": "INVALID_TYPE"} in lines
+    finally:
+        await asyncio.to_thread(first.destroy)

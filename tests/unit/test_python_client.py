@@ -341,6 +341,58 @@ async def test_attempts_and_patience_end() -> None:
         assert (caught.value.code, caught.value.status) == ("UNREACHABLE", 0)
 
 
+@pytest.mark.parametrize(
+    ("status", "answer", "code"),
+    [
+        (200, "<html>Log in</html>", "INVALID_ANSWER"),
+        (200, {"welcome": "to another service"}, "INVALID_ANSWER"),
+        (200, [{"id": 7}], "INVALID_ANSWER"),
+        (200, [], "INVALID_ANSWER"),
+        (200, [7], "INVALID_ANSWER"),
+        (207, [{"error": "No."}], "INVALID_ANSWER"),
+        (301, {}, "HTTP_301"),
+        (308, "<html>", "HTTP_308"),
+    ],
+)
+async def test_what_is_no_answer_of_the_service_is_an_error(
+    status: int, answer: object, code: str
+) -> None:
+    answers = [(status, answer, {"Location": "/elsewhere"})] * 3
+    async with FakeService(*answers) as service, service.publisher() as publisher:
+        with pytest.raises(PublishError) as caught:
+            await publisher.publish("status", "tick", id="mine")
+        assert (caught.value.code, caught.value.status, caught.value.id) == (code, status, "mine")
+        with pytest.raises(PublishError) as caught:
+            await publisher.publish_many([Draft("status", "tick")])
+        assert (caught.value.code, caught.value.status) == (code, status)
+    assert len(service.bodies) == 2
+
+
+async def test_an_attempt_that_is_waited_for_counts_for_the_patience() -> None:
+    now = [0.0]
+
+    def slow(_body: object) -> dict[str, str]:
+        now[0] += 25.0
+        return {"error": "Later.", "code": "SERVICE_UNAVAILABLE"}
+
+    service = FakeService(*[(503, slow)] * 5)
+    async with service, service.publisher(clock=lambda: now[0]) as publisher:
+        with pytest.raises(PublishError):
+            await publisher.publish("status", "tick")
+    assert len(service.bodies) == 3
+
+
+@pytest.mark.parametrize(
+    ("header", "pause"),
+    [("nan", 0.2), ("-5", 0.2), ("Fri, 27 Nov 2026 23:00:00 GMT", 0.2), ("59", 59.0), ("2", 2.0)],
+)
+async def test_what_retry_after_says(header: str, pause: float) -> None:
+    busy = (429, {"error": "Later.", "code": "RATE_LIMITED"}, {"Retry-After": header})
+    async with FakeService(busy, (200, stored)) as service, service.publisher() as publisher:
+        await publisher.publish("status", "tick")
+    assert service.waits == [pause]
+
+
 async def test_of_a_batch_only_what_failed_for_now_is_repeated() -> None:
     def first(body: list[dict[str, Any]]) -> list[dict[str, Any]]:
         a, b, c = body
@@ -560,6 +612,55 @@ def test_lines_to_publish() -> None:
     for bad in ("[]", "{", '{"type": "status"}', '{"type": "a", "event": "b", "other": 1}'):
         with pytest.raises(Failure, match="Line 1"):
             list(read_drafts([bad]))
+
+
+@pytest.mark.parametrize(
+    "data", ["NaN", "[Infinity]", "1e999", '"\\ud800"', "[" * 100_000, "{", "9" * 5000]
+)
+def test_what_is_no_json_is_an_error_of_the_command_line(
+    data: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stdin in (data.encode(), f'{{"type": "a", "event": "b", "data": {data}}}'.encode()):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        lines = ["--lines"] if stdin != data.encode() else ["config", "x", "-"]
+        assert run(["publish", "--publish-token", "t", *lines]) == Exit.USAGE
+    assert run(["publish", "--publish-token", "t", "config", "x", data]) == Exit.USAGE
+    assert "JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lines", [["--lines"], ["config", "x", "-"]])
+@pytest.mark.parametrize("stdin", [None, io.TextIOWrapper(io.BytesIO(b"\xff"), "utf-8")])
+def test_what_cannot_be_read(
+    lines: list[str],
+    stdin: io.TextIOWrapper | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stdin", stdin)
+    if stdin is not None:
+        stdin.seek(0)
+    with pytest.raises(SystemExit) as ended:
+        run(["publish", "--publish-token", "t", *lines])
+    assert ended.value.code == Exit.USAGE
+    assert "standard input is" in capsys.readouterr().err
+
+
+def test_an_argument_that_is_not_in_utf_8(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["history", "\udcff"], ["publish", "config", "\udcff", "1"]):
+        with pytest.raises(SystemExit) as ended:
+            run(arguments)
+        assert ended.value.code == Exit.USAGE
+        assert "UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["status"], ["watch"], ["history", "status"]])
+def test_an_output_that_is_closed(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", None)
+        assert run([*command, "--url", "http://127.0.0.1:9"]) == Exit.REFUSED
+    assert "standard output is closed" in capsys.readouterr().err
 
 
 def test_percentiles() -> None:

@@ -26,7 +26,7 @@ GREETING = {
 
 
 class Server:
-    """Greets each WebSocket, answers pings and subscriptions, and says what it is told."""
+    """Greets each WebSocket, answers pings and subscriptions, and says what a test has prepared."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -170,7 +170,7 @@ async def test_two_readers_of_a_subscription_share_its_messages() -> None:
 
         async def read(into: list[int]) -> None:
             async for message in subscription:
-                into.append(message.data)
+                into.append(message.data)  # noqa: PERF401 - as they come
 
         readers = [asyncio.create_task(read(into)) for into in got]
         (socket,) = server.open

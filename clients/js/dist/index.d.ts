@@ -27,7 +27,7 @@ export interface State {
     /** Close code of the last connection; 403 where HTTP refuses the page's origin, 400 the query. */
     code?: number;
     /** What the service said about it. */
-    message?: string;
+    message?: string | undefined;
     /** Unix time in milliseconds of the next attempt. */
     retryAt?: number;
 }

@@ -20,6 +20,7 @@ if (!globalThis.WebSocket) options.WebSocket = (await import('ws')).WebSocket;
 
 const client = connect(BASE, options);
 client.on('state', (state) => report({ state: state.name, cause: state.cause, code: state.code }));
+client.on('error', ({ code }) => report({ error: code }));
 client.on('gap', (gap) => report({ gap }));
 client.subscribe(TYPES.split(','), ({ event, seq, data, type }, origin) => report({ event, seq, data, type, origin }));
 

@@ -30,8 +30,8 @@ class RealtimeError(Exception):
     """An error that the service has answered, or that stands for its answer.
 
     Args:
-        code: the kind of error, for programs: the service's own codes, and `CLOSED`, `TIMEOUT`
-            and `UNREACHABLE`.
+        code: the kind of error, for programs: the service's own codes, and `CLOSED`, `TIMEOUT`,
+            `UNREACHABLE` and `INVALID_ANSWER` (of another service than this one).
         message: the cause, for people.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random as _random
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Self
 
@@ -24,6 +25,7 @@ class Answer(NamedTuple):
 
     status: int
     body: Any
+    """None where it is no JSON."""
     retry_after: float
     """Seconds that the service asks to wait; 0 where it does not ask."""
 
@@ -42,6 +44,7 @@ class HttpClient(SessionUser):
         session: to call with, for proxies and certificates; by default one of its own.
         random: a number from 0 to 1.
         sleep: waits for some seconds.
+        clock: seconds that only grow.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class HttpClient(SessionUser):
         session: aiohttp.ClientSession | None = None,
         random: Callable[[], float] = _random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(session)
         self._base = base_url(url)
@@ -66,6 +70,7 @@ class HttpClient(SessionUser):
         self._pause = pause
         self._random = random
         self._sleep = sleep
+        self._clock = clock
 
     async def __aenter__(self) -> Self:
         self._open_session()
@@ -73,8 +78,8 @@ class HttpClient(SessionUser):
 
     async def get(
         self, path: str, query: Mapping[str, str | int] | None = None, *, check: bool = True
-    ) -> Any:
-        """Value that a path answers.
+    ) -> dict[str, Any]:
+        """Object that a path answers.
 
         Args:
             path: of the service.
@@ -84,7 +89,10 @@ class HttpClient(SessionUser):
         Raises:
             PublishError: the service refuses, or cannot be reached.
         """
-        return (await self.call("GET", path, query=query, check=check)).body
+        answer = await self.call("GET", path, query=query, check=check)
+        if not isinstance(answer.body, dict):
+            raise unreadable(answer.status)
+        return answer.body
 
     async def call(
         self,
@@ -104,7 +112,9 @@ class HttpClient(SessionUser):
         attempt = 0
         while True:
             attempt += 1
+            began = self._clock()
             answer, failure = await self._attempt(method, path, body, query or {})
+            waited += self._clock() - began
             repeat = answer is None or (check and answer.status in _REPEATED)
             hint = answer.retry_after if answer is not None else 0.0
             pause = max(hint, self.pause(attempt))
@@ -114,7 +124,7 @@ class HttpClient(SessionUser):
                 continue
             if answer is None:
                 raise PublishError("UNREACHABLE", failure)
-            if check and answer.status >= 400:
+            if check and not 200 <= answer.status < 300:
                 raise refusal(answer)
             return answer
 
@@ -151,8 +161,8 @@ class HttpClient(SessionUser):
             return None, describe(error)
         try:
             value = json.loads(text)
-        except ValueError:
-            value = {}
+        except (ValueError, RecursionError):
+            value = None
         return Answer(response.status, value, _seconds(response.headers.get("Retry-After"))), ""
 
 
@@ -164,8 +174,14 @@ def refusal(answer: Answer) -> PublishError:
     return PublishError(code, message, answer.status)
 
 
+def unreadable(status: int = 200) -> PublishError:
+    """The error that an answer of another service stands for."""
+    return PublishError("INVALID_ANSWER", "What answers there is no Yujian Presence.", status)
+
+
 def _seconds(header: str | None) -> float:
     try:
-        return min(max(float(header or 0), 0.0), 60.0)
+        seconds = float(header or 0)
     except ValueError:
         return 0.0
+    return min(seconds, 60.0) if seconds > 0 else 0.0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from yujian_realtime import protocol
 from yujian_realtime.errors import PublishError
-from yujian_realtime.http import HttpClient
+from yujian_realtime.http import Answer, HttpClient, unreadable
 from yujian_realtime.protocol import PresenceSet, PublishedMessage
 
 Priority = Literal["high", "normal", "low"]
@@ -88,9 +87,12 @@ class Publisher(HttpClient):
         draft = Draft(type, event, data, priority, id or _new_id())
         try:
             answer = await self.call("POST", "/ws/broadcast", draft.body())
+            (stored,) = _outcomes(answer, [answer.body], [draft])
         except PublishError as error:
             raise PublishError(error.code, error.message, error.status, draft.id) from None
-        return _stored(answer.body)
+        if isinstance(stored, PublishError):
+            raise stored
+        return stored
 
     async def publish_many(self, drafts: Iterable[Draft]) -> list[Stored | PublishError]:
         """Publish messages in as few calls as possible.
@@ -117,15 +119,16 @@ class Publisher(HttpClient):
         while left:
             attempt += 1
             bodies = [draft.body() for draft in left.values()]
-            items = (await self.call("POST", "/ws/broadcast", bodies)).body
+            answer = await self.call("POST", "/ws/broadcast", bodies)
+            outcomes = _outcomes(answer, answer.body, left.values())
             again: dict[int, Draft] = {}
-            for (place, draft), item in zip(left.items(), items, strict=True):
-                if "error" not in item:
-                    results[place] = _stored(item)
-                    continue
-                error = PublishError(item["code"], item["error"], 207, draft.id)
-                results[place] = error
-                if error.retryable and attempt < self._attempts:
+            for (place, draft), outcome in zip(left.items(), outcomes, strict=True):
+                results[place] = outcome
+                if (
+                    isinstance(outcome, PublishError)
+                    and outcome.retryable
+                    and attempt < self._attempts
+                ):
                     again[place] = draft
             left = again
             if left:
@@ -137,12 +140,26 @@ class Publisher(HttpClient):
     ) -> PresenceSet:
         """Set what the lab does; raises like `publish`."""
         answer = await self.call("POST", "/status", {"state": state, "task": task})
-        presence: PresenceSet = answer.body
-        return presence
+        if not isinstance(answer.body, dict):
+            raise unreadable(answer.status)
+        return cast("PresenceSet", answer.body)
 
 
-def _stored(body: protocol.Stored) -> Stored:
-    return Stored(body["id"], body["type"], body["seq"], body["epoch"])
+def _outcomes(answer: Answer, items: Any, drafts: Collection[Draft]) -> list[Stored | PublishError]:
+    """What an answer says of each draft.
+
+    Raises:
+        PublishError: it is none of the service.
+    """
+    try:
+        return [
+            PublishError(item["code"], item["error"], answer.status, draft.id)
+            if "error" in item
+            else Stored(item["id"], item["type"], item["seq"], item["epoch"])
+            for draft, item in zip(drafts, items, strict=True)
+        ]
+    except (KeyError, TypeError, ValueError):
+        raise unreadable(answer.status) from None
 
 
 def _chunks(drafts: Iterable[Draft]) -> Iterator[list[Draft]]:

@@ -24,7 +24,7 @@ from yujian_realtime.command.text import (
     summary,
 )
 from yujian_realtime.errors import PublishError, RealtimeError
-from yujian_realtime.http import HttpClient, refusal
+from yujian_realtime.http import HttpClient, unreadable
 from yujian_realtime.messages import State as LinkState
 from yujian_realtime.publisher import Draft, Publisher, Stored
 
@@ -89,6 +89,11 @@ async def history(
     return Exit.OK
 
 
+def _require_json(value: object) -> None:
+    """Raise ValueError for what Python reads as JSON, and a message cannot hold: NaN, say."""
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+
+
 def parse_data(text: str) -> Any:
     """The value of a DATA argument.
 
@@ -96,8 +101,10 @@ def parse_data(text: str) -> Any:
         Failure: it is no JSON.
     """
     try:
-        return json.loads(text)
-    except ValueError as error:
+        data = json.loads(text)
+        _require_json(data)
+        return data
+    except (ValueError, RecursionError) as error:
         hint = f'DATA is not JSON ({error}): write \'{{"text": "hello"}}\' or \'"hello"\'.'
         raise Failure(Exit.USAGE, hint) from None
 
@@ -135,8 +142,9 @@ def read_drafts(lines: Iterable[str]) -> Iterator[Draft]:
         try:
             fields = json.loads(line)
             fields.setdefault("data", None)
+            _require_json(fields)
             yield Draft(**fields)
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             wanted = '{"type": ..., "event": ..., "data": ...}'
             raise Failure(Exit.USAGE, f"Line {number} is no message: write {wanted}.") from None
 
@@ -199,9 +207,8 @@ async def _status(connection: Connection) -> dict[str, Any]:
             status = await client.get("/status", check=False)
     except PublishError as error:
         raise failure_of(error, connection.url) from None
-    if not isinstance(status, dict) or "status" not in status:
-        message = f"{connection.url}: what answers there is no Yujian Presence."
-        raise Failure(Exit.UNREACHABLE, message)
+    if "status" not in status:
+        raise failure_of(unreadable(), connection.url)
     return status
 
 
@@ -323,10 +330,13 @@ async def close_connections(
         async with HttpClient(connection.url, token) as client:
             for id in ids:
                 path = f"/connections/{quote(id, safe='')}"
-                answer = await client.call("DELETE", path, query=query, check=False)
-                if answer.status >= 400 and answer.status != 404:
-                    raise refusal(answer)
-                closed += answer.body.get("closed", 0)
+                try:
+                    answer = await client.call("DELETE", path, query=query)
+                except PublishError as error:
+                    if error.status != 404:
+                        raise
+                else:
+                    closed += answer.body["closed"]
             if user is not None:
                 answer = await client.call("DELETE", "/connections", query={**query, "user": user})
                 closed += answer.body["closed"]

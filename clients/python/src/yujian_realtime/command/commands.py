@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Coroutine
 from typing import Any, Protocol
@@ -120,6 +121,15 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _standard_input() -> str:
+    if sys.stdin is None:  # as after `<&-`
+        raise Misused("standard input is closed")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise Misused(f"standard input is not in UTF-8: {error}") from None
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -233,10 +243,11 @@ def _publish(arguments: argparse.Namespace, connection: Connection) -> Work:
     if arguments.lines:
         if arguments.type is not None:
             raise Misused("publish --lines takes no TYPE: each line names its own")
-        return calls.publish_lines(connection, sys.stdin, as_json=arguments.json)
+        lines = io.StringIO(_standard_input())
+        return calls.publish_lines(connection, lines, as_json=arguments.json)
     if arguments.event is None:
         raise Misused("publish needs TYPE and EVENT, or --lines")
-    text = sys.stdin.read() if arguments.data == "-" else arguments.data
+    text = _standard_input() if arguments.data == "-" else arguments.data
     data = calls.parse_data(text)
     draft = Draft(arguments.type, arguments.event, data, arguments.priority)
     if arguments.id:

@@ -56,7 +56,7 @@ def failure_of(error: RealtimeError, address: str) -> Failure:
     message = f"{address}: {error.message}"
     if isinstance(error, ConnectionClosed):
         return Failure(_CAUSES.get(error.cause, Exit.REFUSED), message)
-    if error.code in {"UNREACHABLE", "TIMEOUT"}:
+    if error.code in {"UNREACHABLE", "TIMEOUT", "INVALID_ANSWER"}:
         return Failure(Exit.UNREACHABLE, message)
     status = error.status if isinstance(error, PublishError) else 0
     if status in {401, 403} or error.code in {"UNAUTHORIZED", "FORBIDDEN"}:

@@ -40,6 +40,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command, and return its exit code."""
     top = parser()
     arguments = top.parse_args(argv)
+    if any("\ud800" <= char <= "\udfff" for char in "".join(argv or sys.argv[1:])):
+        top.error("an argument is not in UTF-8")
+    if sys.stdout is None:  # as after `>&-`
+        print("yujian: the output cannot be written: standard output is closed", file=sys.stderr)
+        return Exit.REFUSED
     try:
         url = arguments.address or arguments.url
         connection = Connection.of(url, arguments.token, arguments.publish_token)
