@@ -115,20 +115,36 @@ def process_name() -> str:
 
 _mmaped_dict: Any = MmapedDict  # the library leaves it untyped
 
+_FIRST_SIZE = 64 * 1024
+_ENTRY = 32
+"""Bytes that an entry of a file takes at most beside its key."""
+
 
 class _KeptDict(_mmaped_dict):  # type: ignore[misc]
-    """A file of figures that can be put back when it was removed."""
+    """A file of figures that can be put back when it was removed.
+
+    It has all of its memory from the start: to write to a map of what is not there kills (SIGBUS).
+    """
 
     opened: ClassVar[list[_KeptDict]] = []
     _f: Any
     _m: Any
     _fname: str
     _capacity: int
+    _used: int
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:
+        if not read_mode:
+            with Path(filename).open("ab") as file:
+                os.posix_fallocate(file.fileno(), 0, _FIRST_SIZE)
         super().__init__(filename, read_mode)
         if not read_mode:
             self.opened.append(self)
+
+    def _init_value(self, key: str) -> None:
+        if self._used + len(key.encode()) + _ENTRY > self._capacity:
+            os.posix_fallocate(self._f.fileno(), 0, 2 * self._capacity)  # the library doubles it
+        super()._init_value(key)
 
     def close(self) -> None:
         """Close the file."""
@@ -144,7 +160,7 @@ class _KeptDict(_mmaped_dict):  # type: ignore[misc]
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = path.with_suffix(".new")
         file = temporary.open("w+b")
-        file.truncate(self._capacity)
+        os.posix_fallocate(file.fileno(), 0, self._capacity)
         shown = mmap.mmap(file.fileno(), self._capacity)
         shown[:] = self._m[:]
         temporary.replace(path)

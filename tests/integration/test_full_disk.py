@@ -140,6 +140,44 @@ async def test_no_inode_while_it_runs(disk: Disk) -> None:
         await client.close()
 
 
+USING = """
+import contextlib, os, pathlib, random, sys
+from app.metrics import Metrics
+from workers.shared.metrics_files import MetricsFiles
+from workers.shared.slots import SlotTable
+
+directory = pathlib.Path(sys.argv[1])
+table = SlotTable(directory / "slots", 1000)
+row = table.claim_row(master=os.getpid())
+metrics = Metrics(["status"])
+with (directory / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+    while True:
+        file.write(bytes(4096))
+table.set_stats(row, {"connections": 1})
+with table.lock:
+    # Users that come and go: the table is cleaned now and then, for which there is no room.
+    numbers = random.Random(1)
+    for _ in range(50_000):
+        key = numbers.getrandbits(63)
+        assert table.users.claim(key, row, 3)
+        table.users.release(key, row)
+for number in range(100):
+    metrics.count_request(f"/{number}", "GET", 200)
+MetricsFiles(directory / "metrics").collect()
+"""
+
+
+def test_no_space_in_shared_memory_kills_no_worker(disk: Disk) -> None:
+    """To write to a map of memory that is not there would: SIGBUS."""
+    done = subprocess.run(
+        [sys.executable, "-c", USING, disk.data_dir],
+        env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(disk.data_dir / "metrics")},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("kind", ["space", "inodes"])
 def test_it_does_not_start_and_says_why(disk: Disk, kind: str) -> None:
     if kind == "space":

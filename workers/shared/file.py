@@ -30,6 +30,7 @@ def open_shared(path: Path, header: bytes, *, random: int, size: int, create: bo
     Raises:
         PermissionError: the file belongs to another user.
         FileNotFoundError: it is missing and not to be made.
+        OSError: there is no room for it.
     """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if create else 0)
     while True:
@@ -49,7 +50,7 @@ def open_shared(path: Path, header: bytes, *, random: int, size: int, create: bo
                 return fd
             if current and not found.strip(b"\0"):
                 os.ftruncate(fd, 0)
-                os.ftruncate(fd, size)
+                os.posix_fallocate(fd, 0, size)  # a map of what is not there kills (SIGBUS)
                 os.pwrite(fd, os.urandom(random), len(header))
                 os.pwrite(fd, header, 0)  # last: a process that sees it sees a complete file
                 return fd
@@ -66,10 +67,10 @@ def make_copy(fd: int, path: Path) -> Path:
     copy = os.open(copied, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         size = os.fstat(fd).st_size
-        os.ftruncate(copy, size)
+        os.posix_fallocate(copy, 0, size)
         for at in range(0, size, _PIECE):
             piece = os.pread(fd, _PIECE, at)
-            if piece.strip(b"\0"):  # what is empty takes no memory in the copy either
+            if piece.strip(b"\0"):
                 os.pwrite(copy, piece, at)
     except OSError:
         copied.unlink(missing_ok=True)

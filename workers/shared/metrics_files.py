@@ -41,6 +41,9 @@ _FOLDED = "folded"
 _SOURCES = "realtime_folded_files"
 """Name of the entries of a folded file that name its sources; they are not metrics."""
 
+_ENTRY = 32
+"""Bytes that an entry of a file takes at most beside its key; so does the head of the file."""
+
 _mmaped_dict: Any = MmapedDict  # the library leaves it untyped
 
 _DAMAGE = (RuntimeError, ValueError, KeyError, TypeError, IndexError, struct.error)
@@ -244,7 +247,9 @@ def _read(path: Path) -> list[tuple[str, float]]:
 
 def _write(path: Path, values: dict[str, float]) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)
+    with temporary.open("wb") as reserved:
+        needed = sum(len(key.encode()) + _ENTRY for key in values)
+        os.posix_fallocate(reserved.fileno(), 0, _ENTRY + needed)
     file = _mmaped_dict(str(temporary))
     try:
         for key, value in values.items():

@@ -20,6 +20,7 @@ of the table under the lock: at the start of a worker, and after a process was k
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from collections.abc import Container, Iterator, Mapping
@@ -44,6 +45,8 @@ _ENTRY_SIZE = 16
 _ROOM = 4
 """Entries per connection: at a quarter full a search ends after one or two steps."""
 _FEWEST = 1 << 16
+_PIECE = 64 * 1024
+"""Bytes that are written at once."""
 
 _AREA, _DISTINCT, _FILLED = range(3)
 """Words of the header: place and size of the table, users, entries that are not empty."""
@@ -145,7 +148,8 @@ class UsersTable:
         key = max(key, _FIRST_HASH)
         buckets = self._refresh()
         if self._header[_FILLED] * 2 > buckets:
-            self._rebuild(buckets)
+            with contextlib.suppress(OSError):  # no room: the old one has places left
+                self._rebuild(buckets)
             self._refresh()
         entries, mask = self._entries, self._mask
         total, own, place, known = 0, -1, -1, False
@@ -369,7 +373,11 @@ class UsersTable:
         return self._map
 
     def _rebuild(self, buckets: int) -> None:
-        """Copy the entries to a clean table beside the old one, then switch over to it."""
+        """Copy the entries to a clean table beside the old one, then switch over to it.
+
+        Raises:
+            OSError: there is no room for it; nothing has changed.
+        """
         live: list[tuple[int, int]] = []
         offset = self._base
         old_area, old_map = self._header[_AREA], None
@@ -383,11 +391,12 @@ class UsersTable:
             old_offset, old_buckets = _place(old_area)
             if offset + buckets * _ENTRY_SIZE > old_offset:
                 offset = old_offset + old_buckets * _ENTRY_SIZE
-        end = offset + buckets * _ENTRY_SIZE
-        if os.fstat(self._fd).st_size < end:
-            os.ftruncate(self._fd, end)
+        size = buckets * _ENTRY_SIZE
+        os.posix_fallocate(self._fd, offset, size)  # a map of what is not there kills (SIGBUS)
         # All zero, whatever a killed process has left here.
-        self._map_area(offset, buckets).madvise(mmap.MADV_REMOVE)
+        for at in range(offset, offset + size, _PIECE):
+            os.pwrite(self._fd, bytes(_PIECE), at)
+        self._map_area(offset, buckets)
         entries, mask = self._entries, self._mask
         for key, value in live:
             at = key & mask
