@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from app import __version__
+from tests.support.copies import build_wheel
 from tests.support.ports import free_port
 from tests.support.waiting import until_now
 
@@ -24,13 +25,7 @@ ROOT = Path(__file__).parents[2]
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the installed programs. The requirements are those of this environment."""
     directory = tmp_path_factory.mktemp("installed")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", directory],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = directory.glob("*.whl")
+    wheel = build_wheel(directory)
     environment = directory / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (site,) = environment.glob("lib/python*/site-packages")

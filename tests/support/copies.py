@@ -31,6 +31,14 @@ SCRIPTED = (
 """What the scripts of a deployment need as well."""
 
 
+def build_wheel(directory: Path) -> Path:
+    """Build the wheel of the service into a directory; returns where it is."""
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
+    subprocess.run([*build, "--directory", directory], cwd=REPO, check=True, capture_output=True)
+    (wheel,) = directory.glob("*.whl")
+    return wheel
+
+
 @dataclass(frozen=True)
 class Done:
     """A script that has ended."""

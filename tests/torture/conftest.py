@@ -17,4 +17,5 @@ def descriptors() -> None:
     """As many files as this process may open."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 20_000 if hard == resource.RLIM_INFINITY else min(20_000, hard)
+    assert wanted >= 12_000, f"only {wanted} open files are allowed: ulimit -Hn 20000"
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

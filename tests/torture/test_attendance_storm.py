@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 
 import pytest
 
@@ -16,15 +15,6 @@ pytestmark = pytest.mark.timeout(300)
 
 USERS = 5000
 MOST_A_SECOND = 2
-
-
-@pytest.fixture(autouse=True)
-def descriptors() -> None:
-    """As many files as this process may open."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 20_000 if hard == resource.RLIM_INFINITY else min(20_000, hard)
-    assert wanted >= 12_000, f"only {wanted} open files are allowed: ulimit -Hn 20000"
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def test_a_storm_of_users_is_no_storm_of_messages() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 from collections import Counter
 
 import pytest
@@ -15,15 +14,6 @@ from tests.support.raw import TEXT, RawClient
 from tests.support.service import Service
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture(autouse=True)
-def descriptors() -> None:
-    """As many files as this process may open."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 20_000 if hard == resource.RLIM_INFINITY else min(20_000, hard)
-    assert wanted >= 12_000, f"only {wanted} open files are allowed: ulimit -Hn 20000"
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def test_five_thousand_connects_against_a_cap_of_a_thousand() -> None:

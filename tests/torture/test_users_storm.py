@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import resource
 import time
 from collections import Counter
 from pathlib import Path
@@ -30,15 +29,6 @@ BACK_SECONDS = 90.0
 FINAL = {1008, 4401, 4409}
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(autouse=True)
-def descriptors() -> None:
-    """As many files as this process may open."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 20_000 if hard == resource.RLIM_INFINITY else min(20_000, hard)
-    assert wanted >= 8_000, f"only {wanted} open files are allowed: ulimit -Hn 20000"
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Client:

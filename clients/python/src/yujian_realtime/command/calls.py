@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from yujian_realtime.client import Realtime
 from yujian_realtime.closing import Ending
-from yujian_realtime.command.exits import Exit, Failure, failure_of, failure_of_ending
+from yujian_realtime.command.exits import Exit, Failure, failure_of_ending, reporting
 from yujian_realtime.command.settings import Connection
 from yujian_realtime.command.text import (
     clock,
@@ -23,7 +23,7 @@ from yujian_realtime.command.text import (
     printable,
     summary,
 )
-from yujian_realtime.errors import PublishError, RealtimeError
+from yujian_realtime.errors import PublishError
 from yujian_realtime.http import HttpClient, unreadable
 from yujian_realtime.messages import State as LinkState
 from yujian_realtime.publisher import Draft, Publisher, Stored
@@ -60,7 +60,7 @@ async def history(
     """
     pages: list[list[dict[str, Any]]] = []
     left = limit
-    try:
+    with reporting(connection.url):
         async with HttpClient(connection.url, connection.bearer()) as client:
             while True:
                 query: dict[str, str | int] = {
@@ -76,8 +76,6 @@ async def history(
                 if not messages or not answer["more"] or (limit and left <= 0):
                     break
                 before = messages[0]["seq"]
-    except RealtimeError as error:
-        raise failure_of(error, connection.url) from None
     for page in reversed(pages):
         for message in page:
             if as_json:
@@ -112,13 +110,11 @@ def parse_data(text: str) -> Any:
 async def publish(connection: Connection, draft: Draft, *, as_json: bool) -> Exit:
     """Publish one message and print where it stands."""
     token = connection.require_publish_token()
-    try:
+    with reporting(connection.url):
         async with Publisher(connection.url, token) as publisher:
             stored = await publisher.publish(
                 draft.type, draft.event, draft.data, priority=draft.priority, id=draft.id
             )
-    except RealtimeError as error:
-        raise failure_of(error, connection.url) from None
     _stored(stored, as_json=as_json)
     return Exit.OK
 
@@ -154,11 +150,9 @@ async def publish_lines(connection: Connection, lines: TextIO, *, as_json: bool)
     token = connection.require_publish_token()
     drafts = list(read_drafts(lines))
     code = Exit.OK
-    try:
+    with reporting(connection.url):
         async with Publisher(connection.url, token) as publisher:
             results = await publisher.publish_many(drafts)
-    except RealtimeError as error:
-        raise failure_of(error, connection.url) from None
     for result in results:
         if isinstance(result, Stored):
             _stored(result, as_json=as_json)
@@ -188,11 +182,9 @@ async def presence_set(
 ) -> Exit:
     """Set what the lab does, and print it."""
     token = connection.require_publish_token()
-    try:
+    with reporting(connection.url):
         async with Publisher(connection.url, token) as publisher:
             presence = await publisher.set_presence(cast("State", state), task)
-    except RealtimeError as error:
-        raise failure_of(error, connection.url) from None
     if as_json:
         _json(presence)
     else:
@@ -201,14 +193,12 @@ async def presence_set(
 
 
 async def _status(connection: Connection) -> dict[str, Any]:
-    try:
+    with reporting(connection.url):
         # Where clients need a token, strangers are not shown everything.
         async with HttpClient(connection.url, connection.bearer(), attempts=3) as client:
             status = await client.get("/status", check=False)
-    except PublishError as error:
-        raise failure_of(error, connection.url) from None
-    if "status" not in status:
-        raise failure_of(unreadable(), connection.url)
+        if "status" not in status:
+            raise unreadable()
     return status
 
 
@@ -244,7 +234,7 @@ async def connections(
     if protocol is not None:
         query["protocol"] = protocol
     printed = 0
-    try:
+    with reporting(connection.url):
         async with HttpClient(connection.url, token) as client:
             while True:
                 query["limit"] = min(limit - printed, ROWS) if limit else ROWS
@@ -255,8 +245,6 @@ async def connections(
                 if not page["more"] or not page[rows] or (limit and printed >= limit):
                     break
                 query["after"] = page[rows][-1][key]
-    except RealtimeError as error:
-        raise failure_of(error, connection.url) from None
     if not as_json:
         nameless = f", {page['anonymous']} without a name" if by_user else ""
         shown = f"{printed} shown, " if page["more"] else ""
@@ -282,7 +270,7 @@ async def users(connection: Connection, type: str, limit: int, *, as_json: bool)
             lost.set_result(Ending(state.code or 1006, message=state.message))
 
     lab.on("state", note)
-    try:
+    with reporting(connection.url):
         async with lab:
             opened = asyncio.create_task(lab.opened())
             await asyncio.wait((opened, lost), return_when=asyncio.FIRST_COMPLETED)
@@ -297,8 +285,6 @@ async def users(connection: Connection, type: str, limit: int, *, as_json: bool)
                     break
                 _print_row(cast("dict[str, Any]", row), as_json=as_json)
                 printed += 1
-    except RealtimeError as error:
-        raise failure_of(error, connection.url) from None
     if not as_json:
         total, connections = page.get("total", printed), page["connections"]
         shown = f"{printed} shown, " if printed < total else ""
@@ -326,7 +312,7 @@ async def close_connections(
     token = connection.require_publish_token()
     closed = 0
     query: dict[str, str | int] = {"code": 4401} if revoked else {}
-    try:
+    with reporting(connection.url):
         async with HttpClient(connection.url, token) as client:
             for id in ids:
                 path = f"/connections/{quote(id, safe='')}"
@@ -340,8 +326,6 @@ async def close_connections(
             if user is not None:
                 answer = await client.call("DELETE", "/connections", query={**query, "user": user})
                 closed += answer.body["closed"]
-    except RealtimeError as error:
-        raise failure_of(error, connection.url) from None
     if as_json:
         _json({"closed": closed})
     else:

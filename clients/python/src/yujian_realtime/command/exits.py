@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from yujian_realtime.closing import Ending
 from yujian_realtime.errors import ConnectionClosed, PublishError, RealtimeError
@@ -68,3 +70,16 @@ def failure_of_ending(ending: Ending, address: str) -> Failure:
     """How the end of a connection ends the command."""
     cause, _ = ending.meaning
     return failure_of(ConnectionClosed(cause, ending.code, ending.message or cause), address)
+
+
+@contextmanager
+def reporting(address: str) -> Iterator[None]:
+    """Let an error of the client end the command.
+
+    Raises:
+        Failure: there was one.
+    """
+    try:
+        yield
+    except RealtimeError as error:
+        raise failure_of(error, address) from None

@@ -18,9 +18,8 @@ import aiohttp
 from yarl import URL
 
 from yujian_realtime.addresses import socket_url
-from yujian_realtime.command.exits import Exit, Failure, failure_of
+from yujian_realtime.command.exits import Exit, Failure
 from yujian_realtime.command.settings import Connection
-from yujian_realtime.errors import RealtimeError
 from yujian_realtime.publisher import Publisher
 
 EVENT = "load_test"
@@ -76,7 +75,7 @@ async def load(connection: Connection, plan: Plan, *, as_json: bool) -> Exit:
     leave = asyncio.Event()
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
-        reporting = asyncio.create_task(_report(seen, plan))
+        progress = asyncio.create_task(_report(seen, plan))
         clients: list[asyncio.Task[None]] = []
         settled = [asyncio.Event() for _ in range(plan.clients)]
         began = time.monotonic()
@@ -91,14 +90,13 @@ async def load(connection: Connection, plan: Plan, *, as_json: bool) -> Exit:
         connected_after = time.monotonic() - began
         messages_before, staying = seen.messages, time.monotonic()
         try:
-            await _stay(connection, plan, publish_token, seen)
-        except RealtimeError as error:
-            raise failure_of(error, connection.url) from None
+            with reporting(connection.url):
+                await _stay(connection, plan, publish_token, seen)
         finally:
             stayed = time.monotonic() - staying
             leave.set()
-            reporting.cancel()
-            await asyncio.wait([reporting, *clients])
+            progress.cancel()
+            await asyncio.wait([progress, *clients])
     result = _result(seen, plan, connected_after, seen.messages - messages_before, stayed)
     _print(result, as_json=as_json)
     return Exit.MISSED if seen.failures or seen.closed or seen.missed else Exit.OK

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from yujian_realtime.client import Realtime
 from yujian_realtime.closing import Ending
-from yujian_realtime.command.exits import Exit, Failure, failure_of, failure_of_ending
+from yujian_realtime.command.exits import Exit, Failure, failure_of, failure_of_ending, reporting
 from yujian_realtime.command.settings import Connection
 from yujian_realtime.command.text import (
     clock,
@@ -165,9 +165,8 @@ class Watch:
                 await asyncio.wait((work, failed), return_when=asyncio.FIRST_COMPLETED)
                 if self._failed.done():
                     raise self._failed.result()
-                await work
-            except RealtimeError as error:
-                raise failure_of(error, self._connection.url) from None
+                with reporting(self._connection.url):
+                    await work
             finally:
                 for task in (work, drawing):
                     task.cancel()
