@@ -18,7 +18,7 @@ import aiohttp
 from yarl import URL
 
 from yujian_realtime.addresses import socket_url
-from yujian_realtime.command.exits import Exit, Failure
+from yujian_realtime.command.exits import Exit, Failure, reporting
 from yujian_realtime.command.settings import Connection
 from yujian_realtime.publisher import Publisher
 
