@@ -53,9 +53,7 @@ def seq_of(entry: Any) -> int | None:
     return number if time == b"0" and number <= MAX_SEQ else None
 
 
-def to_messages(
-    type: str, entries: Iterable[Any], largest: int = LARGEST
-) -> list[Message | None]:
+def to_messages(type: str, entries: Iterable[Any], largest: int = LARGEST) -> list[Message | None]:
     """The message that each entry holds; None where another program wrote what is no message.
 
     Args:

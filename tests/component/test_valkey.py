@@ -92,6 +92,23 @@ async def test_started_with_safe_settings_and_stopped(data_dir: Path) -> None:
         assert call(data_dir, "GET", "key") == "$5\r\nvalue\r\n"
 
 
+@pytest.mark.parametrize("given", [None, "glibc.malloc.check=1"])
+async def test_many_small_blocks_are_kept_ready_unless_the_environment_says_otherwise(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", given)
+    async with supervised(Valkey(data_dir, "no")):
+        pid = await running(data_dir)
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    (tunables,) = [text for text in environment if text.startswith(b"GLIBC_TUNABLES=")]
+    if given is None:
+        assert int(tunables.rpartition(b"tcache_count=")[2]) >= 256 * 11, "strings of a batch"
+    else:
+        assert tunables == b"GLIBC_TUNABLES=" + given.encode()
+
+
 async def test_running_server_is_taken_over(data_dir: Path) -> None:
     async with supervised(Valkey(data_dir, "no")):
         pid = await running(data_dir)

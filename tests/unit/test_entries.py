@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.types import Message
 from app.backplane.entries import LARGEST, MAX_SEQ, body_name, seq_of, to_messages
+from app.types import Message
 
 BODY = (
     b'{"id":"x","type":"status","timestamp":1,"direction":"server-to-client",'
