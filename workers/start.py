@@ -13,12 +13,14 @@ Both must see the same DATA_DIR, /dev/shm and process ids, and be of the same us
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from app import config
 from app.command_line import make_parser
 from app.config import Settings
 from app.errors import SettingsError
-from workers.handoff.channel import LISTENERS, TIMEOUT, close_all, receive, send
+from workers.handoff.channel import LISTENERS, Channel, close_all
 from workers.reload.command import NotRunning, find_master
 from workers.reload.watch import Failed, Watch
 from workers.shared import paths
@@ -81,24 +83,22 @@ def ask(settings: Settings) -> ListeningSockets | None:
             continue
         try:
             return ListeningSockets(
-                master, _ask_worker(paths.successor_socket(settings.data_dir, row.pid))
+                master, asyncio.run(_ask_worker(paths.successor_socket(settings.data_dir, row.pid)))
             )
         except (OSError, EOFError, ValueError) as error:
             reason = f"worker {row.pid}: {error}"
     raise Failed(f"master {master} runs, but its listening sockets cannot be obtained: {reason}")
 
 
-def _ask_worker(path: Path) -> list[int]:
+async def _ask_worker(path: Path) -> list[int]:
     """Ask one worker.
 
     Raises:
         OSError, EOFError, ValueError: it does not answer, or with nothing.
     """
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(TIMEOUT)
-        connection.connect(str(path))
-        send(connection, {"kind": LISTENERS, "states": []})
-        _, descriptors = receive(connection)
+    with closing(Channel.connect(path)) as channel:
+        await channel.send({"kind": LISTENERS, "states": []})
+        _, descriptors = await channel.receive()
     if not descriptors:
         raise ValueError("it has no listening socket")
     return descriptors

@@ -22,7 +22,7 @@ import pytest
 
 from tests.support.waiting import until
 from workers.handoff import channel as handoff
-from workers.handoff.channel import BATCH, Broken, Threads
+from workers.handoff.channel import BATCH, Broken, Channel
 from workers.handoff.giver import Conversation
 from workers.handoff.successor import OfferListener
 from workers.shared.processes import start_time
@@ -105,7 +105,13 @@ Make = Callable[[int], Pairs]
 
 
 def conversation(path: Path, timeout: float = handoff.TIMEOUT) -> Conversation:
-    return Conversation(path, Threads(), timeout)
+    return Conversation(path, timeout)
+
+
+async def accept(listener: socket.socket) -> Channel:
+    """The other end of the next conversation."""
+    connection, _ = await asyncio.to_thread(listener.accept)
+    return Channel(connection)
 
 
 def offer_of(count: int, pid: int = 0) -> dict[str, Any]:
@@ -214,12 +220,11 @@ async def test_giver_that_closes_before_the_commit(
 CHILD = """
 import asyncio, os, sys
 from pathlib import Path
-from workers.handoff.channel import Threads
 from workers.handoff.giver import Conversation
 from workers.shared.processes import start_time
 
 async def main():
-    giver = Conversation(Path(sys.argv[1]), Threads())
+    giver = Conversation(Path(sys.argv[1]))
     fds = [int(word) for word in sys.argv[2].split(",")]
     pid = os.getpid()
     offer = {"pid": pid, "born": start_time(pid), "states": list(range(len(fds)))}
@@ -282,10 +287,10 @@ async def test_successor_that_dies_before_it_answers(path: Path, connections: Ma
         before = descriptors()
         giver = conversation(path)
         offering = asyncio.create_task(giver.offer(offer_of(2), pairs.ours))
-        connection, _ = await asyncio.to_thread(listener.accept)
-        _, got = await asyncio.to_thread(handoff.receive, connection)
+        channel = await accept(listener)
+        _, got = await channel.receive()
         handoff.close_all(got)
-        connection.close()
+        channel.close()
         with pytest.raises(Broken):
             await offering
         assert not descriptors() - before
@@ -309,11 +314,10 @@ async def test_answer_that_makes_no_sense(path: Path, connections: Make, answer:
         listener.bind(str(path))
         listener.listen()
         offering = asyncio.create_task(conversation(path).offer(offer_of(2), pairs.ours))
-        connection, _ = await asyncio.to_thread(listener.accept)
-        with connection:
-            _, got = await asyncio.to_thread(handoff.receive, connection)
+        with contextlib.closing(await accept(listener)) as channel:
+            _, got = await channel.receive()
             handoff.close_all(got)
-            handoff.send(connection, answer)
+            await channel.send(answer)
             with pytest.raises(Broken):
                 await offering
 
@@ -326,11 +330,11 @@ async def test_no_confirmation_of_the_commit(path: Path, connections: Make) -> N
         listener.listen()
         giver = conversation(path)
         offering = asyncio.create_task(giver.offer(offer_of(1), pairs.ours))
-        connection, _ = await asyncio.to_thread(listener.accept)
-        _, got = await asyncio.to_thread(handoff.receive, connection)
-        handoff.send(connection, [True])
+        channel = await accept(listener)
+        _, got = await channel.receive()
+        await channel.send([True])
         assert await offering == [True]
-        connection.close()
+        channel.close()
         await giver.commit()
         handoff.close_all(got)
 

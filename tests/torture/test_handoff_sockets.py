@@ -19,7 +19,7 @@ from tests.support.mutations import seed_of_day, spoil_bytes, spoil_value
 from tests.support.service import Service
 from tests.torture import watch
 from tests.torture.watch import scaled
-from workers.handoff.channel import Broken, Threads
+from workers.handoff.channel import Broken
 from workers.handoff.giver import Conversation
 from workers.shared import paths
 
@@ -86,7 +86,7 @@ async def record_offer(make: MakeBench, directory: Path) -> Recorded:
         return kept
 
     kept = asyncio.create_task(asyncio.to_thread(keep))
-    giver = Conversation(path, Threads())
+    giver = Conversation(path)
     offer = {
         "giver": {"row": 100, "generation": 1_000_000, "pid": 1, "born": 1},
         "control": [batch.control.epoch, batch.control.seq],

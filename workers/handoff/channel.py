@@ -25,8 +25,8 @@ import socket
 import stat
 import struct
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
 
 BATCH = 64
 """Descriptors in one message: the kernel refuses more than 253."""
@@ -40,8 +40,6 @@ MAX_SIZE = 256 * 1024 * 1024
 """Bytes of one message; a batch with nothing unsent has some 30 KB."""
 
 _LENGTH = struct.Struct("!I")
-_CONVERSATIONS = 512
-"""At one time: lanes of all workers that leave."""
 
 T = TypeVar("T")
 
@@ -61,77 +59,134 @@ class Received(NamedTuple):
     """Of the caller. They are fewer than were sent when this process may open no more."""
 
 
-class Threads:
-    """Runs what blocks: each conversation waits in a thread, so the few of the loop would not do.
+class Channel:
+    """One end of a conversation. It waits on the loop: a step takes no thread.
 
-    A thread is started when one is needed.
+    Args:
+        connection: a connected Unix socket, which is the channel's from now on.
+        timeout: seconds for which it waits until something can be written or read.
     """
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(_CONVERSATIONS, "handoff")
+    def __init__(self, connection: socket.socket, timeout: float = TIMEOUT) -> None:
+        connection.setblocking(False)
+        self._connection = connection
+        self._timeout = timeout
 
-    async def run(self, work: Callable[..., T], *args: Any) -> T:
-        """Wait for the result of a call."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
+    @classmethod
+    def connect(cls, path: Path, timeout: float = TIMEOUT) -> Self:
+        """Begin a conversation with the worker that listens there.
+
+        Raises:
+            OSError: none does, or too many conversations wait to be accepted.
+        """
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.setblocking(False)
+            connection.connect(str(path))
+        except BaseException:
+            connection.close()
+            raise
+        return cls(connection, timeout)
 
     def close(self) -> None:
-        """Start no more of them; those that work end by themselves."""
-        self._pool.shutdown(wait=False)
+        """End the conversation."""
+        self._connection.close()
 
+    async def send(self, value: Any, descriptors: Sequence[int] = ()) -> None:
+        """Send a JSON value, with descriptors.
 
-def send(connection: socket.socket, value: Any, descriptors: Sequence[int] = ()) -> None:
-    """Send a JSON value, with descriptors; blocks.
-
-    Raises:
-        OSError: the other side is gone or does not read.
-    """
-    body = json.dumps(value, separators=(",", ":")).encode()
-    head = _LENGTH.pack(len(body))
-    if descriptors:
+        Raises:
+            OSError: the other side is gone or does not read.
+        """
+        body = json.dumps(value, separators=(",", ":")).encode()
+        view = memoryview(_LENGTH.pack(len(body)) + body)
         rights = array.array("i", descriptors)
-        sent = connection.sendmsg([head], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-        connection.sendall(head[sent:])
-    else:
-        connection.sendall(head)
-    connection.sendall(body)
-
-
-def receive(connection: socket.socket) -> Received:
-    """Receive what `send` has sent; blocks.
-
-    Raises:
-        EOFError: the other side has closed.
-        OSError: nothing came in time.
-    """
-    descriptors: list[int] = []
-    head = b""
-    try:
-        while len(head) < _LENGTH.size:
-            part, ancillary, _, _ = connection.recvmsg(
-                _LENGTH.size - len(head), socket.CMSG_SPACE((BATCH + 1) * array.array("i").itemsize)
-            )
-            for level, kind, data in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    rights = array.array("i")
-                    rights.frombytes(data[: len(data) - len(data) % rights.itemsize])
-                    descriptors += rights
-            if not part:
-                raise EOFError("closed")
-            head += part
-        (size,) = _LENGTH.unpack(head)
-        if size > MAX_SIZE:
-            raise OSError(f"a message of {size} bytes")
-        body = bytearray(size)
-        view = memoryview(body)
         while view:
-            count = connection.recv_into(view)
-            if not count:
-                raise EOFError("closed")
-            view = view[count:]
-        return Received(json.loads(body), descriptors)
-    except BaseException:
-        close_all(descriptors)
-        raise
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else []
+            sent = await self._call(self._connection.sendmsg, [view], ancillary, writes=True)
+            view, rights = view[sent:], rights[:0]
+
+    async def receive(self) -> Received:
+        """Receive what `send` has sent.
+
+        Raises:
+            EOFError: the other side has closed.
+            OSError: nothing came in time.
+            ValueError: it is no JSON.
+        """
+        descriptors: list[int] = []
+        try:
+            head = b""
+            while len(head) < _LENGTH.size:
+                head += await self._receive_head(_LENGTH.size - len(head), descriptors)
+            (size,) = _LENGTH.unpack(head)
+            if size > MAX_SIZE:
+                raise OSError(f"a message of {size} bytes")
+            body = bytearray(size)
+            view = memoryview(body)
+            while view:
+                count = await self._call(self._connection.recv_into, view)
+                if not count:
+                    raise EOFError("closed")
+                view = view[count:]
+            return Received(json.loads(body), descriptors)
+        except BaseException:
+            close_all(descriptors)
+            raise
+
+    async def _receive_head(self, size: int, descriptors: list[int]) -> bytes:
+        """The next bytes of a head; descriptors that come with them are added to the list."""
+        space = socket.CMSG_SPACE((BATCH + 1) * array.array("i").itemsize)
+        part, ancillary, _, _ = await self._call(self._connection.recvmsg, size, space)
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                rights = array.array("i")
+                rights.frombytes(data[: len(data) - len(data) % rights.itemsize])
+                descriptors += rights
+        if not part:
+            raise EOFError("closed")
+        return part
+
+    async def _call(self, call: Callable[..., T], *args: Any, writes: bool = False) -> T:
+        """The result of a system call, as soon as it would not block.
+
+        Raises:
+            TimeoutError: it would still block when the time is up; a process that was stopped
+                meanwhile finds what has come.
+        """
+        in_time = True
+        while True:
+            try:
+                return call(*args)
+            except BlockingIOError:
+                if not in_time:
+                    raise TimeoutError("timed out") from None
+            in_time = await self._is_ready(writes=writes)
+
+    async def _is_ready(self, *, writes: bool) -> bool:
+        """Wait until the socket can be written to, or read from; False when the time is up."""
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        add, remove = (
+            (loop.add_writer, loop.remove_writer)
+            if writes
+            else (loop.add_reader, loop.remove_reader)
+        )
+        descriptor = self._connection.fileno()
+        add(descriptor, _resolve, ready)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await ready
+        except TimeoutError:
+            return False
+        finally:
+            remove(descriptor)
+        return True
+
+
+def _resolve(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
 
 
 def to_memory(chunks: Sequence[bytes]) -> int:

@@ -85,7 +85,6 @@ class Departure:
         self._worker.parts.metrics.handed_over["passed"].inc(first.passed + last.passed)
         report = HandoffReport.of(first, last)
         report.save(self._data_dir)
-        self._giver.close()
         logger.info("%s", report)
         return True
 

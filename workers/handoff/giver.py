@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +21,9 @@ from workers.handoff.channel import (
     TIMEOUT,
     Answer,
     Broken,
+    Channel,
     Offer,
-    Threads,
     close_all,
-    receive,
-    send,
     to_memory,
 )
 from workers.handoff.http import KIND, HttpBatch, HttpHandoff
@@ -53,15 +50,13 @@ class Conversation:
 
     Args:
         path: where the successor listens.
-        threads: in which it waits.
         timeout: seconds for each step.
     """
 
-    def __init__(self, path: Path, threads: Threads, timeout: float = TIMEOUT) -> None:
+    def __init__(self, path: Path, timeout: float = TIMEOUT) -> None:
         self._path = path
-        self._threads = threads
         self._timeout = timeout
-        self._connection: socket.socket | None = None
+        self._channel: Channel | None = None
 
     async def offer(
         self, offer: Offer, descriptors: Sequence[int], chunks: Sequence[bytes] = ()
@@ -76,8 +71,25 @@ class Conversation:
         Raises:
             Broken: it does not answer.
         """
-        answer: Answer = await self._threads.run(self._offer, offer, descriptors, chunks)
-        return answer
+        memory: list[int] = []
+        try:
+            if self._channel is None:
+                self._channel = Channel.connect(self._path, self._timeout)
+            if chunks:
+                memory = [await asyncio.to_thread(to_memory, chunks)]
+                offer = offer | {"payload": [len(chunk) for chunk in chunks]}
+            await self._channel.send(offer, [*descriptors, *memory])
+            answer, strays = await self._channel.receive()
+            close_all(strays)
+        except (OSError, EOFError, ValueError) as error:
+            await self._abandon()
+            raise Broken(str(error)) from error
+        finally:
+            close_all(memory)
+        if not isinstance(answer, list) or len(answer) != len(descriptors):
+            await self._abandon()
+            raise Broken("the answer is not one boolean for each connection")
+        return [bool(taken) for taken in answer]
 
     async def commit(self) -> None:
         """Tell the successor that what it accepted is its own now.
@@ -85,52 +97,27 @@ class Conversation:
         An answer means that it serves them. None at all may mean the same, so this raises
         nothing: what was let go is not taken back.
         """
-        await self._threads.run(self._commit)
-
-    def close(self) -> None:
-        """End the conversation."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _offer(self, offer: Offer, descriptors: Sequence[int], chunks: Sequence[bytes]) -> Answer:
-        memory: list[int] = []
+        assert self._channel is not None
         try:
-            if self._connection is None:
-                self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                self._connection.settimeout(self._timeout)
-                self._connection.connect(str(self._path))
-            if chunks:
-                memory = [to_memory(chunks)]
-                offer = offer | {"payload": [len(chunk) for chunk in chunks]}
-            send(self._connection, offer, [*descriptors, *memory])
-            answer, strays = receive(self._connection)
+            await self._channel.send("commit")
+            _, strays = await self._channel.receive()
             close_all(strays)
-        except (OSError, EOFError, ValueError) as error:
-            self._abandon()
-            raise Broken(str(error)) from error
-        finally:
-            close_all(memory)
-        if not isinstance(answer, list) or len(answer) != len(descriptors):
-            self._abandon()
-            raise Broken("the answer is not one boolean for each connection")
-        return [bool(taken) for taken in answer]
-
-    def _abandon(self) -> None:
-        """End the conversation in a way that a successor which is late can tell from a death."""
-        if self._connection is not None:
-            with contextlib.suppress(OSError):
-                send(self._connection, "abort")
-        self.close()
-
-    def _commit(self) -> None:
-        assert self._connection is not None
-        try:
-            send(self._connection, "commit")
-            receive(self._connection)
         except (OSError, EOFError, ValueError) as error:
             logger.warning("A successor did not confirm what it took over: %s", error)
             self.close()
+
+    def close(self) -> None:
+        """End the conversation."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    async def _abandon(self) -> None:
+        """End the conversation in a way that a successor which is late can tell from a death."""
+        if self._channel is not None:
+            with contextlib.suppress(OSError):
+                await self._channel.send("abort")
+        self.close()
 
 
 class Giver:
@@ -152,7 +139,6 @@ class Giver:
         self._slots = slots
         self._row = row
         self._transfer = transfer
-        self._threads = Threads()
         self._conversations: dict[tuple[int, int], Conversation] = {}
         """By the successor's process and the lane."""
         self._under_way: dict[int, int] = {}
@@ -169,10 +155,6 @@ class Giver:
         """Workers of an older version: they take sessions only."""
         self._born = start_time(os.getpid())
         """When this process started."""
-
-    def close(self) -> None:
-        """Give no more."""
-        self._threads.close()
 
     async def give_all(self) -> Outcome:
         """Give every connection that can be given; what is left over is to be drained."""
@@ -336,7 +318,7 @@ class Giver:
         return len(accepted)
 
     def _begin(self, successor: Row) -> Conversation:
-        return Conversation(paths.successor_socket(self._data_dir, successor.pid), self._threads)
+        return Conversation(paths.successor_socket(self._data_dir, successor.pid))
 
     def _own(self) -> dict[str, Any]:
         """How an offer names its giver."""

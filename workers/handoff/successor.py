@@ -26,12 +26,10 @@ from workers.handoff.channel import (
     LISTENERS,
     TIMEOUT,
     Answer,
+    Channel,
     Offer,
-    Threads,
     close_all,
     from_memory,
-    receive,
-    send,
 )
 from workers.handoff.http import HttpHandoff
 from workers.shared import paths
@@ -41,6 +39,8 @@ from workers.shared.slots import READY, ROWS, SlotTable
 
 _PATIENCE = 4 * TIMEOUT
 """Seconds that a giver may take for its next message."""
+_BACKLOG = 1024
+"""Conversations that wait to be accepted: lanes of all workers that leave. One more is refused."""
 _ACCEPT_PAUSE = 0.1
 """Seconds until a successor that could not accept a conversation tries again."""
 _DEATH_INTERVAL = 0.01
@@ -71,7 +71,6 @@ class OfferListener:
     ) -> None:
         self._requests = requests
         self._path = path
-        self._threads = Threads()
         self._judge = judge
         self._take = take
         self._is_alive = is_alive
@@ -99,7 +98,7 @@ class OfferListener:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(str(self._path))
         self._path.chmod(0o600)
-        listener.listen(128)
+        listener.listen(_BACKLOG)
         listener.setblocking(False)
         self._listener = listener
         self._accepting = self._begin(self._accept(listener))
@@ -113,7 +112,6 @@ class OfferListener:
             self._listener.close()
             self._listener = None
             self._path.unlink(missing_ok=True)
-        self._threads.close()
 
     def _begin(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
@@ -130,14 +128,13 @@ class OfferListener:
                 logger.error("No conversation about a handoff: %s", error)
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
-            connection.settimeout(_PATIENCE)
-            self._begin(self._converse(connection))
+            self._begin(self._converse(Channel(connection, _PATIENCE)))
 
-    async def _converse(self, connection: socket.socket) -> None:
+    async def _converse(self, channel: Channel) -> None:
         try:
             while True:
-                offer, descriptors = await self._threads.run(receive, connection)
-                await self._consider(connection, offer, descriptors)
+                offer, descriptors = await channel.receive()
+                await self._consider(channel, offer, descriptors)
         except EOFError:
             pass
         except (OSError, ValueError) as error:
@@ -145,13 +142,9 @@ class OfferListener:
         except Exception:
             logger.exception("A handoff broke off")
         finally:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it
-            connection.close()
+            channel.close()
 
-    async def _consider(
-        self, connection: socket.socket, offer: Any, descriptors: list[int]
-    ) -> None:
+    async def _consider(self, channel: Channel, offer: Any, descriptors: list[int]) -> None:
         mine = descriptors
         try:
             if not isinstance(offer, dict) or not isinstance(offer.get("kind", ""), str):
@@ -161,7 +154,7 @@ class OfferListener:
                 close_all(mine)
                 mine = []
                 mine = request()
-                await self._threads.run(send, connection, len(mine), mine)
+                await channel.send(len(mine), mine)
                 return
             await self._take_payload(offer, mine)
             answer = self._weigh(offer, mine)
@@ -170,8 +163,8 @@ class OfferListener:
             close_all([fd for fd in refused if fd not in mine])
             accepted = [one for one, taken in zip(offer["states"], answer, strict=True) if taken]
             try:
-                await self._threads.run(send, connection, answer)
-                word, strays = await self._threads.run(receive, connection)
+                await channel.send(answer)
+                word, strays = await channel.receive()
                 close_all(strays)
                 if word != "commit":
                     return
@@ -183,7 +176,7 @@ class OfferListener:
             close_all(mine)
         await self._take(offer, accepted, taken)
         with contextlib.suppress(OSError):
-            await self._threads.run(send, connection, "done")
+            await channel.send("done")
 
     async def _take_payload(self, offer: Offer, descriptors: list[int]) -> None:
         """Replace the memory of an offer, the last of its descriptors, by the bytes in it."""
@@ -194,7 +187,7 @@ class OfferListener:
         if "payload" in offer and len(descriptors) == len(states) + 1:
             memory = descriptors.pop()
             try:
-                offer["chunks"] = await self._threads.run(from_memory, memory, offer["payload"])
+                offer["chunks"] = await asyncio.to_thread(from_memory, memory, offer["payload"])
             finally:
                 close_all([memory])
 
