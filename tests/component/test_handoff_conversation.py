@@ -38,8 +38,8 @@ class Successor:
         self.taken: list[tuple[Any, int]] = []
         self.listener = OfferListener(path, self.judge, self.take, self.is_alive)
 
-    def judge(self, offer: dict[str, Any]) -> list[bool]:
-        return [self.accepts(state) for state in offer["states"]]
+    def judge(self, offer: dict[str, Any]) -> list[Any]:
+        return [state if self.accepts(state) else None for state in offer["states"]]
 
     async def take(
         self, offer: dict[str, Any], states: Sequence[Any], descriptors: Sequence[int]
@@ -427,7 +427,7 @@ async def take(offer, states, descriptors):
     print("took", len(descriptors), flush=True)
 
 async def main():
-    listener = OfferListener(Path(sys.argv[1]), lambda offer: [True] * len(offer["states"]), take,
+    listener = OfferListener(Path(sys.argv[1]), lambda offer: offer["states"], take,
                              lambda offer: True)
     listener.start()
     def limit():

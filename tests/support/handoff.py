@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,10 @@ class Workplace:
             session.begin(None, options)
         return Client(theirs)
 
+    def takes(self, states: Sequence[Any], chunks: Sequence[bytes]) -> list[bool]:
+        """Which of these states this worker would go on with."""
+        return [state is not None for state in self.transfer.judge(states, chunks)]
+
     @property
     def only(self) -> Any:
         """The one session of this worker."""
@@ -185,13 +189,13 @@ class Bench:
     async def deliver(self, batch: SessionBatch) -> list[Session]:
         """Over to the successor, by way of JSON and duplicates."""
         states = json.loads(json.dumps(batch.states))
-        assert self.successor.transfer.judge(states, batch.payload.chunks) == [True] * len(states)
+        judged = self.successor.transfer.judge(states, batch.payload.chunks)
+        taken = [state for state in judged if state is not None]
+        assert len(taken) == len(states)
         fds = [os.dup(fd) for fd in batch.descriptors]
         self.giver.transfer.let_go(batch.sessions)
         origin = Place(self.giver.slots.index, self.giver.generation)
-        return await self.successor.transfer.unpack(
-            origin, states, fds, batch.control, batch.payload.chunks
-        )
+        return await self.successor.transfer.unpack(origin, taken, fds, batch.control)
 
     async def hand_over(self) -> list[Session]:
         return await self.deliver(await self.pack())

@@ -16,7 +16,7 @@ from app.protocol.offsets import Offset, encode_offset
 from app.protocol.requests import ConnectOptions
 from app.sessions.event_stream import EventStreamSession
 from app.sessions.handoff.payload import Payload
-from app.sessions.handoff.state import dump_session, load_session
+from app.sessions.handoff.state import check_state, dump_session, load_session
 from app.sessions.plain import PlainSession
 from app.sessions.session import Opening, Phase, Session
 from app.sessions.socketio.session import SocketIOSession
@@ -216,7 +216,8 @@ async def run_handoff(worker: Worker) -> None:
             client.say(hello)
             await reach(client.session, Phase.HELD)
         session = client.session
-        state = dump_session(session, worker.hub.wheel.times(session), 0.0, Payload())
+        packed = dump_session(session, worker.hub.wheel.times(session), 0.0, Payload())
+        state = check_state(worker.context, packed)
         worker.hub.release(session)
         worker.context.registry.discard(session.id)
         session.state = CLOSED

@@ -98,16 +98,10 @@ class HttpHandoff:
 
     # Taking over.
 
-    def judge(self, states: Sequence[Any]) -> list[bool]:
-        """Which of these connections this worker can take."""
+    def judge(self, states: Sequence[Any]) -> list[dict[str, Any] | None]:
+        """The states of these connections; None of one that this worker cannot take."""
         serves = self._server is not None
-        return [
-            serves
-            and isinstance(state, dict)
-            and state.get("version") == VERSION
-            and is_count(state.get("requests"))
-            for state in states
-        ]
+        return [state if serves and _is_state(state) else None for state in states]
 
     async def take(self, states: Sequence[Any], descriptors: Sequence[int]) -> None:
         """Serve connections that their giver has let go."""
@@ -122,3 +116,11 @@ class HttpHandoff:
         for result in await asyncio.gather(*adopted, return_exceptions=True):
             if isinstance(result, BaseException):
                 logger.warning("An HTTP connection was lost in the handoff: %s", result)
+
+
+def _is_state(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.get("version") == VERSION
+        and is_count(value.get("requests"))
+    )

@@ -25,7 +25,6 @@ from workers.handoff.channel import (
     DEATH_SECONDS,
     LISTENERS,
     TIMEOUT,
-    Answer,
     Channel,
     Offer,
     close_all,
@@ -54,7 +53,7 @@ class OfferListener:
 
     Args:
         path: where to listen.
-        judge: says which states of an offer this worker takes; [] before it is ready.
+        judge: the states of an offer as `take` is to get them; None of one that is refused.
         take: serves connections: the offer, the accepted states, their descriptors.
         is_alive: whether the worker of an offer is still there.
         requests: by the kind of what is no offer, the descriptors that answer it; they are
@@ -64,7 +63,7 @@ class OfferListener:
     def __init__(
         self,
         path: Path,
-        judge: Callable[[Offer], Answer],
+        judge: Callable[[Offer], list[Any]],
         take: Callable[[Offer, Sequence[Any], Sequence[int]], Awaitable[None]],
         is_alive: Callable[[Offer], bool],
         requests: Mapping[str, Callable[[], list[int]]] = MappingProxyType({}),
@@ -157,11 +156,12 @@ class OfferListener:
                 await channel.send(len(mine), mine)
                 return
             await self._take_payload(offer, mine)
-            answer = self._weigh(offer, mine)
-            refused = mine
-            mine = [fd for fd, taken in zip(mine, answer, strict=False) if taken]
-            close_all([fd for fd in refused if fd not in mine])
-            accepted = [one for one, taken in zip(offer["states"], answer, strict=True) if taken]
+            states = self._weigh(offer, mine)
+            answer = [state is not None for state in states]
+            accepted = [state for state in states if state is not None]
+            offered = mine
+            mine = [fd for fd, taken in zip(offered, answer, strict=False) if taken]
+            close_all([fd for fd in offered if fd not in mine])
             try:
                 await channel.send(answer)
                 word, strays = await channel.receive()
@@ -191,12 +191,12 @@ class OfferListener:
             finally:
                 close_all([memory])
 
-    def _weigh(self, offer: Offer, descriptors: list[int]) -> list[bool]:
-        """Which states of an offer would be taken."""
+    def _weigh(self, offer: Offer, descriptors: list[int]) -> list[Any]:
+        """The states of an offer that would be taken; None of the others."""
         states = offer["states"]
         if len(states) != len(descriptors):
             logger.error("No descriptors left for connections of another worker")
-            return [False] * len(states)
+            return [None] * len(states)
         if not all(map(_is_socket, descriptors)):
             raise ValueError("an offer has descriptors of sockets only")
         return self._judge(offer)
@@ -281,13 +281,13 @@ class Successor:
         """Take no more."""
         await self._listener.stop()
 
-    def _judge(self, offer: dict[str, Any]) -> list[bool]:
+    def _judge(self, offer: dict[str, Any]) -> list[Any]:
         states = offer["states"]
         if not _is_offer(offer):
             raise ValueError("an offer names its giver and the position of its control stream")
         mine = self._slots.row(self._row)
         if mine is None or mine.state != READY:
-            return [False] * len(states)
+            return [None] * len(states)
         if offer.get("kind") == http.KIND:
             return self._http.judge(states)
         return self._transfer.judge(states, offer.get("chunks", ()))
@@ -306,7 +306,6 @@ class Successor:
             states,
             descriptors,
             Position(*offer["control"]),
-            offer.get("chunks", ()),
         )
 
     @staticmethod

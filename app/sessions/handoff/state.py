@@ -120,21 +120,14 @@ def _dump_extra(extra: Extra, payload: Payload) -> State:
     return state
 
 
-def load_session(
-    context: SessionContext, fd: int, packed: Any, chunks: Sequence[bytes] = ()
-) -> Session:
+def load_session(context: SessionContext, fd: int, state: State) -> Session:
     """Go on with a session, whose connection and claim are counted for this worker already.
 
     Args:
         context: the parts of this worker.
         fd: its descriptor.
-        packed: its state.
-        chunks: of the payload that came with it.
-
-    Raises:
-        CannotPass: `check_state` has not been asked.
+        state: as `check_state` returns it.
     """
-    state = check_state(context, packed, chunks)
     session: PlainSession | SocketIOSession | EventStreamSession
     if state["protocol"] == EventStreamSession.protocol:
         session = EventStreamSession(context, fd, state["id"], state["user"])

@@ -181,18 +181,17 @@ class Transfer:
 
     # The successor.
 
-    def judge(self, states: Sequence[Any], chunks: Sequence[bytes] = ()) -> list[bool]:
-        """Which of these sessions, whose bytes are among `chunks`, this worker can take."""
-        return [self._can_take(state, chunks) for state in states]
+    def judge(self, states: Sequence[Any], chunks: Sequence[bytes] = ()) -> list[State | None]:
+        """Each state with its bytes, which are among `chunks`, in place; None: it cannot be taken."""
+        return [self._check(state, chunks) for state in states]
 
-    def _can_take(self, state: Any, chunks: Sequence[bytes]) -> bool:
+    def _check(self, state: Any, chunks: Sequence[bytes]) -> State | None:
         try:
-            check_state(self._context, state, chunks)
+            return check_state(self._context, state, chunks)
         except CannotPass as error:
             id = state.get("id") if isinstance(state, dict) else None
             logger.info("not taken over: %s", error, extra={"connection": id})
-            return False
-        return True
+            return None
 
     async def unpack(
         self,
@@ -200,15 +199,14 @@ class Transfer:
         states: Sequence[State],
         descriptors: Sequence[int],
         control: Position,
-        chunks: Sequence[bytes] = (),
     ) -> list[Session]:
-        """Serve sessions that their giver has let go."""
+        """Serve sessions that their giver has let go; `judge` has made their states."""
         missing = await self._control_after(control)
         self._slots.adopt_connections(*giver, len(states))
         taken: list[Session] = []
         for state, fd in zip(states, descriptors, strict=True):
             try:
-                session = load_session(self._context, fd, state, chunks)
+                session = load_session(self._context, fd, state)
             except Exception:
                 logger.exception("a connection was lost in the handoff: %s", state.get("id"))
                 os.close(fd)
