@@ -105,7 +105,7 @@ class Delivery:
                 await self._fanout.deliver(batch.messages)
             except Exception as error:  # noqa: BLE001 (those that were not written catch up)
                 self._supervisor.note(NAME, error)
-            for subscriber in self._fanout.take_missed():
+            for subscriber in self._fanout.take_awaiting():
                 self._catchup.start(subscriber)
         if batch.control_lost:
             logger.warning(

@@ -1,6 +1,7 @@
 """Brings subscribers that are behind up to date from history, and then makes them live.
 
-Behind are those that have just subscribed, that recover, or that did not read for a while. Those that are
+One whose messages memory holds is live in one step. Else it reads them in turns: each turn tries that step
+first, since new messages come faster than turns where there is much to do. Behind are those that have just subscribed, that recover, or that did not read for a while. Those that are
 held back for using more than their share stay behind until `LATE_SECONDS` after that: they get what has
 come meanwhile together, in rounds that take no time from deliveries.
 """
@@ -137,7 +138,10 @@ class CatchUp:
         self._fanout.join(subscriber)
 
     def _try_now(self, subscriber: Subscriber) -> bool:
-        """Catch up without waiting, if memory holds all that is missing."""
+        """Catch up without waiting, if memory holds all that is missing.
+
+        One that comes from a worker which was ahead of this one lacks nothing; it awaits a flush.
+        """
         track, live = subscriber.track, self._fanout.positions
         assert track is not None
         missing: list[Message | Gap] = []
@@ -145,8 +149,11 @@ class CatchUp:
             position = track[type]
             if position is live[type] or position == live[type]:
                 continue
-            if position.epoch != live[type].epoch or position.seq > live[type].seq:
+            if position.epoch != live[type].epoch:
                 return False
+            if position.seq > live[type].seq:
+                self._fanout.await_flush(subscriber)
+                return True
             recent = self._history.recent(type, position.epoch, position.seq)
             if recent is None:
                 return False
@@ -178,11 +185,11 @@ class CatchUp:
                 if subscriber.is_held():
                     # Its history comes first, and starts this again.
                     return
-                type = self._next_type(subscriber)
-                if type is None:
-                    self._live(subscriber)
+                began = time.monotonic()
+                if self._try_now(subscriber):
+                    self._turns.spend(time.monotonic() - began)
                     return
-                if not await self._advance(subscriber, type):
+                if not await self._advance(subscriber, self._next_type(subscriber)):
                     await asyncio.sleep(RETRY_SECONDS)
         except Exception:
             logger.exception("catch-up failed", extra={"connection": subscriber.id})
@@ -196,12 +203,11 @@ class CatchUp:
         await self._turns.take()
         return subscriber.state == OPEN and subscriber.track is not None
 
-    def _next_type(self, subscriber: Subscriber) -> str | None:
-        assert subscriber.track is not None
-        for type in sorted(subscriber.group.types):
-            if subscriber.track[type] != self._fanout.positions[type]:
-                return type
-        return None
+    def _next_type(self, subscriber: Subscriber) -> str:
+        """The first type in which a subscriber is behind."""
+        track, live = subscriber.track, self._fanout.positions
+        assert track is not None
+        return next(type for type in sorted(subscriber.group.types) if track[type] != live[type])
 
     async def _advance(self, subscriber: Subscriber, type: str) -> bool:
         """Write the next stretch of one type; whether there was any."""

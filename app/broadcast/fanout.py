@@ -90,8 +90,8 @@ class FanOut:
         self.late: dict[Subscriber, float] = {}
         """Subscribers that are not live, wherever they stand, since they were held back, and until when
         nothing is read from them (monotonic seconds); `CatchUp` takes them out some time after that."""
-        self._missed: list[Subscriber] = []
-        """Live subscribers that a fault kept from a flush, until `take_missed`."""
+        self._awaiting: dict[Subscriber, None] = {}
+        """Subscribers that are to catch up after a flush, until `take_awaiting`."""
         self.failed = failed
         self.asked = 0
         """How often a group was asked for: each subscriber that changes its subscriptions does so."""
@@ -155,6 +155,7 @@ class FanOut:
         """Forget a subscriber that is gone."""
         self._take_out(subscriber)
         self.late.pop(subscriber, None)
+        self._awaiting.pop(subscriber, None)
 
     def _take_out(self, subscriber: Subscriber) -> None:
         group = subscriber.group
@@ -186,10 +187,14 @@ class FanOut:
             await self._flush(items[start:end])
             start = end
 
-    def take_missed(self) -> list[Subscriber]:
-        """Live subscribers that were not written, for a fault, and must catch up now."""
-        missed, self._missed = self._missed, []
-        return missed
+    def await_flush(self, subscriber: Subscriber) -> None:
+        """Let a subscriber that is ahead of the flushes catch up after the next one."""
+        self._awaiting[subscriber] = None
+
+    def take_awaiting(self) -> list[Subscriber]:
+        """Subscribers that must catch up now: a fault kept them from the flush, or they awaited it."""
+        awaiting, self._awaiting = self._awaiting, {}
+        return list(awaiting)
 
     async def _flush(self, items: Sequence[Message | Gap]) -> None:
         began = time.monotonic()
@@ -232,7 +237,7 @@ class FanOut:
         for subscriber in missed:
             subscriber.track = {type: self._before[type] for type in subscriber.group.types}
             self._take_out(subscriber)
-        self._missed += missed
+        self._awaiting |= dict.fromkeys(missed)
 
     def _plan(self, items: Sequence[Message | Gap], types: set[str]) -> None:
         self._drop_unused()

@@ -66,6 +66,8 @@ class CatchUpBench(Bench):
             if isinstance(item, Message):
                 self.history.streams[item.type].append(item)
         await self.fanout.deliver(items)
+        for sub in self.fanout.take_awaiting():
+            self.up.start(sub)
 
     async def caught_up(self, sub: Sub) -> list[object]:
         def caught_up() -> bool:
@@ -620,6 +622,49 @@ async def test_those_that_read_history_wait_while_there_is_no_time_for_them() ->
     assert await bench.caught_up(sub) == words(1, 3)
     bench.close()
     await assert_no_task(bench)
+
+
+async def test_one_turn_is_enough_for_what_is_in_memory_by_then() -> None:
+    """New messages come before the next turn, so it would be behind again and again."""
+    left = 0
+
+    def slice() -> float:
+        nonlocal left
+        left, had = 0, left
+        return had * SLICE
+
+    bench = CatchUpBench(turns=Turns(slice))
+    await bench.deliver(*messages(1, 3))
+    sub = bench.behind(at=0)
+    bench.up.start(sub)
+    await bench.deliver(*messages(4, 5))
+    bench.history.tail = 0
+    left = 1
+    assert await bench.caught_up(sub) == words(1, 5)
+    assert bench.history.asked == []
+    bench.close()
+    await assert_no_task(bench)
+
+
+async def test_one_that_is_ahead_awaits_the_flush_that_reaches_it(bench: CatchUpBench) -> None:
+    """It comes from a faster worker: it reads nothing, and takes no turn from others."""
+    bench.history.tail = 0
+    await bench.deliver(*messages(1, 3), message(1, "stats"))
+    sub, gone = bench.behind("status", "stats", at=5), bench.behind(at=5)
+    sub.track = {"status": Position("e1", 5), "stats": Position("e1", 0)}
+    for one in (sub, gone):
+        bench.up.start(one)
+        bench.up.start(one)
+    assert bench.up._tasks == {}
+    gone.drop("test")
+    await bench.deliver(message(4))
+    assert sub.received() == []
+    await bench.deliver(*messages(5, 6))
+    assert sub.track is None
+    await bench.deliver(message(7))
+    assert sub.received() == ["stats 1", *words(6, 7)]
+    assert bench.fanout.take_awaiting() == []
+    assert bench.history.asked == []
 
 
 async def test_one_that_leaves_while_it_waits_for_its_turn_gets_nothing() -> None:

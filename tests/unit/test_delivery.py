@@ -53,7 +53,7 @@ class Parts:
     def reach(self, position: Position) -> None:
         self.position = position
 
-    def take_missed(self) -> list[Any]:
+    def take_awaiting(self) -> list[Any]:
         missed, self.missed = self.missed, []
         return missed
 
