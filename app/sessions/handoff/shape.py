@@ -55,11 +55,6 @@ def is_bytes(value: Any) -> bool:
     return isinstance(value, bytes)
 
 
-def is_position(value: Any) -> bool:
-    """Whether it is an epoch and a `seq`."""
-    return row_of(is_text, is_count)(value)
-
-
 def none_or(check: Check) -> Check:
     """Also null."""
     return lambda value: value is None or check(value)
@@ -81,6 +76,10 @@ def row_of(*checks: Check) -> Check:
         and len(value) == len(checks)
         and all(check(one) for check, one in zip(checks, value, strict=True))
     )
+
+
+is_position = row_of(is_text, is_count)
+"""Whether it is an epoch and a `seq`."""
 
 
 def dict_of(check: Check) -> Check:
