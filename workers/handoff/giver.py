@@ -35,8 +35,10 @@ from workers.shared.slots import READY, STARTING, Row, SlotTable
 
 SIBLING_SECONDS = 2.0
 """How long a worker waits for all its successors when one is ready."""
-LANES = 4
-"""Batches that are under way at one time."""
+LANES = 3
+"""Batches that are under way at one time: while one waits for its answer, another one is described."""
+SESSIONS = 48
+"""Sessions in a batch. Nobody serves what is under way: fewer at one time pause for less, but all take longer."""
 SWEEP_SECONDS = 0.2
 """Between two looks whether the successors still live."""
 REST_SECONDS = 2.0
@@ -248,7 +250,7 @@ class Giver:
     def _share(self) -> int:
         """Connections in the next batch: small ones in the end, to be spread evenly."""
         left, successors = len(self._transfer.left()), max(1, len(self._successors()))
-        return min(BATCH, max(1, left // (LANES * successors)))
+        return min(SESSIONS, max(1, left // (LANES * successors)))
 
     def _others(self) -> list[Row]:
         return [r for r in self._slots.rows() if r.number != self._row and r.state == READY]
