@@ -14,6 +14,8 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,32 @@ async def test_several_batches_in_one_conversation(
         await giver.commit()
     assert [state for state, _ in successor.taken] == [0, 1, 2, 3, 4] * 3
     giver.close()
+
+
+async def test_a_conversation_takes_no_thread(
+    path: Path, successor: Successor, connections: Make
+) -> None:
+    threads = threading.active_count()
+    pairs = connections(3)
+    with contextlib.closing(conversation(path)) as giver:
+        assert await giver.offer(offer_of(3), pairs.ours) == [True] * 3
+        await giver.commit()
+        assert threading.active_count() == threads
+
+
+async def test_one_that_was_stopped_past_its_time_finds_what_has_come() -> None:
+    """As a worker in a virtual machine that halts: nobody is to be drained for it."""
+    ours, theirs = socket.socketpair()
+    with contextlib.closing(Channel(ours, 0.05)) as channel, theirs:
+        receiving = asyncio.create_task(channel.receive())
+        await asyncio.sleep(0)
+        theirs.sendall(b"\0\0\0\4")
+        await asyncio.sleep(0.01)
+        theirs.sendall(b"true")
+        time.sleep(0.1)  # noqa: ASYNC251 (the loop stands still)
+        assert (await receiving).value is True
+        with pytest.raises(TimeoutError):
+            await channel.receive()
 
 
 async def test_a_large_state(path: Path, successor: Successor, connections: Make) -> None:
