@@ -28,7 +28,7 @@ from app import config
 from app.command_line import make_parser
 from app.config import Settings
 from app.errors import SettingsError
-from workers.handoff.channel import LISTENERS, Channel, close_all
+from workers.handoff.channel import LISTENERS, MessageSocket, close_all
 from workers.reload.command import NotRunning, find_master
 from workers.reload.watch import Failed, Watch
 from workers.shared import paths
@@ -96,9 +96,9 @@ async def _ask_worker(path: Path) -> list[int]:
     Raises:
         OSError, EOFError, ValueError: it does not answer, or with nothing.
     """
-    with closing(Channel.connect(path)) as channel:
-        await channel.send({"kind": LISTENERS, "states": []})
-        _, descriptors = await channel.receive()
+    with closing(MessageSocket.connect(path)) as connection:
+        await connection.send({"kind": LISTENERS, "states": []})
+        _, descriptors = await connection.receive()
     if not descriptors:
         raise ValueError("it has no listening socket")
     return descriptors

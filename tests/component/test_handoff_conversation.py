@@ -24,7 +24,7 @@ import pytest
 
 from tests.support.waiting import until
 from workers.handoff import channel as handoff
-from workers.handoff.channel import BATCH, Broken, Channel
+from workers.handoff.channel import BATCH, Broken, MessageSocket
 from workers.handoff.giver import Conversation
 from workers.handoff.successor import OfferListener
 from workers.shared.processes import start_time
@@ -110,10 +110,10 @@ def conversation(path: Path, timeout: float = handoff.TIMEOUT) -> Conversation:
     return Conversation(path, timeout)
 
 
-async def accept(listener: socket.socket) -> Channel:
+async def accept(listener: socket.socket) -> MessageSocket:
     """The other end of the next conversation."""
     connection, _ = await asyncio.to_thread(listener.accept)
-    return Channel(connection)
+    return MessageSocket(connection)
 
 
 def offer_of(count: int, pid: int = 0) -> dict[str, Any]:
@@ -189,18 +189,18 @@ async def test_a_conversation_takes_no_thread(
 
 
 async def test_one_that_was_stopped_past_its_time_finds_what_has_come() -> None:
-    """As a worker in a virtual machine that halts: nobody is to be drained for it."""
+    """As a worker in a virtual machine that halts: its connections are not to be drained."""
     ours, theirs = socket.socketpair()
-    with contextlib.closing(Channel(ours, 0.05)) as channel, theirs:
-        receiving = asyncio.create_task(channel.receive())
+    with contextlib.closing(MessageSocket(ours, 0.05)) as connection, theirs:
+        receiving = asyncio.create_task(connection.receive())
         await asyncio.sleep(0)
         theirs.sendall(b"\0\0\0\4")
         await asyncio.sleep(0.01)
         theirs.sendall(b"true")
-        time.sleep(0.1)  # noqa: ASYNC251 (the loop stands still)
+        time.sleep(0.1)
         assert (await receiving).value is True
         with pytest.raises(TimeoutError):
-            await channel.receive()
+            await connection.receive()
 
 
 async def test_a_large_state(path: Path, successor: Successor, connections: Make) -> None:
@@ -315,10 +315,10 @@ async def test_successor_that_dies_before_it_answers(path: Path, connections: Ma
         before = descriptors()
         giver = conversation(path)
         offering = asyncio.create_task(giver.offer(offer_of(2), pairs.ours))
-        channel = await accept(listener)
-        _, got = await channel.receive()
+        connection = await accept(listener)
+        _, got = await connection.receive()
         handoff.close_all(got)
-        channel.close()
+        connection.close()
         with pytest.raises(Broken):
             await offering
         assert not descriptors() - before
@@ -342,10 +342,10 @@ async def test_answer_that_makes_no_sense(path: Path, connections: Make, answer:
         listener.bind(str(path))
         listener.listen()
         offering = asyncio.create_task(conversation(path).offer(offer_of(2), pairs.ours))
-        with contextlib.closing(await accept(listener)) as channel:
-            _, got = await channel.receive()
+        with contextlib.closing(await accept(listener)) as connection:
+            _, got = await connection.receive()
             handoff.close_all(got)
-            await channel.send(answer)
+            await connection.send(answer)
             with pytest.raises(Broken):
                 await offering
 
@@ -358,11 +358,11 @@ async def test_no_confirmation_of_the_commit(path: Path, connections: Make) -> N
         listener.listen()
         giver = conversation(path)
         offering = asyncio.create_task(giver.offer(offer_of(1), pairs.ours))
-        channel = await accept(listener)
-        _, got = await channel.receive()
-        await channel.send([True])
+        connection = await accept(listener)
+        _, got = await connection.receive()
+        await connection.send([True])
         assert await offering == [True]
-        channel.close()
+        connection.close()
         await giver.commit()
         handoff.close_all(got)
 

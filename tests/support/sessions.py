@@ -88,6 +88,12 @@ class Worker(Bench):
             )
         )
 
+    async def deliver(self, *items: Message | Gap) -> None:
+        """What a worker does with what it has read."""
+        await self.fanout.deliver(items)
+        for session in self.fanout.take_awaiting():
+            self.context.catchup.start(session)
+
     async def read_names(self, type: str, after: str, limit: int) -> tuple[int, dict[str, int]]:
         names = [name for name in ("ann", "bob", "zoe") if name > after]
         return 3, dict.fromkeys(names[:limit], 1)

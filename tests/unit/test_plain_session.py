@@ -259,9 +259,9 @@ async def test_a_history_that_ends_before_live_is_joined_without_a_hole(worker: 
     past = await client.event()
     assert seqs(past) == [1, 2]
     # This worker has not delivered them yet: they do not come twice.
-    await worker.fanout.deliver(messages(1, 2))
+    await worker.deliver(*messages(1, 2))
     worker.history.items = messages(1, 3)
-    await worker.fanout.deliver([message(3)])
+    await worker.deliver(message(3))
     assert (await client.event())["seq"] == 3
 
 

@@ -59,11 +59,11 @@ class Received(NamedTuple):
     """Of the caller. They are fewer than were sent when this process may open no more."""
 
 
-class Channel:
-    """One end of a conversation. It waits on the loop: a step takes no thread.
+class MessageSocket:
+    """One end of a conversation: JSON values with descriptors. It waits on the loop: a step takes no thread.
 
     Args:
-        connection: a connected Unix socket, which is the channel's from now on.
+        connection: a connected Unix socket, which it closes in the end.
         timeout: seconds for which it waits until something can be written or read.
     """
 

@@ -21,7 +21,7 @@ from workers.handoff.channel import (
     TIMEOUT,
     Answer,
     Broken,
-    Channel,
+    MessageSocket,
     Offer,
     close_all,
     to_memory,
@@ -38,7 +38,7 @@ SIBLING_SECONDS = 2.0
 LANES = 3
 """Batches that are under way at one time: while one waits for its answer, another one is described."""
 SESSIONS = 48
-"""Sessions in a batch. Nobody serves what is under way: fewer at one time pause for less, but all take longer."""
+"""Sessions in a batch. No worker serves what is under way: fewer at one time pause for less, but all take longer."""
 SWEEP_SECONDS = 0.2
 """Between two looks whether the successors still live."""
 REST_SECONDS = 2.0
@@ -58,7 +58,7 @@ class Conversation:
     def __init__(self, path: Path, timeout: float = TIMEOUT) -> None:
         self._path = path
         self._timeout = timeout
-        self._channel: Channel | None = None
+        self._socket: MessageSocket | None = None
 
     async def offer(
         self, offer: Offer, descriptors: Sequence[int], chunks: Sequence[bytes] = ()
@@ -75,13 +75,13 @@ class Conversation:
         """
         memory: list[int] = []
         try:
-            if self._channel is None:
-                self._channel = Channel.connect(self._path, self._timeout)
+            if self._socket is None:
+                self._socket = MessageSocket.connect(self._path, self._timeout)
             if chunks:
                 memory = [await asyncio.to_thread(to_memory, chunks)]
                 offer = offer | {"payload": [len(chunk) for chunk in chunks]}
-            await self._channel.send(offer, [*descriptors, *memory])
-            answer, strays = await self._channel.receive()
+            await self._socket.send(offer, [*descriptors, *memory])
+            answer, strays = await self._socket.receive()
             close_all(strays)
         except (OSError, EOFError, ValueError) as error:
             await self._abandon()
@@ -99,10 +99,10 @@ class Conversation:
         An answer means that it serves them. None at all may mean the same, so this raises
         nothing: what was let go is not taken back.
         """
-        assert self._channel is not None
+        assert self._socket is not None
         try:
-            await self._channel.send("commit")
-            _, strays = await self._channel.receive()
+            await self._socket.send("commit")
+            _, strays = await self._socket.receive()
             close_all(strays)
         except (OSError, EOFError, ValueError) as error:
             logger.warning("A successor did not confirm what it took over: %s", error)
@@ -110,15 +110,15 @@ class Conversation:
 
     def close(self) -> None:
         """End the conversation."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     async def _abandon(self) -> None:
         """End the conversation in a way that a successor which is late can tell from a death."""
-        if self._channel is not None:
+        if self._socket is not None:
             with contextlib.suppress(OSError):
-                await self._channel.send("abort")
+                await self._socket.send("abort")
         self.close()
 
 

@@ -25,7 +25,7 @@ from workers.handoff.channel import (
     DEATH_SECONDS,
     LISTENERS,
     TIMEOUT,
-    Channel,
+    MessageSocket,
     Offer,
     close_all,
     from_memory,
@@ -127,13 +127,13 @@ class OfferListener:
                 logger.error("No conversation about a handoff: %s", error)
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
-            self._begin(self._converse(Channel(connection, _PATIENCE)))
+            self._begin(self._converse(MessageSocket(connection, _PATIENCE)))
 
-    async def _converse(self, channel: Channel) -> None:
+    async def _converse(self, connection: MessageSocket) -> None:
         try:
             while True:
-                offer, descriptors = await channel.receive()
-                await self._consider(channel, offer, descriptors)
+                offer, descriptors = await connection.receive()
+                await self._consider(connection, offer, descriptors)
         except EOFError:
             pass
         except (OSError, ValueError) as error:
@@ -141,9 +141,11 @@ class OfferListener:
         except Exception:
             logger.exception("A handoff broke off")
         finally:
-            channel.close()
+            connection.close()
 
-    async def _consider(self, channel: Channel, offer: Any, descriptors: list[int]) -> None:
+    async def _consider(
+        self, connection: MessageSocket, offer: Any, descriptors: list[int]
+    ) -> None:
         mine = descriptors
         try:
             if not isinstance(offer, dict) or not isinstance(offer.get("kind", ""), str):
@@ -153,7 +155,7 @@ class OfferListener:
                 close_all(mine)
                 mine = []
                 mine = request()
-                await channel.send(len(mine), mine)
+                await connection.send(len(mine), mine)
                 return
             await self._take_payload(offer, mine)
             states = self._weigh(offer, mine)
@@ -163,8 +165,8 @@ class OfferListener:
             mine = [fd for fd, taken in zip(offered, answer, strict=False) if taken]
             close_all([fd for fd in offered if fd not in mine])
             try:
-                await channel.send(answer)
-                word, strays = await channel.receive()
+                await connection.send(answer)
+                word, strays = await connection.receive()
                 close_all(strays)
                 if word != "commit":
                     return
@@ -176,7 +178,7 @@ class OfferListener:
             close_all(mine)
         await self._take(offer, accepted, taken)
         with contextlib.suppress(OSError):
-            await channel.send("done")
+            await connection.send("done")
 
     async def _take_payload(self, offer: Offer, descriptors: list[int]) -> None:
         """Replace the memory of an offer, the last of its descriptors, by the bytes in it."""
