@@ -187,9 +187,14 @@ def write_pid_files_by(write: Callable[[Path, int], None]) -> None:
 
     class PidFile(Pidfile):
         def create(self, pid: int) -> None:
-            if self.validate():
-                super().create(pid)  # it is there; fails when it is of another process
+            owner = self.validate()
+            if owner == pid:
                 return
+            if owner:  # gunicorn shows this text, and ends
+                raise RuntimeError(
+                    f"process {owner} of {self.fname} is a service with this DATA_DIR: 'make reload'"
+                    " renews it, 'python -m workers.start --replace' takes its place"
+                )
             self.pid = pid
             write(Path(self.fname), pid)
 

@@ -453,3 +453,5 @@ def _contents(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         return b""
+    except OSError as error:
+        raise WrongSettings(f"{path} cannot be read: {error.strerror}") from None

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from workers import master as master_module
-from workers.master import Master
+from workers.master import Master, WrongSettings
 from workers.shared import paths
 from workers.shared.locks import MastersLock
 from workers.shared.slots import CONNECTIONS, SlotTable
@@ -297,3 +297,9 @@ def test_the_limit_of_open_files_is_raised(
     assert done == ([set_to] if set_to else [])
     assert [r.levelno for r in caplog.records] == [logging.WARNING] * warned
     assert ("MAX_TOTAL_CONNECTIONS=10000" in caplog.text) is warned
+
+
+def test_settings_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / ".env").mkdir()
+    with pytest.raises(WrongSettings, match=r"\.env cannot be read: Is a directory"):
+        Master(tmp_path)
