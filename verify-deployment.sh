@@ -101,7 +101,7 @@ probe() {
 
 # Each check prints one line, and returns 0 (good), 1 (bad) or 2 (nothing to check).
 check_containers() {
-  local bad pid ready limit=$((SECONDS + 30))
+  local bad pid workers limit=$((SECONDS + 30))
   # What was deployed, and how, is noted there.
   check_backups || return 1
   if runs_in_docker; then
@@ -122,9 +122,14 @@ check_containers() {
     [[ -n $bad ]] || { echo "no container of this project runs"; return 1; }
     echo "$(wc -l <<< "$bad") containers run"
   elif pid=$(master_pid); then
-    ready=$(cat /proc/[0-9]*/status 2> /dev/null | grep -cE "^PPid:[[:space:]]+$pid\$" || true)
-    echo "no containers; gunicorn $pid runs with $ready processes"
-    ((ready > 0))
+    mapfile -t workers < <(grep -lE "^PPid:[[:space:]]+$pid\$" /proc/[0-9]*/status 2> /dev/null)
+    bad=$(grep -lE '^State:[[:space:]]+[Tt]' "/proc/$pid/status" "${workers[@]}" 2> /dev/null | tr -dc '0-9\n' | paste -sd ' ' || true)
+    if [[ -n $bad ]]; then
+      echo "gunicorn $pid: stopped by a signal, kill -CONT continues: $bad"
+      return 1
+    fi
+    echo "no containers; gunicorn $pid runs with ${#workers[@]} processes"
+    ((${#workers[@]} > 0))
   elif [[ $connect == 127.* || $host == 127.* || $host == localhost ]]; then
     echo "neither containers nor a gunicorn master of this directory run"
     return 1

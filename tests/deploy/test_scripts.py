@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from scripts.healthy import NO_WORKER
@@ -125,6 +127,20 @@ def test_verify_passes_a_good_service(installed: Installed) -> None:
     }
     strict = installed.run("verify-deployment.sh", installed.base, "--no-skips")
     assert strict.code == 17
+
+
+def test_a_process_that_is_stopped_is_named(installed: Installed) -> None:
+    """The others go on answering, but without the master no worker is replaced or renewed."""
+    master = int(paths.pid_files(installed.data_dir).first.read_text())
+    worker = psutil.Process(master).children()[0].pid
+    for pid in (worker, master):
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            done = installed.run("verify-deployment.sh", installed.base, "--only", "containers")
+            assert done.code == 14, done
+            assert f"kill -CONT continues: {pid}" in done.out
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_verify_passes_all_seven_over_wss(installed: Installed) -> None:

@@ -299,6 +299,19 @@ async def test_reports_that_cannot_be_written_are_missed(reused: Reloaded) -> No
     await service.serves(version)
 
 
+async def test_a_master_that_is_stopped_is_not_waited_for(reused: Reloaded) -> None:
+    service = reused
+    master = service.master
+    os.kill(master, signal.SIGSTOP)
+    try:
+        report = await service.reload()
+    finally:
+        os.kill(master, signal.SIGCONT)
+    assert report["code"] == 1
+    assert f"kill -CONT {master}" in report["error"]
+    await service.serves(None)
+
+
 async def test_an_address_that_is_taken_changes_nothing() -> None:
     service = Reloaded()
     service.version("first")

@@ -31,7 +31,7 @@ from workers.shared.file import explain
 from workers.shared.listening import fault_of
 from workers.shared.locks import FileLock, open_lock
 from workers.shared.paths import data_directory
-from workers.shared.processes import SUCCESSOR, command_line, read_pid, start_time
+from workers.shared.processes import SUCCESSOR, command_line, is_stopped, read_pid, start_time
 
 OK, FAILED, NOT_RUNNING, PARTLY = range(4)
 
@@ -230,6 +230,10 @@ def reload(data_dir: Path, wanted: signal.Signals | None) -> Report:
 
 def _reload(data_dir: Path, master: int, wanted: signal.Signals | None) -> Report:
     check_home(master)
+    if is_stopped(master):
+        raise Failed(
+            f"master {master} is stopped by a signal: continue it with kill -CONT {master}"
+        )
     settings = check(environment_of(master))
     check_bind(data_dir, master, settings["bind"])
     chosen, why = choose(data_dir, master)

@@ -48,6 +48,15 @@ def start_time(pid: int) -> int | None:
     return int(fields[_START_TIME])
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped a process, which does nothing until SIGCONT."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return text[text.rindex(b")") + 2 :].split()[_STATE] in (b"T", b"t")
+
+
 def read_pid(path: Path) -> int | None:
     """The process id in a file; None when there is none."""
     try:
