@@ -299,8 +299,8 @@ class NoRoomNow(ClientError):
 class QueueOverflow(ClientError):
     """The message was dropped from the full broadcast queue and is not in the stream."""
 
-    def __init__(self, message: str = "The broadcast queue is full; try again later.") -> None:
-        super().__init__(ErrorCode.QUEUE_OVERFLOW, message)
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.QUEUE_OVERFLOW, "The broadcast queue is full; try again later.")
 
 
 class BackplaneUnavailable(ClientError):

@@ -356,7 +356,7 @@ class BroadcastQueue:
             self._timer = None
 
     def _tick(self) -> None:
-        """Every 20 ms while anything is here: expiry, room, and the other workers' wishes."""
+        """Every 20 ms while anything is here: expiry, room, and what other workers ask for."""
         self._timer = self._loop.call_later(POLL_INTERVAL, self._tick)  # also if this one fails
         now = self._loop.time()
         for entries in self._waiting:

@@ -330,7 +330,7 @@ async def test_it_samples_rarely_without_clients_unless_an_alarm_is_near(
         taken = []
         for _ in range(count):
             await collector.tick_in_loop()
-            await collector._pause()
+            await collector._wait()
             taken.append(loop.time())
         return [round(later - earlier, 1) for earlier, later in pairwise(taken)]
 

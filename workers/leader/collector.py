@@ -51,9 +51,12 @@ STATUS_EVERY = 30.0
 STATS_EVERY = {"1m": 10.0, "5m": 30.0, "15m": 60.0, "1h": 300.0, "24h": 900.0}
 """Seconds between the messages of each period."""
 
+_TOLERANCE = INTERVAL / 2
+"""Seconds by which what is due at a sample may come early."""
 _TOTALS_EVERY = 5.0
 """Seconds between two times that metrics are added up; at rest that is done where figures are published."""
 _SAVE_EVERY = 60.0
+"""Seconds between two times that `collector.json` is written."""
 _LARGEST_FILE = 16 * 1024 * 1024
 """Bytes of `collector.json`; a day of figures takes some 200 KB."""
 
@@ -81,8 +84,6 @@ class Collector:
         collect: the joined metrics of all workers; may block, is called in a thread.
         sample_host: measures the machine; likewise.
         record: stores samples of the series; None: they are not kept.
-        interval: seconds between samples.
-        pause: waits until the next one is due; None: for `INTERVAL`, or `REST`.
         clock: Unix seconds, for what is published and stored.
         monotonic: seconds, for what has to happen every so often.
     """
@@ -97,8 +98,6 @@ class Collector:
         collect: Callable[[], Iterable[Metric]],
         sample_host: Callable[[], HostSample],
         record: Record | None = None,
-        interval: float = INTERVAL,
-        pause: Callable[[], Awaitable[object]] | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -114,8 +113,6 @@ class Collector:
         self._presence = presence
         self._collect = collect
         self._sample_host = sample_host
-        self._interval = interval
-        self._pause = pause or self._wait
         self._clock = clock
         self._monotonic = monotonic
         self._file = paths.collector_file(settings.data_dir)
@@ -149,7 +146,7 @@ class Collector:
         try:
             while True:
                 await self.tick()
-                await self._pause()
+                await self._wait()
         finally:
             await asyncio.to_thread(self._save)
 
@@ -159,6 +156,7 @@ class Collector:
         )
 
     async def _wait(self) -> None:
+        """Wait until the next sample is due."""
         await next_second(REST if self._rests() else round(INTERVAL))
 
     async def tick(self) -> None:
@@ -197,11 +195,11 @@ class Collector:
             return True
         if self._rests():
             return bool(self._due_periods(now))
-        return now >= self._totals_due - self._interval / 2
+        return now >= self._totals_due - _TOLERANCE
 
     def _due_periods(self, now: float) -> list[str]:
         """Periods that are to be published."""
-        return [name for name, at in self._stats_due.items() if now >= at - self._interval / 2]
+        return [name for name, at in self._stats_due.items() if now >= at - _TOLERANCE]
 
     async def _add_to_series(self, host: HostSample) -> None:
         if self._record is None:
@@ -214,7 +212,7 @@ class Collector:
         )
         now = self._monotonic()
         for step, mean in self._means.items():
-            complete = mean.add(sample, now, self._interval / 2)
+            complete = mean.add(sample, now, _TOLERANCE)
             if complete is not None:
                 await self._record(self._name, step, complete)
 
@@ -237,7 +235,7 @@ class Collector:
     async def _publish_status(self, host: HostSample) -> None:
         status = self._status(host)
         now = self._monotonic()
-        overdue = now - self._published_at + self._interval > STATUS_EVERY
+        overdue = now - self._published_at + INTERVAL > STATUS_EVERY
         if overdue or _is_noticeable(self._published_status, status):
             await self._publish("status", "status_update", status)
             self._published_status = status

@@ -20,6 +20,8 @@ from app import cgroups
 from app.cgroups import CpuGroup
 from app.clock import running_time
 
+FULL_PERCENT = 95.0
+"""Percent of the memory in use from which on there is none for more connections."""
 _INIT = 1
 _MEMINFO = 256
 """Bytes of /proc/meminfo that hold what is read of it."""
@@ -145,15 +147,11 @@ class Headroom:
 
     Args:
         sampler: measures the container's memory, or the machine's.
-        limit: percent in use from which on there is none.
         clock: monotonic seconds.
     """
 
-    def __init__(
-        self, sampler: HostSampler, limit: float = 95.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, sampler: HostSampler, clock: Callable[[], float] = time.monotonic) -> None:
         self._sampler = sampler
-        self._limit = limit
         self._clock = clock
         self._looked_at = float("-inf")
         self._enough = True
@@ -165,7 +163,7 @@ class Headroom:
             self._looked_at = now
             # Without a free descriptor nothing can be measured; the last look stands then.
             with contextlib.suppress(OSError):
-                self._enough = self._sampler.memory_percent() < self._limit
+                self._enough = self._sampler.memory_percent() < FULL_PERCENT
         return self._enough
 
 

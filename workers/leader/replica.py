@@ -18,7 +18,7 @@ import math
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,19 +149,15 @@ class Replica:
     Args:
         settings: of the service; BACKPLANE_URL is one of a server that can be followed.
         memory: bytes that the replica may take.
-        monotonic: seconds; the machine's own clock, which all its processes share.
     """
 
-    def __init__(
-        self, settings: Settings, memory: int, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, settings: Settings, memory: int) -> None:
         source = source_of(settings.backplane_url)
         if isinstance(source, str):
             raise ValueError(source)
         self._source = source
         self._data_dir = settings.data_dir
         self._memory = memory
-        self._monotonic = monotonic
         self._file = ReplicaFile(paths.replica_note(settings.data_dir))
         """The note for the workers."""
         place = paths.replica_place(settings.data_dir)
@@ -177,14 +173,14 @@ class Replica:
         self._too_large = ""
         """Why there is no room for the data of the primary; empty: there is."""
         self._checked = -math.inf
-        """When that was last looked at (seconds of `monotonic`, as below)."""
+        """When that was last looked at (monotonic seconds, as below)."""
         self._lag = Lag()
         """How far the replica is behind."""
         self._good_since = math.inf
         """Since when it may be read; infinite: it may not."""
         self._stuck_since = math.inf
         """Since when it is too far behind; infinite: it is not."""
-        self._unusable_since = self._monotonic()
+        self._unusable_since = time.monotonic()
         """Since when workers cannot read from it."""
         self._is_logged = False
         """That is in the log."""
@@ -251,12 +247,12 @@ class Replica:
         history, lacking, late = "", 0, 0.0
         if primary is not None:
             history = primary.history
-            if self._monotonic() - self._checked >= CHECK_INTERVAL:
+            if time.monotonic() - self._checked >= CHECK_INTERVAL:
                 await self._check_primary()
             words = await self._steer(primary, local)
         if primary is not None and local is not None and not words:
             words, lacking, late = await self._compare(primary, local)
-        now = self._monotonic()
+        now = time.monotonic()
         self._good_since = min(self._good_since, now) if not words else math.inf
         usable = not words and now - self._good_since >= SETTLE
         if not words:
@@ -268,7 +264,7 @@ class Replica:
         """The primary, its clock minus ours, and what is wrong with it."""
         try:
             answers = await self._ask(self._primary, [INFO, (b"TIME",)])
-            now = self._monotonic()
+            now = time.monotonic()
             with reading_answer():
                 info, (seconds, microseconds) = answers
                 primary = Replication.of(info.decode(errors="replace"))
@@ -289,7 +285,7 @@ class Replica:
 
     async def _check_primary(self) -> None:
         """Look whether there is room for its data."""
-        self._checked = self._monotonic()
+        self._checked = time.monotonic()
         try:
             (info,) = await self._ask(self._primary, [(b"INFO", b"memory")])
             lines = info_of(info).splitlines()
@@ -340,7 +336,7 @@ class Replica:
 
     async def _compare(self, primary: Replication, local: Replication) -> tuple[str, int, float]:
         """Why the replica may not be read, or ''; bytes and seconds that it is behind."""
-        now = self._monotonic()
+        now = time.monotonic()
         if not local.linked:
             return self._out_of_sync(), 0, 0.0
         if local.history != primary.history:
