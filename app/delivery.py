@@ -20,6 +20,7 @@ logger = logging.getLogger("realtime.worker")
 
 NAME = "delivery"
 _SHORTEST_PAUSE = 0.002
+"""Seconds: a shorter rest is owed until there is more of it."""
 _REST = 0.5
 """Seconds of rest for each second of writing: so writing takes two thirds of the time at most."""
 

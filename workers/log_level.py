@@ -18,6 +18,7 @@ from workers.shared.file import write_atomically
 DEFAULT = "default"
 """Takes LOG_LEVEL again."""
 LOOK_SECONDS = 2
+"""Between two looks at the file."""
 _LONGEST = 100
 """Bytes of the file that are read; it holds one word."""
 

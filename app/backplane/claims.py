@@ -28,10 +28,13 @@ logger = logging.getLogger(__name__)
 LEASE = 10.0
 """Seconds for which a worker's claims stand without renewal."""
 RENEWAL_INTERVAL = 3.0
+"""Seconds between two renewals of the lease."""
 CHECK_INTERVAL = 1.0
 """Seconds between two looks for workers of this machine that have died."""
 RETRY_INTERVAL = 1.0
-_CHUNK = 1000  # users per command when all claims are written anew
+"""Seconds between two tries while the backplane is unavailable."""
+_CHUNK = 1000
+"""Users in one command when all claims are written anew."""
 
 _WORKERS = b"{rt:users}"
 _INDEXED = _WORKERS + b":+workers"

@@ -122,10 +122,14 @@ class StreamPublisher:
         self._clock = clock
         self._monotonic = monotonic
         self._running = running
-        self._anchors: dict[str, tuple[int, float]] = {}  # a stream's time, and `running` then
-        self._faults: dict[str, tuple[Fault, float]] = {}  # by type; '' for those of the server
+        self._anchors: dict[str, tuple[int, float]] = {}
+        """By type the time of its stream (us), and `running` then."""
+        self._faults: dict[str, tuple[Fault, float]] = {}
+        """By type, or '' for the server's, the last fault and when it was met; not those that are over."""
         self._stored: dict[str, Position] = {}
+        """By type the newest message that this worker has stored."""
         self._number = 0
+        """Of the newest batch: by it the script recognises one that is tried again."""
         self._quick = self._link if isinstance(self._link, Link) else None
         """The connection, where a batch can be begun without a task."""
         self._begun: Outcome | None = None

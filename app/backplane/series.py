@@ -30,6 +30,7 @@ FRESH = 2.0
 """Seconds for which an answer is given again."""
 
 _LONGEST_FINE = 900
+"""Seconds of the longest range that is shown in fine steps."""
 _KEYS = {FINE: (b"rt:series:fine", 3_000), COARSE: (b"rt:series:coarse", 24_000)}
 """Stream and entries kept, by step."""
 _MOST_READ = 6_000

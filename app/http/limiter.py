@@ -67,6 +67,7 @@ class Limiter:
         self._budgets = budgets
         self._note_refused = note_refused
         self._held_back = 0
+        """Refusals that are held back now."""
         self._turns = Turns(slice)
         self._cpu = cpu
 

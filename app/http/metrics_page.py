@@ -39,6 +39,7 @@ from app.types import WorkerRow
 BUSY_PAGES, BUSY_SECONDS = 8, 15.0
 """So many pages of a machine within so many seconds are more than a few Prometheus servers ask for."""
 BUSY_FACTOR = 5
+"""How many times as long a page is reused then."""
 _PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
 

@@ -130,7 +130,9 @@ class _Usage:
 _SHORT = 64
 """Bytes that such a message has at most, and counts for if another follows."""
 _STEP = 2e-5
+"""Seconds of a step."""
 _MOST_STEPS = 255
+"""What takes longer has an entry of its own."""
 _MESSAGE = -1
 """The entry of a connection that has sent one message whose cost is not known yet."""
 

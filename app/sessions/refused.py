@@ -21,6 +21,7 @@ from app.transport.hub import Hub
 MAX_AT_ONCE = 64
 """Refused connections of one worker that wait for the answer to their close frame."""
 MAX_A_SECOND = 100
+"""Those that one worker accepts to refuse them within a second."""
 
 
 class RefusedConnection(Connection):

@@ -160,7 +160,9 @@ class Extra:
 
     def __init__(self) -> None:
         self.inbox: deque[str | bytes] = deque()
+        """Messages that wait until what came before them is done."""
         self.inbox_size = 0
+        """Their bytes."""
         self.packet_size = 0
         """Bytes of the Socket.IO packet that waits for its attachments, with those it has."""
         self.pages: deque[Page] = deque()
@@ -178,6 +180,7 @@ class Extra:
         self.handlers = 0
         """Event handlers of the application that are running for it."""
         self.environ: dict[str, Any] | None = None
+        """The request that it began with, for handlers of the application."""
         self.options: ConnectOptions | None = None
         """Of a client that has to show its token first."""
         self.session: dict[str, Any] = {}

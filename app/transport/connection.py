@@ -30,6 +30,7 @@ from app.transport.timer_wheel import TimerWheel
 logger = logging.getLogger("realtime.connection")
 
 READ_SIZE = 16 * 1024
+"""Bytes that are read from a socket at once."""
 HIGH_WATER = 64 * 1024
 """Unsent bytes past which a connection gets no more stream messages until it has drained."""
 INPUT_PAUSE = 256 * 1024

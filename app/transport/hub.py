@@ -42,6 +42,7 @@ from app.turns import PAUSE_SECONDS, Pace, Sliced, Turns
 logger = logging.getLogger("realtime.connection")
 
 EVENTS_PER_CALL = 256
+"""Events that one look at the epoll brings, at most."""
 PINGS_AT_ONCE = 200
 """Heartbeats that are sent in one pass of the loop: some 2 ms."""
 LONG_STEP = 0.001

@@ -27,8 +27,11 @@ class InputAccount:
         self.bodies = 0
         """Bytes of the bodies of HTTP requests that are being received, which have a limit of the same size."""
         self._unfinished: dict[Connection, None] = {}
+        """Connections whose reader holds a part of a message."""
         self._kept: dict[Connection, int] = {}
+        """Bytes that are kept of a connection's input beside that."""
         self._drop_planned = False
+        """The largest holders are closed in this pass of the loop."""
         self._loop = asyncio.get_running_loop()
 
     def note_unfinished(self, connection: Connection, change: int) -> None:

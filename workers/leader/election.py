@@ -22,8 +22,8 @@ Duty = Callable[[], Coroutine[Any, Any, None]]
 
 INTERVAL = 2
 """Seconds between two looks at the lock."""
-_FIRST_BACKOFF = 1.0
-_LONGEST_BACKOFF = 30.0
+_FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 30.0
+"""Seconds before a duty that has failed is begun again: the first pause and the longest."""
 
 logger = logging.getLogger(__name__)
 

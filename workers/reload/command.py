@@ -36,6 +36,7 @@ from workers.shared.processes import SUCCESSOR, command_line, is_stopped, read_p
 OK, FAILED, NOT_RUNNING, PARTLY = range(4)
 
 _CHECK_SECONDS = 60
+"""What a check of the new code may take."""
 _LINES = 6
 """Last lines of an error that are shown."""
 _NEEDS_FORK = ("GUNICORN_PID", "GUNICORN_FD", "LISTEN_PID", "LISTEN_FDS", SUCCESSOR)

@@ -22,9 +22,11 @@ START_SECONDS = 60.0
 EXIT_SECONDS = 30.0
 """Time beyond `graceful_timeout` for old workers to leave."""
 _INTERVAL = 0.05
+"""Seconds between two looks."""
 _SETTLED = 1.5
 """Seconds for which nothing moves after a failure: the master replaces a dead worker in one."""
 _FIGURES_SECONDS = 5.0
+"""Time for new workers to write their figures."""
 _SLOTS_SECONDS = 5.0
 """Time for the service to put a slot table back that was removed."""
 _LINES = 6

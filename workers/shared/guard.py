@@ -13,6 +13,7 @@ from typing import NamedTuple
 from app.seconds import REST, next_second
 
 LOOK_SECONDS = 2
+"""Between two looks whether the parts are there, or `REST`."""
 
 logger = logging.getLogger(__name__)
 

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 START_PATIENCE = 3.0
 """Seconds for which a worker that starts waits for a type whose node does not answer."""
 RETRY = 0.2
+"""Seconds before a stream whose end could not be found is looked at again."""
 NEWS_WAIT = 0.9
 """Seconds after which a stream is read though its node has not said that it has changed."""
 
