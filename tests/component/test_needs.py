@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 import redis
 
 from app.backplane.client import Backplane
 from app.config import Settings
-from tests.support.valkeys import Starter, valkeys
+from tests.support.valkeys import Starter
 
 COMMON = ("+@all", "~{rt:*", "~rt:*", "&*")
-
-
-@pytest.fixture
-def start() -> Iterator[Starter]:
-    with valkeys() as starter:
-        yield starter
 
 
 async def warnings(url: str, *, replica: bool = False, wait: int = 0) -> list[str]:
@@ -39,8 +32,8 @@ def as_user(url: str, *rules: str) -> str:
     return url.replace("redis://", "redis://lab:word@")
 
 
-async def test_a_server_with_everything_is_fine(start: Starter) -> None:
-    url = start()
+async def test_a_server_with_everything_is_fine(start_valkey: Starter) -> None:
+    url = start_valkey()
     assert await warnings(url, replica=True, wait=1) == []
     assert await warnings(as_user(url, *COMMON), replica=True, wait=1) == []
 
@@ -57,26 +50,27 @@ async def test_a_server_with_everything_is_fine(start: Starter) -> None:
         ),
     ],
 )
-async def test_a_right_that_is_missing(start: Starter, rule: str, line: str) -> None:
-    assert await warnings(as_user(start(), *COMMON, rule), replica=True, wait=1) == [line]
+async def test_a_right_that_is_missing(start_valkey: Starter, rule: str, line: str) -> None:
+    assert await warnings(as_user(start_valkey(), *COMMON, rule), replica=True, wait=1) == [line]
 
 
-async def test_keys_that_are_not_allowed(start: Starter) -> None:
-    (line,) = await warnings(as_user(start(), "+@all", "~{rt:*", "&*"))
+async def test_keys_that_are_not_allowed(start_valkey: Starter) -> None:
+    (line,) = await warnings(as_user(start_valkey(), "+@all", "~{rt:*", "&*"))
     assert line == "the user of BACKPLANE_URL may not run SET: workers share a key"
 
 
-async def test_what_is_not_used_need_not_be_allowed(start: Starter) -> None:
-    url = as_user(start(), *COMMON, "-psync", "-replconf", "-wait", "-role")
+async def test_what_is_not_used_need_not_be_allowed(start_valkey: Starter) -> None:
+    url = as_user(start_valkey(), *COMMON, "-psync", "-replconf", "-wait", "-role")
     assert await warnings(url) == []
 
 
-async def test_a_command_that_the_server_lacks(start: Starter) -> None:
-    url = start("--rename-command", "WAIT", "")
+async def test_a_command_that_the_server_lacks(start_valkey: Starter) -> None:
+    url = start_valkey("--rename-command", "WAIT", "")
     assert await warnings(url, wait=1) == ["the backplane has no command WAIT: BACKPLANE_WAIT"]
 
 
-async def test_a_server_that_does_not_say_what_it_allows(start: Starter) -> None:
+async def test_a_server_that_does_not_say_what_it_allows(start_valkey: Starter) -> None:
     assert (
-        await warnings(as_user(start(), *COMMON, "-acl", "-command", "-psync"), replica=True) == []
+        await warnings(as_user(start_valkey(), *COMMON, "-acl", "-command", "-psync"), replica=True)
+        == []
     )

@@ -15,7 +15,7 @@ from app.errors import BackplaneUnavailable
 from tests.support.backplane import Node, draft
 from tests.support.cluster import Cluster, Side
 from tests.support.tls import TlsFront
-from tests.support.valkeys import Starter, valkeys
+from tests.support.valkeys import Starter, port_of
 from tests.support.waiting import until
 from workers.leader import replica
 
@@ -28,22 +28,12 @@ def front() -> Iterator[TlsFront]:
         yield front
 
 
-@pytest.fixture
-def start() -> Iterator[Starter]:
-    with valkeys() as starter:
-        yield starter
-
-
 def settings_of(url: str, **others: object) -> Settings:
     return dataclasses.replace(Settings(), backplane_url=url, workers=2, **others)  # type: ignore[arg-type]
 
 
-def port_of(url: str) -> int:
-    return int(url.rpartition(":")[2].partition("/")[0])
-
-
-async def test_one_server(front: TlsFront, start: Starter) -> None:
-    port = front.relay(("127.0.0.1", port_of(start())))
+async def test_one_server(front: TlsFront, start_valkey: Starter) -> None:
+    port = front.relay(("127.0.0.1", port_of(start_valkey())))
     url = f"rediss://127.0.0.1:{port}/0?{front.options}"
     settings = settings_of(url)
     node = Node(url, settings, None)  # type: ignore[arg-type]
@@ -76,9 +66,11 @@ async def test_one_server(front: TlsFront, start: Starter) -> None:
     ],
     ids=["an authority that is not known", "no TLS where it is asked for"],
 )
-async def test_what_cannot_be_trusted(start: Starter, scheme: str, words: str, said: str) -> None:
+async def test_what_cannot_be_trusted(
+    start_valkey: Starter, scheme: str, words: str, said: str
+) -> None:
     with TlsFront("other.example") as front:
-        port = front.relay(("127.0.0.1", port_of(start())))
+        port = front.relay(("127.0.0.1", port_of(start_valkey())))
         url = f"{scheme}://127.0.0.1:{port}/0{words}"
         front.refuses_plain = True
         backplane = Backplane(url, settings_of(url), "test")
@@ -87,9 +79,9 @@ async def test_what_cannot_be_trusted(start: Starter, scheme: str, words: str, s
         await backplane.close()
 
 
-async def test_a_certificate_for_another_name(start: Starter) -> None:
+async def test_a_certificate_for_another_name(start_valkey: Starter) -> None:
     with TlsFront("other.example") as front:
-        port = front.relay(("127.0.0.1", port_of(start())))
+        port = front.relay(("127.0.0.1", port_of(start_valkey())))
         url = f"rediss://127.0.0.1:{port}/0?{front.options}"
         backplane = Backplane(url, settings_of(url), "test")
         with pytest.raises(BackplaneUnavailable, match="IP address mismatch"):

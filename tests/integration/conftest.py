@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fixtures import no_leftovers, plain, service, shared
+from tests.support.fixtures import no_leftovers, plain, service, shared, start_valkey
 from tests.support.node import installed
 
-__all__ = ["no_leftovers", "plain", "service", "shared"]
+__all__ = ["no_leftovers", "plain", "service", "shared", "start_valkey"]
 
 NODE = Path(__file__).with_name("node")
 

@@ -17,19 +17,13 @@ import redis.asyncio
 from tests.support.plain import PlainClient, spread
 from tests.support.ports import free_port
 from tests.support.service import Answer, Service
-from tests.support.valkeys import Starter, binary, valkeys
+from tests.support.valkeys import Starter, binary, port_of, valkeys
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 
 QUICK = 4.0
 """Seconds: a refusal is answered well before the five that an absent backplane takes."""
-
-
-@pytest.fixture
-def start_valkey() -> Iterator[Starter]:
-    with valkeys() as start:
-        yield start
 
 
 @pytest.fixture(scope="module")
@@ -297,10 +291,6 @@ async def test_the_connection_moves_to_the_new_primary(start_valkey: Starter) ->
         await after.aclose()
     finally:
         await front.stop()
-
-
-def port_of(url: str) -> int:
-    return int(url.rpartition(":")[2].partition("/")[0])
 
 
 class Front:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,19 +16,12 @@ from tests.support.plain import PlainClient
 from tests.support.raw import TEXT, RawClient
 from tests.support.service import Service
 from tests.support.sioclient import sio_clients
-from tests.support.valkeys import Starter, valkeys
+from tests.support.valkeys import Starter
 from tests.support.waiting import until
 
 
-@pytest.fixture
-def valkey() -> Iterator[Starter]:
-    """Starts Valkeys on the loopback; returns their URLs."""
-    with valkeys() as start:
-        yield start
-
-
-async def test_two_machines_form_one_service(valkey: Starter) -> None:
-    url = valkey("--appendonly", "yes", "--appendfsync", "always")
+async def test_two_machines_form_one_service(start_valkey: Starter) -> None:
+    url = start_valkey("--appendonly", "yes", "--appendfsync", "always")
     async with (
         Service(WORKERS=1, BACKPLANE_URL=url) as one,
         Service(WORKERS=1, BACKPLANE_URL=url) as two,
@@ -62,9 +54,9 @@ async def test_two_machines_form_one_service(valkey: Starter) -> None:
             await client.close()
 
 
-async def test_a_machine_killed_gives_its_users_back(valkey: Starter) -> None:
+async def test_a_machine_killed_gives_its_users_back(start_valkey: Starter) -> None:
     """The lease of ten seconds, not for ever."""
-    url = valkey("--appendonly", "yes", "--appendfsync", "always")
+    url = start_valkey("--appendonly", "yes", "--appendfsync", "always")
     async with Service(WORKERS=1, BACKPLANE_URL=url) as one:
         two = Service(WORKERS=1, BACKPLANE_URL=url)
         async with two:
@@ -105,9 +97,9 @@ async def is_gone(client: RawClient) -> bool:
     return True
 
 
-async def test_no_user_is_sent_away_after_the_death_of_a_worker(valkey: Starter) -> None:
+async def test_no_user_is_sent_away_after_the_death_of_a_worker(start_valkey: Starter) -> None:
     """Its places are free long before its lease ends, and 1008 would keep clients away."""
-    url = valkey("--appendonly", "yes", "--appendfsync", "always")
+    url = start_valkey("--appendonly", "yes", "--appendfsync", "always")
     path = "/ws/realtime?EIO=4&transport=websocket"
     async with Service(
         WORKERS=2, BACKPLANE_URL=url, MAX_CONNECTIONS_PER_USER=1, allow_traceback=True
@@ -145,18 +137,18 @@ def raise_nothing(service: Service) -> None:
     ],
 )
 async def test_a_server_that_can_lose_messages_is_reported(
-    valkey: Starter, arguments: tuple[str, ...], option: str
+    start_valkey: Starter, arguments: tuple[str, ...], option: str
 ) -> None:
     """A warning at the start and in /status, naming the option."""
-    async with Service(WORKERS=1, BACKPLANE_URL=valkey(*arguments)) as service:
+    async with Service(WORKERS=1, BACKPLANE_URL=start_valkey(*arguments)) as service:
         warnings = (await service.get("/status")).body["backplane"]["warnings"]
         [warning] = [one for one in warnings if option in one]
         assert warning in service.log
 
 
-async def test_a_user_with_the_documented_rights_suffices(valkey: Starter) -> None:
+async def test_a_user_with_the_documented_rights_suffices(start_valkey: Starter) -> None:
     """Two machines with a replica each do what they do; the server has refused nothing."""
-    url = valkey("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
+    url = start_valkey("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
     rules = access_rules(
         needs(
             Settings(

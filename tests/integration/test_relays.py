@@ -15,7 +15,7 @@ from tests.support.plain import PlainClient
 from tests.support.raw import TEXT, RawClient
 from tests.support.service import Service
 from tests.support.sioclient import SioClient, on_two_workers, packet, raw_socketio, sio_clients
-from tests.support.valkeys import Starter, valkeys
+from tests.support.valkeys import Starter
 from tests.support.waiting import until
 
 HANDLERS = "tests.integration.relay_handlers"
@@ -27,13 +27,6 @@ def service() -> Iterator[Service]:
     running = Service(HANDLERS=HANDLERS, allow_traceback=True).start()
     yield running
     running.stop()
-
-
-@pytest.fixture
-def valkey() -> Iterator[Starter]:
-    """Starts Valkeys on the loopback; returns their URLs."""
-    with valkeys() as start:
-        yield start
 
 
 def nested(levels: int) -> str:
@@ -146,8 +139,8 @@ async def question(client: RawClient) -> tuple[str, Any]:
             return head, value
 
 
-async def test_two_machines_survive_what_a_client_relays(valkey: Starter) -> None:
-    url = valkey("--appendonly", "yes")
+async def test_two_machines_survive_what_a_client_relays(start_valkey: Starter) -> None:
+    url = start_valkey("--appendonly", "yes")
     async with (
         Service(WORKERS=2, BACKPLANE_URL=url, HANDLERS=HANDLERS, allow_traceback=True) as one,
         Service(WORKERS=2, BACKPLANE_URL=url, HANDLERS=HANDLERS, allow_traceback=True) as two,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,17 +11,10 @@ import pytest
 from tests.support.envelopes import walk
 from tests.support.plain import PlainClient
 from tests.support.service import Service
-from tests.support.valkeys import Starter, valkeys
+from tests.support.valkeys import Starter
 from tests.support.waiting import until
 from workers.leader import valkey as private_valkey
 from workers.shared import paths
-
-
-@pytest.fixture
-def valkey() -> Iterator[Starter]:
-    """Starts Valkeys on the loopback; returns their URLs."""
-    with valkeys() as start:
-        yield start
 
 
 def replica_pid(service: Service) -> int | None:
@@ -36,8 +28,8 @@ async def readers(service: Service) -> int:
 
 
 @pytest.fixture
-def url(valkey: Starter) -> str:
-    return valkey(
+def url(start_valkey: Starter) -> str:
+    return start_valkey(
         "--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0"
     )
 

@@ -21,7 +21,7 @@ from tests.support.client import Client
 from tests.support.plain import PlainClient
 from tests.support.service import Service
 from tests.support.shared import SharedService
-from tests.support.valkeys import ValkeyProcess
+from tests.support.valkeys import Starter, ValkeyProcess, valkeys
 
 Opener = Callable[..., Coroutine[Any, Any, PlainClient]]
 
@@ -58,6 +58,13 @@ async def plain(service: Service) -> AsyncIterator[Opener]:
             return await stack.enter_async_context(client)
 
         yield opener
+
+
+@pytest.fixture
+def start_valkey() -> Iterator[Starter]:
+    """Starts Valkeys on the loopback; returns their URLs."""
+    with valkeys() as start:
+        yield start
 
 
 @pytest.fixture

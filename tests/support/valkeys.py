@@ -33,6 +33,11 @@ def binary() -> str:
     return str(next(path for path in root.rglob("valkey-server*") if path.is_file()))
 
 
+def port_of(url: str) -> int:
+    """The port of such a URL."""
+    return int(url.rpartition(":")[2].partition("/")[0])
+
+
 @contextmanager
 def valkeys() -> Iterator[Starter]:
     """Starts Valkeys on the loopback, and stops them at the end."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import logging
 import os
@@ -34,6 +33,8 @@ from app.transport.connection import (
 from app.transport.hub import Hub
 from app.transport.output import CHUNK_COST, OutputAccount
 from app.turns import SLICE
+from tests.support.delivery import turn
+from tests.support.descriptors import open_files
 from tests.support.waiting import DEADLINE, until
 
 MAX_MESSAGE = 100_000
@@ -74,12 +75,6 @@ async def quick_hub() -> AsyncIterator[Hub]:
     hub = make_hub(0.02)
     yield hub
     hub.stop()
-
-
-async def turn(times: int = 20) -> None:
-    """Let the loop turn, long enough for all that is ready."""
-    for _ in range(times):
-        await asyncio.sleep(0)
 
 
 class Server(Connection):
@@ -196,11 +191,6 @@ def connect(hub: Hub) -> Iterator[Connect]:
     yield make
     for sock in socks:
         sock.close()
-
-
-def open_files() -> int:
-    gc.collect()  # what earlier tests left to the collector must not be closed between two counts
-    return len(os.listdir("/proc/self/fd"))
 
 
 def traces(hub: Hub) -> dict[str, int]:

@@ -18,6 +18,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from app.transport import aiohttp_private
 from app.transport.takeover import DetachedResponse, detach, handshake_response
+from tests.support.descriptors import open_files
 from tests.support.waiting import until
 
 # pytest-asyncio's hook for loops works in a conftest only, for all tests at once.
@@ -43,11 +44,6 @@ def no_older_objects() -> None:
     """Take what other tests have left out of the sight of the collector, which runs often here."""
     gc.collect()
     gc.freeze()
-
-
-def open_files() -> int:
-    gc.collect()  # what earlier tests left to the collector must not be closed between two counts
-    return len(os.listdir("/proc/self/fd"))
 
 
 def handlers() -> list[object]:
