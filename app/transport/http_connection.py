@@ -110,6 +110,7 @@ class HttpConnection(GuardedConnection):
         "_body",
         "_chunked",
         "_first",
+        "_has_ended",
         "_held",
         "_is_answered",
         "_is_calling",
@@ -141,6 +142,8 @@ class HttpConnection(GuardedConnection):
     """The last bytes of a head or of chunks that have not ended: the end may be cut."""
     _first: bytes
     """What was read before aiohttp had the connection."""
+    _has_ended: bool
+    """The client has closed its side: nothing more comes."""
     _refusal: Exception | None
     """Why its first request is refused, if that was found out before."""
     _held: bytes
@@ -162,6 +165,7 @@ class HttpConnection(GuardedConnection):
         self._first, self._refusal = b"", None
         self._held, self._is_calling, self._later, self._owed = b"", False, b"", None
         self._waited = 0.0
+        self._has_ended = False
         self._accepted_from = None
 
     @property
@@ -229,6 +233,18 @@ class HttpConnection(GuardedConnection):
         self._held = self._later = self._body = b""
         super().connection_lost(exc)
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for it
+        """Stay open: a client that closes its side still gets the answers it waits for."""
+        self._has_ended = True
+        self._fail_bodies()
+        # aiohttp may be about to begin with a request.
+        self._loop.call_soon(self._end_if_idle)
+        return True
+
+    def _end_if_idle(self) -> None:
+        if self._expects_request() and not self._is_calling:
+            self.force_close()
+
     def data_received(self, data: bytes) -> None:
         """Let aiohttp parse, unless the request needs no more than a call."""
         if self._is_calling:
@@ -265,7 +281,7 @@ class HttpConnection(GuardedConnection):
             return
         if answer:
             transport.write(answer)
-        if not keep:
+        if not keep or (self._has_ended and not self._later):
             self._is_calling = False
             self.force_close()
             return
@@ -320,7 +336,10 @@ class HttpConnection(GuardedConnection):
             ):  # else aiohttp says what a handler has returned
                 resp.force_close()
             self.resume()
-        return await super().finish_response(request, resp, start_time)
+        finished = await super().finish_response(request, resp, start_time)
+        if self._has_ended and not self._messages:
+            self.close()
+        return finished
 
     def _pass(self, data: bytes) -> None:
         """Let aiohttp parse what is not a body in chunks whose request is not let in yet."""
@@ -376,7 +395,7 @@ class HttpConnection(GuardedConnection):
             self._last = (self._last + data)[-_KEPT:]
 
     def _fail_bodies(self) -> None:
-        """What has come cannot be parsed: a body that has not ended goes on no more.
+        """A body that has not ended goes on no more: the client has, or what it sends cannot be parsed.
 
         aiohttp would let its handler wait for the rest, where the fault is in a chunk's size or behind
         the last chunk.
@@ -386,7 +405,7 @@ class HttpConnection(GuardedConnection):
             bodies.append(self._current_request.content)
         for body in bodies:
             if not body.is_eof() and body.exception() is None:
-                body.set_exception(web.RequestPayloadError("the body cannot be parsed"))
+                body.set_exception(web.RequestPayloadError("the body ends early"))
 
     def _begin(self, message: Any, payload: StreamReader, data: bytes) -> None:
         """Find out how much of a body is to come when `data` has completed the head."""

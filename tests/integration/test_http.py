@@ -358,6 +358,39 @@ async def test_a_keep_alive_connection_serves_many_calls(service: Service) -> No
     await client.close()
 
 
+_MESSAGE = b'{"type":"health","event":"half","data":1}'
+_SIZED = b"Content-Length: %d\r\n\r\n%b" % (len(_MESSAGE), _MESSAGE)
+_IN_CHUNKS = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(_MESSAGE), _MESSAGE)
+
+
+@pytest.mark.parametrize(
+    ("line", "rest", "status"),
+    [
+        ("GET /status", b"\r\n", 200),
+        ("GET /history?type=health", b"\r\n", 200),
+        ("POST /ws/broadcast", _SIZED, 200),
+        ("POST /ws/broadcast", _IN_CHUNKS, 200),
+        ("POST /ws/broadcast", _IN_CHUNKS[:-7], 400),
+    ],
+)
+async def test_a_client_that_closes_its_side_is_answered(
+    service: Service, line: str, rest: bytes, status: int
+) -> None:
+    head = f"{line} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n".encode()
+    for ahead, waits in ((0, False), (1, False), (1, True)):
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        for _ in range(ahead):
+            writer.write(b"GET /ws/stats HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            if waits:
+                await reader.readuntil(b"}\n")
+        writer.write(head + rest)
+        writer.write_eof()
+        answer = await asyncio.wait_for(reader.read(), 30)
+        assert answer.count(b"HTTP/1.1 200") == (ahead and not waits) + (status == 200), answer
+        assert (b"HTTP/1.1 400" in answer) == (status == 400), answer
+        writer.close()
+
+
 async def test_the_same_id_with_other_data_is_a_conflict(service: Service) -> None:
     first = await service.publish("status", "tick", 1, id="conflict-1")
     assert await service.publish("status", "tick", 1, id="conflict-1") == first

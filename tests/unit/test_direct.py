@@ -519,9 +519,9 @@ async def test_a_client_that_leaves_costs_no_message(monkeypatch: pytest.MonkeyP
         writer.write(request())
         await until(lambda: len(held.waiting) == 1)
         writer.transport.abort()
-        await until(lambda: not served.connections)
         held.store()
         await until(lambda: served.calls.in_progress == 0)
+        await until(lambda: not served.connections)
         assert len(served.side.streams.drafts) == 2
         # And one that aiohttp never had.
         _, writer = await served.open()

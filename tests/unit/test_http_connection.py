@@ -402,3 +402,50 @@ async def test_a_short_body_in_chunks_needs_not_be_let_in() -> None:
     assert connection.is_at_rest
     connection.connection_lost(None)
     await settled(connection)
+
+
+async def test_a_client_that_closes_its_side_gets_the_answers_it_waits_for() -> None:
+    gate = asyncio.Event()
+
+    async def wait(_: web.BaseRequest) -> web.StreamResponse:
+        await gate.wait()
+        return web.Response()
+
+    for waits_for_none in (b"", GET[:10]):
+        connection, flow = await begin(wait)
+        connection.data_received(waits_for_none)
+        connection.eof_received()
+        await settled(connection)
+        assert flow.closed
+        connection.connection_lost(None)
+    connection, flow = await begin(wait)
+    connection.data_received(GET * 3 + GET[:10])
+    await settled(connection)
+    assert connection.eof_received()
+    gate.set()
+    for _ in range(3):
+        await settled(connection)
+    assert flow.written.count(b"HTTP/1.1 200") == 3
+    assert flow.closed
+    connection.connection_lost(None)
+    await settled(connection)
+
+
+@pytest.mark.parametrize("request_", [POST[:-1], CHUNKED[:-1]])
+async def test_a_body_that_its_client_does_not_end_is_not_waited_for(request_: bytes) -> None:
+    async def read(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            await request.read()
+        except web.RequestPayloadError:
+            return web.Response(status=400)
+        return web.Response()
+
+    connection, flow = await begin(read)
+    connection.data_received(request_)
+    await settled(connection)
+    assert connection.eof_received()
+    await settled(connection)
+    assert flow.written.count(b"HTTP/1.1 400") == 1
+    assert flow.closed
+    connection.connection_lost(None)
+    await settled(connection)
