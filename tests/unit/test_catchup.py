@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
@@ -136,6 +136,7 @@ async def test_a_little_comes_from_memory_in_one_write(bench: CatchUpBench) -> N
         sub.client.recv(100_000)
     assert bench.history.asked == []
     assert bench.up._tasks == {}
+    assert bench.up.replayed == 5
 
 
 async def test_memory_may_be_ahead_of_what_is_delivered(bench: CatchUpBench) -> None:
@@ -508,6 +509,21 @@ async def test_a_client_that_cannot_be_caught_up_is_dropped(
     assert await bench.caught_up(other) == words(1, 5)
 
 
+async def test_one_that_memory_cannot_bring_up_to_date_is_dropped_and_its_caller_goes_on(
+    bench: CatchUpBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    await bench.deliver(*messages(1, 5))
+    sub, other = bench.behind(), bench.behind()
+    recent, bench.history.recent = bench.history.recent, lambda *_: 1 // 0  # type: ignore[method-assign]
+    bench.up.start(sub)
+    assert sub.state == CLOSED
+    assert "ZeroDivisionError" in caplog.text
+    bench.history.recent = recent  # type: ignore[method-assign]
+    bench.up.start(other)
+    assert await bench.caught_up(other) == words(1, 5)
+    assert bench.up.replayed == 5
+
+
 # Those that were held back.
 
 
@@ -605,7 +621,53 @@ async def test_one_that_is_late_may_go_or_change_its_types(late: Late) -> None:
     assert sorted(changed.received()) == ["stats 2", "status 1", "status 2"]
 
 
+async def test_rounds_follow_each_other_while_one_is_late_and_begin_anew(
+    late: Late, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[Callable[[], None]] = []
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_later", lambda _delay, call: planned.append(call))
+
+    async def round() -> None:
+        (begin,) = planned
+        planned.clear()
+        begin()
+        for _ in range(10):
+            await turn()
+
+    subs = [late.live() for _ in range(3)]
+    for seq in (1, 2):
+        for sub in subs:
+            late.up.put_late(sub, 1000.0)
+        await late.deliver(message(seq))
+        await round()
+        assert all(sub.received() == words(1, seq) for sub in subs)
+    late.now += 2000.0
+    await round()
+    assert (planned, late.fanout.late) == ([], {})
+    late.up.put_late(subs[0])
+    assert len(planned) == 1
+
+
 # In turn.
+
+
+async def test_what_the_writing_takes_counts_for_the_turn_of_others() -> None:
+    spent: list[float] = []
+
+    class Noted(Turns):
+        def spend(self, seconds: float) -> None:
+            spent.append(seconds)
+            super().spend(seconds)
+
+    bench = CatchUpBench(turns=Noted(lambda: SLICE))
+    await bench.deliver(*messages(1, 3))
+    sub = bench.behind(at=0)
+    bench.up.start(sub)
+    assert await bench.caught_up(sub) == words(1, 3)
+    assert len(spent) == 1
+    bench.close()
+    await assert_no_task(bench)
 
 
 async def test_those_that_read_history_wait_while_there_is_no_time_for_them() -> None:

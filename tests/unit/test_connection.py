@@ -847,6 +847,40 @@ async def test_the_holder_that_asks_for_more_may_be_the_one(hub: Hub, connect: C
     assert hub.input.total == 100
 
 
+async def test_bytes_that_are_kept_count_until_they_are_given_back(
+    hub: Hub, connect: Connect
+) -> None:
+    account = hub.input
+    account.limit = 1000
+    (small, _), (large, client), (third, _) = (connect(id=name) for name in "abc")
+    account.keep(small, 300)
+    account.keep(third, 100)
+    account.keep(large, 600)
+    await turn(3)
+    assert [one.state for one in (small, large, third)] == [OPEN] * 3, "as much as there may be"
+    # Twice in one pass: one is closed, and what it has is given back when its handlers are done.
+    account.keep(large, 10)
+    account.keep(third, 10)
+    await turn(3)
+    assert [one.state for one in (small, large, third)] == [OPEN, CLOSING, OPEN]
+    opcode, payload = await client.frame()
+    assert (opcode, payload[:2]) == (CLOSE, (1009).to_bytes(2, "big"))
+    account.keep(third, -10)
+    await turn(3)
+    assert [one.state for one in (small, large, third)] == [OPEN, CLOSING, OPEN]
+    account.keep(large, -610)
+    assert account.total == 400
+    account.forget_kept(third)
+    account.forget_kept(large)
+    assert account.total == 300
+    account.keep(third, 900)
+    await turn(3)
+    assert [one.state for one in (small, third)] == [OPEN, CLOSING]
+    account.forget_kept(third)
+    account.keep(small, -300)
+    assert account.total == 0
+
+
 # Heartbeats.
 
 
