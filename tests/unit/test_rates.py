@@ -12,6 +12,7 @@ import pytest
 
 from app.sessions import rates as module
 from app.sessions.rates import Limits, Rates, Verdict, metered
+from app.transport.connection import CLOSING, OPEN
 from app.transport.hub import FLOOD
 from tests.support.clock import Clock
 
@@ -91,6 +92,29 @@ def test_time_past_the_share_waits(world: World) -> None:
     world.now += 0.5
     assert world.spend("a", 0.1) == 0.0
     assert world.spend("a", 0.05) == pytest.approx(1.0)
+
+
+def test_what_is_charged_holds_back_a_connection_that_is_open() -> None:
+    world = World(seconds=0.01)
+    world.now += 0.5
+    held: list[float] = []
+
+    class Peer:
+        state = OPEN
+        hub: Any = None
+
+        def hold(self, _connection: object, pause: float) -> None:
+            held.append(pause)
+
+    peer: Any = Peer()
+    peer.hub = peer
+    world.rates.charge(peer, 0.01)
+    assert held == [], "its share"
+    world.rates.charge(peer, 0.01)
+    assert held == [min(1.5, module.MAX_PAUSE)]
+    peer.state = CLOSING
+    world.rates.charge(peer, 0.01)
+    assert len(held) == 1
 
 
 def test_waiting_for_long_means_refusals_and_then_the_end(world: World) -> None:
