@@ -310,6 +310,7 @@ export class Realtime {
   private open(): void {
     clearTimeout(this.retry);
     this.become({ ...this.state, name: 'connecting' });
+    if (this.hasLeft) return;
     const query = new URLSearchParams({ types: '' });
     const { user, transport, WebSocket: given, EventSource: source } = this.options;
     if (user) query.set('user', user);
@@ -446,6 +447,7 @@ export class Realtime {
         this.tokenTried = false;
         this.flowing.clear();
         this.become({ name: 'open' });
+        if (!this.ready) return;
         this.follow();
         for (const { frame } of this.queue.splice(0)) this.socket?.send(frame);
         break;
@@ -531,9 +533,9 @@ export class Realtime {
     const [least, most] = this.options.pause ?? [500, 15_000];
     const grown = Math.min(most, least * 2 ** Math.min(this.failures++, 10));
     const wait = retryAfter(reason) ?? (code === 4429 ? most : grown) * (0.5 + Math.random());
-    this.become({ ...this.state, name: 'waiting', retryAt: Date.now() + wait });
     this.counts.reconnects++;
     this.retry = setTimeout(() => this.open(), wait);
+    this.become({ ...this.state, name: 'waiting', retryAt: Date.now() + wait });
   }
 
   /** Whether it is WebSockets alone that do not pass: a service that is down answers nothing. */

@@ -397,6 +397,37 @@ describe('coming back', () => {
   });
 });
 
+describe('closing', () => {
+  it.each(['connecting', 'open', 'waiting'])('is for good also where the application does it when it is %s', async (name) => {
+    start().subscribe('status', () => {});
+    client.on('state', (state) => {
+      if (state.name === name) client.close();
+    });
+    if (name === 'open') socket().greet();
+    else {
+      socket().fail(1006);
+      await vi.advanceTimersByTimeAsync(500);
+    }
+    expect(client.state.name).toBe('closed');
+    expect(FakeSocket.all).toHaveLength(1);
+    expect(socket().of('subscribe')).toEqual([]);
+    expect(vi.getTimerCount()).toBe(0);
+  });
+
+  it('does not come a second time where the application reconnects in place of the pause', async () => {
+    start();
+    const stop = client.on('state', ({ name }) => {
+      if (name !== 'waiting') return;
+      stop();
+      client.reconnect();
+    });
+    socket().fail(1006);
+    await vi.advanceTimersByTimeAsync(5000);
+    expect(FakeSocket.all).toHaveLength(2);
+    expect(client.state.name).toBe('connecting');
+  });
+});
+
 describe('requests', () => {
   it('resolve with the answer', async () => {
     start();
