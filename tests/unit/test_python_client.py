@@ -628,6 +628,18 @@ def test_what_is_no_json_is_an_error_of_the_command_line(
     assert "JSON" in capsys.readouterr().err
 
 
+def test_a_secret_that_the_service_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AUTH_SECRET", "é" * 15 + "e")
+    assert run(["token", "--user", "ann"]) == Exit.USAGE
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert "32 bytes" in said.err
+    monkeypatch.setenv("AUTH_SECRET", "é" * 16)
+    assert run(["token", "--user", "ann"]) == Exit.OK
+
+
 @pytest.mark.parametrize("lines", [["--lines"], ["config", "x", "-"]])
 @pytest.mark.parametrize("stdin", [None, io.TextIOWrapper(io.BytesIO(b"\xff"), "utf-8")])
 def test_what_cannot_be_read(

@@ -17,6 +17,8 @@ from yujian_realtime.command.exits import Exit, Failure
 OWN_TOKEN_TTL = 600.0
 """Seconds that a token lasts which the command signs for itself."""
 OWN_USER = "yujian"
+LEAST_SECRET = 32
+"""Bytes of an AUTH_SECRET that the service takes."""
 
 _LINE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
 _EVERY_ADDRESS = {
@@ -111,13 +113,18 @@ class Connection:
             claims: others.
 
         Raises:
-            Failure: there is no AUTH_SECRET.
+            Failure: there is no AUTH_SECRET, or it is too short.
         """
         secret = self.settings.get("AUTH_SECRET", "")
         if not secret:
             raise Failure(
                 Exit.USAGE,
                 "AUTH_SECRET is not set: neither in the environment nor in .env of this directory.",
+            )
+        if len(secret.encode()) < LEAST_SECRET:
+            raise Failure(
+                Exit.USAGE,
+                f"AUTH_SECRET has fewer than {LEAST_SECRET} bytes: the service refuses such a one.",
             )
         now = int(time.time())
         payload: dict[str, object] = {"sub": user, "iat": now}
