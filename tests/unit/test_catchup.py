@@ -510,15 +510,15 @@ async def test_a_client_that_cannot_be_caught_up_is_dropped(
 
 
 async def test_one_that_memory_cannot_bring_up_to_date_is_dropped_and_its_caller_goes_on(
-    bench: CatchUpBench, caplog: pytest.LogCaptureFixture
+    bench: CatchUpBench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bench.deliver(*messages(1, 5))
     sub, other = bench.behind(), bench.behind()
-    recent, bench.history.recent = bench.history.recent, lambda *_: 1 // 0  # type: ignore[method-assign]
-    bench.up.start(sub)
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.history, "recent", lambda *_: 1 // 0)
+        bench.up.start(sub)
     assert sub.state == CLOSED
     assert "ZeroDivisionError" in caplog.text
-    bench.history.recent = recent  # type: ignore[method-assign]
     bench.up.start(other)
     assert await bench.caught_up(other) == words(1, 5)
     assert bench.up.replayed == 5
