@@ -90,6 +90,7 @@ def when_ready(server: Any) -> None:
     _master.announce_stop(server)
     _master.watch_over(server)
     _master.guard_terminal(server)
+    _master.guard_spawning(server)
     _limit_send_buffers(server)
     # What exists now is shared with the workers as long as their collector leaves it alone.
     gc.collect()

@@ -7,6 +7,7 @@ them fails here, at the import, with one line that names it.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,7 @@ _CLASS_NAMES: Iterable[tuple[type, tuple[str, ...]]] = (
         (
             *("WORKER_BOOT_ERROR", "LISTENERS", "WORKERS", "START_CTX"),
             *("stop", "murder_workers", "wait_for_signals", "handle_hup", "handle_term"),
+            "spawn_worker",
         ),
     ),
     (WorkerTmp, ("last_update", "notify")),
@@ -177,6 +179,23 @@ def make_younger(arbiter: Any, than: int) -> bool:
         arbiter.worker_age += 1
         worker.age = arbiter.worker_age
     return True
+
+
+def survive_failed_spawn(arbiter: Any, report: Callable[[OSError], None]) -> None:
+    """Let a worker that cannot be forked be missing until the arbiter's next look; it would end itself."""
+    spawn = arbiter.spawn_worker
+
+    def spawn_worker() -> int | None:
+        try:
+            pid: int | None = spawn()
+        except OSError as error:
+            if os.getpid() != arbiter.pid:
+                raise  # the worker itself
+            report(error)
+            return None
+        return pid
+
+    arbiter.spawn_worker = spawn_worker
 
 
 def write_pid_files_by(write: Callable[[Path, int], None]) -> None:

@@ -49,6 +49,8 @@ _SLEPT = 5.0
 """Seconds between two looks of the master's loop that mean that it was stopped meanwhile."""
 _ADDRESS_SECONDS, _ADDRESS_INTERVAL = 5.0, 0.2
 """For which the start waits for its address, and between two tries."""
+_SPAWN_LOG_SECONDS = 10.0
+"""Between two lines about workers that cannot be started."""
 _END_SECONDS = 5.0
 """Seconds after which a server that is to end is killed."""
 _HANGUP = 2.0
@@ -248,6 +250,23 @@ class Master:
 
     def _keep_seconds(self) -> float:
         return _KEEP_SECONDS if self.slots.has_connections() else _KEEP_AT_REST
+
+    def guard_spawning(self, arbiter: Any) -> None:
+        """Go on with the workers that there are while no other can be started."""
+        logged_at = [-math.inf]
+
+        def report(error: OSError) -> None:
+            now = self._monotonic()
+            if now - logged_at[0] >= _SPAWN_LOG_SECONDS:
+                logged_at[0] = now
+                logger.error(
+                    "A worker cannot be started, which is tried again: %s (is the limit of processes,"
+                    " TasksMax or ulimit -u, or the memory reached, or /dev/shm full?)",
+                    error,
+                )
+            self.end_failed_reload(arbiter)
+
+        gunicorn_private.survive_failed_spawn(arbiter, report)
 
     def guard_terminal(self, arbiter: Any) -> None:
         """End when the terminal is closed, which the kernel and shells tell by HUP too.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import inspect
 import os
@@ -204,6 +205,27 @@ def test_the_pid_file(arbiter: Any, tmp_path: Path) -> None:
     assert not other.exists()
     gunicorn_private.forget_pid_file(arbiter)
     assert not gunicorn_private.has_pid_file(arbiter)
+
+
+def test_a_worker_that_cannot_be_forked_is_missing(arbiter: Any) -> None:
+    """No process or no memory is left: the arbiter would end, and the service with it."""
+    assert "self.spawn_worker()" in source(Arbiter.spawn_workers)
+    assert "self.spawn_worker()" in source(Arbiter.reload)
+    errors: list[OSError] = []
+
+    def fails() -> int:
+        raise BlockingIOError(errno.EAGAIN, "no process")
+
+    arbiter.pid, arbiter.spawn_worker = os.getpid(), fails
+    gunicorn_private.survive_failed_spawn(arbiter, errors.append)
+    assert arbiter.spawn_worker() is None
+    assert [error.errno for error in errors] == [errno.EAGAIN]
+    arbiter.pid = os.getppid()
+    with pytest.raises(BlockingIOError):  # in the worker itself
+        arbiter.spawn_worker()
+    arbiter.spawn_worker = lambda: 7
+    gunicorn_private.survive_failed_spawn(arbiter, errors.append)
+    assert arbiter.spawn_worker() == 7
 
 
 def test_pid_files_are_written_by_the_service(
