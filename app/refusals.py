@@ -19,8 +19,9 @@ INTERVAL = 60.0
 """Seconds between two lines about the same reason and origin."""
 PAUSE = 5.0
 """Seconds after which a worker asks again whether it may write a line."""
-MAX_KEYS = 1000
-"""Pairs of reason and origin that are remembered; past it only the reason counts."""
+MAX_KEYS = 50
+"""Pairs of reason and origin that are remembered, and so lines of a worker in a minute; past it only the
+reason counts: a client can write any origin."""
 MAX_ORIGIN = 200
 """Characters of an origin that a line shows."""
 
