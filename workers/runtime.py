@@ -38,6 +38,7 @@ from workers.leader.election import Leader
 from workers.leader.host import Headroom, HostSampler
 from workers.leader.valkey import Valkey
 from workers.shared import paths
+from workers.shared.file import explain
 from workers.shared.guard import Part, SharedFilesGuard
 from workers.shared.locks import MastersLock
 from workers.shared.metrics_files import COUNTER, HISTOGRAM, MetricsFiles, PageFile
@@ -351,8 +352,8 @@ def _fold_metrics(settings: Settings) -> None:
     """Fold what dead workers have counted: files would accumulate without requests for metrics."""
     try:
         MetricsFiles(paths.metrics_dir(settings.data_dir)).fold()
-    except (OSError, TimeoutError):
-        logger.exception("The metrics of dead workers are not folded yet")
+    except OSError as error:
+        logger.error("The metrics of dead workers are not folded yet: %s", explain(error))
 
 
 async def _sweep(slots: SlotTable) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -197,6 +198,24 @@ def test_a_kill_while_folding_counts_nothing_twice(
         "counter_folded.db",
         "histogram_folded.db",
     }
+
+
+def test_without_room_the_files_of_dead_processes_are_counted_as_they_are(
+    directory: Path,
+    fork: Callable[[Callable[[], None]], int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def is_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    files = MetricsFiles(directory)
+    count_and_exit(fork)
+    with monkeypatch.context() as full:
+        full.setattr(os, "posix_fallocate", is_full)
+        assert value(files, DELIVERED, type="status") == 3
+        assert value(files, "realtime_subscriptions", type="status") is None
+    assert value(files, DELIVERED, type="status") == 3
+    assert {path.name for path in directory.glob("counter*")} == {"counter_folded.db"}
 
 
 def test_files_of_living_processes_stay(

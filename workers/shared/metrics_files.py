@@ -25,7 +25,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from workers.shared.file import write_atomically
+from workers.shared.file import is_full, write_atomically
 from workers.shared.locks import open_lock, try_flock
 from workers.shared.polling import block_until
 from workers.shared.processes import start_time
@@ -98,7 +98,11 @@ class MetricsFiles:
             TimeoutError: another process has held the lock for `LOCK_WAIT` seconds.
         """
         with self._locked():
-            self._fold()
+            try:
+                self._fold()
+            except OSError as error:
+                if not is_full(error):
+                    raise  # else the files of dead processes stay, and are counted
             # A new process makes its files empty and gives them their size a moment later.
             files = [
                 str(path)
@@ -121,13 +125,13 @@ class MetricsFiles:
             process = rest.rpartition("_")[2]
             if process != _FOLDED and kind in dead and not self._alive(process):
                 dead[kind].append(path)
+        for path in dead[GAUGE]:
+            path.unlink()
         for kind in (COUNTER, HISTOGRAM):
             try:
                 self._fold_kind(kind, dead[kind])
             except _DAMAGE as error:
                 _put_aside(self._directory / f"{kind}_{_FOLDED}.db", error)
-        for path in dead[GAUGE]:
-            path.unlink()
         return sum(map(len, dead.values()))
 
     def _fold_kind(self, kind: str, sources: list[Path]) -> None:
