@@ -26,6 +26,7 @@ from app.backplane.client import FAILURES, Backplane
 from app.backplane.publisher import StreamPublisher
 from app.backplane.reader import StreamReader
 from app.config import Settings
+from app.supervisor import Supervisor
 from app.types import Draft
 from benchmarks.procs import BenchmarkError, cpu_seconds, cpus
 from benchmarks.scenarios import Figures, Size, say
@@ -193,7 +194,7 @@ async def _claims(server: _Valkey, workers: int, figures: Figures) -> None:
     """Valkey's CPU per claim of a named user, with so many workers to ask."""
     async with _workers(server.url, workers) as joined:
         for worker in joined:
-            worker.claims.start()
+            worker.claims.start(Supervisor())
         # Each has a claim, so that each is asked.
         await asyncio.gather(
             *(worker.claims.claim(f"first-{n}") for n, worker in enumerate(joined))

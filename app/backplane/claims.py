@@ -246,9 +246,9 @@ class UserClaims:
         self._rows: set[Place] = set()
         """Workers of this machine when claims of dead ones were last looked for."""
 
-    def start(self, supervisor: Supervisor | None = None) -> None:
+    def start(self, supervisor: Supervisor) -> None:
         """Begin to send claims and to renew the lease; the supervisor begins again what fails."""
-        self._task = (supervisor or Supervisor()).start("claims", self._run)
+        self._task = supervisor.start("claims", self._run)
 
     async def close(self) -> None:
         """Stop, and give the claims back on the backplane (not in the slots)."""

@@ -143,9 +143,9 @@ class BroadcastQueue:
         """Messages that wait by priority, as the other workers know them."""
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, supervisor: Supervisor | None = None) -> None:
+    def start(self, supervisor: Supervisor) -> None:
         """Begin to store messages; the supervisor begins again what fails."""
-        self._task = (supervisor or Supervisor()).start("queue", self._run)
+        self._task = supervisor.start("queue", self._run)
         self._leave()
 
     async def close(self, timeout: float = MAX_WAIT) -> None:

@@ -14,6 +14,7 @@ from app.backplane import claims as claims_module
 from app.backplane.claims import UserClaims
 from app.backplane.client import Backplane
 from app.config import Settings
+from app.supervisor import Supervisor
 from tests.support.valkeys import ValkeyProcess
 from tests.support.waiting import until
 from workers.shared.slots import SlotTable
@@ -36,7 +37,7 @@ async def machine(
         slots = WorkerSlots(table, table.claim_row(1), Settings())
         backplane = Backplane(valkey.url, Settings(), "test")
         claims = UserClaims(backplane, slots, 3)
-        claims.start()
+        claims.start(Supervisor())
         made.append((claims, backplane))
         return claims
 
@@ -232,7 +233,7 @@ async def test_a_dead_workers_places_are_free_at_once(
         slots = WorkerSlots(table, table.claim_row(1), Settings())
         backplanes.append(Backplane(valkey.url, Settings(), slots.worker_name()))
         workers.append(UserClaims(backplanes[-1], slots, 2))
-        workers[-1].start()
+        workers[-1].start(Supervisor())
     dying, living = workers
     assert await dying.claim("ann")
     assert await dying.claim("ann")
@@ -332,7 +333,7 @@ async def test_a_worker_whose_lease_ended_while_it_was_frozen_comes_back(
         return await index(valkey) == {}
 
     await until(is_forgotten, "its lease has ended", 10)
-    frozen.start()
+    frozen.start(Supervisor())
     assert await frozen.claim("bob")
     assert await index(valkey) == {"ann": {name(frozen)}, "bob": {name(frozen)}}
     assert await alive.claim("ann")

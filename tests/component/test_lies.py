@@ -16,6 +16,7 @@ from app.backplane.history import History
 from app.backplane.series import FINE, Sample, Series
 from app.config import Settings
 from app.errors import BackplaneUnavailable
+from app.supervisor import Supervisor
 from app.types import Gap, Message, Position
 from tests.support.backplane import Node, draft
 from tests.support.liar import HALF, Liar, Words
@@ -207,7 +208,7 @@ async def test_all_else_fails_as_without_an_answer(liar: Liar, name: str) -> Non
         with contextlib.suppress(BackplaneUnavailable):
             await other.connect(loop.time() + 0.2)
         await other.close()
-        claims.start()
+        claims.start(Supervisor())
         assert await claims.claim("ann")
         liar.be_honest()
         await until(lambda: not claims._away, "users are counted on the server again")

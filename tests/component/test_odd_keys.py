@@ -6,6 +6,7 @@ import pytest
 
 from app.backplane.claims import UserClaims
 from app.presence import Presence
+from app.supervisor import Supervisor
 from tests.support.backplane import MakeNode
 from tests.support.slots import TableSlots
 from tests.support.valkeys import ValkeyProcess
@@ -75,7 +76,7 @@ async def test_junk_in_the_claims_of_another_worker(
     await valkey.command("HSET", "{rt:users}:other", "uann", value)
     await valkey.command("RPUSH", "{rt:users}:list", "x")
     claims = UserClaims(node.backplane, TableSlots(), 2)
-    claims.start()
+    claims.start(Supervisor())
     assert [await claims.claim("ann") for _ in range(3)] == [True, True, False]
     await claims.close()
 
@@ -86,13 +87,13 @@ async def test_junk_in_the_claims_of_this_worker_and_a_list_of_workers_that_is_n
     node = await make_node()
     await valkey.command("SET", "{rt:users}", "mine")
     claims = UserClaims(node.backplane, TableSlots(), 2)
-    claims.start()
+    claims.start(Supervisor())
     assert await claims.claim("ann")  # on this machine alone
     await claims.close()
     again = UserClaims(node.backplane, TableSlots(), 2)
     mine = "{rt:users}:" + node.backplane.worker_name
     await valkey.command("HSET", mine, "", "junk", "ubob", "junk")
     await again._repair()
-    again.start()
+    again.start(Supervisor())
     assert [await again.claim("bob") for _ in range(3)] == [True, True, False]
     await again.close()

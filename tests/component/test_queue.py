@@ -15,6 +15,7 @@ from app.broadcast import queue as queue_module
 from app.broadcast.queue import BroadcastQueue
 from app.config import Settings
 from app.errors import BackplaneUnavailable, QueueOverflow
+from app.supervisor import Supervisor
 from app.types import Draft, Message, Position, Priority
 from tests.support.backplane import MakeNode, Node, draft
 from tests.support.queues import futures_of
@@ -37,7 +38,7 @@ class Worker:
         self.counted: Counter[str] = Counter()
         """Messages that were counted as stored, by type."""
         self.queue = BroadcastQueue(slots, self, self.count, self.begin)
-        self.queue.start()
+        self.queue.start(Supervisor())
 
     def count(self, type: str, number: int) -> None:
         self.counted[type] += number

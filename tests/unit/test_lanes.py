@@ -10,6 +10,7 @@ import pytest
 from app.broadcast.lanes import LanedQueue
 from app.broadcast.queue import BATCH_MESSAGES
 from app.errors import BackplaneUnavailable
+from app.supervisor import Supervisor
 from app.types import Draft, Position, Priority
 from tests.support.backplane import draft
 from tests.support.queues import futures_of
@@ -25,7 +26,7 @@ class World:
         self.batches: list[list[Draft]] = []
         self.slots = TableSlots()
         self.queue = LanedQueue(self.slots, self)
-        self.queue.start()
+        self.queue.start(Supervisor())
 
     async def store(
         self, drafts: Sequence[Draft], deadline: float
