@@ -483,6 +483,41 @@ async def test_close_fails_what_cannot_be_stored(
     assert [await outcome(future) for future in futures] == [BackplaneUnavailable] * 3
 
 
+async def test_close_leaves_nothing_of_what_is_under_way(
+    valkey: ValkeyProcess, make_worker: MakeWorker
+) -> None:
+    worker = await make_worker()
+    assert await outcome(worker.send()) == 1  # so that the next one goes without a task
+    valkey.stop()
+    futures = [await worker.fly(), worker.send(), worker.send(LOW)]
+    queue = worker.queue
+    await until(lambda: worker.shown() and queue.per_priority() == [0, 1, 1])
+    await queue.close(timeout=0.1)
+    assert [await outcome(future) for future in futures] == [BackplaneUnavailable] * 3
+    assert (queue.length(), queue.bytes, queue.per_priority()) == (0, 0, [0, 0, 0])
+    assert worker.shown()
+    assert (queue._flying, queue._timer) == ([], None)
+    assert worker.slots.queue_totals() == (0, 0)
+    valkey.cont()
+
+
+async def test_a_probe_displaces_nothing_of_a_full_queue(
+    valkey: ValkeyProcess, make_worker: MakeWorker
+) -> None:
+    worker = await make_worker(max_queue_size=3)
+    valkey.stop()
+    flying = await worker.fly()
+    low = [worker.send(LOW) for _ in range(2)]
+    probe = worker.queue.send_probe(b"probe")
+    assert worker.slots.queue_totals()[0] == 3
+    with pytest.raises(QueueOverflow):
+        worker.send(LOW)
+    valkey.cont()
+    assert await outcome(probe) == 1
+    assert [await outcome(future) for future in (flying, *low)] == [1, 2, 3]
+    assert worker.queue.dropped == [0, 0, 1]
+
+
 async def test_control_reaches_every_worker(make_worker: MakeWorker) -> None:
     first, second = await make_worker(), await make_worker()
     futures = [first.queue.send_control(b"%d" % n) for n in range(5)]
