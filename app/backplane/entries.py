@@ -10,7 +10,7 @@ attacks: a program that can write to the backplane can send anything to clients.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 from zlib import crc32
 
@@ -27,12 +27,10 @@ OVERHEAD = 4096
 """Bytes of an envelope around the data of a message, generously."""
 
 _ENVELOPE = {"id", "type", "timestamp", "direction", "event", "data"}
-_FIELDS, _HEAD = 8, 6
-"""Elements of an entry, and those before the name of the body's field."""
+_FIELDS = 8
 _EPOCH = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _TIME_DIGITS = 18
 _MOST_EPOCHS = 256
-"""Epochs whose text is kept, so that messages of one share it."""
 _epochs: dict[bytes, str] = {}
 _SEED = 0x79756A69  # so that an empty body has no seal of zeros
 
@@ -54,49 +52,33 @@ def seq_of(entry: Any) -> int | None:
     return number if time == b"0" and number <= MAX_SEQ else None
 
 
-def to_messages(type: str, entries: Iterable[Any], largest: int = LARGEST) -> list[Message | None]:
-    """The message that each entry holds; None where another program wrote what is no message.
+def to_message(type: str, entry: Any, largest: int = LARGEST) -> Message | None:
+    """The message that an entry holds, or None when another program wrote what is no message.
 
     Args:
         type: of the stream.
-        entries: as Valkey replies them.
+        entry: as Valkey replies it.
         largest: bytes of the largest body that clients take.
     """
-    messages: list[Message | None] = []
-    # Entries in a row have these fields in common as a rule: then they are read once.
-    head: list[bytes] | None = None
-    common: tuple[str, str, float] | None = None
-    for id, fields in entries:
-        message = None
-        if fields is not None and len(fields) == _FIELDS:
-            if fields[:_HEAD] != head:
-                head = fields[:_HEAD]
-                common = _read_head(head)
-            number = id[2:]
-            if common is not None and id[:2] == b"0-" and number.isdigit():
-                epoch, event, accepted = common
-                name, body = fields[_HEAD:]
-                message = Message(type, epoch, int(number), event, body, accepted)
-                if message.seq > MAX_SEQ or (
-                    name != b"d%08x" % crc32(body, _SEED) and not _is_sound(message, name, largest)
-                ):
-                    message = None
-        messages.append(message)
-    return messages
-
-
-def _read_head(head: list[bytes]) -> tuple[str, str, float] | None:
-    """Epoch, event and time of an entry; None where they are none of a message."""
-    p, epoch_bytes, e, event, t, accepted = head
-    if p != b"p" or e != b"e" or t != b"t" or len(accepted) > _TIME_DIGITS:
+    id, fields = entry
+    if fields is None or len(fields) != _FIELDS:
+        return None
+    p, epoch_bytes, e, event, t, accepted, name, body = fields
+    if p != b"p" or e != b"e" or t != b"t" or id[:2] != b"0-" or len(accepted) > _TIME_DIGITS:
         return None
     epoch = _epochs.get(epoch_bytes) or _read_epoch(epoch_bytes)
     if epoch is None:
         return None
     try:
-        return epoch, event.decode(), int(accepted) / 1e6
+        seq = int(id[2:])
+        message = Message(type, epoch, seq, event.decode(), body, int(accepted) / 1e6)
     except ValueError:
         return None
+    if seq > MAX_SEQ or (
+        name != b"d%08x" % crc32(body, _SEED) and not _is_sound(message, name, largest)
+    ):
+        return None
+    return message
 
 
 def _read_epoch(text: bytes) -> str | None:
@@ -128,11 +110,9 @@ def _is_sound(message: Message, name: bytes, largest: int) -> bool:
 
 
 def with_gaps(
-    type: str, epoch: str, after: int, messages: Sequence[Message]
+    type: str, epoch: str, after: int, messages: Iterable[Message]
 ) -> list[Message | Gap]:
-    """Messages that should follow `after`, in rising order, and a gap wherever some are missing."""
-    if messages and messages[-1].seq == after + len(messages):
-        return [*messages]
+    """Messages that should follow `after`, and a gap wherever some are missing."""
     result: list[Message | Gap] = []
     for message in messages:
         seq = message.seq

@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Mapping
 
 from app.backplane.client import FAILURES, AnyBackplane
-from app.backplane.entries import OVERHEAD, entry_id, to_messages, with_gaps
+from app.backplane.entries import OVERHEAD, entry_id, to_message, with_gaps
 from app.backplane.faults import reading_answer, unavailable
 from app.backplane.scripts import PAGE, stream_key
 from app.shared_calls import SharedCalls
@@ -259,7 +259,7 @@ class History:
             await self._turns.take()
             with reading_answer():
                 more, *entries = reply
-                found = to_messages(type, entries, self._largest)
+                found = [to_message(type, entry, self._largest) for entry in entries]
         except FAILURES as error:
             raise unavailable(error, "The history is unavailable") from error
         return [message for message in found if message is not None], bool(more)

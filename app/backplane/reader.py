@@ -21,7 +21,7 @@ from app.backplane.client import (
     Command,
     new_backoff,
 )
-from app.backplane.entries import OVERHEAD, entry_id, seq_of, to_messages, with_gaps
+from app.backplane.entries import OVERHEAD, entry_id, seq_of, to_message, with_gaps
 from app.backplane.faults import MISREAD, UnexpectedAnswer, explain, reading_answer, unexpected
 from app.backplane.repair import is_damage, log_repaired, repair_type
 from app.backplane.replica import INFO, NotThere, ReplicaRoute
@@ -461,10 +461,11 @@ class StreamReader:
         What no worker has written is left out, which makes a gap.
         """
         at = self._read[type]
-        epoch = at.epoch
+        epoch, largest = at.epoch, self._largest
         messages: list[Message] = []
         newest, last, located = at.seq, None, False
-        for entry, message in zip(entries, to_messages(type, entries, self._largest), strict=True):
+        for entry in entries:
+            message = to_message(type, entry, largest)
             if message is None or message.epoch != epoch:
                 if not located:
                     self._add_messages(type, messages, last)

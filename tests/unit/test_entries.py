@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.backplane.entries import LARGEST, MAX_SEQ, body_name, seq_of, to_messages
-from app.types import Message
+from app.backplane.entries import LARGEST, MAX_SEQ, body_name, seq_of, to_message
 
 BODY = (
     b'{"id":"x","type":"status","timestamp":1,"direction":"server-to-client",'
@@ -25,11 +24,6 @@ def entry(
 ) -> Any:
     name = body_name(body) if name is None else name
     return [id, [b"p", epoch, b"e", event, b"t", accepted, name, body]]
-
-
-def to_message(type: str, entry: Any, largest: int = LARGEST) -> Message | None:
-    (message,) = to_messages(type, [entry], largest)
-    return message
 
 
 def test_an_entry_of_this_service() -> None:
@@ -96,42 +90,6 @@ def test_what_is_no_message(wrong: Any) -> None:
 def test_a_body_that_another_program_wrote_must_be_an_envelope(body: bytes) -> None:
     for name in (b"d", b"d00000000", body_name(BODY)):
         assert to_message("status", entry(name=name, body=body)) is None
-
-
-def test_entries_in_a_row_share_what_is_the_same() -> None:
-    entries = [
-        entry(id=b"0-7"),
-        entry(id=b"0-8"),
-        [b"0-9", None],
-        entry(id=b"0-10", epoch=b'a"b'),
-        entry(id=b"0-11", epoch=b'a"b'),
-        entry(id=b"0-12", accepted=b"2000000"),
-        entry(id=b"5-13", accepted=b"2000000"),
-        entry(id=b"0-14", accepted=b"2000000", name=b"dffffffff", body=b"{"),
-        entry(id=b"0-15", accepted=b"2000000", event=b"tock"),
-        entry(id=b"0-16", epoch=b"other"),
-    ]
-    found = [
-        message and (message.seq, message.epoch, message.event, message.accepted)
-        for message in to_messages("status", entries)
-    ]
-    assert found == [
-        (7, "k3f9-_aZ", "tick", 1700000000.25),
-        (8, "k3f9-_aZ", "tick", 1700000000.25),
-        None,
-        None,
-        None,
-        (12, "k3f9-_aZ", "tick", 2.0),
-        None,
-        None,
-        (15, "k3f9-_aZ", "tock", 2.0),
-        (16, "other", "tick", 1700000000.25),
-    ]
-    first, second, *_ = to_messages("status", entries)
-    assert first is not None
-    assert second is not None
-    assert first.event is second.event
-    assert first.epoch is second.epoch
 
 
 def test_a_sound_body_needs_no_seal() -> None:
