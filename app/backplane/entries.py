@@ -31,6 +31,7 @@ _FIELDS = 8
 _EPOCH = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _TIME_DIGITS = 18
 _MOST_EPOCHS = 256
+"""Epochs whose text is kept, so that messages of one share it."""
 _epochs: dict[bytes, str] = {}
 _SEED = 0x79756A69  # so that an empty body has no seal of zeros
 
