@@ -1,9 +1,11 @@
 """Brings subscribers that are behind up to date from history, and then makes them live.
 
-One whose messages memory holds is live in one step. Else it reads them in turns: each turn tries that step
-first, since new messages come faster than turns where there is much to do. Behind are those that have just subscribed, that recover, or that did not read for a while. Those that are
-held back for using more than their share stay behind until `LATE_SECONDS` after that: they get what has
-come meanwhile together, in rounds that take no time from deliveries.
+Behind are those that have just subscribed, that recover, or that did not read for a while. One whose
+messages memory holds is live in one step. Another one reads them in turns, each of which tries that step
+first: where there is much to do, new messages come faster than turns.
+
+Those that are held back for using more than their share stay behind until `LATE_SECONDS` after that: they
+get what has come meanwhile together, in rounds that take no time from deliveries.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -15,6 +16,9 @@ from collections.abc import Callable
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
+
+import pytest
 
 from app.config import Settings
 from tests.support.clock import Clock
@@ -519,3 +523,24 @@ def test_a_rival_with_workers_and_another_layout_are_left_alone(
     assert table.is_there()
     assert not table.restore()
     assert path.read_bytes().startswith(b"YJ-SLOTS of a later layout")
+
+
+def test_where_there_is_no_room_for_a_clean_table_no_claim_reads_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All workers wait for the lock meanwhile; a user who comes needs a few places only."""
+
+    def is_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    table = SlotTable(tmp_path / "slots")
+    reads = Mock(wraps=table.users._live)
+    monkeypatch.setattr(table.users, "_live", reads)
+    with table.lock:
+        monkeypatch.setattr(os, "posix_fallocate", is_full)
+        for key in range(2, 2**15 + 100):  # half of the places are used, and some
+            assert table.users.claim(key, 0, 1)
+        assert reads.call_count == 0
+        monkeypatch.undo()
+        assert table.users.claim(2**40, 0, 1)
+        assert table.users.held(2**40) == table.users.held(2) == 1

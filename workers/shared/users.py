@@ -379,22 +379,20 @@ class UsersTable:
             OSError: there is no room for it; nothing has changed.
         """
         live: list[tuple[int, int]] = []
-        offset = self._base
-        old_area, old_map = self._header[_AREA], None
-        if old_area:
+        # Before the entries are read: where there is no room, each claim tries this.
+        offset = self._make_room(buckets)
+        old_map = None
+        if self._header[_AREA]:
             self._refresh()
             old_map = self._map
             # One of each user and row: many of one hash would take for ever to be put in their places.
             live = list({(key, _row(value)): (key, value) for key, value in self._live()}.values())
-            while len(live) * 2 > buckets:
-                buckets *= 2
-            old_offset, old_buckets = _place(old_area)
-            if offset + buckets * _ENTRY_SIZE > old_offset:
-                offset = old_offset + old_buckets * _ENTRY_SIZE
-        size = buckets * _ENTRY_SIZE
-        os.posix_fallocate(self._fd, offset, size)  # a map of what is not there kills (SIGBUS)
+            if len(live) * 2 > buckets:
+                while len(live) * 2 > buckets:
+                    buckets *= 2
+                offset = self._make_room(buckets)
         # All zero, whatever a killed process has left here.
-        for at in range(offset, offset + size, _PIECE):
+        for at in range(offset, offset + buckets * _ENTRY_SIZE, _PIECE):
             os.pwrite(self._fd, bytes(_PIECE), at)
         self._map_area(offset, buckets)
         entries, mask = self._entries, self._mask
@@ -409,6 +407,20 @@ class UsersTable:
         self._header[_FILLED] = len(live)
         if old_map is not None:
             old_map.madvise(mmap.MADV_REMOVE)  # gives the memory back
+
+    def _make_room(self, buckets: int) -> int:
+        """Where a table of so many entries can lie, in memory that the file has by now.
+
+        Raises:
+            OSError: there is no room.
+        """
+        offset, size, old_area = self._base, buckets * _ENTRY_SIZE, self._header[_AREA]
+        if old_area:
+            old_offset, old_buckets = _place(old_area)
+            if offset + size > old_offset:
+                offset = old_offset + old_buckets * _ENTRY_SIZE
+        os.posix_fallocate(self._fd, offset, size)  # a map of what is not there kills (SIGBUS)
+        return offset
 
 
 def _row(value: int) -> int:
