@@ -528,7 +528,7 @@ def test_a_rival_with_workers_and_another_layout_are_left_alone(
 def test_where_there_is_no_room_for_a_clean_table_no_claim_reads_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All workers wait for the lock meanwhile; a user who comes needs a few places only."""
+    """All workers wait for the lock meanwhile; a claim needs a few places only."""
 
     def is_full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no room")
