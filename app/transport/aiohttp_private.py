@@ -31,6 +31,7 @@ CONNECTION_NAMES = frozenset(
         "_close",
         "_current_request",
         "_force_close",
+        "_handle_request",
         "_keepalive_timeout",
         "_manager",
         "_message_tail",

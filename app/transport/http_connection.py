@@ -16,7 +16,7 @@ import enum
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any, Protocol
 
 from aiohttp import hdrs, web
@@ -323,6 +323,13 @@ class HttpConnection(GuardedConnection):
         if body:
             self.resume()  # before aiohttp may pause it again
             self._parse(body)
+
+    def _handle_request(
+        self, request: web.BaseRequest, *others: Any
+    ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
+        """The request is in progress from now on: aiohttp says so only when the task of its handler begins."""
+        self._request_in_progress, self._current_request = True, request
+        return super()._handle_request(request, *others)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None

@@ -113,6 +113,44 @@ async def test_at_rest_after_each_request(request_: bytes, size: int) -> None:
     assert rested == [len(request_) * done for done in range(4)]
 
 
+@pytest.mark.parametrize("request_", [GET, POST, CHUNKED, MISSING])
+async def test_answering_from_the_head_of_a_request_to_its_answer(request_: bytes) -> None:
+    """At each turn of the loop: a worker that ends may ask at any."""
+    connection = HttpServer(web.Server(answer), Guard(lambda _: None))()
+    transport = Memory()
+    connection.connection_made(transport)
+    await settled(connection)
+    for _ in range(3):
+        transport.written = b""
+        connection.data_received(request_)
+        turns = 0
+        while not transport.written:
+            assert connection.is_answering, turns
+            assert not connection.is_at_rest, turns
+            turns += 1
+            await asyncio.sleep(0)
+        await settled(connection)
+        assert not connection.is_answering
+        assert connection.is_at_rest
+    connection.connection_lost(None)
+    await settled(connection)
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_client_that_closes_within_a_body_ends_its_request_at_any_turn(turns: int) -> None:
+    connection = HttpServer(web.Server(answer), Guard(lambda _: None))()
+    connection.connection_made(Memory())
+    await settled(connection)
+    connection.data_received(POST[:-1])
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    connection.eof_received()
+    await settled(connection)
+    assert not connection.is_answering
+    connection.connection_lost(None)
+    await settled(connection)
+
+
 # Between two servers
 
 
