@@ -19,7 +19,6 @@ from app.protocol.codecs import COMMENT, EVENT_STREAM
 from app.protocol.offsets import Offset
 from app.protocol.requests import ConnectOptions, Request
 from app.sessions.auth import Identity
-from app.sessions.pages import READ_SECONDS
 from app.sessions.protocol_session import ProtocolSession
 from app.sessions.retry import draw_delay, read_delay, retry_reason
 from app.sessions.session import FLOWING, Opening, Recovery, Work
@@ -121,9 +120,7 @@ class EventStreamSession(ProtocolSession):
     async def _recover(
         self, opening: Opening, options: ConnectOptions, known: Mapping[str, Position]
     ) -> None:
-        subscriptions = self.context.subscriptions
-        self.context.rates.charge(self, READ_SECONDS * len(known))
-        starts = await subscriptions.find_starts(known)
+        starts = await self.context.subscriptions.find_starts(self, known)
         if self.state == OPEN:
             self._greet(opening, options, starts)
 

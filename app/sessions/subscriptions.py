@@ -107,8 +107,7 @@ class Subscriptions:
     async def _subscribe_with_past(
         self, session: Session, request: Request, wanted: Subscribe
     ) -> None:
-        self._rates.charge(session, READ_SECONDS * len(wanted.recover))
-        starts = await self.find_starts(wanted.recover)
+        starts = await self.find_starts(session, wanted.recover)
         ends: dict[str, Position] = {}
         if wanted.history is not None:
             # What is stored meanwhile must not fall between the history and live messages.
@@ -218,12 +217,17 @@ class Subscriptions:
 
     # Recovery.
 
-    async def find_starts(self, positions: Mapping[str, Position]) -> dict[str, Start]:
-        """Where a client that has seen these positions goes on.
+    async def find_starts(
+        self, session: Session, positions: Mapping[str, Position]
+    ) -> dict[str, Start]:
+        """Where a client that has seen these positions goes on; its session is charged for the reads.
 
         Raises:
             BackplaneUnavailable: a stream cannot be read.
         """
+        live = self._fanout.positions
+        behind = sum(at != live[type] for type, at in positions.items())
+        self._rates.charge(session, READ_SECONDS * behind)
         deadline = time.monotonic() + AHEAD_SECONDS
         return {type: await self._find_start(type, at, deadline) for type, at in positions.items()}
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from app.protocol.offsets import Offset, encode_offset
 from app.sessions import subscriptions as module
+from app.sessions.pages import READ_SECONDS
 from app.sessions.subscriptions import AHEAD_SECONDS, Subscriptions
 from app.types import Position
+from tests.support.delivery import messages
+from tests.support.sessions import Worker
+from tests.support.waiting import until
+from tests.unit.test_event_stream import client as event_stream
+from tests.unit.test_phases import socketio
 
 TYPES = [f"t{n}" for n in range(32)]
 
@@ -33,12 +43,40 @@ async def test_a_client_that_is_ahead_in_many_types_waits_no_longer_than_in_one(
         catchup=unused,
         history=unused,
         pages=unused,
-        rates=unused,
+        rates=Mock(),
         metrics=unused,
     )
-    starts = await subscriptions.find_starts({type: Position("e", 9) for type in TYPES})
+    session: Any = None
+    starts = await subscriptions.find_starts(session, {type: Position("e", 9) for type in TYPES})
     assert now - 100.0 < AHEAD_SECONDS + module.LONGEST_AHEAD_PAUSE + 0.001
     for start in starts.values():
         assert (start.position, start.recovered) == (Position("e", 4), False)
         assert start.gap is not None
         assert start.gap.reason == "epoch"
+
+
+def recover_plain(worker: Worker, seen: Position) -> None:
+    recover = {"status": {"epoch": seen.epoch, "seq": seen.seq}}
+    worker.client().ask("subscribe", {"types": ["status"], "recover": recover})
+
+
+def recover_events(worker: Worker, seen: Position) -> None:
+    event_stream(worker, offset=Offset({"status": seen}, False))
+
+
+def recover_socketio(worker: Worker, seen: Position) -> None:
+    pid = worker.context.tokens.pid("c0", None, {"status"}, False, worker.fanout.positions)
+    offset = encode_offset({"status"}, {"status": seen}, batch=False)
+    socketio(worker).say("40" + json.dumps({"pid": pid, "offset": offset}))
+
+
+@pytest.mark.parametrize("recover", [recover_plain, recover_events, recover_socketio])
+async def test_a_recovery_is_charged_alike_by_each_protocol(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, recover: Callable[[Worker, Position], None]
+) -> None:
+    worker.history.items = messages(1, 6)
+    await worker.fanout.deliver(messages(1, 6))
+    charge = Mock()
+    monkeypatch.setattr(worker.rates, "charge", charge)
+    recover(worker, Position("e1", 3))
+    await until(lambda: any(call.args[1] == READ_SECONDS for call in charge.mock_calls))

@@ -342,7 +342,7 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
         if work is not None:
             await work
         starts = await context.subscriptions.find_starts(
-            {type: at for type, at in offset.positions.items() if type in self.types}
+            self, {type: at for type, at in offset.positions.items() if type in self.types}
         )
         if replaced and old is not None:
             # The disconnect handlers of the old connection still know it by the id.
