@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 KEY_TYPES = {"RS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
 """Kinds of keys by the algorithm that a token names."""
+_PUBLIC = ("kty", "alg", "kid", "crv", "x", "y", "n", "e")
+"""Members of a key that are read: of a private one, the library would search for the factors, for minutes."""
 
 MAX_TRIED = 4
 """Keys of one name that are tried on a token."""
@@ -279,8 +281,8 @@ def read_keys(body: bytes, most: int | None = None) -> list[jwt.PyJWK]:
         if entry.get("use", "sig") != "sig":
             continue
         try:
-            key = jwt.PyJWK(dict(entry))
-        except (jwt.PyJWTError, ArithmeticError, TypeError, ValueError):
+            key = jwt.PyJWK({name: entry[name] for name in _PUBLIC if name in entry})
+        except Exception:  # noqa: BLE001, S112 (two libraries read it, each with errors of its own)
             continue
         if key.algorithm_name in KEY_TYPES:
             keys.append(key)

@@ -242,6 +242,31 @@ def test_a_huge_set_is_cut() -> None:
     assert len(read_keys(json.dumps({"keys": keys}).encode(), MAX_KEYS)) == MAX_KEYS
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        jwk("2", RSA_KEY) | {"alg": "none"},
+        jwk("2", RSA_KEY) | {"alg": "HS256"},
+        jwk("2", RSA_KEY) | {"alg": []},
+        {"kty": "oct", "k": "c2VjcmV0", "alg": "HS256"},
+        {"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"},
+    ],
+)
+async def test_a_key_of_no_use_takes_none_of_the_others_away(wrong: dict[str, Any]) -> None:
+    issuer = Issuer()
+    issuer.give(wrong, jwk("1", ED_KEY))
+    assert await issuer.verify(signed(ED_KEY, "1")) == "ann"
+    assert issuer.results == ["ok"]
+
+
+def test_of_a_private_key_the_public_half_is_read() -> None:
+    """Its factors, which nothing here needs, would be searched for."""
+    private = json.loads(jwt.get_algorithm_by_name("RS256").to_jwk(RSA_KEY))
+    assert "d" in private
+    (key,) = read_keys(json.dumps({"keys": [private]}).encode())
+    assert not hasattr(key.key, "private_numbers")
+
+
 async def test_over_http_only_a_plain_answer_counts(aiohttp_answers: Any) -> None:
     good = json.dumps({"keys": [jwk("1", ED_KEY)]}).encode()
     for answer, result in (
