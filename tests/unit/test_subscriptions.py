@@ -65,7 +65,7 @@ def recover_events(worker: Worker, seen: Position) -> None:
 
 
 def recover_socketio(worker: Worker, seen: Position) -> None:
-    pid = worker.context.tokens.pid("c0", None, {"status"}, False, worker.fanout.positions)
+    pid = worker.context.tokens.pid("c0", None, ("status",), False, worker.fanout.positions)
     offset = encode_offset({"status"}, {"status": seen}, batch=False)
     socketio(worker).say("40" + json.dumps({"pid": pid, "offset": offset}))
 
