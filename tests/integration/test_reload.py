@@ -237,7 +237,7 @@ async def test_new_workers_that_die_when_they_take_over(service: Reloaded) -> No
     master = service.master
     service.change(
         "app/sessions/handoff/transfer.py",
-        "        return [self._can_take(state, chunks) for state in states]\n",
+        "        return [self._check(state, chunks) for state in states]\n",
         "        os._exit(9)\n",
     )
     report = await service.reload()
