@@ -41,10 +41,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._clock = _Selector()
         super().__init__(self._clock)
+        self._began = super().time()
 
     def time(self) -> float:
-        """Seconds of the machine, and those that were left out."""
-        return super().time() + self._clock.ahead
+        """Seconds that timers have waited for: those that work takes do not count."""
+        return self._began + self._clock.ahead
 
 
 async def elapse(seconds: float) -> None:
