@@ -63,7 +63,7 @@ class MessageSocket:
     """One end of a conversation: JSON values with descriptors. It waits on the loop: a step takes no thread.
 
     Args:
-        connection: a connected Unix socket, which it closes in the end.
+        connection: a Unix socket, which it closes in the end.
         timeout: seconds for which it waits until something can be written or read.
     """
 
@@ -79,14 +79,13 @@ class MessageSocket:
         Raises:
             OSError: none does, or too many conversations wait to be accepted.
         """
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        made = cls(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), timeout)
         try:
-            connection.setblocking(False)
-            connection.connect(str(path))
+            made._connection.connect(str(path))
         except BaseException:
-            connection.close()
+            made.close()
             raise
-        return cls(connection, timeout)
+        return made
 
     def close(self) -> None:
         """End the conversation."""
