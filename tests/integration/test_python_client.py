@@ -299,9 +299,7 @@ async def test_a_drain_says_when_to_come_back(tmp_path: Path) -> None:
             # Not after the thirty seconds of its own.
             assert waiting.pause is not None
             assert waiting.pause < 15
-            second = Service(data_dir=tmp_path / "data", BIND=f"127.0.0.1:{first.port}")
-            second.port = first.port
-            async with second:
+            async with Service(data_dir=first.data_dir, port=first.port) as second:
                 lab.reconnect()
                 await second.publish("config", "tick", 2)
                 assert data(await collect(subscription, 2)) == [2]
@@ -325,11 +323,11 @@ async def test_a_type_that_is_removed_keeps_no_other_from_flowing(
             await first.publish("lab", "tick", 2)
             await collect(subscription, 2)
             await asyncio.to_thread(first.stop)
-            second = Service(data_dir=tmp_path / "data", BIND=f"127.0.0.1:{first.port}", WORKERS=1)
-            second.port = first.port
-            async with second:
+            async with Service(data_dir=first.data_dir, port=first.port, WORKERS=1) as second:
                 await second.publish("config", "tick", 3)
                 assert data(await collect(subscription, 3)) == [3]
+                # The type that is no more is asked for alone, after the others.
+                await until(lambda: errors, "the refusal has come")
                 assert set(errors) == {"INVALID_TYPE"}
     finally:
         await asyncio.to_thread(first.destroy)

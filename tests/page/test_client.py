@@ -183,7 +183,6 @@ async def test_a_drain_says_when_to_come_back(client: Client) -> None:
         await first.publish("config", "tick", 1)
         await node.until("event", "tick")
         kept = data.parent.parent / f"{data.parent.name}-kept"
-        first_port = first.port
         assert first.process is not None
         first.process.terminate()
         waiting = await node.until("state", "waiting")
@@ -191,9 +190,7 @@ async def test_a_drain_says_when_to_come_back(client: Client) -> None:
         first.process.wait(30)
         data.rename(kept)
         await first.__aexit__(None, None, None)
-        second = Service(data_dir=kept, BIND=f"127.0.0.1:{first_port}")
-        second.port = first_port
-        async with second:
+        async with Service(data_dir=kept, port=first.port) as second:
             await second.publish("config", "tick", 2)
             lines = await collect(node, 2)
             assert ticks(lines) == [2]
@@ -212,9 +209,7 @@ async def test_a_type_that_is_removed_keeps_no_other_from_flowing(
             await first.publish("lab", "tick", 2)
             await collect(node, 2)
             await asyncio.to_thread(first.stop)
-            second = Service(data_dir=tmp_path / "data", BIND=f"127.0.0.1:{first.port}", WORKERS=1)
-            second.port = first.port
-            async with second:
+            async with Service(data_dir=first.data_dir, port=first.port, WORKERS=1) as second:
                 await second.publish("config", "tick", 3)
                 lines = await collect(node, 3)
                 assert ticks(lines) == [3]

@@ -51,6 +51,7 @@ class Service:
         data_dir: kept after the end when given; otherwise a temporary one.
         allow_traceback: whether a traceback in the log is part of the test.
         open_files: limit of descriptors of each process; 0: that of the tests.
+        port: to listen on, such as that of a service that has stopped; 0: a free one.
         settings: environment settings by name, on top of quiet defaults: two workers,
             no collector, no rate limit and test handlers.
     """
@@ -65,6 +66,7 @@ class Service:
         data_dir: Path | None = None,
         allow_traceback: bool = False,
         open_files: int = 0,
+        port: int = 0,
         **settings: Any,
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="yj-"))
@@ -73,7 +75,7 @@ class Service:
         self.absent.mkdir()
         self.allow_traceback = allow_traceback
         self.open_files = open_files
-        self.port = free_port()
+        self.port = port or free_port()
         self.settings: dict[str, str] = {
             "BIND": f"127.0.0.1:{self.port}",
             "WORKERS": "2",
