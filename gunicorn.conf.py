@@ -63,7 +63,7 @@ _SEND_BUFFER = 128 * 1024
 wsgi_app = "workers.runtime:create"
 worker_class = "workers.gunicorn_worker.RealtimeWorker"
 chdir = str(paths.home())
-bind = _settings["bind"]
+bind = _master.bind
 workers = _settings["workers"]
 backlog = 16384  # all clients come back at once; the kernel bounds it by net.core.somaxconn
 timeout = 30
@@ -77,9 +77,9 @@ logconfig_dict = logs.logconfig(_settings["log_level"].upper(), _settings["log_f
 proc_name = "yujian-presence"
 
 
-def on_starting(_: Any) -> None:
+def on_starting(server: Any) -> None:
     _master.lock.share()  # once more, in case gunicorn has become a daemon since
-    _master.await_address()
+    _master.await_address(server)
     _master.record()
     _master.allow_open_files()
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import gunicorn
 import gunicorn.arbiter
+import gunicorn.sock
 from aiohttp.worker import GunicornWebWorker
 from gunicorn.arbiter import Arbiter
 from gunicorn.pidfile import Pidfile
@@ -258,3 +259,16 @@ def start_again_by_module(arbiter: Any) -> None:
 def listening_sockets(arbiter: Any) -> list[socket.socket]:
     """The sockets that the master listens on, without gunicorn's wrapper."""
     return [listener.sock for listener in arbiter.LISTENERS]
+
+
+def inherited_sockets() -> list[socket.socket]:
+    """Those that the master before has passed on at USR2; the descriptors stay gunicorn's."""
+    passed = os.environ.get("GUNICORN_FD", "")
+    return [socket.socket(fileno=os.dup(int(number))) for number in passed.split(",") if number]
+
+
+def listen_anew(arbiter: Any) -> None:
+    """Listen on the configured address, and leave the inherited sockets to the master before."""
+    for number in os.environ.pop("GUNICORN_FD").split(","):
+        os.close(int(number))
+    arbiter.LISTENERS = gunicorn.sock.create_sockets(arbiter.cfg, arbiter.log)

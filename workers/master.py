@@ -30,7 +30,7 @@ from workers import gunicorn_private
 from workers.reload import fingerprint
 from workers.shared import paths
 from workers.shared.file import explain, write_atomically
-from workers.shared.listening import fault_of
+from workers.shared.listening import address_of, fault_of, stands_for
 from workers.shared.locks import MastersLock
 from workers.shared.polling import block_until
 from workers.shared.processes import SUCCESSOR, called_with, end, read_pid, start_time
@@ -83,6 +83,12 @@ class Master:
         self._home = home
         self._monotonic = monotonic
         self.settings, self.dotenv = _read(home)
+        self.bind: str = self.settings["bind"]
+        """Address that gunicorn listens on, where systemd gives no sockets in its place."""
+        self._has_given_sockets = (
+            os.environ.get("LISTEN_PID") == str(os.getpid()) and SUCCESSOR not in os.environ
+        )
+        """Of systemd, which keeps them open: another BIND does not take their place."""
         self.data_dir = Path(self.settings["data_dir"])
         # One that exists may be shared with others: its mode is not ours to change.
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -180,27 +186,42 @@ class Master:
             SystemExit: there is no room for it; bears the line that says so.
         """
         try:
-            fingerprint.record(paths.configuration().parent, self.data_dir, self.settings["bind"])
+            bind = None if self._has_given_sockets else self.bind
+            fingerprint.record(paths.configuration().parent, self.data_dir, bind)
         except OSError as error:
             sys.exit(explain(error))
 
-    def await_address(self) -> None:
+    def await_address(self, arbiter: Any) -> None:
         """Wait until BIND can be listened on: a service that is ending may still have it.
+
+        A socket that is there is kept, unless it was passed on by a master with another BIND.
 
         Raises:
             SystemExit: it stays impossible; bears the line that says why.
         """
-        if "GUNICORN_FD" in os.environ or os.environ.get("LISTEN_PID") == str(os.getpid()):
-            return  # the sockets are there
+        with contextlib.ExitStack() as stack:
+            inherited = [
+                address_of(stack.enter_context(one)) for one in gunicorn_private.inherited_sockets()
+            ]
+        bind = self.bind
+        if os.environ.get("LISTEN_PID") == str(os.getpid()) or (
+            inherited and stands_for(bind, inherited)
+        ):
+            return
         faults = [""]
 
         def is_free() -> bool:
-            faults[0] = fault_of(self.settings["bind"])
+            faults[0] = fault_of(bind, *inherited[:1])
             return not faults[0]
 
         if not block_until(is_free, _ADDRESS_SECONDS, _ADDRESS_INTERVAL):
-            self.pid_file.unlink(missing_ok=True)
+            for file in self._pid_files:
+                if read_pid(file) == os.getpid():
+                    file.unlink(missing_ok=True)
             sys.exit(faults[0])
+        if inherited:
+            logger.info("BIND is %s, no longer %s", bind, ", ".join(inherited))
+            gunicorn_private.listen_anew(arbiter)
 
     def write_pid_file(self, path: Path, pid: int) -> None:
         """Make it readable for all; a service that runs goes on without, and tries it again.
@@ -395,10 +416,12 @@ class Master:
             settings, dotenv = _read(self._home)
             if settings["data_dir"] != self.settings["data_dir"]:
                 raise WrongSettings("DATA_DIR: cannot change on a reload; restart the service")
-            if settings["bind"] != self.settings["bind"]:
-                if fault := fault_of(settings["bind"]):
+            bind = settings["bind"]
+            if bind != self.bind and not self._has_given_sockets:
+                if fault := fault_of(bind, self.bind):
                     raise WrongSettings(fault)
-                fingerprint.note_bind(self.data_dir, settings["bind"])
+                fingerprint.note_bind(self.data_dir, bind)
+                self.bind = bind
         except WrongSettings as error:
             logger.error("The settings stay as they were: %s", error)
         except OSError as error:

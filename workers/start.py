@@ -14,7 +14,6 @@ Both must see the same DATA_DIR, /dev/shm and process ids, and be of the same us
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import os
 import socket
@@ -32,14 +31,13 @@ from workers.handoff.channel import LISTENERS, MessageSocket, close_all
 from workers.reload.command import NotRunning, find_master
 from workers.reload.watch import Failed, Watch
 from workers.shared import paths
+from workers.shared.listening import address_of, stands_for
 from workers.shared.processes import SUCCESSOR, read_pid, start_time
 from workers.shared.slots import READY, SlotTable
 
 FIRST_FD = 3
 """Where gunicorn looks for the sockets (sd_listen_fds(3))."""
 _MOST = 16
-
-Address = str
 
 
 @dataclass(frozen=True)
@@ -51,15 +49,6 @@ class ListeningSockets:
 
     master: int
     descriptors: list[int]
-
-
-def address_of(listener: socket.socket) -> Address:
-    """The address of a listening socket, as BIND says it."""
-    name = listener.getsockname()
-    if listener.family == socket.AF_UNIX:
-        return f"unix:{name}"
-    host, port = name[:2]
-    return f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
 
 
 def ask(settings: Settings) -> ListeningSockets | None:
@@ -111,7 +100,7 @@ def take(received: ListeningSockets, bind: str) -> list[int]:
         listener = socket.socket(fileno=descriptor)
         addresses.append(address_of(listener))
         kept.append(listener.detach())
-    if set(addresses) <= _names_of(bind):
+    if stands_for(bind, addresses):
         return kept
     print(
         f"BIND is {bind}, no longer {', '.join(addresses)}: the new address is listened on anew",
@@ -119,18 +108,6 @@ def take(received: ListeningSockets, bind: str) -> list[int]:
     )
     close_all(kept)
     return []
-
-
-def _names_of(bind: str) -> set[Address]:
-    """The addresses that BIND may stand for."""
-    if bind.startswith("unix:"):
-        return {bind}
-    host, _, port = bind.rpartition(":")
-    with contextlib.suppress(OSError):
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-        hosts = [f"[{name[0]}]" if ":" in str(name[0]) else name[0] for *_, name in found]
-        return {bind, *(f"{host}:{port}" for host in hosts)}
-    return {bind}
 
 
 def place(descriptors: Sequence[int], environ: Mapping[str, str]) -> dict[str, str]:

@@ -342,6 +342,39 @@ async def test_an_address_that_is_taken_changes_nothing() -> None:
         service.destroy()
 
 
+async def test_a_new_master_listens_on_another_address() -> None:
+    """A USR2 past the check of one that is taken changes nothing either."""
+    service = Reloaded()
+    service.version("first")
+    del service.settings["BIND"]
+    (service.root / ".env").write_text(f"BIND=127.0.0.1:{service.port}\n")
+    service.start()
+    try:
+        async with connected(service):
+            with socket.create_server(("127.0.0.1", 0)) as taken:
+                bind = f"127.0.0.1:{taken.getsockname()[1]}"
+                (service.root / ".env").write_text(f"BIND={bind}\n")
+                master = service.master
+                os.kill(master, signal.SIGUSR2)
+                said = f"BIND: cannot listen on {bind}: Address already in use"
+                await until(lambda: said in service.log, "its refusal", 40)
+                await until(
+                    lambda: not service.data_dir.joinpath("gunicorn.pid.2").exists(), "gone"
+                )
+                assert service.master == master
+            service.port, old = int(bind.rpartition(":")[2]), service.port
+            report = await service.reload("--signal=USR2")
+            assert report["handed_over"] == CLIENTS
+            assert f"BIND becomes {bind}, no longer 127.0.0.1:{old}" in report["errors"]
+            await service.serves("first")
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", old))
+        os.kill(service.master, signal.SIGTERM)
+        service.assert_nothing_left()
+    finally:
+        service.destroy()
+
+
 def test_nothing_to_reload(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "workers.reload"],

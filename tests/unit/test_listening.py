@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.shared.listening import fault_of
+from workers.shared.listening import fault_of, stands_for
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
@@ -47,3 +47,30 @@ def test_a_path(tmp_path: Path) -> None:
     path.unlink()
     path.write_text("a file")
     assert "something that is no socket" in fault_of(f"unix:{path}")
+
+
+def test_another_host_of_the_own_port_needs_a_restart() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        port = own.getsockname()[1]
+        fault = fault_of(f"0.0.0.0:{port}", f"127.0.0.1:{port}")
+        assert f"the service listens on 127.0.0.1:{port} until it ends: restart it" in fault
+        assert "ss -ltnp" in fault_of(f"127.0.0.1:{port}", "127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("bind", "address", "same"),
+    [
+        ("127.0.0.1:1", "127.0.0.1:1", True),
+        ("localhost:1", "127.0.0.1:1", True),
+        ("127.0.0.1:0", "127.0.0.1:1", True),
+        ("[::1]:1", "[::1]:1", True),
+        ("unix:/a", "unix:/a", True),
+        ("127.0.0.1:1", "127.0.0.1:2", False),
+        ("0.0.0.0:1", "127.0.0.1:1", False),
+        ("127.0.0.1:0", "unix:/a", False),
+        ("unix:/a", "127.0.0.1:1", False),
+        ("unix:/a", "unix:/b", False),
+    ],
+)
+def test_what_bind_stands_for(bind: str, address: str, *, same: bool) -> None:
+    assert stands_for(bind, [address]) is same

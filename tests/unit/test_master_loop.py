@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -297,6 +298,23 @@ def test_the_limit_of_open_files_is_raised(
     assert done == ([set_to] if set_to else [])
     assert [r.levelno for r in caplog.records] == [logging.WARNING] * warned
     assert ("MAX_TOTAL_CONNECTIONS=10000" in caplog.text) is warned
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["own", "of systemd"])
+def test_another_bind_takes_the_place_of_own_sockets_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, given: bool
+) -> None:
+    settings = {"data_dir": str(tmp_path / "data"), "backplane_url": "", "bind": "127.0.0.1:0"}
+    settings |= {"max_total_connections": 10}
+    monkeypatch.setattr(master_module, "_read", lambda _: (settings, {}))
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid() if given else 1))
+    master = Master(tmp_path)
+    settings = settings | {"bind": "[::1]:0"}
+    master.reload()
+    master.clean_up()
+    shutil.rmtree(paths.runtime_dir(master.data_dir))
+    assert master.settings["bind"] == "[::1]:0"
+    assert master.bind == ("127.0.0.1:0" if given else "[::1]:0")
 
 
 def test_settings_that_cannot_be_read_are_named(tmp_path: Path) -> None:

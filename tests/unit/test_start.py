@@ -11,6 +11,7 @@ import pytest
 
 from app import config
 from workers import start
+from workers.shared.listening import address_of
 
 
 def listening(family: socket.AddressFamily, address: Any) -> socket.socket:
@@ -22,12 +23,12 @@ def listening(family: socket.AddressFamily, address: Any) -> socket.socket:
 
 def test_addresses_as_bind_says_them(tmp_path: Path) -> None:
     with listening(socket.AF_INET, ("127.0.0.1", 0)) as four:
-        assert start.address_of(four) == f"127.0.0.1:{four.getsockname()[1]}"
+        assert address_of(four) == f"127.0.0.1:{four.getsockname()[1]}"
     with listening(socket.AF_INET6, ("::1", 0)) as six:
-        assert start.address_of(six) == f"[::1]:{six.getsockname()[1]}"
+        assert address_of(six) == f"[::1]:{six.getsockname()[1]}"
     path = str(tmp_path / "s")
     with listening(socket.AF_UNIX, path) as local:
-        assert start.address_of(local) == f"unix:{path}"
+        assert address_of(local) == f"unix:{path}"
 
 
 @pytest.mark.parametrize(

@@ -121,14 +121,17 @@ def check(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def check_bind(data_dir: Path, master: int, bind: str) -> None:
-    """A master that cannot listen on a new address would end.
+    """A master that cannot listen on a new address would end; say that there is one.
 
     Raises:
         Failed: it cannot; says why.
     """
     before = fingerprint.bind_of(data_dir, master)
-    if before not in (None, bind) and (fault := fault_of(bind)):
+    if before is None or before == bind:
+        return
+    if fault := fault_of(bind, before):
         raise Failed(fault)
+    say(f"BIND becomes {bind}, no longer {before}: what is connected stays, new clients need it")
 
 
 def _run(environ: Mapping[str, str], *arguments: str) -> str:

@@ -22,11 +22,11 @@ from workers.shared.processes import start_time
 _INSTALLED = (".dist-info", ".egg-info")
 
 
-def record(root: Path, data_dir: Path, bind: str) -> None:
+def record(root: Path, data_dir: Path, bind: str | None) -> None:
     """Write what this process is made of by now; done by a master before its first fork.
 
     Args:
-        bind: the setting of the address that it listens on.
+        bind: the setting of the address that it listens on; None where systemd gives the sockets.
     """
     for pid, old in paths.fingerprint_files(data_dir):
         if not start_time(pid):
@@ -56,7 +56,7 @@ def note_bind(data_dir: Path, bind: str) -> None:
 
 
 def bind_of(data_dir: Path, pid: int) -> str | None:
-    """The setting of the address that a master listens on; None when it has not said."""
+    """The setting of the address that a master listens on; None when it is not known."""
     return (_recorded(data_dir, pid) or {}).get("bind")
 
 

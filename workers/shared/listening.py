@@ -1,11 +1,13 @@
-"""Whether an address can be listened on, found out before anything depends on it."""
+"""What BIND stands for, and whether it can be listened on, found out before anything depends on it."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 _ADVICE = {
@@ -15,11 +17,34 @@ _ADVICE = {
 }
 
 
-def fault_of(bind: str) -> str:
+def address_of(listener: socket.socket) -> str:
+    """The address of a listening socket, as BIND says it."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host, port = name[:2]
+    return f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
+
+
+def stands_for(bind: str, addresses: Iterable[str]) -> bool:
+    """Whether BIND names all these addresses of sockets; port 0 names any port."""
+    if bind.startswith("unix:"):
+        return set(addresses) <= {bind}
+    host, _, port = bind.rpartition(":")
+    hosts = {host}
+    with contextlib.suppress(OSError):
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        hosts |= {f"[{name[0]}]" if ":" in str(name[0]) else str(name[0]) for *_, name in found}
+    parts = [address.rpartition(":") for address in addresses]
+    return all(its_host in hosts and port in ("0", its_port) for its_host, _, its_port in parts)
+
+
+def fault_of(bind: str, beside: str = "") -> str:
     """Why BIND cannot be listened on, in one line; empty when it can.
 
     Args:
         bind: `host:port`, `[IPv6]:port` or `unix:path`.
+        beside: the one that the service which asks listens on, and keeps until it has this one.
     """
     try:
         if bind.startswith("unix:"):
@@ -31,6 +56,8 @@ def fault_of(bind: str) -> str:
         number = error.errno if isinstance(error, OSError) else None
         reason = getattr(error, "strerror", None) or str(error)
         advice = _ADVICE.get(number or 0, "choose another address")
+        if number == errno.EADDRINUSE and beside.rpartition(":")[2] == bind.rpartition(":")[2]:
+            advice = f"the service listens on {beside} until it ends: restart it"
         return f"BIND: cannot listen on {bind}: {reason}: {advice}"
     return ""
 
