@@ -32,7 +32,7 @@ try:
 except master.WrongSettings as error:
     sys.exit(str(error))
 except OSError as error:
-    sys.exit(explain(error))
+    raise logs.ending(explain(error)) from None
 _settings = _master.settings
 
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_master.metrics_dir)  # read at the first import
@@ -91,10 +91,14 @@ def when_ready(server: Any) -> None:
     _master.watch_over(server)
     _master.guard_terminal(server)
     _master.guard_spawning(server)
+    _master.guard_succession(server)
     _limit_send_buffers(server)
     # What exists now is shared with the workers as long as their collector leaves it alone.
     gc.collect()
     gc.freeze()
+    atexit.register(
+        _leave_unless_served
+    )  # an error that gunicorn does not expect ends it without `on_exit`
 
 
 def on_reload(server: Any) -> None:
@@ -109,6 +113,7 @@ def pre_fork(server: Any, _worker: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
+    atexit.unregister(_leave_unless_served)
     worker.take_early_signals(gunicorn_private.signals(server))
 
 
@@ -122,6 +127,7 @@ def child_exit(server: Any, _worker: Any) -> None:
 
 
 def on_exit(_: Any) -> None:
+    atexit.unregister(_leave_unless_served)
     _master.pass_pid_file_on()
     _leave()
 
@@ -137,14 +143,16 @@ def _leave() -> None:
         _master.clean_up()
 
 
-def _leave_after_check() -> None:
+def _leave_unless_served() -> None:
+    """Workers of a master that is gone do it when the last of them ends."""
+    _master.slots.sweep()
     if not _master.slots.rows():
         _leave()
 
 
 if "--check-config" in sys.argv:
     # A service that ended while `make reload` checked its configuration was not alone.
-    atexit.register(_leave_after_check)
+    atexit.register(_leave_unless_served)
 
 
 def _limit_send_buffers(server: Any) -> None:

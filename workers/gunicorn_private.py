@@ -7,6 +7,7 @@ them fails here, at the import, with one line that names it.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import socket
 import sys
@@ -29,7 +30,7 @@ _CLASS_NAMES: Iterable[tuple[type, tuple[str, ...]]] = (
         (
             *("WORKER_BOOT_ERROR", "LISTENERS", "WORKERS", "START_CTX"),
             *("stop", "murder_workers", "wait_for_signals", "handle_hup", "handle_term"),
-            "spawn_worker",
+            *("spawn_worker", "reexec"),
         ),
     ),
     (WorkerTmp, ("last_update", "notify")),
@@ -110,17 +111,23 @@ def keep_socket_paths(arbiter: Any, *, keep: bool) -> None:
     arbiter.systemd = keep
 
 
-def on_wrong_configuration(arbiter: Any, report: Callable[[BaseException], None]) -> None:
-    """Let the good configuration stay in force when a reload finds one that fails."""
+def on_wrong_configuration(arbiter: Any, report: Callable[[str], None]) -> None:
+    """Let the good configuration stay in force when a reload finds one that fails.
+
+    gunicorn prints why and ends by a code; `report` gets the last line of that, else the error.
+    """
     application = arbiter.app
     read = application.reload
 
     def reload() -> None:
         good = application.cfg
+        printed = io.StringIO()
         try:
-            read()
+            with contextlib.redirect_stderr(printed):
+                read()
         except (Exception, SystemExit) as error:  # noqa: BLE001 (a file may raise anything)
-            report(error)
+            lines = printed.getvalue().strip().splitlines()
+            report(lines[-1] if lines else str(error))
             application.cfg = good
 
     application.reload = reload
@@ -197,6 +204,24 @@ def survive_failed_spawn(arbiter: Any, report: Callable[[OSError], None]) -> Non
         return pid
 
     arbiter.spawn_worker = spawn_worker
+
+
+def survive_failed_successor(arbiter: Any, report: Callable[[BaseException], None]) -> None:
+    """Let a USR2 that cannot start a new master change nothing.
+
+    The arbiter would end where it cannot fork; and a fork of it that cannot become the new master would end its workers.
+    """
+    start = arbiter.reexec
+
+    def reexec() -> None:
+        try:
+            start()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (of the hook before it, too)
+            report(error)
+            if os.getpid() != arbiter.pid:
+                os._exit(1)
+
+    arbiter.reexec = reexec
 
 
 def write_pid_files_by(write: Callable[[Path, int], None]) -> None:

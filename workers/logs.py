@@ -10,8 +10,11 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import logging.config
 import math
 import re
+import sys
+import threading
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -178,6 +181,38 @@ def logconfig(level: str, style: str) -> dict[str, Any]:
 _GUNICORN = ("gunicorn.error", "gunicorn.access")
 
 
+def set_up(level: str, style: str) -> None:
+    """Let this process log as `logconfig` says, what Python writes to stderr by itself too."""
+    logging.config.dictConfig(logconfig(level, style))
+    logging.captureWarnings(capture=True)
+    logger = logging.getLogger("python")
+
+    def uncaught(kind: Any, error: Any, trouble: Any) -> None:
+        logger.critical("An error ends this process", exc_info=(kind, error, trouble))
+
+    def in_thread(of: threading.ExceptHookArgs) -> None:
+        if of.exc_value is not None:
+            logger.error(
+                "An error ends a thread", exc_info=(of.exc_type, of.exc_value, of.exc_traceback)
+            )
+
+    def unraisable(of: Any) -> None:
+        said = of.err_msg or "Exception ignored in"
+        logger.error(
+            "%s: %r", said, of.object, exc_info=(of.exc_type, of.exc_value, of.exc_traceback)
+        )
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = uncaught, in_thread, unraisable
+
+
+def ending(reason: str) -> SystemExit:
+    """The end of a process that cannot start: a line for people, or one of the log where those are JSON."""
+    if any(isinstance(one.formatter, JsonFormatter) for one in logging.getLogger().handlers):
+        logging.getLogger("gunicorn.error").critical("%s", reason)
+        return SystemExit(1)
+    return SystemExit(reason)
+
+
 def enter_worker(worker: int, secrets: Iterable[str]) -> None:
     """In a worker, after the fork: add its number to each line and hide these texts."""
     hidden = {text for text in secrets if len(text) >= _LEAST_HIDDEN}
@@ -204,6 +239,10 @@ def _each_text(value: Any, change: Any) -> Any:
         return {change(str(key)): _each_text(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_each_text(item, change) for item in value]
-    if value is None or isinstance(value, bool | int | float):
+    if (
+        value is None
+        or isinstance(value, bool | int)
+        or (isinstance(value, float) and math.isfinite(value))
+    ):
         return value
     return change(str(value))

@@ -26,7 +26,7 @@ from typing import Any
 
 from dotenv import dotenv_values
 
-from workers import gunicorn_private
+from workers import gunicorn_private, logs
 from workers.reload import fingerprint
 from workers.shared import paths
 from workers.shared.file import explain, write_atomically
@@ -189,7 +189,7 @@ class Master:
             bind = None if self._has_given_sockets else self.bind
             fingerprint.record(paths.configuration().parent, self.data_dir, bind)
         except OSError as error:
-            sys.exit(explain(error))
+            raise logs.ending(explain(error)) from None
 
     def await_address(self, arbiter: Any) -> None:
         """Wait until BIND can be listened on: a service that is ending may still have it.
@@ -218,7 +218,7 @@ class Master:
             for file in self._pid_files:
                 if read_pid(file) == os.getpid():
                     file.unlink(missing_ok=True)
-            sys.exit(faults[0])
+            raise logs.ending(faults[0])
         if inherited:
             logger.info("BIND is %s, no longer %s", bind, ", ".join(inherited))
             gunicorn_private.listen_anew(arbiter)
@@ -233,7 +233,7 @@ class Master:
             write_pid_file(path, pid)
         except OSError as error:
             if not self._runs:
-                sys.exit(explain(error))
+                raise logs.ending(explain(error)) from None
             logger.error("The pid file is missing, and is written later: %s", explain(error))
 
     def guard_configuration(self, arbiter: Any) -> None:
@@ -242,7 +242,7 @@ class Master:
         gunicorn would exit, and the service with it.
         """
 
-        def report(error: BaseException) -> None:
+        def report(error: str) -> None:
             logger.error("gunicorn.conf.py fails, so the old one stays in force: %s", error)
 
         gunicorn_private.on_wrong_configuration(arbiter, report)
@@ -288,6 +288,14 @@ class Master:
             self.end_failed_reload(arbiter)
 
         gunicorn_private.survive_failed_spawn(arbiter, report)
+
+    def guard_succession(self, arbiter: Any) -> None:
+        """Go on as before where no new master can be started."""
+
+        def report(error: BaseException) -> None:
+            logger.error("A new master cannot be started, so this one goes on: %s", error)
+
+        gunicorn_private.survive_failed_successor(arbiter, report)
 
     def guard_terminal(self, arbiter: Any) -> None:
         """End when the terminal is closed, which the kernel and shells tell by HUP too.
@@ -484,10 +492,13 @@ def _read(home: Path) -> tuple[dict[str, Any], dict[str, str]]:
     warnings = checked.stderr.strip().splitlines()
     if checked.returncode:
         raise WrongSettings(warnings[-1] if warnings else f"exit code {checked.returncode}")
+    settings = json.loads(checked.stdout)
+    if not logging.getLogger().hasHandlers():
+        logs.set_up(settings["log_level"].upper(), settings["log_format"])
     for line in warnings:
         logger.warning("%s", line.removeprefix("warning: "))
     values = dotenv_values(stream=io.StringIO(before.decode()), interpolate=False)
-    return json.loads(checked.stdout), {name: text or "" for name, text in values.items()}
+    return settings, {name: text or "" for name, text in values.items()}
 
 
 def _contents(path: Path) -> bytes:

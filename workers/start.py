@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import socket
 import sys
@@ -27,6 +28,7 @@ from app import config
 from app.command_line import make_parser
 from app.config import Settings
 from app.errors import SettingsError
+from workers import logs
 from workers.handoff.channel import LISTENERS, MessageSocket, close_all
 from workers.reload.command import NotRunning, find_master
 from workers.reload.watch import Failed, Watch
@@ -34,6 +36,8 @@ from workers.shared import paths
 from workers.shared.listening import address_of, stands_for
 from workers.shared.processes import SUCCESSOR, read_pid, start_time
 from workers.shared.slots import READY, SlotTable
+
+logger = logging.getLogger(__name__)
 
 FIRST_FD = 3
 """Where gunicorn looks for the sockets (sd_listen_fds(3))."""
@@ -102,10 +106,7 @@ def take(received: ListeningSockets, bind: str) -> list[int]:
         kept.append(listener.detach())
     if stands_for(bind, addresses):
         return kept
-    print(
-        f"BIND is {bind}, no longer {', '.join(addresses)}: the new address is listened on anew",
-        file=sys.stderr,
-    )
+    logger.warning("BIND is %s, no longer %s: it is listened on anew", bind, ", ".join(addresses))
     close_all(kept)
     return []
 
@@ -134,7 +135,7 @@ def end_predecessor(watch: Watch, successor: int) -> int:
     try:
         watch.await_successor(successor)
     except Failed as error:
-        print(f"The old service goes on: {error}", file=sys.stderr, flush=True)
+        logger.error("The old service goes on: %s", error)
         return 1
     return 0
 
@@ -151,9 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.chdir(paths.home())
     try:
         settings = config.load(os.environ, Path(".env"))
+        logs.set_up(settings.log_level.upper(), settings.log_format)
         received = ask(settings)
     except (SettingsError, Failed, PermissionError) as error:
-        sys.exit(str(error))
+        raise logs.ending(str(error)) from None
     environ = dict(os.environ)
     if received is not None:
         environ[SUCCESSOR] = str(received.master)

@@ -54,7 +54,10 @@ EXCEPTIONS = {
     "app.prometheus_private": {"library.MmapedDict", "library.ValueClass"},
     "app.transport.http_connection": {"connection._request_count"},
     "app.transport.takeover": {"protocol._message_tail"},
-    "workers.logs": {"handler.formatter.worker", "handler.formatter.hidden"},
+    "workers.logs": {
+        *("handler.formatter.worker", "handler.formatter.hidden"),
+        *("sys.excepthook", "sys.unraisablehook", "threading.excepthook"),
+    },
     # The loop has no other place for what ends with it.
     "app.seconds": {"loop.setattr()"},
     "workers.shared.file": {"library.mmap.restype", "library.mmap.argtypes"},

@@ -46,3 +46,47 @@ assert "app" not in sys.modules
 
 
 # Secrets in whatever a library or a client may say
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_what_python_says_by_itself_is_in_the_log(style: str) -> None:
+    code = f"""
+import threading, warnings
+from workers.logs import set_up
+
+set_up("INFO", {style!r})
+
+class Odd:
+    def __del__(self):
+        raise ValueError("in a finalizer")
+
+def fail():
+    raise ValueError("in a thread")
+
+warnings.warn("of old")
+Odd()
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+raise ValueError("at last")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("  ")]
+    for line, said in zip(
+        lines, ["of old", "in a finalizer", "in a thread", "at last"], strict=True
+    ):
+        if style == "json":
+            entry = json.loads(line)
+            assert said in entry["message"] + entry.get("traceback", "")
+        else:
+            assert line.startswith("20")
+
+
+@pytest.mark.parametrize(("style", "plain"), [("text", True), ("json", False)])
+def test_the_end_of_a_start_is_one_line(style: str, *, plain: bool) -> None:
+    code = f"from workers import logs; logs.set_up('INFO', {style!r}); raise logs.ending('no: x')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line == "no: x" if plain else json.loads(line)["message"] == "no: x"

@@ -375,6 +375,70 @@ async def test_a_new_master_listens_on_another_address() -> None:
         service.destroy()
 
 
+async def test_a_master_that_ends_by_an_error_leaves_nothing() -> None:
+    service = Reloaded()
+    fails = """
+
+    def fail() -> None:
+        raise RuntimeError("an error of a test")
+
+    server.handle_ttin = fail
+"""
+    service.change(
+        "gunicorn.conf.py",
+        "def when_ready(server: Any) -> None:",
+        f"def when_ready(server: Any) -> None:{fails}",
+    )
+    service.version("first")
+    service.start()
+    try:
+        assert service.process is not None
+        os.kill(service.master, signal.SIGTTIN)
+        assert await asyncio.to_thread(service.process.wait, 60) != 0
+        service.assert_nothing_left()
+        assert "an error of a test" in service.log
+        assert not paths.slots_file(service.data_dir).exists()
+    finally:
+        service.destroy()
+
+
+async def test_every_line_of_a_json_log_is_json() -> None:
+    """From the start to the end, of all that speak: gunicorn, the service, its handlers, Python."""
+    service = Reloaded()
+    service.settings["LOG_FORMAT"] = "json"
+    service.data_dir.mkdir()
+    service.data_dir.chmod(0o777)  # a warning before there is a configuration
+    speaks = """import threading, warnings
+
+def fail() -> None:
+    raise RuntimeError("of a thread")
+
+warnings.warn("of a library")
+threading.Thread(target=fail).start()
+"""
+    handlers = service.root / "handlers.py"
+    handlers.write_text(handlers.read_text() + speaks)
+    service.version("first")
+    service.start()
+    try:
+        configuration = service.read("gunicorn.conf.py")
+        (service.root / "gunicorn.conf.py").write_text("import no_such_module\n")
+        os.kill(service.master, signal.SIGHUP)
+        await until(lambda: "No module named 'no_such_module'" in service.log, "its refusal", 60)
+        (service.root / "gunicorn.conf.py").write_text(configuration)
+        os.kill(service.master, signal.SIGUSR1)
+        await until(service.is_ready, "workers", 60)
+        assert (await service.reload("--signal=USR2"))["code"] == 0
+        os.kill(service.master, signal.SIGTERM)
+        await until(lambda: not service.processes(), "the end", 60)
+        messages = [json.loads(line) for line in service.log.splitlines()]
+        said = "\n".join(f"{one['message']} {one.get('traceback', '')}" for one in messages)
+        for each in ("may write into DATA_DIR", "of a library", "of a thread", "Shutting down"):
+            assert each in said
+    finally:
+        service.destroy()
+
+
 def test_nothing_to_reload(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "workers.reload"],

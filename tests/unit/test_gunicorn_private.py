@@ -124,7 +124,7 @@ def test_before_the_end(arbiter: Any) -> None:
 
 def test_a_configuration_that_fails_changes_nothing(arbiter: Any) -> None:
     good = arbiter.app.cfg
-    errors: list[BaseException] = []
+    errors: list[str] = []
 
     def fail() -> None:
         arbiter.app.cfg = None
@@ -133,7 +133,7 @@ def test_a_configuration_that_fails_changes_nothing(arbiter: Any) -> None:
     arbiter.app.reload = fail
     gunicorn_private.on_wrong_configuration(arbiter, errors.append)
     arbiter.app.reload()
-    assert [str(error) for error in errors] == ["no such setting"]
+    assert errors == ["no such setting"]
     assert arbiter.app.cfg is good
 
 
@@ -226,6 +226,30 @@ def test_a_worker_that_cannot_be_forked_is_missing(arbiter: Any) -> None:
     arbiter.spawn_worker = lambda: 7
     gunicorn_private.survive_failed_spawn(arbiter, errors.append)
     assert arbiter.spawn_worker() == 7
+
+
+def test_a_new_master_that_cannot_be_started_ends_nothing(
+    arbiter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[str] = []
+
+    def no_process() -> int:
+        raise BlockingIOError(errno.EAGAIN, "no process")
+
+    def ends(code: int) -> None:
+        errors.append(f"exit {code}")
+
+    gunicorn_private.survive_failed_successor(arbiter, lambda error: errors.append(str(error)))
+    monkeypatch.setattr(os, "fork", no_process)
+    monkeypatch.setattr(os, "_exit", ends)
+    arbiter.reexec()
+    assert errors == ["[Errno 11] no process"]
+    assert arbiter.reexec_pid == 0
+    monkeypatch.setattr(os, "fork", lambda: 0)
+    arbiter.pid = os.getppid()  # in the fork
+    arbiter.START_CTX = {"cwd": "/nowhere", "args": []}
+    arbiter.reexec()
+    assert errors[1:] == ["[Errno 2] No such file or directory: '/nowhere'", "exit 1"]
 
 
 def test_pid_files_are_written_by_the_service(

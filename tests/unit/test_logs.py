@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ def test_json() -> None:
         "connection": "c1",
         "sizes": [1, "/x"],
     }
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_json_cannot_say(number: float) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    line = JsonFormatter().format(record("x", seconds=number, each=[number]))
+    read = json.loads(line, parse_constant=refuse)
+    assert read["seconds"] == str(number)
+    assert read["each"] == [str(number)]
 
 
 def test_no_input_can_forge_a_line() -> None:

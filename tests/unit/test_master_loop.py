@@ -304,8 +304,8 @@ def test_the_limit_of_open_files_is_raised(
 def test_another_bind_takes_the_place_of_own_sockets_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, given: bool
 ) -> None:
-    settings = {"data_dir": str(tmp_path / "data"), "backplane_url": "", "bind": "127.0.0.1:0"}
-    settings |= {"max_total_connections": 10}
+    settings: dict[str, Any] = {"data_dir": str(tmp_path / "data"), "backplane_url": ""}
+    settings |= {"max_total_connections": 10, "bind": "127.0.0.1:0"}
     monkeypatch.setattr(master_module, "_read", lambda _: (settings, {}))
     monkeypatch.setenv("LISTEN_PID", str(os.getpid() if given else 1))
     master = Master(tmp_path)
