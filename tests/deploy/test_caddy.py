@@ -268,6 +268,43 @@ async def test_tokens_do_not_reach_the_log(caddy: Caddy) -> None:
     assert "xyz789" not in caddy.log
 
 
+async def test_no_secret_of_a_request_that_fails_reaches_the_log() -> None:
+    """Errors are logged with the request as well; of both sites, and of the way to https."""
+
+    async def backend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = (await reader.readuntil(b"\r\n\r\n")).decode()
+        if request.startswith("GET /status"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+        elif request.startswith("GET /events"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\nok")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(backend, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    query = "?token=hidden-1&resume=hidden-2"
+    headers = {"Referer": f"https://x.example/{query}", "X-Publish-Token": "hidden-3"}
+    try:
+        caddy = await asyncio.to_thread(Caddy(f"127.0.0.1:{port}").start)
+        try:
+            assert (await get(caddy, f"{caddy.api}/ws/stats{query}", **headers))[0] == 502
+            with pytest.raises(aiohttp.ClientError):
+                await get(caddy, f"{caddy.api}/events{query}", **headers)
+            await get(caddy, f"{caddy.site}/icon.svg{query}", **headers)
+            plain = f"http://{API}:{caddy.environ['HTTP_PORT']}/ws/stats{query}"
+            async with caddy.session() as http:
+                await http.get(plain, headers=headers, allow_redirects=False)
+            for each in ("http.log.error", "incomplete response", "/icon.svg", "Location"):
+                await until(lambda each=each: each in caddy.log, each)  # type: ignore[misc]
+            assert caddy.log.count("token=REDACTED") >= 4
+            assert "hidden-" not in caddy.log
+        finally:
+            await asyncio.to_thread(caddy.stop)
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
 # What is public
 
 
