@@ -165,7 +165,9 @@ class Probe:
         except _NeedsToken:
             why = "clients need a token, and there is no AUTH_SECRET here to make one"
         except (aiohttp.WSServerHandshakeError, _Closed) as error:
-            status, body = await self._refusal()
+            status, body = await self._refusal(as_page=False)
+            if isinstance(error, aiohttp.WSServerHandshakeError) and status != error.status:
+                status, body = await self._refusal(as_page=True)  # it is the page that is refused
             code = body.get("code")
             if (status, code) in _FULL:
                 why = f"{_FULL[status, code]} ({code})"
@@ -207,10 +209,11 @@ class Probe:
                 what = f"message {got['type']} {got['seq']} received"
             return f"{what}, {1000 * (time.monotonic() - began):.0f} ms in all"
 
-    async def _refusal(self) -> tuple[int, dict[str, Any]]:
-        """The status and the JSON object with which a handshake is refused that no browser makes.
+    async def _refusal(self, *, as_page: bool) -> tuple[int, dict[str, Any]]:
+        """The status and the JSON object with which a handshake is refused.
 
-        A browser's is accepted, and then closed.
+        Args:
+            as_page: from the page's origin, as a browser: most are accepted, and then closed.
         """
         handshake = {
             "Connection": "Upgrade",
@@ -221,7 +224,7 @@ class Probe:
         if self._client_token:
             handshake["Authorization"] = f"Bearer {self._client_token}"
         async with (
-            self._session(as_page=False) as http,
+            self._session(as_page=as_page) as http,
             http.get(f"{self._url}/ws/realtime?types=", headers=handshake) as answer,
         ):
             body: Any = None

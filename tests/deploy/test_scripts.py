@@ -194,6 +194,12 @@ def test_verify_fails_with_the_number_of_the_check(
     assert done.code == code, done
 
 
+def test_verify_says_why_the_page_is_refused(installed: Installed) -> None:
+    options = ("--only", "handshake", "--origin", "https://evil.example")
+    done = installed.run("verify-deployment.sh", installed.base, *options)
+    assert "answered 403 FORBIDDEN: This origin is not allowed; see ALLOWED_ORIGINS." in done.out
+
+
 def test_verify_fails_without_a_message(installed: Installed) -> None:
     """There is no publisher here, and without a token the check publishes nothing."""
     environ = {"PUBLISH_TOKEN": "wrong"}
