@@ -49,6 +49,8 @@ _SLEPT = 5.0
 """Seconds between two looks of the master's loop that mean that it was stopped meanwhile."""
 _ADDRESS_SECONDS, _ADDRESS_INTERVAL = 5.0, 0.2
 """For which the start waits for its address, and between two tries."""
+_ORPHANS_SECONDS = 15.0
+"""The same where workers of a killed master listen there: they look for it every six seconds or more often."""
 _SPAWN_LOG_SECONDS = 10.0
 """Between two lines about workers that cannot be started."""
 _END_SECONDS = 5.0
@@ -214,7 +216,8 @@ class Master:
             faults[0] = fault_of(bind, *inherited[:1])
             return not faults[0]
 
-        if not block_until(is_free, _ADDRESS_SECONDS, _ADDRESS_INTERVAL):
+        seconds = _ORPHANS_SECONDS if self.slots.rows() else _ADDRESS_SECONDS
+        if not block_until(is_free, seconds, _ADDRESS_INTERVAL):
             for file in self._pid_files:
                 if read_pid(file) == os.getpid():
                     file.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from app.seconds import REST
 from workers import master as master_module
 from workers.master import Master, WrongSettings
 from workers.shared import paths
@@ -315,6 +316,26 @@ def test_another_bind_takes_the_place_of_own_sockets_only(
     shutil.rmtree(paths.runtime_dir(master.data_dir))
     assert master.settings["bind"] == "[::1]:0"
     assert master.bind == ("127.0.0.1:0" if given else "[::1]:0")
+
+
+@pytest.mark.parametrize("orphans", [False, True])
+def test_a_start_waits_for_workers_of_a_killed_master(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, orphans: bool
+) -> None:
+    waited: list[float] = []
+
+    def wait(_: object, seconds: float, __: float) -> bool:
+        waited.append(seconds)
+        return True
+
+    monkeypatch.setattr(master_module, "block_until", wait)
+    master: Any = Master.__new__(Master)
+    master.bind = "127.0.0.1:3001"
+    master.slots = SlotTable(tmp_path / "slots")
+    if orphans:
+        master.slots.claim_row(1)
+    master.await_address(Arbiter())
+    assert (waited[0] > REST) is orphans
 
 
 def test_settings_that_cannot_be_read_are_named(tmp_path: Path) -> None:
