@@ -32,7 +32,7 @@ options:
   --docker, --host  do not find out which it is
   --timeout SECONDS for the service to become healthy (60)
   --min-free MB     disk space that must be free (1024)
-  --keep N          backups to keep (10)
+  --keep N          backups to keep, that of this deployment included (10)
   --no-backup       skip step 2
   --no-rollback     leave a failed deployment as it is
   --no-start        fail if no service runs, rather than start one
@@ -67,8 +67,7 @@ while (($#)); do
     --connect) need "$@"; connect=$2; shift ;;
     --ca) need "$@"; ca=$2; shift ;;
     --wait) need "$@"; wait=$2; shift ;;
-    --docker) mode=docker ;;
-    --host) mode=host ;;
+    --docker | --host) only_one "$1" "$mode" "${1#--}"; mode=${1#--} ;;
     --timeout) need "$@"; timeout=$2; shift ;;
     --min-free) need "$@"; min_free=$2; shift ;;
     --keep) need "$@"; keep=$2; shift ;;
@@ -83,8 +82,9 @@ while (($#)); do
   shift
 done
 for number in "$wait" "$timeout" "$min_free" "$keep"; do
-  [[ $number =~ ^[0-9]+$ ]] || die 64 "$number must be an integer of 0 or more"
+  is_number "$number" || die 64 "$number must be an integer of 0 or more, without a zero in front"
 done
+((keep > 0)) || die 64 "--keep must be 1 or more: the backup of this deployment is one"
 [[ -z $base || $base =~ ^https?://[^/]+$ ]] || die 64 "the base URL must be http:// or https:// and a host"
 
 # The reader of the output may end first, as `tee` does on ^C.

@@ -50,8 +50,11 @@ backup='' what=() reload=1 list='' as_json='' dry_run='' looking=() as_seen=() b
 need() { [[ $# -ge 2 && -n $2 ]] || die 64 "$1 needs a value"; }
 while (($#)); do
   case $1 in
-    --data-only) what=(--data) ;;
-    --release-only) what=(--release) ;;
+    --data-only | --release-only)
+      option=${1%-only}
+      only_one "$1" "${what[*]-}" "$option"
+      what=("$option")
+      ;;
     --no-reload) reload='' ;;
     --base-url | --connect | --ca)
       need "$@"

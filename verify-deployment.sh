@@ -76,8 +76,8 @@ ask_compose
 base=${base:-$(public_base)}
 base=${base%/}
 [[ $base =~ ^https?://[^/]+$ ]] || die 64 "the base URL must be http:// or https:// and a host"
-[[ $days =~ ^[0-9]+$ ]] || die 64 "--days must be an integer of 0 or more"
-[[ $wait =~ ^[0-9]+$ ]] || die 64 "--wait must be an integer of 0 or more"
+is_number "$days" || die 64 "--days must be an integer of 0 or more"
+is_number "$wait" || die 64 "--wait must be an integer of 0 or more"
 [[ -z $ca || -r $ca ]] || die 64 "--ca: $ca cannot be read"
 for chosen in ${only//,/ } ${skip//,/ }; do
   [[ " ${checks[*]} " == *" $chosen "* ]] || die 64 "no such check: $chosen"

@@ -18,6 +18,12 @@ die() {
   exit "$1"
 }
 
+# A number as arithmetic takes it: with a zero in front it would be one of base 8.
+is_number() { [[ $1 =~ ^(0|[1-9][0-9]{0,8})$ ]]; }
+
+# only_one OPTION BEFORE AFTER: of two options that say the opposite.
+only_one() { [[ -z $2 || $2 == "$3" ]] || die 64 "$1 contradicts an option before it"; }
+
 # The Python that has the service's requirements.
 find_python() {
   local candidate

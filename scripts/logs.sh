@@ -31,7 +31,7 @@ while (($#)); do
   esac
   shift || true
 done
-[[ $lines =~ ^[0-9]+$ ]] || die 64 "--lines takes a number"
+is_number "$lines" || die 64 "--lines takes a number"
 
 if runs_in_docker || [[ $service != backend ]]; then
   exec docker compose logs --tail "$lines" ${follow:+--follow} "$service"

@@ -65,6 +65,24 @@ def test_help_names_every_exit_code_and_wrong_usage_is_one(script: str) -> None:
     assert wrong.returncode == 64
 
 
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("deploy-websocket.sh", ["--docker", "--host"]),
+        ("deploy-websocket.sh", ["--timeout", "08"]),
+        ("deploy-websocket.sh", ["--min-free", "99999999999999999999"]),
+        ("deploy-websocket.sh", ["--keep", "0"]),
+        ("rollback.sh", ["--data-only", "--release-only", "x"]),
+        ("verify-deployment.sh", ["--days", "09"]),
+        ("scripts/logs.sh", ["--lines", "010"]),
+    ],
+)
+def test_numbers_and_options_that_cannot_be_meant(script: str, options: list[str]) -> None:
+    dry = [] if script == "scripts/logs.sh" else ["--dry-run"]
+    done = subprocess.run([REPO / script, *dry, *options], capture_output=True, text=True)
+    assert done.returncode == 64, done
+
+
 def test_scripts_take_the_settings_that_systemd_gave_the_service(tmp_path: Path) -> None:
     """Settings alone, and none that the operator has set."""
     given = tmp_path / "environ"
