@@ -106,7 +106,7 @@ class Attendance:
         try:
             await self._store.end_own()
         except FAILURES as error:
-            logger.info("the lease of this worker's users ends by itself: %s", explain(error).words)
+            logger.info("The lease of this worker's users ends by itself: %s", explain(error).words)
 
     async def run(self) -> None:
         """Look once a second for ever."""
@@ -128,7 +128,7 @@ class Attendance:
         except (*FAILURES, ClientError) as error:
             if self._log_limit.allows("failed"):
                 words = error.message if isinstance(error, ClientError) else explain(error).words
-                logger.warning("the list of users is not up to date: %s", words)
+                logger.warning("The list of users is not up to date: %s", words)
 
     # What this worker has.
 

@@ -110,7 +110,7 @@ class Delivery:
                 self._catchup.start(subscriber)
         if batch.control_lost:
             logger.warning(
-                "the backplane lost its data: control messages between workers are missing"
+                "The backplane lost its data: control messages between workers are missing"
             )
         if batch.control:
             try:

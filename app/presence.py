@@ -134,7 +134,7 @@ class Presence:
                 self._learn(_from_fields(stored))
         except ClientError as error:
             if self._confirmed:
-                logger.warning("cannot read the presence state: %s", error)
+                logger.warning("Cannot read the presence state: %s", error)
             self._confirmed = False
             self._failed = self._monotonic()
 

@@ -70,7 +70,7 @@ class Tick:
                     await self._figures.show()
                     self._exports.export()
             except Exception:
-                logger.exception("cannot update the statistics of this second")
+                logger.exception("Cannot update the statistics of this second")
             self._memory.look(len(self._hub))
 
     def end(self) -> None:

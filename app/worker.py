@@ -27,7 +27,7 @@ DRAIN_RATE = 100
 
 def give_up(name: str, error: Exception) -> None:
     """Leave, since a loop keeps failing: clients would wait for ever, and recover elsewhere."""
-    logger.critical("the worker exits: %s keeps failing", name, exc_info=error)
+    logger.critical("The worker exits: %s keeps failing", name, exc_info=error)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

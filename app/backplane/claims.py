@@ -348,7 +348,7 @@ class UserClaims:
                 dead = [name for name in here if place_of(name)[1] not in rows]
             for name in dead:
                 shown = name.decode(errors="replace")
-                logger.info("released the user claims of the dead worker %s", shown)
+                logger.info("Released the user claims of the dead worker %s", shown)
                 await self._retire(name)
         except FAILURES:
             return

@@ -388,13 +388,13 @@ class StreamPublisher:
         self._faults[place] = fault, self._monotonic()
         if known is None or known[0].cause != fault.cause:
             level = logging.WARNING if fault.passes else logging.ERROR
-            logger.log(level, "cannot publish to %s: %s", type, fault.words)
+            logger.log(level, "Cannot publish to %s: %s", type, fault.words)
 
     def _forget(self, type: str) -> None:
         """Something was stored: the server takes messages, and so does this type."""
         for place in ("", type) if self._faults else ():
             if self._faults.pop(place, None) is not None:
-                logger.info("publishing to %s works again", place or "all types")
+                logger.info("Publishing to %s works again", place or "all types")
 
     def _call(self, type: str, drafts: Sequence[Draft]) -> tuple[Script, Sequence[Argument]]:
         keys = self._keys.get(type)

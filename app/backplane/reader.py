@@ -260,7 +260,7 @@ class StreamReader:
             await self._link.distrust()
             self._backplane.note_misread(self._types, explain(error))
         if is_first:
-            logger.warning("cannot read from the backplane, retrying: %s", explain(error).words)
+            logger.warning("Cannot read from the backplane, retrying: %s", explain(error).words)
         if is_damage(error):
             self._damaged.update(self._types)
 
@@ -290,7 +290,7 @@ class StreamReader:
             if replica.is_read:
                 self._has_moved = True
                 words = str(error) if isinstance(error, NotThere) else explain(error).words
-                logger.info("reading from the primary, not from the replica: %s", words)
+                logger.info("Reading from the primary, not from the replica: %s", words)
             await replica.leave()
             return False
         self._answered = time.monotonic()
@@ -313,7 +313,7 @@ class StreamReader:
                 await asyncio.sleep(ENTER_PAUSE)
         replica.enter()
         await self._link.close()
-        logger.info("reading from the replica of this machine")
+        logger.info("Reading from the replica of this machine")
 
     async def _check_replica(self, replica: ReplicaRoute, timeout: float) -> None:
         """Make sure that the replica holds the streams that were read, up to the same place.
@@ -571,7 +571,7 @@ class StreamReader:
             self._has_moved = False
             return
         self.reconnects += 1
-        logger.info("reading from the backplane works again")
+        logger.info("Reading from the backplane works again")
 
     async def _follow_all(self, types: Sequence[str], force: bool = False) -> None:
         if types:
@@ -583,7 +583,7 @@ class StreamReader:
         if found.epoch == self._read[type].epoch:
             return False
         last = max(found.base, found.oldest - 1)
-        logger.warning("the stream of %s has a new epoch, after seq %d", type, last)
+        logger.warning("The stream of %s has a new epoch, after seq %d", type, last)
         self._skip(type, Gap(type, found.epoch, 1, last, "epoch"))
         return True
 

@@ -89,7 +89,7 @@ class CatchUp:
             done = self._try_now(subscriber)
         except Exception:
             # Its client reconnects and recovers; the caller is not affected.
-            logger.exception("catch-up failed", extra={"connection": subscriber.id})
+            logger.exception("Catch-up failed", extra={"connection": subscriber.id})
             subscriber.drop("catch-up failed")
             return
         if not done:
@@ -194,7 +194,7 @@ class CatchUp:
                 if not await self._advance(subscriber, self._next_type(subscriber)):
                     await asyncio.sleep(RETRY_SECONDS)
         except Exception:
-            logger.exception("catch-up failed", extra={"connection": subscriber.id})
+            logger.exception("Catch-up failed", extra={"connection": subscriber.id})
             subscriber.drop("catch-up failed")
         finally:
             if self._tasks.get(subscriber) is asyncio.current_task():

@@ -81,7 +81,7 @@ class Entry:
             settled(self)
         except Exception:
             # The others of its batch do not depend on it.
-            logger.exception("a publisher cannot be answered")
+            logger.exception("A publisher cannot be answered")
         return True
 
 
@@ -405,7 +405,7 @@ class BroadcastQueue:
                 begun = self._begin([entry.draft for entry in batch], self._land_all)
         except Exception:
             # A bug must not end publishing for good: `_run` finds out what becomes of the batch.
-            logger.exception("cannot begin to store a batch")
+            logger.exception("Cannot begin to store a batch")
         if not begun:
             self._wake.set()
 
@@ -445,7 +445,7 @@ class BroadcastQueue:
             return [error.with_traceback(None)] * len(batch)
         except Exception:
             # A bug must not end publishing for good.
-            logger.exception("cannot store a batch")
+            logger.exception("Cannot store a batch")
             return [BackplaneUnavailable()] * len(batch)
 
     def _land(self, batch: Sequence[Entry], outcomes: Sequence[Outcome]) -> None:

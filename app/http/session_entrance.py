@@ -136,5 +136,5 @@ def log_opened(session: Session, address: str) -> None:
     """Write the line of a new connection, at the level of debugging."""
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug(
-            "opened", extra={"connection": session.id, "user": session.user, "peer": address}
+            "Opened", extra={"connection": session.id, "user": session.user, "peer": address}
         )

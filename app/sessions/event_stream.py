@@ -99,7 +99,7 @@ class EventStreamSession(ProtocolSession):
         except Exception:
             if self.welcomed:
                 raise
-            logger.exception("a stream cannot begin", extra={"connection": self.id})
+            logger.exception("A stream cannot begin", extra={"connection": self.id})
             self.drop("internal error")
 
     def _open(

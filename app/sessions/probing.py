@@ -227,7 +227,7 @@ class Prober:
                 "alive", message, {"sids": held, "alive": [session.id for session in alive]}
             )
         except ClientError as error:
-            logger.info("cannot send an answer about pings: %s", error.code)
+            logger.info("Cannot send an answer about pings: %s", error.code)
 
     def on_probe(self, message: dict[str, Any]) -> None:
         """Another worker asks whether the holders of these users' places answer."""
@@ -240,7 +240,7 @@ class Prober:
                 "alive", message, {"sids": [], "alive": [], "users": users}
             )
         except ClientError as error:
-            logger.info("cannot send an answer about pings: %s", error.code)
+            logger.info("Cannot send an answer about pings: %s", error.code)
 
     async def _probe(self, users: Iterable[str]) -> dict[str, int]:
         """Connections here that answer, by user; the one of each that is silent longest ends."""
@@ -295,4 +295,4 @@ class Prober:
                 {"method": "replace", "sids": sids, "host_id": self._channel.host_id}
             )
         except ClientError as error:
-            logger.info("cannot have sessions closed that were replaced: %s", error.code)
+            logger.info("Cannot have sessions closed that were replaced: %s", error.code)

@@ -203,7 +203,7 @@ class ProtocolSession(Session):
 
     def _failed(self, error: Exception) -> None:
         if _log_limit.allows(type(error).__name__):
-            logger.error("request failed", extra={"connection": self.id}, exc_info=error)
+            logger.error("Request failed", extra={"connection": self.id}, exc_info=error)
         self.send_error(
             ClientError(
                 ErrorCode.INTERNAL_ERROR,
@@ -273,7 +273,7 @@ class ProtocolSession(Session):
         context.claiming.release(self)
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug(
-                "closed: %s", reason, extra={"connection": self.id, "user": self.user, "code": code}
+                "Closed: %s", reason, extra={"connection": self.id, "user": self.user, "code": code}
             )
 
     def forget(self) -> None:

@@ -224,7 +224,7 @@ class Roster:
         try:
             await self._questions.answer(method, message, what)
         except ClientError as error:
-            logger.info("cannot send an answer about connections: %s", error.code)
+            logger.info("Cannot send an answer about connections: %s", error.code)
 
     # What this worker has.
 

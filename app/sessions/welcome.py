@@ -142,7 +142,7 @@ class Welcome:
                 try:
                     session.release()
                 except Exception:
-                    logger.exception("a session cannot go on", extra={"connection": session.id})
+                    logger.exception("A session cannot go on", extra={"connection": session.id})
                     session.drop("internal error")
         self._release_planned = bool(held)
         if held:

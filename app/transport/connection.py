@@ -497,7 +497,7 @@ class Connection:
         """Close, since the peer has violated the protocol."""
         if _violations.allows(violation.reason):
             logger.info(
-                "protocol violation: %s",
+                "Protocol violation: %s",
                 violation.reason,
                 extra={"connection": self.id, "code": violation.code},
             )

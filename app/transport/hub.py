@@ -441,11 +441,11 @@ class Hub:
         try:
             connection.drop(reason)
         except Exception:
-            logger.exception("connection failed", extra={"connection": connection.id})
+            logger.exception("Connection failed", extra={"connection": connection.id})
 
     def _fail(self, connection: Connection, error: Exception) -> None:
         """Log an error, and drop the connection that it concerns."""
-        logger.error("connection failed", exc_info=error, extra={"connection": connection.id})
+        logger.error("Connection failed", exc_info=error, extra={"connection": connection.id})
         self._lose(connection, "internal error")
 
     def flush(self) -> None:

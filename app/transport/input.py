@@ -91,7 +91,7 @@ class InputAccount:
                 return
             largest, before = max(holders, key=self._held), self.total
             logger.warning(
-                "too much input is held: closing the largest holder",
+                "Too much input is held: closing the largest holder",
                 extra={
                     "connection": largest.id,
                     "code": int(CloseCode.TOO_BIG),

@@ -118,7 +118,7 @@ class UnreadOutput:
             return
         pending = connection.pending
         logger.warning(
-            "closing a connection that does not read: %s",
+            "Closing a connection that does not read: %s",
             reason,
             extra={
                 "connection": connection.id,

@@ -101,6 +101,35 @@ def test_pages_speak_plain_english(path: Path) -> None:
     assert [(line, words) for line, text in lines if (words := found(text))] == []
 
 
+LEVELS = {"debug": 0, "info": 0, "warning": 0, "error": 0, "exception": 0, "critical": 0, "log": 1}
+"""The calls that log a line, with the place of its text among their arguments."""
+
+
+def logged(source: str) -> Iterator[tuple[int, str]]:
+    """Line and text of each line of the log."""
+    for node in ast.walk(ast.parse(source)):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and "log" in ast.unparse(node.func.value)
+            and len(node.args) > LEVELS.get(node.func.attr, len(node.args))
+            and isinstance(text := node.args[LEVELS[node.func.attr]], ast.Constant)
+        ):
+            yield node.lineno, str(text.value)
+
+
+def test_lines_of_the_log_begin_with_a_capital() -> None:
+    """Or with a value, or the name of a file or a setting."""
+    lines = [
+        (path.name, line, text)
+        for name in ("app", "workers")
+        for path in sorted((ROOT / name).rglob("*.py"))
+        for line, text in logged(path.read_text())
+    ]
+    assert len(lines) > 100
+    assert [one for one in lines if re.match(r"[a-z]+([ :]|$)", one[2])] == []
+
+
 def test_a_name_stands_for_one_class() -> None:
     """Of the service; those with an underscore are their module's own."""
     places: dict[str, list[str]] = {}

@@ -187,7 +187,7 @@ async def test_a_bug_in_beginning_with_a_batch_ends_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(worker.node.publisher, "begin", fail)
         assert [await outcome(worker.send()) for _ in range(2)] == [2, 3]
-    assert "cannot begin to store a batch" in caplog.text
+    assert "Cannot begin to store a batch" in caplog.text
     assert await outcome(worker.send()) == 4
 
 

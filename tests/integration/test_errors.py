@@ -451,11 +451,11 @@ async def test_flood_is_closed() -> None:
 async def test_a_client_that_asks_and_leaves_at_once_is_no_failure(service: Service) -> None:
     """Its answer is given up before the work on it has begun."""
     await service.publish()
-    before = service.log.count("request failed")
+    before = service.log.count("Request failed")
     async with await RawClient.open(service) as client:
         ask = encode(TEXT, text("get_history", {"type": "status"}))
         await client.write(ask + encode(CLOSE, b"\x03\xe8"))
         await client.to_end()
     async with await PlainClient.open(service) as witness:
         await witness.barrier()
-    assert service.log.count("request failed") == before
+    assert service.log.count("Request failed") == before

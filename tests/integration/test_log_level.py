@@ -51,14 +51,14 @@ async def test_debug_and_back_without_a_reload() -> None:
             await client.barrier()
         answer = await service.get("/status")
         await until(
-            lambda: workers_that_logged(service, "closed"), "a line about the connection that ended"
+            lambda: workers_that_logged(service, "Closed"), "a line about the connection that ended"
         )
         request = answer.headers["X-Request-ID"]
         (call,) = (line for line in lines(service) if line.get("request") == request)
         assert call["message"] == "GET /status: 200"
         assert call["level"] == "debug"
-        opened = [line for line in lines(service) if line["message"] == "opened"]
-        closed = [line for line in lines(service) if line["message"].startswith("closed")]
+        opened = [line for line in lines(service) if line["message"] == "Opened"]
+        closed = [line for line in lines(service) if line["message"].startswith("Closed")]
         assert [line["connection"] for line in opened] == [line["connection"] for line in closed]
         assert before.headers["X-Request-ID"] not in service.log
 

@@ -144,7 +144,7 @@ async def test_clients_that_ask_for_all_history_and_do_not_read() -> None:
             "all pages of the one that reads",
             60,
         )
-        assert "closing a connection that does not read" in service.log
+        assert "Closing a connection that does not read" in service.log
         closed = 'realtime_connections_closed_total{code="4413"}'
         await until(lambda: metric(service, closed), "the page of a second says so")
         for one in clients:
@@ -304,7 +304,7 @@ async def test_what_handlers_work_on_is_counted() -> None:
                 await greedy.send(TEXT, event)
         _, frame = await greedy.until_frame(CLOSE)
         assert frame.close_code == 1009
-        assert "too much input is held" in service.log
+        assert "Too much input is held" in service.log
         await until(lambda: input_is(service, 2 * MB, 4 * MB), "the handlers still run")
         await until(lambda: input_is(service, 0, 0), "given back when they are done")
         await modest.send(TEXT, b'427["nap",0]')

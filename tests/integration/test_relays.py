@@ -173,7 +173,7 @@ MOST_LINES = 20
 
 
 async def test_callbacks_that_fail_do_not_fill_the_log(service: Service) -> None:
-    before, times = service.log.count("request failed"), 2 * MOST_LINES
+    before, times = service.log.count("Request failed"), 2 * MOST_LINES
     async with await raw(service) as client:
         await client.send(TEXT, f'427["ask_in_vain",{times}]'.encode())
         for _ in range(times):
@@ -183,7 +183,7 @@ async def test_callbacks_that_fail_do_not_fill_the_log(service: Service) -> None
             await client.send(TEXT, f"43{question[2 : question.index('[')]}[1]".encode())
         await client.send(TEXT, b'428["echo",1]')
         assert await packet_of(client, "438") == [1]
-    assert 0 < service.log.count("request failed") - before <= MOST_LINES
+    assert 0 < service.log.count("Request failed") - before <= MOST_LINES
 
 
 async def test_failing_handlers_of_connects_and_disconnects_do_not_fill_the_log(
@@ -205,7 +205,7 @@ async def test_failing_handlers_of_connects_and_disconnects_do_not_fill_the_log(
     await asyncio.gather(*(come_and_go() for _ in range(calls)))
     await until(lambda: service.log.count("a disconnect handler is called") == calls)
     for kind, workers in (("connect", 1), ("disconnect", 2)):
-        count = service.log.count(f" {kind} handler failed")
+        count = service.log.count(f" {kind.title()} handler failed")
         assert 0 < count <= workers * MOST_LINES, (kind, count)
 
 

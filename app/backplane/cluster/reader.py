@@ -175,7 +175,7 @@ class ClusterReader:
                 if loop.time() < until:
                     await asyncio.sleep(RETRY)
                     continue
-                logger.warning("cannot read %s yet: %s", type, explain(error).words)
+                logger.warning("Cannot read %s yet: %s", type, explain(error).words)
                 reader.begin_nowhere()
                 return error
             return None

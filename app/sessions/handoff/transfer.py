@@ -133,7 +133,7 @@ class Transfer:
             try:
                 state = dump_session(session, times, now, batch.payload)
             except CannotPass as error:
-                logger.info("not handed over: %s", error, extra={"connection": session.id})
+                logger.info("Not handed over: %s", error, extra={"connection": session.id})
                 self.stay[session] = None
                 context.catchup.start(session)
                 continue
@@ -190,7 +190,7 @@ class Transfer:
             return check_state(self._context, state, chunks)
         except CannotPass as error:
             id = state.get("id") if isinstance(state, dict) else None
-            logger.info("not taken over: %s", error, extra={"connection": id})
+            logger.info("Not taken over: %s", error, extra={"connection": id})
             return None
 
     async def unpack(
@@ -208,7 +208,7 @@ class Transfer:
             try:
                 session = load_session(self._context, fd, state)
             except Exception:
-                logger.exception("a connection was lost in the handoff: %s", state.get("id"))
+                logger.exception("A connection was lost in the handoff: %s", state.get("id"))
                 os.close(fd)
                 self._context.registry.discard(state["id"])
                 self._context.places.release_connection()
@@ -248,7 +248,7 @@ class Transfer:
 
     def _lose(self, session: Session, error: Exception) -> None:
         """Drop a session that cannot go on here; the others of its batch do."""
-        logger.error("a connection was lost in the handoff: %s", session.id, exc_info=error)
+        logger.error("A connection was lost in the handoff: %s", session.id, exc_info=error)
         self._context.metrics.handed_over["lost"].inc()
         session.drop("internal error")
 
@@ -266,7 +266,7 @@ class Transfer:
             messages = [item for item in items if isinstance(item, Message)]
             if not messages:
                 logger.warning(
-                    "control messages between workers are lost: they cannot be read again"
+                    "Control messages between workers are lost: they cannot be read again"
                 )
                 break
             found += messages

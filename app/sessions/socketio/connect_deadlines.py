@@ -61,4 +61,4 @@ class ConnectDeadlines:
                 try:
                     session.end(CloseCode.HEARTBEAT_TIMEOUT, "no Socket.IO CONNECT came in time")
                 except Exception:  # the deadlines of the others must not depend on it
-                    logger.exception("a session fails", extra={"connection": session.id})
+                    logger.exception("A session fails", extra={"connection": session.id})

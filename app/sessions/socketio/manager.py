@@ -221,7 +221,7 @@ class StreamManager(PubSubManager, RoomManager):
             async with asyncio.timeout(READ_BACK_SECONDS):
                 await read
         except TimeoutError:
-            logger.warning("an emit was stored but not read back yet")
+            logger.warning("An emit was stored but not read back yet")
         finally:
             self._unread.pop(number, None)
 
@@ -276,7 +276,7 @@ class StreamManager(PubSubManager, RoomManager):
         """
         callback = self.callbacks.get(sid, {}).pop(id, None) if id else None
         if callback is None:
-            logger.debug("unexpected acknowledgement")
+            logger.debug("Unexpected acknowledgement")
             return
         result = callback(*data)
         if inspect.isawaitable(result):
@@ -312,11 +312,11 @@ class StreamManager(PubSubManager, RoomManager):
         except Unreadable as error:
             self._note_unreadable()
             if self._log_limit.allows("unreadable"):
-                logger.warning("control message %d is skipped: %s", item.seq, error)
+                logger.warning("Control message %d is skipped: %s", item.seq, error)
             raise
         if message["method"] not in control.METHODS and self._log_limit.allows("unknown"):
             logger.warning(
-                "control message %d is skipped: this version does not know the method %r",
+                "Control message %d is skipped: this version does not know the method %r",
                 item.seq,
                 message["method"][:64],
             )
@@ -392,10 +392,10 @@ class StreamManager(PubSubManager, RoomManager):
         except ValueError as error:
             # Such as a room that is a client's own, or attachments that are not base64.
             if self._log_limit.allows(method):
-                logger.warning("control message %r cannot be carried out: %s", method, error)
+                logger.warning("Control message %r cannot be carried out: %s", method, error)
         except Exception:
             if self._log_limit.allows(method):
-                logger.exception("control message failed: %s", method)
+                logger.exception("Control message failed: %s", method)
 
     def _replace(self, message: dict[str, Any]) -> None:
         if message.get("host_id") == self.host_id:

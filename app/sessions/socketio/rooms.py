@@ -340,6 +340,6 @@ class RoomManager(ClientManager):
         """The id of an acknowledgement that is awaited from now on; there are not too many."""
         if sid not in self.callbacks and len(self.callbacks) >= MAX_AWAITED_ACKS:
             oldest = next(iter(self.callbacks))
-            logger.warning("too many awaited acknowledgements: forgetting those of %s", oldest)
+            logger.warning("Too many awaited acknowledgements: forgetting those of %s", oldest)
             del self.callbacks[oldest]
         return super().new_ack_id(sid, callback)

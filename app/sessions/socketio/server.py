@@ -102,7 +102,7 @@ class RealtimeServer(SocketServer):
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None and self._log_limit.allows(type(error).__name__):
-            logger.error("handler failed", exc_info=error)
+            logger.error("Handler failed", exc_info=error)
 
     def instrument(self, *args: Any, **kwargs: Any) -> Any:
         """Not supported: the admin page wants a table of sockets and environs, which is not kept.
@@ -173,7 +173,7 @@ class RealtimeServer(SocketServer):
             if level == logging.DEBUG or self._log_limit.allows("connect"):
                 logger.log(
                     level,
-                    "connect handler failed",
+                    "Connect handler failed",
                     extra={"connection": session.id},
                     exc_info=error,
                 )
@@ -249,7 +249,7 @@ class RealtimeServer(SocketServer):
         if kind in (sio_packet.EVENT, sio_packet.BINARY_EVENT):
             sid = self.manager.sid_from_eio_sid(session, namespace)
             if sid is None or not self.manager.is_connected(sid, namespace):
-                logger.debug("event before CONNECT", extra={"connection": session.id})
+                logger.debug("Event before CONNECT", extra={"connection": session.id})
                 return None
             if packet.data[0] in RESERVED_ON_WIRE or packet.data[0] == CATCH_ALL:
                 raise ClientError(
@@ -338,7 +338,7 @@ class RealtimeServer(SocketServer):
                 except Exception:
                     if self._log_limit.allows("disconnect"):
                         logger.exception(
-                            "disconnect handler failed", extra={"connection": session.id}
+                            "Disconnect handler failed", extra={"connection": session.id}
                         )
                 self._forget(session, namespace)
         finally:
