@@ -77,9 +77,6 @@ ConnectionT = TypeVar("ConnectionT", bound=Connection)
 class Meter(Protocol):
     """Gets the cost of each connection; see app/sessions/rates.py."""
 
-    is_busy: bool
-    """All connections together use more than their share of the loop's time."""
-
     def spend(
         self, connection: Connection, seconds: float, size: int, extras: int, now: float, /
     ) -> float:
@@ -165,7 +162,7 @@ class Hub:
 
         # How passes of the loop are divided.
         self.meter = meter
-        self.pace = Pace(lambda: meter is not None and meter.is_busy)
+        self.pace = Pace()
         """How passes of the loop are divided between messages, input and what it has begun."""
         self.turns = Turns(self.pace.slices())
         """Tasks of requests."""

@@ -951,8 +951,6 @@ async def test_heartbeats_wait_while_a_message_is_on_its_way(hub: Hub, connect: 
 class Metered:
     """Notes what is charged."""
 
-    is_busy = False
-
     def __init__(self) -> None:
         self.charged: list[tuple[int, int]] = []
 

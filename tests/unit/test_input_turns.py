@@ -56,8 +56,6 @@ clock = Clock()
 
 
 class World:
-    is_busy = False
-
     def __init__(self) -> None:
         self.hub = Hub(
             heartbeat_interval=30.0,

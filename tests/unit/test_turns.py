@@ -6,11 +6,11 @@ import asyncio
 
 from app.turns import (
     ASKED_SECONDS,
-    BUSY_SLICE,
     HURRY_SECONDS,
     MOST_AT_ONCE,
     PAUSE_SECONDS,
     REST_SECONDS,
+    SHORT_SLICE,
     SLICE,
     Pace,
     Sliced,
@@ -31,9 +31,9 @@ def test_a_message_that_is_on_its_way_makes_slices_rare() -> None:
     pace.hurry()
     assert (input(), door()) == (0.0, 0.0)
     clock.now += PAUSE_SECONDS * 1.01
-    assert (input(), door()) == (0.0, BUSY_SLICE), "it has had none for longer"
+    assert (input(), door()) == (0.0, SHORT_SLICE), "it has had none for longer"
     clock.now += PAUSE_SECONDS * 1.01
-    assert (input(), door()) == (BUSY_SLICE, 0.0), "one slice for all of them"
+    assert (input(), door()) == (SHORT_SLICE, 0.0), "one slice for all of them"
     pace.relax()
     assert input() == SLICE
     pace.hurry()
@@ -87,16 +87,7 @@ def test_work_that_asks_no_more_keeps_no_other_waiting() -> None:
     clock.now += PAUSE_SECONDS * 1.01
     assert stays() == 0.0, "the other was first"
     clock.now += ASKED_SECONDS
-    assert stays() == BUSY_SLICE
-
-
-def test_more_work_than_there_should_be_makes_slices_short() -> None:
-    clock = Clock()
-    is_busy = True
-    slice = Pace(lambda: is_busy, lambda: clock.now).slices()
-    assert slice() == BUSY_SLICE
-    is_busy = False
-    assert slice() == SLICE
+    assert stays() == SHORT_SLICE
 
 
 async def _pass() -> None:
@@ -126,7 +117,7 @@ async def test_sliced_work_goes_on_until_nothing_is_left() -> None:
 
 
 async def test_sliced_work_waits_while_there_is_no_slice() -> None:
-    slices, given = [0.0, BUSY_SLICE], []
+    slices, given = [0.0, SHORT_SLICE], []
 
     def work(seconds: float) -> bool:
         given.append(seconds)
@@ -137,9 +128,9 @@ async def test_sliced_work_waits_while_there_is_no_slice() -> None:
     await _pass()
     sliced.plan()
     await _pass()
-    assert (given, slices) == ([], [BUSY_SLICE]), "it asks again after a pause, once"
+    assert (given, slices) == ([], [SHORT_SLICE]), "it asks again after a pause, once"
     await until(lambda: not slices)
-    assert given == [BUSY_SLICE]
+    assert given == [SHORT_SLICE]
 
 
 async def test_sliced_work_that_fails_can_be_planned_again() -> None:
