@@ -1,4 +1,8 @@
-"""Clients that all come back, or ask, at once: how soon they are served, and what those connected notice of it."""
+"""Clients that all come back, or ask, at once: how soon they are served, and what those connected notice of it.
+
+Those that come or ask beside a stream would be on other machines. So they give way to its clients and to
+the service, or the figure would be of how the kernel divides two processors.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +69,7 @@ def storm(size: Size, figures: Figures) -> None:
             calm = _stream(server, load)
             load.begin("stream", headers=HEADERS, seconds=SECONDS, interval=INTERVAL)
             with _clients(server, "raw", OTHERS) as others:
+                others.give_way()
                 time.sleep(1.0)
                 others.connect(size.many)
                 beside = _latency(server, load.result())
@@ -84,6 +89,8 @@ def requests(size: Size, figures: Figures) -> None:
         _clients(server, "raw", OTHERS) as others,
         LoadClient(module="hostile") as callers,
     ):
+        others.give_way()
+        callers.give_way()
         _listen(server, load)
         others.connect(size.many)
         time.sleep(_SETTLE)
