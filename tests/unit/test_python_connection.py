@@ -203,9 +203,124 @@ async def test_a_type_that_is_refused_keeps_no_other_from_flowing() -> None:
                     raise RealtimeError("INVALID_TYPE", "Unknown type 'gone'.")
             return await ask(action, payload)
 
-        lab._ask = note  # type: ignore[method-assign]
+        lab._ask = note  # type: ignore[method-assign, assignment]
         errors: list[str] = []
         lab.on("error", lambda error: errors.append(error.code))
         lab.subscribe("status", "gone")
         await until(lambda: errors and len(asked) == 2, "an answer to both")
         assert (asked, errors) == ([["gone"], ["status"]], ["INVALID_TYPE"])
+
+
+def envelope(seq: int) -> dict[str, Any]:
+    return {
+        "id": f"m{seq}", "type": "status", "event": "tick", "timestamp": 1, "data": seq,
+        "seq": seq, "epoch": "e1",
+    }  # fmt: skip
+
+
+def past(*seqs: int) -> dict[str, Any]:
+    messages = [envelope(seq) for seq in seqs]
+    return {"event": "history_data", "type": "status", "data": {"messages": messages, "more": True}}
+
+
+def subscribed(seq: int) -> dict[str, Any]:
+    place = {"epoch": "e1", "seq": seq, "from": seq + 1, "recovered": True}
+    return {"event": "subscribed", "type": "config", "data": {"types": {"status": place}}}
+
+
+@pytest.mark.parametrize("flows", [False, True], ids=["before the first answer", "when it flows"])
+async def test_a_subscription_that_ends_and_begins_again_has_each_message_once(flows: bool) -> None:
+    async with served() as server, lab_of(server) as lab:
+        await lab.opened()
+        sent: list[tuple[str, str]] = []
+        gaps: list[object] = []
+        lab.on("gap", gaps.append)
+
+        async def note(action: str, _payload: object, id: str | None = None) -> Any:
+            sent.append((action, id or lab._new_id()))
+            await asyncio.Event().wait()
+
+        async def say(*messages: dict[str, Any]) -> None:
+            for message in messages:
+                await lab._receive(message)
+
+        lab._ask = note  # type: ignore[method-assign, assignment]
+        first = lab.subscribe("status")
+        await until(lambda: len(sent) == 1, "the first subscription")
+        if flows:
+            await say(subscribed(4))
+        first.close()
+        again = lab.subscribe("status", history=5)
+        # All this was on its way for the first one, some of it before the request was sent.
+        await say(envelope(5), *([] if flows else [subscribed(4), past(4)]))
+        await until(lambda: len(sent) == 3, "its end, and another one")
+        assert [action for action, _ in sent] == ["subscribe", "unsubscribe", "subscribe"]
+        lost = {"first": 1, "last": 3, "epoch": "e1", "reason": "history"}
+        await say(envelope(6), {"event": "gap", "type": "status", "data": lost})
+        ended = {"event": "unsubscribed", "type": "config", "data": {"types": ["status"]}}
+        await say(ended | {"replyTo": sent[1][1]})
+        await say(subscribed(6), past(5, 6), envelope(7))
+        got = [await anext(again) for _ in range(3)]
+        assert [(message.seq, message.origin) for message in got] == [
+            (5, "history"),
+            (6, "history"),
+            (7, "live"),
+        ]
+        assert gaps == []
+
+
+@pytest.mark.parametrize("what", ["the subscription", "the client"])
+async def test_what_is_closed_in_the_middle_of_a_batch_gives_no_more(what: str) -> None:
+    async with served() as server:
+        batch = {"event": "batch_update", "data": {"messages": [envelope(1), envelope(2)]}}
+        server.says = [json.dumps(batch)]
+        got = []
+        async with lab_of(server) as lab:
+            subscription = lab.subscribe("status")
+            async for message in subscription:
+                got.append(message.seq)
+                if what == "the client":
+                    await lab.close()
+                else:
+                    subscription.close()
+    assert got == [1]
+
+
+async def test_a_handler_that_another_one_ends_is_not_called() -> None:
+    async with served() as server:
+        lab = lab_of(server)
+        called: list[str] = []
+        ends: list[Callable[[], None]] = []
+        lab.on("rtt", lambda _: ends[0]())
+        ends.append(lab.on("rtt", lambda _: called.append("ended")))
+        async with lab:
+            await lab.ping()
+    assert called == []
+
+
+async def test_a_token_that_cannot_be_renewed_is_asked_for_again() -> None:
+    expiring = {"event": "token_expiring", "type": "system", "data": {"expiresAt": 1}}
+    tokens: list[str | Exception] = [
+        "first",
+        OSError("no issuer"),
+        ConnectionClosed("network", 1006, "a client of the issuer"),
+        "second",
+    ]
+
+    async def get() -> str:
+        token = tokens.pop(0)
+        if isinstance(token, Exception):
+            raise token
+        return token
+
+    async with served() as server:
+        server.says = [json.dumps(expiring)]
+        errors: list[RealtimeError] = []
+        lab = lab_of(server, token=get)
+        lab.on("error", errors.append)
+        async with lab:
+            await until(lambda: not tokens, "another token")
+            await lab.ping()
+        assert [error.code for error in errors] == ["TOKEN", "TOKEN"]
+        assert "no issuer" in errors[0].message
+        assert (server.begun, lab.counts.reconnects) == (1, 0)

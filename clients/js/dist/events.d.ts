@@ -10,51 +10,50 @@ export declare function beside(url: string, path: string): URL;
  * What the service alone could answer (`presence`) is refused.
  */
 export declare class EventSocket {
-    private url;
-    private Class;
+    private _url;
+    private _Class;
     /** Subscriptions that will be asked for at once. */
-    private wanted;
+    private _wanted;
     readyState: number;
     onopen: Handler;
     onmessage: Handler;
     onclose: Handler;
     onerror: Handler;
-    private source;
-    private types;
+    private _source;
+    /** What flows or will, each with the request that it began with. */
+    private _types;
     /** Types that the first stream begins with, until they are subscribed to. */
-    private first;
-    private places;
-    private user;
-    private token;
+    private _first;
+    private _places;
+    private _user;
+    private _token;
     /** None before the stream has begun. */
-    private supported;
+    private _supported;
     /** Requests that are waited for before the stream is opened anew. */
-    private busy;
+    private _busy;
     /** Called when the stream has said where it goes on. */
-    private begun;
-    private last;
-    constructor(url: string, Class: SourceClass, 
+    private _begun;
+    private _last;
+    constructor(_url: string, _Class: SourceClass, 
     /** Subscriptions that will be asked for at once. */
-    wanted: () => Subscribe[]);
+    _wanted: () => Subscribe[]);
     send(frame: string): void;
     close(): void;
-    private answer;
+    private _answer;
     /** Let more types flow; gives where each of them goes on, which a cut is recovered from. */
-    private subscribe;
-    private add;
-    /** The newest messages of a type, behind which the stream goes on; false: it has none. */
-    private bring;
-    private page;
+    private _subscribe;
+    private _add;
+    private _page;
     /** The address of a call; what is null or undefined is left out. */
-    private address;
-    private fetch;
+    private _address;
+    private _fetch;
     /** Open the first stream: of a client that comes back, with all its types where they were. */
-    private begin;
+    private _begin;
     /** Open the stream, in place of the one that there is. */
-    private open;
-    private take;
+    private _open;
+    private _take;
     /** The stream has ended. A page does not see why it is refused, but another call may. */
-    private failed;
-    private say;
+    private _failed;
+    private _say;
 }
 export {};

@@ -76,7 +76,7 @@ export declare class RealtimeError extends Error {
 /** Begin to connect. `url` is the service's, `http(s)` or `ws(s)`; in a browser by default the page's. */
 export declare function connect(url?: string, options?: Options): Realtime;
 export declare class Realtime {
-    private options;
+    private _options;
     /** State of the connection; `on('state', …)` tells of changes. */
     state: State;
     readonly counts: Counts;
@@ -86,32 +86,34 @@ export declare class Realtime {
     connected: Connected | undefined;
     /** Milliseconds by which the service's clock is ahead of this one. */
     clockOffset: number;
-    private url;
-    private socket;
-    private listeners;
-    private handlers;
-    private positions;
+    private _url;
+    private _socket;
+    private _listeners;
+    private _handlers;
+    private _positions;
     /** The newest message of each type that flows, for listeners that come later. */
-    private newest;
-    private liveFrom;
+    private _newest;
+    private _liveFrom;
     /** Types that flow or were asked for on this connection. */
-    private flowing;
-    private pending;
-    private queue;
-    private ready;
-    private failures;
-    private blocked;
-    private hasOpened;
-    private hasLeft;
-    private receivedAt;
-    private lastError;
-    private tokenTried;
-    private retry;
-    private pings;
-    private wake;
+    private _flowing;
+    /** The last `unsubscribe` of a type, by id: what comes before its answer belongs to the subscription that it ends. */
+    private _ended;
+    private _pending;
+    private _queue;
+    private _ready;
+    private _failures;
+    private _blocked;
+    private _hasOpened;
+    private _hasLeft;
+    private _receivedAt;
+    private _lastError;
+    private _tokenTried;
+    private _retry;
+    private _pings;
+    private _wake;
     /** A browser that knows of no network is right; waiting for the heartbeat would only hide it. */
-    private cut;
-    constructor(url?: string, options?: Options);
+    private _cut;
+    constructor(url?: string, _options?: Options);
     /**
      * Listen to messages of one or more types; `all` stands for every one.
      * The newest message of each comes first. Returns what ends the subscription.
@@ -134,20 +136,23 @@ export declare class Realtime {
     reconnect(options?: Partial<Options>): void;
     /** Leave for good. */
     close(): void;
-    private emit;
-    private become;
-    private open;
+    private _emit;
+    private _become;
+    private _open;
     /** The first frame shows the token, if there is one: it never stands in an address. */
-    private authenticate;
-    private ask;
-    private wanted;
+    private _authenticate;
+    private _ask;
+    private _wanted;
     /** Subscriptions to what listeners want and does not flow. */
-    private missing;
-    private follow;
-    private receive;
-    private take;
-    private lost;
+    private _missing;
+    /** Ask for what is wanted and does not flow, and end what flows and is not wanted any more. */
+    private _follow;
+    private _receive;
+    private _take;
+    private _lost;
+    /** Milliseconds before what has failed is tried again: longer each time, and at random. */
+    private _pause;
     /** Whether it is WebSockets alone that do not pass: a service that is down answers nothing. */
-    private lookForHttp;
-    private end;
+    private _lookForHttp;
+    private _end;
 }

@@ -46,28 +46,29 @@ export class EventSocket {
   onclose: Handler = null;
   onerror: Handler = null;
 
-  private source: Source | undefined;
-  private types = new Set<string>();
+  private _source: Source | undefined;
+  /** What flows or will, each with the request that it began with. */
+  private _types = new Map<string, object>();
   /** Types that the first stream begins with, until they are subscribed to. */
-  private first = new Set<string>();
-  private places = new Map<string, Place>();
-  private user: string | null;
-  private token = '';
+  private _first = new Set<string>();
+  private _places = new Map<string, Place>();
+  private _user: string | null;
+  private _token = '';
   /** None before the stream has begun. */
-  private supported: string[] | undefined;
+  private _supported: string[] | undefined;
   /** Requests that are waited for before the stream is opened anew. */
-  private busy = 0;
+  private _busy = 0;
   /** Called when the stream has said where it goes on. */
-  private begun: (() => void)[] = [];
-  private last: { code: number; retryAfter?: number } | undefined;
+  private _begun: (() => void)[] = [];
+  private _last: { code: number; retryAfter?: number } | undefined;
 
   constructor(
-    private url: string,
-    private Class: SourceClass,
+    private _url: string,
+    private _Class: SourceClass,
     /** Subscriptions that will be asked for at once. */
-    private wanted: () => Subscribe[],
+    private _wanted: () => Subscribe[],
   ) {
-    this.user = new URL(url).searchParams.get('user');
+    this._user = new URL(this._url).searchParams.get('user');
     queueMicrotask(() => {
       if (this.readyState) return;
       this.readyState = 1;
@@ -77,41 +78,41 @@ export class EventSocket {
 
   send(frame: string): void {
     const request = JSON.parse(frame) as Request;
-    this.answer(request).catch((error: unknown) => {
+    this._answer(request).catch((error: unknown) => {
       const { code = 'NETWORK', message } = error as { code?: string; message: string };
-      this.say({ event: 'error', type: 'error', data: { code, message }, replyTo: request.id });
+      this._say({ event: 'error', type: 'error', data: { code, message }, replyTo: request.id });
     });
   }
 
   close(): void {
     this.readyState = 3;
-    this.source?.close();
-    this.source = undefined;
+    this._source?.close();
+    this._source = undefined;
   }
 
-  private async answer({ id, action, payload }: Request): Promise<void> {
-    const reply = (event: string, data: object) => this.say({ event, type: 'config', data, replyTo: id });
+  private async _answer({ id, action, payload }: Request): Promise<void> {
+    const reply = (event: string, data: object, type = 'config') => this._say({ event, type, data, replyTo: id });
     switch (action) {
       case 'auth':
-        this.token = payload.token ?? '';
-        this.begin();
+        this._token = payload.token ?? '';
+        this._begin();
         return reply('authenticated', {});
       case 'ping':
-        if (!this.supported && !this.source) this.begin();
-        else await this.fetch('/events', {}, 'HEAD');
+        if (!this._supported && !this._source) this._begin();
+        else await this._fetch('/events', {}, 'HEAD');
         return reply('pong', {});
       case 'subscribe':
-        return reply('subscribed', { types: await this.subscribe(payload) });
+        return reply('subscribed', { types: await this._subscribe(payload) });
       case 'unsubscribe':
         for (const type of payload.types ?? []) {
-          this.types.delete(type);
-          this.places.delete(type);
+          this._types.delete(type);
+          this._places.delete(type);
         }
-        this.open();
-        return reply('unsubscribed', { types: [...this.types] });
+        if (!this._busy) this._open();
+        return reply('unsubscribed', { types: payload.types ?? [] });
       case 'get_history': {
         const { type = '', limit, before } = payload;
-        await this.page({ type, limit, before }, id);
+        reply('history_data', await this._page({ type, limit, before }), type);
         return;
       }
     }
@@ -119,149 +120,148 @@ export class EventSocket {
   }
 
   /** Let more types flow; gives where each of them goes on, which a cut is recovered from. */
-  private async subscribe({ types: named = [], history, recover = {} }: Request['payload']): Promise<object> {
-    const types = named.includes('all') ? (this.supported ?? []) : named;
+  private async _subscribe({ types: named = [], history, recover = {} }: Request['payload']): Promise<object> {
+    const types = named.includes('all') ? (this._supported ?? []) : named;
     // The service would refuse the stream, with all other types.
-    const unknown = types.find((type) => !this.supported?.includes(type));
+    const unknown = types.find((type) => !this._supported?.includes(type));
     if (unknown) throw failure(`Unknown type '${unknown}'.`, 'INVALID_TYPE');
-    const added = types.filter((type) => !this.first.delete(type));
-    if (added.length) await this.add(added, recover, history);
+    const added = types.filter((type) => !this._first.delete(type));
+    if (added.length) await this._add(added, recover, history);
     const flows: Record<string, object> = {};
     for (const type of types) {
-      const place = this.places.get(type);
+      const place = this._places.get(type);
       if (place) flows[type] = { ...place, from: place.seq + 1, recovered: type in recover };
     }
     return flows;
   }
 
-  private async add(types: string[], recover: Record<string, Place>, history?: number): Promise<void> {
-    this.busy++;
-    const begun = new Promise<void>((done) => this.begun.push(done));
+  private async _add(types: string[], recover: Record<string, Place>, history?: number): Promise<void> {
+    this._busy++;
+    const begun = new Promise<void>((done) => this._begun.push(done));
     const empty: string[] = [];
+    const bring = async (type: string, limit: number) => {
+      const data = await this._page({ type, limit });
+      const newest = data.messages.at(-1);
+      // It may have been ended meanwhile, and begun again.
+      if (this._types.get(type) !== types) return;
+      this._say({ event: 'history_data', type, data });
+      if (!newest) empty.push(type);
+      else if (!this._places.has(type)) this._places.set(type, { epoch: newest.epoch, seq: newest.seq });
+    };
+    for (const type of types) this._types.set(type, types);
     try {
       for (const type of types) {
         const known = recover[type];
-        if (known) this.places.set(type, known);
-        else if (history && !(await this.bring(type, history))) empty.push(type);
-        this.types.add(type);
+        if (known) this._places.set(type, known);
+        else if (history) await bring(type, history);
       }
     } finally {
-      if (!--this.busy) this.open();
+      if (!--this._busy) this._open();
     }
     await begun;
     // What was stored since its history was read comes before the place where the stream goes on.
-    for (const type of empty) if (this.places.get(type)?.seq) await this.bring(type, history ?? 1);
+    for (const type of empty.splice(0)) if (this._places.get(type)?.seq) await bring(type, history ?? 1);
   }
 
-  /** The newest messages of a type, behind which the stream goes on; false: it has none. */
-  private async bring(type: string, limit: number): Promise<boolean> {
-    const { messages } = await this.page({ type, limit });
-    const newest = messages.at(-1);
-    if (newest && !this.places.has(type)) this.places.set(type, { epoch: newest.epoch, seq: newest.seq });
-    return Boolean(newest);
-  }
-
-  private async page(query: Record<string, unknown>, replyTo?: string): Promise<{ messages: Place[] }> {
-    const data = (await (await this.fetch('/history', query)).json()) as { messages: Place[] };
-    this.say({ event: 'history_data', type: query.type, data, replyTo });
-    return data;
+  private async _page(query: Record<string, unknown>): Promise<{ messages: Place[] }> {
+    return (await (await this._fetch('/history', query)).json()) as { messages: Place[] };
   }
 
   /** The address of a call; what is null or undefined is left out. */
-  private address(path: string, query: Record<string, unknown>): URL {
-    const url = beside(this.url, path);
+  private _address(path: string, query: Record<string, unknown>): URL {
+    const url = beside(this._url, path);
     for (const [name, value] of Object.entries(query)) {
       if (value != null) url.searchParams.set(name, value as string);
     }
     return url;
   }
 
-  private async fetch(path: string, query: Record<string, unknown>, method = 'GET'): Promise<Response> {
-    const headers: Record<string, string> = this.token ? { Authorization: `Bearer ${this.token}` } : {};
-    const answer = await fetch(this.address(path, query), { method, headers, cache: 'no-store' });
+  private async _fetch(path: string, query: Record<string, unknown>, method = 'GET'): Promise<Response> {
+    const headers: Record<string, string> = this._token ? { Authorization: `Bearer ${this._token}` } : {};
+    const answer = await fetch(this._address(path, query), { method, headers, cache: 'no-store' });
     if (answer.ok) return answer;
     const body = (await answer.json().catch(() => ({}))) as { code?: string; error?: string };
     throw failure(body.error ?? `HTTP ${answer.status}`, body.code, answer.status);
   }
 
   /** Open the first stream: of a client that comes back, with all its types where they were. */
-  private begin(): void {
-    for (const { recover } of this.source ? [] : this.wanted()) {
+  private _begin(): void {
+    for (const { recover } of this._source ? [] : this._wanted()) {
       for (const [type, place] of Object.entries(recover ?? {})) {
-        this.types.add(type);
-        this.first.add(type);
-        this.places.set(type, place);
+        this._types.set(type, place);
+        this._first.add(type);
+        this._places.set(type, place);
       }
     }
-    this.open();
+    this._open();
   }
 
   /** Open the stream, in place of the one that there is. */
-  private open(): void {
+  private _open(): void {
     if (this.readyState !== 1) return;
-    this.source?.close();
+    this._source?.close();
     let known = '';
-    for (const type of [...this.types].sort()) {
-      const place = this.places.get(type);
+    for (const type of [...this._types.keys()].sort()) {
+      const place = this._places.get(type);
       if (place) known += `;${type},${place.epoch},${place.seq}`;
     }
-    const url = this.address('/events', {
-      types: [...this.types].join(','),
-      user: this.user,
-      token: this.token || null,
+    const url = this._address('/events', {
+      types: [...this._types.keys()].join(','),
+      user: this._user,
+      token: this._token || null,
       lastEventId: known ? `yj1${known}` : null,
     });
-    const source = new this.Class(url.href);
-    this.source = source;
-    this.last = undefined;
+    const source = new this._Class(url.href);
+    this._source = source;
+    this._last = undefined;
     source.onmessage = ({ data, lastEventId }: MessageEvent<string>) => {
-      if (source !== this.source) return;
-      this.take(data, lastEventId);
+      if (source !== this._source) return;
+      this._take(data, lastEventId);
       // What was taken may have opened another one.
-      if (source === this.source && !this.busy) for (const done of this.begun.splice(0)) done();
+      if (source === this._source && !this._busy) for (const done of this._begun.splice(0)) done();
     };
     source.onerror = () => {
-      if (source === this.source) void this.failed();
+      if (source === this._source) void this._failed();
     };
   }
 
-  private take(text: string, offset: string): void {
+  private _take(text: string, offset: string): void {
     for (const place of offset.split(';').slice(1)) {
       const [type, epoch, seq] = place.split(',') as [string, string, string];
-      if (this.types.has(type)) this.places.set(type, { epoch, seq: Number(seq) });
+      if (this._types.has(type)) this._places.set(type, { epoch, seq: Number(seq) });
     }
     const { event, data } = JSON.parse(text) as {
       event: string;
       data: { code: number; retryAfter?: number; supportedTypes: string[] };
     };
     if (event === 'connection_closing') {
-      this.last = data;
+      this._last = data;
       return;
     }
-    const again = event === 'connected' && this.supported;
-    if (event === 'connected') this.supported = data.supportedTypes;
+    const again = event === 'connected' && this._supported;
+    if (event === 'connected') this._supported = data.supportedTypes;
     if (!again) (this.onmessage as ((event: { data: string }) => void) | null)?.({ data: text });
   }
 
   /** The stream has ended. A page does not see why it is refused, but another call may. */
-  private async failed(): Promise<void> {
-    this.source?.close();
-    this.source = undefined;
-    let code = this.last?.code;
+  private async _failed(): Promise<void> {
+    this._source?.close();
+    this._source = undefined;
+    let code = this._last?.code;
     if (code === undefined) {
       try {
-        await this.fetch('/events', {}, 'HEAD');
+        await this._fetch('/events', {}, 'HEAD');
       } catch (error) {
         code = CODES[(error as { status?: number }).status ?? 0];
       }
     }
     if (this.readyState !== 1) return;
     this.readyState = 3;
-    const reason = JSON.stringify({ retryAfter: this.last?.retryAfter });
+    const reason = JSON.stringify({ retryAfter: this._last?.retryAfter });
     (this.onclose as ((event: object) => void) | null)?.({ code: code ?? 1006, reason });
   }
 
-  private say(message: object): void {
+  private _say(message: object): void {
     if (this.readyState !== 1) return;
     (this.onmessage as ((event: { data: string }) => void) | null)?.({ data: JSON.stringify(message) });
   }

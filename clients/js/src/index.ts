@@ -103,6 +103,12 @@ interface Events {
   error: RealtimeError;
   rtt: number;
 }
+/** A listener; its types are none once it has ended. */
+interface Entry {
+  types: string[];
+  history: number | undefined;
+  call: Listener;
+}
 type Pending = { resolve(message: Message): void; reject(error: Error): void };
 type Socket = Pick<WebSocket, 'send' | 'close' | 'readyState'> &
   Record<'onopen' | 'onmessage' | 'onclose' | 'onerror', ((event: never) => void) | null>;
@@ -160,49 +166,51 @@ export class Realtime {
   /** Milliseconds by which the service's clock is ahead of this one. */
   clockOffset = 0;
 
-  private url: string;
-  private socket: Socket | undefined;
-  private listeners: { types: string[]; history: number | undefined; call: Listener }[] = [];
-  private handlers = new Map<keyof Events, Set<(value: never) => void>>();
-  private positions = new Map<string, Position>();
+  private _url: string;
+  private _socket: Socket | undefined;
+  private _listeners: Entry[] = [];
+  private _handlers = new Map<keyof Events, Set<(value: never) => void>>();
+  private _positions = new Map<string, Position>();
   /** The newest message of each type that flows, for listeners that come later. */
-  private newest = new Map<string, Message<never>>();
-  private liveFrom = new Map<string, number>();
+  private _newest = new Map<string, Message<never>>();
+  private _liveFrom = new Map<string, number>();
   /** Types that flow or were asked for on this connection. */
-  private flowing = new Set<string>();
-  private pending = new Map<string, Pending>();
-  private queue: { frame: string; id: string }[] = [];
-  private ready = false;
-  private failures = 0;
-  private blocked = 0;
-  private hasOpened = false;
-  private hasLeft = false;
-  private receivedAt = 0;
-  private lastError: RealtimeError | undefined;
-  private tokenTried = false;
-  private retry: ReturnType<typeof setTimeout> | undefined;
-  private pings: ReturnType<typeof setInterval> | undefined;
-  private wake = () => {
-    if (this.state.name === 'waiting') this.open();
+  private _flowing = new Set<string>();
+  /** The last `unsubscribe` of a type, by id: what comes before its answer belongs to the subscription that it ends. */
+  private _ended = new Map<string, string>();
+  private _pending = new Map<string, Pending>();
+  private _queue: { frame: string; id: string }[] = [];
+  private _ready = false;
+  private _failures = 0;
+  private _blocked = 0;
+  private _hasOpened = false;
+  private _hasLeft = false;
+  private _receivedAt = 0;
+  private _lastError: RealtimeError | undefined;
+  private _tokenTried = false;
+  private _retry: ReturnType<typeof setTimeout> | undefined;
+  private _pings: ReturnType<typeof setInterval> | undefined;
+  private _wake = () => {
+    if (this.state.name === 'waiting') this._open();
     // An attempt that began without the network may fail yet: the next one comes soon.
-    else this.failures = 0;
+    else this._failures = 0;
   };
   /** A browser that knows of no network is right; waiting for the heartbeat would only hide it. */
-  private cut = () => {
-    if (this.socket) this.lost(this.socket, 1006, '');
+  private _cut = () => {
+    if (this._socket) this._lost(this._socket, 1006, '');
   };
 
   constructor(
     url = '',
-    private options: Options = {},
+    private _options: Options = {},
   ) {
     const base = url || globalThis.location?.origin || '';
     const full = new URL(base.replace(/^http/, 'ws'));
     if (full.pathname === '/') full.pathname = '/ws/realtime';
-    this.url = full.href;
-    globalThis.addEventListener?.('online', this.wake);
-    globalThis.addEventListener?.('offline', this.cut);
-    this.open();
+    this._url = full.href;
+    globalThis.addEventListener?.('online', this._wake);
+    globalThis.addEventListener?.('offline', this._cut);
+    this._open();
   }
 
   /**
@@ -214,36 +222,29 @@ export class Realtime {
     listener: (message: Message<T>, origin: Origin) => void,
     { history }: { history?: number } = {},
   ): () => void {
-    const entry = {
+    const entry: Entry = {
       types: ([] as string[]).concat(types),
       history,
       call: listener as unknown as Listener,
     };
-    this.listeners.push(entry);
-    const held = [...this.newest.values()].filter(({ type }) => wants(entry.types, type));
+    this._listeners = [...this._listeners, entry];
+    const held = [...this._newest.values()];
     queueMicrotask(() => {
-      if (this.listeners.includes(entry)) for (const message of held) run(entry.call, message, 'history');
+      // A newer one may have come within the same batch.
+      for (const message of held) if (this._newest.get(message.type) === message) tell(entry, message, 'history');
     });
-    if (this.ready) this.follow();
+    this._follow();
     return () => {
-      this.listeners = this.listeners.filter((other) => other !== entry);
-      const wanted = this.wanted();
-      const types: string[] = [];
-      for (const type of this.flowing) {
-        if (wanted.has(type)) continue;
-        this.flowing.delete(type);
-        this.positions.delete(type);
-        this.newest.delete(type);
-        if (this.connected?.supportedTypes.includes(type)) types.push(type);
-      }
-      if (this.ready && types.length) this.request('unsubscribe', { types }).catch(() => {});
+      entry.types = [];
+      this._listeners = this._listeners.filter((other) => other !== entry);
+      this._follow();
     };
   }
 
   /** Listen to `state`, `message`, `gap`, `error` or `rtt`. Returns what ends it. */
   on<E extends keyof Events>(event: E, handler: (value: Events[E]) => void): () => void {
-    const handlers = this.handlers.get(event) ?? new Set();
-    this.handlers.set(event, handlers.add(handler));
+    const handlers = this._handlers.get(event) ?? new Set();
+    this._handlers.set(event, handlers.add(handler));
     return () => void handlers.delete(handler);
   }
 
@@ -257,7 +258,7 @@ export class Realtime {
     if (this.state.name === 'closed') {
       return Promise.reject(new RealtimeError('CLOSED', this.state.message ?? 'The connection has ended.'));
     }
-    return this.ask(action, payload, this.ready);
+    return this._ask(action, payload, this._ready);
   }
 
   /** Older messages of a type, newest last. */
@@ -271,151 +272,156 @@ export class Realtime {
   }
 
   /** Round trip in milliseconds. */
-  async ping(now = this.ready): Promise<number> {
+  async ping(now = this._ready): Promise<number> {
     const began = performance.now();
-    await this.ask('ping', {}, now);
+    await this._ask('ping', {}, now);
     this.rtt = performance.now() - began;
-    this.emit('rtt', this.rtt);
+    this._emit('rtt', this.rtt);
     return this.rtt;
   }
 
   /** Come back now, also after what is final: with another token, say. */
   reconnect(options: Partial<Options> = {}): void {
-    if (this.hasLeft) return;
-    Object.assign(this.options, options);
-    this.tokenTried = false;
-    this.failures = this.blocked = 0;
-    if (this.socket) this.end(1000, 'left', true);
-    this.open();
+    if (this._hasLeft) return;
+    Object.assign(this._options, options);
+    this._tokenTried = false;
+    this._failures = this._blocked = 0;
+    if (this._socket) this._end(1000, 'left', true);
+    this._open();
   }
 
   /** Leave for good. */
   close(): void {
-    if (this.hasLeft) return;
-    this.hasLeft = true;
-    globalThis.removeEventListener?.('online', this.wake);
-    globalThis.removeEventListener?.('offline', this.cut);
-    this.end(1000, 'left', false);
+    if (this._hasLeft) return;
+    this._hasLeft = true;
+    globalThis.removeEventListener?.('online', this._wake);
+    globalThis.removeEventListener?.('offline', this._cut);
+    this._end(1000, 'left', false);
+    for (const entry of this._listeners) entry.types = [];
+    for (const handlers of this._handlers.values()) handlers.clear();
   }
 
-  private emit<E extends keyof Events>(event: E, value: Events[E]): void {
-    for (const handler of this.handlers.get(event) ?? []) run(handler, value as never);
+  private _emit<E extends keyof Events>(event: E, value: Events[E]): void {
+    for (const handler of this._handlers.get(event) ?? []) run(handler, value as never);
   }
 
-  private become(state: State): void {
+  private _become(state: State): void {
     this.state = state;
-    this.emit('state', state);
+    this._emit('state', state);
   }
 
-  private open(): void {
-    clearTimeout(this.retry);
-    this.become({ ...this.state, name: 'connecting' });
-    if (this.hasLeft) return;
+  private _open(): void {
+    clearTimeout(this._retry);
+    this._become({ ...this.state, name: 'connecting' });
+    if (this._hasLeft) return;
     const query = new URLSearchParams({ types: '' });
-    const { user, transport, WebSocket: given, EventSource: source } = this.options;
+    const { user, transport, WebSocket: given, EventSource: source } = this._options;
     if (user) query.set('user', user);
     const resume = this.connected?.resume;
     if (resume) query.set('resume', resume);
     const Class = (given ?? globalThis.WebSocket) as (new (url: string) => Socket) | undefined;
     const Source = (source ?? globalThis.EventSource) as SourceClass | undefined;
-    const asksForEvents = transport === 'sse' || (transport !== 'websocket' && (this.blocked >= BLOCKED || !Class));
-    const url = `${this.url}?${query}`;
+    const asksForEvents = transport === 'sse' || (transport !== 'websocket' && (this._blocked >= BLOCKED || !Class));
+    const url = `${this._url}?${query}`;
     let socket: Socket;
     if (asksForEvents && Source) {
-      socket = new EventSocket(url, Source, () => (this.failures > 1 ? [] : this.missing(new Set()))) as unknown as Socket;
+      socket = new EventSocket(url, Source, () => (this._failures > 1 ? [] : this._missing(new Set()))) as unknown as Socket;
     } else if (Class && transport !== 'sse') socket = new Class(url);
     else {
       const missing = transport === 'sse' ? 'EventSource' : 'WebSocket';
       throw new TypeError(`There is no ${missing} here: give one as the option ${missing}.`);
     }
-    this.socket = socket;
-    this.hasOpened = false;
-    this.lastError = undefined;
-    this.receivedAt = Date.now();
-    const every = this.options.ping ?? 15_000;
-    clearInterval(this.pings);
-    this.pings = setInterval(() => {
-      if (Date.now() - this.receivedAt > 2 * every) this.lost(socket, 1006, '');
-      else if (this.ready) this.ping().catch(() => {});
+    this._socket = socket;
+    this._hasOpened = false;
+    this._lastError = undefined;
+    this._receivedAt = Date.now();
+    const every = this._options.ping ?? 15_000;
+    clearInterval(this._pings);
+    this._pings = setInterval(() => {
+      if (Date.now() - this._receivedAt > 2 * every) this._lost(socket, 1006, '');
+      else if (this._ready) this.ping().catch(() => {});
     }, every);
     socket.onopen = () => {
-      this.hasOpened = true;
-      if (!(socket instanceof EventSocket)) this.blocked = 0;
-      void this.authenticate(socket);
+      this._hasOpened = true;
+      if (!(socket instanceof EventSocket)) this._blocked = 0;
+      void this._authenticate(socket);
     };
     socket.onmessage = (event: MessageEvent<string>) => {
-      if (socket !== this.socket) return;
-      this.receivedAt = Date.now();
+      if (socket !== this._socket) return;
+      this._receivedAt = Date.now();
       try {
-        this.receive(JSON.parse(event.data) as Message<never>);
+        this._receive(JSON.parse(event.data) as Message<never>);
       } catch {
-        this.lost(socket, 1002, '');
+        this._lost(socket, 1002, '');
       }
     };
     socket.onerror = () => {};
-    socket.onclose = (event: CloseEvent) => this.lost(socket, event.code, event.reason);
+    socket.onclose = (event: CloseEvent) => this._lost(socket, event.code, event.reason);
   }
 
   /** The first frame shows the token, if there is one: it never stands in an address. */
-  private async authenticate(socket: Socket): Promise<void> {
-    const { token } = this.options;
-    const wasReady = this.ready;
+  private async _authenticate(socket: Socket): Promise<void> {
+    const { token } = this._options;
+    const renews = this._ready;
     try {
       // Where a token is needed, a ping is refused at once; else it is the first round trip.
       if (token === undefined) await this.ping(true);
       else {
         const value = typeof token === 'function' ? await token() : token;
-        if (socket === this.socket) await this.ask('auth', { token: value }, true);
+        if (socket === this._socket) await this._ask('auth', { token: value }, true);
+        if (renews) this._failures = 0;
       }
     } catch (error) {
       const refused = (error as RealtimeError).code === 'UNAUTHORIZED';
-      if (socket !== this.socket || (token === undefined && !refused)) return;
+      if (socket !== this._socket || (token === undefined && !refused)) return;
       const said = error instanceof RealtimeError ? error : new RealtimeError('TOKEN', String(error));
-      // A service that asks for no token refuses one, and goes on without it.
-      if (refused && token !== undefined && this.ready && !wasReady) this.emit('error', said);
-      else {
-        this.lastError = said;
-        this.lost(socket, refused ? 4401 : 1006, '');
+      if (this._ready && refused !== renews) {
+        this._emit('error', said);
+        // A service that asks for no token refuses one, and goes on without it; the old one is valid for a while.
+        if (renews && socket === this._socket) this._retry = setTimeout(() => this._authenticate(socket), this._pause());
+      } else {
+        this._lastError = said;
+        this._lost(socket, refused ? 4401 : 1006, '');
       }
     }
   }
 
-  private ask(action: string, payload: unknown, now: boolean): Promise<Message> {
+  private _ask(action: string, payload: unknown, now: boolean): Promise<Message> {
     const id = `c${++ids}`;
     const frame = JSON.stringify({ id, action, payload, timestamp: Date.now() });
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
-        this.pending.delete(id);
-        this.queue = this.queue.filter((waiting) => waiting.id !== id);
+        this._pending.delete(id);
+        this._queue = this._queue.filter((waiting) => waiting.id !== id);
         reject(new RealtimeError('TIMEOUT', `No answer to '${action}'.`));
       }, REQUEST_TIMEOUT);
       const settle = <A extends unknown[]>(call: (...values: A) => void) => (...values: A) => {
         clearTimeout(timer);
         call(...values);
       };
-      this.pending.set(id, { resolve: settle(resolve), reject: settle(reject) });
-      if (now) this.socket?.send(frame);
-      else this.queue.push({ frame, id });
+      this._pending.set(id, { resolve: settle(resolve), reject: settle(reject) });
+      if (now) this._socket?.send(frame);
+      else this._queue.push({ frame, id });
     });
   }
 
-  private wanted(): Set<string> {
-    const types = new Set(this.listeners.flatMap((entry) => entry.types));
+  private _wanted(): Set<string> {
+    const types = new Set(this._listeners.flatMap((entry) => entry.types));
     if (!types.delete('all')) return types;
     return new Set(this.connected?.supportedTypes ?? types);
   }
 
   /** Subscriptions to what listeners want and does not flow. */
-  private missing(flowing: ReadonlySet<string>): Subscribe[] {
+  private _missing(flowing: ReadonlySet<string>): Subscribe[] {
     const supported = this.connected?.supportedTypes;
     const requests = new Map<unknown, Subscribe>();
-    for (const type of this.wanted()) {
+    for (const type of this._wanted()) {
       if (flowing.has(type)) continue;
       // A list is refused as one: what the service may refuse is asked for alone.
       const alone = supported && !supported.includes(type);
-      const place = alone ? undefined : this.positions.get(type);
-      const asking = this.listeners.filter((entry) => wants(entry.types, type));
-      const history = Math.max(...asking.map((entry) => entry.history ?? this.options.history ?? 1));
+      const place = alone ? undefined : this._positions.get(type);
+      const asking = this._listeners.filter((entry) => wants(entry.types, type));
+      const history = Math.max(...asking.map((entry) => entry.history ?? this._options.history ?? 1));
       const key = alone ? type : place ? 'recover' : history;
       const request = requests.get(key) ?? { types: [] };
       requests.set(key, request);
@@ -426,135 +432,157 @@ export class Realtime {
     return [...requests.values()];
   }
 
-  private follow(): void {
-    for (const payload of this.missing(this.flowing)) {
-      for (const type of payload.types) this.flowing.add(type);
-      this.ask('subscribe', payload, true).catch((error: RealtimeError) => {
-        if (this.ready) this.emit('error', error);
+  /** Ask for what is wanted and does not flow, and end what flows and is not wanted any more. */
+  private _follow(): void {
+    const wanted = this._wanted();
+    const types: string[] = [];
+    for (const type of this._flowing) {
+      if (wanted.has(type)) continue;
+      this._flowing.delete(type);
+      this._positions.delete(type);
+      this._newest.delete(type);
+      if (this.connected?.supportedTypes.includes(type)) types.push(type);
+    }
+    if (!this._ready) return;
+    if (types.length) {
+      this._ask('unsubscribe', { types }, true).catch(() => {});
+      for (const type of types) this._ended.set(type, `c${ids}`);
+    }
+    for (const payload of this._missing(this._flowing)) {
+      for (const type of payload.types) this._flowing.add(type);
+      this._ask('subscribe', payload, true).catch((error: RealtimeError) => {
+        if (this._ready) this._emit('error', error);
       });
     }
   }
 
-  private receive(message: Message<never>): void {
+  private _receive(message: Message<never>): void {
     const data = message.data as Record<string, never>;
-    const pending = message.replyTo === undefined ? undefined : this.pending.get(message.replyTo);
+    const pending = this._pending.get(message.replyTo ?? '');
+    const stale = (type: string) => this._pending.has(this._ended.get(type) ?? '');
     switch (message.event) {
       case 'connected':
         this.connected = data as unknown as Connected;
         this.clockOffset = Number(data.serverTime) - Date.now();
-        this.ready = true;
-        this.failures = 0;
-        this.tokenTried = false;
-        this.flowing.clear();
-        this.become({ name: 'open' });
-        if (!this.ready) return;
-        this.follow();
-        for (const { frame } of this.queue.splice(0)) this.socket?.send(frame);
+        this._ready = true;
+        this._failures = 0;
+        this._tokenTried = false;
+        this._flowing.clear();
+        this._become({ name: 'open' });
+        if (!this._ready) return;
+        this._follow();
+        for (const { frame } of this._queue.splice(0)) this._socket?.send(frame);
         break;
       case 'subscribed':
         for (const [type, place] of Object.entries((data as unknown as Subscribed).types)) {
-          this.liveFrom.set(type, place.seq);
-          if (!this.positions.has(type)) this.positions.set(type, { epoch: place.epoch, seq: place.from - 1 });
+          if (stale(type)) continue;
+          this._liveFrom.set(type, place.seq);
+          if (!this._positions.has(type)) this._positions.set(type, { epoch: place.epoch, seq: place.from - 1 });
         }
         break;
       case 'history_data':
         // An answer to `history()` is for its caller; what follows a subscription is for the listeners.
-        if (!pending && this.flowing.has(message.type)) {
-          for (const past of data.messages as unknown as Message<never>[]) this.take(past, 'history');
+        if (!pending && this._flowing.has(message.type) && !stale(message.type)) {
+          for (const past of data.messages as unknown as Message<never>[]) this._take(past, 'history');
         }
         break;
       case 'batch_update':
-        for (const one of data.messages as unknown as Message<never>[]) this.receive(one);
+        for (const one of data.messages as unknown as Message<never>[]) this._receive(one);
         return;
       case 'gap': {
+        if (stale(message.type)) break;
         const gap = { ...(data as unknown as Gap), type: message.type };
         if (gap.reason !== 'latest') {
           this.counts.gaps++;
           if (gap.reason === 'history') this.counts.missed += gap.last - gap.first + 1;
         }
-        this.positions.set(gap.type, { epoch: gap.epoch, seq: gap.last });
-        this.emit('gap', gap);
+        this._positions.set(gap.type, { epoch: gap.epoch, seq: gap.last });
+        this._emit('gap', gap);
         break;
       }
       case 'token_expiring':
-        if (this.socket && typeof this.options.token === 'function') void this.authenticate(this.socket);
+        if (this._socket && typeof this._options.token === 'function') void this._authenticate(this._socket);
         break;
       case 'error': {
         const error = new RealtimeError(String(data.code), String(data.message));
         if (pending) pending.reject(error);
         else {
-          this.lastError = error;
-          this.emit('error', error);
+          this._lastError = error;
+          this._emit('error', error);
         }
         break;
       }
     }
-    if (message.seq !== undefined) {
-      const known = this.positions.get(message.type);
+    if (message.seq !== undefined && !stale(message.type)) {
+      const known = this._positions.get(message.type);
       const fresh = !known || message.epoch !== known.epoch || message.seq > known.seq;
-      const recovered = message.seq <= (this.liveFrom.get(message.type) ?? 0);
-      if (fresh) this.take(message, recovered ? 'recovered' : 'live');
+      const recovered = message.seq <= (this._liveFrom.get(message.type) ?? 0);
+      if (fresh) this._take(message, recovered ? 'recovered' : 'live');
     }
     if (pending) {
-      this.pending.delete(message.replyTo as string);
+      this._pending.delete(message.replyTo as string);
       pending.resolve(message);
     }
   }
 
-  private take(message: Message<never>, origin: Origin): void {
+  private _take(message: Message<never>, origin: Origin): void {
     const { type, seq = 0, epoch = '' } = message;
-    const known = this.positions.get(type);
+    const known = this._positions.get(type);
     if (!known || known.epoch !== epoch || seq >= known.seq) {
-      this.positions.set(type, { epoch, seq });
-      this.newest.set(type, message);
+      this._positions.set(type, { epoch, seq });
+      this._newest.set(type, message);
     }
     if (origin === 'recovered' && this.counts.reconnects) this.counts.recovered++;
     if (origin !== 'history') this.counts.received++;
-    this.emit('message', message);
-    for (const { types, call } of [...this.listeners]) {
-      if (wants(types, type)) run(call, message, origin);
-    }
+    this._emit('message', message);
+    for (const entry of this._listeners) tell(entry, message, origin);
   }
 
-  private lost(socket: Socket, code: number, reason: string): void {
-    if (socket !== this.socket) return;
-    if (!this.hasOpened && this.options.transport !== 'websocket') void this.lookForHttp();
-    const said = this.lastError;
+  private _lost(socket: Socket, code: number, reason: string): void {
+    if (socket !== this._socket) return;
+    if (!this._hasOpened && this._options.transport !== 'websocket') void this._lookForHttp();
+    const said = this._lastError;
     let cause = CAUSES[code] ?? 'network';
     let back = !FINAL.includes(code);
     if (code === 1013 && said?.code === 'SERVICE_UNAVAILABLE') cause = 'restart';
     if (code === 1008 && said && said.code !== 'MAX_CONNECTIONS_EXCEEDED') cause = 'protocol';
     // A token that the service refuses may be old: one that is got anew has another chance.
-    if (cause === 'token' && typeof this.options.token === 'function' && !this.tokenTried) {
-      this.tokenTried = back = true;
+    if (cause === 'token' && typeof this._options.token === 'function' && !this._tokenTried) {
+      this._tokenTried = back = true;
     }
-    this.end(code, cause, back, said?.message);
+    this._end(code, cause, back, said?.message);
     if (!back) return;
-    const [least, most] = this.options.pause ?? [500, 15_000];
-    const grown = Math.min(most, least * 2 ** Math.min(this.failures++, 10));
-    const wait = retryAfter(reason) ?? (code === 4429 ? most : grown) * (0.5 + Math.random());
+    if (code === 4429) this._failures = 99;
+    const pause = this._pause();
+    const wait = retryAfter(reason) ?? pause;
     this.counts.reconnects++;
-    this.retry = setTimeout(() => this.open(), wait);
-    this.become({ ...this.state, name: 'waiting', retryAt: Date.now() + wait });
+    this._retry = setTimeout(() => this._open(), wait);
+    this._become({ ...this.state, name: 'waiting', retryAt: Date.now() + wait });
+  }
+
+  /** Milliseconds before what has failed is tried again: longer each time, and at random. */
+  private _pause(): number {
+    const [least, most] = this._options.pause ?? [500, 15_000];
+    return Math.min(most, least * 2 ** this._failures++) * (0.5 + Math.random());
   }
 
   /** Whether it is WebSockets alone that do not pass: a service that is down answers nothing. */
-  private async lookForHttp(): Promise<void> {
+  private async _lookForHttp(): Promise<void> {
     try {
-      const { status } = await fetch(beside(this.url, '/events'), { method: 'HEAD', cache: 'no-store' });
+      const { status } = await fetch(beside(this._url, '/events'), { method: 'HEAD', cache: 'no-store' });
       // 401: a token is asked for, which is not shown here. Another refusal is one of WebSockets as well.
-      if (status === 200 || status === 401) this.blocked++;
+      if (status === 200 || status === 401) this._blocked++;
     } catch {
-      this.blocked = 0;
+      this._blocked = 0;
     }
   }
 
-  private end(code: number, cause: Cause, back: boolean, message?: string): void {
-    const socket = this.socket;
-    this.socket = undefined;
-    this.ready = false;
-    clearInterval(this.pings);
-    clearTimeout(this.retry);
+  private _end(code: number, cause: Cause, back: boolean, message?: string): void {
+    const socket = this._socket;
+    this._socket = undefined;
+    this._ready = false;
+    clearInterval(this._pings);
+    clearTimeout(this._retry);
     if (socket) {
       socket.onopen = socket.onmessage = socket.onclose = null;
       try {
@@ -563,15 +591,15 @@ export class Realtime {
         // It was closed already.
       }
     }
-    if (!back) this.queue = [];
-    for (const [id, pending] of this.pending) {
-      if (this.queue.some((waiting) => waiting.id === id)) continue;
-      this.pending.delete(id);
+    if (!back) this._queue = [];
+    for (const [id, pending] of this._pending) {
+      if (this._queue.some((waiting) => waiting.id === id)) continue;
+      this._pending.delete(id);
       pending.reject(new RealtimeError('CLOSED', message ?? 'The connection has ended.'));
     }
     const state: State = { name: back ? 'waiting' : 'closed', cause, code, message };
     if (back) this.state = state;
-    else this.become(state);
+    else this._become(state);
   }
 }
 
@@ -585,6 +613,10 @@ function run<A extends unknown[]>(call: (...values: A) => void, ...values: A): v
     });
   }
 }
+
+const tell = ({ types, call }: Entry, message: Message<never>, origin: Origin): void => {
+  if (wants(types, message.type)) run(call, message, origin);
+};
 
 const wants = (types: string[], type: string): boolean =>
   types.includes(type) || types.includes('all');

@@ -1,23 +1,22 @@
 /** Hooks for React 18 and newer. */
-import { useCallback, useRef, useSyncExternalStore } from 'react';
+import { useCallback, useMemo, useSyncExternalStore } from 'react';
 import type { Message, Realtime, State } from './index.js';
+
+/** What a server renders, and a page that takes that over. */
+const CONNECTING: State = { name: 'connecting' };
 
 /** The newest message of a type, or undefined until there is one. */
 export function useStream<T = unknown>(client: Realtime, type: string): Message<T> | undefined {
-  const newest = useRef<Message<T> | undefined>(undefined);
-  const subscribe = useCallback(
-    (changed: () => void) =>
+  const [subscribe, snapshot] = useMemo(() => {
+    let newest: Message<T> | undefined;
+    const follow = (changed: () => void) =>
       client.subscribe<T>(type, (message) => {
-        newest.current = message;
+        newest = message;
         changed();
-      }),
-    [client, type],
-  );
-  return useSyncExternalStore(
-    subscribe,
-    () => newest.current,
-    () => undefined,
-  );
+      });
+    return [follow, () => newest];
+  }, [client, type]);
+  return useSyncExternalStore(subscribe, snapshot, () => undefined);
 }
 
 /** The state of the connection. */
@@ -26,6 +25,6 @@ export function useConnection(client: Realtime): State {
   return useSyncExternalStore(
     subscribe,
     () => client.state,
-    () => client.state,
+    () => CONNECTING,
   );
 }

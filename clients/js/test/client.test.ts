@@ -237,6 +237,87 @@ describe('messages', () => {
   });
 });
 
+describe('subscriptions that end and begin again', () => {
+  const past = (seq: number) => ({ event: 'history_data', type: 'status', data: { messages: [message(seq)], more: true } });
+  const answer = (n: number, event: string, data: object) =>
+    socket().say({ event, type: 'config', data, replyTo: socket().sent.filter(({ action }) => action !== 'ping')[n]?.id });
+
+  it.each([
+    ['before the first answer', false],
+    ['when messages flow', true],
+  ])('%s have each message once, in order', (_, flows) => {
+    const got: [number | undefined, string][] = [];
+    const gaps = vi.fn();
+    const stop = start().subscribe('status', () => {});
+    client.on('gap', gaps);
+    socket().greet();
+    if (flows) answer(0, 'subscribed', subscribed(4));
+    stop();
+    client.subscribe('status', ({ seq }, origin) => got.push([seq, origin]), { history: 5 });
+    expect(socket().sent.map(({ action, payload }) => [action, payload]).slice(1)).toEqual([
+      ['subscribe', { types: ['status'], history: 1 }],
+      ['unsubscribe', { types: ['status'] }],
+      ['subscribe', { types: ['status'], history: 5 }],
+    ]);
+    // All this was on its way for the first one.
+    if (!flows) answer(0, 'subscribed', subscribed(4));
+    socket().say(past(4));
+    socket().say(message(5));
+    socket().say({ event: 'gap', type: 'status', data: { first: 1, last: 3, epoch: 'e1', reason: 'history' } });
+    expect(got).toEqual([]);
+    expect(gaps).not.toHaveBeenCalled();
+    answer(1, 'unsubscribed', { types: ['status'] });
+    answer(2, 'subscribed', subscribed(5));
+    socket().say(past(5));
+    socket().say(message(6));
+    expect(got).toEqual([[5, 'history'], [6, 'live']]);
+  });
+
+  it('get what is newest, not what was missed, also when the first answer came late', () => {
+    const stop = start().subscribe('status', () => {});
+    socket().greet();
+    stop();
+    answer(0, 'subscribed', subscribed(4));
+    answer(1, 'unsubscribed', { types: ['status'] });
+    client.subscribe('status', () => {});
+    expect(socket().of('subscribe')[1]).toEqual({ types: ['status'], history: 1 });
+  });
+});
+
+describe('a listener', () => {
+  const batch = (...seqs: number[]) =>
+    socket().say({ event: 'batch_update', type: 'system', data: { messages: seqs.map((seq) => message(seq)) } });
+
+  it.each(['closes the client', 'ends another one'])('that %s in the middle of a batch is the last that is called', (what) => {
+    const got: string[] = [];
+    const stops: (() => void)[] = [];
+    start().subscribe('status', ({ seq }) => {
+      got.push(`first ${seq}`);
+      if (what === 'closes the client') client.close();
+      else stops.splice(0).forEach((stop) => stop());
+    });
+    stops.push(client.subscribe('status', ({ seq }) => got.push(`second ${seq}`)));
+    client.on('message', ({ seq }) => got.push(`every ${seq}`));
+    socket().greet();
+    socket().reply('subscribe', 'subscribed', subscribed(0));
+    batch(1, 2);
+    const all = ['every 1', 'first 1'];
+    expect(got).toEqual(what === 'closes the client' ? all : [...all, 'every 2', 'first 2']);
+  });
+
+  it('that is added in the middle of a batch gets no message behind a newer one', async () => {
+    const got: (number | undefined)[] = [];
+    start().subscribe('status', ({ seq }) => {
+      if (seq === 1) client.subscribe('status', (late) => got.push(late.seq));
+    });
+    socket().greet();
+    socket().reply('subscribe', 'subscribed', subscribed(0));
+    batch(1, 2);
+    await vi.advanceTimersByTimeAsync(0);
+    expect(got).toEqual([2]);
+  });
+});
+
 describe('recovery', () => {
   it('says where each type stood, and counts what it got', () => {
     const got: [number | undefined, string][] = [];
@@ -513,6 +594,30 @@ describe('tokens', () => {
     socket().say({ event: 'token_expiring', type: 'system', data: { expiresAt: 1 } });
     await vi.advanceTimersByTimeAsync(0);
     expect(socket().of('auth')).toEqual([{ token: 't1' }, { token: 't2' }]);
+  });
+
+  it('that cannot be renewed are asked for again while the old one is valid, less and less often', async () => {
+    const asked: number[] = [];
+    const token = () => {
+      asked.push(Date.now());
+      if (asked.length > 1 && asked.length < 5) throw new Error('no answer');
+      return 'good';
+    };
+    const errors: RealtimeError[] = [];
+    start({ token, pause: [1000, 60_000] }).on('error', (error) => errors.push(error));
+    socket().greet();
+    await vi.advanceTimersByTimeAsync(0);
+    socket().reply('auth', 'authenticated', { user: 'ann', expiresAt: 1 });
+    socket().say({ event: 'token_expiring', type: 'system', data: { expiresAt: 1 } });
+    await vi.advanceTimersByTimeAsync(10_000);
+    expect(asked.slice(1).map((time) => time - asked[0]!)).toEqual([0, 1000, 3000, 7000]);
+    expect(errors.map(({ code, message }) => [code, message])).toEqual(Array(3).fill(['TOKEN', 'Error: no answer']));
+    expect(socket().of('auth')).toHaveLength(2);
+    expect(client.state.name).toBe('open');
+    socket().say({ event: 'token_expiring', type: 'system', data: { expiresAt: 1 } });
+    client.close();
+    await vi.advanceTimersByTimeAsync(0);
+    expect(vi.getTimerCount()).toBe(0);
   });
 
   it('that are refused have one more try where they come from a function', async () => {

@@ -147,6 +147,24 @@ describe('server-sent events', () => {
     expect(gaps).toEqual([[6, 7]]);
   });
 
+  it('bring the newest message once to a subscription that ends and begins again', async () => {
+    answers = () => ({ body: { messages: [message(7)], more: true } });
+    start({ transport: 'sse' });
+    const got: [unknown, string][] = [];
+    const stop = client.subscribe('status', () => {});
+    await turn();
+    stream().greet();
+    stop();
+    client.subscribe('status', ({ seq }, origin) => got.push([seq, origin]));
+    await turn();
+    expect(stream().query).toMatchObject({ types: 'status', lastEventId: 'yj1;status,e1,7' });
+    stream().greet('yj1;status,e1,7');
+    stream().say(message(8), 'yj1;status,e1,8');
+    await turn();
+    expect(got).toEqual([[7, 'history'], [8, 'live']]);
+    expect(Source.all).toHaveLength(2);
+  });
+
   it('are one stream with all types where it comes back', async () => {
     start({ transport: 'sse' });
     const got: unknown[] = [];

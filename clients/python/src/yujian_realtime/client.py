@@ -11,6 +11,7 @@ import random as _random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, Self, cast, overload
 
 import aiohttp
@@ -63,7 +64,8 @@ class Realtime(SessionUser):
     Args:
         url: of the service, `http(s)` or `ws(s)`; without a path it is `/ws/realtime`.
         token: a JWT, or a function (it may be async) that gets one: for each connection, and a
-            minute before one expires. It goes into the first message, never into the address.
+            minute before one expires, again and again where it raises, which the event `error`
+            reports. It goes into the first message, never into the address.
         user: name of the client, where the service asks for no token.
         history: newest messages of each type that come first, 0 to 100.
         ping: seconds between pings; twice as much silence ends a connection.
@@ -133,7 +135,7 @@ class Realtime(SessionUser):
         return self
 
     async def close(self) -> None:
-        """Leave for good. Iterators end, requests that wait raise `ConnectionClosed`."""
+        """Leave for good. Iterators end at once, requests that wait raise `ConnectionClosed`."""
         try:
             if self._loop_task is not None:
                 self._loop_task.cancel()
@@ -489,39 +491,67 @@ class Realtime(SessionUser):
             )
         )
 
-    async def _authenticate(self, *, renews: bool = False) -> None:
+    async def _authenticate(self) -> None:
         """Show the token, if there is one, in the first frame; else make the first round trip.
 
         Where a token is needed, a request without one is refused at once. Where none is, the
         token is refused, and the connection is as good as one without it.
         """
-        began = time.monotonic()
-        try:
-            if self._token is None:
+        if self._token is None:
+            began = time.monotonic()
+            try:
                 await self._ask("ping", {})
-                self._note_rtt(began)
+            except RealtimeError as error:
+                if error.code == "UNAUTHORIZED":
+                    self._end(Ending(4401, error=error.code, message=error.message))
                 return
+            self._note_rtt(began)
+            return
+        refusal = await self._show_token()
+        if refusal is None:
+            return
+        if refusal.code == "UNAUTHORIZED" and self._ready.is_set():
+            self._emit("error", RealtimeError("TOKEN_UNUSED", _UNUSED))
+            return
+        code = 4401 if refusal.code == "UNAUTHORIZED" else 1006
+        self._end(Ending(code, error=refusal.code, message=refusal.message))
+
+    async def _renew(self) -> None:
+        """Show a new token. One that cannot be had is asked for again: the old one is valid still."""
+        socket = self._socket
+        while self._socket is socket:
+            refusal = await self._show_token()
+            if refusal is None:
+                self._backoff.succeeded()
+                return
+            if refusal.code == "UNAUTHORIZED":
+                self._end(Ending(4401, error=refusal.code, message=refusal.message))
+                return
+            self._emit("error", refusal)
+            await asyncio.sleep(self._backoff.pause(Ending()))
+
+    async def _show_token(self) -> RealtimeError | None:
+        """Show the token on this connection.
+
+        Returns:
+            Why there is none, or why it was refused; None where it was accepted, or the connection
+            has ended.
+        """
+        socket = self._socket
+        try:
             value = self._token() if callable(self._token) else self._token
             token = await value if inspect.isawaitable(value) else value
-        except ConnectionClosed:
-            return
-        except RealtimeError as error:
-            if error.code == "UNAUTHORIZED":
-                self._end(Ending(4401, error=error.code, message=error.message))
-            return
         except Exception as error:  # noqa: BLE001 - whatever the caller's function raises
-            self._end(Ending(error="TOKEN", message=f"No token: {error!r}"))
-            return
+            return RealtimeError("TOKEN", f"No token: {error!r}")
+        if self._socket is not socket:
+            return None
         try:
             await self._ask("auth", {"token": token})
         except ConnectionClosed:
-            return
+            pass
         except RealtimeError as error:
-            if error.code == "UNAUTHORIZED" and self._ready.is_set() and not renews:
-                self._emit("error", RealtimeError("TOKEN_UNUSED", _UNUSED))
-                return
-            code = 4401 if error.code == "UNAUTHORIZED" else 1006
-            self._end(Ending(code, error=error.code, message=error.message))
+            return error
+        return None
 
     async def _beat(self) -> None:
         while True:
@@ -534,11 +564,11 @@ class Realtime(SessionUser):
                 continue  # silence is noticed where frames are read
             self._note_rtt(began)
 
-    async def _ask(self, action: str, payload: Mapping[str, Any]) -> Message:
+    async def _ask(self, action: str, payload: Mapping[str, Any], id: str | None = None) -> Message:
         socket = self._socket
         if socket is None:
             raise self._closed()
-        id = f"p{next(self._ids)}"
+        id = id or self._new_id()
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._pending[id] = answer
         try:
@@ -552,15 +582,19 @@ class Realtime(SessionUser):
     async def _follow(self) -> None:
         """Subscribe to what is wanted and does not flow yet."""
         requests = self._ledger.missing(self._wanted(), self._supported)
-        await asyncio.gather(*(self._ask_or_tell("subscribe", payload) for payload in requests))
+        await asyncio.gather(*(self._subscribe(payload) for payload in requests))
 
-    async def _ask_or_tell(self, action: str, payload: Mapping[str, Any]) -> None:
+    async def _subscribe(self, payload: Mapping[str, Any]) -> None:
         try:
-            await self._ask(action, payload)
+            await self._ask("subscribe", payload)
         except ConnectionClosed:
             pass
         except RealtimeError as error:
             self._emit("error", error)
+
+    async def _unsubscribe(self, types: list[str], id: str) -> None:
+        with suppress(RealtimeError):
+            await self._ask("unsubscribe", {"types": types}, id)
 
     @property
     def _supported(self) -> Sequence[str]:
@@ -578,7 +612,9 @@ class Realtime(SessionUser):
     async def _receive(self, envelope: dict[str, Any]) -> None:
         event: str = envelope["event"]
         data: Any = envelope.get("data")
-        asked = self._pending.pop(envelope.get("replyTo") or "", None)
+        answered = envelope.get("replyTo") or ""
+        asked = self._pending.pop(answered, None)
+        self._ledger.answered(answered)
         if event == "batch_update":
             for one in data["messages"]:
                 await self._receive(one)
@@ -591,9 +627,11 @@ class Realtime(SessionUser):
             for message in self._ledger.past(envelope["type"], data["messages"]):
                 self._deliver(message)
         elif event == "gap":
-            self._emit("gap", self._ledger.gap(envelope["type"], data))
+            gap = self._ledger.gap(envelope["type"], data)
+            if gap is not None:
+                self._emit("gap", gap)
         elif event == "token_expiring" and callable(self._token):
-            self._spawn(self._authenticate(renews=True))
+            self._spawn(self._renew())
         elif event == "error":
             self._refused(RealtimeError(data["code"], data["message"]), asked)
         if "seq" in envelope:
@@ -639,10 +677,14 @@ class Realtime(SessionUser):
         self._subscriptions.remove(subscription)
         gone = self._ledger.unwanted(self._wanted(), self._supported)
         if gone and self._ready.is_set():
-            self._spawn(self._ask_or_tell("unsubscribe", {"types": gone}))
+            id = self._new_id()
+            self._ledger.ends(gone, id)
+            self._spawn(self._unsubscribe(gone, id))
 
     def _emit(self, event: str, value: object) -> None:
         for handler in [*self._handlers[event]]:
+            if handler not in self._handlers[event]:
+                continue  # another one has ended it
             try:
                 handler(value)
             except Exception:
@@ -677,6 +719,9 @@ class Realtime(SessionUser):
                 answer.set_exception(self._closed())
                 answer.exception()  # the caller may be gone
         self._pending.clear()
+
+    def _new_id(self) -> str:
+        return f"p{next(self._ids)}"
 
     def _note_rtt(self, began: float) -> float:
         self.rtt = time.monotonic() - began
@@ -739,8 +784,9 @@ class Subscription(AsyncIterator[Message]):
         self._changed.set()
 
     def close(self) -> None:
-        """End it; the service sends no more messages that only it wanted."""
+        """End it at once; the service sends no more messages that only it wanted."""
         self._ended = True
+        self._messages.clear()
         self._changed.set()
         self._client._drop(self)
 
@@ -751,13 +797,14 @@ class Subscription(AsyncIterator[Message]):
         self.close()
 
     async def __anext__(self) -> Message:
-        while not self._messages:
+        while True:
             state = self._client.state
             if self._ended or (state.name == "closed" and state.cause == "left"):
                 raise StopAsyncIteration
+            if self._messages:
+                return self._messages.popleft()
             if state.name == "closed":
                 raise self._client._closed()
             self._client._require_begun()
             self._changed.clear()
             await self._changed.wait()
-        return self._messages.popleft()

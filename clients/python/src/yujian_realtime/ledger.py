@@ -24,10 +24,21 @@ class Ledger:
         self._newest: dict[str, Message] = {}
         self._live_from: dict[str, int] = {}
         self._flowing: set[str] = set()
+        self._ended: dict[str, str] = {}  # by type, the id of its last `unsubscribe`
 
     def connected(self) -> None:
         """A connection has begun: nothing flows on it yet."""
         self._flowing.clear()
+        self._ended.clear()
+
+    def ends(self, types: Iterable[str], id: str) -> None:
+        """An `unsubscribe` is sent: what comes before its answer is of the subscription that ends."""
+        self._ended.update(dict.fromkeys(types, id))
+
+    def answered(self, id: str) -> None:
+        """A request has been answered."""
+        for type in [type for type, last in self._ended.items() if last == id]:
+            del self._ended[type]
 
     def missing(self, wanted: Mapping[str, int], supported: Container[str]) -> list[dict[str, Any]]:
         """Payloads of the `subscribe` requests for what does not flow yet; from then on it does.
@@ -69,12 +80,16 @@ class Ledger:
     def subscribed(self, places: Mapping[str, Mapping[str, Any]]) -> None:
         """A `subscribed` has come: where each type begins to be live."""
         for type, place in places.items():
+            if type in self._ended:
+                continue
             self._live_from[type] = int(place["seq"])
             if type not in self._positions:
                 self._positions[type] = Position(str(place["epoch"]), int(place["from"]) - 1)
 
-    def gap(self, type: str, data: Mapping[str, Any]) -> Gap:
-        """A `gap` has come: go on behind it."""
+    def gap(self, type: str, data: Mapping[str, Any]) -> Gap | None:
+        """A `gap` has come: go on behind it; None if it belongs to a subscription that ended."""
+        if type in self._ended:
+            return None
         gap = Gap(type, int(data["first"]), int(data["last"]), str(data["epoch"]), data["reason"])
         if gap.reason != "latest":
             self.counts.gaps += 1
@@ -85,13 +100,15 @@ class Ledger:
 
     def past(self, type: str, envelopes: Iterable[Mapping[str, Any]]) -> list[Message]:
         """Messages of a `history_data` that follows a subscription."""
-        if type not in self._flowing:
+        if type not in self._flowing or type in self._ended:
             return []
         return [self._take(envelope, "history") for envelope in envelopes]
 
     def live(self, envelope: Mapping[str, Any]) -> Message | None:
-        """A message of a stream; None if it was delivered before."""
+        """A message of a stream; None if it was delivered before, or its subscription has ended."""
         type, seq, epoch = envelope["type"], envelope["seq"], envelope.get("epoch", "")
+        if type in self._ended:
+            return None
         known = self._positions.get(type)
         if known is not None and known.epoch == epoch and seq <= known.seq:
             return None
