@@ -191,7 +191,7 @@ def set_up(level: str, style: str) -> None:
         logger.critical("An error ends this process", exc_info=(kind, error, trouble))
 
     def in_thread(of: threading.ExceptHookArgs) -> None:
-        if of.exc_value is not None:
+        if of.exc_value is not None and of.exc_type is not SystemExit:
             logger.error(
                 "An error ends a thread", exc_info=(of.exc_type, of.exc_value, of.exc_traceback)
             )

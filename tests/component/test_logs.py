@@ -51,7 +51,7 @@ assert "app" not in sys.modules
 @pytest.mark.parametrize("style", ["text", "json"])
 def test_what_python_says_by_itself_is_in_the_log(style: str) -> None:
     code = f"""
-import threading, warnings
+import sys, threading, warnings
 from workers.logs import set_up
 
 set_up("INFO", {style!r})
@@ -65,9 +65,10 @@ def fail():
 
 warnings.warn("of old")
 Odd()
-thread = threading.Thread(target=fail)
-thread.start()
-thread.join()
+for target in (fail, sys.exit):
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
 raise ValueError("at last")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
