@@ -69,7 +69,12 @@ def _refusal(
 ) -> str:
     """Why a master ends there; its settings are not read anew for each."""
     data_dir = home / "data"
-    settings = {"data_dir": str(data_dir), "backplane_url": "", "max_total_connections": 10}
+    settings = {
+        "data_dir": str(data_dir),
+        "backplane_url": "",
+        "bind": "127.0.0.1:0",
+        "max_total_connections": 10,
+    }
     monkeypatch.setattr(master, "_read", lambda _: (settings, {}))
     with _planted(where(data_dir), plant) as path:
         with pytest.raises(PermissionError) as raised:
