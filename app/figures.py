@@ -40,8 +40,7 @@ _PRIORITIES = [priority.name.lower() for priority in Priority]
 USERS_A_SECOND = 2_000
 """Users whose subscriptions are shown within a second; after a storm of connects it takes longer."""
 QUIET_SECONDS = 3
-"""Between two times that figures are shown on a machine without connections, if nothing happens and the worker does
-not rest."""
+"""Between two times that figures are shown while nothing happens but heartbeats, and the worker does not rest."""
 OWN_MESSAGES = 3
 """Messages in the queue that do not count as something that happens: a probe and those of the collector."""
 SLICE = 500
@@ -167,14 +166,19 @@ class Figures:
         """sessions of each group, and"""
         self._unnamed: Counter[Group] = Counter()
         """those of them without a user."""
+        self._read: tuple[object, ...] = ()
+        """What the workers of this machine show that the counts of subscribers were made of."""
+        self._same_looks = 0
+        """How often in a row `look` has found that nothing happens, and"""
         self.quiet_looks = 0
-        """How often in a row `look` has found that nothing happens."""
+        """on a machine without connections."""
 
     def look(self) -> bool:
-        """Whether the figures are due: at each look, or a third of them while nothing happens.
+        """Whether the figures are due: at each look, or a third of them while nothing happens but heartbeats.
 
-        On a machine without connections only figures of the process itself change then, such as its CPU time.
+        Only figures of the process itself change then, such as its CPU time.
         """
+        hub = self._sources.hub
         queued = self._sources.queue.per_priority()
         state = (
             self._sources.fault(),
@@ -186,28 +190,50 @@ class Figures:
             self._sources.reader.reconnects,
             self._sources.reader.unreadable.total(),
             self._sources.catchup.replayed,
-            self._sources.hub.bytes_received,
-            sum(self._sources.hub.closed.values()),
+            hub.bytes_received + hub.bytes_sent - hub.heartbeat_bytes,
+            hub.output.total,
+            sum(hub.closed.values()),
             self._sources.reads_replica(),
-            len(self._sources.registry),
+            self._session_changes(),
         )
-        is_quiet = not self._slots.total_connections() and state == self._state
+        is_same = state == self._state and not self._has_names()
         self._state = state
-        self.quiet_looks = self.quiet_looks + 1 if is_quiet else 0
-        return self.quiet_looks % QUIET_SECONDS == 0
+        self._same_looks = self._same_looks + 1 if is_same else 0
+        self.quiet_looks = 0 if self._slots.total_connections() else self._same_looks
+        return self._same_looks % QUIET_SECONDS == 0
 
     async def show(self) -> None:
-        """Put what the other workers may ask for into the slot table, and read what they put."""
-        changes = self._sources.registry.changes, self._sources.fanout.asked
+        """Put what the other workers may ask for into the slot table."""
+        changes = self._session_changes()
         if changes != self._counted:
             users = await self._count_sessions()
             self._show_groups()
             await self._show_users(users)
-            has_names = self._unnamed.total() < self._sizes.total()
-            self._counted = None if has_names else changes
+            self._counted = None if self._has_names() else changes
         else:
             self._show_groups()
-        self._count_subscribers()
+
+    def read(self) -> None:
+        """Read what the workers of this machine show; to be called once a second."""
+        rows = self._slots.rows()
+        self.silences.look(rows)
+        by_type = [self._slots.users_of_type(number) for number in self._types.values()]
+        found = [row.stats for row in rows], by_type
+        if found == self._read:
+            return
+        self._read = found
+        for type, users in zip(self._types, by_type, strict=True):
+            connections = sum(figure(row.stats, "subscriptions", type) for row in rows)
+            unnamed = sum(figure(row.stats, "unnamed", type) for row in rows)
+            self._subscribers.show(type, Subscribers(connections, users + unnamed))
+
+    def _session_changes(self) -> tuple[int, int]:
+        """What is another one when sessions were added, removed or renamed, or have asked for other types."""
+        return self._sources.registry.changes, self._sources.fanout.asked
+
+    def _has_names(self) -> bool:
+        """Whether any session that was counted has a user."""
+        return self._unnamed.total() < self._sizes.total()
 
     async def _count_sessions(self) -> dict[str, int]:
         """Count the sessions of each group; returns the types of each user, as bits."""
@@ -276,15 +302,6 @@ class Figures:
             if number % USERS_SLICE == 0:
                 await asyncio.sleep(0)
         self._shown_users = shown
-
-    def _count_subscribers(self) -> None:
-        rows = self._slots.rows()
-        self.silences.look(rows)
-        for type, number in self._types.items():
-            connections = sum(figure(row.stats, "subscriptions", type) for row in rows)
-            unnamed = sum(figure(row.stats, "unnamed", type) for row in rows)
-            users = self._slots.users_of_type(number) + unnamed
-            self._subscribers.show(type, Subscribers(connections, users))
 
     def replica(self) -> dict[str, object] | None:
         """What `GET /status` says of the replica of this machine; None: it has none."""

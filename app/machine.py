@@ -102,5 +102,5 @@ def figure(stats: Mapping[str, Any], *path: str) -> Any:
     """A number out of what a worker shows of itself; 0 where it has not shown it yet."""
     value: Any = stats
     for name in path:
-        value = value.get(name) if isinstance(value, Mapping) else None
+        value = value.get(name) if isinstance(value, dict) else None
     return value if isinstance(value, int | float) else 0

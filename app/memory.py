@@ -59,7 +59,7 @@ def _trim() -> None:
 
 
 class Memory:
-    """Looks once a second at what this process uses.
+    """Looks once a second at what this process uses, more rarely while nothing happens.
 
     Args:
         resident: bytes in RAM.

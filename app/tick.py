@@ -60,6 +60,7 @@ class Tick:
             self._metrics.loop_delay.set(max(0.0, loop.time() - due))
             self._rates.start_second()
             self._endings.look()
+            is_due = True
             try:
                 is_due = self._figures.look() or seconds.rests
                 if self._figures.quiet_looks >= QUIET_LOOKS:
@@ -69,9 +70,11 @@ class Tick:
                 if is_due:
                     await self._figures.show()
                     self._exports.export()
+                self._figures.read()
             except Exception:
                 logger.exception("Cannot update the statistics of this second")
-            self._memory.look(len(self._hub))
+            if is_due:
+                self._memory.look(len(self._hub))
 
     def end(self) -> None:
         """Log what has not been logged; the worker has closed its connections."""

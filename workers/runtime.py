@@ -41,7 +41,7 @@ from workers.shared import paths
 from workers.shared.file import explain
 from workers.shared.guard import Part, SharedFilesGuard
 from workers.shared.locks import MastersLock
-from workers.shared.metrics_files import COUNTER, HISTOGRAM, MetricsFiles, PageFile
+from workers.shared.metrics_files import MetricsFiles, PageFile
 from workers.shared.slots import SlotTable
 from workers.shared.worker_slots import WorkerSlots
 
@@ -212,7 +212,7 @@ class Life:
             self._slots,
             publish=parts.publishing.publish,
             presence=parts.presence,
-            collect=lambda: self._metrics_files.collect(COUNTER, HISTOGRAM),
+            collect=self._metrics_files.counts,
             sample_host=HostSampler(self._settings.data_dir).sample,
             record=parts.series.add,
         )

@@ -142,6 +142,8 @@ class Hub:
         # Counts since the hub was made.
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.heartbeat_bytes = 0
+        """Of both, those of heartbeats and of the answers to them, as far as they came alone."""
         self.extra_frames = 0
         """Frames received that were no message: control frames and fragments."""
         self.opened: dict[str, int] = {}
@@ -480,7 +482,10 @@ class Hub:
             except Exception as error:  # noqa: BLE001 (the others must not pay for it)
                 self._fail(connection, error)
         for frame, members in by_frame.items():
-            for connection in self.broadcast(members, frame, len(members)):
+            before = self.bytes_sent
+            others = self.broadcast(members, frame, len(members))
+            self.heartbeat_bytes += self.bytes_sent - before
+            for connection in others:
                 connection.send(frame)  # behind what waits for it
         if self.meter is not None:
             self.meter.spend_shared(time.monotonic() - began)
@@ -528,7 +533,11 @@ class Hub:
                     is_free = connection.readable()
             except Exception as error:  # noqa: BLE001 (the others must not pay for it)
                 self._fail(connection, error)
-            now = time.monotonic() if is_free else self._charge(connection, now, size, extras)
+            if is_free:
+                self.heartbeat_bytes += self.bytes_received - size
+                now = time.monotonic()
+            else:
+                now = self._charge(connection, now, size, extras)
 
     def _charge(self, connection: Connection, began: float, size: int, extras: int) -> float:
         """Tell the meter what a connection has just cost; returns the time."""

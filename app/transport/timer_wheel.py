@@ -118,6 +118,9 @@ class TimerWheel:
 
     def _handle(self, tick: int, *, give_up: bool) -> None:
         bucket = (tick % self._buckets + 1).to_bytes(_SIZE, sys.byteorder)
+        usual = tick + self._interval
+        usual_bucket = usual % self._buckets + 1
+        is_together = give_up and self._ping is not None
         together: list[Watched] = []
         at = self._bytes.find(bucket)
         while at >= 0:
@@ -128,8 +131,11 @@ class TimerWheel:
             deadline = connection.seen + self._timeout
             try:
                 if deadline > tick:
-                    self._put(connection, min(tick + self._interval_of(connection), deadline))
-                    if give_up and self._ping is not None:
+                    if deadline >= usual and connection.heartbeat_every is None:
+                        self._places[at // _SIZE] = usual_bucket  # as `_put`, of most connections
+                    else:
+                        self._put(connection, min(tick + self._interval_of(connection), deadline))
+                    if is_together:
                         together.append(connection)
                     else:
                         connection.heartbeat()
@@ -141,7 +147,7 @@ class TimerWheel:
             except Exception as error:  # noqa: BLE001 (the others would never be looked at again)
                 self._fail(connection, error)
             at = self._bytes.find(bucket, at + _SIZE)
-        if self._ping is not None and together:
+        if together and self._ping is not None:
             self._ping(together)
 
     def _interval_of(self, connection: Watched) -> int:

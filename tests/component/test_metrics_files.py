@@ -218,6 +218,23 @@ def test_without_room_the_files_of_dead_processes_are_counted_as_they_are(
     assert {path.name for path in directory.glob("counter*")} == {"counter_folded.db"}
 
 
+def test_counts_are_those_of_dead_and_living_processes(
+    directory: Path, fork: Callable[[Callable[[], None]], int]
+) -> None:
+    count_and_exit(fork)
+    metrics = Metrics(["status"])
+    metrics.delivered["status"].inc(4)
+    metrics.delivery_latency.observe_many(0.2, 4)
+    counts = MetricsFiles(directory).counts()
+    assert sum(count.value for count in counts if count.name == DELIVERED) == 7
+    by_bound = {0.1: 0.0, 0.25: 0.0, 0.5: 0.0}
+    for name, bound, value in counts:
+        if name == BUCKET and bound in by_bound:
+            by_bound[bound] += value
+    assert by_bound == {0.1: 0, 0.25: 7, 0.5: 0}
+    assert not any(count.name == "realtime_subscriptions" for count in counts)
+
+
 def test_files_of_living_processes_stay(
     directory: Path, fork: Callable[[Callable[[], None]], int]
 ) -> None:
@@ -297,6 +314,8 @@ def test_files_that_no_process_wrote_so_cost_nothing_else(
     (directory / name).write_bytes(content)
     files = MetricsFiles(directory)
     for _ in range(2):
+        counts = [count.value for count in files.counts() if count.name == DELIVERED]
+        assert sum(counts) in (0, 3)
         found = {
             sample.name: sample.value for family in files.collect() for sample in family.samples
         }

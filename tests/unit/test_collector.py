@@ -22,6 +22,7 @@ from app.metrics import Metrics
 from app.presence import Presence
 from app.seconds import REST
 from tests.support.clock import virtual_time
+from tests.support.counts import counts_of
 from tests.support.waiting import until
 from workers.leader.collector import INTERVAL, Collector
 from workers.leader.host import HostSample, HostSampler
@@ -68,7 +69,7 @@ class World:
             self.slots,
             publish=self.publish,
             presence=self.presence,
-            collect=self.metrics.registry.collect,
+            collect=lambda: counts_of(self.metrics.registry),
             sample_host=self.sample_host,
             clock=self.clock,
             monotonic=self.clock,
@@ -152,7 +153,7 @@ async def test_the_machine_has_the_name_of_the_setting(
         world.slots,
         publish=world.publish,
         presence=world.presence,
-        collect=world.metrics.registry.collect,
+        collect=lambda: counts_of(world.metrics.registry),
         sample_host=world.sample_host,
         record=record,
         clock=world.clock,

@@ -973,8 +973,10 @@ async def test_the_answer_to_a_heartbeat_costs_a_client_nothing(hub: Hub, connec
     client.send(pong)
     await until(lambda: server.seen == 3)
     assert (meter.charged, hub.extra_frames, hub.bytes_received) == ([], 1, len(pong))
+    assert hub.heartbeat_bytes == len(pong)
     client.send(pong)
     await until(lambda: meter.charged)
+    assert hub.heartbeat_bytes == len(pong)
     assert (meter.charged, hub.extra_frames) == ([(len(pong), 1)], 2)
     for _ in range(3):
         hub.wheel.advance()

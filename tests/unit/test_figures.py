@@ -45,9 +45,16 @@ class Worker:
             "queue": SimpleNamespace(per_priority=lambda: [0, 0, 0], dropped=[0, 0, 0]),
             "reader": SimpleNamespace(reconnects=0, unreadable=Counter()),
             "catchup": SimpleNamespace(replayed=0),
-            "hub": SimpleNamespace(bytes_received=0, closed={}),
-            "registry": [],
-            **dict.fromkeys(("fanout", "rates", "manager", "history", "replica")),
+            "hub": SimpleNamespace(
+                bytes_received=0,
+                bytes_sent=0,
+                heartbeat_bytes=0,
+                output=SimpleNamespace(total=0),
+                closed={},
+            ),
+            "registry": SimpleNamespace(changes=0),
+            "fanout": SimpleNamespace(asked=0),
+            **dict.fromkeys(("rates", "manager", "history", "replica")),
         }
         slots: Any = SimpleNamespace(total_connections=lambda: self.connections)
         self.figures = figures_of(self.parts, slots, Metrics(["status"]), "status")
@@ -79,7 +86,11 @@ def test_a_worker_in_which_nothing_happens_shows_them_seldom() -> None:
         ("reader", "unreadable", Counter(status=1)),
         ("catchup", "replayed", 1),
         ("hub", "bytes_received", 1),
+        ("hub", "bytes_sent", 1),
+        ("hub", "output", SimpleNamespace(total=1)),
         ("hub", "closed", {1000: 1}),
+        ("registry", "changes", 1),
+        ("fanout", "asked", 1),
     ],
 )
 def test_what_happens_is_shown_in_the_same_second(part: str, name: str, value: object) -> None:
@@ -102,14 +113,45 @@ def test_a_probe_in_the_queue_is_nothing_that_happens() -> None:
     assert worker.figures.quiet_looks == 0
 
 
-def test_figures_are_shown_each_second_while_any_worker_of_the_machine_has_clients() -> None:
+def test_a_worker_with_silent_clients_shows_them_seldom_and_does_not_rest() -> None:
     worker = Worker()
-    worker.seconds(2)
-    worker.connections = 1
-    assert worker.seconds(5) == [True] * 5
-    assert not worker.figures.quiet_looks
-    worker.connections = 0
-    assert worker.seconds(QUIET_SECONDS) == QUIET
+    worker.seconds(1)
+    worker.connections, hub = 1, worker.parts["hub"]
+    for is_due in 2 * QUIET:
+        hub.bytes_sent += 2  # a ping
+        hub.bytes_received += 6  # and its answer
+        hub.heartbeat_bytes += 8
+        assert worker.seconds(1) == [is_due]
+        assert not worker.figures.quiet_looks
+    hub.bytes_received += 1
+    assert worker.seconds(1) == [True]
+
+
+def test_subscribers_are_counted_when_a_worker_shows_others() -> None:
+    worker = Worker()
+    rows = [worker_row(), dataclasses.replace(worker_row(), index=1, pid=2)]
+    users = [0]
+    slots: Any = SimpleNamespace(rows=lambda: rows, users_of_type=lambda _: users[0])
+    subscribers = SubscriberCounts(["status"])
+    figures = Figures(Sources(**worker.parts), slots, Metrics(["status"]), subscribers, ["status"])
+
+    def counted() -> tuple[int, int]:
+        figures.read()
+        found = subscribers.of("status")
+        return found.connections, found.users
+
+    assert counted() == (0, 0)
+    for connections in (3, 3, 2):
+        stats: dict[str, object] = {
+            "subscriptions": {"status": connections},
+            "unnamed": {"status": 1},
+        }
+        rows[1] = dataclasses.replace(rows[1], stats=stats)
+        assert counted() == (connections, 1)
+    users[0] = 1
+    assert counted() == (2, 2)
+    del rows[1]
+    assert counted() == (0, 1)
 
 
 NOW = 1_700_000_000.0

@@ -9,7 +9,9 @@ import pytest
 
 from app.metrics import LATENCY_BUCKETS, Metrics
 from tests.support.clock import Clock
+from tests.support.counts import counts_of
 from workers.leader.periods import PERIODS, Periods, Totals
+from workers.shared.metrics_files import Count
 
 
 @pytest.fixture
@@ -182,7 +184,8 @@ def test_totals_come_from_the_joined_metrics(monkeypatch: pytest.MonkeyPatch) ->
     metrics.errors["PARSE_ERROR"].inc(2)
     metrics.delivery_latency.observe_many(0.002, 6)
     metrics.delivery_latency.observe_many(60, 1)
-    totals = Totals.of(metrics.registry.collect())
+    counted = counts_of(metrics.registry)
+    totals = Totals.of(counted)
     latency: Any = pytest.approx(60.012)
     assert totals == Totals(
         requests=3,
@@ -193,3 +196,8 @@ def test_totals_come_from_the_joined_metrics(monkeypatch: pytest.MonkeyPatch) ->
         buckets=buckets(b2=6, b14=1),
     )
     assert Totals.of([]) == Totals()
+    joined = Totals.of(counted + counted)
+    assert (joined.requests, joined.buckets) == (6, buckets(b2=12, b14=2))
+    between = (LATENCY_BUCKETS[3] + LATENCY_BUCKETS[4]) / 2
+    other_version = Count("realtime_delivery_latency_seconds_bucket", between, 5)
+    assert Totals.of([other_version]).buckets == buckets(b4=5)

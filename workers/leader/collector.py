@@ -27,8 +27,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client.metrics_core import Metric
-
 from app.backplane.series import COARSE, FINE, Sample
 from app.config import Settings
 from app.errors import ClientError
@@ -41,6 +39,7 @@ from workers.leader.host import HostSample
 from workers.leader.periods import PERIODS, Periods, Totals
 from workers.shared import paths
 from workers.shared.file import write_atomically
+from workers.shared.metrics_files import Count
 
 INTERVAL = 2.0
 """Seconds between samples; `REST` while no client is connected and no alarm is near."""
@@ -81,7 +80,7 @@ class Collector:
         publish: how to publish.
         presence: what the lab is doing; it becomes `offline` without updates, which
             the collector publishes.
-        collect: the joined metrics of all workers; may block, is called in a thread.
+        collect: what all workers have counted; may block, is called in a thread.
         sample_host: measures the machine; likewise.
         record: stores samples of the series; None: they are not kept.
         clock: Unix seconds, for what is published and stored.
@@ -95,7 +94,7 @@ class Collector:
         *,
         publish: Publish,
         presence: Presence,
-        collect: Callable[[], Iterable[Metric]],
+        collect: Callable[[], Iterable[Count]],
         sample_host: Callable[[], HostSample],
         record: Record | None = None,
         clock: Callable[[], float] = time.time,

@@ -12,12 +12,11 @@ import time
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
-from prometheus_client.metrics_core import Metric
-
 from app.metrics import LATENCY_BUCKETS
+from workers.shared.metrics_files import Count
 
 PERIODS = {"1m": 60, "5m": 300, "15m": 900, "1h": 3600, "24h": 86_400}
 """Seconds of each period."""
@@ -46,7 +45,8 @@ _SOURCES = {
 }
 """Which counters make up which of the counts."""
 
-_LATENCY_NAME = "realtime_delivery_latency_seconds"
+_LATENCY_SUM = "realtime_delivery_latency_seconds_sum"
+_LATENCY_BUCKET = "realtime_delivery_latency_seconds_bucket"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,25 +65,21 @@ class Totals:
     beyond the last."""
 
     @classmethod
-    def of(cls, families: Iterable[Metric]) -> Totals:
-        """Add up the joined metrics of all processes."""
-        counts = [0.0] * len(_COUNTED)
+    def of(cls, counts: Iterable[Count]) -> Totals:
+        """Add up what all processes have counted."""
+        sums = [0.0] * len(_COUNTED)
         latency = 0.0
-        below: dict[float, float] = {}
-        for family in families:
-            for sample in family.samples:
-                if sample.name in _SOURCES:
-                    counts[_SOURCES[sample.name]] += sample.value
-                elif sample.name == f"{_LATENCY_NAME}_sum":
-                    latency = sample.value
-                elif sample.name == f"{_LATENCY_NAME}_bucket":
-                    below[float(sample.labels["le"])] = sample.value
-        # A bound without a count (a dead worker of another version) adds nothing.
-        bounds = (*LATENCY_BUCKETS, float("inf"))
-        heights = list(accumulate((int(below.get(bound, 0)) for bound in bounds), max, initial=0))
-        buckets = tuple(high - low for low, high in pairwise(heights))
-        requests, published, deliveries, errors = map(int, counts)
-        return cls(requests, published, deliveries, errors, latency, buckets)
+        buckets = [0] * (len(LATENCY_BUCKETS) + 1)
+        for name, bound, value in counts:
+            if name in _SOURCES:
+                sums[_SOURCES[name]] += value
+            elif name == _LATENCY_SUM:
+                latency += value
+            elif name == _LATENCY_BUCKET and bound is not None:
+                # A dead worker of another version may have had other bounds.
+                buckets[bisect.bisect_left(LATENCY_BUCKETS, bound)] += int(value)
+        requests, published, deliveries, errors = map(int, sums)
+        return cls(requests, published, deliveries, errors, latency, tuple(buckets))
 
     def row(self) -> array[int]:
         """The figures as integers, the latency in microseconds."""

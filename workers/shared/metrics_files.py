@@ -13,13 +13,14 @@ back, since they are made of the process' start time too.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
@@ -49,7 +50,20 @@ _mmaped_dict: Any = MmapedDict  # the library leaves it untyped
 _DAMAGE = (RuntimeError, ValueError, KeyError, TypeError, IndexError, struct.error)
 """What reading a file may raise that no process of this service has written so."""
 
+_KEYS = 4_096
+"""Keys of entries that are kept with what they say; a service has some hundreds."""
+
 logger = logging.getLogger(__name__)
+
+
+class Count(NamedTuple):
+    """What a process has counted."""
+
+    name: str
+    """Of a counter, or with `_sum` or `_bucket` behind it of a histogram."""
+    bound: float | None
+    """Upper bound of the bucket, whose count does not include those below it; None: it is no bucket."""
+    value: float
 
 
 def is_alive(process: str) -> bool:
@@ -88,31 +102,48 @@ class MetricsFiles:
         with self._locked():
             return self._fold()
 
-    def collect(self, *kinds: str) -> list[Metric]:
+    def collect(self) -> list[Metric]:
         """All metrics, joined over the processes; folds the files of dead ones as well.
-
-        Args:
-            kinds: of `KINDS`, if not all are wanted.
 
         Raises:
             TimeoutError: another process has held the lock for `LOCK_WAIT` seconds.
         """
         with self._locked():
-            try:
-                self._fold()
-            except OSError as error:
-                if not is_full(error):
-                    raise  # else the files of dead processes stay, and are counted
-            # A new process makes its files empty and gives them their size a moment later.
-            files = [
-                str(path)
-                for path in self._directory.glob("*.db")
-                if path.name.startswith(kinds or KINDS) and path.stat().st_size
-            ]
+            files = self._folded_files(KINDS)
             try:
                 return _merge(files)
             except _DAMAGE:
                 return _merge([file for file in files if _is_sound(Path(file))])
+
+    def counts(self) -> list[Count]:
+        """What counters and histograms say, not joined: a fifth of the cost of `collect`.
+
+        Raises:
+            TimeoutError: another process has held the lock for `LOCK_WAIT` seconds.
+        """
+        found: list[Count] = []
+        with self._locked():
+            for file in self._folded_files((COUNTER, HISTOGRAM)):
+                try:
+                    values = _mmaped_dict.read_all_values_from_file(file)
+                    found += [Count(*_counted(key), value) for key, value, _, _ in values]
+                except _DAMAGE as error:
+                    _put_aside(Path(file), error)
+        return found
+
+    def _folded_files(self, kinds: tuple[str, ...]) -> list[str]:
+        """The files of some kinds, once those of dead processes are folded."""
+        try:
+            self._fold()
+        except OSError as error:
+            if not is_full(error):
+                raise  # else the files of dead processes stay, and are counted
+        # A new process makes its files empty and gives them their size a moment later.
+        return [
+            entry.path
+            for entry in os.scandir(self._directory)
+            if entry.name.endswith(".db") and entry.name.startswith(kinds) and entry.stat().st_size
+        ]
 
     def _locked(self) -> contextlib.AbstractContextManager[None]:
         """Hold the lock that all scrapes and foldings of this machine share."""
@@ -120,11 +151,14 @@ class MetricsFiles:
 
     def _fold(self) -> int:
         dead: dict[str, list[Path]] = {kind: [] for kind in KINDS}
-        for path in self._directory.glob("*.db"):
-            kind, _, rest = path.stem.partition("_")
+        alive = functools.cache(self._alive)
+        for name in os.listdir(self._directory):  # noqa: PTH208 (every few seconds)
+            if not name.endswith(".db"):
+                continue
+            kind, _, rest = name.removesuffix(".db").partition("_")
             process = rest.rpartition("_")[2]
-            if process != _FOLDED and kind in dead and not self._alive(process):
-                dead[kind].append(path)
+            if process != _FOLDED and kind in dead and not alive(process):
+                dead[kind].append(self._directory / name)
         for path in dead[GAUGE]:
             path.unlink()
         for kind in (COUNTER, HISTOGRAM):
@@ -215,6 +249,14 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@functools.lru_cache(_KEYS)
+def _counted(key: str) -> tuple[str, float | None]:
+    """Name and bound of an entry; see `Count`."""
+    _, name, labels, _ = json.loads(key)
+    bound = dict(labels).get("le")
+    return str(name), None if bound is None else float(bound)
 
 
 def _merge(files: list[str]) -> list[Metric]:

@@ -180,9 +180,7 @@ class SlotTable:
         """Words of the header."""
         self.lock = _TableLock(self._fd, self._header, self._follow)
         """Around each change, and each sum over rows."""
-        self._words = words[_TABLE_AT // _WORD : _STATS_AT // _WORD]
-        """All columns, one after the other."""
-        self.columns = _split(self._words)
+        self.columns = _split(words[_TABLE_AT // _WORD : _STATS_AT // _WORD])
         """A word of each row: `PID`, `BORN` and so on."""
         self.hash_key = bytes(self._map[_KEY])
         """For the hashes of users, addresses and kinds of lines."""
@@ -386,10 +384,13 @@ class SlotTable:
         """Every row of a worker that runs, or of which no call of `sweep` has seen that it ended."""
         with self.lock:
             high = self.high()
-            words = self._words.tobytes()
-        columns = [column[:high].tolist() for column in _split(memoryview(words).cast("Q"))]
-        used = [n for n in range(high) if columns[PID][n] and columns[STATE][n] != GONE]
-        return [_row(n, [column[n] for column in columns], self._figures(n)) for n in used]
+            columns = [column[:high].tolist() for column in self.columns]
+            used = [n for n in range(high) if columns[PID][n] and columns[STATE][n] != GONE]
+            texts = [self._figures_text(n) for n in used]
+        return [
+            _row(n, [column[n] for column in columns], self._figures(n, text))
+            for n, text in zip(used, texts, strict=True)
+        ]
 
     def has_connections(self) -> bool:
         """Whether any client is connected to this machine."""
@@ -531,12 +532,12 @@ class SlotTable:
             if number not in (PID, BORN, STATE):
                 column[index] = 0
 
-    def _figures(self, index: int) -> dict[str, Any]:
-        """What the worker in a row shows of itself; parsed when it has changed."""
+    def _figures_text(self, index: int) -> bytes:
         start = _STATS_AT + index * STATS_SIZE
-        with self.lock:
-            size = min(self.columns[STATS_LENGTH][index], STATS_SIZE)
-            text = self._map[start : start + size]
+        return self._map[start : start + min(self.columns[STATS_LENGTH][index], STATS_SIZE)]
+
+    def _figures(self, index: int, text: bytes) -> dict[str, Any]:
+        """What the worker in a row shows of itself; parsed when it has changed."""
         known = self._read.get(index)
         if known is None or known[0] != text:
             known = self._read[index] = text, _parse_figures(text)
