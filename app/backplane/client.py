@@ -9,7 +9,6 @@ how long an answer may take.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import math
@@ -25,6 +24,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
 
 from app.backoff import Backoff
+from app.backplane import redis_private
 from app.backplane.faults import (
     MISREAD,
     Fault,
@@ -161,8 +161,7 @@ class Link:
     async def abort(self) -> None:
         """End the connection, and the call that waits for an answer on it."""
         if self._connection is not None:
-            with contextlib.suppress(*FAILURES):
-                await self._connection.disconnect(nowait=True)
+            redis_private.drop(self._connection)
 
     def call(self, commands: Sequence[Command], timeout: float) -> Coroutine[Any, Any, list[Any]]:
         """Send commands in one write and return their replies.
@@ -301,8 +300,7 @@ class Link:
         self._wire = None
         self._outdated = False
         if connection is not None:
-            with contextlib.suppress(*FAILURES):
-                await connection.disconnect(nowait=True)
+            redis_private.drop(connection)
 
     async def distrust(self) -> None:
         """Close the connection: an answer was none to what was asked, and the next may be none either."""

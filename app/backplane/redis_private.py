@@ -50,4 +50,15 @@ def take_streams(connection: AbstractConnection) -> None:
     connection._reader = connection._writer = None
 
 
+def drop(connection: AbstractConnection) -> None:
+    """Close a connection now: unsent commands are given up, and no end of TLS is waited for.
+
+    A server that has stopped reads neither, and the socket would stay until it goes on.
+    """
+    writer = writer_of(connection)
+    take_streams(connection)
+    if writer is not None:
+        writer.transport.abort()
+
+
 check()

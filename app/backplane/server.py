@@ -10,12 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
+from redis.asyncio.connection import (
+    AbstractConnection,
+    Connection,
+    ConnectionPool,
+    RedisSSLContext,
+    SSLConnection,
+    parse_url,
+)
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
@@ -68,10 +77,60 @@ def server_at(url: str) -> Server:
     return SingleServer(url) if address is None else SentinelServer(address)
 
 
+class Certificates:
+    """What connections check a server's certificate with, read again when one of its files has changed.
+
+    To read those of all authorities takes some 50 ms, in which a worker serves no client: too long
+    for each attempt to open a connection.
+    """
+
+    def __init__(self) -> None:
+        self._latest: RedisSSLContext | None = None
+        self._states: list[tuple[int, ...]] = []
+
+    def latest(self, own: RedisSSLContext) -> RedisSSLContext:
+        """What a connection is to use.
+
+        Args:
+            own: made for the connection, from options that are the same each time.
+        """
+        usual = ssl.get_default_verify_paths()
+        files = (own.ca_certs, own.ca_path, own.certfile, own.keyfile, usual.cafile, usual.capath)
+        states = [_state(path) for path in files if path]
+        if self._latest is None or states != self._states:
+            self._latest, self._states = own, states
+        return self._latest
+
+
+def _state(path: str) -> tuple[int, ...]:
+    """Differs when a file has been replaced or written to."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+class TlsConnection(SSLConnection):
+    """With certificates that others have read.
+
+    Args:
+        certificates: of all connections to the same server.
+        options: see `SSLConnection`.
+    """
+
+    def __init__(self, *, certificates: Certificates, **options: Any) -> None:
+        super().__init__(**options)
+        self.ssl_context = certificates.latest(self.ssl_context)
+
+
 def connection_options(url: str) -> tuple[type[AbstractConnection], dict[str, Any]]:
     """Kind and options of connections to the server of a URL that redis-py understands."""
     options: dict[str, Any] = dict(parse_url(url))
     kind: type[AbstractConnection] = options.pop("connection_class", Connection)
+    if kind is SSLConnection:
+        kind = TlsConnection
+        options["certificates"] = Certificates()
     return kind, options | {
         "driver_info": None,
         "protocol": 2,
@@ -157,15 +216,17 @@ class SentinelServer:
             "username": words.get("sentinel_username"),
             "password": words.get("sentinel_password"),
         }
-        if self._kind is SSLConnection:
-            tls = {word: value for word, value in self._options.items() if word.startswith("ssl_")}
-            self._sentinel_options |= tls | {"ssl": True}
+        self._sentinel_options |= {
+            word: value
+            for word, value in self._options.items()
+            if word.startswith("ssl_") or word == "certificates"
+        }
         self._addresses = address.sentinels
         self._last_switch = ""
         self._searching = asyncio.Lock()  # a search reorders the Sentinels
-        self._sentinels = Sentinel(  # type: ignore[no-untyped-call]
-            list(address.sentinels),
-            sentinel_kwargs=self._sentinel_options | {"socket_timeout": SENTINEL_TIMEOUT},
+        self._sentinels = Sentinel([])  # type: ignore[no-untyped-call]
+        self._sentinels.sentinels.extend(
+            self._client(*place, socket_timeout=SENTINEL_TIMEOUT) for place in address.sentinels
         )
 
     async def open(self, name: str, keep: Callable[[AbstractConnection], None]) -> None:
@@ -182,6 +243,14 @@ class SentinelServer:
             is_primary = bytes(role[0]) == b"master"
         if not is_primary:
             raise MasterNotFoundError(f"the primary for {self._name!r} has become a replica")
+
+    def _client(self, host: str, port: int, **options: Any) -> Redis:
+        """A client of one Sentinel."""
+        kind = TlsConnection if self._kind is TlsConnection else Connection
+        pool = ConnectionPool(
+            connection_class=kind, host=host, port=port, **self._sentinel_options, **options
+        )
+        return Redis.from_pool(pool)
 
     async def _find(self) -> tuple[str, int]:
         """Where the primary is, by the first Sentinel that knows one; it is asked first the next time.
@@ -218,9 +287,7 @@ class SentinelServer:
 
     async def _listen_to(self, host: str, port: int, switched: Callable[[], None]) -> None:
         while True:
-            client = Redis(
-                host=host, port=port, health_check_interval=PING_SECONDS, **self._sentinel_options
-            )
+            client = self._client(host, port, health_check_interval=PING_SECONDS)
             async with client, client.pubsub() as channel:
                 with contextlib.suppress(RedisError, OSError, *MISREAD):
                     await channel.subscribe(_SWITCH)

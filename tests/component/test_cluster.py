@@ -8,13 +8,21 @@ from typing import Any
 
 import pytest
 from redis.crc import key_slot
+from redis.exceptions import ResponseError
 
 from app.backplane.cluster import publisher
+from app.backplane.cluster.link import Cluster as Nodes
+from app.backplane.cluster.link import Connections
 from app.backplane.cluster.publisher import PATIENCE_ALONE
+from app.backplane.cluster.slot_map import Node
 from app.backplane.history import History
 from app.backplane.scripts import CONTROL, stream_key
 from app.errors import BackplaneUnavailable
+from app.setting_values import ClusterAddress
 from tests.support.cluster import Cluster, Side
+from tests.support.delivery import turn
+from tests.support.descriptors import open_files
+from tests.support.valkeys import Starter, port_of
 from tests.support.waiting import until
 
 ALL = ("status", "stats", "health", "config", "system", CONTROL)
@@ -67,6 +75,19 @@ async def test_a_reader_has_one_connection_to_each_node(cluster: Cluster) -> Non
             names = [client["name"] for client in clients]
             assert names.count("yujian-read-one") == 1
             assert names.count("yujian-publish-one") == 1
+
+
+async def test_a_connection_whose_first_command_is_refused_is_closed(start_valkey: Starter) -> None:
+    """As that of an account that may not use CLIENT TRACKING."""
+    node = Node("127.0.0.1", port_of(start_valkey()))
+    nodes = Nodes(ClusterAddress((tuple(node),), "redis://127.0.0.1/"))
+    connections = Connections(nodes, "test", first=(b"NOSUCH",))
+    before = open_files()
+    for _ in range(3):
+        with pytest.raises(ResponseError):
+            await connections.to(node)
+    await turn()
+    assert open_files() == before
 
 
 async def test_a_slot_moves_under_a_stream(cluster: Cluster) -> None:

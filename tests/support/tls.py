@@ -8,7 +8,9 @@ import ipaddress
 import socket
 import ssl
 import tempfile
-from collections.abc import Coroutine
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -136,6 +138,22 @@ class TlsFront:
 
         self._thread.loop.call_soon_threadsafe(abort)
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Serve no client, with all connections open."""
+        stopped, over = threading.Event(), threading.Event()
+
+        def stop() -> None:
+            stopped.set()
+            over.wait()
+
+        self._thread.loop.call_soon_threadsafe(stop)
+        stopped.wait()
+        try:
+            yield
+        finally:
+            over.set()
+
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._thread.loop.create_task(work)
         self._tasks.add(task)
@@ -159,10 +177,11 @@ class TlsFront:
     async def _serve(self, client: socket.socket, target: tuple[str, int]) -> None:
         try:
             client.setblocking(False)
-            is_tls = await self._begins_tls(client)
+            first = await self._first_byte(client)
+            is_tls = first == bytes([_HANDSHAKE])
             self.encrypted += is_tls
-            self.plain += not is_tls
-            if not is_tls and self.refuses_plain:
+            self.plain += bool(first) and not is_tls
+            if not first or (self.refuses_plain and not is_tls):
                 client.close()
                 return
             near, far = _End(self._transports), _End(self._transports)
@@ -173,15 +192,19 @@ class TlsFront:
             )
         except OSError:
             client.close()
+        except asyncio.CancelledError:
+            client.close()
+            raise
 
-    async def _begins_tls(self, client: socket.socket) -> bool:
+    async def _first_byte(self, client: socket.socket) -> bytes:
+        """What a client begins with, which stays to be read; none: it has gone."""
         readable = asyncio.Event()
         self._thread.loop.add_reader(client, readable.set)
         try:
             await readable.wait()
         finally:
             self._thread.loop.remove_reader(client)
-        return client.recv(1, socket.MSG_PEEK)[:1] == bytes([_HANDSHAKE])
+        return client.recv(1, socket.MSG_PEEK)
 
 
 class _End(asyncio.Protocol):

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from app.backplane.server import check_options
+from app.backplane.server import SentinelServer, check_options, connection_options
 from app.errors import SettingsError
+from app.setting_values import sentinel_address
+from tests.support.tls import Certificates
 
 
 @pytest.mark.parametrize(
@@ -38,3 +45,41 @@ def test_an_option_that_they_do_not_have_is_named_in_one_line(url: str, says: st
     assert line.startswith("BACKPLANE_URL: ")
     assert "\n" not in line
     assert "hunter2" not in line
+
+
+def test_certificates_are_read_again_only_when_they_have_changed(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        Certificates(tmp_path / name, "127.0.0.1")
+    authority = tmp_path / "ca.pem"
+    shutil.copy(tmp_path / "old" / "ca.pem", authority)
+    kind, options = connection_options(f"rediss://h/0?ssl_ca_certs={authority}")
+
+    def context() -> Any:
+        return kind(**options).ssl_context.get()  # type: ignore[attr-defined]
+
+    first = context()
+    assert context() is first
+    shutil.copy(tmp_path / "new" / "ca.pem", tmp_path / "put")
+    os.replace(tmp_path / "put", authority)
+    assert context() is not first
+    assert context() is context()
+
+
+def test_a_file_that_cannot_be_read_is_tried_again(tmp_path: Path) -> None:
+    authority = tmp_path / "ca.pem"
+    kind, options = connection_options(f"rediss://h/0?ssl_ca_certs={authority}")
+    with pytest.raises(OSError, match="No such file"):
+        kind(**options).ssl_context.get()  # type: ignore[attr-defined]
+    Certificates(tmp_path, "127.0.0.1")
+    assert kind(**options).ssl_context.get()  # type: ignore[attr-defined]
+
+
+def test_sentinels_are_asked_with_the_same_certificates() -> None:
+    address = sentinel_address("rediss+sentinel://a,b/lab")
+    assert address is not None
+    server: Any = SentinelServer(address)
+    kind, options = server._kind, server._options
+    own = kind(host="h", port=1, **options).ssl_context
+    for client in server._sentinels.sentinels:
+        assert client.connection_pool.make_connection().ssl_context is own

@@ -13,6 +13,7 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, NoScriptError, RedisError
 from redis.exceptions import ConnectionError as LostConnection
 
+from app.backplane import redis_private
 from app.backplane.client import FAILURES, Command, complete, pack
 from app.backplane.cluster.pipeline import Pipeline
 from app.backplane.cluster.slot_map import Node, SlotMap
@@ -76,8 +77,7 @@ class Cluster:
             with reading_answer():
                 return await connection.read_response()
         finally:
-            with contextlib.suppress(*FAILURES):
-                await connection.disconnect(nowait=True)
+            redis_private.drop(connection)
 
 
 class Connections:
@@ -134,18 +134,17 @@ class Connections:
 
     async def _connect(self, node: Node) -> Pipeline:
         connection = self._cluster.make(node, self._name, self._protocol)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(redis_private.drop, connection)
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await open_connection(connection)
                 pipeline = Pipeline(connection, self._notice, lambda lost: self._gone(node, lost))
+            undo.callback(pipeline.abort)
             if self._first is not None:
                 (answer,) = await pipeline.exchange(pack([self._first]), 1, CONNECT_TIMEOUT)
                 if isinstance(answer, RedisError):
                     raise answer
-        except BaseException:
-            with contextlib.suppress(*FAILURES):
-                await connection.disconnect(nowait=True)
-            raise
+            undo.pop_all()
         self._open[node] = pipeline
         return pipeline
 
