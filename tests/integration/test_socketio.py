@@ -130,6 +130,26 @@ async def test_an_unknown_namespace_is_refused(service: Service) -> None:
     await client.close()
 
 
+@pytest.mark.parametrize("namespace", ["", "/app,"])
+@pytest.mark.parametrize("auth", ['{"token":}', '{"a":1e400}', "[" * 200, "nothing"])
+async def test_a_connect_that_cannot_be_read_is_refused(
+    service: Service, namespace: str, auth: str
+) -> None:
+    async with await raw_socketio(service) as client:
+        await client.send(TEXT, f"40{namespace}{auth}".encode())
+        answer = await client.packet("44")
+        assert answer.startswith(f"44{namespace}{{")
+        assert json.loads(answer[2 + len(namespace) :])["data"]["code"] == "PARSE_ERROR"
+
+
+async def test_an_event_that_cannot_be_read_answers_its_ack(service: Service) -> None:
+    async with await raw_socketio(service) as client:
+        await client.send(TEXT, b"40")
+        await client.send(TEXT, b'427["echo",1e400]')
+        (answer,) = json.loads((await client.packet("437"))[3:])
+        assert answer["data"]["code"] == "PARSE_ERROR"
+
+
 @BOTH
 async def test_a_second_connect_is_refused_and_the_first_stays(
     service: Service, namespace: str

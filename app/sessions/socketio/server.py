@@ -142,9 +142,9 @@ class RealtimeServer(SocketServer):
             return self._accept(session, sid, namespace)
         return self._connect_slowly(session, sid, namespace, data, work)
 
-    def refuse_connect(self, session: SocketIOClient, error: ClientError) -> None:
-        """Answer a CONNECT to the main namespace that is not even parsed."""
-        self._send_now(session, sio_packet.CONNECT_ERROR, MAIN, _described(error))
+    def refuse_connect(self, session: SocketIOClient, namespace: str, error: ClientError) -> None:
+        """Answer a CONNECT that is too large, or cannot be read."""
+        self._send_now(session, sio_packet.CONNECT_ERROR, namespace, _described(error))
 
     async def _connect_slowly(
         self, session: SocketIOClient, sid: str, namespace: str, data: Any, work: Work | None

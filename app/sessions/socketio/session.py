@@ -113,13 +113,13 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
         if kind == "4":
             try:
                 self._check_cost(message)
+                return self._packet(message[1:])
             except ClientError as error:
-                if message[1:3] == _CONNECT_WITH_AUTH:
-                    self.context.sio.refuse_connect(self, error)
+                if message[1:2] == _CONNECT:
+                    self.context.sio.refuse_connect(self, _namespace(message), error)
                 else:
                     self.send_error(error, self.request_of(message))
                 return None
-            return self._packet(message[1:])
         if kind == "2":
             check_cost(message, _LONGEST_PROBE)
             self.send(build_frame(TEXT, b"3" + message[1:].encode()))
@@ -514,3 +514,9 @@ def _is_action(packet: Any) -> bool:
         and (packet.namespace or MAIN) == MAIN
         and packet.data[0] in ACTIONS
     )
+
+
+def _namespace(message: str) -> str:
+    """The namespace of a CONNECT packet, whatever else is in it."""
+    found = re.match("/[^,?]*", message[2:_HEAD])
+    return found[0] if found else MAIN
