@@ -32,6 +32,8 @@ from __future__ import annotations
 import enum
 from typing import Literal, Self
 
+LOW_ON_MEMORY = "The service is low on memory; try again later."
+
 
 class ErrorCode(enum.StrEnum):
     """Codes of `error` events, CONNECT_ERROR packets and HTTP errors, a row for each.

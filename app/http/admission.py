@@ -17,7 +17,7 @@ from aiohttp import HttpVersion11, hdrs
 from multidict import MultiMapping
 
 from app.config import Settings
-from app.errors import ClientError, CloseCode, ErrorCode
+from app.errors import LOW_ON_MEMORY, ClientError, CloseCode, ErrorCode
 from app.http.clients import Clients, bearer_token
 from app.http.cors import Origins
 from app.http.errors import HttpError
@@ -300,8 +300,7 @@ class Admission:
             message = "This worker accepts no connections now; try again."
             raise _unavailable(ErrorCode.SERVICE_UNAVAILABLE, message, "not_ready", 1)
         if not self._has_memory():
-            message = "The service is low on memory; try again later."
-            raise _unavailable(ErrorCode.SERVICE_UNAVAILABLE, message, "memory", _draw_delay())
+            raise _low_on_memory()
         if not self._places.reserve_connection():
             message = (
                 f"The service has reached its limit of {self._cap} connections; try again later."
@@ -314,6 +313,9 @@ class Admission:
             except TooMany as error:
                 self._places.release_connection()
                 raise _too_many(error) from None
+            except OSError:  # the table that counts addresses is full, and /dev/shm too
+                self._places.release_connection()
+                raise _low_on_memory() from None
 
 
 def parse_query(raw: str) -> dict[str, str]:
@@ -484,6 +486,10 @@ def _unauthorized(code: ErrorCode, message: str, challenge: str) -> Refused:
 
 def _unavailable(code: ErrorCode, message: str, reason: str, retry_after: int) -> Refused:
     return Refused(503, code, message, reason, retry_after, close_code=CloseCode.TRY_AGAIN_LATER)
+
+
+def _low_on_memory() -> Refused:
+    return _unavailable(ErrorCode.SERVICE_UNAVAILABLE, LOW_ON_MEMORY, "memory", _draw_delay())
 
 
 def _too_many(error: TooMany) -> Refused:

@@ -9,7 +9,7 @@ import asyncio
 
 from app.backoff import Backoff
 from app.backplane.claims import LEASE, UserClaims
-from app.errors import ClientError, ErrorCode, NoRoomNow
+from app.errors import LOW_ON_MEMORY, ClientError, ErrorCode, NoRoomNow
 from app.ports import Slots
 from app.refusals import Refusals
 from app.sessions.probing import Prober
@@ -84,7 +84,7 @@ class Claiming:
 
         Raises:
             ClientError: MAX_CONNECTIONS_EXCEEDED; the same from what is returned, and
-                BACKPLANE_UNAVAILABLE.
+                BACKPLANE_UNAVAILABLE or SERVICE_UNAVAILABLE.
         """
         if session.state != OPEN:
             # It ended before its turn came: what it claims now would never be given back.
@@ -96,7 +96,11 @@ class Claiming:
         if user is None:
             return None
         if self._claims is None:
-            if self._slots.claim_user(user):
+            try:
+                has_place = self._slots.claim_user(user)
+            except OSError:
+                has_place = False  # what is awaited then says what is wrong
+            if has_place:
                 session.claimed = True
                 return None
             if self._is_surely_full(user):
@@ -133,7 +137,11 @@ class Claiming:
     async def _claim(self, user: str) -> bool:
         if self._claims is not None:
             return await self._claims.claim(user)
-        return self._slots.claim_user(user)
+        try:
+            return self._slots.claim_user(user)
+        except OSError:  # the table of users is full, and /dev/shm too
+            self._refusals.note("memory")
+            raise ClientError(ErrorCode.SERVICE_UNAVAILABLE, LOW_ON_MEMORY) from None
 
     def _is_surely_full(self, user: str) -> bool:
         """Whether all holders of a user's places have answered a ping a moment ago."""

@@ -544,3 +544,26 @@ def test_where_there_is_no_room_for_a_clean_table_no_claim_reads_the_old_one(
         monkeypatch.undo()
         assert table.users.claim(2**40, 0, 1)
         assert table.users.held(2**40) == table.users.held(2) == 1
+
+
+def test_where_there_is_no_room_for_a_clean_table_erased_places_are_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    table = SlotTable(tmp_path / "slots")
+    users = table.users
+    with table.lock:
+        monkeypatch.setattr(os, "posix_fallocate", is_full)
+        for key in range(2, 2**16 + 2):  # a place for each
+            assert users.claim(key, 0, 1)
+        with pytest.raises(OSError, match="no room"):
+            users.claim(2**40, 0, 1)
+        assert not users.claim(2, 0, 1)  # at its cap, as ever
+        users.release(7, 0)
+        assert users.claim(2**40, 0, 1)
+        assert users.held(2**40) == users.held(2) == 1
+        monkeypatch.undo()
+        assert users.claim(7, 0, 1)
+        assert users.distinct == 2**16 + 1

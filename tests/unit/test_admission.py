@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import time
 from collections.abc import Set as AbstractSet
@@ -499,6 +500,20 @@ def test_no_memory_no_connection(door: Door) -> None:
     refused = door.refuse()
     assert (refused.status, refused.reason) == (503, "memory")
     assert refused.retry_after
+
+
+def test_an_address_that_cannot_be_counted_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    door = Door(MAX_CONNECTIONS_PER_ADDRESS="5", MAX_TOTAL_CONNECTIONS="1")
+
+    def is_full(_: str) -> bool:
+        raise OSError(errno.ENOSPC, "no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(door.slots, "claim_address", is_full)
+        refused = door.refuse()
+    assert (refused.status, refused.code) == (503, ErrorCode.SERVICE_UNAVAILABLE)
+    assert (refused.reason, bool(refused.retry_after)) == ("memory", True)
+    door.check()
 
 
 # Requests for server-sent events.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from typing import Any
 
@@ -214,6 +215,20 @@ async def test_a_client_that_answers_keeps_its_place(worker: Worker) -> None:
     await waiting
     assert worker.context.registry.by_id.keys() == {"c1", "c2"}
     assert old.session.state == new.session.state == OPEN
+
+
+async def test_a_user_that_cannot_be_counted_is_sent_away_to_come_back(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(_: str) -> bool:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(worker.slots, "claim_user", is_full)
+    client = worker.client(user="ann")
+    error = await client.event()
+    assert error["data"]["code"] == "SERVICE_UNAVAILABLE"
+    assert await client.close_code() == 1012
+    assert worker.context.metrics.refused["memory"]._value.get() == 1
 
 
 async def test_a_token_of_ours_belongs_to_its_user(worker: Worker) -> None:

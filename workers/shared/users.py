@@ -20,7 +20,7 @@ of the table under the lock: at the start of a worker, and after a process was k
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import mmap
 import os
 from collections.abc import Container, Iterator, Mapping
@@ -144,12 +144,14 @@ class UsersTable:
             row: the worker that holds the connection, with `OF_ADDRESS` for an address.
             cap: most connections of one user.
             gone: rows of dead workers, whose entries are being removed and do not count.
+
+        Raises:
+            OSError: every place is taken, and there is no room for a larger table.
         """
         key = max(key, _FIRST_HASH)
         buckets = self._refresh()
         if self._header[_FILLED] * 2 > buckets:
-            with contextlib.suppress(OSError):  # no room: the old one has places left
-                self._rebuild(buckets)
+            self._is_tidied(buckets)  # else the old one may have places left
             self._refresh()
         entries, mask = self._entries, self._mask
         total, own, place, known = 0, -1, -1, False
@@ -168,24 +170,42 @@ class UsersTable:
             elif found == _ERASED and place < 0:
                 place = at
             at = (at + 1) & mask
-        else:  # no place is empty: something else has written to the table
-            self._rebuild(2 * buckets)
-            return self.claim(key, row, cap, gone)
+        else:  # no place is empty: something else has written to the table, or there was no room to tidy it
+            if self._is_tidied(2 * buckets):
+                return self.claim(key, row, cap, gone)
         if total >= cap:
             return False
         if own >= 0:
             if entries[2 * own + 1] & _COUNT < _COUNT:
                 entries[2 * own + 1] += 1
             return True
-        settled = self._begin_step()
         if place < 0:
             place = at
+            if entries[2 * at] != _EMPTY:
+                raise OSError(
+                    errno.ENOSPC, "the users' table is full, and there is no room for a larger one"
+                )
+        self._add(place, key, row, is_distinct=not (known or row & OF_ADDRESS))
+        return True
+
+    def _add(self, place: int, key: int, row: int, *, is_distinct: bool) -> None:
+        """Write an entry with one connection to a place that is empty or erased."""
+        entries = self._entries
+        settled = self._begin_step()
+        if entries[2 * place] == _EMPTY:
             self._step(_FILLED, 1)
         entries[2 * place + 1] = row << _ROW_SHIFT | 1
         entries[2 * place] = key
-        if not (known or row & OF_ADDRESS):
+        if is_distinct:
             self._step(_DISTINCT, 1)
         self._by_type[_SETTLED] = settled
+
+    def _is_tidied(self, buckets: int) -> bool:
+        """Copy the entries to a clean table; False where there is no room for it."""
+        try:
+            self._rebuild(buckets)
+        except OSError:
+            return False
         return True
 
     def held(self, key: int, gone: Container[int] = ()) -> int:
