@@ -80,7 +80,7 @@ async def test_a_reader_has_one_connection_to_each_node(cluster: Cluster) -> Non
 async def test_a_connection_whose_first_command_is_refused_is_closed(start_valkey: Starter) -> None:
     """As that of an account that may not use CLIENT TRACKING."""
     node = Node("127.0.0.1", port_of(start_valkey()))
-    nodes = Nodes(ClusterAddress((tuple(node),), "redis://127.0.0.1/"))
+    nodes = Nodes(ClusterAddress(((node.host, node.port),), "redis://127.0.0.1/"))
     connections = Connections(nodes, "test", first=(b"NOSUCH",))
     before = open_files()
     for _ in range(3):
