@@ -95,4 +95,5 @@ it('says so where there is nothing in the range', () => {
   press('ArrowLeft');
   expect(box.querySelector('.empty')?.textContent).toBe('No samples in this range');
   expect(tip()).toBeUndefined();
+  expect([...box.querySelectorAll('text')].map(({ textContent }) => textContent)).toEqual(['50 %', '100 %']);
 });

@@ -47,7 +47,8 @@ export function Chart({ name, metric, points, from, to, hole, empty, at, onAt: s
   );
   const x = (time: number) => ((time - from) / (to - from)) * width;
   const ticks = timeTicks(from, to, Math.max(2, Math.floor(width / LABEL)));
-  const top = ceiling(Math.max(0, ...shown.map(({ v }) => v)));
+  const last = shown[shown.length - 1];
+  const top = last ? ceiling(Math.max(...shown.map(({ v }) => v))) : 100;
   const y = (value: number) => TOP + (1 - Math.min(Math.max(value, 0), top) / top) * (FLOOR - TOP);
   const widest = Math.max(hole, ((to - from) / width) * 4);
   const lines = stretches(shown, widest).map((stretch) =>
@@ -55,7 +56,6 @@ export function Chart({ name, metric, points, from, to, hole, empty, at, onAt: s
   );
   const index = at === undefined ? undefined : nearest(shown, at, widest / 2);
   const chosen = index === undefined ? undefined : shown[index];
-  const last = shown[shown.length - 1];
   const read = chosen ?? last;
 
   function point(event: PointerEvent<HTMLDivElement>) {
