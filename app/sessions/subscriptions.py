@@ -7,7 +7,6 @@ import dataclasses
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from app.backoff import Backoff
 from app.backplane.history import History
@@ -237,20 +236,24 @@ class Subscriptions:
         # step of each of their tasks.
         while self._is_ahead(type, position) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(pauses.take())
-        live = self._fanout.positions[type]
-        same_epoch = position.epoch == live.epoch
-        if position == live:
+        if position == self._fanout.positions[type]:
             return Start(position, recovered=True)
-        if same_epoch and position.seq < live.seq:
+        if self._is_behind(type, position):
             items = await self._history.after(type, position.epoch, position.seq, 1)
             if items and isinstance(items[0], Message):
                 return Start(position, recovered=True)
-            live = self._fanout.positions[type]
         # The newest message stands for the state; what lies between will not come.
+        live = self._fanout.positions[type]
         start = Position(live.epoch, max(0, live.seq - 1))
-        first = position.seq + 1 if same_epoch and position.seq < live.seq else 1
-        reason: Any = "history" if same_epoch and position.seq < live.seq else "epoch"
-        return Start(start, False, Gap(type, live.epoch, first, start.seq, reason))
+        if self._is_behind(type, position):
+            gap = Gap(type, live.epoch, position.seq + 1, start.seq, "history")
+        else:
+            gap = Gap(type, live.epoch, 1, start.seq, "epoch")
+        return Start(start, False, gap)
+
+    def _is_behind(self, type: str, position: Position) -> bool:
+        live = self._fanout.positions[type]
+        return position.epoch == live.epoch and position.seq < live.seq
 
     def _is_ahead(self, type: str, position: Position) -> bool:
         live = self._fanout.positions[type]
