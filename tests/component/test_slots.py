@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
+import itertools
 import multiprocessing
 import os
 import random
@@ -525,14 +527,14 @@ def test_a_rival_with_workers_and_another_layout_are_left_alone(
     assert path.read_bytes().startswith(b"YJ-SLOTS of a later layout")
 
 
+def is_full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "no room")
+
+
 def test_where_there_is_no_room_for_a_clean_table_no_claim_reads_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All workers wait for the lock meanwhile; a claim needs a few places only."""
-
-    def is_full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "no room")
-
     table = SlotTable(tmp_path / "slots")
     reads = Mock(wraps=table.users._live)
     monkeypatch.setattr(table.users, "_live", reads)
@@ -546,12 +548,29 @@ def test_where_there_is_no_room_for_a_clean_table_no_claim_reads_the_old_one(
         assert table.users.held(2**40) == table.users.held(2) == 1
 
 
+def test_where_there_is_no_place_for_both_the_entry_of_the_giver_is_used_again(
+    table: SlotTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    giver, taker = (limited(table, table.claim_row(master=1), 1) for _ in range(2))
+    assert giver.claim_user("ann")
+    assert giver.claim_address("192.0.2.1")
+    generation = next(row.generation for row in table.rows() if row.number == giver.index)
+    monkeypatch.setattr(os, "posix_fallocate", is_full)
+    with table.lock, contextlib.suppress(OSError):
+        for key in itertools.count(2):
+            table.users.claim(key, giver.index, 1)
+    with pytest.raises(OSError, match="no room"):
+        taker.adopt_user(giver.index, generation - 1, "ann")
+    taker.adopt_user(giver.index, generation, "ann")
+    taker.adopt_address(giver.index, generation, "192.0.2.1")
+    assert taker.connections_of_address("192.0.2.1") == 1
+    taker.release_user("ann")
+    assert giver.claim_user("ann"), "it was counted once"
+
+
 def test_where_there_is_no_room_for_a_clean_table_erased_places_are_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def is_full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "no room")
-
     table = SlotTable(tmp_path / "slots")
     users = table.users
     with table.lock:

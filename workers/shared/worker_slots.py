@@ -112,11 +112,7 @@ class WorkerSlots(Slots):
             self._users.release(key, self.index)
 
     def adopt_user(self, row: int, generation: int, user: str) -> None:
-        key = self._key(user)
-        with self._lock:
-            self._users.claim(key, self.index, _NO_CAP)
-            if self._is_generation(row, generation):
-                self._users.release(key, row)
+        self._adopt(self._key(user), row, generation, 0)
 
     def set_user_types(self, user: str, types: int) -> None:
         key = self._key(user)
@@ -153,11 +149,22 @@ class WorkerSlots(Slots):
             self._users.release(key, self.index | OF_ADDRESS)
 
     def adopt_address(self, row: int, generation: int, address: str) -> None:
-        key = self._address_key(address)
+        self._adopt(self._address_key(address), row, generation, OF_ADDRESS)
+
+    def _adopt(self, key: int, row: int, generation: int, kind: int) -> None:
         with self._lock:
-            self._users.claim(key, self.index | OF_ADDRESS, _NO_CAP)
-            if self._is_generation(row, generation):
-                self._users.release(key, row | OF_ADDRESS)
+            is_counted = self._is_generation(row, generation)
+            try:
+                self._users.claim(key, self.index | kind, _NO_CAP)
+            except OSError:
+                if not is_counted:
+                    raise
+                # There is no place for both at once.
+                self._users.release(key, row | kind)
+                self._users.claim(key, self.index | kind, _NO_CAP)
+            else:
+                if is_counted:
+                    self._users.release(key, row | kind)
 
     # Log lines.
 
