@@ -1,6 +1,6 @@
 """What one worker has counted, shown to the other workers of its machine, and what they show.
 
-Nothing is counted on request: work over all sessions or rows is done once a second, in slices
+Nothing is counted on request: work over all sessions or rows is done once a second at most, in slices
 between which the loop gets a turn, and requests read its result. What Prometheus gets is in
 app/exports.py.
 """

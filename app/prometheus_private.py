@@ -154,7 +154,7 @@ class _KeptDict(_mmaped_dict):  # type: ignore[misc]
 
     def restore(self) -> bool:
         """Write the file anew with all figures, if it is gone."""
-        if os.path.exists(self._fname):  # noqa: PTH110 (each second)
+        if os.path.exists(self._fname):  # noqa: PTH110 (every two seconds)
             return False
         path = Path(self._fname)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ class _KeptDict(_mmaped_dict):  # type: ignore[misc]
 
 def files_are_there() -> bool:
     """Whether the files of this process are where a scrape looks for them."""
-    return all(os.path.exists(kept._fname) for kept in _KeptDict.opened)  # noqa: PTH110 (each second)
+    return all(os.path.exists(kept._fname) for kept in _KeptDict.opened)  # noqa: PTH110 (every two seconds)
 
 
 def restore_files() -> bool:

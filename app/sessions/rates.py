@@ -188,8 +188,6 @@ class Rates:
         self._refused: dict[Connection, float] = {}
         """Since when messages of a connection have been refused in every second."""
         self._refused_now: set[Connection] = set()
-        self.is_busy = False
-        """All connections together use more than their share."""
         self.held_back = 0
         """Waits so far."""
 
@@ -249,9 +247,8 @@ class Rates:
                 if pause > 0:
                     return self._wait(connection, pause, now)
         elapsed = now - self._began + _HEADSTART
-        self.is_busy = self._total > INPUT_SHARE * elapsed
         own = self._total - self._shared
-        if self.is_busy and own > 0.0:
+        if self._total > INPUT_SHARE * elapsed and own > 0.0:
             share = INPUT_SHARE * (own / self._total) / len(self._used)
             if share < self._least_share and (not isinstance(usage, _Usage) or usage.is_light):
                 share = self._least_share

@@ -1,9 +1,9 @@
 """aiohttp's server under guard: deadlines for heads of requests, and a reserve of descriptors.
 
-What cannot be parsed is answered in JSON, and the bytes behind every upgrade request are kept. A connection waits for a head from when it is accepted until its first request is parsed, and
-again from the first byte of each later request. All waiting connections of a worker stand in one
-row by their deadlines, so one timer serves them. Between two requests aiohttp's own keep-alive
-timeout applies.
+What cannot be parsed is answered in JSON, and the bytes behind every upgrade request are kept. A
+connection waits for a head from when it is accepted until its first request is parsed, and again from
+the first byte of each later request. All waiting connections of a worker stand in one row by their
+deadlines, so one timer serves them. Between two requests aiohttp's own keep-alive timeout applies.
 
 The private names of aiohttp that this needs are checked at import.
 """

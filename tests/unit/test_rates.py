@@ -233,7 +233,8 @@ def test_a_second_in_which_only_answers_were_written_holds_back_no_connection(
     world.rates.spend_shared(shared)
     assert world.spend("a", 0.0, 10_000) == 0.0
     assert world.spend("a", 0.001 if shared > 1e9 else 0.0, 10_000) == 0.0
-    assert world.rates.is_busy
+    if shared < 1e9:  # else what it uses is lost in the sum
+        assert world.spend("b", 0.1) > 0.0, "all together have not used their share"
 
 
 def test_no_limits() -> None:

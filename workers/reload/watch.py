@@ -213,7 +213,7 @@ class Watch:
             time.sleep(_INTERVAL)
 
     def wait_for_figures(self) -> None:
-        """Until every new worker has written its figures once more: they do it each second."""
+        """Until every new worker has written its figures once more: it does so within a second of any change in them."""
         since = time.time()
         with contextlib.suppress(Failed):
             self._until(

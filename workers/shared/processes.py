@@ -34,7 +34,7 @@ def start_time(pid: int) -> int | None:
         OSError: unknown, since this process has no descriptor left.
     """
     try:
-        # Each worker asks this of all others once a second; `Path` costs five times as much.
+        # Each worker asks this of all others every few seconds; `Path` costs five times as much.
         descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
         try:
             text = os.read(descriptor, _LONGEST)

@@ -1,9 +1,8 @@
 # ruff: noqa: D102 (the port documents its methods)
 """The counts that workers share, as one worker sees and changes them: `app.ports.Slots`.
 
-They lie in the slot table (`slots.py`, which has the layout and the rows). A new shared count is
-a column there, and its methods here. A count that matters is one 8-byte store in the row of its own
-worker, so that a process that is killed leaves it right.
+They lie in the slot table (`slots.py`, which has the layout and the rows). A count that matters is one
+8-byte store in the row of its own worker, so that a process that is killed leaves it right.
 """
 
 from __future__ import annotations
