@@ -42,7 +42,7 @@ PUBLISHED = Struct(
         Field(
             "event",
             Text(pattern=EVENT_NAME),
-            "its name; the events of the service itself are reserved",
+            "its name: a letter, then at most 63 letters, digits or any of `_.:/-`; some are reserved",
         ),
         Field("data", AnyJson(), "any JSON value"),
         Field(

@@ -347,7 +347,7 @@ TABLE = (
         "GET",
         "/",
         "getIndex",
-        "the page; with `Accept: application/json` links to everything else",
+        "the page; with `Accept: application/json` links to other calls",
         (
             Answer(200, "where everything is", bodies.INDEX),
             Answer(200, "the page", content_type="text/html; charset=utf-8"),

@@ -577,7 +577,7 @@ export interface ClosedConnections {
 export interface PublishedMessage {
     /** of the stream */
     type: string;
-    /** its name; the events of the service itself are reserved */
+    /** its name: a letter, then at most 63 letters, digits or any of `_.:/-`; some are reserved */
     event: string;
     /** any JSON value */
     data: unknown;

@@ -738,7 +738,7 @@ class PublishedMessage(TypedDict):
     type: str
     """of the stream"""
     event: str
-    """its name; the events of the service itself are reserved"""
+    """its name: a letter, then at most 63 letters, digits or any of `_.:/-`; some are reserved"""
     data: Any
     """any JSON value"""
     priority: NotRequired[Literal["high", "normal", "low"]]
