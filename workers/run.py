@@ -24,8 +24,7 @@ EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104
 BANNER = """\
 Yujian Presence on {base}
 
-  Page       {base}/
-  Socket     {socket}  (plain JSON; Socket.IO: the same path)
+{page}  Socket     {socket}  (plain JSON; Socket.IO: the same path)
   State      {base}/status
   Metrics    {base}/metrics
 
@@ -58,13 +57,14 @@ def banner(settings: Settings) -> str:
         path = settings.bind.removeprefix("unix:")
         base, socket, url = "http://localhost", "ws://localhost/ws/realtime", ""
         curl = f"--unix-socket {path} {base}"
-        return BANNER.format(base=base, socket=socket, listen=_listen(url), curl=curl)
-    host, _, port = settings.bind.rpartition(":")
-    address = f"{EVERYWHERE.get(host, host)}:{port}"
-    socket = f"ws://{address}/ws/realtime"
-    url = "" if address == "127.0.0.1:3001" else f" URL={socket}"
-    base = f"http://{address}"
-    return BANNER.format(base=base, socket=socket, listen=_listen(url), curl=base)
+    else:
+        host, _, port = settings.bind.rpartition(":")
+        address = f"{EVERYWHERE.get(host, host)}:{port}"
+        socket = f"ws://{address}/ws/realtime"
+        url = "" if address == "127.0.0.1:3001" else f" URL={socket}"
+        base = curl = f"http://{address}"
+    page = f"  Page       {base}/\n" if settings.page else ""
+    return BANNER.format(base=base, page=page, socket=socket, listen=_listen(url), curl=curl)
 
 
 def _listen(url: str) -> str:

@@ -109,7 +109,7 @@ class Writers:
         """
         clients = clients and self._verifier.enabled
         if not self._tokens and not clients:
-            message = "Publishing is disabled: PUBLISH_TOKEN is not set."
+            message = "Publishing and operators' calls are disabled: PUBLISH_TOKEN is not set."
             raise HttpError(403, ErrorCode.FORBIDDEN, message, close=True)
         token, writer = self._identify(request)
         # What is no JWT is a publish token that is wrong, and is answered as one.

@@ -133,6 +133,7 @@ async def test_links_lead_somewhere() -> None:
     async with http_side() as side:
         known = {resource.canonical for resource in side.app.router.resources()} | {
             "/ws/realtime",
+            "/events",
             "/metrics",
         }  # those are added by app/main.py
         assert {link.partition("?")[0] for link in LINKS.values()} <= known

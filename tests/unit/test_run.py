@@ -36,3 +36,10 @@ def test_banner_says_where_to_look(bind: str, expected: list[str]) -> None:
     for words in expected:
         assert words in text
     assert "hunter2" not in text
+    assert "  Page  " in text
+
+
+def test_without_the_page_the_banner_names_none() -> None:
+    text = run.banner(replace(Settings(), page=False))
+    assert "Page" not in text
+    assert "\n\n  Socket  " in text
