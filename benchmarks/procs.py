@@ -301,27 +301,12 @@ class LoadProcess:
         For clients that would be on machines of their own: what is measured beside them is not to
         wait for them.
         """
-        self._set_nice(_GIVES_WAY)
-
-    def come_first(self) -> bool:
-        """Never wait for the service or other clients: what measures latency is to add none.
-
-        Returns:
-            Whether this is allowed; it takes CAP_SYS_NICE.
-        """
-        try:
-            self._set_nice(-_GIVES_WAY)
-        except PermissionError:
-            return False
-        return True
-
-    def _set_nice(self, value: int) -> None:
         pid = self._process.pid
         for task in Path(f"/proc/{pid}/task").iterdir():
-            os.setpriority(os.PRIO_PROCESS, int(task.name), value)
+            os.setpriority(os.PRIO_PROCESS, int(task.name), _GIVES_WAY)
         # Where the kernel groups processes by session, it compares the groups.
         with contextlib.suppress(OSError):
-            Path(f"/proc/{pid}/autogroup").write_text(str(value), "ascii")
+            Path(f"/proc/{pid}/autogroup").write_text(str(_GIVES_WAY), "ascii")
 
     def send(self, line: str) -> None:
         """Begin a command; `result` must be called before the next one."""

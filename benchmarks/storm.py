@@ -1,8 +1,7 @@
 """Clients that all come back, or ask, at once: how soon they are served, and what those connected notice of it.
 
-All clients would be on other machines. So those of the stream, whose latency is measured, come before the
-service, and those that come or ask beside them give way to it; or the figure would be of how the kernel
-divides two processors.
+Those that come or ask beside a stream would be on other machines. So they give way to its clients and to
+the service, or the figure would be of how the kernel divides two processors.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def storm(size: Size, figures: Figures) -> None:
                 time.sleep(_SETTLE)
                 _come_back(server, name, wire, path, size.many, figures)
     with service(2, pinned=False) as server, LoadClient() as load:
-        _listen(server, load, figures)
+        _listen(server, load)
         for number in range(size.connect_rounds):
             say(f"storm: beside {CONNECTED} clients, round {number + 1}")
             calm = _stream(server, load)
@@ -92,7 +91,7 @@ def requests(size: Size, figures: Figures) -> None:
     ):
         others.give_way()
         callers.give_way()
-        _listen(server, load, figures)
+        _listen(server, load)
         others.connect(size.many)
         time.sleep(_SETTLE)
         for number in range(size.connect_rounds):
@@ -135,11 +134,9 @@ def _wave(server: Server, name: str) -> dict[str, object]:
     }
 
 
-def _listen(server: Server, load: LoadClient, figures: Figures) -> None:
+def _listen(server: Server, load: LoadClient) -> None:
     """Connect those that get a stream, and let the first of it go by."""
     time.sleep(_SETTLE)
-    if not load.come_first():
-        figures.notes.append("without CAP_SYS_NICE, clients of the stream wait for processors too")
     result = load("connect", port=server.port, path=PLAIN, wire="json", clients=CONNECTED)
     if result["ready"] != CONNECTED:
         raise BenchmarkError(f"only {result} connected:\n{server.log()}")
