@@ -41,15 +41,15 @@ class SharedCalls:
 
     async def share(self, key: Hashable, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The result of `call`, or of the one that already runs under `key`."""
-        # Shielded: one caller that goes away must not take the others' answer with it.
-        result = await asyncio.shield(self.begin(key, call))
+        task = self.begin(key, call)
+        await _end_of(task)
         await self._turns.take()
-        return result
+        return task.result()
 
     async def settle(self, key: Hashable) -> None:
         """Wait for a call that runs under `key`: its answer may be older than the question."""
         if (task := self._running.get(key)) is not None:
-            await asyncio.wait([task])
+            await _end_of(task)
 
     async def close(self) -> None:
         """Cancel what runs, and wait until it has ended."""
@@ -63,3 +63,15 @@ class SharedCalls:
         del self._running[key]
         if not task.cancelled():
             task.exception()  # seen, even if every caller has gone
+
+
+def _end_of(task: asyncio.Task[Any]) -> asyncio.Future[None]:
+    """Done when a task is. A caller that goes away takes nothing with it, and one of thousands is cheap."""
+    ended = asyncio.get_running_loop().create_future()
+
+    def end(_: object) -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    task.add_done_callback(end)
+    return ended

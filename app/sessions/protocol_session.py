@@ -14,7 +14,7 @@ from app.protocol.requests import Request
 from app.sessions.auth import Identity
 from app.sessions.context import SessionContext
 from app.sessions.rates import Verdict, metered
-from app.sessions.session import FLOWING, HELD, Session, Work, environ_cost, weigh
+from app.sessions.session import FLOWING, HELD, Extra, Session, Work, environ_cost, weigh
 from app.transport.connection import OPEN
 from app.transport.hub import PAUSE_INBOX
 
@@ -23,6 +23,8 @@ logger = logging.getLogger("realtime.session")
 _RATE_LIMITED = ClientError(
     ErrorCode.RATE_LIMITED, "This connection exceeds its limits; the message was dropped."
 )
+_PAID_AT_ONCE = 0.001
+"""Seconds of a request's work that are charged together: to charge each of its steps costs as much as the step."""
 _TAKE, _CLOSE = Verdict.TAKE, Verdict.CLOSE
 # A callback of the application that fails does so whenever a client acknowledges what it belongs to.
 _log_limit = LogLimit(most=20)
@@ -170,6 +172,7 @@ class ProtocolSession(Session):
         finally:
             work.close()  # had it no turn
             extra.task = None
+            self._pay(extra)
             if size:
                 self.hub.input.keep(self, -size)
         if is_frame:
@@ -199,7 +202,14 @@ class ProtocolSession(Session):
 
     def _spent(self, seconds: float) -> None:
         self.hub.turns.spend(seconds)
-        self.context.rates.charge(self, seconds)
+        extra = self.need_extra()
+        extra.unpaid += seconds
+        if extra.unpaid >= _PAID_AT_ONCE:
+            self._pay(extra)
+
+    def _pay(self, extra: Extra) -> None:
+        unpaid, extra.unpaid = extra.unpaid, 0.0
+        self.context.rates.charge(self, unpaid)
 
     def _failed(self, error: Exception) -> None:
         if _log_limit.allows(type(error).__name__):

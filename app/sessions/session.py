@@ -156,6 +156,7 @@ class Extra:
         "rooms",
         "session",
         "task",
+        "unpaid",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -169,6 +170,8 @@ class Extra:
         """Answers that come before anything else; later messages wait in the inbox."""
         self.task: asyncio.Task[None] | None = None
         """Works on a request; later ones wait in the inbox."""
+        self.unpaid = 0.0
+        """Seconds of that work that the connection was not charged with yet."""
         self.expiry: asyncio.TimerHandle | None = None
         """Next step in the life of its token, or the end of the time to show one."""
         self.expires_at: float | None = None
