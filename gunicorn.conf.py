@@ -96,9 +96,8 @@ def when_ready(server: Any) -> None:
     # What exists now is shared with the workers as long as their collector leaves it alone.
     gc.collect()
     gc.freeze()
-    atexit.register(
-        _leave_unless_served
-    )  # an error that gunicorn does not expect ends it without `on_exit`
+    # An error that gunicorn does not expect ends it without `on_exit`.
+    atexit.register(_leave_unless_served)
 
 
 def on_reload(server: Any) -> None:

@@ -237,10 +237,10 @@ class Server:
         self.stop()
 
 
-# Long heartbeats: loads answer no pings, and none should fall into a measurement. All clients of a
-# scenario that lasts longer would be closed at once.
 _GIVES_WAY = 10
 """The nice value of processes that have a ninth of a processor where others want it."""
+# Long heartbeats: loads answer no pings, and none should fall into a measurement. All clients of a
+# scenario that lasts longer would be closed at once.
 _HEARTBEAT = {"HEARTBEAT_INTERVAL": "3600", "HEARTBEAT_TIMEOUT": "7200"}
 
 

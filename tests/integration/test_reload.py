@@ -85,10 +85,12 @@ class Reloaded(CopiedService):
 
 
 @contextmanager
-def reloaded() -> Iterator[Reloaded]:
+def reloaded(*, bind_in_dotenv: bool = False) -> Iterator[Reloaded]:
     """Two workers of the version `first`, which end without leaving anything."""
     running = Reloaded()
     running.version("first")
+    if bind_in_dotenv:
+        (running.root / ".env").write_text(f"BIND={running.settings.pop('BIND')}\n")
     running.start()
     try:
         yield running
@@ -313,12 +315,7 @@ async def test_a_master_that_is_stopped_is_not_waited_for(reused: Reloaded) -> N
 
 
 async def test_an_address_that_is_taken_changes_nothing() -> None:
-    service = Reloaded()
-    service.version("first")
-    del service.settings["BIND"]
-    (service.root / ".env").write_text(f"BIND=127.0.0.1:{service.port}\n")
-    service.start()
-    try:
+    with reloaded(bind_in_dotenv=True) as service:
         async with connected(service):
             with socket.create_server(("127.0.0.1", 0)) as taken:
                 bind = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -336,20 +333,11 @@ async def test_an_address_that_is_taken_changes_nothing() -> None:
             service.port = int(bind.rpartition(":")[2])
             assert (await service.reload())["handed_over"] == CLIENTS
             await service.serves("first")
-        os.kill(service.master, signal.SIGTERM)
-        service.assert_nothing_left()
-    finally:
-        service.destroy()
 
 
 async def test_a_new_master_listens_on_another_address() -> None:
     """A USR2 past the check of one that is taken changes nothing either."""
-    service = Reloaded()
-    service.version("first")
-    del service.settings["BIND"]
-    (service.root / ".env").write_text(f"BIND=127.0.0.1:{service.port}\n")
-    service.start()
-    try:
+    with reloaded(bind_in_dotenv=True) as service:
         async with connected(service):
             with socket.create_server(("127.0.0.1", 0)) as taken:
                 bind = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -369,10 +357,6 @@ async def test_a_new_master_listens_on_another_address() -> None:
             await service.serves("first")
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", old))
-        os.kill(service.master, signal.SIGTERM)
-        service.assert_nothing_left()
-    finally:
-        service.destroy()
 
 
 async def test_a_master_that_ends_by_an_error_leaves_nothing() -> None:
