@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,55 @@ def test_exit_codes(home: Path, arguments: list[str], code: int, said: str) -> N
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@asynccontextmanager
+async def below_a_path(service: Service) -> AsyncIterator[str]:
+    """The address of the service below `/lab`, which a proxy removes from each request."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data.replace(b" /lab/", b" /", 1))
+            await writer.drain()
+        writer.close()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, here = await asyncio.open_connection("127.0.0.1", service.port)
+        await asyncio.gather(pump(reader, here), pump(there, writer), return_exceptions=True)
+
+    async with await asyncio.start_server(forward, "127.0.0.1", 0) as proxy:
+        yield f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/lab"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status"],
+        ["history", "config"],
+        ["publish", "config", "x", "1"],
+        ["watch", "config", "--count", "1"],
+        ["load", "--clients", "1", "--seconds", "1"],
+    ],
+    ids=lambda command: command[0],
+)
+async def test_a_service_below_a_path(home: Path, service: Service, command: list[str]) -> None:
+    await service.publish("config", "x")
+    async with below_a_path(service) as url:
+        done = await asyncio.to_thread(yujian, home, *command, "--url", url)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["watch", "status", "users"])
+def test_an_address_without_a_service(home: Path, service: Service, command: str) -> None:
+    names = ["config"] if command == "users" else []
+    done = yujian(home, command, *names, "--url", f"{service.base}/wrong")
+    assert (done.returncode, done.stdout) == (3, "")
+    said = (
+        "What answers there is no Yujian Presence."
+        if command == "status"
+        else "No service answers at"
+    )
+    assert f"{service.base}/wrong: {said}" in done.stderr
 
 
 def test_watch_ends_after_a_count_and_writes_json_or_lines(home: Path) -> None:

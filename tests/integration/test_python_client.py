@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
+import signal
 import sys
 import time
 import uuid
@@ -153,6 +155,30 @@ async def test_a_reload_is_not_noticed(service: Service) -> None:
         await service.publish("config", "tick", "reloaded")
         await collect(subscription, "reloaded")
         assert seen == []
+
+
+async def test_a_subscription_in_an_outage_of_the_backplane_flows_after_it() -> None:
+    message = {"type": "config", "event": "tick", "data": 1, "id": "after"}
+
+    async def is_published() -> bool:
+        return (await service.post("/ws/broadcast", message)).status == 200
+
+    async with Service(WORKERS=1) as service, connect(service.base, ping=4.0) as lab:
+        await lab.opened()
+        valkey = service.valkey_pid()
+        os.kill(valkey, signal.SIGSTOP)
+        try:
+            errors: list[str] = []
+            lab.on("error", lambda error: errors.append(error.code))
+            subscription = lab.subscribe("config")
+            await until(lambda: "BACKPLANE_UNAVAILABLE" in errors, "a refusal", 60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # its supervisor may have replaced it
+                os.kill(valkey, signal.SIGCONT)
+        await until(is_published, "published", 60)
+        async with asyncio.timeout(60):
+            assert (await anext(subscription)).data == 1
+        assert lab.counts.reconnects == 0
 
 
 async def test_a_gap_is_announced() -> None:

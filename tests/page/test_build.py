@@ -10,6 +10,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.support import REPO, programs
 
 BUILT = ("app/page", "clients/js/dist")
@@ -76,6 +78,39 @@ def test_types_and_parts(packages: Path) -> None:
             [programs.find("npm"), "run", script], cwd=packages, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+PROGRAM = """
+import { connect, type HistoryPage, type Message } from '@yujian/realtime';
+import { useStream } from '@yujian/realtime/react';
+
+const lab = connect('http://lab.example', { token: async () => null });
+export const types: string[] = lab.connected?.supportedTypes ?? [];
+export const page: Promise<HistoryPage> = lab.history('status');
+export const seen = (): Message<number> | undefined => useStream<number>(lab, 'status');
+// @ts-expect-error - types that are not found would allow anything
+lab.history('status').then(({ more }) => more.nothing);
+"""
+
+
+@pytest.mark.parametrize("resolution", ["bundler", "nodenext"])
+def test_a_program_that_uses_the_client_has_its_types(
+    packages: Path, tmp_path: Path, resolution: str
+) -> None:
+    scope = tmp_path / "node_modules/@yujian"
+    scope.mkdir(parents=True)
+    (scope / "realtime").symlink_to(packages / "clients/js")
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    (tmp_path / "program.ts").write_text(PROGRAM)
+    module = "esnext" if resolution == "bundler" else resolution
+    options = f"--module {module} --moduleResolution {resolution} --strict --noEmit --target es2022"
+    done = subprocess.run(
+        [packages / "node_modules/.bin/tsc", *options.split(), "program.ts"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_lock_file_names_no_mirror() -> None:

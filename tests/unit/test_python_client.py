@@ -45,7 +45,9 @@ SECRET = "0123456789abcdef0123456789abcdef"
         ("http://lab:3001", "http://lab:3001/", "ws://lab:3001/ws/realtime"),
         ("lab:3001", "http://lab:3001/", "ws://lab:3001/ws/realtime"),
         ("wss://lab.example/ws/realtime", "https://lab.example/", "wss://lab.example/ws/realtime"),
-        ("https://lab/deep/", "https://lab/deep", "wss://lab/deep/"),
+        ("https://lab/deep/", "https://lab/deep", "wss://lab/deep/ws/realtime"),
+        ("wss://lab/deep/ws/realtime/", "https://lab/deep", "wss://lab/deep/ws/realtime"),
+        ("http://lab/?types=a#b", "http://lab/", "ws://lab/ws/realtime"),
         ("http://[::1]:3001/", "http://[::1]:3001/", "ws://[::1]:3001/ws/realtime"),
     ],
 )

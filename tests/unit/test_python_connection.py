@@ -34,8 +34,18 @@ class Server:
         self.begun = 0
         self.says: list[str] = []
         """After the greeting of each connection, one of these."""
+        self.status = 200
+        """Of the answer to handshakes; 200: they are accepted."""
+        self.refused = 0
+        self.refusals: list[str] = []
+        """Codes by which subscriptions are refused, one after the other."""
+        self.asked: list[str] = []
+        """Actions of all connections."""
 
-    async def connection(self, request: web.Request) -> web.WebSocketResponse:
+    async def connection(self, request: web.Request) -> web.StreamResponse:
+        if self.status != 200:
+            self.refused += 1
+            return web.Response(status=self.status)
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         self.begun += 1
@@ -46,8 +56,11 @@ class Server:
                 await socket.send_str(self.says.pop(0))
             async for frame in socket:
                 asked = json.loads(frame.data)
-                data = {"types": {}} if asked["action"] == "subscribe" else {}
+                self.asked.append(asked["action"])
+                data: dict[str, Any] = {"types": {}} if asked["action"] == "subscribe" else {}
                 event = {"subscribe": "subscribed", "ping": "pong"}.get(asked["action"])
+                if asked["action"] == "subscribe" and self.refusals:
+                    event, data = "error", {"code": self.refusals.pop(0), "message": "Why."}
                 if event is not None:
                     answer = {"event": event, "type": "config", "data": data}
                     await socket.send_json(answer | {"replyTo": asked["id"]})
@@ -211,6 +224,24 @@ async def test_a_type_that_is_refused_keeps_no_other_from_flowing() -> None:
         assert (asked, errors) == ([["gone"], ["status"]], ["INVALID_TYPE"])
 
 
+@pytest.mark.parametrize(
+    ("code", "times"), [("BACKPLANE_UNAVAILABLE", 3), ("RATE_LIMITED", 3), ("INVALID_TYPE", 1)]
+)
+async def test_a_subscription_that_is_refused_for_now_is_asked_for_again(
+    code: str, times: int
+) -> None:
+    async with served() as server:
+        server.refusals = [code, code]
+        lab = lab_of(server, ping=0.05)
+        errors: list[str] = []
+        lab.on("error", lambda error: errors.append(error.code))
+        async with lab:
+            lab.subscribe("status")
+            await until(lambda: server.asked.count("ping") >= 6, "pings")
+        assert (errors, server.asked.count("subscribe")) == ([code] * min(times, 2), times)
+        assert server.begun == 1
+
+
 def envelope(seq: int) -> dict[str, Any]:
     return {
         "id": f"m{seq}", "type": "status", "event": "tick", "timestamp": 1, "data": seq,
@@ -324,3 +355,24 @@ async def test_a_token_that_cannot_be_renewed_is_asked_for_again() -> None:
         assert [error.code for error in errors] == ["TOKEN", "TOKEN"]
         assert "no issuer" in errors[0].message
         assert (server.begun, lab.counts.reconnects) == (1, 0)
+
+
+async def test_a_function_that_has_no_token_shows_none() -> None:
+    async with served() as server, lab_of(server, token=lambda: None) as lab:
+        await until(lambda: server.asked, "the first request")
+        await lab.ping()
+        assert (server.asked, server.begun) == (["ping", "ping"], 1)
+
+
+async def test_an_address_that_was_right_is_so_again() -> None:
+    """As behind a proxy that answers 404 while the service restarts."""
+    async with served() as server, lab_of(server, transport="websocket") as lab:
+        await lab.opened()
+        server.status = 404
+        for socket in [*server.open]:
+            await socket.close()
+        await until(lambda: server.refused > 2, "attempts to come back")
+        assert lab.state.name != "closed"
+        server.status = 200
+        await lab.opened()
+        assert await lab.ping() > 0

@@ -184,7 +184,7 @@ async def test_a_stream_that_is_refused(status: int, cause: str, pause: float | 
     [
         (403, 403, "origin"),
         (400, 400, "protocol"),
-        (404, 404, "protocol"),
+        (404, 404, "network"),
         (401, 200, "token"),
     ],
 )

@@ -1,5 +1,5 @@
 /** Server-sent events behind the interface of a WebSocket: for networks that let no WebSocket through. */
-import type { Subscribe } from './protocol';
+import type { Subscribe } from './protocol.js';
 type Handler = ((event: never) => void) | null;
 type Source = Pick<EventSource, 'close' | 'onmessage' | 'onerror'>;
 export type SourceClass = new (url: string) => Source;

@@ -1,6 +1,6 @@
 /** Client of the plain protocol of Yujian Presence: newest state first, recovery, no dependency. */
-import type { Actions, Connected, GapData, HistoryPage, Subscribers } from './protocol';
-export type * from './protocol';
+import type { Actions, Connected, GapData, HistoryPage, Subscribers } from './protocol.js';
+export type * from './protocol.js';
 /** A message of a stream, or an answer. `seq` rises by one from message to message of its type. */
 export interface Message<T = unknown> {
     id: string;
@@ -24,7 +24,7 @@ export type Cause = 'network' | 'restart' | 'full' | 'silent' | 'slow' | 'flood'
 export interface State {
     name: 'connecting' | 'open' | 'waiting' | 'closed';
     cause?: Cause;
-    /** Close code of the last connection; 403 where HTTP refuses the page's origin, 400 the query. */
+    /** Close code of the last connection; 403 where HTTP refuses the page's origin, 400 the query, 404 the address. */
     code?: number;
     /** What the service said about it. */
     message?: string | undefined;
@@ -43,8 +43,8 @@ export interface Counts {
 export interface Options {
     /** Newest messages of each type that come first: 0 to 100, by default 1. */
     history?: number;
-    /** A token, or a function that gets one: called for each connection and before one expires. */
-    token?: string | (() => string | Promise<string>);
+    /** A token, or a function that gets one, or null where there is none: called for each connection and before one expires. */
+    token?: string | (() => string | null | undefined | Promise<string | null | undefined>);
     /** Name of the client, where the service asks for no token. */
     user?: string;
     /** Milliseconds between pings; twice as much silence ends a connection. By default 15 000. */
@@ -73,7 +73,10 @@ export declare class RealtimeError extends Error {
     readonly code: string;
     constructor(code: string, message: string);
 }
-/** Begin to connect. `url` is the service's, `http(s)` or `ws(s)`; in a browser by default the page's. */
+/**
+ * Begin to connect. `url` is the service's, `http(s)` or `ws(s)`, with the path under which it is served;
+ * in a browser by default the page's origin.
+ */
 export declare function connect(url?: string, options?: Options): Realtime;
 export declare class Realtime {
     private _options;
@@ -105,7 +108,6 @@ export declare class Realtime {
     private _blocked;
     private _hasOpened;
     private _hasLeft;
-    private _receivedAt;
     private _lastError;
     private _tokenTried;
     private _retry;
@@ -152,7 +154,7 @@ export declare class Realtime {
     private _lost;
     /** Milliseconds before what has failed is tried again: longer each time, and at random. */
     private _pause;
-    /** Whether it is WebSockets alone that do not pass: a service that is down answers nothing. */
+    /** Whether it is WebSockets alone that do not pass, or the address is wrong: a service that is down answers nothing. */
     private _lookForHttp;
     private _end;
 }

@@ -1,6 +1,6 @@
 /** Server-sent events behind the interface of a WebSocket: for networks that let no WebSocket through. */
 
-import type { Subscribe } from './protocol';
+import type { Subscribe } from './protocol.js';
 
 type Handler = ((event: never) => void) | null;
 type Place = { epoch: string; seq: number };
@@ -21,13 +21,12 @@ type Source = Pick<EventSource, 'close' | 'onmessage' | 'onerror'>;
 export type SourceClass = new (url: string) => Source;
 
 /** What an HTTP status says, as the code of a close frame where there is one. */
-const CODES: Record<number, number> = { 400: 400, 401: 4401, 403: 403, 429: 1013, 503: 1013 };
+const CODES: Record<number, number> = { 400: 400, 401: 4401, 403: 403, 404: 404, 429: 1013, 503: 1013 };
 
 /** The address of a call, beside that of the WebSocket. */
 export function beside(url: string, path: string): URL {
   const made = new URL(url.replace(/^ws/, 'http'));
-  const socket = /\/ws\/realtime\/?$/;
-  made.pathname = socket.test(made.pathname) ? made.pathname.replace(socket, path) : path;
+  made.pathname = made.pathname.replace(/\/ws\/realtime$/, path);
   made.search = '';
   return made;
 }

@@ -1,6 +1,6 @@
 /** Client of the plain protocol of Yujian Presence: newest state first, recovery, no dependency. */
 
-import { beside, EventSocket, type SourceClass } from './events';
+import { beside, EventSocket, type SourceClass } from './events.js';
 import type {
   Actions,
   CloseCode,
@@ -11,9 +11,9 @@ import type {
   Subscribe,
   Subscribed,
   Subscribers,
-} from './protocol';
+} from './protocol.js';
 
-export type * from './protocol';
+export type * from './protocol.js';
 
 /** A message of a stream, or an answer. `seq` rises by one from message to message of its type. */
 export interface Message<T = unknown> {
@@ -55,7 +55,7 @@ export type Cause =
 export interface State {
   name: 'connecting' | 'open' | 'waiting' | 'closed';
   cause?: Cause;
-  /** Close code of the last connection; 403 where HTTP refuses the page's origin, 400 the query. */
+  /** Close code of the last connection; 403 where HTTP refuses the page's origin, 400 the query, 404 the address. */
   code?: number;
   /** What the service said about it. */
   message?: string | undefined;
@@ -76,8 +76,8 @@ export interface Counts {
 export interface Options {
   /** Newest messages of each type that come first: 0 to 100, by default 1. */
   history?: number;
-  /** A token, or a function that gets one: called for each connection and before one expires. */
-  token?: string | (() => string | Promise<string>);
+  /** A token, or a function that gets one, or null where there is none: called for each connection and before one expires. */
+  token?: string | (() => string | null | undefined | Promise<string | null | undefined>);
   /** Name of the client, where the service asks for no token. */
   user?: string;
   /** Milliseconds between pings; twice as much silence ends a connection. By default 15 000. */
@@ -143,14 +143,19 @@ const CAUSES: Record<number, Cause> = {
   4429: 'flood',
 } satisfies Record<Exclude<CloseCode, 1000> | 400 | 403, Cause>;
 /** After which the client does not come back by itself. */
-const FINAL = [400, 403, 1008, 4401, 4403, 4409];
+const FINAL = [400, 403, 404, 1008, 4401, 4403, 4409];
+/** Codes of what is refused for now. */
+const PASSING = /LIMITED|UNAVAILABLE|TIMEOUT|NETWORK/;
 const REQUEST_TIMEOUT = 15_000;
 /** WebSockets that do not open while HTTP works, in a row, before server-sent events are tried. */
 const BLOCKED = 2;
 
 let ids = 0;
 
-/** Begin to connect. `url` is the service's, `http(s)` or `ws(s)`; in a browser by default the page's. */
+/**
+ * Begin to connect. `url` is the service's, `http(s)` or `ws(s)`, with the path under which it is served;
+ * in a browser by default the page's origin.
+ */
 export function connect(url?: string, options?: Options): Realtime {
   return new Realtime(url, options);
 }
@@ -185,7 +190,6 @@ export class Realtime {
   private _blocked = 0;
   private _hasOpened = false;
   private _hasLeft = false;
-  private _receivedAt = 0;
   private _lastError: RealtimeError | undefined;
   private _tokenTried = false;
   private _retry: ReturnType<typeof setTimeout> | undefined;
@@ -206,7 +210,8 @@ export class Realtime {
   ) {
     const base = url || globalThis.location?.origin || '';
     const full = new URL(base.replace(/^http/, 'ws'));
-    if (full.pathname === '/') full.pathname = '/ws/realtime';
+    full.pathname = full.pathname.replace(/(\/ws\/realtime)?\/*$/, '/ws/realtime');
+    full.search = full.hash = '';
     this._url = full.href;
     globalThis.addEventListener?.('online', this._wake);
     globalThis.addEventListener?.('offline', this._cut);
@@ -334,12 +339,17 @@ export class Realtime {
     this._socket = socket;
     this._hasOpened = false;
     this._lastError = undefined;
-    this._receivedAt = Date.now();
+    let receivedAt = Date.now();
+    // Whether there was something to receive since: a tab in the background pings once a minute.
+    let asked = true;
     const every = this._options.ping ?? 15_000;
     clearInterval(this._pings);
     this._pings = setInterval(() => {
-      if (Date.now() - this._receivedAt > 2 * every) this._lost(socket, 1006, '');
-      else if (this._ready) this.ping().catch(() => {});
+      if (asked && Date.now() - receivedAt > 2 * every) return this._lost(socket, 1006, '');
+      asked = true;
+      if (!this._ready) return;
+      this.ping().catch(() => {});
+      this._follow();
     }, every);
     socket.onopen = () => {
       this._hasOpened = true;
@@ -348,7 +358,8 @@ export class Realtime {
     };
     socket.onmessage = (event: MessageEvent<string>) => {
       if (socket !== this._socket) return;
-      this._receivedAt = Date.now();
+      receivedAt = Date.now();
+      asked = false;
       try {
         this._receive(JSON.parse(event.data) as Message<never>);
       } catch {
@@ -364,13 +375,12 @@ export class Realtime {
     const { token } = this._options;
     const renews = this._ready;
     try {
+      const value = typeof token === 'function' ? await token() : token;
+      if (socket !== this._socket) return;
       // Where a token is needed, a ping is refused at once; else it is the first round trip.
-      if (token === undefined) await this.ping(true);
-      else {
-        const value = typeof token === 'function' ? await token() : token;
-        if (socket === this._socket) await this._ask('auth', { token: value }, true);
-        if (renews) this._failures = 0;
-      }
+      if (value == null) await this.ping(true);
+      else await this._ask('auth', { token: value }, true);
+      if (renews) this._failures = 0;
     } catch (error) {
       const refused = (error as RealtimeError).code === 'UNAUTHORIZED';
       if (socket !== this._socket || (token === undefined && !refused)) return;
@@ -451,7 +461,10 @@ export class Realtime {
     for (const payload of this._missing(this._flowing)) {
       for (const type of payload.types) this._flowing.add(type);
       this._ask('subscribe', payload, true).catch((error: RealtimeError) => {
-        if (this._ready) this._emit('error', error);
+        if (!this._ready) return;
+        // It is asked for again with the next ping.
+        if (PASSING.test(error.code)) for (const type of payload.types) this._flowing.delete(type);
+        this._emit('error', error);
       });
     }
   }
@@ -543,7 +556,8 @@ export class Realtime {
     if (!this._hasOpened && this._options.transport !== 'websocket') void this._lookForHttp();
     const said = this._lastError;
     let cause = CAUSES[code] ?? 'network';
-    let back = !FINAL.includes(code);
+    // An address that was right is so again: a proxy may answer 404 while the service restarts.
+    let back = !FINAL.includes(code) || (code === 404 && !!this.connected);
     if (code === 1013 && said?.code === 'SERVICE_UNAVAILABLE') cause = 'restart';
     if (code === 1008 && said && said.code !== 'MAX_CONNECTIONS_EXCEEDED') cause = 'protocol';
     // A token that the service refuses may be old: one that is got anew has another chance.
@@ -566,18 +580,20 @@ export class Realtime {
     return Math.min(most, least * 2 ** this._failures++) * (0.5 + Math.random());
   }
 
-  /** Whether it is WebSockets alone that do not pass: a service that is down answers nothing. */
+  /** Whether it is WebSockets alone that do not pass, or the address is wrong: a service that is down answers nothing. */
   private async _lookForHttp(): Promise<void> {
     try {
       const { status } = await fetch(beside(this._url, '/events'), { method: 'HEAD', cache: 'no-store' });
       // 401: a token is asked for, which is not shown here. Another refusal is one of WebSockets as well.
       if (status === 200 || status === 401) this._blocked++;
+      else if (status === 404 && !this.connected && this.state.name === 'waiting') this._end(404, 'network', false);
     } catch {
       this._blocked = 0;
     }
   }
 
   private _end(code: number, cause: Cause, back: boolean, message?: string): void {
+    if (code === 404) message ??= `No service answers at ${this._url}.`;
     const socket = this._socket;
     this._socket = undefined;
     this._ready = false;

@@ -94,9 +94,39 @@ describe('connecting', () => {
     expect(socket().url).toBe('ws://lab.example/ws/realtime?types=&user=ann');
   });
 
-  it('keeps a path that was given', () => {
-    client = connect('wss://lab.example/deep/socket', { WebSocket: FakeSocket });
-    expect(socket().url).toBe('wss://lab.example/deep/socket?types=');
+  it.each([
+    ['http://lab.example/', 'ws://lab.example'],
+    ['https://lab.example/deep', 'wss://lab.example/deep'],
+    ['https://lab.example/deep/', 'wss://lab.example/deep'],
+    ['wss://lab.example/deep/ws/realtime', 'wss://lab.example/deep'],
+    ['wss://lab.example/ws/realtime/?types=status#x', 'wss://lab.example'],
+  ])('finds the service that is served under a path: %s', (url, base) => {
+    client = connect(url, { WebSocket: FakeSocket });
+    expect(socket().url).toBe(`${base}/ws/realtime?types=`);
+  });
+
+  it('says that no service answers at an address', async () => {
+    const answer = vi.fn(async (_: URL) => ({ status: 404 }));
+    vi.stubGlobal('fetch', answer);
+    client = connect('http://lab.example/wrong', { WebSocket: FakeSocket });
+    socket().fail(1006);
+    await vi.advanceTimersByTimeAsync(0);
+    expect(String(answer.mock.lastCall?.[0])).toBe('http://lab.example/wrong/events');
+    const message = 'No service answers at ws://lab.example/wrong/ws/realtime.';
+    expect(client.state).toEqual({ name: 'closed', cause: 'network', code: 404, message });
+    expect(vi.getTimerCount()).toBe(0);
+    await expect(client.request('ping')).rejects.toMatchObject({ message });
+  });
+
+  it('comes back where a proxy answers 404 for a service that was there', async () => {
+    vi.stubGlobal('fetch', async () => ({ status: 404 }));
+    start();
+    socket().greet();
+    for (let n = 0; n < 3; n++) {
+      socket().fail(1006);
+      await vi.advanceTimersByTimeAsync(5000);
+      expect(client.state.name).toBe('connecting');
+    }
   });
 
   it('tells its state and the offset of the clock', () => {
@@ -175,6 +205,25 @@ describe('messages', () => {
     expect(errors).toMatchObject([{ code: 'INVALID_TYPE' }]);
     client.subscribe('health', () => {});
     expect(socket().of('subscribe')).toHaveLength(3);
+  });
+
+  it.each([
+    ['BACKPLANE_UNAVAILABLE', 2],
+    ['RATE_LIMITED', 2],
+    ['INVALID_TYPE', 1],
+  ])('that are refused with %s are asked for %i times', async (code, times) => {
+    const errors = vi.fn();
+    start({ ping: 1000 }).subscribe('status', () => {});
+    client.on('error', errors);
+    socket().greet();
+    socket().reply('subscribe', 'error', { code, message: 'Why.' });
+    await vi.advanceTimersByTimeAsync(1000);
+    expect(errors).toHaveBeenCalledOnce();
+    expect(socket().of('subscribe')).toEqual(Array(times).fill({ types: ['status'], history: 1 }));
+    socket().reply('subscribe', 'subscribed', subscribed(4));
+    socket().reply('ping', 'pong', {});
+    await vi.advanceTimersByTimeAsync(1000);
+    expect(socket().of('subscribe')).toHaveLength(times);
   });
 
   it('stop for a type that the service has no more, and the others are taken back', () => {
@@ -464,6 +513,20 @@ describe('coming back', () => {
     expect(FakeSocket.all[0]?.closed).toBe(true);
   });
 
+  it('does not happen where timers come late, as in a tab in the background', () => {
+    start({ ping: 1000 });
+    socket().greet();
+    for (let minute = 0; minute < 3; minute++) {
+      vi.setSystemTime(Date.now() + 60_000);
+      vi.advanceTimersByTime(1000);
+      socket().reply('ping', 'pong', {});
+    }
+    expect(client.state.name).toBe('open');
+    vi.setSystemTime(Date.now() + 60_000);
+    vi.advanceTimersByTime(2000);
+    expect(client.state).toMatchObject({ name: 'waiting', code: 1006 });
+  });
+
   it('does not happen after close', () => {
     const states: string[] = [];
     start().on('state', ({ name }) => states.push(name));
@@ -640,6 +703,16 @@ describe('tokens', () => {
     socket().reply('ping', 'error', { code: 'UNAUTHORIZED', message: 'Authenticate first.' });
     await vi.advanceTimersByTimeAsync(0);
     expect(client.state).toMatchObject({ name: 'closed', cause: 'token', code: 4401 });
+  });
+
+  it.each([null, undefined])('are not shown where the function has none: %s', async (none) => {
+    start({ token: () => none });
+    socket().greet();
+    await vi.advanceTimersByTimeAsync(0);
+    expect(socket().sent.map(({ action }) => action)).toEqual(['ping']);
+    socket().reply('ping', 'pong', {});
+    await vi.advanceTimersByTimeAsync(0);
+    expect(client.state.name).toBe('open');
   });
 
   it('that cannot be had are tried again later', async () => {

@@ -295,6 +295,7 @@ describe('server-sent events', () => {
   it.each([
     [403, 403, 'origin'],
     [400, 400, 'protocol'],
+    [404, 404, 'network'],
   ])('stay away where HTTP answers %i', async (status, code, cause) => {
     answers = (_, method) => ({ status: method === 'HEAD' ? status : 200 });
     start({ transport: 'sse' });
@@ -351,7 +352,7 @@ describe('the choice', () => {
     expect(Source.all).toHaveLength(0);
   });
 
-  it.each([403, 404, 429, 503])('stays WebSockets where HTTP answers %i', async (status) => {
+  it.each([403, 429, 503])('stays WebSockets where HTTP answers %i', async (status) => {
     answers = () => ({ status });
     start();
     for (let n = 0; n < 4; n++) await fail();

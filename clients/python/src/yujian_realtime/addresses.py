@@ -15,7 +15,7 @@ def base_url(text: str) -> URL:
     """The address of a service for HTTP, without a path unless it is served under one.
 
     Args:
-        text: `http(s)` or `ws(s)`, with or without `/ws/realtime`; or just `host:port`.
+        text: `http(s)` or `ws(s)`, with or without `/ws/realtime`; or just `host:port`. A query is not read.
 
     Raises:
         ValueError: it is no address.
@@ -26,15 +26,13 @@ def base_url(text: str) -> URL:
 
 
 def socket_url(text: str) -> URL:
-    """The address of the WebSocket endpoint; without a path it is `/ws/realtime`.
+    """The address of the WebSocket endpoint, `/ws/realtime` beside the paths for HTTP.
 
     Raises:
         ValueError: it is no address.
     """
-    url = _parse(text)
-    if url.path in {"", "/"}:
-        url = url.with_path(SOCKET_PATH)
-    return url.with_scheme("wss" if url.scheme == "https" else "ws")
+    url = base_url(text)
+    return url.joinpath(SOCKET_PATH[1:]).with_scheme("wss" if url.scheme == "https" else "ws")
 
 
 def _parse(text: str) -> URL:

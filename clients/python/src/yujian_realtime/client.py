@@ -35,8 +35,8 @@ from yujian_realtime.session import SessionUser
 
 logger = logging.getLogger("yujian_realtime")
 
-Token = str | Callable[[], str | Awaitable[str]]
-"""A JSON Web Token, or a function that gets one."""
+Token = str | Callable[[], str | Awaitable[str | None] | None]
+"""A JSON Web Token, or a function that gets one, or None where there is none."""
 
 Transport = Literal["auto", "websocket", "sse"]
 """What carries the messages."""
@@ -55,17 +55,16 @@ _BLOCKED = 2
 """WebSockets that do not open while HTTP works, in a row, before server-sent events are used."""
 _EVENTS = ("state", "message", "gap", "error", "rtt")
 _UNUSED = "The service asks for no token, and has refused this one: the client goes on without it."
-_REFUSED = "The handshake was refused with HTTP status"
 
 
 class Realtime(SessionUser):
     """A client of the plain protocol. `async with` connects in the background and leaves at the end.
 
     Args:
-        url: of the service, `http(s)` or `ws(s)`; without a path it is `/ws/realtime`.
-        token: a JWT, or a function (it may be async) that gets one: for each connection, and a
-            minute before one expires, again and again where it raises, which the event `error`
-            reports. It goes into the first message, never into the address.
+        url: of the service, `http(s)` or `ws(s)`, with the path under which it is served.
+        token: a JWT, or a function (it may be async) that gets one, or None where there is none: for
+            each connection, and a minute before one expires, again and again where it raises, which
+            the event `error` reports. It goes into the first message, never into the address.
         user: name of the client, where the service asks for no token.
         history: newest messages of each type that come first, 0 to 100.
         ping: seconds between pings; twice as much silence ends a connection.
@@ -365,6 +364,9 @@ class Realtime(SessionUser):
 
     async def _pause(self, ending: Ending) -> None:
         cause, back = ending.meaning
+        # An address that was right is so again: a proxy may answer 404 while the service restarts.
+        if ending.status == 404 and self._connected:
+            back = True
         # A token that the service refuses may be old: one that is got anew has another chance.
         if cause == "token" and callable(self._token) and not self._token_tried:
             self._token_tried = back = True
@@ -426,7 +428,7 @@ class Realtime(SessionUser):
         except aiohttp.WSServerHandshakeError as error:
             after = error.headers.get("Retry-After", "") if error.headers else ""
             ending = Ending(
-                status=error.status, retry_after=after, message=f"{_REFUSED} {error.status}."
+                status=error.status, retry_after=after, message=_refusal(url, error.status)
             )
         except TimeoutError:
             ending = Ending(message="The service did not answer the handshake in time.")
@@ -546,7 +548,8 @@ class Realtime(SessionUser):
         if self._socket is not socket:
             return None
         try:
-            await self._ask("auth", {"token": token})
+            # Without a token it is a ping that the service refuses where it needs one.
+            await (self._ask("ping", {}) if token is None else self._ask("auth", {"token": token}))
         except ConnectionClosed:
             pass
         except RealtimeError as error:
@@ -556,6 +559,8 @@ class Realtime(SessionUser):
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._ping_every)
+            if self._ready.is_set():
+                self._spawn(self._follow())  # what was refused for now is asked for again
             began = time.monotonic()
             try:
                 async with asyncio.timeout(2 * self._ping_every):
@@ -590,6 +595,8 @@ class Realtime(SessionUser):
         except ConnectionClosed:
             pass
         except RealtimeError as error:
+            if error.retryable:
+                self._ledger.refused(payload["types"])
             self._emit("error", error)
 
     async def _unsubscribe(self, types: list[str], id: str) -> None:
@@ -732,6 +739,13 @@ class Realtime(SessionUser):
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _refusal(url: URL, status: int) -> str:
+    """What a refused handshake means, for people."""
+    if status == 404:
+        return f"No service answers at {url.with_query(None)} (HTTP status 404)."
+    return f"The handshake was refused with HTTP status {status}."
 
 
 connect = Realtime

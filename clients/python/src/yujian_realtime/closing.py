@@ -33,7 +33,7 @@ _STATUSES: dict[int, tuple[Cause, bool]] = {
     400: ("protocol", False),
     401: ("token", False),
     403: ("origin", False),
-    404: ("protocol", False),
+    404: ("network", False),
     426: ("protocol", False),
     429: ("full", True),
     503: ("full", True),

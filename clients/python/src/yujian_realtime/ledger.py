@@ -73,6 +73,10 @@ class Ledger:
             self._newest.pop(type, None)
         return [type for type in gone if type in supported]
 
+    def refused(self, types: Iterable[str]) -> None:
+        """A `subscribe` was refused for now: it is to be sent again."""
+        self._flowing.difference_update(types)
+
     def newest(self) -> list[Message]:
         """The newest message of each type that flows."""
         return list(self._newest.values())

@@ -218,6 +218,8 @@ class Watch:
             self._say(error.message)
             if self._table is not None:
                 self._table.note = error.message
+        elif error.retryable:
+            self._say(f"{error.message} ({error.code}): asking again")
 
     def _fail(self, failure: Failure) -> None:
         if self._failed is not None and not self._failed.done():
