@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from app.backplane.history import History
 from app.broadcast.catchup import CatchUp
@@ -16,6 +17,7 @@ from app.sessions.rates import Rates
 from app.sessions.session import HELD, Page, Session
 from app.transport.connection import OPEN
 from app.transport.hub import Hub
+from app.turns import Sliced
 from app.types import Message, Position
 
 READ_SECONDS = 0.002
@@ -24,8 +26,26 @@ ROOM_SECONDS = 0.05
 """Between two looks whether there is room for the answers that wait for it."""
 
 
+_Key = tuple[str, int, int | None, bool]
+"""What a `Page` asks for: its type, limit, before and whether it is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What all that ask for the same are answered."""
+
+    data: bytes
+    """Of the envelope."""
+    left: int
+    """Messages that another page is to bring; 0: none follows."""
+    first: int
+    """`seq` of the first message of this page, if one follows."""
+
+
 class Pages:
     """Sends the answers that sessions have in `Extra.pages`, one after the other.
+
+    Those that ask for the same while it is read are answered from one read, in slices of passes of the loop.
 
     Args:
         hub: has the account of unsent bytes.
@@ -39,6 +59,14 @@ class Pages:
         self._history = history
         self._catchup = catchup
         self._rates = rates
+        self._begun: dict[Session, Page] = {}
+        """Sessions whose next answer is being read, or waits for a slice."""
+        self._askers: dict[_Key, list[Session]] = {}
+        """Those among them that the next read is for, by what they ask for; a task reads while there is an entry."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._found: deque[tuple[Session, _Found | Exception]] = deque()
+        """Answers that wait for a slice."""
+        self._answering = Sliced(self._answer_some, hub.pace.slices())
         self._waiting: dict[Session, None] = {}
         """Sessions with answers that wait for room in the output account."""
         self._looked_at = 0.0
@@ -97,62 +125,85 @@ class Pages:
             return otherwise
         return Position(otherwise.epoch, max(otherwise.seq, messages[-1].seq))
 
-    def start(self, session: Session) -> bool:
+    def start(self, session: Session) -> None:
         """Begin with the next answer of a session, if its client and the memory have room for it.
 
-        Otherwise the session goes on when it has drained, or when there is room.
+        The session goes on when it is answered; without room, when it has drained or when there is room.
         """
+        if session in self._begun:
+            return
         if queued := session.hub.take_queued(session):
             session.write(queued)
         if session.state != OPEN or session.pending is not None:
-            return False
+            return
         if self._waiting or not self._hub.output.has_room():
             self._wait_for_room(session)
-            return False
-        self._build(session)
-        return True
-
-    def _build(self, session: Session) -> None:
-        output = self._hub.output
-        output.reserve()
-
-        async def send() -> None:
-            try:
-                await self._send(session)
-            finally:
-                output.unreserve()
-
-        session.start_task(send(), is_frame=False)
-
-    async def _send(self, session: Session) -> None:
-        pages = session.need_extra().pages
-        if not pages:
-            return  # the session has ended before this began
-        page = pages[0]
-        request = page.request
-        error = None
-        messages: Sequence[Message] = ()
-        more = False
-        try:
-            self._rates.charge(session, READ_SECONDS)
-            messages, more = await self._history.newest(page.type, page.limit, page.before)
-        except ClientError as failure:
-            error = failure
-        if not pages or pages[0] is not page or session.state != OPEN:
             return
-        pages.popleft()
-        if error is not None:
-            session.send_error(error, request)
+        self._begin(session)
+
+    def _begin(self, session: Session) -> None:
+        page = session.need_extra().pages[0]
+        self._begun[session] = page
+        self._hub.output.reserve()
+        key = (page.type, page.limit, page.before, page.is_one)
+        askers = self._askers.get(key)
+        if askers is None:
+            self._askers[key] = [session]
+            task = asyncio.get_running_loop().create_task(self._read(key))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         else:
-            left = page.limit - len(messages)
-            follows = not page.is_one and more and left > 0
-            data = _history_data(page.type, messages, more, follows, request.id)
-            if follows:
-                pages.appendleft(replace(page, limit=left, before=messages[0].seq))
+            askers.append(session)
+
+    async def _read(self, key: _Key) -> None:
+        """Read for all that ask for the same, as long as any does."""
+        while askers := self._askers[key]:
+            self._askers[key] = []
+            found: _Found | Exception
+            try:
+                found = _find(key, *await self._history.newest(*key[:3]))
+            except Exception as error:  # noqa: BLE001 (the askers are told)
+                found = error
+            self._found.extend((session, found) for session in askers)
+            self._answering.plan()
+        del self._askers[key]
+
+    def _answer_some(self, seconds: float) -> bool:
+        """Send as many answers as this pass has time for."""
+        now = time.monotonic()
+        ends = now + seconds
+        while self._found and now < ends:
+            began = now
+            session, found = self._found.popleft()
+            try:
+                self._answer(session, found)
+            except Exception as error:  # noqa: BLE001 (logged and reported)
+                session.report(error)
+            now = time.monotonic()
+            self._rates.charge(session, READ_SECONDS + now - began)
+            session.go_on()
+        return bool(self._found)
+
+    def _answer(self, session: Session, found: _Found | Exception) -> None:
+        self._hub.output.unreserve()
+        page = self._begun.pop(session)
+        pages = session.need_extra().pages
+        if session.state != OPEN or not pages or pages[0] is not page:
+            return  # it has ended, or is on its way to another worker, which answers
+        pages.popleft()
+        request = page.request
+        if isinstance(found, ClientError):
+            session.send_error(found, request)
+        elif isinstance(found, Exception):
+            session.report(found, request)
+        else:
+            if found.left:
+                pages.appendleft(replace(page, limit=found.left, before=found.first))
+            envelope = answer(page.type, "history_data", found.data, request.id)
             if page.is_one:
-                session.reply(request, "history_data", data)
+                session.reply(request, "history_data", envelope)
             else:
-                session.send_event("history_data", data)
+                session.send_event("history_data", envelope)
         if not pages:
             self._catchup.start(session)
 
@@ -181,17 +232,18 @@ class Pages:
                 and extra is not None
                 and extra.pages
                 and extra.task is None
+                and session not in self._begun
             ):
-                self._build(session)
+                self._begin(session)
         if self._waiting and time.monotonic() - self._looked_at >= 1.0:
             self._looked_at = time.monotonic()
             self._hub.unread.close_stalled()
 
 
-def _history_data(
-    type: str, messages: Sequence[Message], more: bool, follows: bool, reply_to: str | int | None
-) -> bytes:
+def _find(key: _Key, messages: Sequence[Message], more: bool) -> _Found:
+    _, limit, _, is_one = key
+    left = limit - len(messages) if more and not is_one else 0
     joined = b",".join(message.envelope for message in messages)
-    ends = b'%b,"follows":true' if follows else b"%b"
+    ends = b'%b,"follows":true' if left else b"%b"
     data = b'{"messages":[%b],"more":%b}' % (joined, ends % (b"true" if more else b"false"))
-    return answer(type, "history_data", data, reply_to)
+    return _Found(data, left, messages[0].seq if left else 0)

@@ -138,7 +138,7 @@ class ProtocolSession(Session):
         except ClientError as error:
             self.send_error(error)
         except Exception as error:  # noqa: BLE001 (logged and reported)
-            self._failed(error)
+            self.report(error)
         if work is not None:
             self.start_task(work, was_welcomed, size=weigh(message))
         else:
@@ -168,7 +168,7 @@ class ProtocolSession(Session):
         except ClientError as error:
             self.send_error(error)
         except Exception as error:  # noqa: BLE001 (logged and reported)
-            self._failed(error)
+            self.report(error)
         finally:
             work.close()  # had it no turn
             extra.task = None
@@ -186,9 +186,9 @@ class ProtocolSession(Session):
             return
         while extra.task is None and self.state == OPEN and not self.hub.is_leaving(self):
             if extra.pages:
-                if not self.context.pages.start(self):
-                    return
-            elif extra.inbox:
+                self.context.pages.start(self)
+                return
+            if extra.inbox:
                 if extra.is_busy(extra.inbox[0]):
                     return
                 message = extra.inbox.popleft()
@@ -211,14 +211,16 @@ class ProtocolSession(Session):
         unpaid, extra.unpaid = extra.unpaid, 0.0
         self.context.rates.charge(self, unpaid)
 
-    def _failed(self, error: Exception) -> None:
+    def report(self, error: Exception, request: Request | None = None) -> None:
+        """Log a failure of the service, and tell the client of it, and which request it belongs to."""
         if _log_limit.allows(type(error).__name__):
             logger.error("Request failed", extra={"connection": self.id}, exc_info=error)
         self.send_error(
             ClientError(
                 ErrorCode.INTERNAL_ERROR,
                 "An internal error occurred; the log of the server has details.",
-            )
+            ),
+            request,
         )
 
     # The life of a connection.

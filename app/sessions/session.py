@@ -277,6 +277,10 @@ class Session(Subscriber):
         """Tell the client what it did wrong."""
         raise NotImplementedError
 
+    def report(self, error: Exception, request: Request | None = None) -> None:
+        """Log a failure of the service, and tell the client of it, and which request it belongs to."""
+        raise NotImplementedError
+
     def send_offset(self) -> None:
         """After a change of subscriptions: send the offset to clients that keep one."""
         raise NotImplementedError
