@@ -21,7 +21,7 @@ from app.turns import Sliced
 from app.types import Message, Position
 
 READ_SECONDS = 0.002
-"""What a read of history counts as beside the time of the session: Valkey and its answer are others'."""
+"""What a read of history counts as, for all that share it: Valkey and its answer take the time of others."""
 ROOM_SECONDS = 0.05
 """Between two looks whether there is room for the answers that wait for it."""
 
@@ -62,10 +62,10 @@ class Pages:
         self._begun: dict[Session, Page] = {}
         """Sessions whose next answer is being read, or waits for a slice."""
         self._askers: dict[_Key, list[Session]] = {}
-        """Those among them that the next read is for, by what they ask for; a task reads while there is an entry."""
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._found: deque[tuple[Session, _Found | Exception]] = deque()
-        """Answers that wait for a slice."""
+        """Those among them that wait for the next read, by what they ask for."""
+        self._reads: dict[_Key, asyncio.Task[None]] = {}
+        self._found: deque[tuple[Session, _Found | Exception, float]] = deque()
+        """Answers that wait for a slice, and what their reads count as."""
         self._answering = Sliced(self._answer_some, hub.pace.slices())
         self._waiting: dict[Session, None] = {}
         """Sessions with answers that wait for room in the output account."""
@@ -146,27 +146,27 @@ class Pages:
         self._begun[session] = page
         self._hub.output.reserve()
         key = (page.type, page.limit, page.before, page.is_one)
-        askers = self._askers.get(key)
-        if askers is None:
-            self._askers[key] = [session]
-            task = asyncio.get_running_loop().create_task(self._read(key))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        else:
-            askers.append(session)
+        self._askers.setdefault(key, []).append(session)
+        if not self._found:
+            self._start_read(key)
+
+    def _start_read(self, key: _Key) -> None:
+        """Read for all that ask for this, unless an earlier read of it is under way."""
+        if key not in self._reads:
+            self._reads[key] = asyncio.get_running_loop().create_task(self._read(key))
 
     async def _read(self, key: _Key) -> None:
-        """Read for all that ask for the same, as long as any does."""
-        while askers := self._askers[key]:
-            self._askers[key] = []
-            found: _Found | Exception
-            try:
-                found = _find(key, *await self._history.newest(*key[:3]))
-            except Exception as error:  # noqa: BLE001 (the askers are told)
-                found = error
-            self._found.extend((session, found) for session in askers)
-            self._answering.plan()
-        del self._askers[key]
+        askers = self._askers.pop(key)
+        found: _Found | Exception
+        try:
+            found = _find(key, *await self._history.newest(*key[:3]))
+        except Exception as error:  # noqa: BLE001 (answered to each of them)
+            found = error
+        finally:
+            del self._reads[key]
+        share = READ_SECONDS / len(askers)
+        self._found.extend((session, found, share) for session in askers)
+        self._answering.plan()
 
     def _answer_some(self, seconds: float) -> bool:
         """Send as many answers as this pass has time for."""
@@ -174,15 +174,20 @@ class Pages:
         ends = now + seconds
         while self._found and now < ends:
             began = now
-            session, found = self._found.popleft()
+            session, found, share = self._found.popleft()
             try:
                 self._answer(session, found)
             except Exception as error:  # noqa: BLE001 (logged and reported)
                 session.report(error)
             now = time.monotonic()
-            self._rates.charge(session, READ_SECONDS + now - began)
+            self._rates.charge(session, share + now - began)
             session.go_on()
-        return bool(self._found)
+        if self._found:
+            return True
+        # Not before: those that have asked meanwhile share a read.
+        for key in list(self._askers):
+            self._start_read(key)
+        return False
 
     def _answer(self, session: Session, found: _Found | Exception) -> None:
         self._hub.output.unreserve()

@@ -9,6 +9,7 @@ import pytest
 
 from app.sessions.session import Session
 from app.transport.connection import MOVING, OPEN
+from app.turns import SLICE
 from app.types import Message
 from tests.support.delivery import messages, turn
 from tests.support.sessions import Client, Worker
@@ -29,7 +30,8 @@ def has_asked(session: Session) -> bool:
 
 
 def count_reads(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    read, calls = worker.history.newest, []
+    read = worker.history.newest
+    calls: list[object] = []
 
     async def newest(*what: Any) -> tuple[list[Message], bool]:
         calls.append(what)
@@ -58,7 +60,7 @@ async def test_all_that_ask_for_the_same_share_a_read_and_a_task(
     await until(lambda: len(asyncio.all_tasks()) == tasks)
 
 
-async def test_who_asks_after_a_read_has_begun_is_not_answered_from_it(
+async def test_a_question_after_the_begin_of_a_read_is_not_answered_from_it(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker.history.items = messages(1, 1)
@@ -73,6 +75,30 @@ async def test_who_asks_after_a_read_has_begun_is_not_answered_from_it(
     worker.history.open.set()
     await first.event()
     await late.event()
+    assert len(calls) == 2
+
+
+async def test_those_that_ask_while_answers_wait_share_the_next_read(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.history.items = messages(1, 1)
+    worker.history.open.set()
+    calls = count_reads(worker, monkeypatch)
+    has_time = False
+    pages = worker.context.pages
+    monkeypatch.setattr(pages._answering, "_slice", lambda: SLICE if has_time else 0.0)
+    (first,) = await ask(worker, 1)
+    await until(lambda: len(pages._found) == 1)
+    later = [worker.client(f"later{number}") for number in range(4)]
+    for client in later:
+        await client.event()
+        client.ask("get_history", {"type": "status", "limit": 2}, "later")
+        await until(lambda: has_asked(client.session))  # noqa: B023
+    await turn()
+    assert len(calls) == 1
+    has_time = True
+    for client in (first, *later):
+        await client.event()
     assert len(calls) == 2
 
 
@@ -108,7 +134,7 @@ async def test_one_answer_that_cannot_be_sent_stops_no_other(
     error = await first.event()
     assert (error["event"], error["data"]["code"]) == ("error", "INTERNAL_ERROR")
     assert (await second.event())["data"]["code"] == "INTERNAL_ERROR"
-    assert not first.session.extra.pages
+    assert not has_asked(first.session)
 
 
 async def test_a_session_that_moves_takes_its_question_along(worker: Worker) -> None:
