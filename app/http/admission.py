@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qsl
@@ -22,6 +22,7 @@ from app.http.clients import Clients, bearer_token
 from app.http.cors import Origins
 from app.http.errors import HttpError
 from app.http.familiar import FamiliarHead, Handshake, is_key
+from app.http.header_lists import split_list
 from app.http.request_head import RequestHead
 from app.ports import ConnectionPlaces
 from app.protocol.requests import DEFAULT_OPTIONS, Allowed, ConnectOptions, parse_options
@@ -404,7 +405,7 @@ def _check_stream(request: RequestHead) -> None:
         )
         raise Refused(505, ErrorCode.HTTP_VERSION_NOT_SUPPORTED, message, "stream")
     accepted = request.headers.getall("Accept", ())
-    if accepted and not _accepts(",".join(accepted), "text", "event-stream"):
+    if accepted and not _accepts(accepted, "text", "event-stream"):
         message = (
             "This path answers with server-sent events: send 'Accept: text/event-stream', or no"
             " Accept header."
@@ -412,11 +413,11 @@ def _check_stream(request: RequestHead) -> None:
         raise Refused(406, ErrorCode.NOT_ACCEPTABLE, message, "stream")
 
 
-def _accepts(ranges: str, kind: str, subtype: str) -> bool:
+def _accepts(lines: Sequence[str], kind: str, subtype: str) -> bool:
     """Whether a media type is in an Accept header; the closest range counts (RFC 9110, 12.5.1)."""
     best, accepted = 0, False
-    for part in ranges.lower().split(","):
-        range, *parameters = (word.strip() for word in part.split(";"))
+    for part in split_list(",".join(lines).lower()):
+        range, *parameters = split_list(part, ";")
         rank = {"*/*": 1, f"{kind}/*": 2, f"{kind}/{subtype}": 3}.get(range, 0)
         if rank > best:
             best, accepted = rank, not any(map(_NEVER.fullmatch, parameters))
@@ -428,12 +429,12 @@ def _has_token(headers: MultiMapping[str], name: str, token: str) -> bool:
     value = headers.get(name, "").lower()
     if value == token:
         return True
-    return any(token == part.strip().lower() for part in _listed(headers, name))
+    return any(token == part.lower() for part in _listed(headers, name))
 
 
 def _listed(headers: MultiMapping[str], name: str) -> list[str]:
     """The parts between commas of a header, over all of its lines."""
-    return ",".join(headers.getall(name, ())).split(",")
+    return split_list(",".join(headers.getall(name, ())))
 
 
 def choose_subprotocol(request: RequestHead) -> str | None:
@@ -461,7 +462,7 @@ def _offered_token(request: RequestHead) -> str | None:
 
 
 def _offered(request: RequestHead) -> list[str]:
-    names = (part.strip() for part in _listed(request.headers, hdrs.SEC_WEBSOCKET_PROTOCOL))
+    names = _listed(request.headers, hdrs.SEC_WEBSOCKET_PROTOCOL)
     return [name for name in names if _SUBPROTOCOL.fullmatch(name)]
 
 

@@ -10,6 +10,8 @@ from typing import Self
 
 from aiohttp import web
 
+from app.http.header_lists import split_list
+
 ENCODINGS = (("br", ".br"), ("gzip", ".gz"))
 """In the order of preference, with the endings of their files."""
 
@@ -50,7 +52,7 @@ class File:
         tag = self.tags[encoding]
         sent = {**headers, "ETag": tag, "Vary": vary}
         known = request.headers.get("If-None-Match", "")
-        if known.strip() == "*" or tag in (each.strip() for each in known.split(",")):
+        if known.strip() == "*" or tag in split_list(known):
             return web.Response(status=304, headers=sent)
         sent["Content-Type"] = self.type
         if encoding != "identity":
@@ -61,8 +63,8 @@ class File:
 def weights(header: str) -> dict[str, float]:
     """The choices of an Accept header with their weights, 0 to 1."""
     found: dict[str, float] = {}
-    for item in header.split(","):
-        name, *parameters = (part.strip().lower() for part in item.split(";"))
+    for item in split_list(header.lower()):
+        name, *parameters = split_list(item, ";")
         weight = 1.0
         for parameter in parameters:
             if parameter.startswith("q="):

@@ -40,6 +40,8 @@ LARGEST_SIZE = 256 * 1024
 LEAST_BITS, MOST_BITS = 9, 15
 MAX_OFFERS = 8
 """Offers of a request that are looked at."""
+MAX_PARAMETERS = 4
+"""Parameters that an offer can have."""
 
 _RSV1 = 0x40
 _FIN = 0x80
@@ -61,7 +63,7 @@ def negotiate(offers: Iterable[str]) -> int | None:
 
 
 def _accept(offer: str) -> int | None:
-    name, *parameters = (part.strip() for part in offer.split(";"))
+    name, *parameters = (part.strip() for part in offer.split(";", MAX_PARAMETERS + 1))
     if name.lower() != "permessage-deflate":
         return None
     seen: dict[str, str | None] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import random
 import time
 from collections.abc import Set as AbstractSet
@@ -28,6 +29,7 @@ from app.http.admission import (
 )
 from app.http.clients import Clients
 from app.http.cors import Origins
+from app.http.header_lists import MOST_PARTS
 from app.protocol.requests import DEFAULT_OPTIONS
 from app.sessions.addresses import Addresses, TooMany
 from app.sessions.auth import TokenVerifier
@@ -580,6 +582,24 @@ def test_what_a_client_of_a_stream_must_accept(accept: str, status: int) -> None
     assert caught.value.retry_after is None
     assert door.reasons == ["stream"]
     assert door.slots.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "status"),
+    [
+        ("Accept", "text/event-stream", 406),
+        ("Upgrade", "websocket", 400),
+        ("Connection", "Upgrade", 400),
+    ],
+)
+def test_only_the_first_parts_of_a_list_are_looked_at(name: str, part: str, status: int) -> None:
+    """To look at each of thousands would take a request some 20 ms."""
+    door = Door()
+    check = functools.partial(ask, door) if name == "Accept" else door.check
+    check(**{name: "x," * (MOST_PARTS - 1) + part})
+    with pytest.raises(Refused) as caught:
+        check(**{name: "x," * MOST_PARTS + part})
+    assert caught.value.status == status
 
 
 def test_a_stream_needs_a_newer_http() -> None:
