@@ -20,7 +20,7 @@ from app.http.clients import Clients
 from app.http.errors import HttpError
 from app.http.writers import Writers
 from app.sessions.rates import metered
-from app.transport.http_connection import HttpConnection
+from app.transport.http_connection import MAX_KEPT, HttpConnection
 from app.turns import SLICE, Slice, Turns
 
 ANSWER_SECONDS = 0.0002
@@ -37,8 +37,8 @@ MOST_HOLDS = 4
 """The longest time in `HOLD_SECONDS`: clients must not give up first, and come back at once."""
 MAX_HELD_BACK, MAX_HELD_BACK_PER_ADDRESS = 1000, 100
 """Refusals that are held back at once; others are sent at once, and end their connections."""
-NOT_LIMITED = ("/ws/realtime", "/ws/realtime/", "/events", "/events/")
-"""What becomes a connection has limits of its own; see app/http/admission.py."""
+BEGIN_CONNECTIONS = ("/ws/realtime", "/ws/realtime/", "/events", "/events/")
+"""A GET of these becomes a connection, which has limits of its own, or ends it; see app/http/admission.py."""
 
 
 class Limiter:
@@ -78,7 +78,8 @@ class Limiter:
         async def limit(
             request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
         ) -> web.StreamResponse:
-            if request.path in NOT_LIMITED or self._writers.is_publisher(request):
+            begins = request.method == "GET" and request.path in BEGIN_CONNECTIONS
+            if begins or self._writers.is_publisher(request):
                 return await handler(request)
             return await self._answer(request, handler)
 
@@ -133,8 +134,9 @@ class Limiter:
         )
 
     async def _hold_back(self, request: web.Request, account: Account, seconds: float) -> bool:
-        """Wait, without reading from the client; False where too many wait already."""
-        if self._held_back >= MAX_HELD_BACK or account.waiting >= MAX_HELD_BACK_PER_ADDRESS:
+        """Wait, without reading from the client; False where too many wait already, or it has sent much."""
+        is_full = self._held_back >= MAX_HELD_BACK or account.waiting >= MAX_HELD_BACK_PER_ADDRESS
+        if is_full or request.content.total_bytes > MAX_KEPT:
             return False
         self._held_back += 1
         account.waiting += 1

@@ -115,6 +115,7 @@ class Side:
         self,
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None,
         path: str = "/history",
+        method: str = "GET",
         peer: str | None = None,
         forwarded: str | None = None,
         **headers: str,
@@ -125,7 +126,7 @@ class Side:
         transport.get_extra_info.side_effect = lambda name, default=None: (
             (peer, 40000) if peer and name == "peername" else default
         )
-        request = make_mocked_request("GET", path, headers=headers, transport=transport)
+        request = make_mocked_request(method, path, headers=headers, transport=transport)
         middleware = self.limiter.middleware()
         try:
             response = await middleware(request, handler or ok)
@@ -187,6 +188,13 @@ async def test_publishers_and_upgrades_are_not_limited(side: Side) -> None:
         assert await side.ask(Authorization=f"Bearer {TOKEN}") == 200
         assert await side.ask(path="/ws/realtime?EIO=4") == 200
     assert await side.ask() == 200
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "HEAD", "PUT"])
+@pytest.mark.parametrize("path", ["/events", "/events/", "/ws/realtime"])
+async def test_what_becomes_no_connection_is_limited(side: Side, path: str, method: str) -> None:
+    asked = [await side.ask(path=path, method=method) for _ in range(12)]
+    assert asked == [200] * 10 + [429] * 2
 
 
 async def test_wrong_tokens_are_slowed_down_and_then_refused(clock: Clock, side: Side) -> None:
