@@ -193,7 +193,7 @@ class Metrics:
         )
         self.errors: Children[str, Counter] = self._counters(
             "errors",
-            "Error events sent to clients.",
+            "Errors reported to clients: `error` events, acknowledgements and CONNECT_ERROR packets.",
             ["code"],
             [code for code in ErrorCode if not code.is_http_only],
         )

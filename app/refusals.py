@@ -26,22 +26,26 @@ MAX_ORIGIN = 200
 """Characters of an origin that a line shows."""
 
 HINTS = {
+    "accept": "The kernel cannot accept connections: descriptors or memory are short",
     "address": "An address has reached MAX_CONNECTIONS_PER_ADDRESS",
     "address_rate": "An address has reached MAX_CONNECTS_PER_ADDRESS",
+    "backplane": "The place of a user cannot be claimed: the backplane does not answer (BACKPLANE_URL)",
     "cap": "The machine has reached MAX_TOTAL_CONNECTIONS",
     "connect": "A client sent no Socket.IO CONNECT in time",
     "descriptors": "File descriptors are short: raise the limit of open files (ulimit -n)",
     "flood": "A connection exceeded RATE_LIMIT, RATE_LIMIT_BYTES or RATE_LIMIT_TIME",
     "handshake": "Not a WebSocket handshake: a proxy must forward the headers Connection and Upgrade",
+    "handler": "A connect handler of the application refuses a client",
     "head": "The head of an HTTP request is too large",
     "host": "This Host is not allowed: see ALLOWED_HOSTS and TRUSTED_PROXIES",
     "http_rate": "An address exceeded HTTP_RATE_LIMIT or HTTP_RATE_TIME",
+    "idle": "Many HTTP connections are kept between two requests: the longest idle one is closed",
     "keys": "The keys of tokens cannot be fetched (AUTH_JWKS_URL)",
-    "malformed": "Not an HTTP/1.1 request",
+    "malformed": "A request that is not valid",
     "memory": "Memory is low: raise the memory limit of the service",
     "not_ready": "The worker accepts no connections now",
     "origin": "This origin is not allowed: see ALLOWED_ORIGINS",
-    "query": "The query of the handshake is invalid",
+    "query": "The query of a handshake, or a Socket.IO CONNECT packet, is invalid",
     "silent": "A client sent no complete HTTP request in time",
     "stream": "A client cannot read server-sent events: it needs HTTP/1.1 and Accept: text/event-stream",
     "token": "A token is not valid (AUTH_SECRET, AUTH_JWKS_FILE, AUTH_JWKS_URL)",
@@ -52,7 +56,7 @@ HINTS = {
 }
 """What the log says, by reason."""
 
-_FOR_OPERATORS = {"cap", "descriptors", "host", "keys", "memory", "origin"}
+_FOR_OPERATORS = {"accept", "backplane", "cap", "descriptors", "host", "keys", "memory", "origin"}
 """Reasons that a setting or the machine can change: warnings. The others are clients' faults."""
 
 

@@ -104,7 +104,7 @@ def make_context(needs: SessionNeeds) -> SessionContext:
         claiming=_make_claiming(needs, registry, tokens, refusals, manager),
         welcome=Welcome(settings, needs.fanout, tokens, expiry, pages),
         expiry=expiry,
-        router=_make_router(needs, subscriptions, pages),
+        router=_make_router(needs, subscriptions, pages, refusals),
         subscriptions=subscriptions,
         pages=pages,
         places=Places(slots),
@@ -131,7 +131,9 @@ def _make_subscriptions(needs: SessionNeeds, known: frozenset[str], pages: Pages
     )
 
 
-def _make_router(needs: SessionNeeds, subscriptions: Subscriptions, pages: Pages) -> Router:
+def _make_router(
+    needs: SessionNeeds, subscriptions: Subscriptions, pages: Pages, refusals: Refusals
+) -> Router:
     return Router(
         subscriptions=subscriptions,
         pages=pages,
@@ -140,6 +142,7 @@ def _make_router(needs: SessionNeeds, subscriptions: Subscriptions, pages: Pages
         subscribers=needs.subscribers,
         names=needs.names,
         rates=needs.rates,
+        refusals=refusals,
         metrics=needs.metrics,
     )
 

@@ -20,6 +20,7 @@ from app.protocol.offsets import Offset
 from app.protocol.requests import ConnectOptions, Request
 from app.sessions.auth import Identity
 from app.sessions.protocol_session import ProtocolSession
+from app.sessions.refused import note_refusal
 from app.sessions.retry import draw_delay, read_delay, retry_reason
 from app.sessions.session import FLOWING, Opening, Recovery, Work
 from app.sessions.subscriptions import Start
@@ -165,6 +166,7 @@ class EventStreamSession(ProtocolSession):
     def _refuse(self, error: ClientError, opening: Opening) -> None:
         """Answer with a status, or, to a browser that is to come back, with a stream that ends."""
         self.context.metrics.errors[error.code].inc()
+        note_refusal(self.context.refusals, error)
         if isinstance(error, NoRoomNow):
             code, reason = CloseCode.TRY_AGAIN_LATER, error.close_reason
         elif error.code is ErrorCode.MAX_CONNECTIONS_EXCEEDED:

@@ -16,6 +16,7 @@ from app.protocol.requests import (
 )
 from app.sessions.auth import Identity
 from app.sessions.protocol_session import ProtocolSession
+from app.sessions.refused import note_refusal
 from app.sessions.retry import retry_reason
 from app.sessions.session import Work
 from app.transport.connection import OPEN
@@ -114,6 +115,7 @@ class PlainSession(ProtocolSession):
                 await past
 
     def _refuse(self, error: ClientError) -> None:
+        note_refusal(self.context.refusals, error)
         self.send_error(error)
         if isinstance(error, NoRoomNow):
             self.end(CloseCode.TRY_AGAIN_LATER, error.close_reason)

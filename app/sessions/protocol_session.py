@@ -99,7 +99,7 @@ class ProtocolSession(Session):
     def on_flood(self) -> None:
         """Close, with a log line."""
         detail = f"user {self.user}" if self.user is not None else "no user"
-        self.context.refusals.log("flood", None, detail)
+        self.context.refusals.note("flood", None, detail)
         self.end(CloseCode.FLOOD, "flood")
 
     def on_too_large(self) -> None:

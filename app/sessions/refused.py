@@ -1,5 +1,6 @@
-"""Refusals that a page can see: a connection that is made only to be closed with a code.
+"""Refusals of clients: what is counted of them, and those that a page can see.
 
+For the latter a connection is made only to be closed with a code.
 Browsers tell their pages nothing of an HTTP answer to a handshake; the page sees 1006 and tries
 for ever. So it gets the upgrade, the error, and a close frame. The connection has no place in the
 cap and no session, and few exist at a time: the others are refused over HTTP.
@@ -11,10 +12,12 @@ from collections.abc import Callable
 
 from socketio import packet as sio_packet
 
-from app.errors import CloseCode
+from app.errors import ClientError, CloseCode, ErrorCode
 from app.protocol.codecs import PLAIN
 from app.protocol.envelope import encode_json, error_envelope, new_id
+from app.refusals import Refusals
 from app.sessions.socketio.engine import OpenPacket, message_frame
+from app.sessions.token_keys import KeysUnavailable
 from app.transport.connection import Connection
 from app.transport.hub import Hub
 
@@ -22,6 +25,32 @@ MAX_AT_ONCE = 64
 """Refused connections of one worker that wait for the answer to their close frame."""
 MAX_A_SECOND = 100
 """Those that one worker accepts to refuse them within a second."""
+
+
+_REASONS = {
+    ErrorCode.UNAUTHORIZED: "token",
+    ErrorCode.FORBIDDEN: "types",
+    ErrorCode.INVALID_TYPE: "types",
+    ErrorCode.SUBSCRIPTION_INVALID: "types",
+    ErrorCode.INVALID_PAYLOAD: "query",
+    ErrorCode.PARSE_ERROR: "query",
+    ErrorCode.MESSAGE_TOO_LARGE: "query",
+    ErrorCode.BACKPLANE_UNAVAILABLE: "backplane",
+    ErrorCode.QUEUE_OVERFLOW: "backplane",
+}
+"""Of refusals after the handshake, as of those at it; what is not here is noted where a place is claimed."""
+
+
+def note_refusal(refusals: Refusals, error: ClientError) -> None:
+    """Count and log that a client is refused after its handshake.
+
+    Args:
+        refusals: of this worker.
+        error: as it is reported to the client.
+    """
+    reason = "keys" if isinstance(error, KeysUnavailable) else _REASONS.get(error.code)
+    if reason is not None:
+        refusals.note(reason, None, error.message)
 
 
 class RefusedConnection(Connection):

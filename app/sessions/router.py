@@ -10,10 +10,12 @@ from app.metrics import Metrics
 from app.protocol import requests
 from app.protocol.requests import Request
 from app.protocol.schema.limits import MAX_ID, MAX_TOKEN
+from app.refusals import Refusals
 from app.sessions.auth import Identity, TokenVerifier
 from app.sessions.names import Names
 from app.sessions.pages import READ_SECONDS, Pages
 from app.sessions.rates import Rates
+from app.sessions.refused import note_refusal
 from app.sessions.session import Page, Session, Work
 from app.sessions.subscriptions import Subscriptions
 from app.sessions.token_keys import KeysUnavailable
@@ -32,6 +34,7 @@ class Router:
         subscribers: connections and users that are subscribed to a type, over all workers.
         names: the users that are subscribed to a type.
         rates: charges the sessions for reads.
+        refusals: counts clients that show a wrong token before they are welcome.
         metrics: counts acks.
     """
 
@@ -45,6 +48,7 @@ class Router:
         subscribers: Callable[[str], Subscribers],
         names: Names,
         rates: Rates,
+        refusals: Refusals,
         metrics: Metrics,
     ) -> None:
         self._subscriptions = subscriptions
@@ -54,6 +58,7 @@ class Router:
         self._subscribers = subscribers
         self._names = names
         self._rates = rates
+        self._refusals = refusals
         self._metrics = metrics
         self._actions: dict[str, Callable[[Session, Request], Work | None]] = {
             "subscribe": subscriptions.subscribe,
@@ -71,7 +76,7 @@ class Router:
             requests.check_action(request)
             work = self._actions[request.action](session, request)
         except ClientError as error:
-            session.send_error(error, request)
+            self._refuse(session, request, error)
             return None
         return None if work is None else self._guard(session, request, work)
 
@@ -79,7 +84,12 @@ class Router:
         try:
             await work
         except ClientError as error:
-            session.send_error(error, request)
+            self._refuse(session, request, error)
+
+    def _refuse(self, session: Session, request: Request, error: ClientError) -> None:
+        if request.action == "auth" and not session.welcomed:
+            note_refusal(self._refusals, error)
+        session.send_error(error, request)
 
     def _get_history(self, session: Session, request: Request) -> None:
         wanted = requests.parse_get_history(request.payload, session.types, self._history_limit)

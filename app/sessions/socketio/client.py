@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.errors import ClientError
 from app.sessions.session import OUTSIDE, Session, Work
 
 MAIN = "/"
@@ -45,6 +46,10 @@ class SocketIOClient(Session):
         Raises:
             ClientError: the token is wrong, or it is missing and the session has no user yet.
         """
+        raise NotImplementedError
+
+    def note_refusal(self, error: ClientError | None) -> None:
+        """Count and log that a CONNECT packet is refused; None: a handler of the application does so."""
         raise NotImplementedError
 
     def connect_answer(self) -> str:

@@ -127,7 +127,7 @@ class RealtimeServer(SocketServer):
             name = repr(namespace[:_SHOWN_NAME])
             message = f"Already in the namespace {name}." if known else f"Unknown namespace {name}."
             error = ClientError(ErrorCode.INVALID_PAYLOAD, message)
-            self._send_now(session, sio_packet.CONNECT_ERROR, namespace, _described(error))
+            self.refuse_connect(session, namespace, error)
             return None
         try:
             work = None
@@ -135,21 +135,24 @@ class RealtimeServer(SocketServer):
                 work = session.identify(data)
             else:
                 session.authenticate(data)
-        except ClientError as refused:
-            self._refuse(session, sid, namespace, _described(refused))
+        except ClientError as error:
+            session.note_refusal(error)
+            self._refuse(session, sid, namespace, _described(error))
             return None
         if work is None and not self.has_handler("connect", namespace):
             return self._accept(session, sid, namespace)
         return self._connect_slowly(session, sid, namespace, data, work)
 
     def refuse_connect(self, session: SocketIOClient, namespace: str, error: ClientError) -> None:
-        """Answer a CONNECT that is too large, or cannot be read."""
+        """Answer a CONNECT that is too large, cannot be read, or is for a namespace that it cannot enter."""
+        session.note_refusal(error)
         self._send_now(session, sio_packet.CONNECT_ERROR, namespace, _described(error))
 
     async def _connect_slowly(
         self, session: SocketIOClient, sid: str, namespace: str, data: Any, work: Work | None
     ) -> None:
         reason: Any = REJECTED
+        refusal: ClientError | None = None
         try:
             if work is not None:
                 await work
@@ -157,7 +160,7 @@ class RealtimeServer(SocketServer):
                 sid = session.id  # a client that recovers has got its own one back
             accepted = await self._call_connect_handler(session, sid, namespace, data)
         except ClientError as error:
-            accepted, reason = False, _described(error)
+            accepted, reason, refusal = False, _described(error), error
             # A CONNECT_ERROR would keep the client away for good.
             if isinstance(error, NoRoomNow):
                 session.end(CloseCode.TRY_AGAIN_LATER, error.close_reason)
@@ -179,6 +182,7 @@ class RealtimeServer(SocketServer):
                 )
             accepted = False
         if not accepted:
+            session.note_refusal(refusal)
             self._refuse(session, sid, namespace, reason)
         elif session.state == OPEN:
             past = self._accept(session, sid, namespace)

@@ -27,6 +27,7 @@ from app.protocol.schema.limits import MAX_VALUES
 from app.sessions.auth import NAME_RULE, user_name
 from app.sessions.claiming import REPLACE_SECONDS
 from app.sessions.protocol_session import ProtocolSession
+from app.sessions.refused import note_refusal
 from app.sessions.resume_tokens import Pid
 from app.sessions.session import HELD, OUTSIDE, Recovery, Work, weigh
 from app.sessions.socketio.client import MAIN, SocketIOClient
@@ -361,6 +362,15 @@ class SocketIOSession(ProtocolSession, SocketIOClient):
             tuple(start.gap for start in starts.values() if start.gap is not None),
             text if recovered else None,
         )
+
+    def note_refusal(self, error: ClientError | None) -> None:
+        """See `SocketIOClient`."""
+        if error is None:
+            if self.state == OPEN:  # else it is gone, and its handler may have failed for that
+                self.context.refusals.note("handler")
+        else:
+            self.context.metrics.errors[error.code].inc()
+            note_refusal(self.context.refusals, error)
 
     def connect_answer(self) -> str:
         """What the CONNECT packet says, as JSON."""
