@@ -235,7 +235,7 @@ class Door:
 
     def _pause(self, listener: socket.socket, family: int, error: OSError) -> None:
         """The kernel could not accept: let others go first, and do not ask again at once."""
-        logger.warning("Connections cannot be accepted now: %s", error.strerror)
+        self._guard.note_refused("accept", None, error.strerror)
         self._guard.make_room()
         self._loop.remove_reader(listener)
         self._loop.call_later(FAILURE_SECONDS, self._resume, listener, family)

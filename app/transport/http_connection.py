@@ -29,7 +29,8 @@ from app.transport.http_guard import (
     Guard,
     GuardedConnection,
     Waiting,
-    with_known_codings,
+    head_size,
+    with_what_is_known,
 )
 from app.turns import Turns
 
@@ -48,6 +49,8 @@ _UNKNOWN = -1
 MAX_UNREAD = 1024
 """Bytes of a body in chunks that are parsed before its request is let in: chunks of a byte cost 1 us each, and
 the body of a request that is refused is never parsed."""
+MAX_KEPT = 16 * 1024
+"""Bytes of a request that its connection may keep until the next one, or while its answer is held back."""
 MAX_LATER = 64 * 1024
 """Bytes behind a request that is served without aiohttp, past which nothing more is read."""
 
@@ -215,6 +218,8 @@ class HttpConnection(GuardedConnection):
         """A request is to begin, or has begun."""
         super().connection_made(transport)
         first, self._first = self._first, b""
+        if self._request_count and self._owed is None:
+            self._guard.rest(self)  # another worker has answered its requests
         if self._owed is not None:
             self._is_calling = True
             self.reply(*self._owed)
@@ -231,6 +236,7 @@ class HttpConnection(GuardedConnection):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget it."""
         self._held = self._later = self._body = b""
+        self._guard.forget(self)
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for it
@@ -286,6 +292,7 @@ class HttpConnection(GuardedConnection):
             self.force_close()
             return
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        self._guard.rest(self)
         if self._later:
             # Not at once: answers that are ready at once would nest. What is read until then comes
             # behind, since the connection is calling still.
@@ -334,16 +341,24 @@ class HttpConnection(GuardedConnection):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Answer; the connection ends with it where a body was not let in."""
+        """Answer; the connection ends with it where a body was not let in, or much of the request remains.
+
+        aiohttp keeps a request until the next one, with what has come of its body and was not read.
+        """
         self._is_answered = True
+        size = head_size(request.raw_path, request.raw_headers)
+        if not request.content.at_eof():
+            size += request.content.total_bytes
+        if (self._body or size > MAX_KEPT) and isinstance(
+            resp, web.StreamResponse
+        ):  # else aiohttp says what a handler has returned
+            resp.force_close()
         if self._body:
             self._body = b""
-            if isinstance(
-                resp, web.StreamResponse
-            ):  # else aiohttp says what a handler has returned
-                resp.force_close()
             self.resume()
         finished = await super().finish_response(request, resp, start_time)
+        if self.transport is not None:
+            self._guard.rest(self)
         if self._has_ended and not self._messages:
             self.close()
         return finished
@@ -537,7 +552,7 @@ class HttpServer(web.Server):
 
     def __init__(self, made: web.Server, guard: Guard, calls: Calls | None = None) -> None:
         super().__init__(
-            with_known_codings(made.request_handler, guard),
+            with_what_is_known(made.request_handler, guard),
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
             loop=made._loop,

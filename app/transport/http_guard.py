@@ -12,12 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import resource
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 from aiohttp import HttpVersion10, HttpVersion11, web
-from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
+from aiohttp.http_exceptions import (
+    BadHttpMessage,
+    HttpProcessingError,
+    InvalidHeader,
+    InvalidURLError,
+    LineTooLong,
+)
 from aiohttp.http_parser import RawRequestMessage
 
 from app.errors import ErrorCode
@@ -36,12 +43,14 @@ MAX_FIELD = 16 * 1024
 MAX_FIELDS = 128
 """Header fields of a request."""
 MAX_HEAD = 64 * 1024
-"""Bytes of a head that is not complete yet."""
+"""Bytes of a head."""
 LINGER_SECONDS = 2.0
 """Time in which a body that was answered before its end is read and dropped, so that the client
 sees the answer rather than a reset."""
 WRITE_SECONDS = 20.0
 """Time in which a client that is written to must take something of it."""
+MOST_RESTING = 2000
+"""Connections that are kept between two requests."""
 MOST_RESERVED = 64
 LEAST_RESERVED = 8
 """Descriptors that are kept back from WebSocket connections: an eighth of all, within these."""
@@ -60,12 +69,23 @@ class Waiting(Protocol):
         """Close: the head of the request has not come in time."""
 
 
+class Resting(Protocol):
+    """What is kept between two requests."""
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing is owed to either side."""
+
+    def abort(self) -> None:
+        """Close the descriptor at once."""
+
+
 class Guard:
     """Connections of one worker that have no complete request, and its descriptors.
 
     Args:
-        note_refused: called with the reason of each refusal: `silent`, `malformed`, `head`,
-            `descriptors`.
+        note_refused: called with the reason of each refusal: `silent`, `head`, `descriptors`, `unread`; with
+            `malformed` it also gets an origin, which is None, and what is wrong.
         descriptors: the soft limit of open files; None: that of this process.
         now: monotonic seconds.
         slices: gives what tells how much of a pass of the loop one kind of work may have.
@@ -74,7 +94,7 @@ class Guard:
 
     def __init__(
         self,
-        note_refused: Callable[[str], object],
+        note_refused: Callable[..., object],
         descriptors: int | None = None,
         now: Callable[[], float] | None = None,
         slices: Callable[[], Slice] = lambda: lambda: SLICE,
@@ -92,6 +112,8 @@ class Guard:
         self._look_at_limit()
         self._waiting: dict[Waiting, float] = {}
         """By deadline, the earliest first, since every wait is equally long."""
+        self._resting: dict[Resting, None] = {}
+        """Connections that have answered a request, that which did so longest ago first; some have begun another."""
         self._unread: dict[GuardedConnection, tuple[float, int]] = {}
         """Connections that take less than is written: when and how much they took at last."""
 
@@ -131,6 +153,27 @@ class Guard:
         """The head is complete, or the connection is gone."""
         self._waiting.pop(connection, None)
 
+    def rest(self, connection: Resting) -> None:
+        """A connection has answered a request, and waits for the next; the oldest of too many ends."""
+        self._resting.pop(connection, None)
+        self._resting[connection] = None
+        if len(self._resting) > MOST_RESTING and self._end_resting():
+            self.note_refused("idle")
+
+    def forget(self, connection: Resting) -> None:
+        """A connection is gone."""
+        self._resting.pop(connection, None)
+
+    def _end_resting(self) -> bool:
+        """End the connection that has been between two requests for the longest; False if none is."""
+        while self._resting:
+            oldest = next(iter(self._resting))
+            del self._resting[oldest]
+            if oldest.is_at_rest:
+                oldest.abort()
+                return True
+        return False
+
     def watch_writing(self, connection: GuardedConnection) -> None:
         """Expect it to take something of what is written within each `WRITE_SECONDS`."""
         self._wake()
@@ -144,21 +187,24 @@ class Guard:
         """Whether a connection with this descriptor may stay.
 
         The kernel gives out the lowest free number, so a high one says that few are left. Then
-        those that have been silent for the longest make room: three times as many with each number above
-        the mark, since the next newcomers get the low numbers that they leave, and the high ones
-        are free again only when the row has passed.
+        those that have been silent for the longest make room, those between two requests last: three
+        times as many with each number above the mark, since the next newcomers get the low numbers
+        that they leave, and the high ones are free again only when the row has passed.
         """
         if fd < self.most_upgraded:
             return True
         self.note_refused("descriptors")
-        for _ in range(min(len(self._waiting), 3 ** (fd - self.most_upgraded))):
+        most = len(self._waiting) + len(self._resting)
+        for _ in range(min(most, 3 ** (fd - self.most_upgraded))):
             self.make_room(connection)
         return fd < self._most
 
     def make_room(self, newest: Waiting | None = None) -> None:
         """End the connection that has been silent for the longest, if there is one beside `newest`."""
         silent = next((one for one in self._waiting if one is not newest), None)
-        if silent is not None:
+        if silent is None:
+            self._end_resting()
+        else:
             # Its descriptor is free a moment later; the next newcomer needs that of another one.
             self.end_wait(silent)
             silent.abort()
@@ -259,7 +305,7 @@ class GuardedConnection(RequestHandler):
         super().data_received(data)
         arrived = self._request_count - before
         if arrived:
-            self._refuse_versions(arrived)
+            self._refuse_unfit(arrived)
             self._guard.end_wait(self._place)
             self._place = self
             behind = b""
@@ -281,16 +327,23 @@ class GuardedConnection(RequestHandler):
                 self._guard.note_refused("head")
                 self._answer(431, ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
 
-    def _refuse_versions(self, count: int) -> None:
-        """Let the last requests be answered with 400 that are of no version of HTTP known here.
+    def _refuse_unfit(self, count: int) -> None:
+        """Let those of the last requests be refused that aiohttp's parser lets through.
 
-        aiohttp's parser also lets HTTP/0.9 and HTTP/2.0 through, and the answer would say that it is the same.
+        That are those of a version of HTTP that is not known here, where the answer would say that it is the
+        same, and those whose head is long but has come at once.
         """
         for place in range(-count, 0):
             message, payload = self._messages[place]
-            if isinstance(message, RawRequestMessage) and message.version not in _VERSIONS:
-                fault = BadHttpMessage("unknown version of HTTP")
-                self._messages[place] = BadRequest(400, fault, fault.message), payload
+            if not isinstance(message, RawRequestMessage):
+                continue
+            if message.version not in _VERSIONS:
+                fault = BadHttpMessage(_UNKNOWN_VERSION)
+            elif head_size(message.path, message.raw_headers) > MAX_HEAD:
+                fault = BadHttpMessage(_TOO_LONG)
+            else:
+                continue
+            self._messages[place] = BadRequest(400, fault, fault.message), payload
 
     def _expects_request(self) -> bool:
         return self._waiter is not None and not self._waiter.done()
@@ -343,12 +396,13 @@ class GuardedConnection(RequestHandler):
             ConnectionError: an answer has begun already.
         """
         if status < 500:
-            if isinstance(exc, LineTooLong) or getattr(exc, "message", "") == _TOO_MANY_FIELDS:
+            if isinstance(exc, LineTooLong) or getattr(exc, "message", "") in _TOO_MUCH:
                 self._guard.note_refused("head")
                 answer = _error(431, ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
             else:
-                self._guard.note_refused("malformed")
-                answer = _error(400, ErrorCode.BAD_REQUEST, _MALFORMED)
+                words = describe_fault(exc)
+                self._guard.note_refused("malformed", None, words)
+                answer = _error(400, ErrorCode.BAD_REQUEST, words)
         else:
             level = logging.DEBUG if isinstance(exc, ConnectionError) else logging.ERROR
             logger.log(level, "A request failed", exc_info=exc)
@@ -388,14 +442,76 @@ class GuardedConnection(RequestHandler):
 
 _TOO_SLOW = f"The head of the request did not come within {HEAD_SECONDS:g} seconds."
 _TOO_LARGE = (
-    f"The request line and each header field may have {MAX_FIELD} bytes,"
+    f"The request line and each header field may have {MAX_FIELD} bytes, all together {MAX_HEAD},"
     f" and there may be {MAX_FIELDS} fields."
 )
-_TOO_MANY_FIELDS = "Too many headers received"
-"""How aiohttp's parser says so: it has no class for that."""
+_UNKNOWN_VERSION = "unknown version of HTTP"
+_TOO_LONG = "the head is too long"
+_TOO_MUCH = ("Too many headers received", _TOO_LONG)
+"""How aiohttp's parser says that there are too many fields, for which it has no class; and what is said here."""
+_MOST_PARTS = 16
+"""Parts of a path: aiohttp looks for a route at each of them, which for thousands takes some 20 ms."""
+_NO_PATH = "No path has so many parts."
 _UNKNOWN_CODINGS = ("br", "zstd")
 _PACKED = "Send the body as it is, or with gzip or deflate."
-_MALFORMED = "This is not a valid HTTP/1.1 request; it must have exactly one Host header."
+_EXPECTED = "Only 'Expect: 100-continue' is known here."
+_MALFORMED = "This is not a valid HTTP/1.1 request"
+_BAD_TARGET = "the target of its request line is not valid"
+_BAD_VERSION = "its request line does not end with HTTP/1.0 or HTTP/1.1"
+_BAD_FIELD = "a header field is not valid"
+_BAD_LINE = "a line does not end with CR and LF"
+_BAD_CHUNKS = "the chunks of its body are not valid"
+FAULTS = (
+    ("Received HTTPS traffic", "it is TLS, and this port speaks http:// and ws://"),
+    ("Pause on PRI|Expected HTTP/2", "it is HTTP/2, which is not spoken here"),
+    ("Missing 'Host' header", "it has no Host header"),
+    ("Duplicate 'Host' header", "it has more than one Host header"),
+    ("Duplicate", "it has a header field twice that may occur once"),
+    ("Content-Length can't", "it has both Content-Length and Transfer-Encoding"),
+    ("Transfer-Encoding can't", "it has both Content-Length and Transfer-Encoding"),
+    (
+        "(?:Empty|Invalid character in) Content-Length|Content-Length",
+        "its Content-Length is not valid",
+    ),
+    (
+        "(?:Request has i|I)nvalid `Transfer-Encoding`",
+        "its Transfer-Encoding does not end with chunked",
+    ),
+    (
+        f"{_UNKNOWN_VERSION}|Expected HTTP/|Invalid HTTP version|Invalid major|Invalid minor",
+        _BAD_VERSION,
+    ),
+    ("Expected dot|Expected (?:CRLF|space) after version|Expected SOURCE method", _BAD_VERSION),
+    ("Invalid method|Expected space after method", "its method is not known"),
+    (
+        "(?:Invalid|Unexpected)(?: start)? char(?:acters)? in url|Unexpected space after start",
+        _BAD_TARGET,
+    ),
+    (".*[Cc]hunk", _BAD_CHUNKS),
+    ("Missing expected (?:CR|LF)|Expected (?:CR|LF)", _BAD_LINE),
+    ("Invalid header|Unexpected whitespace after header", _BAD_FIELD),
+    ("Data after", "it follows a request with 'Connection: close'"),
+)
+"""How aiohttp's parser begins to say what is wrong (a pattern), and what is answered: nothing that the
+client has sent. The first that fits counts."""
+_FAULTS = tuple((re.compile(pattern), words) for pattern, words in FAULTS)
+
+
+def head_size(target: str, fields: Iterable[tuple[bytes, bytes]]) -> int:
+    """About the bytes of the head of a request."""
+    return len(target) + sum(len(name) + len(value) for name, value in fields)
+
+
+def describe_fault(fault: BaseException | None) -> str:
+    """What is wrong with a request that cannot be parsed, as a sentence."""
+    if isinstance(fault, InvalidURLError):
+        found: str | None = _BAD_TARGET
+    elif isinstance(fault, InvalidHeader):
+        found = _BAD_FIELD
+    else:
+        text = getattr(fault, "message", "").removeprefix("Bad status line:").lstrip()
+        found = next((words for pattern, words in _FAULTS if pattern.match(text)), None)
+    return f"{_MALFORMED}: {found}." if found else f"{_MALFORMED}."
 
 
 def _error(status: int, code: ErrorCode, message: str) -> web.Response:
@@ -414,23 +530,26 @@ def _error(status: int, code: ErrorCode, message: str) -> web.Response:
     return answer
 
 
-def with_known_codings(
+def with_what_is_known(
     handler: Callable[[Any], Awaitable[web.StreamResponse]], guard: Guard
 ) -> Callable[[Any], Awaitable[web.StreamResponse]]:
     """Refuse what this service cannot do for any request.
 
-    That is every `Expect` but 100-continue (aiohttp quotes it, and fails if it is not UTF-8), and
-    bodies that are packed in a way which no handler unpacks.
+    That is every `Expect` but 100-continue (aiohttp quotes it, and fails if it is not UTF-8),
+    bodies that are packed in a way which no handler unpacks, and paths with very many parts.
     """
 
     async def refuse_expectation() -> web.StreamResponse:
-        return _error(
-            417, ErrorCode.EXPECTATION_FAILED, "Only 'Expect: 100-continue' is known here."
-        )
+        guard.note_refused("malformed", None, _EXPECTED)
+        return _error(417, ErrorCode.EXPECTATION_FAILED, _EXPECTED)
 
     async def refuse_coding() -> web.StreamResponse:
-        guard.note_refused("malformed")
+        guard.note_refused("malformed", None, _PACKED)
         return _error(415, ErrorCode.UNSUPPORTED_MEDIA_TYPE, _PACKED)
+
+    async def refuse_path() -> web.StreamResponse:
+        guard.note_refused("malformed", None, _NO_PATH)
+        return _error(404, ErrorCode.NOT_FOUND, _NO_PATH)
 
     # No coroutine of its own: it would cost every request.
     def handle(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
@@ -443,6 +562,8 @@ def with_known_codings(
             and headers["Content-Encoding"].lower() in _UNKNOWN_CODINGS
         ):
             return refuse_coding()
+        if request.rel_url.raw_path.count("/") > _MOST_PARTS:
+            return refuse_path()
         return handler(request)
 
     return handle

@@ -16,8 +16,9 @@ from aiohttp.web_protocol import MAX_MSG_QUEUE_SIZE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.transport import http_guard
 from app.transport.door import DoorRunner
-from app.transport.http_connection import MAX_UNREAD, HttpConnection, HttpServer
+from app.transport.http_connection import MAX_KEPT, MAX_UNREAD, HttpConnection, HttpServer
 from app.transport.http_guard import GUARD, Guard
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -46,6 +47,9 @@ class Memory(asyncio.Transport):
         return self.closed
 
     def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
         self.closed = True
 
     def get_write_buffer_size(self) -> int:
@@ -440,6 +444,65 @@ async def test_a_short_body_in_chunks_needs_not_be_let_in() -> None:
     assert connection.is_at_rest
     connection.connection_lost(None)
     await settled(connection)
+
+
+@pytest.mark.parametrize(
+    ("fields", "body", "is_kept"),
+    [
+        (b"", b"x" * 1000, True),
+        (b"", b"x" * (MAX_KEPT + 1), False),
+        (b"X-A: %b\r\n" % (b"a" * (MAX_KEPT // 3)) * 3, b"", False),
+    ],
+)
+async def test_what_remains_of_a_long_request_is_not_kept_until_the_next(
+    fields: bytes, body: bytes, is_kept: bool
+) -> None:
+    """The last request of a connection is kept by aiohttp, with its body if no handler has read that."""
+
+    async def look_at_nothing(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response()
+
+    connection, flow = await begin(look_at_nothing)
+    head = b"GET / HTTP/1.1\r\nHost: x\r\n%bContent-Length: %d\r\n\r\n" % (fields, len(body))
+    connection.data_received(head + body)
+    await settled(connection)
+    assert flow.written.startswith(b"HTTP/1.1 200")
+    assert (b"Connection: close" not in flow.written) is is_kept
+    assert flow.closed is not is_kept
+    connection.connection_lost(None)
+    await settled(connection)
+
+
+async def test_the_longest_idle_connection_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_guard, "MOST_RESTING", 2)
+    reasons: list[str] = []
+    gate = asyncio.Event()
+
+    async def wait_if_asked(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path == "/missing":
+            await gate.wait()
+        return web.Response()
+
+    server = HttpServer(web.Server(wait_if_asked), Guard(reasons.append))
+    made = []
+    for _ in range(4):
+        connection, flow = server(), Flow()
+        connection.connection_made(flow)
+        made.append((connection, flow))
+        if len(made) == 3:
+            made[0][0].data_received(MISSING)  # busy again
+        await settled(connection)
+        connection.data_received(GET)
+        await settled(connection)
+    assert [flow.closed for _, flow in made] == [False, True, False, False]
+    assert reasons == ["idle"]
+    gate.set()
+    await settled(made[0][0])
+    assert [flow.closed for _, flow in made] == [False, True, True, False]
+    for connection, _ in made:
+        connection.connection_lost(None)
+        await settled(connection)
+    assert not server.guard._resting
 
 
 async def test_a_client_that_closes_its_side_gets_the_answers_it_waits_for() -> None:

@@ -35,10 +35,11 @@ class Served:
     def __init__(self, descriptors: int | None = None) -> None:
         self.seconds = 100.0
         self.reasons: list[str] = []
+        self.details: list[str] = []
         self.tails: list[bytes] = []
         self.handled: list[str] = []
         """Targets of the requests that were handled."""
-        self.guard = Guard(self.reasons.append, descriptors, now=lambda: self.seconds)
+        self.guard = Guard(self._note, descriptors, now=lambda: self.seconds)
         app = web.Application()
         app[GUARD] = self.guard
         app.router.add_get("/", self._answer)
@@ -47,6 +48,10 @@ class Served:
         app.router.add_get("/gone", self._gone)
         app.router.add_post("/read", self._read)
         self.runner = DoorRunner(app)
+
+    def _note(self, reason: str, _: None = None, detail: str = "") -> None:
+        self.reasons.append(reason)
+        self.details.append(detail)
 
     async def _answer(self, request: web.Request) -> web.Response:
         self.handled.append(request.raw_path)
@@ -249,6 +254,57 @@ async def test_expectations_that_are_not_known_are_refused(
     assert error(await read(reader)) == (417, "EXPECTATION_FAILED")
     writer.close()
     assert not caplog.records
+    assert served.reasons == ["malformed"]
+
+
+START = b"POST / HTTP/1.1\r\nHost: x\r\n"
+SMUGGLED = [
+    b"Content-Length: 3\r\nTransfer-Encoding: chunked",
+    b"Transfer-Encoding: chunked\r\nContent-Length: 3",
+]
+WRONG = [
+    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "it is TLS"),
+    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "it is HTTP/2"),
+    (b"SSH-2.0-secret\r\n", "its method"),
+    (b"get / HTTP/1.1\r\nHost: x\r\n\r\n", "its method"),
+    (b"GET secret HTTP/1.1\r\nHost: x\r\n\r\n", "the target"),
+    (b"GET /\x01secret HTTP/1.1\r\nHost: x\r\n\r\n", "the target"),
+    (b"GET http:// HTTP/1.1\r\nHost: x\r\n\r\n", "the target"),
+    (b"GET / HTTP/1.2\r\nHost: x\r\n\r\n", "its request line"),
+    (b"GET / HTTP/3.0\r\nHost: x\r\n\r\n", "its request line"),
+    (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", "its request line"),
+    (b"GET /secret place HTTP/1.1\r\nHost: x\r\n\r\n", "its request line"),
+    (b"GET / HTTPS/1.1\r\nHost: x\r\n\r\n", "its request line"),
+    (b"GET / HTTP/1.1\r\n\r\n", "it has no Host"),
+    (START + b"Host: secret\r\n\r\n", "it has more than one Host"),
+    (START + b"User-Agent: secret\r\nUser-Agent: secret\r\n\r\n", "it has a header field twice"),
+    (START + b"Secret : b\r\n\r\n", "a header field"),
+    (START + b"A: secret\x01\r\n\r\n", "a header field"),
+    (START + b"A: secret\r\n folded\r\n\r\n", "a header field"),
+    (START + b"no colon\r\n\r\n", "a header field"),
+    (START + b"A: secret\rX\r\n\r\n", "a line"),
+    (START + b"Content-Length: secret\r\n\r\n", "its Content-Length"),
+    (START + b"Content-Length: \r\n\r\n", "its Content-Length"),
+    (START + b"Content-Length: 9" + b"9" * 30 + b"\r\n\r\n", "its Content-Length"),
+    (START + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", "it has a header field twice"),
+    (START + b"Transfer-Encoding: secret\r\n\r\n", "its Transfer-Encoding"),
+    *((START + fields + b"\r\n\r\n", "it has both") for fields in SMUGGLED),
+]
+"""Heads that cannot be parsed, and how the answer says why."""
+
+
+@pytest.mark.parametrize(("sent", "why"), WRONG)
+async def test_the_answer_says_what_is_wrong_with_a_head_and_repeats_nothing_of_it(
+    served: Served, sent: bytes, why: str
+) -> None:
+    reader, writer = await served.open()
+    writer.write(sent)
+    _, _, body = parse(await read(reader))
+    said = json.loads(body)["error"]
+    assert said.startswith(f"This is not a valid HTTP/1.1 request: {why}")
+    assert served.details == [said], "the log says so as well"
+    assert "secret" not in said.lower()
+    writer.close()
 
 
 async def test_a_body_that_is_not_as_its_header_says_is_no_failure_of_the_server(
@@ -276,6 +332,23 @@ async def test_a_client_that_leaves_within_its_request_is_no_failure_of_the_serv
     await read(reader)
     writer.close()
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_path_of_thousands_of_parts_is_not_looked_for(served: Served) -> None:
+    reader, writer = await served.open()
+    writer.write(b"GET " + b"/a" * 7500 + b"?/b/c HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert error(await read(reader)) == (404, "NOT_FOUND")
+    assert served.reasons == ["malformed"]
+    writer.close()
+
+
+async def test_a_long_head_that_comes_at_once_is_refused(served: Served) -> None:
+    reader, writer = await served.open()
+    fields = b"".join(b"X-%d: %b\r\n" % (number, b"a" * 8000) for number in range(9))
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n" + fields + b"\r\n")
+    assert error(await read(reader)) == (431, "REQUEST_HEADER_FIELDS_TOO_LARGE")
+    assert served.reasons == ["head"]
+    writer.close()
 
 
 async def test_a_header_of_16_kb_is_taken(served: Served) -> None:

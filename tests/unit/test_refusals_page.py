@@ -12,6 +12,7 @@ import pytest
 from app.config import TABLE
 from app.errors import CloseCode, ErrorCode
 from app.refusals import HINTS
+from app.transport.http_guard import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/REFUSALS.md").read_text()
@@ -79,6 +80,12 @@ def test_the_page_names_only_what_there_is() -> None:
     assert words - known == set()
     closes = {int(code) for code in re.findall(r"\b(1\d{3}|4\d{3})\b", PAGE)}
     assert closes - {int(code) for code in CloseCode} - {1006} == set()
+
+
+def test_the_page_lists_what_may_be_wrong_with_a_request() -> None:
+    table = PAGE.partition("| what is wrong | for example |\n|---|---|\n")[2].partition("\n\n")[0]
+    listed = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()]
+    assert sorted(listed) == sorted({words for _, words in FAULTS})
 
 
 @pytest.mark.parametrize("line", [line for _, line in rows()])
