@@ -62,6 +62,10 @@ class Prometheus:
         found = (await self.ask("query", query=expr))["result"]
         return bool(found) and all(math.isfinite(float(one["value"][1])) for one in found)
 
+    async def lines(self, expr: str) -> list[dict[str, str]]:
+        """The labels of each line that a query draws."""
+        return [one["metric"] for one in (await self.ask("query", query=expr))["result"]]
+
 
 @pytest.fixture
 async def prometheus(service: Service, tmp_path: Any) -> AsyncIterator[Prometheus]:
@@ -121,6 +125,9 @@ async def test_every_query_and_every_rule_has_data(
             error.add_note("\n".join(missing))
             raise
         assert not life.done(), life.result()
+        for expr in queries():
+            lines = await prometheus.lines(expr)
+            assert lines == [{}] or {} not in lines, f"a line without a name beside others: {expr}"
 
         (total,) = (await prometheus.ask("query", query="sum(realtime_connections)"))["result"]
         assert int(total["value"][1]) >= 2
