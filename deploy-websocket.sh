@@ -90,7 +90,7 @@ done
 # The reader of the output may end first, as `tee` does on ^C.
 trap '' PIPE
 exec 4>&1 # where the report goes, also from within a step whose output goes elsewhere
-stamp=$(date +%Y%m%d_%H%M%S)
+stamp=$(date --utc +%Y%m%d_%H%M%S) # names sort by age, also where clocks change in autumn
 directory=$backups/$stamp
 last_good=$backups/last-good.tar.gz
 image=yujian-presence-backend
@@ -507,9 +507,24 @@ clear_away() {
   done
 }
 
+# A killed deployment may leave two beside each other, and a third could not take the place of both.
+keep_one() {
+  local one kept='' old
+  mapfile -t old < <(running backend)
+  ((${#old[@]} > 1)) || return 0
+  for one in "${old[@]}"; do
+    if [[ -z $kept ]] && wait_healthy "$one"; then
+      kept=$one
+    else
+      docker stop "$one" > /dev/null && docker rm "$one" > /dev/null || return 1
+    fi
+  done
+}
+
 deploy_docker() {
   local old
   clear_away || return 1
+  keep_one || return 1
   mapfile -t old < <(running backend)
   remember_previous "${old[@]}" || return 1
   docker tag "$image_next" "$image_latest" || return 1
@@ -687,9 +702,9 @@ make_backup() {
   fi
   ((result)) || "$python" -m scripts.backup create "$directory" --release "$last_good" "${rdb[@]}" || result=$?
   rm -f "$backups/.$stamp.rdb"
-  # Their names sort by age.
-  ((result)) || find "$backups" -mindepth 1 -maxdepth 1 -type d -name '2*_*' | sort -r |
-    tail -n "+$((keep + 1))" | xargs -r -d '\n' rm -rf --
+  # That of this deployment stays, even where the clock was set back.
+  ((result)) || find "$backups" -mindepth 1 -maxdepth 1 -type d -name '2*_*' ! -name "$stamp" | sort -r |
+    tail -n "+$keep" | xargs -r -d '\n' rm -rf --
   return "$result"
 }
 
@@ -812,7 +827,7 @@ if [[ -z $dry_run ]]; then
     reported=1
     die 75 "$not_locked"
   }
-  rm -f "$backups"/.2*.rdb # of backups that were killed
+  rm -rf "$backups"/.2* # of backups that were killed
 fi
 note ok "$mode mode, $("$python" --version), $base"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 
 
 def make_parser(program: str, about: str | None) -> argparse.ArgumentParser:
@@ -15,3 +16,13 @@ def make_parser(program: str, about: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=program, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def end_by_interrupts() -> None:
+    """Let TERM, and a terminal that is closed, raise KeyboardInterrupt as ^C does.
+
+    So what was begun is taken back, and nothing is left behind.
+    """
+    for one in (signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(one) == signal.SIG_DFL:  # nohup ignores it
+            signal.signal(one, signal.default_int_handler)

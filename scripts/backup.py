@@ -32,7 +32,7 @@ from pathlib import Path
 
 import redis
 
-from app.command_line import make_parser
+from app.command_line import end_by_interrupts, make_parser
 from app.config import Settings, load
 from app.errors import SettingsError
 from scripts.release import ROOT, pack, restore_release
@@ -268,8 +268,10 @@ def _load(store: Path) -> None:
             "save": "",
         }
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        # It would outlive us where we are killed.
+        command = ["setpriv", "--pdeathsig", "KILL", "--", str(valkey.binary()), *words]
         with subprocess.Popen(  # noqa: S603 (our own program)
-            [valkey.binary(), *words], stdin=subprocess.DEVNULL, start_new_session=True
+            command, stdin=subprocess.DEVNULL, start_new_session=True
         ) as server:
             try:
                 _wait_loaded(server, address, log)
@@ -447,6 +449,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_by_interrupts()
     with contextlib.suppress(KeyboardInterrupt):
         sys.exit(main())
     sys.exit(1)

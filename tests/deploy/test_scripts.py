@@ -14,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -26,7 +27,7 @@ from tests.support.copies import SCRIPTED, Copy, Done, Installed
 from tests.support.plain import PlainClient
 from tests.support.ports import free_port
 from tests.support.service import TOKEN
-from tests.support.waiting import until
+from tests.support.waiting import until, until_now
 from workers.shared import paths
 from workers.shared.slots import LEAVING, PID, READY, STARTING, SlotTable
 
@@ -323,6 +324,25 @@ async def test_a_deployment_hands_clients_over_and_a_bad_one_is_put_back(
         assert not any(client.socket.close_code for client in clients)
     finally:
         await asyncio.gather(*(client.close() for client in clients))
+
+
+def test_the_newest_backup_stays_whatever_the_clock_says(installed: Installed) -> None:
+    """Clocks are changed in autumn, or set back; and killed deployments leave parts of backups."""
+    others = [installed.backups / f"29990101_00000{number}" for number in range(3)]
+    part = installed.backups / ".20260101_000000.killed"
+    for directory in (*others, part):
+        directory.mkdir(parents=True)
+    try:
+        began = datetime.now(UTC).replace(microsecond=0)
+        done = installed.run("deploy-websocket.sh", "--json", "--keep", "2", TZ="Etc/GMT-14")
+        assert done.code == 0, done
+        name = done.json["backup"]
+        assert began <= datetime.strptime(f"{name}+0000", "%Y%m%d_%H%M%S%z") <= datetime.now(UTC)
+        left = {path.name for path in installed.backups.iterdir() if path.is_dir()}
+        assert left == {name, others[-1].name}
+    finally:
+        for directory in (*others, part):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.mark.usefixtures("deployed")
@@ -681,6 +701,41 @@ def test_a_snapshot_that_no_valkey_loads_is_no_backup(installed: Installed, tmp_
     assert done.returncode == 3, done
     assert "does not start from it" in done.stderr
     assert not (installed.backups / "20250101_000003").exists()
+
+
+@pytest.mark.parametrize("by", [signal.SIGHUP, signal.SIGTERM, signal.SIGKILL])
+def test_a_backup_that_is_ended_leaves_no_server(installed: Installed, by: signal.Signals) -> None:
+    """Of the one that has to load it; as where the terminal is closed, or the kernel kills for memory."""
+    scratch = installed.home / "scratch"
+    scratch.mkdir(exist_ok=True)
+    slow = (
+        "import redis, runpy, sys, time; redis.Redis.ping = lambda _: time.sleep(60);"
+        "sys.argv[1:] = ['create', 'backups/20250101_000005'];"
+        "runpy.run_module('scripts.backup', run_name='__main__')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow],
+        cwd=installed.root,
+        env=installed.environ | {"TMPDIR": str(scratch)},
+    )
+
+    def loads() -> bool:
+        words = [" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])]
+        return any(str(scratch) in line for line in words)
+
+    try:
+        until_now(loads, "a server loads the backup", 30)
+        process.send_signal(by)
+        process.wait(10)
+        until_now(lambda: not loads(), "it has ended")
+        if by != signal.SIGKILL:
+            assert not any(scratch.iterdir())
+            assert not any(installed.backups.glob(".2*"))
+    finally:
+        process.kill()
+        process.wait()
+        for path in (scratch, *installed.backups.glob(".2*")):
+            shutil.rmtree(path)
 
 
 def test_a_restore_without_room_changes_nothing(installed: Installed, tmp_path: Path) -> None:
