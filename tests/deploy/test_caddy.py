@@ -16,7 +16,7 @@ import socketio
 import websockets
 
 from tests.support import REPO
-from tests.support.caddy import API, Caddy, address, behind_caddy
+from tests.support.caddy import API, SITE, Caddy, address, behind_caddy
 from tests.support.events import Event, EventParser
 from tests.support.ports import free_port
 from tests.support.service import TOKEN, Service
@@ -349,6 +349,15 @@ async def test_security_headers(caddy: Caddy) -> None:
         assert "Referrer-Policy" in headers
         assert "Server" not in headers
         assert "Via" not in headers
+
+
+async def test_http3_is_offered_at_the_port_that_was_asked_for(caddy: Caddy) -> None:
+    """In containers Caddy listens on another port than it is published at."""
+    for name, url in ((API, f"{caddy.api}/status"), (SITE, f"{caddy.site}/")):
+        for host, port in ((f"{name}:9443", 9443), (name, 443)):
+            _, headers, _ = await get(caddy, url, Host=host)
+            offered = headers["Alt-Svc"]  # type: ignore[index]
+            assert offered == f'h3=":{port}"; ma=2592000', host
 
 
 async def test_plain_http_is_sent_to_https(caddy: Caddy) -> None:
