@@ -67,7 +67,10 @@ def ask(settings: Settings) -> ListeningSockets | None:
         return None
     pid = read_pid(paths.pid_files(settings.data_dir).second)
     if pid not in (None, master) and start_time(pid):
-        raise Failed(f"master {pid} is taking the place of master {master} already")
+        raise Failed(
+            f"master {pid} is taking the place of master {master} already; where what began it was"
+            f" killed, end one of the two: kill {master}, or kill {pid}"
+        )
     table = SlotTable(paths.slots_file(settings.data_dir), settings.max_total_connections)
     table.sweep()
     reason = "no worker of it serves"

@@ -261,6 +261,26 @@ async def test_new_master_that_does_not_come(service: Reloaded) -> None:
     await service.serves("first")
 
 
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+async def test_an_interrupted_change_of_masters_is_taken_back(
+    reused: Reloaded, by: signal.Signals
+) -> None:
+    """By ^C, a terminal that is closed, or a supervisor whose time is up: no two masters stay."""
+    service = reused
+    version = (await service.get("/status")).body["version"]
+    master, workers = service.master, service.workers_now()
+    second = service.data_dir / "gunicorn.pid.2"
+    second.unlink(missing_ok=True)
+    process = service.begin_reload("--signal", "USR2")
+    await until(second.exists, "a new master")
+    process.send_signal(by)
+    printed, errors = await asyncio.to_thread(process.communicate, timeout=90)
+    assert "Traceback" not in errors
+    assert (process.returncode, json.loads(printed)["error"]) == (3, "interrupted"), errors
+    assert (service.master, service.workers_now()) == (master, workers)
+    await service.serves(version)
+
+
 async def test_master_goes_on_after_a_failed_reload(service: Reloaded) -> None:
     dying_worker(service)
     assert (await service.reload())["code"] == 1
@@ -301,16 +321,20 @@ async def test_reports_that_cannot_be_written_are_missed(reused: Reloaded) -> No
     await service.serves(version)
 
 
-async def test_a_master_that_is_stopped_is_not_waited_for(reused: Reloaded) -> None:
+@pytest.mark.parametrize("one", ["master", "worker"])
+async def test_a_process_that_is_stopped_is_not_waited_for(reused: Reloaded, one: str) -> None:
+    """A master would renew nothing, and a worker hand nothing over."""
     service = reused
-    master = service.master
-    os.kill(master, signal.SIGSTOP)
+    pid = service.master if one == "master" else min(service.workers_now())
+    os.kill(pid, signal.SIGSTOP)
     try:
         report = await service.reload()
     finally:
-        os.kill(master, signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
     assert report["code"] == 1
-    assert f"kill -CONT {master}" in report["error"]
+    assert (
+        f"{one} {pid} is stopped by a signal: continue it with kill -CONT {pid}" in report["error"]
+    )
     await service.serves(None)
 
 

@@ -5,7 +5,8 @@ master (USR2). Either way the old workers go on until new ones serve, so a reloa
 changes nothing.
 
 Exit codes: 0 all went well; 1 the reload failed and the old workers serve as before; 2 nothing
-runs, or wrong arguments; 3 connections were drained or lost, or not all workers are running.
+runs, or wrong arguments; 3 connections were drained or lost, not all workers are running, or it was
+interrupted.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from app.command_line import make_parser
+from app.command_line import end_by_interrupts, make_parser
 from workers.reload import fingerprint
 from workers.reload.report import Report
-from workers.reload.watch import Failed, Watch
+from workers.reload.watch import Failed, Watch, workers_of
 from workers.shared import paths
 from workers.shared.file import explain
 from workers.shared.listening import fault_of
@@ -234,10 +235,9 @@ def reload(data_dir: Path, wanted: signal.Signals | None) -> Report:
 
 def _reload(data_dir: Path, master: int, wanted: signal.Signals | None) -> Report:
     check_home(master)
-    if is_stopped(master):
-        raise Failed(
-            f"master {master} is stopped by a signal: continue it with kill -CONT {master}"
-        )
+    for pid in filter(is_stopped, (master, *workers_of(master))):
+        name = "master" if pid == master else "worker"
+        raise Failed(f"{name} {pid} is stopped by a signal: continue it with kill -CONT {pid}")
     settings = check(environment_of(master))
     check_bind(data_dir, master, settings["bind"])
     chosen, why = choose(data_dir, master)
@@ -269,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="send this signal, not the one that the change needs",
     )
     options = parser.parse_args(arguments)
+    end_by_interrupts()
     os.chdir(paths.home())
     report: dict[str, Any]
     try:
@@ -292,6 +293,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else "The service is in an unknown state: check it."
         )
         report, text = {"error": str(error)}, f"The reload has failed:\n{error}\n{after}"
+    except KeyboardInterrupt:
+        report, code = {"error": "interrupted"}, PARTLY
+        text = (
+            "Interrupted: a new master that did not serve yet has ended; new workers of the same"
+            " master come all the same. See GET /status."
+        )
     report["code"] = code
     if options.json:
         print(json.dumps(report))

@@ -97,7 +97,7 @@ class Watch:
         def all_known() -> bool:
             rows[:] = self._slots.rows()
             missing.clear()
-            missing.update(_workers_of(self._master) - {row.pid for row in rows})
+            missing.update(workers_of(self._master) - {row.pid for row in rows})
             return not missing
 
         if not block_until(all_known, _SLOTS_SECONDS, _INTERVAL):
@@ -113,6 +113,7 @@ class Watch:
         Raises:
             Failed: they died, or did not come in time.
         """
+        self._refuse_second_master()
         os.kill(self._master, signal.SIGHUP)
         self._await_new(self._master, lambda: start_time(self._master) == self._born)
         self._await_end_of_old(self._master)
@@ -123,12 +124,15 @@ class Watch:
         Raises:
             Failed: they did not come; the new master is gone again.
         """
-        second = self._pid_files.second
-        if (pid := read_pid(second)) and start_time(pid):
-            raise Failed(f"a change of masters is under way already: the new one is {pid}")
+        self._refuse_second_master()
         before = children(self._master)
         os.kill(self._master, signal.SIGUSR2)
-        new = self._await_new_master(before)
+        try:
+            new = self._await_new_master(before)
+        except BaseException:
+            for pid in self._new_children(before):
+                self._end_process(pid, start_time(pid))
+            raise
         self.await_successor(new)
         # Until then it would not understand another USR2.
         first = self._pid_files.first
@@ -156,13 +160,24 @@ class Watch:
 
     # Steps.
 
+    def _refuse_second_master(self) -> None:
+        pid = read_pid(self._pid_files.second)
+        if pid not in (None, self._master) and start_time(pid):
+            raise Failed(
+                f"a change of masters is under way already: the new one is {pid}; where what began it"
+                f" was killed, end one of the two: kill {self._master}, or kill {pid}"
+            )
+
+    def _new_children(self, before: set[int]) -> set[int]:
+        # Workers that the old master replaces just now have rows.
+        rows = {row.pid for row in self._slots.rows()}
+        return children(self._master) - before - rows
+
     def _await_new_master(self, before: set[int]) -> int:
         found: set[int] = set()
 
         def appeared() -> bool:
-            # Workers that the old master replaces just now have rows.
-            rows = {row.pid for row in self._slots.rows()}
-            found.update(children(self._master) - before - rows)
+            found.update(self._new_children(before))
             return read_pid(self._pid_files.second) in found or (
                 bool(found) and not any(map(start_time, found))
             )
@@ -201,23 +216,29 @@ class Watch:
         deadline = time.monotonic() + self._drain + EXIT_SECONDS
         while True:
             gone = self._look()
-            new = self._new(master)
-            if gone and sum(row.state == READY for row in new) >= self.count:
+            serves = sum(row.state == READY for row in self._new(master)) >= self.count
+            if gone and serves:
                 return
-            if stands_still(self._is_settled()):
+            # An old worker whose loop hangs has not said yet that it leaves.
+            if stands_still(not serves and self._is_settled()):
                 reason = "new workers died when they had just started: see the log of the service"
                 raise Failed(self._reason(reason), unchanged=self._is_unchanged())
             if time.monotonic() > deadline:
-                reason = "the old workers do not leave: see the log of the service"
+                listed = ", ".join(map(str, sorted(self._old)))
+                reason = f"old workers do not leave: {listed}: see the log of the service"
                 raise Failed(self._reason(reason), unchanged=self._is_unchanged())
             time.sleep(_INTERVAL)
 
     def wait_for_figures(self) -> None:
-        """Until every new worker has written its figures once more: it does so within a second of any change in them."""
+        """Until every new worker with connections has written its figures once more, as each does within a few seconds.
+
+        One without any has nothing new to say of them, and on a machine at rest writes more rarely.
+        """
         since = time.time()
         with contextlib.suppress(Failed):
             self._until(
-                lambda: all(row.updated > since for row in self._slots.rows()), _FIGURES_SECONDS
+                lambda: all(row.updated > since for row in self._slots.rows() if row.connections),
+                _FIGURES_SECONDS,
             )
 
     def _until(self, condition: Callable[[], bool], seconds: float) -> None:
@@ -308,7 +329,7 @@ class _Lasting:
         return self._since is not None and now - self._since >= _SETTLED
 
 
-def _workers_of(master: int) -> set[int]:
+def workers_of(master: int) -> set[int]:
     """Children of a master that run what it runs: a Valkey that it was left with does not."""
     command = command_line(master)
     return {pid for pid in children(master) if command and command_line(pid) == command}
