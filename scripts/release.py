@@ -23,6 +23,7 @@ RELEASE = (
     "workers",
     "scripts",
     "frontend",
+    "deploy",
     "gunicorn.conf.py",
     "requirements.txt",
     "requirements.lock",

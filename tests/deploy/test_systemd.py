@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,10 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from app import config
+from scripts import release
 from tests.support import REPO
 from tests.support.copies import Installed
 from tests.support.ports import free_port
 from tests.support.waiting import until_now
+from workers.reload import watch
+from workers.reload.command import _CHECK_SECONDS
 
 UNITS = REPO / "deploy/systemd"
 SERVICE = str(UNITS / "yujian-presence.service")
@@ -55,6 +60,27 @@ def test_the_unit_is_hardened() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout[-400:]
+
+
+def test_a_reload_has_the_time_that_it_may_take() -> None:
+    """The manager takes the limit of a start, and no longer learns of a new master past it."""
+    minutes = re.search(r"^TimeoutStartSec=(\d+)min$", Path(SERVICE).read_text(), re.MULTILINE)
+    assert minutes is not None
+    checks = 3 * _CHECK_SECONDS
+    change = watch.START_SECONDS + config.load({}, None).graceful_timeout + 2 * watch.EXIT_SECONDS
+    assert 60 * int(minutes[1]) > checks + change
+
+
+def test_a_way_back_has_what_the_units_run() -> None:
+    units = [*UNITS.iterdir(), *(REPO / "monitoring/systemd").iterdir()]
+    run = {
+        part
+        for unit in units
+        for line in re.findall(r"^Exec\w+=(.+)$", unit.read_text(), re.MULTILINE)
+        for part in re.findall(r"/opt/yujian-presence/([^/ ]+)", line)
+    }
+    assert {"deploy", "monitoring", "scripts", "caddy"} <= run
+    assert run - {".venv"} <= {*release.RELEASE, *release.CONFIGURATION}
 
 
 class Manager:
