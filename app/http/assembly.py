@@ -176,8 +176,6 @@ def _make_context(worker: Worker, machine: Machine, checks: _Checks, bodies: Bod
         backplane_writable=parts.sources.writable,
         backplane_replica=parts.figures.replica,
         accepting=lambda: worker.accepts,
-        expected_workers=lambda: settings.workers,
-        since_death=slots.since_death,
         received=ReceivedBodies(sessions.hub.input),
         room=bodies.room,
         budgets=Budgets(settings.http_rate_limit, settings.http_rate_time),

@@ -14,7 +14,7 @@ from app.http.errors import HttpError, json_response
 from app.protocol.requests import check_type
 from app.protocol.schema.limits import CLOSING_CODES, MAX_NAME, MAX_ROWS, PROTOCOLS
 from app.sessions.auth import comparable
-from app.sessions.roster import Closed, Query, Roster, RosterPage
+from app.sessions.roster import Closed, Query, RosterPage
 
 DEFAULT_ROWS = 100
 """Rows of a page where the caller names no limit."""
@@ -37,11 +37,11 @@ async def delete_connected(
 ) -> web.Response:
     """`DELETE /connections/ID?code=`: close one connection."""
     id = request.match_info["id"]
-    roster = await _operator(request, write, context)
+    write.writer = await context.writers.require(request)
     _refuse_others(request.query, ("code",))
     if len(id) > MAX_NAME:
         raise ClientError(ErrorCode.INVALID_PAYLOAD, f"An id has at most {MAX_NAME} characters.")
-    closed = await roster.close(id=id, code=_code(request.query))
+    closed = await context.roster.close(id=id, code=_code(request.query))
     write.id = id
     if not closed.count:
         raise HttpError(404, ErrorCode.NOT_FOUND, "No worker has an open connection of this id.")
@@ -50,25 +50,14 @@ async def delete_connected(
 
 async def delete_user(request: web.Request, write: Write, context: HttpContext) -> web.Response:
     """`DELETE /connections?user=&code=`: close all connections of a user."""
-    roster = await _operator(request, write, context)
+    write.writer = await context.writers.require(request)
     user = _name(request.query, "user")
     _refuse_others(request.query, ("user", "code"))
     if user is None:
         message = "Name the 'user' whose connections are to be closed."
         raise ClientError(ErrorCode.INVALID_PAYLOAD, message)
     write.id = user
-    return _closed(await roster.close(user=user, code=_code(request.query)))
-
-
-async def _operator(request: web.Request, write: Write, context: HttpContext) -> Roster:
-    write.writer = await context.writers.require(request)
-    return _roster(context)
-
-
-def _roster(context: HttpContext) -> Roster:
-    if context.roster is None:
-        raise HttpError(404, ErrorCode.NOT_FOUND, "This service lists no connections.")
-    return context.roster
+    return _closed(await context.roster.close(user=user, code=_code(request.query)))
 
 
 async def _find(request: web.Request, context: HttpContext, *, by_user: bool) -> RosterPage:
@@ -77,7 +66,7 @@ async def _find(request: web.Request, context: HttpContext, *, by_user: bool) ->
     type = query.get("type") or None
     if type is not None:
         check_type(type, context.settings.message_types)
-    return await _roster(context).find(
+    return await context.roster.find(
         Query(
             None if by_user else _name(query, "user"),
             type,

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from app.config import Settings
-from app.errors import ClientError, ErrorCode, QueueOverflow
+from app.errors import ClientError, QueueOverflow
 from app.http.audit import Audit
 from app.http.bodies import ReceivedBodies
 from app.http.budgets import Budgets
 from app.http.clients import Clients
 from app.http.cors import Hosts, Origins
-from app.http.errors import HttpError
 from app.http.writers import Writers
 from app.ports import Slots
 from app.presence import Presence
 from app.sessions.auth import TokenVerifier
 from app.sessions.roster import Roster
-from app.turns import SLICE, Slice
+from app.turns import Slice
 from app.types import Draft, Message, Position, WorkerRow
 
 
@@ -57,10 +55,6 @@ class MessageSource(Protocol):
         """The newest message of a type."""
 
 
-async def _no_series(_: str) -> bytes:
-    raise HttpError(404, ErrorCode.NOT_FOUND, "This service keeps no series.")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpContext:
     """The parts that routes use."""
@@ -72,52 +66,50 @@ class HttpContext:
     presence: Presence
     verifier: TokenVerifier
     writers: Writers
+    audit: Audit
+    """Logs calls that write."""
     clients: Clients
     origins: Origins
-    backplane_available: Callable[[], bool]
-    """Whether the backplane has answered within the last few seconds."""
-    warnings: Callable[[], Sequence[str]]
-    """What an operator should know, such as a backplane that can lose messages."""
-    count_request: Callable[[str, str, int], None]
-    """Counts an answer by route, method and status."""
+    hosts: Hosts
+    """Which names are served."""
+    budgets: Budgets
+    """What each address may ask for."""
+    roster: Roster
+    """Knows the connections of all workers."""
     received: ReceivedBodies
     """Counts what is held of the bodies of requests."""
+    room: Callable[[], AbstractAsyncContextManager[None]]
+    """Waits for the memory of an answer with history, which is then made within."""
+    slice: Slice
+    """Seconds that handlers may have of each pass of the loop, those of publishers excepted."""
+    count_request: Callable[[str, str, int], None]
+    """Counts an answer by route, method and status."""
+    note_refused: Callable[[str, str | None], object]
+    """Counts and logs a refusal by reason and origin."""
+    series: Callable[[str], Awaitable[bytes]]
+    """Samples of all machines in a range, as JSON; app/backplane/series.py."""
+    machine_status: Callable[[], Mapping[str, object]]
+    """The newest figures of this machine, as in `status_update`; empty where none are collected."""
     started_at: float
     """Unix time in seconds at which the service started."""
     version: str
-    series: Callable[[str], Awaitable[bytes]] = _no_series
-    """Samples of all machines in a range, as JSON; app/backplane/series.py."""
-    roster: Roster | None = None
-    """Knows the connections of all workers; None: such calls are answered with 404."""
-    machine_status: Callable[[], Mapping[str, object]] = dict
-    """The newest figures of this machine, as in `status_update`; empty where none are collected."""
-    audit: Audit = field(default_factory=lambda: Audit(0))
-    """Logs calls that write."""
-    hosts: Hosts | None = None
-    """Which names are served; None: all."""
-    note_refused: Callable[[str, str | None], object] | None = None
-    """Counts and logs a refusal by reason and origin."""
-    budgets: Budgets | None = None
-    """What each address may ask for; None: no limit."""
+
+    # What `GET /status` is made of.
+    accepting: Callable[[], bool]
+    """Whether this worker accepts new clients; it may still do so after TERM."""
+    silent_for: Callable[[WorkerRow], float]
+    """Seconds since a worker of this machine said something of itself."""
+    backplane_available: Callable[[], bool]
+    """Whether the backplane has answered within the last few seconds."""
+    backplane_writable: Callable[[], bool]
+    """Whether this worker can publish."""
+    backplane_fault: Callable[[], str | None]
+    """What is wrong with the backplane as this worker sees it; None: nothing."""
+    backplane_replica: Callable[[], dict[str, object] | None]
+    """What is said of the replica of this machine; None: it has none."""
+    warnings: Callable[[], Sequence[str]]
+    """What an operator should know, such as a backplane that can lose messages."""
+    local_faults: Callable[[], Sequence[str]]
+    """What is wrong on this machine beside, such as a shared file that is gone."""
     now: Callable[[], float] = time.time
     """Unix time in seconds."""
-    silent_for: Callable[[WorkerRow], float] = lambda _: 0.0
-    """Seconds since a worker of this machine said something of itself."""
-    backplane_fault: Callable[[], str | None] = lambda: None
-    """What is wrong with the backplane as this worker sees it; None: nothing."""
-    backplane_replica: Callable[[], dict[str, object] | None] = lambda: None
-    """What `GET /status` says of the replica of this machine; None: it has none."""
-    backplane_writable: Callable[[], bool] = lambda: True
-    """Whether this worker can publish."""
-    accepting: Callable[[], bool] = lambda: False
-    """Whether this worker accepts new clients; it may still do so after TERM."""
-    expected_workers: Callable[[], int] = lambda: 0
-    """Workers that should be ready; 0: any number will do."""
-    since_death: Callable[[], float] = lambda: math.inf
-    """Seconds since a worker of this machine exited unexpectedly."""
-    room: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
-    """Waits for the memory of an answer with history, which is then made within."""
-    local_faults: Callable[[], Sequence[str]] = tuple
-    """What is wrong on this machine beside, such as a shared file that is gone."""
-    slice: Slice = lambda: SLICE
-    """Seconds that handlers may have of each pass of the loop, those of publishers excepted."""

@@ -155,7 +155,7 @@ class DirectCalls:
             or not 0 < length <= min(MAX_BODY, context.settings.max_message_size * LARGEST_ARRAY)
             or headers.get("Connection", "keep-alive").lower() not in {"keep-alive", "close"}
             or headers.get("Content-Type", "").lower() not in _FORMS
-            or not (context.hosts is None or context.hosts.allows(parsed))
+            or not context.hosts.allows(parsed)
         ):
             return None
         head = _Head(

@@ -87,8 +87,8 @@ def error_middleware(
     clients: Clients,
     origins: Origins,
     count: Callable[[str, str, int], None],
-    hosts: Hosts | None = None,
-    note_refused: Callable[[str, str | None], object] | None = None,
+    hosts: Hosts,
+    note_refused: Callable[[str, str | None], object],
 ) -> Middleware:
     """The middleware that answers errors, and OPTIONS for every route.
 
@@ -96,15 +96,14 @@ def error_middleware(
         clients: gives requests their ids.
         origins: answers preflights.
         count: called with route, method and status of each answer.
-        hosts: accepted names; None: all.
+        hosts: accepted names.
         note_refused: called with a reason and the Origin header of each request that is refused
             for its host.
     """
 
     def check_host(request: web.Request) -> None:
-        if hosts is not None and not hosts.allows(request):
-            if note_refused is not None:
-                note_refused("host", request.headers.get("Origin"))
+        if not hosts.allows(request):
+            note_refused("host", request.headers.get("Origin"))
             message = "This host is not allowed; see ALLOWED_HOSTS."
             raise HttpError(403, ErrorCode.FORBIDDEN, message, close=True)
 

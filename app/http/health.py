@@ -63,16 +63,17 @@ def _workers(rows: Sequence[WorkerRow], context: HttpContext) -> list[str]:
     silent = [(row.pid, seconds) for row, seconds in silences if seconds > SILENCE]
     # One that leaves serves until others have taken its connections over.
     serving = sum(row.state != "starting" for row in rows) - len(silent)
-    missing = context.expected_workers() - serving
+    expected = context.settings.workers
+    missing = expected - serving
     if missing <= 0 and not silent:
         return []
-    if not silent and context.since_death() > DEATH_MEMORY:
+    if not silent and context.slots.since_death() > DEATH_MEMORY:
         young = sum(row.state == "starting" and now - row.started < START_GRACE for row in rows)
         if young >= missing:
             return []
     causes = [f"workers: {pid} has been silent for {seconds:.0f} s" for pid, seconds in silent]
     if missing > 0:
-        causes.insert(0, f"workers: {serving} of {context.expected_workers()}")
+        causes.insert(0, f"workers: {serving} of {expected}")
     return causes
 
 

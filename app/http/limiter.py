@@ -21,7 +21,7 @@ from app.http.errors import HttpError
 from app.http.writers import Writers
 from app.sessions.rates import metered
 from app.transport.http_connection import MAX_KEPT, HttpConnection
-from app.turns import SLICE, Slice, Turns
+from app.turns import Slice, Turns
 
 ANSWER_SECONDS = 0.0002
 """What parsing a request and writing its answer costs beside its handler."""
@@ -58,8 +58,8 @@ class Limiter:
         writers: Writers,
         clients: Clients,
         budgets: Budgets,
-        note_refused: Callable[[str, str | None], object] | None = None,
-        slice: Slice = lambda: SLICE,
+        note_refused: Callable[[str, str | None], object],
+        slice: Slice,
         cpu: Callable[[], float] = time.thread_time,
     ) -> None:
         self._writers = writers
@@ -119,8 +119,7 @@ class Limiter:
         await self._hold_back(request, account, seconds)
 
     async def _refuse(self, request: web.Request, account: Account, why: str) -> None:
-        if self._note_refused is not None:
-            self._note_refused("http_rate", None)
+        self._note_refused("http_rate", None)
         holds = min(MOST_HOLDS, 1 + int(account.refused) // HOLD_LONGER)
         account.refused += 1
         seconds = holds * HOLD_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 (it spreads load)

@@ -64,15 +64,14 @@ def add_routes(app: web.Application, context: HttpContext) -> None:
 
 def _add_middlewares(app: web.Application, context: HttpContext) -> None:
     """Put the limits in front of what is there, and the answers to errors in front of them."""
-    if context.budgets is not None:
-        limiter = Limiter(
-            context.writers,
-            context.clients,
-            context.budgets,
-            context.note_refused,
-            slice=context.slice,
-        )
-        app.middlewares.insert(0, limiter.middleware())
+    limiter = Limiter(
+        context.writers,
+        context.clients,
+        context.budgets,
+        context.note_refused,
+        slice=context.slice,
+    )
+    app.middlewares.insert(0, limiter.middleware())
     answer_errors = error_middleware(
         context.clients, context.origins, context.count_request, context.hosts, context.note_refused
     )
@@ -102,7 +101,7 @@ async def get_status(request: web.Request, context: HttpContext) -> web.Response
         "causes": health.causes if knows else health.kinds,
         "connections": sum(row.connections for row in rows),
         "maxConnections": context.settings.max_total_connections,
-        "expectedWorkers": context.expected_workers(),
+        "expectedWorkers": context.settings.workers,
         "workers": [describe_worker(row, is_known=knows) for row in rows],
     }
     if knows:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from typing import Any
 
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
@@ -16,6 +16,7 @@ from app.config import Settings, load
 from app.errors import BackplaneUnavailable, ClientError, QueueOverflow
 from app.http.audit import Audit
 from app.http.bodies import ReceivedBodies
+from app.http.budgets import Budgets
 from app.http.clients import Clients
 from app.http.context import HttpContext
 from app.http.cors import Hosts, Origins
@@ -23,7 +24,10 @@ from app.http.routes import add_routes
 from app.http.writers import Writers
 from app.presence import Presence
 from app.sessions.auth import TokenVerifier
+from app.sessions.registry import Registry
+from app.sessions.roster import Roster
 from app.transport.input import InputAccount
+from app.turns import SLICE
 from app.types import Draft, Message, Position, WorkerRow
 from tests.support.slots import TableSlots
 
@@ -133,6 +137,25 @@ class MemoryFields:
         self.fields |= fields
 
 
+class NoOthers:
+    """The way to other workers where there are none."""
+
+    host_id = "lab"
+
+    async def send_and_read_back(self, message: dict[str, Any], /) -> None:
+        raise BackplaneUnavailable
+
+    async def send_to_all(self, message: dict[str, Any], /) -> None:
+        raise BackplaneUnavailable
+
+    def start_task(self, work: Coroutine[Any, Any, Any], /) -> object:
+        return asyncio.get_running_loop().create_task(work)
+
+
+async def _no_series(_range: str) -> bytes:
+    return b"{}"
+
+
 class HttpSide:
     """The HTTP side of one worker, and the ports behind it."""
 
@@ -148,10 +171,8 @@ class HttpSide:
         self.fault: str | None = None
         self.writable = True
         self.accepting = False
-        self.expected_workers = 0
         self.silences: dict[int, float] = {}
         """Seconds since workers said something of themselves, by pid; others: by the clock."""
-        self.since_death = math.inf
         self.local_faults: list[str] = []
         self.seconds = 1_700_000_100.0
         clients = Clients(settings.trusted_proxies)
@@ -166,22 +187,27 @@ class HttpSide:
             audit=Audit(settings.audit_rate),
             clients=clients,
             origins=Origins(settings, clients),
-            backplane_available=lambda: self.backplane,
-            warnings=lambda: self.warnings,
-            count_request=lambda *request: self.requests.append(request),
             hosts=Hosts(settings, clients),
-            note_refused=lambda reason, origin: self.refused.append((reason, origin)),
+            budgets=Budgets(0, 0),
+            roster=Roster(NoOthers(), Registry(), self.slots, is_alone=True, host="lab"),
             received=ReceivedBodies(InputAccount(settings.max_incoming_bytes)),
+            room=contextlib.nullcontext,
+            slice=lambda: SLICE,
+            count_request=lambda *request: self.requests.append(request),
+            note_refused=lambda reason, origin: self.refused.append((reason, origin)),
+            series=_no_series,
+            machine_status=dict,
             started_at=1_700_000_000.0,
             version="1.2.3",
-            now=lambda: self.seconds,
-            backplane_fault=lambda: self.fault,
-            backplane_writable=lambda: self.writable,
             accepting=lambda: self.accepting,
-            expected_workers=lambda: self.expected_workers,
             silent_for=lambda row: self.silences.get(row.pid, self.seconds - row.updated),
-            since_death=lambda: self.since_death,
+            backplane_available=lambda: self.backplane,
+            backplane_writable=lambda: self.writable,
+            backplane_fault=lambda: self.fault,
+            backplane_replica=lambda: None,
+            warnings=lambda: self.warnings,
             local_faults=lambda: self.local_faults,
+            now=lambda: self.seconds,
         )
         self.app = web.Application()
         add_routes(self.app, self.context)
@@ -191,7 +217,7 @@ class HttpSide:
 @contextlib.asynccontextmanager
 async def http_side(**environ: str) -> AsyncIterator[HttpSide]:
     """Serve the routes with these settings on a free port of the loopback."""
-    side = HttpSide(load(environ))
+    side = HttpSide(load({"WORKERS": "1"} | environ))
 
     async def fail(_request: web.Request) -> web.Response:
         raise RuntimeError("a secret of the inside")

@@ -24,6 +24,7 @@ from app.http.limiter import Limiter
 from app.http.writers import Writers
 from app.sessions.addresses import network_of
 from app.sessions.auth import TokenVerifier
+from app.turns import SLICE
 from tests.support.clock import Clock
 
 TOKEN = "t" * 32
@@ -108,6 +109,7 @@ class Side:
             Clients(trusted),
             self.budgets,
             lambda reason, _: self.noted.append(reason),
+            lambda: SLICE,
             cpu=lambda: 0.0,
         )
 

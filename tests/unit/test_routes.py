@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+import math
 import uuid
 import zlib
 from collections.abc import AsyncIterator
@@ -47,6 +48,13 @@ async def side() -> AsyncIterator[HttpSide]:
         yield side
 
 
+@pytest.fixture
+async def side_of_two() -> AsyncIterator[HttpSide]:
+    """Of a service that is to have two workers."""
+    async with http_side(PUBLISH_TOKEN=TOKEN, WORKERS="2") as side:
+        yield side
+
+
 async def read(answer: aiohttp.ClientResponse, status: int = 200) -> Any:
     assert answer.status == status, await answer.text()
     if status != 204:
@@ -70,14 +78,14 @@ async def publish(side: HttpSide, message: object, **headers: str) -> aiohttp.Cl
 # Status
 
 
-async def test_status_of_all_workers(side: HttpSide) -> None:
+async def test_status_of_all_workers(side_of_two: HttpSide) -> None:
+    side = side_of_two
     side.slots.show(
         [
             worker_row(0, pid=7, connections=2),
             worker_row(1, pid=8, connections=3, state="leaving"),
         ]
     )
-    side.expected_workers = 2
     side.warnings.append("appendfsync is everysec")
     assert await read(await side.client.get("/status")) == {
         "status": "ok",
@@ -125,9 +133,15 @@ CAUSES = {
 
 @pytest.mark.parametrize(("states", "facts", "causes"), CAUSES.values(), ids=list(CAUSES))
 async def test_status_is_ok_only_with_all_workers(
-    side: HttpSide, states: list[str], facts: dict[str, Any], causes: list[str]
+    side_of_two: HttpSide,
+    monkeypatch: pytest.MonkeyPatch,
+    states: list[str],
+    facts: dict[str, Any],
+    causes: list[str],
 ) -> None:
-    side.expected_workers = 2
+    side = side_of_two
+    since_death = facts.pop("since_death", math.inf)
+    monkeypatch.setattr(side.slots, "since_death", lambda: since_death)
     side.seconds = worker_row().started + facts.pop("seconds", 1.0)
     for name, value in facts.items():
         setattr(side, name, value)
@@ -138,8 +152,8 @@ async def test_status_is_ok_only_with_all_workers(
         assert body["status"] == ("degraded" if causes else "ok")
 
 
-async def test_status_names_a_worker_that_has_stopped(side: HttpSide) -> None:
-    side.expected_workers = 2
+async def test_status_names_a_worker_that_has_stopped(side_of_two: HttpSide) -> None:
+    side = side_of_two
     fresh, old = (
         dataclasses.replace(worker_row(n, pid=n + 1), updated=side.seconds) for n in (0, 1)
     )
@@ -150,8 +164,8 @@ async def test_status_names_a_worker_that_has_stopped(side: HttpSide) -> None:
     assert body["causes"] == ["workers: 1 of 2", "workers: 2 has been silent for 31 s"]
 
 
-async def test_a_clock_that_is_set_makes_no_worker_silent(side: HttpSide) -> None:
-    side.expected_workers = 2
+async def test_a_clock_that_is_set_makes_no_worker_silent(side_of_two: HttpSide) -> None:
+    side = side_of_two
     rows = [dataclasses.replace(worker_row(n, pid=n + 1), updated=side.seconds) for n in (0, 1)]
     side.slots.show(rows)
     side.silences = {1: 2.0, 2: 2.0}
@@ -202,7 +216,6 @@ async def test_status_while_old_workers_wait_for_new_ones(
 ) -> None:
     """They serve as before; a proxy that asks must not turn away."""
     side.accepting = True
-    side.expected_workers = 1
     side.slots.show([worker_row(n, state=state) for n, state in enumerate(states)])
     assert (await read(await side.client.get("/status")))["status"] == "ok"
 
