@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from app.backoff import Backoff
 from app.backplane.client import (
     FAILURES,
     AnyBackplane,
@@ -39,7 +38,7 @@ from app.backplane.scripts import (
     ONCE_MAX,
     ONCE_WINDOW,
     PUBLISH,
-    Script,
+    Call,
     batch_key,
     meta_key,
     new_epoch,
@@ -89,6 +88,62 @@ Landed = Callable[[list[Position | BackplaneUnavailable] | None], object]
 
 UNPUBLISHED = "Publishing is unavailable"
 """How the message of an error begins."""
+
+
+class _Batch:
+    """Messages of some types that are tried until each type is answered for good, or the time is up.
+
+    Args:
+        calls: of each type.
+        counts: how many messages each of them is to store.
+        deadline: loop time at which to give up.
+    """
+
+    def __init__(
+        self, calls: Mapping[str, Call], counts: Mapping[str, int], deadline: float
+    ) -> None:
+        self.left = dict(calls)
+        """What is not answered yet."""
+        self.counts = counts
+        self.fault: Fault | None = None
+        """Why the last attempt is repeated."""
+        self.repaired: Counter[str] = Counter()
+        """How often the keys of a type were repaired."""
+        self.pauses = new_backoff()
+        self._loop = asyncio.get_running_loop()
+        self._deadline = deadline
+        self._done: dict[str, Stored | BackplaneUnavailable] = {}
+
+    def seconds(self) -> float:
+        """How much time is left."""
+        return self._deadline - self._loop.time()
+
+    def settle(self, type: str, reply: Stored | BackplaneUnavailable) -> None:
+        """Note what has come of a type."""
+        self._done[type] = reply
+        del self.left[type]
+
+    def replies(self) -> dict[str, Stored | BackplaneUnavailable]:
+        """What has come of each type; to be asked once.
+
+        Raises:
+            BackplaneUnavailable: nothing is known to be stored.
+        """
+        fault = self.fault
+        for type in list(self.left):
+            if fault is not None and fault.answered:
+                self.settle(type, of_fault(fault, UNPUBLISHED))
+            else:
+                self.settle(type, BackplaneUnavailable())
+        done, self._done = self._done, {}
+        failed = [reply for reply in done.values() if isinstance(reply, BackplaneUnavailable)]
+        if len(failed) == len(done):
+            try:
+                raise failed[0]
+            finally:
+                # The traceback would lead back to the error, in a cycle with all the bodies.
+                del failed, done
+        return done
 
 
 class StreamPublisher:
@@ -240,7 +295,7 @@ class StreamPublisher:
 
     async def _deliver(
         self,
-        calls: Mapping[str, tuple[Script, Sequence[Argument]]],
+        calls: Mapping[str, Call],
         counts: Mapping[str, int],
         deadline: float,
         begun: Outcome | None = None,
@@ -253,70 +308,55 @@ class StreamPublisher:
             deadline: loop time at which to give up.
             begun: what has come of the first attempt, where there was one.
         """
-        loop = asyncio.get_running_loop()
-        pauses: Backoff | None = None
-        left = dict(calls)
-        done: dict[str, Stored | BackplaneUnavailable] = {}
-        last: Fault | None = None
-        repaired: Counter[str] | None = None
-        while left and (seconds := deadline - loop.time()) > 0:
-            link, types = self._link, list(left)
-            try:
-                attempt = self._try(list(left.values()), min(seconds, ATTEMPT_TIMEOUT), begun)
-                begun = None
-                answers = self._read(await attempt, [counts[type] for type in types])
-                if not self._faults and not any(isinstance(a, Exception) for a in answers):
-                    done.update(zip(types, answers, strict=True))  # type: ignore[arg-type]
-                    left.clear()
-                    break
-            except FailedCalls as error:
-                answers = self._read(error.answers, [counts[type] for type in types])
-            except FAILURES as error:
-                if (
-                    last is not None
-                    and isinstance(error, TimeoutError)
-                    and deadline - loop.time() < CUT_SHORT
-                ):
-                    break  # this attempt was cut short: what the one before met is the cause
-                # Its traceback leads to this frame, and so back to itself, with all the bodies.
-                answers = [error.with_traceback(None)] * len(types)
+        batch = _Batch(calls, counts, deadline)
+        while batch.left and batch.seconds() > 0:
+            link, types = self._link, list(batch.left)
+            answers = await self._attempt(batch, begun)
+            begun = None
+            if answers is None:
+                break
             if any(isinstance(answer, UnexpectedAnswer) for answer in answers):
                 await link.distrust()
             damaged = _damaged(types, answers)
-            repaired = Counter() if repaired is None else repaired
-            if damaged and all(repaired[type] < MAX_REPAIRS for type in damaged):
+            if damaged and all(batch.repaired[type] < MAX_REPAIRS for type in damaged):
                 # Retried as soon as the keys are repaired; the others are answered then as well.
-                repaired.update(damaged)
+                batch.repaired.update(damaged)
                 await self._repair(damaged)
                 continue
-            faults = self._take(types, answers, left, done)
-            if not left:
-                break
-            last = faults[0]
-            pauses = new_backoff() if pauses is None else pauses
-            if not (last.elsewhere and not link.connected):
-                await asyncio.sleep(min(pauses.take(), max(0.0, deadline - loop.time())))
-        for type in left:
-            if last is not None and last.answered:
-                done[type] = of_fault(last, UNPUBLISHED)
-            else:
-                done[type] = BackplaneUnavailable()
-        failed = [reply for reply in done.values() if isinstance(reply, BackplaneUnavailable)]
-        if len(failed) == len(done):
-            try:
-                raise failed[0]
-            finally:
-                # The traceback would lead back to the error, in a cycle with all the bodies.
-                del failed, done
-        return done
+            fault = batch.fault = self._take(batch, types, answers)
+            if fault is not None and (link.connected or not fault.elsewhere):
+                await asyncio.sleep(min(batch.pauses.take(), max(0.0, batch.seconds())))
+        return batch.replies()
+
+    async def _attempt(
+        self, batch: _Batch, begun: Outcome | None
+    ) -> list[Stored | Exception] | None:
+        """Run the scripts of a batch once, or end an attempt that is begun.
+
+        Returns:
+            What each type has stored, or its error. None: the time was too short for an answer, so
+            what the attempt before this one met is the cause.
+        """
+        counts = [batch.counts[type] for type in batch.left]
+        try:
+            answers = await self._try(list(batch.left.values()), batch.seconds(), begun)
+        except FailedCalls as error:
+            answers = error.answers
+        except FAILURES as error:
+            is_late = isinstance(error, TimeoutError) and batch.seconds() < CUT_SHORT
+            if batch.fault is not None and is_late:
+                return None
+            # Its traceback leads to this frame, and so back to itself, with all the bodies.
+            return [error.with_traceback(None)] * len(counts)
+        return self._read(answers, counts)
 
     def _try(
         self,
-        calls: Sequence[tuple[Script, Sequence[Argument]]],
-        timeout: float,
+        calls: Sequence[Call],
+        seconds: float,
         begun: Outcome | None,
     ) -> Coroutine[Any, Any, list[Any]]:
-        """One attempt to run the scripts, or its end where it is begun."""
+        timeout = min(seconds, ATTEMPT_TIMEOUT)
         if begun is None or self._quick is None:
             return self._link.run(calls, timeout, self._last)
         return self._quick.run(calls, timeout, begun=begun)
@@ -357,30 +397,24 @@ class StreamPublisher:
             log_repaired(await self._link.run(calls, ATTEMPT_TIMEOUT))
 
     def _take(
-        self,
-        types: Sequence[str],
-        answers: Sequence[Any],
-        left: dict[str, Any],
-        done: dict[str, Stored | BackplaneUnavailable],
-    ) -> list[Fault]:
-        """Move what is answered for good from `left` to `done`; the faults of what stays."""
+        self, batch: _Batch, types: Sequence[str], answers: Sequence[Stored | Exception]
+    ) -> Fault | None:
+        """Note what is answered for good; the first fault of what is to be tried again, if anything is."""
         # A link that was closed leads to another server next time; one that was kept is new.
         is_new = self._link.connected
         faults = []
         for type, answer in zip(types, answers, strict=True):
             if not isinstance(answer, Exception):
-                done[type] = answer
-                del left[type]
+                batch.settle(type, answer)
                 self._forget(type)
                 continue
             fault = explain(answer)
             self._note(type, fault)
             if fault.passes or (fault.elsewhere and not is_new):
                 faults.append(fault)
-                continue
-            done[type] = of_fault(fault, UNPUBLISHED)
-            del left[type]
-        return faults
+            else:
+                batch.settle(type, of_fault(fault, UNPUBLISHED))
+        return faults[0] if faults else None
 
     def _note(self, type: str, fault: Fault) -> None:
         place = "" if fault.of_server else type
@@ -396,7 +430,7 @@ class StreamPublisher:
             if self._faults.pop(place, None) is not None:
                 logger.info("Publishing to %s works again", place or "all types")
 
-    def _call(self, type: str, drafts: Sequence[Draft]) -> tuple[Script, Sequence[Argument]]:
+    def _call(self, type: str, drafts: Sequence[Draft]) -> Call:
         keys = self._keys.get(type)
         if keys is None:
             own = (stream_key(type), meta_key(type), batch_key(type, self._backplane.worker_name))
