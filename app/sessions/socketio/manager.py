@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import inspect
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 from socketio import packet as sio_packet
@@ -150,8 +151,7 @@ class StreamManager(PubSubManager, RoomManager):
         ):
             await self._publish_message(room, event, data)
             return
-        awaited = None if callback is None else self._await_ack(room, namespace, callback)
-        try:
+        with self._awaiting_ack(room, namespace, callback) as awaited:
             await self.send_and_read_back(
                 {
                     "method": "emit",
@@ -164,26 +164,32 @@ class StreamManager(PubSubManager, RoomManager):
                     "callback": awaited,
                 }
             )
-        except Exception:
-            if awaited is not None:
-                self._forget_callback(room, awaited[2])
-            raise
 
-    def _await_ack(self, room: Any, namespace: str, callback: Callable[..., Any]) -> list[Any]:
-        """Keep what an answer calls; returns room, namespace and id, by which it is found.
+    @contextlib.contextmanager
+    def _awaiting_ack(
+        self, room: Any, namespace: str, callback: Callable[..., Any] | None
+    ) -> Iterator[list[Any] | None]:
+        """Keep what an answer calls, unless the block fails.
+
+        Gives room, namespace and id, by which it is found; None: no answer is awaited.
 
         Raises:
             ValueError: it is for no room, or for several.
         """
+        if callback is None:
+            yield None
+            return
         if room is None or isinstance(room, list):
             raise ValueError("Cannot use callback without a room set, or with several.")
-        return [room, namespace, self.new_ack_id(room, callback)]
-
-    def _forget_callback(self, room: Any, id: int) -> None:
-        callbacks = self.callbacks.get(room, {})
-        callbacks.pop(id, None)
-        if len(callbacks) == 1:
-            del self.callbacks[room]
+        id = self.new_ack_id(room, callback)
+        try:
+            yield [room, namespace, id]
+        except Exception:
+            callbacks = self.callbacks.get(room, {})
+            callbacks.pop(id, None)
+            if len(callbacks) == 1:
+                del self.callbacks[room]
+            raise
 
     async def enter_room(
         self, sid: str, namespace: str, room: str, eio_sid: SocketIOClient | None = None
