@@ -31,6 +31,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from app.command_line import end_by_interrupts, make_parser
 from app.config import Settings, load
@@ -281,7 +283,9 @@ def _load(store: Path) -> None:
 
 def _wait_loaded(server: subprocess.Popen[bytes], address: Path, log: Path) -> None:
     deadline = time.monotonic() + _SNAPSHOT_SECONDS
-    with redis.Redis(unix_socket_path=str(address), socket_timeout=10) as client:
+    # The library would try for seconds where the server has ended.
+    once = Retry(NoBackoff(), 0)
+    with redis.Redis(unix_socket_path=str(address), socket_timeout=10, retry=once) as client:
         while True:
             if server.poll() is not None:
                 said = log.read_text(errors="replace").strip().splitlines() if log.exists() else []

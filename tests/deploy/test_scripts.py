@@ -273,12 +273,10 @@ def test_verify_fails_if_nothing_runs_here() -> None:
 # deploy-websocket.sh on a host, and rollback.sh
 
 
-async def test_a_deployment_hands_clients_over_and_a_bad_one_is_put_back(
-    installed: Installed,
-) -> None:
+async def test_a_deployment_hands_clients_over(installed: Installed) -> None:
     clients = [await PlainClient.open(installed, types="status") for _ in range(10)]
     try:
-        sent = await installed.publish(data={"n": 1})
+        await _all_receive(installed, clients)
         done = await asyncio.to_thread(installed.run, "deploy-websocket.sh", "--json")
         assert done.code == 0, done
         report = done.json
@@ -293,37 +291,61 @@ async def test_a_deployment_hands_clients_over_and_a_bad_one_is_put_back(
         assert backup.stat().st_mode & 0o077 == 0
         listed = await asyncio.to_thread(installed.run, "rollback.sh", "--list")
         assert f"{report['backup']}  complete" in listed.out
-
-        for file, old, new, code in (
-            # It cannot be imported.
-            ("app/main.py", "import asyncio", "import nothing_of_this_name", 13),
-            # It is imported, but no worker gets ready.
-            ("workers/runtime.py", "async def create(", "async def create(nothing,", 15),
-            # It serves, but not well.
-            ("app/http/routes.py", '"status": "ok" if healthy', '"status": "bad" if healthy', 16),
-            # Well, but no client receives anything.
-            (
-                "app/http/publishing.py",
-                "context.writers.charge(writer, 1)",
-                'raise _invalid("")',
-                17,
-            ),
-        ):
-            good = installed.read(file)
-            installed.change(file, old, new)
-            done = await asyncio.to_thread(
-                installed.run, "deploy-websocket.sh", "--json", "--timeout", "3"
-            )
-            assert done.code == code, done
-            assert done.json["rolled_back"] is True
-            assert installed.read(file) == good, f"{file} is not as it was"
-            status = await installed.get("/status")
-            assert status.body["status"] == "ok"
-        sent = await installed.publish(data={"n": 2})
-        await asyncio.gather(*(client.wait_seq("status", sent["seq"]) for client in clients))
-        assert not any(client.socket.close_code for client in clients)
+        await _all_receive(installed, clients)
     finally:
         await asyncio.gather(*(client.close() for client in clients))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "code"),
+    [
+        pytest.param(
+            *("app/main.py", "import asyncio", "import nothing_of_this_name", 13),
+            id="it cannot be imported",
+        ),
+        pytest.param(
+            *("workers/runtime.py", "async def create(", "async def create(nothing,", 15),
+            id="no worker gets ready",
+        ),
+        pytest.param(
+            *("app/http/routes.py", '"status": "ok" if healthy', '"status": "bad" if healthy', 16),
+            id="it serves, but not well",
+        ),
+        pytest.param(
+            "app/http/publishing.py",
+            "context.writers.charge(writer, 1)",
+            'raise _invalid("")',
+            17,
+            id="no client receives anything",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("deployed")
+async def test_a_bad_deployment_is_put_back(
+    installed: Installed, file: str, old: str, new: str, code: int
+) -> None:
+    clients = [await PlainClient.open(installed, types="status") for _ in range(10)]
+    try:
+        good = installed.read(file)
+        installed.change(file, old, new)
+        done = await asyncio.to_thread(
+            installed.run, "deploy-websocket.sh", "--json", "--timeout", "3"
+        )
+        assert done.code == code, done
+        assert done.json["rolled_back"] is True
+        assert installed.read(file) == good, f"{file} is not as it was"
+        status = await installed.get("/status")
+        assert status.body["status"] == "ok"
+        await _all_receive(installed, clients)
+    finally:
+        await asyncio.gather(*(client.close() for client in clients))
+
+
+async def _all_receive(installed: Installed, clients: list[PlainClient]) -> None:
+    """None of the clients was closed, and each gets the next message."""
+    sent = await installed.publish(data={"n": 1})
+    await asyncio.gather(*(client.wait_seq("status", sent["seq"]) for client in clients))
+    assert not any(client.socket.close_code for client in clients)
 
 
 def test_the_newest_backup_stays_whatever_the_clock_says(installed: Installed) -> None:
@@ -374,9 +396,7 @@ async def test_an_interrupt_leaves_what_ran_before(installed: Installed) -> None
             if done.json["rolled_back"]:
                 status = await installed.get("/status")
                 assert status.body["version"] != "9.9.9"
-            sent = await installed.publish(data={"n": 1})
-            await asyncio.gather(*(client.wait_seq("status", sent["seq"]) for client in clients))
-        assert not any(client.socket.close_code for client in clients)
+            await _all_receive(installed, clients)
     finally:
         await asyncio.gather(*(client.close() for client in clients))
         (installed.root / "app/__init__.py").write_text(before)
