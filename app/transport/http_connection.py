@@ -287,6 +287,7 @@ class HttpConnection(GuardedConnection):
             return
         if answer:
             transport.write(answer)
+            self.watch_rest()
         if not keep or (self._has_ended and not self._later):
             self._is_calling = False
             self.force_close()
@@ -357,6 +358,7 @@ class HttpConnection(GuardedConnection):
             self._body = b""
             self.resume()
         finished = await super().finish_response(request, resp, start_time)
+        self.watch_rest()
         if self.transport is not None:
             self._guard.rest(self)
         if self._has_ended and not self._messages:

@@ -15,7 +15,7 @@ import logging
 import re
 import resource
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.http_exceptions import (
@@ -216,6 +216,9 @@ class Guard:
         for connection, (since, taken) in list(self._unread.items()):
             if now - since < WRITE_SECONDS / 4:
                 continue
+            if connection.has_sent_all:
+                del self._unread[connection]
+                continue
             now_taken = connection.taken()
             if now_taken != taken:
                 self._unread[connection] = now, now_taken
@@ -247,7 +250,7 @@ GUARD = web.AppKey("GUARD", Guard)
 class GuardedConnection(RequestHandler):
     """A connection of aiohttp's server under a `Guard`."""
 
-    __slots__ = ("_edge", "_guard", "_head", "_left", "_place")
+    __slots__ = ("_edge", "_guard", "_head", "_left", "_place", "_wire")
 
     _guard: Guard
     _head: int
@@ -258,15 +261,19 @@ class GuardedConnection(RequestHandler):
     """Bytes that are to come of the body of a request for an upgrade that the parser does not know."""
     _place: Waiting
     """What stands in the row for it: itself, or what it was before its first request."""
+    _wire: asyncio.Transport | None
+    """The transport, also while it closes, when aiohttp has let go of it."""
 
     def __init__(self, manager: web.Server, **options: Any) -> None:
         super().__init__(manager, **options)
         self._place = self
         self._head, self._edge, self._left = 0, b"", 0
+        self._wire = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serve it, unless descriptors are short."""
         self._guard = guard = self._manager.guard  # type: ignore[union-attr]
+        self._wire = cast("asyncio.Transport", transport)
         super().connection_made(transport)
         if self._request_count == 0:
             guard.wait(self._place)
@@ -278,6 +285,7 @@ class GuardedConnection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget it."""
+        self._wire = None
         self._guard.end_wait(self._place)
         self._guard.has_written(self)
         super().connection_lost(exc)
@@ -294,9 +302,22 @@ class GuardedConnection(RequestHandler):
 
     def taken(self) -> int:
         """A number that changes when the client takes something of what is written."""
-        transport = self.transport
+        transport = self._wire
         stream = None if transport is None else transport.get_extra_info("socket")
         return 0 if stream is None or stream.fileno() < 0 else kernel.progress(stream.fileno())
+
+    @property
+    def has_sent_all(self) -> bool:
+        """Whether the socket has taken all that is written."""
+        return self._wire is None or not self._wire.get_write_buffer_size()
+
+    def watch_rest(self) -> None:
+        """Watch a client that has not taken all of an answer: nothing else ends a connection that is not read from.
+
+        That a little is left pauses nothing, and a transport that is closed waits for it.
+        """
+        if not self.has_sent_all:
+            self._guard.watch_writing(self)
 
     def data_received(self, data: bytes) -> None:
         """Let aiohttp parse, and follow where a head begins and ends."""
@@ -427,9 +448,8 @@ class GuardedConnection(RequestHandler):
 
     def abort(self) -> None:
         """Close the descriptor at once."""
-        transport = self.transport
-        if transport is not None:
-            transport.abort()
+        if self._wire is not None:
+            self._wire.abort()
 
     def _answer(self, status: int, code: ErrorCode, message: str) -> None:
         """Answer what aiohttp has made no request of, and close."""
@@ -437,6 +457,7 @@ class GuardedConnection(RequestHandler):
         if transport is None or transport.is_closing():
             return
         transport.write(http_answers.error(status, code, message, {}))
+        self.watch_rest()
         self.force_close()
 
 

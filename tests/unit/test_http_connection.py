@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from app.transport import http_guard
 from app.transport.door import DoorRunner
 from app.transport.http_connection import MAX_KEPT, MAX_UNREAD, HttpConnection, HttpServer
-from app.transport.http_guard import GUARD, Guard
+from app.transport.http_guard import GUARD, WRITE_SECONDS, Guard
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\na\r\n\r\nb\r\nc"
@@ -304,6 +304,22 @@ class Flow(Memory):
         self.is_read = True
 
 
+class Unsent(Flow):
+    """A transport whose client takes all but one byte."""
+
+    unsent = 1
+    aborted = False
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
 async def begin(handler: Any) -> tuple[Any, Flow]:
     connection: Any = HttpServer(web.Server(handler), Guard(lambda _: None))()
     flow = Flow()
@@ -471,6 +487,33 @@ async def test_what_remains_of_a_long_request_is_not_kept_until_the_next(
     assert flow.closed is not is_kept
     connection.connection_lost(None)
     await settled(connection)
+
+
+@pytest.mark.parametrize("last", [GET, GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")])
+async def test_a_client_that_takes_all_but_a_little_of_an_answer_is_ended(last: bytes) -> None:
+    """What is left pauses nothing, and a transport that is closed waits for it."""
+    seconds, reasons = [100.0], list[str]()
+    server = HttpServer(web.Server(answer), Guard(reasons.append, now=lambda: seconds[0]))
+    made = []
+    for unsent in (1, 0):
+        connection, flow = server(), Unsent()
+        connection.connection_made(flow)
+        await settled(connection)
+        connection.data_received(GET + last)
+        await settled(connection)
+        assert flow.written.count(b"HTTP/1.1 200") == 2
+        made.append((connection, flow))
+        if not unsent:
+            flow.unsent = 0  # it has taken all meanwhile
+    for _ in range(2):
+        server.guard.sweep()
+        seconds[0] += WRITE_SECONDS
+    server.guard.sweep()
+    assert [flow.aborted for _, flow in made] == [True, False]
+    assert reasons == ["unread"]
+    for connection, _ in made:
+        connection.connection_lost(None)
+        await settled(connection)
 
 
 async def test_the_longest_idle_connection_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
