@@ -357,7 +357,11 @@ class HttpConnection(GuardedConnection):
         if self._body:
             self._body = b""
             self.resume()
+        behind = self._message_tail if self._upgraded else b""
         finished = await super().finish_response(request, resp, start_time)
+        if behind and not self._upgraded:
+            # Of an upgrade that was declined: aiohttp has parsed it by now.
+            self._expect_rest(behind.rpartition(_END)[2])
         self.watch_rest()
         if self.transport is not None:
             self._guard.rest(self)
@@ -448,12 +452,6 @@ class HttpConnection(GuardedConnection):
             self._missing = max(-further, _UNKNOWN)
             if further > 0:
                 self._expect_rest(data[-further:])
-
-    def _expect_rest(self, data: bytes) -> None:
-        """Expect the rest of a head whose beginning has come behind a request."""
-        if data.strip(b"\r\n"):  # empty lines between requests are ignored
-            self._head, self._edge = len(data), data[-_KEPT:]
-            self._guard.wait(self._place)
 
     def _follow_chunks(self, payload: StreamReader, data: bytes) -> None:
         if not payload.is_eof():

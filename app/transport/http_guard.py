@@ -335,7 +335,10 @@ class GuardedConnection(RequestHandler):
             self._head = 0
             self._edge = b""
             if behind:
+                known = self._request_count
                 GuardedConnection.data_received(self, behind)
+                if self._request_count == known:
+                    self._expect_rest(behind)
         elif self._left:
             left, self._left = self._left, max(0, self._left - len(data))
             if len(data) > left and not self._upgraded:
@@ -365,6 +368,12 @@ class GuardedConnection(RequestHandler):
             else:
                 continue
             self._messages[place] = BadRequest(400, fault, fault.message), payload
+
+    def _expect_rest(self, data: bytes) -> None:
+        """Expect the rest of a head whose beginning has come behind a request."""
+        if data.strip(b"\r\n"):  # empty lines between requests are ignored
+            self._head, self._edge = len(data), data[-3:]
+            self._guard.wait(self._place)
 
     def _expects_request(self) -> bool:
         return self._waiter is not None and not self._waiter.done()

@@ -6,9 +6,11 @@ import asyncio
 import logging
 
 from app.errors import CloseCode
+from app.log_limit import LogLimit
 from app.transport.connection import CLOSING, OPEN, Connection
 
 logger = logging.getLogger("realtime.connection")
+_closings = LogLimit(1.0)
 
 
 class InputAccount:
@@ -90,15 +92,16 @@ class InputAccount:
             if not holders:
                 return
             largest, before = max(holders, key=self._held), self.total
-            logger.warning(
-                "Too much input is held: closing the largest holder",
-                extra={
-                    "connection": largest.id,
-                    "code": int(CloseCode.TOO_BIG),
-                    "held": self._held(largest),
-                    "total": self.total,
-                },
-            )
+            if _closings.allows("input"):
+                logger.warning(
+                    "Too much input is held: closing the largest holder",
+                    extra={
+                        "connection": largest.id,
+                        "code": int(CloseCode.TOO_BIG),
+                        "held": self._held(largest),
+                        "total": self.total,
+                    },
+                )
             if largest.state == OPEN:
                 largest.close(CloseCode.TOO_BIG, "the server holds too much of your input")
             else:

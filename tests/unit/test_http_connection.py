@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from app.transport import http_guard
 from app.transport.door import DoorRunner
 from app.transport.http_connection import MAX_KEPT, MAX_UNREAD, HttpConnection, HttpServer
-from app.transport.http_guard import GUARD, WRITE_SECONDS, Guard
+from app.transport.http_guard import GUARD, HEAD_SECONDS, WRITE_SECONDS, Guard
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\na\r\n\r\nb\r\nc"
@@ -487,6 +487,30 @@ async def test_what_remains_of_a_long_request_is_not_kept_until_the_next(
     assert flow.closed is not is_kept
     connection.connection_lost(None)
     await settled(connection)
+
+
+@pytest.mark.parametrize("upgrade", [b"tcp", b"websocket"])
+async def test_half_a_head_behind_a_declined_upgrade_has_a_deadline(upgrade: bytes) -> None:
+    seconds = [100.0]
+    server = HttpServer(web.Server(answer), Guard(lambda _: None, now=lambda: seconds[0]))
+    asked = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % upgrade
+    for behind, answers, is_ended in (
+        (GET[:10], 1, True),
+        (GET + GET[:10], 2, True),
+        (GET, 2, False),
+    ):
+        connection, flow = server(), Flow()
+        connection.connection_made(flow)
+        connection.data_received(asked + behind)
+        await settled(connection)
+        seconds[0] += HEAD_SECONDS
+        server.guard.sweep()
+        await settled(connection)
+        assert flow.written.count(b"HTTP/1.1 200") == answers
+        assert flow.written.count(b" 408 ") == is_ended
+        assert flow.closed is is_ended
+        connection.connection_lost(None)
+        await settled(connection)
 
 
 @pytest.mark.parametrize("last", [GET, GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")])
