@@ -208,6 +208,8 @@ serves() {
 }
 
 read_settings || true
+# A backup of another machine may be the first one here.
+said=$( (umask 077 && mkdir -p "$backups") 2>&1) || finish 4 "$said"
 exec 9> "$backups/.lock"
 flock --nonblock 9 || finish 75 "a deployment is under way"
 mode=host

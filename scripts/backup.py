@@ -236,7 +236,7 @@ def _check_data(directory: Path) -> None:
         raise Damaged(f"{manifest} is missing")
     for line in manifest.read_text(errors="replace").splitlines():
         words = line.split()
-        if words[:1] != ["file"] or "/" in words[1]:
+        if len(words) < 2 or words[0] != "file" or "/" in words[1]:
             raise Damaged(f"{manifest} is not understood: {line[:80]!r}")
         file = store / words[1]
         if not file.is_file():

@@ -67,6 +67,8 @@ def restore_release(archive: Path, failed: Path) -> None:
             _extract(packed, fresh)
         replaced.mkdir()
         names = [name for name in (*RELEASE, *CONFIGURATION) if os.path.lexists(fresh / name)]
+        if not names:
+            raise tarfile.TarError(f"{archive} holds nothing of a release")
         moves: list[tuple[Path, Path]] = []
         try:
             for name in names:

@@ -232,11 +232,19 @@ async def test_a_terminal_that_is_closed_is_an_interrupt(project: Project) -> No
         crowd.check()
 
 
-async def test_a_deployment_that_is_killed_is_cleared_away_by_the_next(project: Project) -> None:
+def are_beside(project: Project) -> bool:
+    """The new container has started, and the old one knows nothing of it yet."""
+    return len(project.backends()) == 2
+
+
+@pytest.mark.parametrize("moment", [are_beside, hands_over])
+async def test_a_deployment_that_is_killed_is_cleared_away_by_the_next(
+    project: Project, moment: Callable[[Project], bool]
+) -> None:
     async with Crowd(project.address, 20) as crowd:
         project.version("4.2.0")
         killed = await asyncio.to_thread(
-            project.interrupt_deploy, lambda _: hands_over(project), by=signal.SIGKILL
+            project.interrupt_deploy, lambda _: moment(project), by=signal.SIGKILL
         )
         assert killed.code == -signal.SIGKILL
         done = await asyncio.to_thread(project.deploy)

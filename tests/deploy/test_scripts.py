@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from scripts import backup, release
 from scripts.healthy import NO_WORKER
 from tests.support import REPO
 from tests.support.caddy import Caddy, address
@@ -756,6 +758,40 @@ def test_a_backup_that_is_ended_leaves_no_server(installed: Installed, by: signa
         process.wait()
         for path in (scratch, *installed.backups.glob(".2*")):
             shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("line", ["", "file", "no manifest", "file ../../etc/passwd seq 1 type b"])
+def test_a_manifest_that_is_none_is_a_damage(tmp_path: Path, line: str) -> None:
+    store = tmp_path / "data/appendonlydir"
+    store.mkdir(parents=True)
+    (store / "appendonly.aof.manifest").write_text(f"{line}\n")
+    with pytest.raises(backup.Damaged, match="is not understood"):
+        backup._check_data(tmp_path)
+
+
+def test_an_archive_of_something_else_is_not_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes").write_text("no code")
+    archive = tmp_path / "release.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(tmp_path / "notes", "notes")
+    monkeypatch.setattr(release, "ROOT", tmp_path)
+    with pytest.raises(tarfile.TarError, match="holds nothing of a release"):
+        release.restore_release(archive, tmp_path / "failed")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "release.tar.gz"]
+
+
+def test_a_backup_of_another_machine_may_be_the_first_here(installed: Installed) -> None:
+    _create(installed, "20250101_000006")
+    other = Installed()
+    try:
+        there = str(installed.backups / "20250101_000006")
+        done = other.run("rollback.sh", there, "--data-only", "--no-reload")
+        assert done.code == 0, done
+        assert (other.data_dir / "valkey/appendonlydir/appendonly.aof.manifest").is_file()
+    finally:
+        other.destroy()
 
 
 def test_a_restore_without_room_changes_nothing(installed: Installed, tmp_path: Path) -> None:
