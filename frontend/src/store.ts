@@ -74,6 +74,10 @@ export interface Snapshot {
   needsToken: boolean;
 }
 
+/** Milliseconds between renderings in the long run: more of them cannot be read, and take all of the processor. */
+const RENDER_PAUSE = 250;
+/** Milliseconds of such pauses that are saved up while nothing comes, so that what comes then is shown at once. */
+const RENDER_BURST = 2000;
 const FEED_KEPT = 500;
 const TEXT_KEPT = 4000;
 const TICKS_SPAN = 60_000;
@@ -112,6 +116,9 @@ export class Store {
   private snapshot: Snapshot;
   private listeners = new Set<() => void>();
   private scheduled = false;
+  private timer: ReturnType<typeof setTimeout> | undefined;
+  /** When the next rendering may be (milliseconds of `performance`). */
+  private due = 0;
   private wasOpen = false;
   private recoveredBefore = 0;
   private seriesFrom = 0;
@@ -174,12 +181,14 @@ export class Store {
 
   setRange(range: Range): void {
     this.set({ range, series: undefined, seriesFailed: false });
+    this.tell();
     void this.loadSeries();
   }
 
   setHost(host: string): void {
     this.hostIsChosen = true;
     this.set({ host });
+    this.tell();
   }
 
   useToken(token: string): void {
@@ -187,21 +196,26 @@ export class Store {
     this.set({ needsToken: false, verdict: undefined });
     this.client.reconnect({ token });
     void this.loadSeries();
+    void this.loadStatus(); // without a token it says less
   }
 
   private set(change: Partial<Snapshot>): void {
     this.snapshot = { ...this.snapshot, ...change };
     if (this.scheduled) return;
     this.scheduled = true;
-    const tell = () => {
-      if (!this.scheduled) return;
-      this.scheduled = false;
-      for (const listener of this.listeners) listener();
-    };
+    const pause = this.due - performance.now();
     // One rendering for a burst; a tab in the background gets no frames.
-    requestAnimationFrame(tell);
-    setTimeout(tell, 100);
+    if (pause <= 0) requestAnimationFrame(this.tell);
+    this.timer = setTimeout(this.tell, pause > 0 ? pause : 100);
   }
+
+  private tell = (): void => {
+    if (!this.scheduled) return;
+    this.scheduled = false;
+    clearTimeout(this.timer);
+    this.due = Math.max(this.due, performance.now() - RENDER_BURST) + RENDER_PAUSE;
+    for (const listener of this.listeners) listener();
+  };
 
   private linkChanged(link: State): void {
     const change: Partial<Snapshot> = { link, counts: { ...this.client.counts } };

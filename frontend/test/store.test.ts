@@ -42,6 +42,7 @@ async function start(answer: object): Promise<Store> {
 }
 afterEach(() => {
   store?.client.close();
+  vi.useRealTimers();
   vi.unstubAllGlobals();
 });
 
@@ -61,4 +62,34 @@ it('a machine that is only in the past gives way to one that reports, one that i
   page.setHost('gone');
   FakeSocket.last.say(status('another', 3));
   expect(page.get().host).toBe('gone');
+});
+
+it('a stream of messages is rendered a few times a second, what a reader chooses at once', async () => {
+  vi.useFakeTimers();
+  const page = await start(series({ one: samples(1), two: samples(2) }));
+  vi.advanceTimersByTime(3000);
+  const rendered = vi.fn();
+  page.listen(rendered);
+  for (let n = 1; n <= 5000; n++) {
+    FakeSocket.last.say({ ...status('one', n), data: { n } });
+    vi.advanceTimersByTime(1);
+  }
+  // Eight at once, then four a second.
+  expect(rendered.mock.calls.length).toBeGreaterThan(20);
+  expect(rendered.mock.calls.length).toBeLessThan(30);
+  rendered.mockClear();
+  page.setHost('two');
+  expect(rendered).toHaveBeenCalledOnce();
+  FakeSocket.last.say(status('one', 5001));
+  vi.advanceTimersByTime(1000);
+  expect(rendered).toHaveBeenCalledTimes(2);
+});
+
+it('with a token it asks anew for what strangers are not shown', async () => {
+  const page = await start(series({}));
+  const answer = async (_: string, init: RequestInit) =>
+    new Response(JSON.stringify('Authorization' in (init.headers ?? {}) ? { version: '7.0' } : {}));
+  vi.stubGlobal('fetch', answer);
+  page.useToken('token');
+  await vi.waitUntil(() => page.get().service?.version === '7.0');
 });
