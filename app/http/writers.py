@@ -27,7 +27,7 @@ CLIENTS_LABEL = "clients"
 BURST = 10.0
 """Seconds of its share that a writer may use at once."""
 MAX_CLIENTS = 10_000
-"""Clients whose budgets are known at once."""
+"""Writers whose budgets are known at once; the one that wrote last longest ago is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Writers:
         self._rate = float(settings.publish_rate_limit)
         self._clock = clock
         self._used: dict[str, tuple[float, float]] = {}
-        """Messages that count still, and when that was so, by writer."""
+        """Messages that count still, and when that was so, by writer, the one that wrote last at the end."""
 
     def is_publisher(self, request: web.Request) -> bool:
         """Whether a request carries a publish token, as bearer token or as X-Publish-Token."""
@@ -130,9 +130,11 @@ class Writers:
         """Count messages that a writer sends."""
         if not self._rate:
             return
-        if writer.name not in self._used and len(self._used) >= MAX_CLIENTS:
+        used = self._now_used(writer) + messages
+        self._used.pop(writer.name, None)
+        if len(self._used) >= MAX_CLIENTS:
             del self._used[next(iter(self._used))]
-        self._used[writer.name] = self._now_used(writer) + messages, self._clock()
+        self._used[writer.name] = used, self._clock()
 
     def _now_used(self, writer: Writer) -> float:
         used, at = self._used.get(writer.name, (0.0, 0.0))

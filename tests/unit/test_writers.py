@@ -13,7 +13,8 @@ from aiohttp.test_utils import make_mocked_request
 from app.config import load
 from app.errors import SettingsError
 from app.http.audit import STRANGERS, Audit
-from app.http.writers import Writers
+from app.http.errors import HttpError
+from app.http.writers import CLIENTS_LABEL, MAX_CLIENTS, Writer, Writers
 from app.sessions.auth import TokenVerifier
 from tests.support.http_side import HttpSide, http_side, worker_row
 
@@ -177,6 +178,19 @@ async def test_each_client_has_a_budget_of_its_own() -> None:
             assert (await post(side, client_token(publish=True)))[0] == 200
         assert (await post(side, client_token(publish=True)))[0] == 429
         assert (await post(side, client_token(publish=True, sub="bob")))[0] == 200
+
+
+def test_a_writer_that_goes_on_is_not_forgotten_for_others() -> None:
+    settings = load({"PUBLISH_TOKENS": TOKENS, "PUBLISH_RATE_LIMIT": "1"})
+    writers = Writers(settings, TokenVerifier(settings), clock=lambda: 5.0)
+    busy = Writer("ci")
+    for number in range(MAX_CLIENTS + 1):
+        if number % 1000 == 0:
+            writers.charge(busy, 5)
+        writers.charge(Writer(CLIENTS_LABEL, f"user{number}"), 1)
+    with pytest.raises(HttpError) as refused:
+        writers.check_budget(busy)
+    assert refused.value.status == 429
 
 
 # Audit
