@@ -8,6 +8,7 @@ the service itself uses `connection`, `request`, `user` and `worker`.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
 import logging.config
@@ -19,7 +20,10 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+_OWN = tuple(logging.makeLogRecord({}).__dict__)
+"""Attributes that every record has; what came through `extra` follows them."""
+_STANDARD = frozenset(_OWN) | {"message", "asctime", "taskName"}
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _HIDDEN = "***"
 _LEAST_HIDDEN = 8
@@ -61,7 +65,7 @@ def _may_have_secrets(text: str) -> bool:
     if not text.isascii():
         return True  # letters outside of ASCII may match one of it
     lower = text.lower()
-    return any(mark in lower for mark in _MARKS) or _SIGNATURE.search(text) is not None
+    return any(map(lower.__contains__, _MARKS)) or _SIGNATURE.search(text) is not None
 
 
 def _hide(match: re.Match[str]) -> str:
@@ -76,7 +80,7 @@ def _quoted(value: object) -> str:
         return text
     if text and _ODD.search(text) is None:
         return text
-    return json.dumps(text, ensure_ascii=False)
+    return _encode(text)
 
 
 class LineFormatter(logging.Formatter):
@@ -97,7 +101,8 @@ class LineFormatter(logging.Formatter):
     def fields(self, record: logging.LogRecord) -> dict[str, Any]:
         """What came through `extra`, and the number of this worker."""
         found: dict[str, Any] = {} if self.worker is None else {"worker": self.worker}
-        found |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        further = itertools.islice(vars(record).items(), len(_OWN), None)
+        found |= {name: value for name, value in further if name not in _STANDARD}
         return found
 
     def trouble(self, record: logging.LogRecord) -> str:
@@ -148,7 +153,7 @@ class JsonFormatter(LineFormatter):
         trouble = self.trouble(record)
         if trouble:
             entry["traceback"] = trouble
-        return json.dumps(_each_text(entry, self.redacted), ensure_ascii=False)
+        return _encode(_each_text(entry, self.redacted))
 
 
 def logconfig(level: str, style: str) -> dict[str, Any]:

@@ -177,15 +177,15 @@ class FanOut:
 
     async def deliver(self, items: Sequence[Message | Gap]) -> None:
         """Write messages and gaps, in this order, to every live subscriber."""
-        start = 0
-        while start < len(items):
-            end, size = start, 0
-            while end < len(items) and end - start < self._batch_size and size < FLUSH_BYTES:
-                item = items[end]
-                size += len(item.body) if isinstance(item, Message) else 0
-                end += 1
-            await self._flush(items[start:end])
-            start = end
+        start = size = 0
+        for end, item in enumerate(items):
+            if end - start >= self._batch_size or size >= FLUSH_BYTES:
+                await self._flush(items[start:end])
+                start, size = end, 0
+            if isinstance(item, Message):
+                size += len(item.body)
+        if items:
+            await self._flush(items[start:])
 
     def await_flush(self, subscriber: Subscriber) -> None:
         """Let a subscriber that is ahead of the flushes catch up after the next one."""

@@ -280,6 +280,7 @@ class Valkey:
             "pidfile": str(self._pid_file),
             "logfile": str(self._log_file),
             "loglevel": "warning",  # the file is not rotated
+            "latency-tracking": "no",  # each command of each script would be counted
             "dir": str(self._directory),
             "databases": "1",
             "hz": str(self._hz),
