@@ -325,8 +325,12 @@ while place <= #ARGV do
         newest = count(string.sub(entry, 3)) or MAX_SEQ + 1
       else
         -- With its memory full the server still lets go of what is beyond the limits, which may have
-        -- been lowered for that; the next try may then find room.
-        if string.find(entry.err, 'OOM', 1, true) and trim(64) > 0 then keep_meta() end
+        -- been lowered for that, and of ids that are known for too long; the next try may then find room.
+        if string.find(entry.err, 'OOM', 1, true) then
+          if now - since >= once_window then call('UNLINK', older) end
+          turn_tables()
+          if trim(64) > 0 then keep_meta() end
+        end
         return entry
       end
       if newest > MAX_SEQ then return redis.error_reply('UNUSABLE stream') end
