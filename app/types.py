@@ -54,7 +54,7 @@ class Draft:
 class Message:
     """A message as it stands in a stream. Wire codecs cache their frames on it."""
 
-    __slots__ = ("accepted", "body", "epoch", "event", "frames", "seq", "type")
+    __slots__ = ("_position", "accepted", "body", "epoch", "event", "frames", "seq", "type")
 
     def __init__(
         self, type: str, epoch: str, seq: int, event: str, body: bytes, accepted: float
@@ -66,11 +66,15 @@ class Message:
         self.body = body
         self.accepted = accepted
         self.frames: dict[str, bytes] = {}
+        self._position: Position | None = None
 
     @property
     def position(self) -> Position:
         """Where a client stands that has got this message last."""
-        return Position(self.epoch, self.seq)
+        position = self._position
+        if position is None:
+            position = self._position = Position(self.epoch, self.seq)
+        return position
 
     @property
     def envelope(self) -> bytes:

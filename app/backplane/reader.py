@@ -499,7 +499,7 @@ class StreamReader:
                     message.accepted -= ahead
             at = self._read[type]
             self._pending.extend(with_gaps(type, at.epoch, at.seq, messages))
-            self._read[type] = Position(at.epoch, messages[-1].seq)
+            self._read[type] = messages[-1].position
             self._prints[type] = _fingerprint(last)
 
     def _note_unreadable(self, type: str, entry: Any) -> None:

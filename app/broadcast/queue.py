@@ -464,8 +464,9 @@ class BroadcastQueue:
         batch: list[Entry] = []
         if self.length() <= BATCH_MESSAGES and self.bytes <= BATCH_BYTES:
             for entries in self._waiting:
-                batch += entries
-                entries.clear()
+                if entries:
+                    batch += entries
+                    entries.clear()
             return batch
         size = 0
         for entries in self._waiting:

@@ -400,11 +400,12 @@ class Hub:
         # Nor does it look at a connection while none is slow: that would cost a cache miss each.
         outbox, backed_up = self._outbox, self._backed_up
         write, take, size = os.write, connections.popitem, len(data)
+        is_any_slow = bool(backed_up or outbox)  # none of the others becomes so meanwhile
         others: list[ConnectionT] = []
         count = min(most, len(connections))
         for _ in range(count):
             connection, fd = take()
-            if (backed_up and connection in backed_up) or (outbox and connection in outbox):
+            if is_any_slow and (connection in backed_up or connection in outbox):
                 others.append(connection)
                 continue
             try:
