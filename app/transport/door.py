@@ -32,8 +32,6 @@ EVENTS = 64
 """Newcomers with bytes that are looked at in one pass."""
 DEFER_SECONDS = 1
 """For how long the kernel keeps a connection that has sent nothing before it can be accepted."""
-STORM_PAUSE = 0.001
-"""Seconds between two passes with new connections up to which more of them are accepted at once."""
 FIRST_READ = 16 * 1024
 """Bytes of a connection that are read here, at most."""
 FAILURE_SECONDS = 0.1
@@ -138,10 +136,6 @@ class Door:
         self._accept_slice, self._read_slice = self._guard.slices(), self._guard.slices()
         self._is_closed = False
         self._listeners: list[socket.socket] = []
-        self._most = 1
-        """Connections that are accepted in the next pass: more while there are always more."""
-        self._accepted_at = 0.0
-        """When a pass last accepted as many as it might; monotonic seconds."""
         self._newcomers: dict[int, Newcomer] = {}
 
     def __len__(self) -> int:
@@ -208,13 +202,15 @@ class Door:
             self._loop.remove_reader(listener)
             self._loop.call_later(PAUSE_SECONDS, self._resume, listener, family)
             return
-        began = time.monotonic()
-        ends = began + slice
-        for _ in range(self._most):
+        ends = time.monotonic() + slice
+        waiting, room = kernel.queue(listener) or (ACCEPTS, ACCEPTS)
+        # A client that finds the queue full tries again after a second. So they are read from later then,
+        # as long as there are descriptors for others until all of them are.
+        is_crowded = 2 * waiting > room > ACCEPTS
+        for _ in range(min(waiting, ACCEPTS)):
             try:
                 fd, address = listener._accept()  # type: ignore[attr-defined]
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                self._most = 1
                 return
             except OSError as error:
                 self._pause(listener, family, error)
@@ -224,14 +220,12 @@ class Door:
                 os.close(fd)
             else:
                 peer = address[0].partition("%")[0] if isinstance(address, tuple) else ""
-                self._begin(fd, family, peer)
-            now = time.monotonic()
-            if now >= ends:
+                if is_crowded and fd + len(self._newcomers) < self._guard.most_upgraded:
+                    self._wait(Newcomer(self, fd, family, peer))
+                else:
+                    self._begin(fd, family, peer)
+            if time.monotonic() >= ends:
                 return
-        # To ask for a second one in vain costs as much as to accept the first.
-        is_storm = began - self._accepted_at < STORM_PAUSE
-        self._most = min(2 * self._most, ACCEPTS) if is_storm else 1
-        self._accepted_at = now
 
     def _pause(self, listener: socket.socket, family: int, error: OSError) -> None:
         """The kernel could not accept: let others go first, and do not ask again at once."""

@@ -5,11 +5,26 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
+import sys
 import termios
 from pathlib import Path
 
 _BYTES_ACKED = slice(120, 128)
 """Place of `tcpi_bytes_acked` in the kernel's `struct tcp_info`."""
+
+_WAITING, _MOST_WAITING = slice(24, 28), slice(28, 32)
+"""Places of `tcpi_unacked` and `tcpi_sacked` there. Of a listening socket they tell the connections in its queue,
+and how many may be (`tcp_get_info` in net/ipv4/tcp.c)."""
+
+
+def queue(listener: socket.socket) -> tuple[int, int] | None:
+    """How many connections wait in the queue of a listening socket, and how many may; None: not known."""
+    try:
+        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MOST_WAITING.stop)
+    except OSError:  # a Unix socket, whose clients wait for a place
+        return None
+    waiting, most = info[_WAITING], info[_MOST_WAITING]
+    return int.from_bytes(waiting, sys.byteorder), int.from_bytes(most, sys.byteorder)
 
 
 def count_unread(fd: int) -> int:
@@ -27,7 +42,7 @@ def progress(fd: int) -> int:
     borrowed = socket.socket(fileno=fd)
     try:
         info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
-        return int.from_bytes(info[_BYTES_ACKED], "little")
+        return int.from_bytes(info[_BYTES_ACKED], sys.byteorder)
     except OSError:  # a Unix socket
         return -count_unsent(fd)
     finally:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from app.transport import kernel
+from app.transport import door, kernel
 from app.transport.door import ENTRANCE, PASSED, DoorRunner, Passed
 from app.transport.http_connection import HttpConnection, HttpServer
 from app.transport.http_guard import GUARD, HEAD_SECONDS, Guard
@@ -194,6 +194,54 @@ async def test_connections_that_come_together_are_accepted_together() -> None:
     for client in clients:
         client.close()
     await served.stop()
+
+
+class Crowd(Served):
+    """As many clients that have sent their request as the queue of the kernel has room for, nearly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slice = 60.0
+        self.listener.listen(40)
+        self.clients: list[socket.socket] = []
+        self.found: list[tuple[bool, int]] = []
+        """At each first read: whether the queue was half full, and how many were not read from."""
+
+    async def come(self) -> None:
+        for _ in range(36):
+            self.clients.append(await self.open())
+            self.clients[-1].send(UPGRADE)
+
+    def enter(self, fd: int, peer: str | None, data: bytes) -> Passed | None:
+        waiting, most = kernel.queue(self.listener) or (0, 0)
+        self.found.append((2 * waiting > most, self.guard.waiting))
+        return super().enter(fd, peer, data)
+
+    async def stop(self) -> None:
+        for client in self.clients:
+            client.close()
+        await super().stop()
+
+
+async def test_a_crowded_queue_is_emptied_before_requests_are_read() -> None:
+    crowd = Crowd()
+    await crowd.come()
+    await crowd.start()
+    await crowd.until(lambda: len(crowd.taken) == 36)
+    assert not any(is_crowded for is_crowded, _ in crowd.found)
+    assert max(unread for _, unread in crowd.found) == door.ACCEPTS
+    assert crowd.guard.waiting == 0
+    await crowd.stop()
+
+
+async def test_a_crowd_takes_no_descriptors_that_those_who_wait_need() -> None:
+    crowd = Crowd()
+    await crowd.come()
+    crowd.guard.most_upgraded = crowd.clients[-1].fileno() + 10
+    await crowd.start()
+    await crowd.until(lambda: len(crowd.found) >= 10)
+    assert 0 < max(unread for _, unread in crowd.found) < 10
+    await crowd.stop()
 
 
 async def test_other_requests_go_on_at_aiohttp(served: Served) -> None:
