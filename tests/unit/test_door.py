@@ -234,7 +234,7 @@ async def test_a_crowded_queue_is_emptied_before_requests_are_read() -> None:
     await crowd.stop()
 
 
-async def test_a_crowd_takes_no_descriptors_that_those_who_wait_need() -> None:
+async def test_a_crowd_takes_no_descriptors_that_those_waiting_need() -> None:
     crowd = Crowd()
     await crowd.come()
     crowd.guard.most_upgraded = crowd.clients[-1].fileno() + 10
