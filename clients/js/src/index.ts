@@ -582,11 +582,16 @@ export class Realtime {
 
   /** Whether it is WebSockets alone that do not pass, or the address is wrong: a service that is down answers nothing. */
   private async _lookForHttp(): Promise<void> {
+    const ask = async (path: string) =>
+      (await fetch(beside(this._url, path), { method: 'HEAD', cache: 'no-store' })).status;
     try {
-      const { status } = await fetch(beside(this._url, '/events'), { method: 'HEAD', cache: 'no-store' });
+      const status = await ask('/events');
       // 401: a token is asked for, which is not shown here. Another refusal is one of WebSockets as well.
       if (status === 200 || status === 401) this._blocked++;
-      else if (status === 404 && !this.connected && this.state.name === 'waiting') this._end(404, 'network', false);
+      // A proxy may pass WebSockets alone to the service.
+      else if (status === 404 && (await ask('/ws/realtime')) === 404 && !this.connected && this.state.name === 'waiting') {
+        this._end(404, 'network', false);
+      }
     } catch {
       this._blocked = 0;
     }

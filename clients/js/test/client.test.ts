@@ -111,11 +111,22 @@ describe('connecting', () => {
     client = connect('http://lab.example/wrong', { WebSocket: FakeSocket });
     socket().fail(1006);
     await vi.advanceTimersByTimeAsync(0);
-    expect(String(answer.mock.lastCall?.[0])).toBe('http://lab.example/wrong/events');
+    expect(answer.mock.calls.map(([url]) => String(url))).toEqual([
+      'http://lab.example/wrong/events',
+      'http://lab.example/wrong/ws/realtime',
+    ]);
     const message = 'No service answers at ws://lab.example/wrong/ws/realtime.';
     expect(client.state).toEqual({ name: 'closed', cause: 'network', code: 404, message });
     expect(vi.getTimerCount()).toBe(0);
     await expect(client.request('ping')).rejects.toMatchObject({ message });
+  });
+
+  it('comes back where a proxy passes WebSockets alone to the service', async () => {
+    vi.stubGlobal('fetch', async ({ pathname }: URL) => ({ status: pathname === '/events' ? 404 : 502 }));
+    start();
+    socket().fail(1006);
+    await vi.advanceTimersByTimeAsync(5000);
+    expect(client.state.name).toBe('connecting');
   });
 
   it('comes back where a proxy answers 404 for a service that was there', async () => {
