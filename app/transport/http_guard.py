@@ -326,7 +326,8 @@ class GuardedConnection(RequestHandler):
         super().data_received(data)
         arrived = self._request_count - before
         if arrived:
-            self._refuse_unfit(arrived)
+            # What the parser had put aside comes without data.
+            self._refuse_unfit(arrived, not data or self._head + len(data) > MAX_HEAD)
             self._guard.end_wait(self._place)
             self._place = self
             behind = b""
@@ -351,7 +352,7 @@ class GuardedConnection(RequestHandler):
                 self._guard.note_refused("head")
                 self._answer(431, ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
 
-    def _refuse_unfit(self, count: int) -> None:
+    def _refuse_unfit(self, count: int, may_be_long: bool) -> None:
         """Let those of the last requests be refused that aiohttp's parser lets through.
 
         That are those of a version of HTTP that is not known here, where the answer would say that it is the
@@ -363,7 +364,7 @@ class GuardedConnection(RequestHandler):
                 continue
             if message.version not in _VERSIONS:
                 fault = BadHttpMessage(_UNKNOWN_VERSION)
-            elif head_size(message.path, message.raw_headers) > MAX_HEAD:
+            elif may_be_long and head_size(message.path, message.raw_headers) > MAX_HEAD:
                 fault = BadHttpMessage(_TOO_LONG)
             else:
                 continue
