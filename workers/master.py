@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import io
 import json
 import logging
@@ -17,12 +18,12 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 from dotenv import dotenv_values
 
@@ -483,25 +484,58 @@ def _read(home: Path) -> tuple[dict[str, Any], dict[str, str]]:
     dotenv_path = home / ".env"
     while True:
         before = _contents(dotenv_path)
-        checked = subprocess.run(
-            [sys.executable, "-m", "app.config"],
-            cwd=home,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        code, shown, said = _check(home)
         if _contents(dotenv_path) == before:
             break
-    warnings = checked.stderr.strip().splitlines()
-    if checked.returncode:
-        raise WrongSettings(warnings[-1] if warnings else f"exit code {checked.returncode}")
-    settings = json.loads(checked.stdout)
+    warnings = said.strip().splitlines()
+    if code or not shown:
+        raise WrongSettings(warnings[-1] if warnings else f"exit code {code}")
+    settings = json.loads(shown)
     if not logging.getLogger().hasHandlers():
         logs.set_up(settings["log_level"].upper(), settings["log_format"])
     for line in warnings:
         logger.warning("%s", line.removeprefix("warning: "))
     values = dotenv_values(stream=io.StringIO(before.decode()), interpolate=False)
     return settings, {name: text or "" for name, text in values.items()}
+
+
+def _check(home: Path) -> tuple[int, str, str]:
+    """Let a child run `app.config`: its exit code, and what it has written to stdout and stderr.
+
+    It is a fork: this process has most of what that imports, and another one would begin with nothing.
+    """
+    with (
+        os.fdopen(os.memfd_create("stdout"), "w+") as out,
+        os.fdopen(os.memfd_create("stderr"), "w+", errors="backslashreplace") as errors,
+    ):
+        pid = os.fork()
+        if not pid:
+            _check_here(home, out, errors)
+        code = 0
+        with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return code, _written(out), _written(errors)
+
+
+def _check_here(home: Path, out: TextIO, errors: TextIO) -> NoReturn:
+    """Run `app.config` in place of this process."""
+    code = 1
+    try:
+        sys.stdout, sys.stderr = out, errors
+        os.chdir(home)
+        importlib.invalidate_caches()
+        code = importlib.import_module("app.config").main([])
+    except BaseException:  # noqa: BLE001 (the child ends here in any case)
+        traceback.print_exc()
+    finally:
+        out.flush()
+        errors.flush()
+        os._exit(code)
+
+
+def _written(file: TextIO) -> str:
+    file.seek(0)
+    return file.read()
 
 
 def _contents(path: Path) -> bytes:

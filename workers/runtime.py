@@ -99,6 +99,7 @@ class Life:
         self._slots = WorkerSlots(process.slots, process.row, settings)
         self._metrics_files = MetricsFiles(paths.metrics_dir(settings.data_dir))
         self._leader = Leader(paths.leader_lock(settings.data_dir))
+        self._host = HostSampler(settings.data_dir)
         shared = {
             "the slot table": Part(process.slots.is_there, process.slots.restore),
             "the metrics": Part(files_are_there, restore_files),
@@ -121,8 +122,8 @@ class Life:
         if self._settings.backplane_url:
             _check_backplane(self._settings.backplane_url)
         else:
-            self._leader.add(_valkey(self._settings).run)
-        self._leader.add(lambda: _replica(self._settings))
+            self._leader.add(_valkey(self._settings, self._host.memory_total()).run)
+        self._leader.add(lambda: _replica(self._settings, self._host.memory_total()))
         # First of all, since what is made may wait for the Valkey that the leader starts.
         await self._leader.start()
         try:
@@ -195,13 +196,14 @@ class Life:
         reached = await main.reach_backplane(
             settings, url, self._slots.worker_name(), place or None
         )
-        return main.make_parts(settings, self._slots, reached, _max_outgoing(settings))
+        max_outgoing = _max_outgoing(settings, self._host.memory_total())
+        return main.make_parts(settings, self._slots, reached, max_outgoing)
 
     def _machine(self) -> main.Machine:
         return main.Machine(
             collect_metrics=self._metrics_files.collect,
             other_processes=lambda: _other_processes(self._settings),
-            has_memory=Headroom(HostSampler(self._settings.data_dir)),
+            has_memory=Headroom(self._host),
             metrics_page=PageFile(paths.metrics_dir(self._settings.data_dir)),
             local_faults=self._guard.faults,
         )
@@ -213,7 +215,7 @@ class Life:
             publish=parts.publishing.publish,
             presence=parts.presence,
             collect=self._metrics_files.counts,
-            sample_host=HostSampler(self._settings.data_dir).sample,
+            sample_host=self._host.sample,
             record=parts.series.add,
         )
 
@@ -296,26 +298,24 @@ def _check_backplane(url: str) -> None:
         raise CannotServe(str(error)) from error
 
 
-def _max_outgoing(settings: Settings) -> int:
+def _max_outgoing(settings: Settings, memory: int) -> int:
     """The output account of this worker in bytes: its part of an eighth of the memory, or as set."""
     chosen = settings.max_outgoing_bytes
     if not chosen:
-        memory = HostSampler(settings.data_dir).memory_total()
         chosen = max(memory // 8 // settings.workers, LEAST_OUTGOING, 2 * settings.max_message_size)
     logger.info("Each worker holds at most %d MB for clients that do not read", chosen // 2**20)
     return chosen
 
 
-def _valkey(settings: Settings) -> Valkey:
+def _valkey(settings: Settings, memory: int) -> Valkey:
     """The private Valkey, for the leader to supervise."""
-    maxmemory = _backplane_memory(settings)
+    maxmemory = _backplane_memory(settings, memory)
     return Valkey(settings.data_dir, settings.backplane_fsync, maxmemory=maxmemory)
 
 
-async def _replica(settings: Settings) -> None:
+async def _replica(settings: Settings, memory: int) -> None:
     """Run the replica of a shared server, for the leader; without one, end what is left of it."""
     if replica.url(settings) is not None:
-        memory = HostSampler(settings.data_dir).memory_total()
         await replica.Replica(settings, replica.share_of(memory)).run()
         return
     if (reason := replica.why_none(settings)) is not None:
@@ -324,17 +324,17 @@ async def _replica(settings: Settings) -> None:
     await asyncio.to_thread(valkey.stop_at, settings.data_dir, paths.replica_place)
 
 
-def _backplane_memory(settings: Settings) -> int:
+def _backplane_memory(settings: Settings, memory: int) -> int:
     """Most bytes of the private Valkey: what full histories take, within its part of the memory."""
-    full, total = config.full_backplane(settings), HostSampler(settings.data_dir).memory_total()
-    share = total * _VALKEY_SHARE[0] // _VALKEY_SHARE[1]
+    full = config.full_backplane(settings)
+    share = memory * _VALKEY_SHARE[0] // _VALKEY_SHARE[1]
     chosen = settings.backplane_memory or min(full, share)
     if chosen > share:
         logger.warning(
             "BACKPLANE_MEMORY: the private Valkey may take %d MB of the %d MB that there are: the"
             " kernel may kill it before it refuses messages; lower HISTORY_BYTES",
             chosen // 2**20,
-            total // 2**20,
+            memory // 2**20,
         )
     return chosen
 

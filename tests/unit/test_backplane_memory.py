@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from app.config import full_backplane, load
 from workers import runtime
-from workers.leader.host import HostSampler
 
 MB = 2**20
 MANY = ",".join(f"type-{n}" for n in range(27))
@@ -27,15 +24,11 @@ MANY = ",".join(f"type-{n}" for n in range(27))
     ids=["defaults", "a large machine", "many types", "many on a large one", "set", "too much"],
 )  # fmt: skip
 def test_it_fits_into_the_memory(
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    tmp_path: Path,
     total: int,
     environ: dict[str, str],
     wanted: int,
     warned: bool,
 ) -> None:
-    monkeypatch.setattr(HostSampler, "memory_total", lambda _: total)
-    settings = load(environ | {"DATA_DIR": str(tmp_path)})
-    assert runtime._backplane_memory(settings) == wanted
+    assert runtime._backplane_memory(load(environ), total) == wanted
     assert ("BACKPLANE_MEMORY" in caplog.text) is warned
