@@ -157,7 +157,6 @@ class StreamPublisher:
         seen: the newest messages that this worker's reader knows. A stream that has fallen back
             below them gets its new epoch before anything is added to it.
         clock: Unix time in seconds, for the age of history and of chosen ids; None: the server's.
-        monotonic: seconds, for how long a fault is remembered.
         running: seconds of a clock that makes no steps, by which steps of the server's are seen.
         only: the only type that it stores; None: it stores all.
     """
@@ -167,7 +166,6 @@ class StreamPublisher:
         backplane: AnyBackplane,
         seen: Mapping[str, Position],
         clock: Callable[[], float] | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
         running: Callable[[], float] = running_time,
         only: str | None = None,
     ) -> None:
@@ -175,7 +173,6 @@ class StreamPublisher:
         self._link = backplane.publishing_calls(only)
         self._seen = seen
         self._clock = clock
-        self._monotonic = monotonic
         self._running = running
         self._anchors: dict[str, tuple[int, float]] = {}
         """By type the time of its stream (us), and `running` then."""
@@ -207,7 +204,7 @@ class StreamPublisher:
     def fault(self) -> Fault | None:
         """Why publishing does not work, by the last attempts; None: it does."""
         for type, (fault, since) in list(self._faults.items()):
-            if not type or self._monotonic() - since < FAULT_MEMORY:
+            if not type or time.monotonic() - since < FAULT_MEMORY:
                 return fault
             del self._faults[type]
         return None
@@ -419,7 +416,7 @@ class StreamPublisher:
     def _note(self, type: str, fault: Fault) -> None:
         place = "" if fault.of_server else type
         known = self._faults.get(place)
-        self._faults[place] = fault, self._monotonic()
+        self._faults[place] = fault, time.monotonic()
         if known is None or known[0].cause != fault.cause:
             level = logging.WARNING if fault.passes else logging.ERROR
             logger.log(level, "Cannot publish to %s: %s", type, fault.words)

@@ -400,12 +400,10 @@ def envelope(
     event: str,
     data: Any,
     *,
-    id: str | None = None,
-    timestamp: int | None = None,
     reply_to: Any = None,
 ) -> bytes:
     """Write a complete envelope, for a message that belongs to no stream; see `body`."""
-    return body(type, event, data, id=id, timestamp=timestamp, reply_to=reply_to) + b"}"
+    return body(type, event, data, reply_to=reply_to) + b"}"
 
 
 def error_envelope(code: str, message: str, reply_to: Any = None) -> bytes:

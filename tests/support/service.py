@@ -29,6 +29,7 @@ from tests.support import REPO, programs
 from tests.support.ports import free_port
 from tests.support.waiting import until, until_now
 from workers.shared import paths
+from workers.shared.processes import children
 
 TOKEN = "integration-token"
 
@@ -277,13 +278,8 @@ class Service:
     def worker_pids(self) -> list[int]:
         """Live children of the master, Valkey excepted."""
         assert self.process is not None
-        with contextlib.suppress(psutil.Error):
-            return [
-                child.pid
-                for child in psutil.Process(self.process.pid).children()
-                if child.status() != psutil.STATUS_ZOMBIE and "valkey" not in child.name()
-            ]
-        return []
+        # Without psutil, which would look at each process of the machine.
+        return [pid for pid in sorted(children(self.process.pid)) if _is_worker(pid)]
 
     def _valkey_candidates(self) -> set[int]:
         pids = set()
@@ -442,6 +438,15 @@ class Service:
             return await self.total_connections() == count
 
         await until(reached, f"{count} connections in /ws/stats")
+
+
+def _is_worker(pid: int) -> bool:
+    """Whether a child of a master lives, and is no Valkey."""
+    try:
+        name, _, figures = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except OSError:
+        return False
+    return "valkey" not in name and figures.split()[0] != "Z"
 
 
 def quick(absent: Path) -> dict[str, str]:

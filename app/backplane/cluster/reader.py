@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 from app.backplane.client import ANSWER_TIMEOUT, FAILURES, AnyLink
@@ -21,7 +20,6 @@ from app.backplane.faults import explain
 from app.backplane.reader import Batch, StreamReader
 from app.backplane.replica import ReplicaRoute
 from app.backplane.scripts import new_epoch, stream_key
-from app.clock import steady_time
 from app.errors import BackplaneUnavailable
 from app.types import Gap, Position
 
@@ -41,18 +39,11 @@ class TypeReader(StreamReader):
     Args:
         backplane: connected.
         type: the message type.
-        clock: see `StreamReader`.
         unreadable: see `StreamReader`.
     """
 
-    def __init__(
-        self,
-        backplane: ClusterBackplane,
-        type: str,
-        clock: Callable[[], float],
-        unreadable: Counter[str],
-    ) -> None:
-        super().__init__(backplane, clock, types=(type,), unreadable=unreadable)
+    def __init__(self, backplane: ClusterBackplane, type: str, unreadable: Counter[str]) -> None:
+        super().__init__(backplane, types=(type,), unreadable=unreadable)
         self.drained = asyncio.Event()
         """Set when all that was fetched is taken."""
         self._type = type
@@ -104,12 +95,9 @@ class ClusterReader:
 
     Args:
         backplane: connected.
-        clock: see `StreamReader`.
     """
 
-    def __init__(
-        self, backplane: ClusterBackplane, clock: Callable[[], float] = steady_time
-    ) -> None:
+    def __init__(self, backplane: ClusterBackplane) -> None:
         self.positions: dict[str, Position] = {}
         """See `StreamReader`."""
         self.unreadable: Counter[str] = Counter()
@@ -117,7 +105,7 @@ class ClusterReader:
         self._backplane = backplane
         self._most = backplane.settings.broadcast_batch_size
         self._readers = {
-            type: TypeReader(backplane, type, clock, self.unreadable) for type in backplane.types
+            type: TypeReader(backplane, type, self.unreadable) for type in backplane.types
         }
         self._ready = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}

@@ -14,13 +14,12 @@ from app.protocol.schema.kinds import structs
 PLACE = "#/components/schemas/"
 
 
-def document(version: str, types: Sequence[str], host: str = "127.0.0.1:3001") -> dict[str, Any]:
+def document(version: str, types: Sequence[str]) -> dict[str, Any]:
     """The document.
 
     Args:
         version: of the service.
         types: the types of messages that there are.
-        host: where the service is.
     """
     schemas = Schemas(types, PLACE)
     messages = {
@@ -43,7 +42,7 @@ def document(version: str, types: Sequence[str], host: str = "127.0.0.1:3001") -
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
-        "servers": {"service": {"host": host, "protocol": "ws"}},
+        "servers": {"service": {"host": "127.0.0.1:3001", "protocol": "ws"}},
         "channels": {
             "realtime": {
                 "address": "/ws/realtime",
