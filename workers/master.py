@@ -522,9 +522,10 @@ def _check_here(home: Path, out: TextIO, errors: TextIO) -> NoReturn:
     code = 1
     try:
         sys.stdout, sys.stderr = out, errors
-        os.chdir(home)
         importlib.invalidate_caches()
-        code = importlib.import_module("app.config").main([])
+        config = importlib.import_module("app.config")
+        os.chdir(home)
+        code = config.main([])
     except BaseException:  # noqa: BLE001 (the child ends here in any case)
         traceback.print_exc()
     finally:
