@@ -18,7 +18,6 @@ import os
 import resource
 import shutil
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -520,18 +519,18 @@ def _check(home: Path) -> tuple[int, str, str]:
 def _check_here(home: Path, out: TextIO, errors: TextIO) -> NoReturn:
     """Run `app.config` in place of this process."""
     code = 1
-    try:
-        sys.stdout, sys.stderr = out, errors
-        importlib.invalidate_caches()
-        config = importlib.import_module("app.config")
-        os.chdir(home)
-        code = config.main([])
-    except BaseException:  # noqa: BLE001 (the child ends here in any case)
-        traceback.print_exc()
-    finally:
-        out.flush()
-        errors.flush()
-        os._exit(code)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            importlib.invalidate_caches()
+            config = importlib.import_module("app.config")
+            os.chdir(home)
+            code = config.main([])
+        except BaseException:  # noqa: BLE001 (the child ends here in any case)
+            traceback.print_exc()
+        finally:
+            out.flush()
+            errors.flush()
+            os._exit(code)
 
 
 def _written(file: TextIO) -> str:
