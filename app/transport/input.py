@@ -10,7 +10,6 @@ from app.log_limit import LogLimit
 from app.transport.connection import CLOSING, OPEN, Connection
 
 logger = logging.getLogger("realtime.connection")
-_closings = LogLimit(1.0)
 
 
 class InputAccount:
@@ -34,6 +33,7 @@ class InputAccount:
         """Bytes that are kept of a connection's input beside that."""
         self._drop_planned = False
         """The largest holders are closed in this pass of the loop."""
+        self._closings = LogLimit(1.0)
         self._loop = asyncio.get_running_loop()
 
     def note_unfinished(self, connection: Connection, change: int) -> None:
@@ -92,7 +92,7 @@ class InputAccount:
             if not holders:
                 return
             largest, before = max(holders, key=self._held), self.total
-            if _closings.allows("input"):
+            if self._closings.allows("input"):
                 logger.warning(
                     "Too much input is held: closing the largest holder",
                     extra={

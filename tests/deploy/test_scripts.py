@@ -678,7 +678,7 @@ async def test_a_backup_of_a_stopped_service_brings_its_messages_back() -> None:
 
 async def test_messages_that_a_backup_does_not_hold_are_not_restored(installed: Installed) -> None:
     """As that of a first deployment, before which there were none."""
-    name = "20250101_000000"
+    name = "20250101_000007"
     _create(installed, name)
     directory = installed.backups / name
     shutil.rmtree(directory / "data")

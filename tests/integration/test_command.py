@@ -237,7 +237,7 @@ def test_status(home: Path, service: Service) -> None:
     done = subprocess.run(
         [*PROGRAM, "status"], cwd=home, env=environ(), capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stdout
     assert done.stdout.startswith("service     ok\n")
     assert "\x1b" not in done.stdout
     (state,) = lines(yujian(home, "status", "--json"))
