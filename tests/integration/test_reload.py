@@ -272,7 +272,8 @@ async def test_an_interrupted_change_of_masters_is_taken_back(
     second = service.data_dir / "gunicorn.pid.2"
     second.unlink(missing_ok=True)
     process = service.begin_reload("--signal", "USR2")
-    await until(lambda: second.exists() or process.poll() is not None, "a new master")
+    # It checks the configuration first, which takes long beside other tests.
+    await until(lambda: second.exists() or process.poll() is not None, "a new master", 60)
     process.send_signal(by)
     printed, errors = await asyncio.to_thread(process.communicate, timeout=90)
     assert "Traceback" not in errors
