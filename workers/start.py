@@ -31,10 +31,10 @@ from app.errors import SettingsError
 from workers import logs
 from workers.handoff.channel import LISTENERS, MessageSocket, close_all
 from workers.reload.command import NotRunning, find_master
-from workers.reload.watch import Failed, Watch
+from workers.reload.watch import Failed, Watch, end_one, find_second_master
 from workers.shared import paths
 from workers.shared.listening import address_of, stands_for
-from workers.shared.processes import SUCCESSOR, read_pid, start_time
+from workers.shared.processes import SUCCESSOR
 from workers.shared.slots import READY, SlotTable
 
 logger = logging.getLogger(__name__)
@@ -65,11 +65,10 @@ def ask(settings: Settings) -> ListeningSockets | None:
         master = find_master(settings.data_dir)
     except NotRunning:
         return None
-    pid = read_pid(paths.pid_files(settings.data_dir).second)
-    if pid not in (None, master) and start_time(pid):
+    second = find_second_master(paths.pid_files(settings.data_dir).second, master)
+    if second is not None:
         raise Failed(
-            f"master {pid} is taking the place of master {master} already; where what began it was"
-            f" killed, end one of the two: kill {master}, or kill {pid}"
+            f"master {second} is taking the place of master {master} already; {end_one(master, second)}"
         )
     table = SlotTable(paths.slots_file(settings.data_dir), settings.max_total_connections)
     table.sweep()

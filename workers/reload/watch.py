@@ -161,11 +161,11 @@ class Watch:
     # Steps.
 
     def _refuse_second_master(self) -> None:
-        pid = read_pid(self._pid_files.second)
-        if pid not in (None, self._master) and start_time(pid):
+        second = find_second_master(self._pid_files.second, self._master)
+        if second is not None:
             raise Failed(
-                f"a change of masters is under way already: the new one is {pid}; where what began it"
-                f" was killed, end one of the two: kill {self._master}, or kill {pid}"
+                f"a change of masters is under way already: the new one is {second};"
+                f" {end_one(self._master, second)}"
             )
 
     def _new_children(self, before: set[int]) -> set[int]:
@@ -327,6 +327,17 @@ class _Lasting:
         now = time.monotonic()
         self._since = (self._since or now) if holds else None
         return self._since is not None and now - self._since >= _SETTLED
+
+
+def find_second_master(pid_file: Path, master: int) -> int | None:
+    """The master that is taking the place of `master`, if one does; `pid_file` is that of the second one."""
+    pid = read_pid(pid_file)
+    return None if pid is None or pid == master or not start_time(pid) else pid
+
+
+def end_one(master: int, second: int) -> str:
+    """What an operator can do where two masters are left."""
+    return f"where what began it was killed, end one of the two: kill {master}, or kill {second}"
 
 
 def workers_of(master: int) -> set[int]:
